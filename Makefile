@@ -1,0 +1,103 @@
+# Everything runs in .venv, which these targets create and fill: Python, pip and make are enough.
+# `make` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+ARGS   ?=
+
+# PyPI's Linux wheels of torch bring gigabytes of CUDA along, PyTorch's own index has plain CPU
+# wheels. For a GPU: make ... TORCH_INDEX=https://download.pytorch.org/whl/cu128 (in a fresh .venv).
+# Where the index cannot be reached, pip goes on with the others.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH       := $(shell sed -n '/^torch==/p' constraints.txt)
+FROM_TORCH  := --retries 1 --timeout 15 $(addprefix --extra-index-url ,$(TORCH_INDEX))
+
+# -qq leaves errors only; on a terminal the one big download shows its progress.
+PIP   := $(PY) -m pip --disable-pip-version-check
+QUIET := -qq
+
+# Names of the measurements in benchmarks/, in the order in which they run.
+BENCHMARKS :=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-small test check lint types format bench constraints clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.runtime  ## simulate, train, evaluate, index, rank, write a report (5 minutes on 2 cores)
+	$(VENV)/bin/limerank demo $(ARGS)
+
+demo-small: $(VENV)/.runtime  ## the same way in a small form
+	$(VENV)/bin/limerank demo --small $(ARGS)
+
+test: $(VENV)/.dev  ## the whole test suite; ARGS="-k links -x" goes to pytest
+	$(VENV)/bin/pytest $(ARGS)
+
+check: lint types test  ## what CI runs: lint, formatting, types, tests
+
+lint: $(VENV)/.dev  ## ruff: rules and formatting, nothing is changed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## ruff: format, and mend what can be mended
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev  ## run the measurements and write docs/results from their rows
+	@set -e; for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(PY) -m benchmarks.$$name; done
+	$(PY) -m benchmarks.report
+
+constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)
+	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'
+	@echo "resolving the newest versions of everything but torch..."
+	@mkdir -p build
+	@$(PIP) install --dry-run --ignore-installed --no-build-isolation $(FROM_TORCH) $(TORCH) -e '.[dev,tensorboard]' \
+	  > build/resolved.txt 2> build/resolved.log || { cat build/resolved.log >&2; exit 1; }
+	@{ sed -n '/^#/p' constraints.txt; \
+	  sed -n 's/^Would install //p' build/resolved.txt | tr ' ' '\n' | sed -e '/^limerank-/d' \
+	      -e 's/-\([^-]*\)$$/==\1/' -e 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
+	@echo "constraints.txt is new: read the difference, then run make check"
+
+clean:  ## remove caches, builds and the demo's output
+	rm -rf build dist limerank-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv as well
+	rm -rf $(VENV)
+
+# Set-up. Each stamp is newer than what it was made from: a change of pyproject.toml or
+# constraints.txt brings .venv up to date before the next command. The package is installed in
+# place (-e), so that what runs is always what is written; a test builds the wheel and compares.
+# torch comes first and alone, so that nothing else decides which build of it is fetched. The build
+# backend comes before the package, pinned like the rest, hence --no-build-isolation.
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "limerank needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; } >&2
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
+	@if $(PYTHON) -c 'import ensurepip' 2> /dev/null; then $(PYTHON) -m venv $(VENV); else \
+	  echo "this Python has no ensurepip: its own pip fills $(VENV)"; \
+	  $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install $(QUIET) pip; fi
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing $(TORCH) (CPU: about 200 MB, the longest step)"
+	@if [ -t 1 ]; then quiet=; else quiet=$(QUIET); fi; \
+	  $(PIP) install $$quiet $(FROM_TORCH) --no-deps $(TORCH)
+	@echo "installing limerank and what it needs (about 150 MB)"
+	@$(PIP) install $(QUIET) -c constraints.txt hatchling
+	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[tensorboard]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing the tools of development: pytest, hypothesis, scikit-learn, ruff, mypy"
+	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[dev,tensorboard]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""What every test starts from: fixed threads, fixed seeds, and no luck with unwritten memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+# Sums over threads are taken in an order that depends on their number: the same one everywhere.
+torch.set_num_threads(2)
+
+# No deadline: a slow machine is not a wrong answer. Examples come from the test, not from a clock.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start each test from one seed, so that its result does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fill uninitialised tensors with NaN (integers with their maximum), marked tests and kernels.
+
+    An output that a kernel forgets to write then cannot pass by chance. It takes torch's
+    deterministic mode, which changes the choice of some operations: hence not in every test, or
+    the others would show what holds in that mode only.
+    """
+    kernels = request.path.name.startswith("test_kernels")
+    if not kernels and request.node.get_closest_marker("poison") is None:
+        yield
+        return
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch's own default, set here since the test depends on it.
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)

@@ -1,0 +1,280 @@
+"""The arrows between the modules, read from their source: which may import which, and what nobody
+may use."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "limerank"
+
+# Low to high. A module imports from the layers below its own; inside a layer anything goes that is
+# no circle. A folder is one entry. A new module is given its place here.
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"progress", "files"}),
+    frozenset({"schema"}),
+    frozenset({"metrics"}),
+    frozenset({"kernels"}),
+    frozenset({"history", "batch"}),
+    frozenset({"config"}),
+    frozenset({"dataset", "synthetic"}),
+    frozenset({"logs", "readers", "partition", "tables"}),
+    frozenset({"models", "losses"}),
+    frozenset({"checkpoint", "optimise"}),
+    frozenset({"train", "evaluate", "index", "state"}),
+    frozenset({"scorer", "explain"}),
+    frozenset({"server"}),
+    frozenset({"report", "demo", "cli"}),
+    frozenset({"__main__"}),
+)
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+BASELINES = frozenset({"two_tower", "din", "sasrec", "target_attention", "hstu", "linformer"})
+
+# Formats that run code when they are read, and their writers.
+UNSAFE_MODULES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"})
+UNSAFE_CALLS = frozenset({"torch.save", "torch.load", "pd.read_pickle", "pandas.read_pickle"})
+
+HEAVY = ("torch", "pyarrow", "polars", "matplotlib")
+
+
+def source_files(folder: Path) -> dict[str, Path]:
+    """Dotted module name -> file, for every module under `folder`."""
+    named = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        named[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return named
+
+
+SOURCES = source_files(PACKAGE)
+TREES = {name: ast.parse(path.read_text("utf-8"), str(path)) for name, path in SOURCES.items()}
+
+
+def imported(name: str) -> Iterator[str]:
+    """Yield the full name of each thing that module `name` imports, wherever in the file it does.
+
+    `from a.b import c` gives `a.b.c` where that is a module of ours, and `a.b` otherwise.
+    Function-level and type-checking imports count: they are arrows all the same.
+    """
+    is_package = SOURCES[name].name == "__init__.py"
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                anchor = name.split(".")
+                up = node.level - is_package
+                anchor = anchor[: len(anchor) - up]
+                base = ".".join([*anchor, base] if base else anchor)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in SOURCES else base
+
+
+# Module -> modules of ours that it imports. The package's own __init__ stands aside: it gives the
+# public names and knows everybody.
+ARROWS = {
+    name: {other for other in imported(name) if other.partition(".")[0] == "limerank"} - {name}
+    for name in SOURCES
+    if name != "limerank"
+}
+
+
+def entry(name: str) -> str:
+    """`limerank.models.lime` -> `models`."""
+    return name.split(".")[1]
+
+
+def reached(name: str) -> set[str]:
+    """All modules of ours that importing from `name` can lead to."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        new = ARROWS.get(todo.pop(), set()) - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def test_every_module_has_its_layer() -> None:
+    assert sum(map(len, LAYERS)) == len(RANK), "a module stands in two layers"
+    strangers = sorted({entry(name) for name in ARROWS} - RANK.keys())
+    assert not strangers, f"give these their place in LAYERS: {strangers}"
+
+
+def test_imports_point_downwards() -> None:
+    upward = [
+        f"{name} -> {other}"
+        for name, others in ARROWS.items()
+        for other in others - {"limerank"}
+        if {entry(name), entry(other)} <= RANK.keys() and RANK[entry(other)] > RANK[entry(name)]
+    ]
+    assert not upward, f"imports that point upwards: {sorted(upward)}"
+
+
+def test_nothing_imports_the_public_names_from_inside() -> None:
+    """`from limerank import train` inside the package would be a circle through its __init__."""
+    inside = [name for name, others in ARROWS.items() if "limerank" in others]
+    assert not inside, f"import from the module that defines the name: {inside}"
+
+
+def test_no_circles() -> None:
+    try:
+        TopologicalSorter(ARROWS).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_kernels_stand_alone() -> None:
+    allowed = {"torch", "triton", "numpy"} | sys.stdlib_module_names
+    foreign = [
+        f"{name} -> {other}"
+        for name in ARROWS
+        if entry(name) == "kernels"
+        for other in imported(name)
+        if other.partition(".")[0] not in allowed
+        and not other.startswith("limerank.kernels")
+        and other != "limerank.errors"
+    ]
+    assert not foreign, f"kernels import torch, triton, numpy and errors: {foreign}"
+
+
+def test_metrics_know_nothing_of_ours() -> None:
+    assert ARROWS.get("limerank.metrics", set()) <= {"limerank.errors"}
+
+
+def test_only_triton_files_import_triton() -> None:
+    users = {
+        name for name in SOURCES if any(o.partition(".")[0] == "triton" for o in imported(name))
+    }
+    assert all(name.endswith("_triton") for name in users), sorted(users)
+
+
+def test_baselines_and_lime_do_not_know_each_other() -> None:
+    lime = "limerank.models.lime"
+    baselines = {f"limerank.models.{name}" for name in BASELINES}
+    assert not reached(lime) & baselines
+    # What LIME shares with them (towers, blocks) must not lead back to it either; the package's
+    # own list of models is the one place that knows all.
+    models = {name for name in ARROWS if name.startswith("limerank.models.")}
+    assert not [name for name in models if lime in reached(name)]
+
+
+def test_server_never_reaches_the_logs() -> None:
+    forbidden = {"logs", "dataset", "train"}
+    reaching = [
+        f"{name} -> {other}"
+        for name in ARROWS
+        if entry(name) == "server"
+        for other in reached(name) - {"limerank"}
+        if entry(other) in forbidden
+    ]
+    assert not reaching, sorted(reaching)
+
+
+def test_nobody_imports_benchmarks() -> None:
+    users = [
+        name for name in SOURCES if any(o.partition(".")[0] == "benchmarks" for o in imported(name))
+    ]
+    assert not users, users
+
+
+def test_nothing_is_pickled() -> None:
+    trees = dict(TREES)
+    if (ROOT / "benchmarks").is_dir():
+        for name, path in source_files(ROOT / "benchmarks").items():
+            trees[name] = ast.parse(path.read_text("utf-8"), str(path))
+    found = [
+        f"{name}:{line}: {what}" for name, tree in trees.items() for line, what in unsafe_uses(tree)
+    ]
+    assert not found, found
+
+
+def unsafe_uses(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and name of each use of a format that runs code when it is read."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            names = ["" if ast.unparse(node.value) == "False" else "torch.load"]
+        else:
+            continue
+        for name in names:
+            if name in UNSAFE_CALLS or name.partition(".")[0] in UNSAFE_MODULES:
+                yield node.lineno, name
+
+
+@pytest.mark.parametrize(
+    ("source", "uses"),
+    [
+        ("import pickle", 1),
+        ("from joblib import dump", 2),
+        ("from torch import save", 1),
+        ("import torch\ntorch.save({}, 'x')", 1),
+        ("import numpy as np\nnp.load('x', allow_pickle=True)", 1),
+        ("import numpy as np\nnp.load('x', allow_pickle=False)", 0),
+        ("from safetensors.torch import save_file", 0),
+    ],
+)
+def test_the_search_for_pickles_finds_them(source: str, uses: int) -> None:
+    assert len(list(unsafe_uses(ast.parse(source)))) == uses
+
+
+def test_public_names_are_sorted_and_resolve() -> None:
+    limerank = importlib.import_module("limerank")
+
+    def constants_classes_functions(name: str) -> tuple[int, str]:
+        return (0 if name.isupper() else 1 if name[0].isupper() else 2, name)
+
+    assert limerank.__all__ == sorted(limerank.__all__, key=constants_classes_functions)
+    assert len(set(limerank.__all__)) == len(limerank.__all__)
+    missing = [name for name in limerank.__all__ if not hasattr(limerank, name)]
+    assert not missing, missing
+
+
+def test_command_line_starts_light() -> None:
+    """`limerank --help` answers at once: what is heavy is imported by the command that needs it."""
+    code = f"import limerank.cli, sys; print(*(set({HEAVY}) & sys.modules.keys()))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def test_wheel_holds_every_file(tmp_path: Path) -> None:
+    """Tests run on an installation in place: what a wheel would leave out is shown here."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("limerank-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("limerank/")}
+    written = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == written
+    assert "limerank/py.typed" in packed
