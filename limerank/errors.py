@@ -1,0 +1,37 @@
+"""Everything that limerank raises on purpose.
+
+    LimerankError
+    ├── SpecError          a dataset description or a configuration is wrong
+    ├── DataError          a log, a table or an array holds what it must not
+    ├── FormatError        a folder on disk is unfinished, damaged, foreign or too new
+    │   └── FingerprintError   two folders that do not belong together
+    └── UnknownError       a user, an item or a task that nobody has heard of
+
+Each message says what was got, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class LimerankError(Exception):
+    """Base of all errors that a user of limerank can cause and can mend."""
+
+
+class SpecError(LimerankError):
+    """A dataset description, a configuration or a command's options contradict themselves."""
+
+
+class DataError(LimerankError):
+    """Input data cannot be used: a missing column, too many bad rows, NaN where none may be."""
+
+
+class FormatError(LimerankError):
+    """A dataset, run or index folder is unfinished, damaged or of another format version."""
+
+
+class FingerprintError(FormatError):
+    """Two folders do not belong together, such as an index built by another model."""
+
+
+class UnknownError(LimerankError):
+    """A user, item or task id is not known where it must be."""

@@ -1,0 +1,382 @@
+"""What a log is: files, columns and their roles, split points, histories and requests.
+
+A dataset is described by one TOML file, read here into a frozen, validated :class:`Spec`::
+
+    name = "shop"
+
+    [[events]]                          # one source of events, or several
+    files = ["logs/*.parquet"]          # relative to the TOML file; Parquet, CSV or TSV, gz or zst
+    user = "user_id"
+    item = "item_id"
+    time = "timestamp"                  # or: order = "position" where there is no clock
+    time_unit = "ms"
+    request = "request_id"              # optional: impressions that were shown together
+
+    [[labels]]                          # the first one is the main task
+    name = "click"
+    kind = "binary"
+    column = "is_click"
+
+    [[labels]]
+    name = "watch"
+    kind = "duration"
+    column = "play_time_ms"
+    scale = 0.001                       # to seconds
+
+    [[event_features]]
+    name = "tab"
+    kind = "categorical"
+    when = "context"                    # known when the request is made
+
+    [items]
+    files = ["items.csv"]
+    id = "item_id"
+    features = [
+        { name = "genres", kind = "categorical", split = "|" },
+        { name = "price", kind = "numeric", transform = "log1p" },
+        { name = "title_vector", kind = "text-vector" },
+    ]
+
+    [users]
+    files = ["users.csv"]
+    id = "user_id"
+    features = [{ name = "country", kind = "categorical" }]
+
+    [split]
+    by = "time"                         # or "position": within each user
+    train = 0.8
+    validation = 0.1
+
+    [history]
+    length = 128
+
+    [requests]                          # for logs without a request column
+    gap = 1800.0
+    size = 16
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limerank.errors import SpecError
+from limerank.files import write_text
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """A validated, immutable record; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Files(Frozen):
+    """Where rows are and how they are written."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description."""
+    format: Literal["parquet", "csv", "tsv"] | None = None
+    """Guessed from the file's ending when not given. Fields of CSV may be quoted, TSV's not."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of CSV and TSV files that have no header line."""
+    separator: str | None = Field(None, min_length=1)
+    """Between the fields of a line, where it is neither the comma of CSV nor the tab of TSV; more
+    than one character is possible, such as ``::``."""
+    encoding: str = "utf-8"
+    """Of CSV and TSV files."""
+
+
+class EventSource(Files):
+    """Files of events that share their columns. One row is one event (or one list of them)."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str | None = None
+    order: str | None = None
+    """A column that only orders the events of a user, for logs without a clock."""
+    time_unit: Literal["s", "ms", "us", "ns", "text"] = "s"
+    """Unit of a numeric time column; "text" parses ISO 8601 or ``time_format``. Native timestamps
+    need none."""
+    time_format: str | None = None
+    """How times are written, such as ``%m/%d/%Y %I:%M:%S %p``; UTC unless it holds ``%z``."""
+    request: str | None = None
+    shown: bool = True
+    """False: these events enter histories but are never candidates to score."""
+    lists: bool = False
+    """The item column holds lists, oldest first: each row is a history as of its time. Only what
+    a user's earlier lists did not hold already is added. Implies ``shown = false``."""
+    list_split: str = " "
+    """Separator of a list that is written as text."""
+    constant: dict[str, float | str] = {}
+    """Values of label or feature columns that these files do not have, by the column's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hide_lists(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("lists"):
+            values = {"shown": False, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> EventSource:
+        if (self.time is None) == (self.order is None):
+            raise ValueError("give either time or order, the column that orders the events")
+        if self.lists and self.shown:
+            raise ValueError("a source of lists cannot be scored: set shown = false")
+        if self.time_format is not None and self.time_unit != "text":
+            raise ValueError('time_format goes with time_unit = "text"')
+        return self
+
+
+class Label(Frozen):
+    """What the model predicts of an impression; also part of what a history knows."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    kind: Literal["binary", "duration"]
+    column: str = ""
+    """Defaults to the name."""
+    at_least: float | None = None
+    """For binary labels: 1 where the column is at least this, such as rating >= 4."""
+    scale: float = Field(1.0, gt=0)
+    """For durations: seconds per unit of the column."""
+    cap: float | None = Field(None, gt=0)
+    """For durations: longer ones are cut to this many seconds."""
+    of: str | None = None
+    """For durations: the column with the item's whole length, in the same unit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("column"):
+            values = {**values, "column": values.get("name", "")}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Label:
+        if self.kind == "duration" and self.at_least is not None:
+            raise ValueError("at_least is for binary labels")
+        if self.kind == "binary" and (self.of is not None or self.cap is not None):
+            raise ValueError("of and cap are for duration labels")
+        return self
+
+
+class Feature(Frozen):
+    """A column of the item table, the user table or the events."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    kind: Literal["categorical", "numeric", "text-vector"]
+    column: str = ""
+    """Defaults to the name."""
+    split: str | None = None
+    """Categorical and multi-valued: the separator within the text. (List columns need none.)"""
+    transform: Literal["none", "log1p"] = "none"
+    """For numeric columns, before they are normalised."""
+    min_count: int = Field(1, ge=1)
+    """Categorical values seen less often than this in the training window count as unknown."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("column"):
+            values = {**values, "column": values.get("name", "")}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Feature:
+        if self.split is not None and self.kind != "categorical":
+            raise ValueError("split is for categorical features")
+        if self.transform != "none" and self.kind != "numeric":
+            raise ValueError("transform is for numeric features")
+        return self
+
+
+class EventFeature(Feature):
+    """A feature of one event: part of what a history knows of it."""
+
+    kind: Literal["categorical", "numeric"]
+    when: Literal["outcome", "context"] = "outcome"
+    """"context": known when the request is made, so the model may use it for the impression
+    itself (of a request, its first impression's value counts). "outcome": known only afterwards,
+    so only histories hold it."""
+
+    @model_validator(mode="after")
+    def _single(self) -> EventFeature:
+        if self.split is not None:
+            raise ValueError("an event feature has one value: split is for item and user features")
+        return self
+
+
+class Table(Files):
+    """Files with one row per item or per user."""
+
+    id: str = "id"
+    features: tuple[Feature, ...] = ()
+
+
+class Split(Frozen):
+    """Where training ends and testing begins."""
+
+    by: Literal["time", "position"] = "time"
+    """"time": cut points for everybody; "position": shares of each user's own events."""
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    validation_from: str | None = None
+    test_from: str | None = None
+    """Cut points as ISO 8601 text (UTC unless it says otherwise); they win over the shares."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Split:
+        if self.train + self.validation >= 1.0 - 1e-9:
+            raise ValueError("train + validation must leave something for the test split")
+        if (self.validation_from is None) != (self.test_from is None):
+            raise ValueError("validation_from and test_from go together")
+        if self.validation_from is not None and self.by != "time":
+            raise ValueError('validation_from goes with by = "time"')
+        if self.cuts is not None and self.cuts[0] > self.cuts[1]:
+            raise ValueError("validation_from is later than test_from")
+        return self
+
+    @property
+    def cuts(self) -> tuple[int, int] | None:
+        """The cut points in milliseconds since 1970, where they are given."""
+        if self.validation_from is None or self.test_from is None:
+            return None
+        return _milliseconds(self.validation_from), _milliseconds(self.test_from)
+
+
+class History(Frozen):
+    """What of a user's past a model sees."""
+
+    length: int = Field(128, ge=1, le=1 << 20)
+    """The latest so many events."""
+    keep: str | None = None
+    """The name of a binary label: only events that have it enter histories."""
+
+
+class Requests(Frozen):
+    """Which impressions share one history. A request column of the source wins over the gap."""
+
+    gap: float = Field(1800.0, gt=0)
+    """Seconds between two impressions that still belong together (ignored without a clock)."""
+    size: int = Field(16, ge=1)
+    """At most so many impressions; longer ones are cut, where no request column is given."""
+
+
+class Checks(Frozen):
+    """How much dirt is too much."""
+
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """Share of rows dropped as bad beyond which `prepare` refuses the log."""
+
+
+class Spec(Frozen):
+    """One dataset: sources, roles, split. See the module's text for the TOML form."""
+
+    name: str = Field(min_length=1)
+    events: tuple[EventSource, ...] = Field(min_length=1)
+    labels: tuple[Label, ...] = Field(min_length=1)
+    event_features: tuple[EventFeature, ...] = ()
+    items: Table | None = None
+    users: Table | None = None
+    split: Split = Split()
+    history: History = History()
+    requests: Requests = Requests()
+    checks: Checks = Checks()
+
+    @model_validator(mode="after")
+    def _check(self) -> Spec:
+        labels = [label.name for label in self.labels]
+        _unique("label and event feature", labels + [one.name for one in self.event_features])
+        for table in (self.items, self.users):
+            if table is not None:
+                _unique("feature", [feature.name for feature in table.features])
+        if len({source.time is None for source in self.events}) > 1:
+            raise ValueError("either every source of events has a time column, or all have order")
+        if not any(source.shown for source in self.events):
+            raise ValueError("at least one source of events must have shown = true")
+        if not self.clock and self.split.validation_from is not None:
+            raise ValueError("cut points need a time column")
+        if not self.clock and self.split.by == "time":
+            raise ValueError('a log that has only an order is split by = "position"')
+        for source in self.events:
+            absent = [
+                label.column
+                for label in self.labels
+                if source.lists and label.kind == "binary" and label.column not in source.constant
+            ]
+            if absent:
+                raise ValueError(
+                    f"lists hold no labels: give what each event of {source.files[0]} has, such as "
+                    f"constant = {{ {absent[0]} = 1 }}"
+                )
+        binary = [label.name for label in self.labels if label.kind == "binary"]
+        if self.history.keep is not None and self.history.keep not in binary:
+            raise ValueError(
+                f"history.keep is {self.history.keep!r}, expected one of the binary labels {binary}"
+            )
+        return self
+
+    @property
+    def clock(self) -> bool:
+        """Whether events have a time, not only an order."""
+        return self.events[0].time is not None
+
+
+def _milliseconds(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def _unique(what: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"each {what} needs a name of its own; got twice: {', '.join(twice)}")
+
+
+def validate(model: type[M], values: Any, where: str) -> M:
+    """``values`` as a ``model``, or a :class:`SpecError` that names each wrong field."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where} is not valid:"]
+        for part in error.errors():
+            place = ".".join(str(step) for step in part["loc"]) or "(whole)"
+            got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
+            lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")
+        raise SpecError("\n".join(lines)) from None
+
+
+def load_spec(path: str | Path) -> Spec:
+    """Read a dataset description.
+
+    Raises:
+        SpecError: the file is missing, is not TOML, or a field is wrong (named in the message).
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such dataset description") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from None
+    return validate(Spec, values, str(path))
+
+
+def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
+    """Write a description as TOML; its files are named by absolute paths below ``base``."""
+    import tomli_w
+
+    values = spec.model_dump(mode="json", exclude_defaults=True)
+    for table in (*values["events"], values.get("items"), values.get("users")):
+        if table:
+            table["files"] = [str((base / file).resolve()) for file in table["files"]]
+    write_text(path, tomli_w.dumps(values))
