@@ -1,0 +1,105 @@
+"""What a model eats.
+
+Shape letters: B requests, N history positions, M candidates (both padded at the end), U distinct
+items of the batch, A tokens per event, C context tokens, K tasks, T content tokens, F numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Self = TypeVar("Self", bound="_Movable")
+
+
+class _Movable:
+    def to(self: Self, device: Any) -> Self:
+        """The same with every tensor on ``device``."""
+        changes = {}
+        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, field.name)
+            if isinstance(value, (Tensor, _Movable)):
+                changes[field.name] = value.to(device)
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Features(_Movable):
+    """Content of n items or users.
+
+    Attributes:
+        tokens: rows of the content table, i64 [T], row after row.
+        weights: one weight per token, f32 [T].
+        offsets: where each row's tokens begin and, last, end, i64 [n + 1].
+        numeric: normalised numbers, f32 [n, F].
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    offsets: Tensor
+    numeric: Tensor
+
+
+@dataclass(frozen=True)
+class Items(_Movable):
+    """n items: what the item tower reads.
+
+    Attributes:
+        ids: rows of the id table, i64 [n]; 0: an item that training has not seen.
+        content: their features.
+    """
+
+    ids: Tensor
+    content: Features
+
+
+@dataclass(frozen=True)
+class Users(_Movable):
+    """B users (or requests): what the user side of a model reads.
+
+    Attributes:
+        items: positions of the history's items among the item vectors that go with these users,
+            i64 [B, N]; 0 where padded.
+        tokens: event tokens, i64 [B, N, A].
+        age: days or events from each event to the newest one of the history, f32 [B, N].
+        lengths: events of each history, i64 [B].
+        features: the users' own features.
+        context: what is known of the request, i64 [B, C].
+    """
+
+    items: Tensor
+    tokens: Tensor
+    age: Tensor
+    lengths: Tensor
+    features: Features
+    context: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """B requests with their candidates and, in training, what happened.
+
+    Attributes:
+        items: the distinct items of the batch, candidates first.
+        distinct: how many of the items are candidates.
+        users: histories, features and contexts; their items are positions among ``items``.
+        candidates: positions among ``items``, i64 [B, M]; 0 where padded.
+        counts: candidates of each request, i64 [B].
+        labels: f32 [B, M, K], 0 where padded; durations in seconds.
+    """
+
+    items: Items
+    distinct: int
+    users: Users
+    candidates: Tensor
+    counts: Tensor
+    labels: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """Which candidate positions are not padding, bool [B, M]."""
+        places = torch.arange(self.candidates.shape[1], device=self.counts.device)
+        return places < self.counts[:, None]

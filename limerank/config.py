@@ -1,0 +1,124 @@
+"""Frozen, validated settings of a model and of its training; JSON in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from limerank.history import EventEncoder
+from limerank.schema import Frozen
+
+ModelName = Literal["lime-mha", "lime-xor", "two-tower"]
+Activation = Literal["relu", "hardswish", "silu"]
+
+
+class Task(Frozen):
+    """One output of a model."""
+
+    name: str
+    kind: Literal["binary", "duration"]
+    mean: float
+    """Mean label over the impressions of the training window; durations in seconds."""
+
+
+class DataShape(Frozen):
+    """What a model must know of a dataset to be built: table sizes and tasks."""
+
+    item_ids: int
+    """Items of the training window, and one row for all others."""
+    item_tokens: int
+    item_numeric: int
+    user_tokens: int
+    user_numeric: int
+    event_tokens: int
+    context_tokens: int
+    clock: bool
+    tasks: tuple[Task, ...] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> DataShape:
+        """The shape of the dataset with this manifest."""
+        encoding = manifest["encoding"]
+        encoder = EventEncoder(encoding, manifest["clock"])
+        return cls(
+            item_ids=encoding["trained_items"] + 1,
+            item_tokens=encoding["items"]["tokens"],
+            item_numeric=encoding["items"]["numeric"],
+            user_tokens=encoding["users"]["tokens"],
+            user_numeric=encoding["users"]["numeric"],
+            event_tokens=encoder.tokens,
+            context_tokens=encoder.context_tokens,
+            clock=manifest["clock"],
+            tasks=tuple(
+                Task(name=label["name"], kind=label["kind"], mean=label["mean"])
+                for label in encoding["labels"]
+            ),
+        )
+
+
+class ModelConfig(Frozen):
+    """The shape of a ranker. Fields that a model does not have are ignored by it."""
+
+    model: ModelName = "lime-xor"
+    width: int = Field(64, ge=1)
+    """d: numbers per item, event and link."""
+    heads: int = Field(4, ge=1)
+    """H: attention heads; divides the width."""
+    links: int = Field(32, ge=1)
+    """l: learned links between history and candidates."""
+    blocks: int = Field(3, ge=1)
+    """LIME-XOR: depth of the stack."""
+    hidden: int = Field(64, ge=1)
+    """h: hidden units of the head."""
+    activation: Activation = "silu"
+    gated: bool = True
+    """Whether the head's first layer is gated: z = f(a) * b instead of z = f(a)."""
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose id is hidden in a training batch, so that content can place them."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of hidden units dropped in training (head, feed-forward layers, events)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide the width; got {self.heads} and {self.width}")
+        return self
+
+
+class TrainConfig(Frozen):
+    """How a ranker is trained."""
+
+    epochs: int = Field(5, ge=1)
+    """Passes over the training split; the learning rate decays towards the end of the last."""
+    impressions: int = Field(4096, ge=1)
+    """Impressions per batch, about; whole requests."""
+    rate: float = Field(1e-3, gt=0)
+    """Peak learning rate of the dense weights (AdamW)."""
+    table_rate: float = Field(0.02, gt=0)
+    """Peak learning rate of the embedding tables (row-wise Adagrad)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay of the dense matrices."""
+    table_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of the table rows that a step touches."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps in which the rates rise from zero."""
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of the gradient of the dense weights."""
+    history: int | None = Field(None, ge=1)
+    """Events per history; the dataset's own length when not given."""
+    task_weights: dict[str, float] = {}
+    """Weights of the tasks' losses; 1 where not given."""
+    metric: str | None = None
+    """What validation stops by, such as "click/auc"; the main task's AUC (binary) or XAUC
+    (duration) when not given."""
+    patience: int = Field(2, ge=1)
+    """Validations without a better metric before training stops."""
+    validations: int = Field(1, ge=1)
+    """Validations per epoch."""
+    bf16: bool = False
+    """Compute matrix products in bfloat16 (weights and optimiser stay float32)."""
+    seed: int = Field(0, ge=0)
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """A killed run loses at most about this much work."""

@@ -1,0 +1,292 @@
+"""A prepared dataset: memory-mapped arrays on disk, and the batches that models eat.
+
+The folder that ``limerank prepare`` writes (``n`` events sorted by user, then time; ``U`` users,
+``I`` items, ``R`` requests; every array a little-endian ``.npy`` file)::
+
+    dataset.json                manifest: format, spec, encoding, counts, summary
+    spec.toml                   the description it was made from
+    events/item.npy             i32 [n]    item row
+    events/time.npy             i64 [n]    milliseconds since 1970, or the order where no clock is
+    events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations
+    events/ratio_NAME.npy       f32 [n]    share of the item's length (NaN: not known), with `of`
+    events/feature_NAME.npy     i32 [n]    code of a category or of a numeric bucket, 0: unknown
+    users/, items/              one row per user or item:
+        tokens.npy              i32 [T]    content tokens, row by row
+        token_weights.npy       f32 [T]    1, or 1 / number of values of a multi-valued feature
+        token_offsets.npy       i64 [rows + 1]
+        numeric.npy             f32 [rows, F]  normalised numbers and text vectors, 0: missing
+    items/train_count.npy       i64 [I]    impressions in the training window
+    requests/user.npy           i32 [R]
+    requests/first.npy          i64 [R]    event row of the first impression
+    requests/count.npy          i32 [R]    impressions, in consecutive event rows
+    requests/history_start.npy  i64 [R]    the user's history before the request lies in rows
+    requests/history_end.npy    i64 [R]    [start, end) of the events, or of history/rows.npy
+    requests/split.npy          u8 [R]     0 train, 1 validation, 2 test
+    history/rows.npy            i64 [H]    only with `history.keep`: event rows of the kept events
+    vocab/users.parquet         column id, in user order
+    vocab/items.parquet         column id, in item order: the items of the training window first
+    vocab/KIND_NAME.parquet     columns value, code: KIND is item, user or event; code 0 is unknown
+
+A *token* is a row of one shared embedding table of the item (or user) content: feature f owns the
+rows ``[start_f, start_f + size_f)`` and its first row stands for "unknown or missing".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.batch import Batch, Features, Items, Users
+from limerank.errors import FormatError, UnknownError
+from limerank.files import read_json
+from limerank.history import EventEncoder, latest
+
+FORMAT = 1
+SPLITS = ("train", "validation", "test")
+POOL_BATCHES = 64
+"""Training batches are cut from pools of about so many batches, each pool sorted by length."""
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Content features of all items or users, memory-mapped. See the format above."""
+
+    tokens: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    numeric: NDArray[np.float32]
+
+    @classmethod
+    def open(cls, folder: Path) -> FeatureTable:
+        return cls(
+            _array(folder / "tokens.npy"),
+            _array(folder / "token_weights.npy"),
+            _array(folder / "token_offsets.npy"),
+            _array(folder / "numeric.npy"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[Any]) -> Features:
+        """The features of these rows, in this order."""
+        first = self.offsets[rows]
+        counts = self.offsets[np.asarray(rows) + 1] - first
+        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        at = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], counts)
+        return Features(
+            torch.from_numpy(self.tokens[at].astype(np.int64)),
+            torch.from_numpy(np.ascontiguousarray(self.weights[at])),
+            torch.from_numpy(offsets),
+            torch.from_numpy(np.ascontiguousarray(self.numeric[rows])),
+        )
+
+
+class Dataset:
+    """A folder that ``limerank prepare`` wrote.
+
+    Raises:
+        FormatError: the folder is not a finished dataset of this format version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.manifest = read_json(self.path / "dataset.json", "a dataset")
+        if self.manifest.get("format") != FORMAT:
+            raise FormatError(
+                f"{self.path} has dataset format {self.manifest.get('format')}, expected {FORMAT}; "
+                "prepare it again with this version"
+            )
+        self.name: str = self.manifest["name"]
+        self.clock: bool = self.manifest["clock"]
+        self.encoding: dict[str, Any] = self.manifest["encoding"]
+        self.trained_items: int = self.encoding["trained_items"]
+        self.history_length: int = self.manifest["spec"]["history"]["length"]
+        self.encoder = EventEncoder(self.encoding, self.clock)
+        self.tasks: tuple[str, ...] = tuple(label["name"] for label in self.encoding["labels"])
+        names = {"item", "time", *self.encoder.columns, *(f"label_{task}" for task in self.tasks)}
+        self.events = {name: _array(self.path / "events" / f"{name}.npy") for name in names}
+        self.users = FeatureTable.open(self.path / "users")
+        self.items = FeatureTable.open(self.path / "items")
+        self.train_count: NDArray[np.int64] = _array(self.path / "items" / "train_count.npy")
+        self.requests = {
+            name: _array(self.path / "requests" / f"{name}.npy")
+            for name in ("user", "first", "count", "history_start", "history_end", "split")
+        }
+        kept = self.path / "history" / "rows.npy"
+        self.kept: NDArray[np.int64] | None = _array(kept) if kept.exists() else None
+        lengths = {len(column) for column in self.events.values()}
+        if lengths != {self.manifest["counts"]["events"]}:
+            raise FormatError(f"{self.path} is damaged: its event columns differ in length")
+
+    def requests_of(self, split: str) -> NDArray[np.int64]:
+        """Rows of the requests of one split, in user order."""
+        if split not in SPLITS:
+            raise UnknownError(f"no split {split!r}; expected one of {', '.join(SPLITS)}")
+        return np.flatnonzero(self.requests["split"] == SPLITS.index(split))
+
+    @cached_property
+    def item_ids(self) -> NDArray[Any]:
+        """External ids by item row."""
+        return self._vocabulary("items")
+
+    @cached_property
+    def user_ids(self) -> NDArray[Any]:
+        """External ids by user row."""
+        return self._vocabulary("users")
+
+    def _vocabulary(self, name: str) -> NDArray[Any]:
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(self.path / "vocab" / f"{name}.parquet")
+        ids: NDArray[Any] = table["id"].to_numpy()
+        return ids
+
+    def item_batch(self, rows: NDArray[Any]) -> Items:
+        """What the item tower reads of these item rows."""
+        ids = np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
+        return Items(torch.from_numpy(ids), self.items.take(rows))
+
+    def history_lengths(self, requests: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Events in the history of each request."""
+        all_of_them = (
+            self.requests["history_end"][requests] - self.requests["history_start"][requests]
+        )
+        lengths: NDArray[np.int64] = np.minimum(all_of_them, length)
+        return lengths
+
+    def batch(self, requests: NDArray[np.int64], length: int | None = None) -> Batch:
+        """The requests with histories of at most ``length`` events and all their impressions."""
+        columns = self.requests
+        history = latest(
+            self.events,
+            self.encoder,
+            columns["history_start"][requests],
+            columns["history_end"][requests],
+            self.history_length if length is None else length,
+            self.kept,
+        )
+        counts = columns["count"][requests].astype(np.int64)
+        first = columns["first"][requests]
+        width = int(counts.max(initial=0))
+        real = np.arange(width) < counts[:, None]
+        at = np.where(real, first[:, None] + np.arange(width), first[:, None])
+        labels = np.stack([self.events[f"label_{task}"][at] for task in self.tasks], axis=-1)
+        labels = np.where(real[..., None], labels, 0).astype(np.float32)
+        candidates = self.events["item"][at]
+        held = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        rows, distinct, candidate_places, history_places = _distinct(
+            candidates[real], history.items[held]
+        )
+        candidate_index = np.zeros(real.shape, dtype=np.int64)
+        candidate_index[real] = candidate_places
+        history_index = np.zeros(held.shape, dtype=np.int64)
+        history_index[held] = history_places
+        context = self.encoder.context(
+            {name: self.events[name][first] for name in self.encoder.context_columns},
+            self.events["time"][first],
+            history,
+        )
+        users = Users(
+            torch.from_numpy(history_index),
+            torch.from_numpy(history.tokens),
+            torch.from_numpy(history.age),
+            torch.from_numpy(history.lengths.astype(np.int64)),
+            self.users.take(columns["user"][requests]),
+            torch.from_numpy(context),
+        )
+        return Batch(
+            self.item_batch(rows),
+            distinct,
+            users,
+            torch.from_numpy(candidate_index),
+            torch.from_numpy(counts),
+            torch.from_numpy(labels),
+        )
+
+    def plan(
+        self,
+        requests: NDArray[np.int64],
+        impressions: int,
+        length: int | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> list[NDArray[np.int64]]:
+        """Batches of about ``impressions`` impressions whose histories are alike in length.
+
+        With a ``generator`` the order is random (shuffled, sorted within pools, batches shuffled);
+        without, everything is sorted: the fewest padded positions.
+        """
+        counts = self.requests["count"][requests].astype(np.int64)
+        lengths = self.history_lengths(requests, self.history_length if length is None else length)
+        if generator is None:
+            pools = [np.arange(len(requests))]
+        else:
+            order = generator.permutation(len(requests))
+            mean = max(counts.mean(), 1.0) if len(counts) else 1.0
+            size = max(1, int(POOL_BATCHES * impressions / mean))
+            pools = [order[at : at + size] for at in range(0, len(order), size)]
+        batches = []
+        for pool in pools:
+            bucket = np.ceil(8 * np.log2(np.maximum(lengths[pool], 1)))
+            pool = pool[np.lexsort((counts[pool], bucket))]
+            before = np.cumsum(counts[pool]) - counts[pool]
+            cuts = np.flatnonzero(np.diff(before // impressions)) + 1
+            batches += [requests[part] for part in np.split(pool, cuts) if len(part)]
+        if generator is not None:
+            batches = [batches[place] for place in generator.permutation(len(batches))]
+        return batches
+
+    def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
+        """The planned batches, each made while the one before is in use."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            ahead = [pool.submit(self.batch, requests, length) for requests in plan[:2]]
+            try:
+                for place in range(len(plan)):
+                    batch = ahead.pop(0).result()
+                    if place + 2 < len(plan):
+                        ahead.append(pool.submit(self.batch, plan[place + 2], length))
+                    yield batch
+            finally:
+                for future in ahead:
+                    future.cancel()
+
+
+def _distinct(
+    candidates: NDArray[np.int32], history: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct item rows, candidates first; how many are candidates; each one's place."""
+    rows, inverse = np.unique(np.concatenate([candidates, history]), return_inverse=True)
+    is_candidate = np.zeros(len(rows), dtype=bool)
+    is_candidate[inverse[: len(candidates)]] = True
+    order = np.argsort(~is_candidate, kind="stable")
+    place = np.empty(len(rows), dtype=np.int64)
+    place[order] = np.arange(len(rows))
+    places = place[inverse]
+    distinct = int(is_candidate.sum())
+    return (
+        rows[order].astype(np.int64),
+        distinct,
+        places[: len(candidates)],
+        places[len(candidates) :],
+    )
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FormatError(f"{path.parent.parent} is damaged: {path} is missing") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise FormatError(f"{path.parent.parent} is damaged: {path}: {error}") from None
+    return array

@@ -1,0 +1,64 @@
+"""Attention between links and events: references that are the definition, and fast forms.
+
+Shape letters: B requests, H heads, l links, N history positions (padded), e numbers per head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def link_attention(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
+    rate_hl: Tensor,
+    age_bn: Tensor,
+    lengths_b: Tensor,
+) -> Tensor:
+    """softmax(q k^T / sqrt(e) - rate * age) v over each request's real events: [B, H, l, e].
+
+    A request without events reads zeros.
+    """
+    batch, heads, links, e = q_bhle.shape
+    kind = q_bhle.dtype
+    real_bn = torch.arange(age_bn.shape[1], device=age_bn.device) < lengths_b[:, None]
+    # Two more columns carry recency and padding through the product of queries and keys, so that
+    # nothing of the size l x N is touched besides the product, the softmax and the reading.
+    rate_bhl1 = rate_hl[None, :, :, None].expand(batch, -1, -1, -1).to(kind)
+    one_bhl1 = torch.ones((), dtype=kind, device=q_bhle.device).expand(batch, heads, links, 1)
+    more_bn2 = torch.stack([-age_bn, torch.where(real_bn, 0.0, -1e30)], -1).to(kind)
+    queries_bhlf = torch.cat([q_bhle * e**-0.5, rate_bhl1, one_bhl1], -1)
+    keys_bhnf = torch.cat([k_bhne, more_bn2[:, None].expand(-1, heads, -1, -1)], -1)
+    weights_bhln = (queries_bhlf @ keys_bhnf.mT).softmax(-1)
+    return (weights_bhln.to(kind) @ v_bhne) * (lengths_b > 0)[:, None, None, None]
+
+
+def xor_attention(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
+    q_bhne: Tensor | None,
+    k_bhle: Tensor | None,
+    v_bhle: Tensor | None,
+    lengths_b: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """The two rectangles of pointwise attention under the mask that keeps link-event pairs only.
+
+    Returns:
+        What each link reads of the events, SiLU(q k^T / sqrt(e)) v / n over real events,
+        [B, l, H e], and what each event reads of the links, [B, N, H e] (None without queries).
+    """
+    scale = q_bhle.shape[-1] ** -0.5
+    real_bn = torch.arange(k_bhne.shape[2], device=k_bhne.device) < lengths_b[:, None]
+    share_bn = (real_bn / lengths_b.clamp(min=1)[:, None]).to(v_bhne.dtype)
+    a_bhln = F.silu((q_bhle * scale) @ k_bhne.mT)
+    read_bhle = a_bhln @ (v_bhne * share_bn[:, None, :, None])
+    read_bld = read_bhle.transpose(1, 2).flatten(-2)
+    if q_bhne is None or k_bhle is None or v_bhle is None:
+        return read_bld, None
+    a_bhnl = F.silu(q_bhne @ (k_bhle * scale).mT)
+    read_bhne = a_bhnl @ (v_bhle / k_bhle.shape[2])
+    return read_bld, read_bhne.transpose(1, 2).flatten(-2)

@@ -1,0 +1,55 @@
+"""What the attention kernels compute, by definition: short, slow, in the equations' own terms.
+
+Shape letters: B requests, H heads, l links, N history positions (padded), e numbers per head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def link_attention(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
+    rate_hl: Tensor,
+    age_bn: Tensor,
+    lengths_b: Tensor,
+) -> Tensor:
+    """softmax(q k^T / sqrt(e) - rate * age) v, one request, head and link at a time."""
+    batch, heads, links, e = q_bhle.shape
+    out = torch.zeros(batch, heads, links, e, dtype=v_bhne.dtype)
+    for b in range(batch):
+        n = int(lengths_b[b])
+        if n == 0:
+            continue
+        for h in range(heads):
+            for i in range(links):
+                logits_n = k_bhne[b, h, :n] @ q_bhle[b, h, i] / e**0.5
+                logits_n = logits_n - rate_hl[h, i] * age_bn[b, :n]
+                out[b, h, i] = logits_n.softmax(0) @ v_bhne[b, h, :n]
+    return out
+
+
+def xor_attention(
+    q_bhxe: Tensor, k_bhxe: Tensor, v_bhxe: Tensor, links: int, lengths_b: Tensor
+) -> Tensor:
+    """Dense attention over X = [links ; events] under the mask: SiLU(Q K^T / sqrt(e)) * Mxor / n V.
+
+    ``Mxor[i][j]`` is 1 exactly where one of i, j is a link and the other a real event; n is the
+    number of keys that the row may see.
+
+    Args:
+        q_bhxe, k_bhxe, v_bhxe: [B, H, l + N, e].
+        links: l.
+        lengths_b: real events of each request.
+    """
+    places = torch.arange(q_bhxe.shape[2])
+    is_link_x = places < links
+    real_bx = is_link_x | (places < links + lengths_b[:, None])
+    mask_bxx = (is_link_x[:, None] != is_link_x[None, :]) & real_bx[:, None] & real_bx[:, :, None]
+    n_bx = mask_bxx.sum(-1).clamp(min=1)
+    a_bhxx = F.silu(q_bhxe @ k_bhxe.mT / q_bhxe.shape[-1] ** 0.5)
+    return (a_bhxx * mask_bxx[:, None] / n_bx[:, None, :, None]) @ v_bhxe

@@ -1,0 +1,218 @@
+"""LIME: a few learned links stand between a user's history and the candidates.
+
+What this model has (LIME, arXiv 2510.18239; section numbers are those of docs/model.md):
+- links that are contextualised by the user's features and personalised by the history, in time
+  linear in the history: one attention layer (LIME-MHA), or HSTU-style blocks under a mask that
+  keeps only link-event pairs, computed as two rectangles (LIME-XOR);
+- attention of candidates to the raw links, which no user enters: computed once per item;
+- a shallow head whose first layer is additive, so that the links are folded through it once per
+  request and a candidate costs H l g + h K multiply-adds.
+What it has not: any product of candidates with events, or of events with events.
+
+Shape letters: B requests, N history positions, M candidates, U items, d width, H heads,
+e = d / H, l links, g first-layer outputs of the head, K tasks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limerank.batch import Users
+from limerank.config import DataShape, ModelConfig
+from limerank.kernels.attention import link_attention, xor_attention
+from limerank.models.ranker import TABLE_STD, Head, Ranker
+
+AGE_BUCKETS = 48
+"""LIME-XOR: buckets of the logarithm of an event's age."""
+
+
+class LinkTerms(NamedTuple):
+    """Of each item: ``weights`` [..., H l] of its links and ``head`` [..., g], its head terms."""
+
+    weights: Tensor
+    head: Tensor
+
+
+class LinkState(NamedTuple):
+    """Of each request: personalised ``links`` [B, l, d] and ``head`` [B, g], the user's terms."""
+
+    links: Tensor
+    head: Tensor
+
+
+class Lime(Ranker):
+    """What the two variants share; they differ in how the history reaches the links."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        d, links = config.width, config.links
+        self.links = nn.Parameter(torch.randn(links, d))
+        self.context_in = nn.Linear(2 * d, 2 * d)
+        self.context_out = nn.Linear(2 * d, d)
+        self.item_query = nn.Linear(d, d)
+        self.link_key = nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d)
+        self.head = Head(shape, config)
+
+    def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
+        """W = softmax(t Wq (L Wk)^T / sqrt(e)) per head, over the raw links; and A_t t + b."""
+        heads = self.config.heads
+        q_uhe = self.item_query(vectors_ud).unflatten(-1, (heads, -1))
+        k_lhe = self.link_key(self.links).unflatten(-1, (heads, -1))
+        logits_uhl = torch.einsum("uhe,lhe->uhl", q_uhe, k_lhe) * q_uhe.shape[-1] ** -0.5
+        return LinkTerms(logits_uhl.softmax(-1).flatten(-2), self.head.from_item(vectors_ud))
+
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> LinkState:
+        u_bd, c_bd = self.user_tower(users)
+        links_bld = self.contextualise(u_bd)
+        personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
+        return LinkState(personal_bld, self.head.from_user(u_bd) + self.head.from_context(c_bd))
+
+    def contextualise(self, u_bd: Tensor) -> Tensor:
+        """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
+        of_link, of_user = self.context_in.weight.chunk(2, dim=1)
+        sums_blx = (
+            F.linear(self.links, of_link, self.context_in.bias) + F.linear(u_bd, of_user)[:, None]
+        )
+        return self.links + self.context_out(F.silu(sums_blx))
+
+    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
+        """Contextualised links -> personalised links, [B, l, d]."""
+        raise NotImplementedError
+
+    def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
+        heads = self.config.heads
+        if terms.weights.dim() == 2:
+            folded_bjg = self.fold(state)
+            return self.head(terms.weights @ folded_bjg + terms.head + state.head[:, None])
+        w_bhml = terms.weights.unflatten(-1, (heads, -1)).transpose(1, 2)
+        links_bhle = state.links.unflatten(-1, (heads, -1)).transpose(1, 2)
+        o_bmd = (w_bhml @ links_bhle).transpose(1, 2).flatten(-2)
+        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+
+    def fold(self, state: LinkState) -> Tensor:
+        """The links through the head's first layer: [B, H l, g]. W @ this is A_o o."""
+        heads = self.config.heads
+        links_blhe = state.links.unflatten(-1, (heads, -1))
+        out_ghe = self.head.from_links.weight.unflatten(-1, (heads, -1))
+        return torch.einsum("blhe,ghe->bhlg", links_blhe, out_ghe).flatten(1, 2)
+
+
+class LimeMha(Lime):
+    """LP = LC + attention of the links over the history, then a feed-forward layer.
+
+    The logit of an event holds ``-rate * age`` with a learned rate per head and link. Ages count
+    from the newest event; softmax cancels whatever instant they count from, so that the layer is
+    three running sums over events in any order (see limerank.state).
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        d = config.width
+        self.query = nn.Linear(d, d)
+        self.key_value = nn.Linear(d, 2 * d)
+        self.out = nn.Linear(d, d)
+        self.feed = FeedForward(d, config.dropout)
+        half_lives = torch.logspace(-1, 3, config.heads * config.links)
+        half_lives = half_lives.view(config.links, config.heads).T
+        self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
+
+    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
+        heads = self.config.heads
+        q_bhle = self.query(links_bld).unflatten(-1, (heads, -1)).transpose(1, 2)
+        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
+        k_bhne, v_bhne = (
+            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in kv_bnd.chunk(2, -1)
+        )
+        read_bhle = link_attention(
+            q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
+        )
+        links_bld = links_bld + self.out(read_bhle.transpose(1, 2).flatten(-2))
+        return links_bld + self.feed(links_bld)
+
+
+class LimeXor(Lime):
+    """A stack of blocks in which links read events and events read links, and nothing else."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        self.ages = nn.Embedding(AGE_BUCKETS, config.width)
+        nn.init.normal_(self.ages.weight, std=TABLE_STD)
+        self.stack = nn.ModuleList(XorBlock(config) for _ in range(config.blocks))
+
+    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
+        events_bnd = self.event_tower(users, vectors_ud)
+        bucket_bn = (4 * torch.log2(1 + 24 * users.age)).long().clamp(max=AGE_BUCKETS - 1)
+        events_bnd = events_bnd + self.ages(bucket_bn)
+        last = len(self.stack) - 1
+        for place, block in enumerate(self.stack):
+            links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, place == last)
+        return links_bld
+
+
+class XorBlock(nn.Module):
+    """U, V, Q, K = SiLU(Linear(LN(X))); A = SiLU(Q K^T / sqrt(e)) * Mxor / n;
+    X <- X + Linear(LN(A V) * U), for links and events in turn."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(d)
+        self.uq = nn.Linear(d, 2 * d)
+        self.kv = nn.Linear(d, 2 * d)
+        self.norm_read = nn.LayerNorm(d)
+        self.out = nn.Linear(d, d)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        normal_bld, normal_bnd = self.norm(links_bld), self.norm(events_bnd)
+        u_bld, q_bhle = self._two(self.uq, normal_bld)
+        k_bhne, v_bhne = self._split(F.silu(self.kv(normal_bnd)))
+        if last:
+            read_bld, _ = xor_attention(q_bhle, k_bhne, v_bhne, None, None, None, lengths)
+            return self._update(links_bld, read_bld, u_bld), events_bnd
+        k_bhle, v_bhle = self._split(F.silu(self.kv(normal_bld)))
+        u_bnd, q_bhne = self._two(self.uq, normal_bnd)
+        read_bld, read_bnd = xor_attention(q_bhle, k_bhne, v_bhne, q_bhne, k_bhle, v_bhle, lengths)
+        assert read_bnd is not None
+        return (
+            self._update(links_bld, read_bld, u_bld),
+            self._update(events_bnd, read_bnd, u_bnd),
+        )
+
+    def _two(self, linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, q = F.silu(linear(x)).chunk(2, -1)
+        return u, q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _split(self, kv: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in kv.chunk(2, -1))
+        return k, v
+
+    def _update(self, x: Tensor, read: Tensor, u: Tensor) -> Tensor:
+        updated: Tensor = x + self.out(self.dropout(self.norm_read(read) * u))
+        return updated
+
+
+class FeedForward(nn.Module):
+    """Linear(SiLU(Linear(LN(x)))), twice as wide inside."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y

@@ -1,0 +1,219 @@
+"""The contract of every ranker, and the towers and the head that all of them share.
+
+A ranker splits scoring so that each part is computed as rarely as possible::
+
+    vectors = ranker.item_vectors(items)             # once per item: the item tower
+    terms   = ranker.encode_items(vectors)           # once per item: all that scoring needs of it
+    state   = ranker.encode_users(users, vectors)    # once per request: histories meet the model
+    logits  = ranker.score(state, terms)             # once per candidate
+
+and ``ranker(batch)`` is exactly that, for training.
+
+Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, l links,
+h hidden units, g first-layer outputs (2 h when gated, else h), K tasks, A tokens per event.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limerank.batch import Batch, Features, Items, Users
+from limerank.config import DataShape, ModelConfig
+
+MULTI_HOT_ROWS = 256
+"""Event tables of at most so many rows are summed as a product with zeros and ones."""
+TABLE_STD = 0.1
+"""Spread of embedding tables at the start."""
+
+
+class Table(nn.Embedding):
+    """An embedding table with sparse gradients: a step costs what it touches, not the table."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width, sparse=True)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=TABLE_STD)
+
+
+class Content(nn.Module):
+    """Sum of the token embeddings of a row and a linear map of its numbers: Features -> [n, d]."""
+
+    def __init__(self, tokens: int, numeric: int, width: int) -> None:
+        super().__init__()
+        self.table = Table(max(tokens, 1), width)
+        self.numeric = nn.Linear(numeric, width, bias=False) if numeric else None
+
+    def forward(self, features: Features) -> Tensor:
+        vectors_nd = F.embedding_bag(
+            features.tokens,
+            self.table.weight,
+            features.offsets,
+            mode="sum",
+            sparse=True,
+            per_sample_weights=features.weights.to(self.table.weight.dtype),
+            include_last_offset=True,
+        )
+        if self.numeric is not None:
+            vectors_nd = vectors_nd + self.numeric(features.numeric)
+        return vectors_nd
+
+
+class ItemTower(nn.Module):
+    """t = LN(id embedding + content): Items -> [U, d].
+
+    In training the id is hidden at random, so that an unseen id is the same as a dropped one.
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__()
+        self.ids = Table(shape.item_ids, config.width)
+        self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.id_dropout = config.id_dropout
+
+    def forward(self, items: Items) -> Tensor:
+        ids = items.ids
+        if self.training and self.id_dropout:
+            keep = torch.rand(ids.shape, device=ids.device) >= self.id_dropout
+            ids = ids * keep
+        vectors_ud: Tensor = self.norm(self.ids(ids) + self.content(items.content))
+        return vectors_ud
+
+
+class EventTower(nn.Module):
+    """e = item vector + embeddings of what happened and when: -> [B, N, d]."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__()
+        self.table = nn.Embedding(shape.event_tokens, config.width)
+        nn.init.normal_(self.table.weight, std=TABLE_STD)
+
+    def forward(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        return F.embedding(users.items, vectors_ud) + self._happened(users, self.table.weight)
+
+    def through(self, linear: nn.Linear, users: Users, vectors_ud: Tensor) -> Tensor:
+        """``linear(self(users, vectors_ud))`` as [B, N, x], multiplied once per item."""
+        items_ux = F.linear(vectors_ud, linear.weight, linear.bias)
+        table_ax = F.linear(self.table.weight, linear.weight)
+        return F.embedding(users.items, items_ux) + self._happened(users, table_ax)
+
+    def _happened(self, users: Users, table_ax: Tensor) -> Tensor:
+        """Sum of each event's rows of a table: [B, N, x]."""
+        batch, length, tokens = users.tokens.shape
+        rows_na = users.tokens.reshape(batch * length, tokens)
+        if len(table_ax) <= MULTI_HOT_ROWS:
+            # Tokens of different features never meet: counts are 0 or 1. A product with them has
+            # a far cheaper backward than a bag of embeddings.
+            hot_nt = table_ax.new_zeros(len(rows_na), len(table_ax)).scatter_(1, rows_na, 1.0)
+            sums_nx = hot_nt @ table_ax
+        else:
+            sums_nx = F.embedding_bag(rows_na, table_ax, mode="sum")
+        return sums_nx.view(batch, length, table_ax.shape[1])
+
+
+class UserTower(nn.Module):
+    """The user's own features -> u [B, d], and the request's context -> c [B, d]."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__()
+        self.content = Content(shape.user_tokens, shape.user_numeric, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.context = nn.Embedding(max(shape.context_tokens, 1), config.width)
+        nn.init.normal_(self.context.weight, std=TABLE_STD)
+
+    def forward(self, users: Users) -> tuple[Tensor, Tensor]:
+        u_bd = self.norm(self.content(users.features))
+        if users.context.shape[1]:
+            c_bd = F.embedding_bag(users.context, self.context.weight, mode="sum")
+        else:
+            c_bd = torch.zeros_like(u_bd)
+        return u_bd, c_bd
+
+
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
+
+
+class Head(nn.Module):
+    """Shallow and additive in its first layer, so that each side's part is computed once.
+
+    ``a = A_o o + A_t t + A_u u + A_c c + b``; ``z = f(a)``, or with a gate ``z = f(a') * a''``
+    where a', a'' are the halves of a; ``logits = A_k z + b_k``.
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__()
+        outputs = config.hidden * (2 if config.gated else 1)
+        self.from_links = nn.Linear(config.width, outputs, bias=False)
+        self.from_item = nn.Linear(config.width, outputs)
+        self.from_user = nn.Linear(config.width, outputs, bias=False)
+        self.from_context = nn.Linear(config.width, outputs, bias=False)
+        self.out = nn.Linear(config.hidden, len(shape.tasks))
+        self.gated = config.gated
+        self.activation = ACTIVATIONS[config.activation]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, a_g: Tensor) -> Tensor:
+        """First-layer sums [..., g] -> logits [..., K]."""
+        if self.gated:
+            a_h, gate_h = a_g.chunk(2, dim=-1)
+            z_h = self.activation(a_h) * gate_h
+        else:
+            z_h = self.activation(a_g)
+        logits: Tensor = self.out(self.dropout(z_h))
+        return logits
+
+
+class Ranker(nn.Module, abc.ABC):
+    """Base of all models. See the module's text for the contract."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__()
+        self.shape, self.config = shape, config
+        self.item_tower = ItemTower(shape, config)
+        self.event_tower = EventTower(shape, config)
+        self.user_tower = UserTower(shape, config)
+
+    def item_vectors(self, items: Items) -> Tensor:
+        """Item tower: t, [U, d]."""
+        vectors: Tensor = self.item_tower(items)
+        return vectors
+
+    @abc.abstractmethod
+    def encode_items(self, vectors_ud: Tensor) -> Any:
+        """What scoring needs of each item: a named tuple of tensors [U, x]."""
+
+    @abc.abstractmethod
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> Any:
+        """What scoring needs of each request: a named tuple of tensors [B, ...].
+
+        Args:
+            users: the requests; ``users.items`` are rows of ``vectors_ud``.
+            vectors_ud: item vectors.
+        """
+
+    @abc.abstractmethod
+    def score(self, state: Any, terms: Any) -> Tensor:
+        """Logits [B, M, K] of M candidates per request.
+
+        Args:
+            state: of :meth:`encode_users`.
+            terms: of :meth:`encode_items`; either [M, ...], the same candidates for everyone, or
+                [B, M, ...] by :func:`gather`.
+        """
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, M, K] of a batch's candidates; undefined where padded."""
+        vectors_ud = self.item_vectors(batch.items)
+        terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
+        return self.score(self.encode_users(batch.users, vectors_ud), terms)
+
+
+def gather(terms: Any, index: Tensor) -> Any:
+    """Rows of item terms (a named tuple of [U, x]) by position: [B, M] -> [B, M, x]."""
+    return type(terms)(*(F.embedding(index, part) for part in terms))

@@ -1,0 +1,76 @@
+"""Two towers (TTSN): the user is one pooled vector, and meets an item in a dot product only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from limerank.batch import Users
+from limerank.config import DataShape, ModelConfig
+from limerank.models.ranker import Ranker
+
+
+class TowerTerms(NamedTuple):
+    """Of each item: ``vectors`` [..., K d] and ``bias`` [..., K]."""
+
+    vectors: Tensor
+    bias: Tensor
+
+
+class TowerState(NamedTuple):
+    """Of each request: ``vectors`` [B, K d] and ``bias`` [B, K]."""
+
+    vectors: Tensor
+    bias: Tensor
+
+
+class TwoTower(Ranker):
+    """logits_k = <q_k, p_k> / sqrt(d) + item bias + user bias.
+
+    q = MLP([mean of the events ; u ; c]), p = MLP(t).
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        d, tasks = config.width, len(shape.tasks)
+        self.user = nn.Sequential(
+            nn.Linear(3 * d, 4 * d),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(4 * d, tasks * (d + 1)),
+        )
+        self.item = nn.Sequential(
+            nn.Linear(d, 2 * d),
+            nn.SiLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * d, tasks * (d + 1)),
+        )
+
+    def encode_items(self, vectors_ud: Tensor) -> TowerTerms:
+        return TowerTerms(*self._parts(self.item(vectors_ud)))
+
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> TowerState:
+        events_bnd = self.event_tower(users, vectors_ud)
+        real_bn = (
+            torch.arange(events_bnd.shape[1], device=events_bnd.device) < users.lengths[:, None]
+        )
+        sums_bd = (events_bnd * real_bn[..., None]).sum(1)
+        pooled_bd = sums_bd / users.lengths.clamp(min=1)[:, None]
+        u_bd, c_bd = self.user_tower(users)
+        return TowerState(*self._parts(self.user(torch.cat([pooled_bd, u_bd, c_bd], -1))))
+
+    def score(self, state: TowerState, terms: TowerTerms) -> Tensor:
+        d, tasks = self.config.width, len(self.shape.tasks)
+        q_bkd = state.vectors.unflatten(-1, (tasks, d)) * d**-0.5
+        p_mkd = terms.vectors.unflatten(-1, (tasks, d))
+        if p_mkd.dim() == 3:
+            products_bmk = torch.einsum("bkd,mkd->bmk", q_bkd, p_mkd)
+        else:
+            products_bmk = torch.einsum("bkd,bmkd->bmk", q_bkd, p_mkd)
+        return products_bmk + terms.bias + state.bias[:, None]
+
+    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        tasks = len(self.shape.tasks)
+        return out[..., :-tasks], out[..., -tasks:]

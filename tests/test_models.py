@@ -1,0 +1,202 @@
+"""One contract for every ranker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limerank.batch import Batch
+from limerank.config import ModelConfig
+from limerank.losses import predictions, task_losses, total_loss
+from limerank.models import MODELS, Lime, Ranker, build
+from limerank.models.ranker import gather
+from tests.worlds import SHAPE, batch
+
+LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def ranker(request) -> Ranker:
+    torch.manual_seed(0)
+    config = ModelConfig(model=request.param, width=16, heads=2, links=5, blocks=2, hidden=12)
+    return build(SHAPE, config).eval()
+
+
+def _widened(whole: Batch, more: int) -> Batch:
+    """The same requests with more padding, filled with numbers that must not matter."""
+    users = whole.users
+    pad = torch.nn.functional.pad
+    return replace(
+        whole,
+        users=replace(
+            users,
+            items=pad(users.items, (0, more), value=1),
+            tokens=pad(users.tokens, (0, 0, 0, more), value=2),
+            age=pad(users.age, (0, more), value=77.0),
+        ),
+        candidates=pad(whole.candidates, (0, more), value=1),
+        labels=pad(whole.labels, (0, 0, 0, more)),
+    )
+
+
+def _row(whole: Batch, b: int) -> Batch:
+    """One request alone."""
+    users, features = whole.users, whole.users.features
+    start, end = int(features.offsets[b]), int(features.offsets[b + 1])
+    n, m = int(users.lengths[b]), int(whole.counts[b])
+    return replace(
+        whole,
+        users=replace(
+            users,
+            items=users.items[b : b + 1, :n],
+            tokens=users.tokens[b : b + 1, :n],
+            age=users.age[b : b + 1, :n],
+            lengths=users.lengths[b : b + 1],
+            features=replace(
+                features,
+                tokens=features.tokens[start:end],
+                weights=features.weights[start:end],
+                offsets=torch.tensor([0, end - start]),
+                numeric=features.numeric[b : b + 1],
+            ),
+            context=users.context[b : b + 1],
+        ),
+        candidates=whole.candidates[b : b + 1, :m],
+        counts=whole.counts[b : b + 1],
+        labels=whole.labels[b : b + 1, :m],
+    )
+
+
+def test_forward_is_the_score_of_encoded_parts(ranker):
+    whole = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(whole.items)
+    terms = ranker.encode_items(vectors)
+    state = ranker.encode_users(whole.users, vectors)
+    torch.testing.assert_close(
+        ranker(whole), ranker.score(state, gather(terms, whole.candidates)), **CLOSE
+    )
+
+
+def test_a_catalogue_for_everyone_scores_as_candidates_do(ranker):
+    whole = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(whole.items)
+    terms = ranker.encode_items(vectors)
+    state = ranker.encode_users(whole.users, vectors)
+    every = torch.arange(len(vectors)).expand(len(LENGTHS), -1)
+    torch.testing.assert_close(
+        ranker.score(state, terms), ranker.score(state, gather(terms, every)), **CLOSE
+    )
+
+
+def test_padding_never_enters(ranker):
+    whole = batch(LENGTHS, COUNTS)
+    real = whole.real
+    wide = ranker(_widened(whole, 4))[:, : real.shape[1]]
+    torch.testing.assert_close(wide[real], ranker(whole)[real], **CLOSE)
+
+
+def test_a_request_does_not_depend_on_its_neighbours(ranker):
+    whole = batch(LENGTHS, COUNTS)
+    together = ranker(whole)
+    for b, count in enumerate(COUNTS):
+        torch.testing.assert_close(ranker(_row(whole, b))[0], together[b, :count], **CLOSE)
+
+
+def test_candidates_do_not_see_each_other(ranker):
+    whole = batch([6], [5])
+    changed = replace(whole, candidates=torch.cat([whole.candidates[:, :1]] * 5, 1))
+    torch.testing.assert_close(ranker(changed)[:, 0], ranker(whole)[:, 0], **CLOSE)
+
+
+def test_an_empty_history_is_legal(ranker):
+    whole = batch([0, 0], [2, 2])
+    assert whole.users.items.shape[1] == 0
+    assert ranker(whole).isfinite().all()
+
+
+def test_every_weight_learns(ranker):
+    ranker.train()
+    torch.manual_seed(0)
+    for seed in range(3):
+        whole = batch(LENGTHS, COUNTS, seed=seed)
+        logits, real = ranker(whole), batch(LENGTHS, COUNTS, seed=seed).real
+        losses = task_losses(logits[real], whole.labels[real], SHAPE.tasks)
+        total_loss(losses, {}).backward()
+    for name, weight in ranker.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.to_dense().abs().sum() > 0, name
+
+
+def test_an_unseen_id_is_a_dropped_one(ranker):
+    whole = batch(LENGTHS, COUNTS)
+    unseen = replace(whole, items=replace(whole.items, ids=torch.zeros_like(whole.items.ids)))
+    tower = ranker.item_tower.train()
+    tower.id_dropout = 1.0
+    torch.testing.assert_close(tower(whole.items), tower.eval()(unseen.items))
+
+
+def test_history_matters(ranker):
+    whole = batch([6], [5])
+    other = replace(whole, users=replace(whole.users, items=whole.users.items.flip(1) * 0 + 3))
+    assert not torch.allclose(ranker(other), ranker(whole), atol=1e-4)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "silu", "hardswish"])
+def test_folded_links_are_the_links(gated, activation):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        model="lime-mha", width=12, heads=3, links=4, hidden=6, gated=gated, activation=activation
+    )
+    ranker = build(SHAPE, config).eval()
+    assert isinstance(ranker, Lime)
+    whole = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(whole.items)
+    state, terms = ranker.encode_users(whole.users, vectors), ranker.encode_items(vectors)
+    folded = ranker.fold(state)
+    by_hand = ranker.head(terms.weights @ folded + terms.head + state.head[:, None])
+    every = torch.arange(len(vectors)).expand(len(LENGTHS), -1)
+    torch.testing.assert_close(by_hand, ranker.score(state, gather(terms, every)), **CLOSE)
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
+def test_link_weights_are_shares_that_no_user_enters(model):
+    torch.manual_seed(0)
+    ranker = build(SHAPE, ModelConfig(model=model, width=16, heads=2, links=5)).eval()
+    whole = batch(LENGTHS, COUNTS)
+    weights = ranker.encode_items(ranker.item_vectors(whole.items)).weights.unflatten(-1, (2, 5))
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), **CLOSE)
+
+
+def test_mha_does_not_depend_on_the_order_of_events():
+    torch.manual_seed(0)
+    ranker = build(SHAPE, ModelConfig(model="lime-mha", width=16, heads=2, links=5)).eval()
+    whole = batch([7], [4])
+    users = whole.users
+    order = torch.randperm(7)
+    shuffled = replace(
+        users, items=users.items[:, order], tokens=users.tokens[:, order], age=users.age[:, order]
+    )
+    torch.testing.assert_close(ranker(replace(whole, users=shuffled)), ranker(whole), **CLOSE)
+
+
+def test_duration_loss_is_least_at_the_mean():
+    """exp(z) is the expected duration: at the optimum of the loss it is the mean label."""
+    labels = torch.tensor([[0.0, 3.0], [0.0, 9.0], [0.0, 30.0]])
+    z = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([z], max_iter=50)
+
+    def closure():
+        optimiser.zero_grad()
+        logits = torch.stack([torch.zeros(3), z.expand(3)], -1)
+        loss = task_losses(logits, labels, SHAPE.tasks)["watch"]
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    said = predictions(torch.stack([torch.zeros(1), z.detach()], -1), SHAPE.tasks)
+    torch.testing.assert_close(said[0, 1], torch.tensor(14.0), atol=1e-2, rtol=1e-3)

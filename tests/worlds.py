@@ -1,0 +1,151 @@
+"""Small made-up batches and shapes that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import tomli_w
+import torch
+
+from limerank.batch import Batch, Features, Items, Users
+from limerank.config import DataShape, Task
+from limerank.logs import prepare
+from limerank.schema import load_spec
+
+SHAPE = DataShape(
+    item_ids=40,
+    item_tokens=12,
+    item_numeric=3,
+    user_tokens=6,
+    user_numeric=2,
+    event_tokens=9,
+    context_tokens=5,
+    clock=True,
+    tasks=(
+        Task(name="click", kind="binary", mean=0.4),
+        Task(name="watch", kind="duration", mean=12.0),
+    ),
+)
+
+
+def features(rows: int, tokens: int, numeric: int, generator: torch.Generator) -> Features:
+    """Random content: 0 to 3 tokens per row."""
+    counts = torch.randint(0, 4, (rows,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+    total = int(offsets[-1])
+    return Features(
+        torch.randint(0, tokens, (total,), generator=generator),
+        torch.rand(total, generator=generator),
+        offsets,
+        torch.randn(rows, numeric, generator=generator),
+    )
+
+
+def batch(
+    lengths: list[int], counts: list[int], *, width: int = 0, seed: int = 0, items: int = 20
+) -> Batch:
+    """A random batch with these history lengths and candidate counts; ``width`` extra padding."""
+    g = torch.Generator().manual_seed(seed)
+    b, n, m = len(lengths), max(lengths) + width, max(counts) + width
+    length_b, count_b = torch.tensor(lengths), torch.tensor(counts)
+    held = torch.arange(n) < length_b[:, None]
+    real = torch.arange(m) < count_b[:, None]
+    distinct = items // 2
+    age = torch.rand(b, n, generator=g).cumsum(1).flip(1) * held
+    labels = torch.stack(
+        [
+            torch.randint(0, 2, (b, m), generator=g).float(),
+            torch.rand(b, m, generator=g) * 30,
+        ],
+        -1,
+    )
+    return Batch(
+        Items(
+            torch.randint(0, SHAPE.item_ids, (items,), generator=g),
+            features(items, SHAPE.item_tokens, SHAPE.item_numeric, g),
+        ),
+        distinct,
+        Users(
+            torch.randint(0, items, (b, n), generator=g) * held,
+            torch.randint(0, SHAPE.event_tokens, (b, n, 3), generator=g),
+            age,
+            length_b,
+            features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),
+            torch.randint(0, SHAPE.context_tokens, (b, 2), generator=g),
+        ),
+        torch.randint(0, distinct, (b, m), generator=g) * real,
+        count_b,
+        labels * real[..., None],
+    )
+
+
+def write_log(folder: Path, *, users: int = 40, items: int = 30, seed: int = 0, **spec: object) -> Path:
+    """A small clocked log with two tasks, an item table and a user table; returns its spec."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for user in range(users):
+        liked = rng.integers(0, 5)
+        time = 1_700_000_000 + int(rng.integers(0, 400_000))
+        for request in range(int(rng.integers(2, 12))):
+            time += int(rng.integers(4_000, 90_000))
+            for item in rng.choice(items, size=int(rng.integers(1, 6)), replace=False):
+                click = int(rng.random() < (0.8 if item % 5 == liked else 0.25))
+                watch = float(rng.exponential(20.0)) * (0.2 + click)
+                rows.append((user, int(item), time, user * 1000 + request, click, watch))
+    frame = pl.DataFrame(
+        rows, schema=["user_id", "item_id", "time", "request_id", "click", "watch"], orient="row"
+    )
+    frame.write_parquet(folder / "events.parquet")
+    pl.DataFrame(
+        {
+            "item_id": list(range(items)),
+            "group": [f"g{item % 5}" for item in range(items)],
+            "tags": [f"t{item % 3}|t{item % 7}" for item in range(items)],
+            "length": [float(10 + item) for item in range(items)],
+        }
+    ).write_csv(folder / "items.csv")
+    pl.DataFrame(
+        {"user_id": list(range(users)), "country": [f"c{user % 3}" for user in range(users)]}
+    ).write_csv(folder / "users.csv")
+    path = folder / "spec.toml"
+    path.write_text(
+        tomli_w.dumps(
+            {
+                "name": "small",
+                "events": [
+                    {"files": ["events.parquet"], "time": "time", "request": "request_id"}
+                ],
+                "labels": [
+                    {"name": "click", "kind": "binary"},
+                    {"name": "watch", "kind": "duration"},
+                ],
+                "items": {
+                    "files": ["items.csv"],
+                    "id": "item_id",
+                    "features": [
+                        {"name": "group", "kind": "categorical"},
+                        {"name": "tags", "kind": "categorical", "split": "|"},
+                        {"name": "length", "kind": "numeric"},
+                    ],
+                },
+                "users": {
+                    "files": ["users.csv"],
+                    "id": "user_id",
+                    "features": [{"name": "country", "kind": "categorical"}],
+                },
+                "history": {"length": 20},
+                **spec,
+            }
+        )
+    )
+    return path
+
+
+def prepare_log(folder: Path, **options: object) -> Path:
+    """A prepared dataset of :func:`write_log`'s log."""
+    spec = write_log(folder / "log", **options)
+    prepare(load_spec(spec), folder / "data", base=spec.parent)
+    return folder / "data"
