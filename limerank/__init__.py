@@ -1,0 +1,50 @@
+"""limerank: a ranking model in which a few learned links stand between history and candidates.
+
+The public names, loaded when they are first used::
+
+    prepare(spec, out)  simulate(out)          logs -> dataset
+    Dataset(path)                              a prepared dataset
+    train(data, out, model=ModelConfig(...))   dataset -> run folder
+    load_run(path)      evaluate(run)          run -> model, metrics
+    build_index(run, out)   Index              run -> index folder
+    Recommender(run, index).rank(user=...)     index -> ranked items, with reasons
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "DataError": "errors",
+    "Dataset": "dataset",
+    "FingerprintError": "errors",
+    "FormatError": "errors",
+    "Index": "index",
+    "LimerankError": "errors",
+    "ModelConfig": "config",
+    "Recommender": "rank",
+    "Spec": "schema",
+    "SpecError": "errors",
+    "TrainConfig": "config",
+    "UnknownError": "errors",
+    "build_index": "index",
+    "evaluate": "evaluate",
+    "load_run": "checkpoint",
+    "load_spec": "schema",
+    "prepare": "logs",
+    "simulate": "synthetic",
+    "train": "train",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (names and homes stand in one table)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limerank' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"limerank.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

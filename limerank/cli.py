@@ -1,0 +1,372 @@
+"""The command line: ``limerank COMMAND --help`` teaches each one.
+
+Everything heavy is imported inside the commands, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limerank.errors import LimerankError, SpecError
+
+app = typer.Typer(
+    name="limerank",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Train a LIME ranker on your own logs, index the catalogue, rank all of it.
+
+The way of the data: **synth** or your own logs -> **prepare** -> **train** -> **evaluate** ->
+**index** -> **rank**. `limerank demo` walks it all on simulated logs in five minutes.""",
+    rich_markup_mode="markdown",
+)
+
+READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Dataset; the one the run was trained on by default.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be given repeatedly."),
+]
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    users: Annotated[int, typer.Option(help="How many users, arriving over time.")] = 2000,
+    items: Annotated[int, typer.Option(help="How many items, uploaded over time.")] = 2000,
+    events: Annotated[int, typer.Option(help="How many impressions, exactly.")] = 200_000,
+    days: Annotated[int, typer.Option(help="Length of the log.")] = 30,
+    history: Annotated[int, typer.Option(help="History length written into spec.toml.")] = 128,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate short-video logs whose truth is known.
+
+    Writes events, item and user tables, a ready spec.toml, and the true click probability and
+    expected watch time of every impression, so that a model can be held against the best possible.
+
+    Example: limerank synth --users 5000 --items 3000 --events 500000 --out logs/sim
+    """
+    from limerank.synthetic import simulate
+
+    simulate(
+        out,
+        users=users,
+        items=items,
+        events=events,
+        days=days,
+        history=history,
+        seed=seed,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    print(f"{out} holds {events:,} events. Next: limerank prepare {out}/spec.toml --out data/sim")
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(help=f"A dataset description (TOML), or one of {', '.join(READER_NAMES)}."),
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(help="For an official layout: the folder it was unpacked to.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="Upper bound of memory, such as 512MiB or 2GiB.")
+    ] = "2GiB",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the layout."),
+    ] = None,
+    write_spec: Annotated[
+        Path | None,
+        typer.Option(help="For an official layout: only write its description, to edit it."),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn logs into a sorted, typed, memory-mapped dataset.
+
+    Vocabularies, normalisation and popularity come from the training window alone. Bad rows are
+    counted by reason. A killed run leaves nothing that looks finished.
+
+    Examples:
+
+        limerank prepare spec.toml --out data/mine
+
+        limerank prepare movielens ml-1m --out data/ml1m -o split=position
+    """
+    from limerank.logs import prepare as run
+    from limerank.logs import summary_text
+    from limerank.readers import READERS, read
+    from limerank.schema import load_spec
+
+    if out is None and write_spec is None:
+        raise SpecError("give --out, the folder to write (or --write-spec FILE)")
+    limit = _bytes(memory)
+    if source in READERS:
+        if directory is None:
+            raise SpecError(f"give the folder of the {source} files: limerank prepare {source} DIR")
+        target = out if out is not None else write_spec
+        assert target is not None
+        work = target.with_name(f"{target.stem}-converted")
+        spec, base = read(source, directory, work, quiet=quiet, **_settings(option))
+    elif directory is not None or option:
+        raise SpecError(f"{source!r} is no official layout; expected {', '.join(READERS)}")
+    else:
+        spec, base = load_spec(source), Path(source).parent
+    if write_spec is not None:
+        from limerank.schema import write_spec as write
+
+        write(write_spec, spec, base)
+        print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")
+        return
+    assert out is not None
+    manifest = run(spec, out, base=base, memory=limit, overwrite=overwrite, quiet=quiet)
+    print(summary_text(manifest))
+    print(f"\nNext: limerank train {out} --model lime-xor --out runs/{out.name}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
+    model: Annotated[str, typer.Option(help="lime-mha, lime-xor or two-tower.")] = "lime-xor",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    impressions: Annotated[int | None, typer.Option(help="Impressions per batch.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate of dense weights.")] = None,
+    table_rate: Annotated[float | None, typer.Option(help="Learning rate of tables.")] = None,
+    width: Annotated[int | None, typer.Option(help="Numbers per item, event and link.")] = None,
+    links: Annotated[int | None, typer.Option(help="Learned links.")] = None,
+    history: Annotated[int | None, typer.Option(help="Events per history.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Matrix products in bfloat16 (fast on newer CPUs).")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard as well.")
+    ] = False,
+    setting: Set = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a ranker. A killed run goes on where it was when the same command is given again.
+
+    Every field of the model's and the training's configuration can be set:
+    `--set blocks=2 --set dropout=0.2 --set 'task_weights={"watch": 0.3}'`.
+
+    Example: limerank train data/mine --model lime-mha --out runs/mine --bf16
+    """
+    import torch
+
+    from limerank.config import ModelConfig, TrainConfig
+    from limerank.schema import validate
+    from limerank.train import train as run
+
+    given = {
+        "epochs": epochs,
+        "impressions": impressions,
+        "rate": rate,
+        "table_rate": table_rate,
+        "width": width,
+        "links": links,
+        "history": history,
+        **_settings(setting),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    shape = {name: given.pop(name) for name in tuple(given) if name in ModelConfig.model_fields}
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model_config = validate(ModelConfig, {"model": model, **shape}, "the model's settings")
+    config = validate(TrainConfig, {"seed": seed, "bf16": bf16, **given}, "the training's settings")
+    last = run(
+        data,
+        out,
+        model=model_config,
+        config=config,
+        overwrite=overwrite,
+        device=device,
+        tensorboard=tensorboard,
+        quiet=quiet,
+    )
+    best = {name: value for name, value in last.items() if name.startswith("best_")}
+    print(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in best.items()))
+    print(f"Next: limerank evaluate {out}; limerank index {out} --out index/{out.name}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    lists: Annotated[
+        bool, typer.Option(help="Rank the whole catalogue for NDCG, HR and MRR.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Where to write instead of RUN.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run exactly: metrics.json in the run folder, and a table here."""
+    from limerank.evaluate import evaluate as measure
+    from limerank.evaluate import table_text
+
+    result = measure(run, data=data, split=split, lists=lists, out=out, quiet=quiet)
+    print(table_text(result))
+
+
+@app.command()
+def index(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Option(help="Index folder to write.")],
+    data: Data = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(help="Another item table in the layout of the run's: new items, cold start."),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Encode the catalogue once, for ranking."""
+    from limerank.index import build_index
+
+    build_index(run, out, data=data, items=items, overwrite=overwrite, quiet=quiet)
+    print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
+
+
+@app.command()
+def rank(
+    run: Annotated[Path, typer.Option(help="A run folder.")],
+    index: Annotated[Path, typer.Option(help="The index of the run.")],
+    user: Annotated[str | None, typer.Option(help="User id, for the history in the log.")] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(help="A history given here: item ids, oldest first, separated by commas."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 20,
+    candidates: Annotated[
+        str | None, typer.Option(help="Only these item ids (commas), or @FILE with one per line.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show the events that carried each item.")
+    ] = False,
+    seen: Annotated[bool, typer.Option(help="Whether items of the history may be ranked.")] = False,
+    scorer: Annotated[str, typer.Option(help="quantised (LIME) or model (float32).")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    data: Data = None,
+) -> None:
+    """Rank the whole catalogue, or some candidates, for one user."""
+    from limerank.rank import rank_command
+
+    rank_command(
+        run=run,
+        index=index,
+        user=user,
+        history=None if history is None else _ids(history),
+        k=k,
+        candidates=None if candidates is None else _ids(candidates),
+        explain=explain,
+        exclude_seen=not seen,
+        scorer=scorer,
+        as_json=as_json,
+        data=data,
+    )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write.")],
+    index: Annotated[Path | None, typer.Option(help="Index of one of the runs.")] = None,
+) -> None:
+    """Write a one-page HTML report of one or several evaluated runs."""
+    from limerank.report import write_report
+
+    write_report(out, runs=runs, index=index)
+    print(f"{out} written")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "limerank-demo"
+    ),
+    small: Annotated[
+        bool, typer.Option("--small", help="In a minute, only to see it work.")
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
+    from limerank.demo import demo as run
+
+    run(out, small=small, overwrite=overwrite, quiet=quiet)
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    number = text.strip().rstrip("BKMGTIbkmgti")
+    unit = text.strip()[len(number) :].upper()
+    try:
+        return int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise SpecError(
+            f"{text!r} is no amount of memory; expected such as 512MiB or 2GiB"
+        ) from None
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs; values are JSON where they parse as JSON, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise SpecError(f"{pair!r} is no setting; expected NAME=VALUE")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def _ids(text: str) -> list[str]:
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise SpecError(f"cannot read {text[1:]}: {error.strerror}") from None
+    else:
+        lines = text.split(",")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one message and exit status 2."""
+    try:
+        app()
+    except LimerankError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""Any ranker and a dataset's split -> exact metrics, with the slices that hide in a mean."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank import metrics
+from limerank.checkpoint import load_run
+from limerank.config import Task
+from limerank.dataset import Dataset
+from limerank.files import write_json
+from limerank.losses import predictions
+from limerank.models import Lime, Ranker
+from limerank.progress import Bar
+
+HISTORY_EDGES = (0, 1, 10, 50, 200)
+ITEM_EDGES = (0, 1, 10, 100)
+LIST_DEPTHS = (10, 50)
+LIST_SCORES = 2_000_000_000
+"""Requests whose lists are measured are spaced out so that at most so many scores are made."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said of n impressions, in the order of the split's requests.
+
+    Attributes:
+        rows: event rows, i64 [n].
+        requests: request rows, i64 [n].
+        values: probabilities or expected seconds, f32 [n, K].
+        labels: what happened, f32 [n, K].
+        link_use: mean weight of each link per head, f32 [H, l]; None for models without links.
+    """
+
+    rows: NDArray[np.int64]
+    requests: NDArray[np.int64]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    link_use: NDArray[np.float32] | None
+
+
+def predict(
+    ranker: Ranker,
+    dataset: Dataset,
+    requests: NDArray[np.int64],
+    *,
+    history: int | None = None,
+    impressions: int = 8192,
+    quiet: bool = True,
+) -> Predictions:
+    """Score every impression of the requests with the history before it."""
+    device = next(ranker.parameters()).device
+    counts = dataset.requests["count"][requests].astype(np.int64)
+    place = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
+    place[requests + 1] = counts
+    np.cumsum(place, out=place)
+    total, tasks = int(counts.sum()), len(dataset.tasks)
+    values = np.empty((total, tasks), dtype=np.float32)
+    labels = np.empty((total, tasks), dtype=np.float32)
+    use: torch.Tensor | None = None
+    plan = dataset.plan(requests, impressions, history)
+    was_training = ranker.training
+    ranker.eval()
+    with (
+        torch.inference_mode(),
+        Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
+    ):
+        for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
+            batch = batch.to(device)
+            real = batch.real
+            said = predictions(ranker(batch)[real].float(), ranker.shape.tasks)
+            counts_b = batch.counts.cpu().numpy()
+            starts = np.repeat(place[part] - (np.cumsum(counts_b) - counts_b), counts_b)
+            at = starts + np.arange(len(starts))
+            values[at] = said.cpu().numpy()
+            labels[at] = batch.labels[real].cpu().numpy()
+            if isinstance(ranker, Lime):
+                terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
+                seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)
+                used = seen.to(terms.weights.dtype) @ terms.weights
+                use = used if use is None else use + used
+            bar.advance(len(at))
+    ranker.train(was_training)
+    rows = np.repeat(dataset.requests["first"][requests] - (np.cumsum(counts) - counts), counts)
+    link_use = None
+    if use is not None and total:
+        link_use = (use / total).view(ranker.config.heads, -1).cpu().numpy()
+    return Predictions(
+        rows + np.arange(total), np.repeat(requests, counts), values, labels, link_use
+    )
+
+
+def effective_links(link_use: NDArray[np.float32]) -> float:
+    """Perplexity of the links' use, averaged over heads: l when all are used alike, 1 when one."""
+    share = np.maximum(link_use.astype(np.float64), 1e-30)
+    return float(np.exp(-(share * np.log(share)).sum(-1)).mean())
+
+
+def task_metrics(
+    said: Predictions,
+    dataset: Dataset,
+    tasks: tuple[Task, ...],
+    chosen: NDArray[np.bool_] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metrics of each task over the chosen impressions (all, when not given)."""
+    pick = slice(None) if chosen is None else chosen
+    users = dataset.requests["user"][said.requests[pick]]
+    main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), None)
+    found: dict[str, dict[str, float]] = {}
+    for place, task in enumerate(tasks):
+        value, label = said.values[pick, place], said.labels[pick, place]
+        if task.kind == "binary":
+            found[task.name] = {
+                "auc": metrics.auc(label, value),
+                "gauc": metrics.gauc(label, value, users),
+                "log_loss": metrics.log_loss(label, value),
+                "ne": metrics.normalized_entropy(label, value),
+                "calibration": metrics.calibration(label, value),
+                "ece": metrics.ece(label, value),
+            }
+        else:
+            positive = label > 0 if main is None else said.labels[pick, main]
+            found[task.name] = {
+                "xauc": metrics.xauc(label, value),
+                "wtauc": metrics.wtauc(positive, value, label),
+                "mae_s": metrics.mae(label, value),
+                "calibration": metrics.calibration(label, value),
+            }
+    return found
+
+
+def slices(said: Predictions, dataset: Dataset) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """The slices that every report shows: (kind, name, which impressions)."""
+    starts, ends = dataset.requests["history_start"], dataset.requests["history_end"]
+    history = (ends - starts)[said.requests]
+    items = dataset.train_count[dataset.events["item"][said.rows]]
+    for kind, values, edges in (
+        ("history", history, HISTORY_EDGES),
+        ("item impressions", items, ITEM_EDGES),
+    ):
+        group = np.searchsorted(edges, values, side="right") - 1
+        for place, low in enumerate(edges):
+            if place + 1 == len(edges):
+                name = f"{low}+"
+            else:
+                high = edges[place + 1] - 1
+                name = str(low) if high == low else f"{low}-{high}"
+            yield kind, name, group == place
+
+
+def list_metrics(
+    ranker: Ranker,
+    dataset: Dataset,
+    requests: NDArray[np.int64],
+    *,
+    history: int | None = None,
+    quiet: bool = True,
+) -> dict[str, float]:
+    """NDCG@k, HR@k and MRR of the liked items in the ranking of the whole catalogue.
+
+    Of each request with a positive of the main task (the first binary one, else watch time > 0),
+    all its positives are relevant; items that the user has met before are left out of the list,
+    and so are positives that the user has met before.
+    """
+    tasks = ranker.shape.tasks
+    main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), 0)
+    items = len(dataset.items)
+    most = max(1, LIST_SCORES // max(items, 1))
+    if len(requests) > most:
+        requests = requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+    device = next(ranker.parameters()).device
+    was_training = ranker.training
+    ranker.eval()
+    ranks: list[NDArray[np.float64]] = []
+    plan = dataset.plan(requests, 1024, history)
+    with (
+        torch.inference_mode(),
+        Bar("ranking", total=len(requests), unit="requests", quiet=quiet) as bar,
+    ):
+        vectors = torch.cat(
+            [
+                ranker.item_vectors(
+                    dataset.item_batch(np.arange(at, min(at + 65536, items))).to(device)
+                )
+                for at in range(0, items, 65536)
+            ]
+        )
+        terms = ranker.encode_items(vectors)
+        chunk = max(1, 8_000_000 // max(items, 1))
+        for part in plan:
+            for some in np.split(part, range(chunk, len(part), chunk)):
+                batch = dataset.batch(some, history).to(device)
+                own = ranker.item_vectors(batch.items)
+                scores = ranker.score(ranker.encode_users(batch.users, own), terms)[..., main]
+                ranks += _positive_ranks(dataset, some, scores.float().cpu().numpy(), main)
+                bar.advance(len(some))
+    ranker.train(was_training)
+    ranks = [found for found in ranks if len(found)]
+    result = {"requests": float(len(ranks)), "catalogue": float(items)}
+    if ranks:
+        offsets = np.concatenate([[0], np.cumsum([len(found) for found in ranks])])
+        flat = np.concatenate(ranks)
+        for depth in LIST_DEPTHS:
+            result[f"ndcg@{depth}"] = metrics.ndcg(flat, depth, offsets)
+            result[f"hr@{depth}"] = metrics.hit_rate(flat, depth, offsets)
+        result["mrr"] = metrics.mrr(flat, offsets)
+    return result
+
+
+def _positive_ranks(
+    dataset: Dataset, requests: NDArray[np.int64], scores: NDArray[np.float32], main: int
+) -> list[NDArray[np.float64]]:
+    columns = dataset.requests
+    found = []
+    for place, request in enumerate(requests):
+        start, end = columns["history_start"][request], columns["history_end"][request]
+        met = dataset.kept[start:end] if dataset.kept is not None else slice(start, end)
+        met_items = dataset.events["item"][met]
+        first = columns["first"][request]
+        shown = slice(first, first + columns["count"][request])
+        liked = dataset.events["item"][shown][
+            dataset.events[f"label_{dataset.tasks[main]}"][shown] > 0
+        ]
+        liked = np.setdiff1d(liked, met_items)
+        line = scores[place]
+        line[met_items] = -np.inf
+        # Several relevant items: each one's rank counts the others above it, ties as they come.
+        order = np.argsort(-line, kind="stable")
+        rank = np.empty(len(line), dtype=np.float64)
+        rank[order] = np.arange(1, len(line) + 1)
+        found.append(np.sort(rank[liked]))
+    return found
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    lists: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """All metrics of a run on one split; written to ``metrics.json`` in the run folder.
+
+    Args:
+        run: a run folder.
+        data: the dataset; the one the run was trained on when not given.
+        split: "train", "validation" or "test".
+        lists: whether to rank the whole catalogue for NDCG, HR and MRR.
+        out: where to write instead.
+    """
+    loaded = load_run(run)
+    dataset = loaded.dataset(data)
+    requests = dataset.requests_of(split)
+    history = loaded.train.history
+    said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
+    tasks = loaded.ranker.shape.tasks
+    result: dict[str, Any] = {
+        "model": loaded.ranker.config.model,
+        "dataset": dataset.name,
+        "split": split,
+        "requests": len(requests),
+        "impressions": len(said.rows),
+        "tasks": task_metrics(said, dataset, tasks) if len(said.rows) else {},
+        "slices": [
+            {
+                "kind": kind,
+                "slice": name,
+                "impressions": int(chosen.sum()),
+                "tasks": task_metrics(said, dataset, tasks, chosen) if chosen.any() else {},
+            }
+            for kind, name, chosen in slices(said, dataset)
+        ],
+    }
+    if said.link_use is not None:
+        result["effective_links"] = effective_links(said.link_use)
+    if lists:
+        result["lists"] = list_metrics(
+            loaded.ranker, dataset, requests, history=history, quiet=quiet
+        )
+    result = _without_nan(result)
+    write_json(Path(run) / "metrics.json" if out is None else out, result)
+    return result
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    """What :func:`evaluate` found, to read: a block of metrics and a table of slices."""
+    lines = [
+        f"{result['model']} on {result['dataset']}, {result['split']} split: "
+        f"{result['impressions']:,} impressions in {result['requests']:,} requests",
+        "",
+    ]
+    for task, found in result["tasks"].items():
+        lines.append(
+            f"  {task:<10}" + "  ".join(f"{name} {_shown(v)}" for name, v in found.items())
+        )
+    if "lists" in result:
+        lists = {
+            name: value for name, value in result["lists"].items() if "@" in name or name == "mrr"
+        }
+        lines.append(
+            f"  {'lists':<10}" + "  ".join(f"{name} {_shown(v)}" for name, v in lists.items())
+        )
+        lines.append(
+            f"  {'':<10}(whole catalogue of {result['lists']['catalogue']:,.0f} items, "
+            f"{result['lists']['requests']:,.0f} requests with a positive, met items left out)"
+        )
+    if "effective_links" in result:
+        lines.append(f"  {'links':<10}effective number {result['effective_links']:.1f}")
+    heads = [(task, next(iter(found))) for task, found in result["tasks"].items()]
+    names = [f"{task} {metric}" for task, metric in heads]
+    lines += ["", f"  {'slice':<26}{'impressions':>12}" + "".join(f"{name:>16}" for name in names)]
+    for part in result["slices"]:
+        values = [part["tasks"].get(task, {}).get(metric) for task, metric in heads]
+        lines.append(
+            f"  {part['kind'] + ' ' + part['slice']:<26}{part['impressions']:>12,}"
+            + "".join(f"{_shown(value):>16}" for value in values)
+        )
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN (a metric that is not defined, such as AUC of one class) as null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,370 @@
+"""Training: request-level batches, several tasks, early stopping, exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.checkpoint import (
+    create_run,
+    load_state,
+    save_state,
+    save_weights,
+    settings,
+)
+from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.errors import DataError, FormatError, SpecError
+from limerank.evaluate import effective_links, predict, task_metrics
+from limerank.files import new_folder, read_json, write_text
+from limerank.losses import task_losses, total_loss
+from limerank.models import build
+from limerank.optimise import Optimiser
+from limerank.progress import Bar
+
+HIGHER_IS_BETTER = {"auc": True, "gauc": True, "xauc": True, "wtauc": True}
+REPORT_SECONDS = 1.0
+"""Curves get a point at most this often between validations."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    data: str | os.PathLike[str] | Dataset,
+    out: str | os.PathLike[str],
+    *,
+    model: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    report: Report | None = None,
+    tensorboard: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Train a ranker into a run folder, or go on with a run that was cut off.
+
+    A folder that an unfinished training with the same settings left is resumed from its last
+    checkpoint and ends with the same weights as an uninterrupted run.
+
+    Args:
+        data: a dataset or its folder.
+        out: the run folder.
+        model: the ranker; LIME-XOR with its defaults when not given.
+        config: how to train.
+        overwrite: start anew where ``out`` exists.
+        device: where to compute.
+        report: called with every line that goes to ``metrics.jsonl``.
+        tensorboard: write the curves into ``OUT/tensorboard`` as well (extra "tensorboard").
+        quiet: show no progress.
+
+    Returns:
+        The last line of the report: steps, seconds, the best validation metrics.
+
+    Raises:
+        FormatError: ``out`` holds a finished run, or one with other settings.
+        DataError: the training or the validation split is empty, or the loss became NaN.
+    """
+    model, config, out = model or ModelConfig(), config or TrainConfig(), Path(out)
+    dataset = data if isinstance(data, Dataset) else Dataset(data)
+    shape = DataShape.of(dataset.manifest)
+    if out.exists() and not overwrite:
+        _check_resumable(out, settings(dataset, shape, model, config))
+    else:
+        with new_folder(out, overwrite=overwrite) as partial:
+            create_run(partial, dataset, shape, model, config)
+    curves = _curves(out / "tensorboard") if tensorboard else None
+    listeners = [listen for listen in (report, curves) if listen is not None]
+    return Trainer(dataset, out, shape, model, config, device, listeners, quiet).run()
+
+
+def _curves(folder: Path) -> Report:
+    """A listener that draws every number of a report line as a TensorBoard curve."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise SpecError(
+            'TensorBoard is not installed: pip install "limerank[tensorboard]"'
+        ) from None
+    writer = SummaryWriter(str(folder))
+
+    def listen(line: dict[str, Any]) -> None:
+        for name, value in _flat(line):
+            if name != "step":
+                writer.add_scalar(name, value, line["step"])
+        if line.get("done"):
+            writer.close()
+
+    return listen
+
+
+def _flat(line: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{above}{name}", value
+
+
+def _check_resumable(out: Path, wanted: dict[str, Any]) -> None:
+    held = read_json(out / "config.json", "a run")
+    if not (out / "trainer").exists():
+        raise FormatError(f"{out} holds a finished run; pass --overwrite or choose another folder")
+    for part in ("model", "train", "shape", "data", "encoding", "format"):
+        if held.get(part) != wanted[part]:
+            differing = part
+            if isinstance(held.get(part), dict):
+                fields = {**held[part], **wanted[part]}
+                differing = ", ".join(
+                    f"{part}.{name} is {held[part].get(name)!r}, not {wanted[part].get(name)!r}"
+                    for name in fields
+                    if held[part].get(name) != wanted[part].get(name)
+                )
+            raise FormatError(
+                f"{out} holds an unfinished run with other settings ({differing}); give the same "
+                "settings to go on with it, or --overwrite to start anew"
+            )
+
+
+class Trainer:
+    """One training, from a fresh folder or from its last checkpoint."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        out: Path,
+        shape: DataShape,
+        model: ModelConfig,
+        config: TrainConfig,
+        device: str,
+        listeners: list[Report],
+        quiet: bool,
+    ) -> None:
+        self.dataset, self.out, self.shape, self.config = dataset, out, shape, config
+        self.device, self.quiet = torch.device(device), quiet
+        self.listeners = listeners
+        self.requests = dataset.requests_of("train")
+        self.held_out = dataset.requests_of("validation")
+        for split, requests in (("training", self.requests), ("validation", self.held_out)):
+            if not len(requests):
+                raise DataError(
+                    f"{dataset.path} has no requests in its {split} split; "
+                    "prepare it with other split points"
+                )
+        self.metric = self._metric()
+        torch.manual_seed(config.seed)
+        self.ranker = build(shape, model).to(self.device)
+        self.batches_per_epoch = len(self._plan(0))
+        self.optimiser = Optimiser(self.ranker, config, self.batches_per_epoch * config.epochs)
+        self.progress: dict[str, Any] = {
+            "epoch": 0,
+            "batch": 0,
+            "step": 0,
+            "impressions": 0,
+            "seconds": 0.0,
+            "best": None,
+            "best_step": 0,
+            "waited": 0,
+            "lines": 0,
+        }
+
+    def _metric(self) -> tuple[str, str]:
+        main = self.shape.tasks[0]
+        name = self.config.metric or f"{main.name}/{'auc' if main.kind == 'binary' else 'xauc'}"
+        task, _, metric = name.partition("/")
+        kinds = {task.name: task.kind for task in self.shape.tasks}
+        known = {
+            "binary": ("auc", "gauc", "log_loss", "ne"),
+            "duration": ("xauc", "wtauc", "mae_s"),
+        }
+        if metric not in known.get(kinds.get(task, ""), ()):
+            choices = [f"{task}/{part}" for task, kind in kinds.items() for part in known[kind]]
+            raise SpecError(f"metric is {name!r}, expected one of {', '.join(choices)}")
+        return task, metric
+
+    def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The batches of an epoch: the same for the same seed, whenever they are asked for."""
+        config = self.config
+        generator = np.random.default_rng([config.seed, epoch])
+        return self.dataset.plan(self.requests, config.impressions, config.history, generator)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and leave the best weights in the run folder."""
+        self._resume()
+        config, state = self.config, self.progress
+        total = self.batches_per_epoch * config.epochs
+        self.ranker.train()
+        autocast = (
+            torch.autocast(self.device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
+        )
+        self._saved = self._reported = time.monotonic()
+        self._window = _Window()
+        name = f"training {self.ranker.config.model}"
+        with Bar(name, total=total, unit="batches", quiet=self.quiet) as bar:
+            bar.advance(state["step"])
+            while state["epoch"] < config.epochs and state["waited"] < config.patience:
+                plan = self._plan(state["epoch"])
+                self._validate_at = {
+                    math.ceil(len(plan) * (part + 1) / config.validations)
+                    for part in range(config.validations)
+                }
+                plan = plan[state["batch"] :]
+                for batch in self.dataset.batches(plan, config.history):
+                    started = time.monotonic()
+                    batch = batch.to(self.device)
+                    with autocast:
+                        logits = self.ranker(batch)
+                    real = batch.real
+                    losses = task_losses(logits[real], batch.labels[real], self.shape.tasks)
+                    loss = total_loss(losses, config.task_weights)
+                    loss.backward()
+                    self.optimiser.step(state["step"])
+                    impressions = int(batch.counts.sum())
+                    self._window.add(loss, losses, impressions, batch)
+                    state["step"] += 1
+                    state["batch"] += 1
+                    state["impressions"] += impressions
+                    state["seconds"] += time.monotonic() - started
+                    self._after_step(bar)
+                    if state["waited"] >= config.patience:
+                        break
+                else:
+                    state["epoch"] += 1
+                    state["batch"] = 0
+        last = {
+            "step": state["step"],
+            "done": True,
+            "seconds": round(state["seconds"], 3),
+            "best_step": state["best_step"],
+            f"best_{'/'.join(self.metric)}": state["best"],
+            "impressions_per_s": round(state["impressions"] / max(state["seconds"], 1e-9)),
+        }
+        self._line(last)
+        shutil.rmtree(self.out / "trainer")
+        return last
+
+    def _after_step(self, bar: Bar) -> None:
+        state = self.progress
+        now = time.monotonic()
+        if now - self._reported >= REPORT_SECONDS or state["batch"] in self._validate_at:
+            line = self._window.line(state, self.optimiser.share(state["step"] - 1))
+            self._reported, self._window = now, _Window()
+            best = f", best {self.metric[1]} {state['best']:.4f}" if state["best"] else ""
+            bar.advance(0, f"loss {line['loss']:.4f}, {line['impressions_per_s']:,}/s{best}")
+            self._line(line)
+        bar.advance(1)
+        if state["batch"] in self._validate_at:
+            self._validate()
+            self._save()
+        elif now - self._saved >= self.config.checkpoint_seconds:
+            self._save()
+
+    def _validate(self) -> None:
+        state = self.progress
+        said = predict(self.ranker, self.dataset, self.held_out, history=self.config.history)
+        found = task_metrics(said, self.dataset, self.shape.tasks)
+        task, metric = self.metric
+        value = found[task][metric]
+        if math.isnan(value):
+            raise DataError(
+                f"the validation metric {task}/{metric} is not defined: the labels of the "
+                "validation split are all alike; choose other split points or another metric"
+            )
+        line: dict[str, Any] = {"step": state["step"], "validation": found}
+        if said.link_use is not None:
+            line["effective_links"] = round(effective_links(said.link_use), 3)
+        self._line(line)
+        sign = 1 if HIGHER_IS_BETTER.get(metric, False) else -1
+        if state["best"] is None or sign * value > sign * state["best"]:
+            state["best"], state["best_step"], state["waited"] = value, state["step"], 0
+            save_weights(self.out, self.ranker)
+        else:
+            state["waited"] += 1
+
+    def _line(self, line: dict[str, Any]) -> None:
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.progress["lines"] += 1
+        for listen in self.listeners:
+            listen(line)
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": value for name, value in self.ranker.state_dict().items()}
+        for name, value in self.optimiser.state().items():
+            tensors[f"optimiser.{name}"] = value
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        save_state(self.out, tensors, self.progress)
+        self._saved = time.monotonic()
+
+    def _resume(self) -> None:
+        held = load_state(self.out)
+        curves = self.out / "metrics.jsonl"
+        lines: list[str] = []
+        if held is not None:
+            tensors, self.progress = held
+            self.ranker.load_state_dict(_below(tensors, "model."))
+            self.optimiser.load(_below(tensors, "optimiser."))
+            torch.set_rng_state(tensors["rng.cpu"])
+            if "rng.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+            lines = curves.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = lines[: self.progress["lines"]]
+        write_text(curves, "".join(lines))
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+class _Window:
+    """Sums between two points of the curves."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.batches = self.impressions = 0
+        self.losses: dict[str, torch.Tensor] = {}
+        self.real = self.computed = 0
+
+    def add(
+        self, loss: torch.Tensor, losses: dict[str, torch.Tensor], impressions: int, batch: Any
+    ) -> None:
+        for name, value in (("loss", loss), *((f"loss_{k}", v) for k, v in losses.items())):
+            value = value.detach()
+            self.losses[name] = self.losses[name] + value if name in self.losses else value
+        self.batches += 1
+        self.impressions += impressions
+        self.real += impressions + int(batch.users.lengths.sum())
+        self.computed += batch.candidates.numel() + batch.users.items.numel()
+
+    def line(self, state: dict[str, Any], share: float) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        losses = {name: float(value) / self.batches for name, value in self.losses.items()}
+        if not math.isfinite(losses["loss"]):
+            raise DataError(
+                f"the loss became {losses['loss']} at step {state['step']}; lower the learning "
+                "rates, or look for extreme numbers in the features"
+            )
+        return {
+            "step": state["step"],
+            "epoch": state["epoch"],
+            **{name: round(value, 6) for name, value in losses.items()},
+            "rate_share": round(share, 4),
+            "impressions_per_s": round(self.impressions / seconds),
+            "real_positions": round(self.real / max(self.computed, 1), 4),
+        }

@@ -1,0 +1,194 @@
+"""Evaluation: exact, whole, and blind to the future."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from limerank import metrics
+from limerank.checkpoint import load_run
+from limerank.config import ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.errors import FingerprintError, FormatError, UnknownError
+from limerank.evaluate import effective_links, evaluate, list_metrics, predict, table_text
+from limerank.logs import prepare
+from limerank.losses import predictions
+from limerank.schema import load_spec
+from limerank.train import train
+from tests.worlds import prepare_log, write_log
+
+MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
+CONFIG = TrainConfig(epochs=1, impressions=64)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare_log(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module", params=["lime-mha", "lime-xor", "two-tower"])
+def run(request, data, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / request.param
+    train(data, out, model=ModelConfig(model=request.param, **MODEL), config=CONFIG)
+    return out
+
+
+def test_each_impression_is_scored_once_in_place(run, data):
+    loaded, dataset = load_run(run), Dataset(data)
+    requests = dataset.requests_of("test")
+    said = predict(loaded.ranker, dataset, requests, impressions=16)
+    assert len(np.unique(said.rows)) == len(said.rows) == dataset.requests["count"][requests].sum()
+    np.testing.assert_array_equal(said.labels[:, 0], dataset.events["label_click"][said.rows])
+    for request in requests[:7]:
+        batch = dataset.batch(np.array([request]))
+        with torch.inference_mode():
+            alone = predictions(loaded.ranker(batch)[0], loaded.ranker.shape.tasks)
+        np.testing.assert_allclose(
+            said.values[said.requests == request], alone.numpy(), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
+    dataset = Dataset(data)
+    result = evaluate(run, out=tmp_path / "m.json")
+    assert result == json.loads((tmp_path / "m.json").read_text())
+    said = predict(load_run(run).ranker, dataset, dataset.requests_of("test"))
+    users = dataset.requests["user"][said.requests]
+    click = result["tasks"]["click"]
+    assert click["auc"] == metrics.auc(said.labels[:, 0], said.values[:, 0])
+    assert click["gauc"] == metrics.gauc(said.labels[:, 0], said.values[:, 0], users)
+    assert result["tasks"]["watch"]["xauc"] == metrics.xauc(said.labels[:, 1], said.values[:, 1])
+    for kind in ("history", "item impressions"):
+        parts = [part for part in result["slices"] if part["kind"] == kind]
+        assert sum(part["impressions"] for part in parts) == result["impressions"]
+    text = table_text(result)
+    assert f"{click['auc']:.4f}" in text
+    assert "whole catalogue of 30 items" in text
+
+
+def test_ranks_over_the_catalogue_by_hand(run, data):
+    dataset, ranker = Dataset(data), load_run(run).ranker
+    requests = dataset.requests_of("test")[:12]
+    ranks = []
+    vectors = ranker.item_vectors(dataset.item_batch(np.arange(len(dataset.items))))
+    terms = ranker.encode_items(vectors)
+    for request in requests:
+        batch = dataset.batch(np.array([request]))
+        own = ranker.item_vectors(batch.items)
+        scores = ranker.score(ranker.encode_users(batch.users, own), terms)[0, :, 0].tolist()
+        start = dataset.requests["history_start"][request]
+        met = set(dataset.events["item"][start : dataset.requests["history_end"][request]].tolist())
+        first = dataset.requests["first"][request]
+        shown = range(first, first + dataset.requests["count"][request])
+        liked = {int(dataset.events["item"][r]) for r in shown if dataset.events["label_click"][r]}
+        order = sorted((item for item in range(30) if item not in met), key=lambda i: -scores[i])
+        found = sorted(order.index(item) + 1 for item in liked - met)
+        if found:
+            ranks.append(found)
+    result = list_metrics(ranker, dataset, requests)
+    assert result["requests"] == len(ranks)
+    expected = np.mean([1 / found[0] for found in ranks])
+    assert result["mrr"] == pytest.approx(expected)
+
+
+def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path):
+    """Two logs that are equal before an instant inside the test window, and not after it."""
+    spec = write_log(tmp_path / "one", users=60)
+    events = pl.read_parquet(tmp_path / "one" / "events.parquet").sort("time", maintain_order=True)
+    cuts = [events["time"][int(share * len(events))] for share in (0.7, 0.8, 0.9)]
+    texts = [pl.Series([cut]).cast(pl.Int64).item() for cut in cuts]
+    split = {
+        "validation_from": pl.from_epoch(pl.Series([texts[0]])).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[0],
+        "test_from": pl.from_epoch(pl.Series([texts[1]])).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[0],
+    }
+    write_log(tmp_path / "two", users=60)
+    rng = np.random.default_rng(7)
+    later = events.filter(pl.col("time") >= cuts[2])
+    order = rng.permutation(len(later))
+    mixed = later.with_columns(
+        later["item_id"].gather(order), 1 - later["click"], later["watch"].gather(order) * 3
+    )
+    pl.concat([events.filter(pl.col("time") < cuts[2]), mixed]).write_parquet(
+        tmp_path / "two" / "events.parquet"
+    )
+    del spec
+    folders = []
+    for name in ("one", "two"):
+        path = write_log_spec(tmp_path / name, split)
+        prepare(load_spec(path), tmp_path / f"data-{name}", base=path.parent)
+        folders.append(Dataset(tmp_path / f"data-{name}"))
+    train(folders[0], tmp_path / "run", model=ModelConfig(model="lime-xor", **MODEL), config=CONFIG)
+    loaded = load_run(tmp_path / "run")
+    said = []
+    for dataset in (loaded.dataset(), loaded.dataset(folders[1].path)):
+        times = dataset.events["time"][dataset.requests["first"]]
+        past = np.flatnonzero(times < cuts[2] * 1000)
+        found = predict(loaded.ranker, dataset, past)
+        keys = list(
+            zip(
+                dataset.user_ids[dataset.requests["user"][found.requests]].tolist(),
+                dataset.events["time"][found.rows].tolist(),
+                dataset.item_ids[dataset.events["item"][found.rows]].tolist(),
+                strict=True,
+            )
+        )
+        said.append(dict(zip(keys, found.values.tolist(), strict=True)))
+    assert len(said[0]) > 500
+    assert said[0].keys() == said[1].keys()
+    for key, value in said[0].items():
+        assert value == pytest.approx(said[1][key], rel=1e-4, abs=1e-6)
+
+
+def write_log_spec(folder: Path, split: dict[str, str]) -> Path:
+    """Put explicit cut points into a log's description."""
+    import tomllib
+
+    import tomli_w
+
+    path = folder / "spec.toml"
+    values = tomllib.loads(path.read_text())
+    path.write_text(tomli_w.dumps({**values, "split": split}))
+    return path
+
+
+def test_another_encoding_is_refused(run, tmp_path):
+    other = prepare_log(tmp_path, seed=5, users=30)
+    with pytest.raises(FingerprintError, match="encodes its features otherwise"):
+        evaluate(run, data=other)
+
+
+def test_an_unknown_split_is_named(run):
+    with pytest.raises(UnknownError, match="train, validation, test"):
+        evaluate(run, split="future")
+
+
+def test_damaged_folders_are_named(run, data, tmp_path):
+    import shutil
+
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(FormatError, match="damaged"):
+        load_run(broken)
+    with pytest.raises(FormatError, match="is not a run"):
+        load_run(data)
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    item = (copied / "events" / "item.npy").read_bytes()
+    (copied / "events" / "item.npy").write_bytes(item[: len(item) // 2])
+    with pytest.raises(FormatError, match="damaged"):
+        Dataset(copied)
+    (copied / "events" / "item.npy").unlink()
+    with pytest.raises(FormatError, match="missing"):
+        Dataset(copied)
+
+
+def test_effective_links():
+    assert effective_links(np.full((2, 8), 1 / 8, np.float32)) == pytest.approx(8)
+    assert effective_links(np.eye(3, dtype=np.float32)[:1]) == pytest.approx(1)

@@ -1,0 +1,215 @@
+"""Training: exact resume, early stopping, what is learned, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limerank.config import ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.errors import DataError, FormatError, SpecError
+from limerank.evaluate import evaluate
+from limerank.train import train
+from tests.worlds import prepare_log
+
+MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
+QUICK = {"epochs": 3, "impressions": 64, "patience": 9}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare_log(tmp_path_factory.mktemp("train"))
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def _equal(one: Path, other: Path) -> bool:
+    a, b = _weights(one), _weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _curves(run: Path) -> list[dict]:
+    timed = ("seconds", "impressions_per_s")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "two-tower"])
+def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
+    seen = []
+    last = train(
+        data,
+        tmp_path / "run",
+        model=ModelConfig(model=model, **MODEL),
+        config=TrainConfig(epochs=6, impressions=64, rate=0.003, patience=9),
+        report=seen.append,
+    )
+    losses = [line["loss"] for line in seen if "loss" in line]
+    assert losses[-1] < losses[0]
+    learned = evaluate(tmp_path / "run", split="train", lists=False)
+    assert learned["tasks"]["click"]["auc"] > 0.6
+    assert last["best_click/auc"] == max(
+        line["validation"]["click"]["auc"] for line in seen if "validation" in line
+    )
+    assert not (tmp_path / "run" / "trainer").exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == seen
+    validations = [line for line in seen if "validation" in line]
+    assert len(validations) == 6
+    assert {"auc", "gauc", "ne"} <= validations[0]["validation"]["click"].keys()
+    assert {"xauc", "mae_s"} <= validations[0]["validation"]["watch"].keys()
+    assert ("effective_links" in validations[0]) == (model != "two-tower")
+
+
+def test_the_same_seed_gives_the_same_weights(data, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(
+            data,
+            tmp_path / name,
+            model=ModelConfig(model="lime-mha", **MODEL),
+            config=TrainConfig(seed=seed, **QUICK),
+        )
+    assert _equal(tmp_path / "a", tmp_path / "b")
+    assert not _equal(tmp_path / "a", tmp_path / "c")
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 11])
+def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, monkeypatch, at):
+    import limerank.train as module
+
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
+    model = ModelConfig(model="lime-xor", **MODEL)
+    config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
+    train(data, tmp_path / "whole", model=model, config=config)
+
+    def stop(line):
+        if line["step"] == at:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "cut", model=model, config=config, report=stop)
+    train(data, tmp_path / "cut", model=model, config=config)
+    assert _equal(tmp_path / "whole", tmp_path / "cut")
+    assert _curves(tmp_path / "whole") == _curves(tmp_path / "cut")
+
+
+SCRIPT = """
+import sys
+from limerank.config import ModelConfig, TrainConfig
+from limerank.train import train
+import torch
+torch.set_num_threads(2)
+train(sys.argv[1], sys.argv[2],
+      model=ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8),
+      config=TrainConfig(epochs=8, impressions=32, patience=99, checkpoint_seconds=0.0))
+"""
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
+    """SIGKILL, several times, wherever it strikes; then the same command to the end."""
+
+    def start(out: Path) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(data), str(out)], cwd=Path(__file__).parents[1]
+        )
+
+    assert start(tmp_path / "whole").wait() == 0
+    out, kills = tmp_path / "killed", 0
+    for lines in (1, 5, 12):
+        process = start(out)
+        curves = out / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if curves.exists() and len(curves.read_bytes().splitlines()) >= lines:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 1
+    if (out / "trainer").exists():
+        assert start(out).wait() == 0
+    assert _equal(tmp_path / "whole", out)
+
+
+def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
+    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    train(data, tmp_path / "run", model=model, config=config)
+    with pytest.raises(FormatError, match="finished run.*--overwrite"):
+        train(data, tmp_path / "run", model=model, config=config)
+
+    def stop(line):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(data, tmp_path / "cut", model=model, config=config, report=stop)
+    other = TrainConfig(**{**QUICK, "epochs": 4})
+    with pytest.raises(FormatError, match=r"train.epochs is 3, not 4"):
+        train(data, tmp_path / "cut", model=model, config=other)
+    train(data, tmp_path / "cut", model=model, config=other, overwrite=True)
+
+
+def test_early_stopping_keeps_the_best(data, tmp_path):
+    seen = []
+    last = train(
+        data,
+        tmp_path / "run",
+        model=ModelConfig(model="two-tower", **MODEL),
+        config=TrainConfig(epochs=60, impressions=64, rate=0.01, table_rate=0.2, patience=2),
+        report=seen.append,
+    )
+    found = [
+        (line["validation"]["click"]["auc"], line["step"]) for line in seen if "validation" in line
+    ]
+    assert len(found) < 60
+    assert last["best_step"] == max(found, key=lambda pair: pair[0])[1]
+    result = evaluate(tmp_path / "run", split="validation", lists=False)
+    assert result["tasks"]["click"]["auc"] == pytest.approx(last["best_click/auc"], abs=1e-6)
+
+
+def test_a_metric_that_is_not_there_is_an_error(data, tmp_path):
+    with pytest.raises(SpecError, match=r"click/auc.*watch/xauc"):
+        train(data, tmp_path / "run", config=TrainConfig(metric="click/ndcg"))
+
+
+def test_an_empty_split_is_an_error(data, tmp_path):
+    dataset = Dataset(data)
+    dataset.requests["split"] = dataset.requests["split"] * 0
+    with pytest.raises(DataError, match="no requests in its validation split"):
+        train(dataset, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL))
+
+
+def test_padding_is_cheap(data):
+    """At least 85 % of what a training batch computes is real."""
+    import numpy as np
+
+    dataset = Dataset(data)
+    requests = dataset.requests_of("train")
+    real = computed = 0
+    for part in dataset.plan(requests, 64, None, np.random.default_rng(0)):
+        batch = dataset.batch(part)
+        real += int(batch.counts.sum() + batch.users.lengths.sum())
+        computed += batch.candidates.numel() + batch.users.items.numel()
+    assert real / computed >= 0.85
+
+
+def test_bf16_trains(data, tmp_path):
+    config = TrainConfig(epochs=4, impressions=64, rate=0.003, bf16=True, patience=9)
+    train(data, tmp_path / "run", model=ModelConfig(model="lime-mha", **MODEL), config=config)
+    learned = evaluate(tmp_path / "run", split="train", lists=False)
+    assert learned["tasks"]["click"]["auc"] > 0.6
+    assert all(weight.dtype == torch.float32 for weight in _weights(tmp_path / "run").values())
