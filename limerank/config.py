@@ -92,11 +92,11 @@ class TrainConfig(Frozen):
 
     epochs: int = Field(5, ge=1)
     """Passes over the training split; the learning rate decays towards the end of the last."""
-    impressions: int = Field(4096, ge=1)
+    impressions: int = Field(2048, ge=1)
     """Impressions per batch, about; whole requests."""
-    rate: float = Field(1e-3, gt=0)
+    rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the dense weights (AdamW)."""
-    table_rate: float = Field(0.02, gt=0)
+    table_rate: float = Field(0.05, gt=0)
     """Peak learning rate of the embedding tables (row-wise Adagrad)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""

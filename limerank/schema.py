@@ -179,7 +179,8 @@ class Feature(Frozen):
     transform: Literal["none", "log1p"] = "none"
     """For numeric columns, before they are normalised."""
     min_count: int = Field(1, ge=1)
-    """Categorical values seen less often than this in the training window count as unknown."""
+    """Categorical values seen less often than this in the training window (by its items, its
+    users, or its events) count as unknown."""
 
     @model_validator(mode="before")
     @classmethod
@@ -280,7 +281,7 @@ class Spec(Frozen):
     """One dataset: sources, roles, split. See the module's text for the TOML form."""
 
     name: str = Field(min_length=1)
-    events: tuple[EventSource, ...] = Field(min_length=1)
+    events: tuple[EventSource, ...] = Field(min_length=1, max_length=255)
     labels: tuple[Label, ...] = Field(min_length=1)
     event_features: tuple[EventFeature, ...] = ()
     items: Table | None = None

@@ -207,7 +207,7 @@ class Trainer:
         autocast = (
             torch.autocast(self.device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
         )
-        self._saved = self._reported = time.monotonic()
+        self._saved = self._reported = self._mark = time.monotonic()
         self._window = _Window()
         name = f"training {self.ranker.config.model}"
         with Bar(name, total=total, unit="batches", quiet=self.quiet) as bar:
@@ -220,7 +220,6 @@ class Trainer:
                 }
                 plan = plan[state["batch"] :]
                 for batch in self.dataset.batches(plan, config.history):
-                    started = time.monotonic()
                     batch = batch.to(self.device)
                     with autocast:
                         logits = self.ranker(batch)
@@ -234,8 +233,9 @@ class Trainer:
                     state["step"] += 1
                     state["batch"] += 1
                     state["impressions"] += impressions
-                    state["seconds"] += time.monotonic() - started
+                    state["seconds"] += time.monotonic() - self._mark
                     self._after_step(bar)
+                    self._mark = time.monotonic()
                     if state["waited"] >= config.patience:
                         break
                 else:

@@ -1,6 +1,6 @@
 """LIME: a few learned links stand between a user's history and the candidates.
 
-What this model has (LIME, arXiv 2510.18239; section numbers are those of docs/model.md):
+What this model has (LIME, arXiv 2510.18239; equations in docs/model.md):
 - links that are contextualised by the user's features and personalised by the history, in time
   linear in the history: one attention layer (LIME-MHA), or HSTU-style blocks under a mask that
   keeps only link-event pairs, computed as two rectangles (LIME-XOR);
@@ -84,6 +84,14 @@ class Lime(Ranker):
         """Contextualised links -> personalised links, [B, l, d]."""
         raise NotImplementedError
 
+    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        """With what weights links read events where they last do so, [B, H, l, N]; 0: padding.
+
+        LIME-MHA: shares of one per head and link. LIME-XOR: of the last block, of either sign.
+        For explanations; scoring never asks for it.
+        """
+        raise NotImplementedError
+
     def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
         heads = self.config.heads
         if terms.weights.dim() == 2:
@@ -134,6 +142,17 @@ class LimeMha(Lime):
         links_bld = links_bld + self.out(read_bhle.transpose(1, 2).flatten(-2))
         return links_bld + self.feed(links_bld)
 
+    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        heads, length = self.config.heads, users.items.shape[1]
+        links_bld = self.contextualise(self.user_tower(users)[0])
+        q_bhle = self.query(links_bld).unflatten(-1, (heads, -1)).transpose(1, 2)
+        k_bnd = self.event_tower.through(self.key_value, users, vectors_ud).chunk(2, -1)[0]
+        k_bhne = k_bnd.unflatten(-1, (heads, -1)).transpose(1, 2)
+        # Values that are unit vectors are read as the weights themselves.
+        v_bhnn = torch.eye(length, dtype=k_bhne.dtype, device=k_bhne.device)
+        v_bhnn = v_bhnn.expand(*k_bhne.shape[:2], -1, -1)
+        return link_attention(q_bhle, k_bhne, v_bhnn, self.log_rate.exp(), users.age, users.lengths)
+
 
 class LimeXor(Lime):
     """A stack of blocks in which links read events and events read links, and nothing else."""
@@ -152,6 +171,17 @@ class LimeXor(Lime):
         for place, block in enumerate(self.stack):
             links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, place == last)
         return links_bld
+
+    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        links_bld = self.contextualise(self.user_tower(users)[0])
+        events_bnd = self.event_tower(users, vectors_ud)
+        bucket_bn = (4 * torch.log2(1 + 24 * users.age)).long().clamp(max=AGE_BUCKETS - 1)
+        events_bnd = events_bnd + self.ages(bucket_bn)
+        for block in self.stack[:-1]:
+            links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, False)
+        last = self.stack[-1]
+        assert isinstance(last, XorBlock)
+        return last.read_weights(links_bld, events_bnd, users.lengths)
 
 
 class XorBlock(nn.Module):
@@ -177,15 +207,23 @@ class XorBlock(nn.Module):
         k_bhne, v_bhne = self._split(F.silu(self.kv(normal_bnd)))
         if last:
             read_bld, _ = xor_attention(q_bhle, k_bhne, v_bhne, None, None, None, lengths)
-            return self._update(links_bld, read_bld, u_bld), events_bnd
+            return links_bld + self.dropout(self._read(read_bld, u_bld)), events_bnd
         k_bhle, v_bhle = self._split(F.silu(self.kv(normal_bld)))
         u_bnd, q_bhne = self._two(self.uq, normal_bnd)
         read_bld, read_bnd = xor_attention(q_bhle, k_bhne, v_bhne, q_bhne, k_bhle, v_bhle, lengths)
         assert read_bnd is not None
-        return (
-            self._update(links_bld, read_bld, u_bld),
-            self._update(events_bnd, read_bnd, u_bnd),
-        )
+        links_bld = links_bld + self.dropout(self._read(read_bld, u_bld))
+        return links_bld, events_bnd + self._read(read_bnd, u_bnd)
+
+    def read_weights(self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor) -> Tensor:
+        """SiLU(q k^T / sqrt(e)) / n, as :meth:`forward` uses it: [B, H, l, N]."""
+        _, q_bhle = self._two(self.uq, self.norm(links_bld))
+        k_bhne, _ = self._split(F.silu(self.kv(self.norm(events_bnd))))
+        # Values that are unit vectors are read as the weights themselves.
+        v_bhnn = torch.eye(k_bhne.shape[2], dtype=k_bhne.dtype, device=k_bhne.device)
+        v_bhnn = v_bhnn.expand(*k_bhne.shape[:2], -1, -1)
+        read_blx, _ = xor_attention(q_bhle, k_bhne, v_bhnn, None, None, None, lengths)
+        return read_blx.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _two(self, linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
         u, q = F.silu(linear(x)).chunk(2, -1)
@@ -195,9 +233,9 @@ class XorBlock(nn.Module):
         k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in kv.chunk(2, -1))
         return k, v
 
-    def _update(self, x: Tensor, read: Tensor, u: Tensor) -> Tensor:
-        updated: Tensor = x + self.out(self.dropout(self.norm_read(read) * u))
-        return updated
+    def _read(self, read: Tensor, u: Tensor) -> Tensor:
+        update: Tensor = self.out(self.norm_read(read) * u)
+        return update
 
 
 class FeedForward(nn.Module):

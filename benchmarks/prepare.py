@@ -1,0 +1,187 @@
+"""Speed and peak memory of ``limerank.logs.prepare``, in a fresh process.
+
+    python -m benchmarks.prepare --events 20_000_000
+    python -m benchmarks.prepare --spec logs/spec.toml
+
+The simulated log has integer ids, a request id, a click, a watch time and one event feature, and
+stands in the order of time, as logs do: a user's events are spread over the whole file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from benchmarks.rows import write_row
+
+SPEC = """\
+name = "prepare-benchmark"
+
+[[events]]
+files = ["log.{ending}"]
+user = "user_id"
+item = "item_id"
+time = "time_ms"
+time_unit = "ms"
+request = "request_id"
+
+[[labels]]
+name = "click"
+kind = "binary"
+column = "is_click"
+
+[[labels]]
+name = "watch"
+kind = "duration"
+column = "play_time_ms"
+scale = 0.001
+
+[[event_features]]
+name = "tab"
+kind = "categorical"
+when = "context"
+"""
+CHUNK = 1 << 20
+
+
+def write_log(
+    folder: Path, events: int, users: int, items: int, ids: str, ending: str, seed: int = 0
+) -> Path:
+    """Write a log of ``events`` rows and its description; returns the description's path."""
+    rng = np.random.default_rng(seed)
+    schema = pa.schema(
+        [
+            ("user_id", pa.int64() if ids == "integers" else pa.string()),
+            ("item_id", pa.int64() if ids == "integers" else pa.string()),
+            ("time_ms", pa.int64()),
+            ("request_id", pa.int64()),
+            ("is_click", pa.int8()),
+            ("play_time_ms", pa.int32()),
+            ("tab", pa.int8()),
+        ]
+    )
+    path = folder / f"log.{ending}"
+    now, request = 1_600_000_000_000, 0
+    popularity = rng.permutation(items)
+    writer = (
+        pyarrow.parquet.ParquetWriter(path, schema)
+        if ending == "parquet"
+        else pyarrow.csv.CSVWriter(path, schema)
+    )
+    with writer:
+        for start in range(0, events, CHUNK):
+            n = min(CHUNK, events - start)
+            shown = 8
+            requests = -(-n // shown)
+            user = np.repeat((users * rng.random(requests) ** 1.5).astype(np.int64), shown)[:n]
+            item = popularity[(items * rng.random(n) ** 3).astype(np.int64)]
+            when = now + np.cumsum(rng.integers(0, 2000, requests))
+            columns = [
+                user if ids == "integers" else np.char.add("u", user.astype(str)),
+                item if ids == "integers" else np.char.add("item-", item.astype(str)),
+                np.repeat(when, shown)[:n] + np.arange(n) % shown,
+                np.repeat(request + np.arange(requests), shown)[:n],
+                rng.random(n) < 0.3,
+                rng.exponential(20_000, n),
+                rng.integers(0, 12, n),
+            ]
+            arrays = [
+                pa.array(column).cast(field.type, safe=False)
+                for column, field in zip(columns, schema, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            now, request = int(when[-1]), request + requests
+    spec = folder / "spec.toml"
+    spec.write_text(SPEC.format(ending=ending))
+    return spec
+
+
+def measure(spec: Path, out: Path, memory: int) -> dict[str, float]:
+    """Run ``prepare`` in a process of its own: events, seconds and peak memory."""
+    command = [sys.executable, "-m", "benchmarks.prepare", "--child", str(spec), str(out)]
+    done = subprocess.run([*command, "--memory", str(memory)], check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def child(spec: Path, out: Path, memory: int) -> None:
+    from limerank.logs import prepare
+    from limerank.schema import load_spec
+
+    before = time.perf_counter()
+    manifest = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)
+    seconds = time.perf_counter() - before
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    result = {
+        "events": manifest["counts"]["events"],
+        "rows": manifest["summary"]["rows"],
+        "users": manifest["counts"]["users"],
+        "items": manifest["counts"]["items"],
+        "seconds": seconds,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_rss_mib": usage.ru_maxrss / 1024,
+    }
+    print(json.dumps(result))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--spec", type=Path, help="measure this log instead of a simulated one")
+    parser.add_argument("--events", type=int, default=20_000_000)
+    parser.add_argument("--users", type=int, help="default: one for every 100 events")
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--ids", choices=["integers", "texts"], default="integers")
+    parser.add_argument("--format", choices=["parquet", "csv"], default="parquet")
+    parser.add_argument("--memory", type=int, default=2 << 30, help="bytes")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the log goes (default: temporary)")
+    parser.add_argument("--dry", action="store_true", help="print the row, do not write it")
+    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        child(*options.child, options.memory)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        spec = options.spec
+        case: dict[str, object] = {"memory_mib": options.memory >> 20}
+        if spec is None:
+            users = options.users or max(options.events // 100, 1)
+            spec = write_log(
+                folder, options.events, users, options.items, options.ids, options.format
+            )
+            case |= {"ids": options.ids, "format": options.format, "events": options.events}
+        else:
+            case["log"] = spec.parent.name
+        runs = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
+    speeds = sorted(run["events"] / run["seconds"] for run in runs)
+    metrics = {
+        "events_per_s": statistics.median(speeds),
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "cpu_s": statistics.median(run["cpu_s"] for run in runs),
+        "peak_rss_mib": max(run["peak_rss_mib"] for run in runs),
+        "events": runs[0]["events"],
+        "users": runs[0]["users"],
+        "items": runs[0]["items"],
+    }
+    print(json.dumps({"case": case, "metrics": metrics, "events_per_s": speeds}, indent=2))
+    if not options.dry:
+        spread = {"events_per_s": [speeds[0], speeds[-1]]}
+        write_row("prepare", case, metrics, repeats=options.repeats, spread=spread)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""One measurement is one JSON object per line of ``benchmarks/results/BENCH.jsonl``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "polars", "pyarrow")
+
+
+def write_row(
+    bench: str,
+    case: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    seed: int | None = None,
+    repeats: int = 1,
+    spread: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Keep one measurement, in place of an older one of the same case and seed.
+
+    Args:
+        bench: what is measured; names the file.
+        case: all that tells this case from the others.
+        metrics: name, with its unit, -> number.
+        seed: where the measurement has one.
+        repeats: how many runs the metrics are the median of.
+        spread: name -> [least, most] over the repeats.
+    """
+    row = {
+        "bench": bench,
+        "case": dict(case),
+        "metrics": dict(metrics),
+        "seed": seed,
+        "repeats": repeats,
+        "spread": dict(spread) if spread else None,
+        "machine": {"processor": _processor(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    kept = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
+    RESULTS.mkdir(exist_ok=True)
+    text = "".join(json.dumps(part) + "\n" for part in [*kept, row])
+    partial = RESULTS / f".{bench}.jsonl.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(RESULTS / f"{bench}.jsonl")
+    return row
+
+
+def rows(bench: str) -> Iterator[dict[str, Any]]:
+    """The measurements kept so far."""
+    path = RESULTS / f"{bench}.jsonl"
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield json.loads(line)
+
+
+def has_row(bench: str, case: Mapping[str, Any], seed: int | None = None) -> bool:
+    """Whether this case is measured already: long measurements are resumed."""
+    return any((row["case"], row["seed"]) == (dict(case), seed) for row in rows(bench))
+
+
+def _processor() -> str:
+    """The processor's name and widest vector unit, as the system tells them."""
+    name, wide = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+            if line.startswith("flags"):
+                flags = line.split()
+                known = ("avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+                wide = ", ".join(flag for flag in known if flag in flags)
+                break
+    except OSError:
+        pass
+    return f"{name} ({wide})" if wide else name
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    dirty = git("status", "--porcelain", "--", "../limerank")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if dirty else "")

@@ -1,0 +1,92 @@
+"""Runs with random weights and their indexes, built once, that several tests share."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from limerank.checkpoint import Run, create_run, load_run, save_weights
+from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.index import Index, build_index
+from limerank.models import build
+from limerank.scorer import ModelScorer, QuantisedScorer, Scorer
+from tests.worlds import prepare_log
+
+MODELS = ("lime-mha", "lime-xor", "two-tower")
+SCORERS = ("model", "kept", "quantised")
+ITEMS = 90
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A dataset, a run on it and the index of its items."""
+
+    data: Dataset
+    run: Run
+    index: Index
+
+    def requests(self, count: int = 12) -> np.ndarray:
+        """Requests of all lengths, the empty history included."""
+        lengths = self.data.requests["history_end"] - self.data.requests["history_start"]
+        order = np.argsort(lengths, kind="stable")
+        return np.sort(order[np.linspace(0, len(order) - 1, count).astype(int)])
+
+    def state(self, count: int = 12):
+        """User states of :meth:`requests`."""
+        batch = self.data.batch(self.requests(count))
+        with torch.inference_mode():
+            return self.run.ranker.encode_users(
+                batch.users, self.run.ranker.item_vectors(batch.items)
+            )
+
+
+@functools.cache
+def folder() -> Path:
+    held = tempfile.TemporaryDirectory(prefix="limerank-shops-")
+    _HELD.append(held)
+    return Path(held.name)
+
+
+_HELD: list[tempfile.TemporaryDirectory] = []
+
+
+@functools.cache
+def data(**options: object) -> Dataset:
+    name = "-".join(f"{key}={value}" for key, value in sorted(options.items())) or "plain"
+    return Dataset(prepare_log(folder() / name, items=ITEMS, users=30, **options))
+
+
+def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
+    """A run with random weights, louder than at the start of a training."""
+    torch.manual_seed(1)
+    config = ModelConfig(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
+    shape = DataShape.of(dataset.manifest)
+    ranker = build(shape, config)
+    with torch.no_grad():
+        for weight in ranker.parameters():
+            if weight.dim() > 1:
+                weight.mul_(1.7)
+    path.mkdir(parents=True)
+    create_run(path, dataset, shape, config, TrainConfig())
+    save_weights(path, ranker)
+    return load_run(path)
+
+
+@functools.cache
+def shop(model: str, **settings: object) -> Shop:
+    name = "-".join(f"{key}={value}" for key, value in [("model", model), *settings.items()])
+    run = make_run(folder() / f"run-{name}", data(), model=model, **settings)
+    build_index(run, folder() / f"index-{name}", data=data())
+    return Shop(data(), run, Index.open(folder() / f"index-{name}", fingerprint=run.fingerprint))
+
+
+def make_scorer(name: str, of: Shop) -> Scorer:
+    if name == "quantised":
+        return QuantisedScorer(of.run.ranker, of.index)
+    return ModelScorer(of.run.ranker, of.index, keep=name == "kept")

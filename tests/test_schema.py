@@ -1,0 +1,146 @@
+"""Dataset descriptions: what is accepted, and what each mistake is told."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import limerank.schema
+from limerank.errors import SpecError
+from limerank.schema import Spec, load_spec, validate
+
+SOURCE: dict[str, Any] = {"files": ["log.parquet"], "time": "time"}
+LIKE: dict[str, Any] = {"name": "like", "kind": "binary", "column": "rating", "at_least": 4}
+BASE: dict[str, Any] = {"name": "shop", "events": [SOURCE], "labels": [LIKE]}
+
+
+def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
+    text = (limerank.schema.__doc__ or "").split("::\n", 1)[1]
+    path = tmp_path / "spec.toml"
+    path.write_text(textwrap.dedent(text))
+    spec = load_spec(path)
+    assert spec.name == "shop"
+    assert spec.clock
+    assert [label.column for label in spec.labels] == ["is_click", "play_time_ms"]
+    assert spec.items is not None
+    assert [feature.kind for feature in spec.items.features] == [
+        "categorical",
+        "numeric",
+        "text-vector",
+    ]
+    assert spec == validate(Spec, spec.model_dump(mode="json"), "again")
+
+
+def test_columns_default_to_names() -> None:
+    label = {"name": "click", "kind": "binary"}
+    feature = {"name": "tab", "kind": "categorical", "when": "context"}
+    spec = validate(Spec, {**BASE, "labels": [label], "event_features": [feature]}, "spec")
+    assert spec.labels[0].column == "click"
+    assert spec.event_features[0].column == "tab"
+
+
+def test_lists_are_never_shown() -> None:
+    lists = {**SOURCE, "lists": True, "constant": {"rating": 5}}
+    spec = validate(Spec, {**BASE, "events": [SOURCE, lists]}, "spec")
+    assert [source.shown for source in spec.events] == [True, False]
+    assert spec.events[1].constant == {"rating": 5.0}
+
+
+def test_cut_points_are_utc_unless_they_say_otherwise() -> None:
+    cuts = {"validation_from": "2022-04-19", "test_from": "2022-04-20T02:00:00+02:00"}
+    spec = validate(Spec, {**BASE, "split": cuts}, "spec")
+    assert spec.split.cuts == (1650326400000, 1650412800000)
+
+
+def source(**values: Any) -> dict[str, Any]:
+    return {"events": [{**SOURCE, **values}]}
+
+
+def label(**values: Any) -> dict[str, Any]:
+    return {"labels": [{"name": "like", "kind": "binary", **values}]}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"events": []}, "events: Tuple should have at least 1 item"),
+        ({"names": 1}, "names: Extra inputs are not permitted; got 1"),
+        (source(order="pos"), "events.0: give either time or order"),
+        (source(time=None), "events.0: give either time or order"),
+        (source(time_unit="h"), "events.0.time_unit: .*got 'h'"),
+        (source(time_format="%Y"), 'time_format goes with time_unit = "text"'),
+        (source(lists=True, shown=True), "a source of lists cannot be scored"),
+        (source(lists=True), "at least one source of events must have shown = true"),
+        (source(shown=False), "at least one source of events must have shown = true"),
+        (
+            {"events": [SOURCE, {**SOURCE, "lists": True}]},
+            "lists hold no labels: .* constant = { rating = 1 }",
+        ),
+        ({"events": [SOURCE, {"files": ["b.csv"], "order": "pos"}]}, "or all have order"),
+        ({"labels": []}, "labels: Tuple should have at least 1 item"),
+        ({"labels": [LIKE, LIKE]}, "needs a name of its own; got twice: like"),
+        (label(name="a b"), "labels.0.name: String should match pattern"),
+        (label(kind="score"), "labels.0.kind: Input should be 'binary' or 'duration'"),
+        (label(cap=3), "of and cap are for duration labels"),
+        (label(kind="duration", at_least=3), "at_least is for binary labels"),
+        (label(kind="duration", scale=0), "labels.0.scale: .*greater than 0"),
+        (
+            {"event_features": [{"name": "like", "kind": "categorical"}]},
+            "each label and event feature needs a name of its own",
+        ),
+        (
+            {"event_features": [{"name": "tags", "kind": "categorical", "split": "|"}]},
+            "an event feature has one value",
+        ),
+        (
+            {"event_features": [{"name": "vector", "kind": "text-vector"}]},
+            "event_features.0.kind: Input should be 'categorical' or 'numeric'",
+        ),
+        (
+            {"items": {"files": ["a.csv"], "features": [{"name": "a", "kind": "word"}]}},
+            "items.features.0.kind",
+        ),
+        (
+            {
+                "items": {
+                    "files": ["a.csv"],
+                    "features": [{"name": "a", "kind": "numeric", "split": " "}],
+                }
+            },
+            "split is for categorical features",
+        ),
+        ({"split": {"train": 0.9, "validation": 0.1}}, "must leave something for the test split"),
+        ({"split": {"validation_from": "2020-01-01"}}, "go together"),
+        ({"split": {"validation_from": "May", "test_from": "June"}}, "Invalid isoformat string"),
+        (
+            {"split": {"validation_from": "2020-02-01", "test_from": "2020-01-01"}},
+            "validation_from is later than test_from",
+        ),
+        (
+            {"events": [{"files": ["a.csv"], "order": "pos"}]},
+            'a log that has only an order is split by = "position"',
+        ),
+        ({"history": {"keep": "click"}}, "history.keep is 'click', expected one of .*'like'"),
+        ({"history": {"length": 0}}, "history.length"),
+        ({"requests": {"size": 0}}, "requests.size"),
+        ({"checks": {"max_bad_share": 2}}, "checks.max_bad_share"),
+    ],
+)
+def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        validate(Spec, {**BASE, **values}, "spec")
+
+
+def test_files_that_are_no_descriptions(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such dataset description"):
+        load_spec(tmp_path / "none.toml")
+    path = tmp_path / "spec.toml"
+    path.write_text("name = ")
+    with pytest.raises(SpecError, match="is not valid TOML"):
+        load_spec(path)
+    path.write_text('name = "x"')
+    with pytest.raises(SpecError, match="events: Field required"):
+        load_spec(path)
