@@ -111,7 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
             metrics = future.result()
             write_row("quality", case, metrics, seed=seed)
             main_metric = next(iter(metrics))
-            print(f"{name} {model} seed {seed}: {main_metric} {metrics[main_metric]:.4f}", flush=True)
+            print(
+                f"{name} {model} seed {seed}: {main_metric} {metrics[main_metric]:.4f}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rows -> docs/results: tables and plots, and nothing that was typed by hand.
 
-    python -m benchmarks.report
+python -m benchmarks.report
 """
 
 from __future__ import annotations

@@ -140,7 +140,9 @@ def table_sizes(folder: Path) -> None:
     spread_out = []
     for batch in batches:  # the same work on ids all over the large table
         ids = batch.items.ids * (4_000_000 // (ITEMS + 1))
-        spread_out.append(Batch(**{**vars(batch), "items": type(batch.items)(ids, batch.items.content)}))
+        spread_out.append(
+            Batch(**{**vars(batch), "items": type(batch.items)(ids, batch.items.content)})
+        )
     times: list[tuple[float, float]] = []
     for small, large in zip(batches, spread_out, strict=True):
         started = time.perf_counter()

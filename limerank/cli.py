@@ -123,10 +123,15 @@ def prepare(
             raise SpecError(f"give the folder of the {source} files: limerank prepare {source} DIR")
         target = out if out is not None else write_spec
         assert target is not None
-        work = target.with_name(f"{target.stem}-converted")
+        work = target.with_name(f"{target.name}-converted")
         spec, base = read(source, directory, work, quiet=quiet, **_settings(option))
     elif directory is not None or option:
         raise SpecError(f"{source!r} is no official layout; expected {', '.join(READERS)}")
+    elif not Path(source).exists():
+        raise SpecError(
+            f"{source} is neither a dataset description nor one of the official layouts "
+            f"{', '.join(READERS)}"
+        )
     else:
         spec, base = load_spec(source), Path(source).parent
     if write_spec is not None:

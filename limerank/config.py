@@ -108,7 +108,7 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient of the dense weights."""
     history: int | None = Field(None, ge=1)
     """Events per history; the dataset's own length when not given."""
-    task_weights: dict[str, float] = {}
+    task_weights: dict[str, float] = Field(default_factory=dict)
     """Weights of the tasks' losses; 1 where not given."""
     metric: str | None = None
     """What validation stops by, such as "click/auc"; the main task's AUC (binary) or XAUC

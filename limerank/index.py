@@ -282,8 +282,8 @@ class Index:
     def open(
         cls,
         path: str | os.PathLike[str],
-        *,
         fingerprint: str | None = None,
+        *,
         verify: bool = False,
     ) -> Index:
         """Open an index.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -123,7 +123,7 @@ def slices(
         figure, axes = _figure()
         figure.subplots_adjust(left=0.135, right=0.74, top=0.95, bottom=0.24)
         ends = []
-        lines = [(one, _colour(one.colour), "-") for one in series]
+        lines: list[tuple[Series, str, Any]] = [(one, _colour(one.colour), "-") for one in series]
         if best is not None:
             lines.append((best, MUTED, (0, (4, 3))))
         for one, colour, style in lines:

@@ -304,15 +304,17 @@ class Recommender:
         return _Log(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
 
     def _events_of(self, user: int) -> tuple[int, int]:
-        """First and last + 1 event row of a user."""
-        users = self.dataset.requests["user"]
-        first, last = np.searchsorted(users, [user, user + 1])
+        """First and last + 1 event row of a user, as far as requests tell: events that were never
+        shown and came after the user's last request do not count."""
+        requests = self.dataset.requests
+        first, last = np.searchsorted(requests["user"], [user, user + 1])
         if first == last:
             return 0, 0
-        requests = self.dataset.requests
         start = int(requests["history_start"][first])
-        if self.dataset.kept is not None:
-            start = int(requests["first"][first])
+        kept = self.dataset.kept
+        if kept is not None:
+            row = int(requests["first"][first])
+            start = min(row, int(kept[start])) if start < len(kept) else row
         return start, int(requests["first"][last - 1] + requests["count"][last - 1])
 
     def _given(self, history: Iterable[Any], now: int | None) -> _Log:

@@ -348,12 +348,23 @@ def validate(model: type[M], values: Any, where: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [f"{where} is not valid:"]
-        for part in error.errors():
-            place = ".".join(str(step) for step in part["loc"]) or "(whole)"
-            got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
-            lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")
-        raise SpecError("\n".join(lines)) from None
+        raise SpecError(explain(error, where)) from None
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """One line per wrong field: its place, what was expected, what was got."""
+    parts = error.errors()
+    inner = {part["loc"][:-1] for part in parts if len(part["loc"]) > 1}
+    lines = [f"{where} is not valid:"]
+    for part in parts:
+        if part["type"] == "too_short" and any(
+            loc[: len(part["loc"])] == part["loc"] for loc in inner
+        ):
+            continue  # what is wrong inside is said; that nothing valid remains follows from it
+        place = ".".join(str(step) for step in part["loc"]) or "(whole)"
+        got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
+        lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")
+    return "\n".join(lines)
 
 
 def load_spec(path: str | Path) -> Spec:

@@ -47,6 +47,7 @@ from limerank.dataset import Dataset
 from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.index import Index
 from limerank.models import Lime, Ranker
+from limerank.models.ranker import gather
 from limerank.progress import Bar
 
 Rows = NDArray[np.int64]
@@ -302,17 +303,25 @@ class ModelScorer(Scorer):
 
     def _terms(self, rows: slice | Rows) -> Any:
         device = next(self.ranker.parameters()).device
-        vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
-        return self.ranker.encode_items(vectors.to(device))
+        vectors_ud = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
+        return self.ranker.encode_items(vectors_ud.to(device))
 
     def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
-        if self._kept is not None:
-            at = rows if isinstance(rows, slice) else torch.from_numpy(rows)
-            terms = type(self._kept)(*(part[at] for part in self._kept))
+        if isinstance(rows, slice):
+            terms = self._terms(rows) if self._kept is None else _take(self._kept, rows)
+        elif self._kept is not None:
+            terms = gather(self._kept, torch.from_numpy(rows).to(self._kept[0].device))
         else:
-            terms = self._terms(rows)
+            distinct, places = np.unique(rows, return_inverse=True)
+            terms = self._terms(distinct)
+            at = torch.from_numpy(places.reshape(rows.shape)).to(terms[0].device)
+            terms = gather(terms, at)
         logits: Tensor = self.ranker.score(requests, terms)
         return logits
+
+
+def _take(terms: Any, rows: slice) -> Any:
+    return type(terms)(*(part[rows] for part in terms))
 
 
 class _Folded(NamedTuple):

@@ -6,7 +6,8 @@ shown a few more that a mistaken logging policy takes for liked ones. Both chang
     logit P(click) = b + b_user + b_tab + 0.55 quality - 0.15 ln(duration / 20 s)
                      + strength(user, t) where the user likes the item's topic at time t
                      - aversion(user, t) where the policy is mistaken about that topic
-    E[watch | click]    = duration * sigmoid(0.6 + 0.6 interest + 0.4 quality - 0.7 ln(duration / 20 s))
+    E[watch | click]    = duration * sigmoid(0.6 + 0.6 interest + 0.4 quality
+                                             - 0.7 ln(duration / 20 s))
     E[watch | no click] = 2 s * duration / (duration + 10 s)
 
 An impression comes from the topics that the policy believes in, from what is popular and fresh,

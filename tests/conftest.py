@@ -8,7 +8,6 @@ from collections.abc import Iterator
 # Threads that wait by spinning starve each other on a busy machine; torch reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# ruff: noqa: E402
 
 import hypothesis
 import pytest

@@ -98,12 +98,14 @@ def test_ranks_over_the_catalogue_by_hand(run, data):
 
 def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path):
     """Two logs that are equal before an instant inside the test window, and not after it."""
-    spec = write_log(tmp_path / "one", users=60)
+    write_log(tmp_path / "one", users=60)
     events = pl.read_parquet(tmp_path / "one" / "events.parquet").sort("time", maintain_order=True)
     cuts = [events["time"][int(share * len(events))] for share in (0.7, 0.8, 0.9)]
     texts = [pl.Series([cut]).cast(pl.Int64).item() for cut in cuts]
     split = {
-        "validation_from": pl.from_epoch(pl.Series([texts[0]])).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[0],
+        "validation_from": pl.from_epoch(pl.Series([texts[0]])).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[
+            0
+        ],
         "test_from": pl.from_epoch(pl.Series([texts[1]])).dt.strftime("%Y-%m-%dT%H:%M:%SZ")[0],
     }
     write_log(tmp_path / "two", users=60)
@@ -116,7 +118,6 @@ def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path
     pl.concat([events.filter(pl.col("time") < cuts[2]), mixed]).write_parquet(
         tmp_path / "two" / "events.parquet"
     )
-    del spec
     folders = []
     for name in ("one", "two"):
         path = write_log_spec(tmp_path / name, split)

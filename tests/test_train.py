@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_weights(data, tmp_path):
     assert not _equal(tmp_path / "a", tmp_path / "c")
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -99,9 +99,9 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 
     def stop(line):
         if line["step"] == at:
-            raise Stopped
+            raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(data, tmp_path / "cut", model=model, config=config, report=stop)
     train(data, tmp_path / "cut", model=model, config=config)
     assert _equal(tmp_path / "whole", tmp_path / "cut")
@@ -149,13 +149,13 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
 def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
     model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
     train(data, tmp_path / "run", model=model, config=config)
-    with pytest.raises(FormatError, match="finished run.*--overwrite"):
+    with pytest.raises(FormatError, match=r"finished run.*--overwrite"):
         train(data, tmp_path / "run", model=model, config=config)
 
     def stop(line):
-        raise Stopped
+        raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         train(data, tmp_path / "cut", model=model, config=config, report=stop)
     other = TrainConfig(**{**QUICK, "epochs": 4})
     with pytest.raises(FormatError, match=r"train.epochs is 3, not 4"):

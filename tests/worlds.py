@@ -81,7 +81,9 @@ def batch(
     )
 
 
-def write_log(folder: Path, *, users: int = 40, items: int = 30, seed: int = 0, **spec: object) -> Path:
+def write_log(
+    folder: Path, *, users: int = 40, items: int = 30, seed: int = 0, **spec: object
+) -> Path:
     """A small clocked log with two tasks, an item table and a user table; returns its spec."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,9 +117,7 @@ def write_log(folder: Path, *, users: int = 40, items: int = 30, seed: int = 0, 
         tomli_w.dumps(
             {
                 "name": "small",
-                "events": [
-                    {"files": ["events.parquet"], "time": "time", "request": "request_id"}
-                ],
+                "events": [{"files": ["events.parquet"], "time": "time", "request": "request_id"}],
                 "labels": [
                     {"name": "click", "kind": "binary"},
                     {"name": "watch", "kind": "duration"},

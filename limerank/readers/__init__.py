@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from limerank.errors import SpecError
-from limerank.schema import Spec
+from limerank.schema import Spec, explain
 
 __all__ = ["READERS", "Reader", "read"]
 
@@ -52,12 +54,31 @@ class Reader:
                 f"the {self.name} reader has no option {', '.join(unknown)}; "
                 f"expected one of {', '.join(known)}"
             )
-        spec: Spec = self._function()(directory, work, quiet=quiet, **options)
+        given = {name: _as(known[name], value, name) for name, value in options.items()}
+        try:
+            spec: Spec = self._function()(directory, work, quiet=quiet, **given)
+        except ValidationError as error:
+            raise SpecError(explain(error, f"the {self.name} reader's options")) from None
         return spec, directory
 
     def _function(self) -> Callable[..., Spec]:
         function: Callable[..., Spec] = importlib.import_module(self.module).read
         return function
+
+
+def _as(default: Any, value: Any, name: str) -> Any:
+    """An option's value in the type of its default, as far as text can say it."""
+    if isinstance(default, bool):
+        known = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
+        found = value if isinstance(value, bool) else known.get(str(value).lower())
+        if found is None:
+            raise SpecError(f"option {name} is {value!r}, expected yes or no")
+        return found
+    if isinstance(default, int) and not isinstance(value, int):
+        raise SpecError(f"option {name} is {value!r}, expected a whole number")
+    if isinstance(default, tuple) and isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return value
 
 
 READERS: dict[str, Reader] = {

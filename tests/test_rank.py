@@ -1,0 +1,390 @@
+"""Rankings: histories of the log or given on the spot, candidates, new items, unknown ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from limerank.dataset import Dataset
+from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
+from limerank.evaluate import predict
+from limerank.index import Index, build_index
+from limerank.logs import prepare
+from limerank.losses import predictions
+from limerank.rank import Recommender, rank_command, ranking_text
+from limerank.schema import Spec
+from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
+
+
+@pytest.fixture(params=MODELS)
+def of(request):
+    return shop(request.param)
+
+
+@pytest.fixture
+def recommender(of):
+    return Recommender(of.run, of.index, of.data, scorer="model")
+
+
+def events_of(of, user):
+    """Event rows of a user."""
+    requests = of.data.requests
+    mine = np.flatnonzero(requests["user"] == np.flatnonzero(of.data.user_ids == user)[0])
+    end = requests["first"][mine[-1]] + requests["count"][mine[-1]]
+    return np.arange(requests["history_start"][mine[0]], end)
+
+
+def values(ranking):
+    return pytest.approx([item.value for item in ranking], abs=1e-5)
+
+
+def same(one, other):
+    """Whether two rankings have the same values, up to float rounding."""
+    return [item.value for item in one] == values(other)
+
+
+# The keystone: a ranking is what evaluation computes
+
+
+def test_a_ranking_as_of_a_request_is_what_evaluation_computed(of, recommender):
+    """Ask at the time of the test split's requests: the same history, context and scores."""
+    requests = of.data.requests_of("test")
+    said = predict(of.run.ranker, of.data, requests)
+    checked = 0
+    for request in requests[:8]:
+        first, count = of.data.requests["first"][request], of.data.requests["count"][request]
+        shown = of.data.item_ids[of.data.events["item"][first : first + count]]
+        ranking = recommender.rank(
+            of.data.user_ids[of.data.requests["user"][request]],
+            k=count,
+            candidates=shown,
+            exclude_seen=False,
+            time=int(of.data.events["time"][first]),
+        )
+        assert ranking.events == of.data.history_lengths(np.array([request]), 20)[0]
+        scores = {item.id: item.scores for item in ranking}
+        for place in np.flatnonzero(said.requests == request):
+            id = of.data.item_ids[of.data.events["item"][said.rows[place]]]
+            expected = dict(zip(of.data.tasks, said.values[place].tolist(), strict=True))
+            assert scores[id] == pytest.approx(expected, rel=1e-4)
+            checked += 1
+    assert checked > 10
+
+
+def test_a_history_given_here_is_the_log_s(of, recommender):
+    """The events of the log, given as mappings: the same ranking."""
+    user = of.data.user_ids[3]
+    rows, events = events_of(of, user), of.data.events
+    history = [
+        {
+            "item": of.data.item_ids[events["item"][row]],
+            "time": int(events["time"][row]),
+            "labels": {name: float(events[f"label_{name}"][row]) for name in of.data.tasks},
+        }
+        for row in rows
+    ]
+    expected = recommender.rank(user, k=ITEMS)
+    found = recommender.rank(user, history=reversed(history), k=ITEMS)
+    assert [item.id for item in found] == [item.id for item in expected]
+    assert same(found, expected)
+    as_datetimes = [
+        {**event, "time": datetime.fromtimestamp(event["time"] / 1000, UTC)} for event in history
+    ]
+    again = recommender.rank(user, history=as_datetimes, k=ITEMS)
+    assert same(again, found)
+
+
+def test_scores_are_probabilities_and_seconds(of, recommender):
+    ranking = recommender.rank(of.data.user_ids[0], k=5)
+    tasks = of.run.ranker.shape.tasks
+    values = [item.value for item in ranking]
+    assert values == sorted(values, reverse=True)
+    for item in ranking:
+        assert list(item.scores) == ["click", "watch"]
+        # The first task alone ranks: its logit is the ranking value.
+        logits = torch.tensor([item.value, np.log(item.scores["watch"] / tasks[1].mean)])
+        expected = predictions(logits, tasks).tolist()
+        assert list(item.scores.values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_task_weights(of, recommender):
+    user = of.data.user_ids[0]
+    by_watch = recommender.rank(user, k=9, task_weights={"watch": 1.0})
+    seconds = [item.scores["watch"] for item in by_watch]
+    assert seconds == sorted(seconds, reverse=True)
+    with pytest.raises(UnknownError, match="no task is called 'like'; known: 'click', 'watch'"):
+        recommender.rank(user, task_weights={"like": 1.0})
+
+
+# What is ranked
+
+
+def test_seen_items_are_left_out(of, recommender):
+    user = of.data.user_ids[1]
+    met = set(of.data.item_ids[of.data.events["item"][events_of(of, user)]])
+    ranking = recommender.rank(user, k=ITEMS)
+    assert len(ranking) == ITEMS - len(met) and ranking.candidates == ITEMS
+    assert not met & {item.id for item in ranking}
+    assert len(recommender.rank(user, k=ITEMS, exclude_seen=False)) == ITEMS
+    assert {item.id for item in recommender.rank(history=[3, 4], k=ITEMS)} == set(
+        of.data.item_ids.tolist()
+    ) - {3, 4}
+
+
+def test_candidates(of, recommender):
+    ranking = recommender.rank("nobody", candidates=[7, "9", 11, 7], k=20)
+    assert {item.id for item in ranking} == {7, 9, 11} and ranking.candidates == 3
+    whole = [item for item in recommender.rank("nobody", k=ITEMS) if item.id in (7, 9, 11)]
+    assert [item.id for item in whole] == [item.id for item in ranking]
+    assert len(recommender.rank("nobody", candidates=[])) == 0
+    unknown = [7, *range(1000, 1012), "x"]
+    with pytest.raises(UnknownError, match=r"13 of 14 candidates .* and 3 more"):
+        recommender.rank("nobody", candidates=unknown)
+
+
+def test_wrong_arguments(recommender):
+    with pytest.raises(SpecError, match="k is 0"):
+        recommender.rank(k=0)
+    with pytest.raises(UnknownError, match=r"1 of 2 items of the history .* 'x'"):
+        recommender.rank(history=[1, "x"])
+    with pytest.raises(UnknownError, match="no label is called 'like'"):
+        recommender.rank(history=[{"item": 1, "labels": {"like": 1}}])
+    with pytest.raises(UnknownError, match="no context feature is called 'tab'; known: none"):
+        recommender.rank(context={"tab": 1})
+    with pytest.raises(UnknownError, match="no event feature is called 'tab'"):
+        recommender.rank(history=[{"item": 1, "features": {"tab": 1}}])
+    wrong = [
+        {"item": 1, "labels": {"click": 2}},
+        {"item": 1, "labels": {"watch": -1.0}},
+        {"item": 1, "click": 1},
+        {"labels": {}},
+        {"item": 1, "time": "yesterday"},
+        {"item": 1, "time": float("nan")},
+    ]
+    for event in wrong:
+        with pytest.raises(DataError):
+            recommender.rank(history=[event])
+    with pytest.raises(DataError, match="1 of 2 events of the history have no time"):
+        recommender.rank(history=[{"item": 1, "time": 5}, 2])
+
+
+def test_users_nobody_knows(of, recommender):
+    """No history, no features: the same for all of them, and no dataset is needed."""
+    alone = Recommender(of.run, of.index, folder() / "no such dataset", scorer="model")
+    ranking = alone.rank(k=10)
+    assert not ranking.known and ranking.events == 0 and len(ranking) == 10
+    named = recommender.rank("nobody", k=10)
+    assert same(named, ranking)
+    # A history given here does not need it either, and changes the ranking.
+    changed = alone.rank(history=[1, 2, 3], k=10)
+    assert not same(changed, ranking)
+    with pytest.raises(FormatError, match="not a dataset"):
+        alone.rank(of.data.user_ids[0])
+
+
+def test_ids_alone_are_liked_items_in_order(of, recommender):
+    given = recommender.rank(history=[4, 8, 15], k=5)
+    events = [{"item": item, "labels": {"click": 1}} for item in (4, 8, 15)]
+    assert same(recommender.rank(history=events, k=5), given)
+    unknown = [{"item": item} for item in (4, 8, 15)]
+    assert not same(recommender.rank(history=unknown, k=5), given)
+    last = recommender.run.manifest["summary"]["time"]["last"]
+    spaced = [{**event, "time": last - 60_000 * (3 - n)} for n, event in enumerate(events)]
+    assert same(recommender.rank(history=spaced, k=5), given)
+
+
+def test_only_events_before_the_time_count(of, recommender):
+    user = of.data.user_ids[2]
+    rows = events_of(of, user)
+    times = of.data.events["time"][rows]
+    middle = int(times[len(times) // 2])
+    ranking = recommender.rank(user, time=middle, k=1)
+    assert ranking.events == min(20, int((times < middle).sum()))
+    assert recommender.rank(user, time=int(times[0]), k=1).events == 0
+    moment = datetime.fromtimestamp(middle / 1000, UTC)
+    assert same(recommender.rank(user, time=moment, k=1), ranking)
+    assert same(recommender.rank(user, time=moment.replace(tzinfo=None), k=1), ranking)
+
+
+def test_quantised_rankings_are_close():
+    of = shop("lime-xor")
+    exact, quantised = (
+        Recommender(of.run, of.index, of.data, scorer=name) for name in ("model", "quantised")
+    )
+    assert Recommender(of.run, of.index, of.data).scorer.name == "quantised"
+    for user in of.data.user_ids[:5]:
+        a, b = ({item.id: item.value for item in r.rank(user, k=ITEMS)} for r in (exact, quantised))
+        assert a.keys() == b.keys()
+        assert max(abs(a[id] - b[id]) for id in a) < 0.1
+
+
+# New items
+
+
+def test_new_items_are_ranked_and_may_stand_in_histories(tmp_path):
+    of = shop("lime-mha")
+    (tmp_path / "new.csv").write_text(
+        "item_id,group,tags,length\n5,g0,t2|t5,15\n1000,g1,t0,20\n1001,g2,t1,30\n"
+    )
+    build_index(of.run, tmp_path / "index", data=of.data, items=tmp_path / "new.csv", merge=True)
+    recommender = Recommender(of.run, tmp_path / "index", of.data)
+    ranking = recommender.rank(history=[1000, 5], k=ITEMS + 2)
+    assert 1001 in {item.id for item in ranking} and 1000 not in {item.id for item in ranking}
+    assert recommender.rank(history=[1000], candidates=[1001, 5], explain=2)[0].because(9) in (
+        [],
+        [1000],
+    )
+    # An index of new items alone: histories of the log hold items that it lacks.
+    build_index(of.run, tmp_path / "alone", items=tmp_path / "new.csv")
+    alone = Recommender(of.run, tmp_path / "alone", of.data)
+    for user in of.data.user_ids[:4]:
+        few = alone.rank(user, exclude_seen=False, candidates=[1000, 1001])
+        both = recommender.rank(user, exclude_seen=False, candidates=[1000, 1001])
+        assert few.events == both.events > 0
+        assert [item.id for item in few] == [item.id for item in both]
+        np.testing.assert_allclose(
+            [item.value for item in few], [item.value for item in both], atol=0.05
+        )
+
+
+def test_another_run_s_index_is_refused():
+    with pytest.raises(FingerprintError):
+        Recommender(shop("lime-mha").run, shop("lime-xor").index)
+    with pytest.raises(FingerprintError):
+        Recommender(shop("lime-mha").run.path, shop("lime-xor").index.path)
+
+
+# Logs of other kinds
+
+
+def test_a_log_with_context_features_and_kept_events(tmp_path):
+    """Event features, a context feature, histories of clicks alone, and an order for a clock."""
+    rng = np.random.default_rng(0)
+    n = 600
+    (tmp_path / "log").mkdir()
+    pl.DataFrame(
+        {
+            "user_id": rng.integers(0, 12, n),
+            "item_id": rng.integers(0, 25, n),
+            "pos": np.arange(n),
+            "click": rng.integers(0, 2, n),
+            "tab": rng.choice(["home", "search"], n),
+            "speed": rng.normal(size=n),
+        }
+    ).write_parquet(tmp_path / "log" / "events.parquet")
+    spec = Spec.model_validate(
+        {
+            "name": "ordered",
+            "events": [{"files": ["events.parquet"], "order": "pos"}],
+            "labels": [{"name": "click", "kind": "binary"}],
+            "event_features": [
+                {"name": "tab", "kind": "categorical", "when": "context"},
+                {"name": "speed", "kind": "numeric"},
+            ],
+            "split": {"by": "position"},
+            "history": {"length": 16, "keep": "click"},
+        }
+    )
+    prepare(spec, tmp_path / "data", base=tmp_path / "log")
+    dataset = Dataset(tmp_path / "data")
+    run = make_run(tmp_path / "run", dataset, model="lime-xor")
+    build_index(run, tmp_path / "index", data=dataset)
+    recommender = Recommender(run, tmp_path / "index", dataset, scorer="model")
+
+    request = dataset.requests_of("test")[3]
+    said = predict(run.ranker, dataset, np.array([request]))
+    first = dataset.requests["first"][request]
+    user = dataset.user_ids[dataset.requests["user"][request]]
+    tab = pl.read_parquet(tmp_path / "data" / "vocab" / "event_tab.parquet")
+    names = dict(zip(tab["code"], tab["value"], strict=True))
+    shown = dataset.item_ids[dataset.events["item"][said.rows]]
+    given = {
+        "candidates": shown,
+        "exclude_seen": False,
+        "time": int(dataset.events["time"][first]),
+        "context": {"tab": names[int(dataset.events["feature_tab"][first])]},
+    }
+    ranking = recommender.rank(user, **given)
+    scores = {item.id: item.scores["click"] for item in ranking}
+    for id, value in zip(shown, said.values[:, 0], strict=True):
+        assert scores[id] == pytest.approx(value, rel=1e-4)
+
+    # The same events given here, all of them: those without a click stay out of the history.
+    log = pl.read_parquet(tmp_path / "log" / "events.parquet").filter(
+        (pl.col("user_id") == int(user)) & (pl.col("pos") < given["time"])
+    )
+    history = [
+        {
+            "item": row["item_id"],
+            "time": row["pos"],
+            "labels": {"click": row["click"]},
+            "features": {"tab": row["tab"], "speed": row["speed"]},
+        }
+        for row in log.iter_rows(named=True)
+    ]
+    again = recommender.rank(user, **given, history=history)
+    assert again.events == ranking.events < len(history)
+    assert same(again, ranking)
+    other = recommender.rank(user, **{**given, "context": {"tab": "never seen"}})
+    unknown = recommender.rank(user, **{**given, "context": None})
+    assert same(other, unknown) and not same(other, ranking)
+    assert recommender.rank(history=[1, 2, 3]).events == 3
+    numeric = [{"item": 1, "labels": {"click": 1}, "features": {"speed": None, "tab": None}}]
+    assert recommender.rank(history=numeric).events == 1
+
+
+# The command
+
+
+def test_the_command_prints_a_table_or_json(capsys):
+    of = shop("lime-mha")
+    common = {
+        "run": of.run.path,
+        "index": of.index.path,
+        "k": 3,
+        "exclude_seen": True,
+        "scorer": "auto",
+        "data": None,
+    }
+    rank_command(user="4", history=None, candidates=None, explain=True, as_json=False, **common)
+    text = capsys.readouterr().out
+    assert text.startswith("user 4, 20 events: the best of 90 items")
+    assert "click" in text and "watch" in text and "because of" in text
+    assert len(text.splitlines()) == 2 + 3
+    rank_command(
+        user=None, history=["1", "2"], candidates=["5", "6"], explain=True, as_json=True, **common
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["known"] is False and found["events"] == 2 and found["candidates"] == 2
+    assert {item["id"] for item in found["items"]} == {5, 6}
+    assert all(reason["item"] in (1, 2) for item in found["items"] for reason in item["because"])
+    with pytest.raises(SpecError, match="no scorer 'fast'"):
+        rank_command(
+            user=None,
+            history=None,
+            candidates=None,
+            explain=False,
+            as_json=False,
+            **{**common, "scorer": "fast"},
+        )
+
+
+def test_nothing_left_to_rank():
+    of = shop("two-tower")
+    ranking = Recommender(of.run, of.index, of.data).rank(history=[5], candidates=[5])
+    assert len(ranking) == 0 and "nothing is left" in ranking_text(ranking)
+
+
+def test_an_index_copied_elsewhere_works(tmp_path):
+    of = shop("lime-mha")
+    shutil.copytree(of.index.path, tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    ranking = Recommender(of.run, index, data()).rank(of.data.user_ids[0], k=3)
+    assert ranking == replace(ranking, milliseconds={}) and len(ranking[:2]) == 2

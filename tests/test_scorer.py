@@ -1,0 +1,374 @@
+"""One contract for every scorer; the quantised one within its bound of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limerank import index as index_module
+from limerank import scorer as scorer_module
+from limerank.errors import FingerprintError, SpecError, UnknownError
+from limerank.index import Index, build_index
+from limerank.scorer import (
+    ModelScorer,
+    QuantisedScorer,
+    Scorer,
+    integer_products,
+    quantisation_report,
+    scorer_for,
+)
+from tests.catalogues import ITEMS, SCORERS, folder, make_scorer, shop
+
+TASKS = 2
+
+
+@pytest.fixture(params=[(m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS], ids="-".join)
+def lime(request):
+    model, scorer = request.param
+    of = shop(model)
+    return of, make_scorer(scorer, of)
+
+
+@pytest.fixture(
+    params=[*((m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS), ("two-tower", "model")],
+    ids="-".join,
+)
+def pair(request):
+    model, scorer = request.param
+    of = shop(model)
+    return of, make_scorer(scorer, of)
+
+
+def best(values, k, gone=()):
+    """Brute force: rows by falling value, then rising row."""
+    values = np.array(values, dtype=np.float64)
+    rows = np.setdiff1d(np.arange(len(values)), gone)
+    return rows[np.lexsort((rows, -values[rows]))][:k].tolist()
+
+
+# The contract
+
+
+def test_all_rows_or_some_have_the_same_scores(pair):
+    of, scorer = pair
+    state = of.state()
+    whole = scorer.scores(state)
+    assert whole.shape == (12, ITEMS, TASKS) and whole.dtype == np.float32
+    rows = np.array([5, 3, 88, 3])
+    np.testing.assert_allclose(scorer.scores(state, rows), whole[:, rows], atol=1e-5)
+    own = np.random.default_rng(0).integers(0, ITEMS, (12, 7))
+    expected = np.take_along_axis(whole, own[..., None], 1)
+    np.testing.assert_allclose(scorer.scores(state, own), expected, atol=1e-5)
+    assert scorer.scores(state, []).shape == (12, 0, TASKS)
+
+
+def test_chunks_do_not_matter(pair, monkeypatch):
+    of, scorer = pair
+    state = of.state()
+    whole, top = scorer.scores(state), scorer.top(state, 30)
+    monkeypatch.setattr(
+        Scorer, "_chunks", lambda self, b, n: ((at, min(at + 7, n)) for at in range(0, n, 7))
+    )
+    np.testing.assert_allclose(scorer.scores(state), whole, atol=1e-5)
+    again = scorer.top(state, 30)
+    np.testing.assert_allclose(again.values, top.values, atol=1e-5)
+    assert (again.rows == top.rows).mean() > 0.99
+
+
+@pytest.mark.parametrize("k", [1, 10, ITEMS, ITEMS + 5])
+@pytest.mark.parametrize("weights", [None, [0.0, 1.0], [0.7, -0.4]])
+def test_top_is_the_brute_force(pair, k, weights):
+    of, scorer = pair
+    state = of.state()
+    logits = scorer.scores(state)
+    top = scorer.top(state, k, weights=weights)
+    values = logits[..., 0] if weights is None else logits @ np.array(weights, np.float32)
+    count = min(k, ITEMS)
+    assert top.rows.shape == top.values.shape == (12, count)
+    assert top.logits.shape == (12, count, TASKS)
+    for b in range(12):
+        np.testing.assert_allclose(top.values[b], values[b][best(values[b], k)], atol=1e-5)
+        np.testing.assert_allclose(top.values[b], values[b][top.rows[b]], atol=1e-5)
+        assert len(set(top.rows[b])) == count
+    np.testing.assert_allclose(
+        top.logits, np.take_along_axis(logits, top.rows[..., None], 1), atol=1e-5
+    )
+
+
+def test_weights_of_each_request(pair):
+    of, scorer = pair
+    state = of.state(3)
+    weights = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    together = scorer.top(state, 8, weights=weights)
+    for b in range(3):
+        alone = scorer.top(state, 8, weights=weights[b])
+        assert together.rows[b].tolist() == alone.rows[b].tolist()
+
+
+def test_exclusions_candidates_and_filters(pair):
+    of, scorer = pair
+    state = of.state(4)
+    values = scorer.scores(state)[..., 0]
+    exclude = [[], [3, 3, 0], np.arange(80), np.argsort(-values[3])[:20]]
+    top = scorer.top(state, 15, exclude=exclude)
+    for b in range(4):
+        expected = best(values[b], 15, exclude[b])
+        found = top.rows[b][top.rows[b] >= 0]
+        assert len(found) == len(expected)
+        np.testing.assert_allclose(values[b][found], values[b][expected], atol=1e-5)
+        assert not np.isin(found, exclude[b]).any()
+    # Ten items are left for the third request: the places behind them say so.
+    assert top.rows[2, 10:].tolist() == [-1] * 5
+    assert (top.values[2, 10:] == -np.inf).all() and np.isnan(top.logits[2, 10:]).all()
+
+    rows = np.array([9, 80, 2, 9, 33, 34, 35])
+    top = scorer.top(state, 5, rows=rows, exclude=[[9, 1], [], [], [2, 9, 80, 33, 34, 35]])
+    assert top.rows.shape == (4, 5) and set(top.rows[1]) <= set(rows)
+    assert 9 not in top.rows[0] and (top.rows[0] >= 0).all()
+    assert (top.rows[3] == -1).all()
+
+    allow = np.zeros(ITEMS, dtype=bool)
+    allow[[1, 5, 50]] = True
+    assert (np.sort(scorer.top(state, 9, allow=allow).rows, 1) == [1, 5, 50]).all()
+    assert (scorer.top(state, 9, allow=allow, rows=[5, 6]).rows == [[5]] * 4).all()
+    each = np.stack([allow, ~allow, allow & False, allow | True])
+    top = scorer.top(state, ITEMS, allow=each, exclude=[[5], [], [], [7]])
+    assert (top.rows >= 0).sum(1).tolist() == [2, ITEMS - 3, 0, ITEMS - 1]
+    top = scorer.top(state, 3, allow=each, rows=np.arange(2))
+    assert (top.rows >= 0).sum(1).tolist() == [1, 1, 0, 2]
+    assert scorer.top(state, 3, rows=[]).rows.shape == (4, 0)
+
+
+def test_wrong_arguments(pair):
+    of, scorer = pair
+    state = of.state(2)
+    for rows in ([0, ITEMS], [-1], np.array([[0], [ITEMS]])):
+        with pytest.raises(UnknownError, match=f"rows 0 .. {ITEMS - 1}; got"):
+            scorer.scores(state, rows)
+    with pytest.raises(UnknownError):
+        scorer.top(state, 1, exclude=[[ITEMS], []])
+    wrong = [
+        {"k": 0},
+        {"weights": [1.0]},
+        {"weights": [1.0, float("nan")]},
+        {"weights": np.ones((3, TASKS))},
+        {"exclude": [[]]},
+        {"allow": np.ones(ITEMS - 1, bool)},
+        {"allow": np.ones(ITEMS)},
+        {"rows": [0.5]},
+        {"rows": np.zeros((1, 1, 1), int)},
+    ]
+    for arguments in wrong:
+        with pytest.raises(SpecError):
+            scorer.top(state, **{"k": 3, **arguments})
+    with pytest.raises(SpecError, match="3 requests"):
+        scorer.scores(state, np.zeros((3, 1), int))
+
+
+def test_an_index_without_items(tmp_path, monkeypatch):
+    of = shop("lime-mha")
+    read = index_module.read_table
+    monkeypatch.setattr(index_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
+    build_index(of.run, tmp_path / "index", items=folder() / "plain" / "log" / "items.csv")
+    index = Index.open(tmp_path / "index")
+    for scorer in (
+        ModelScorer(of.run.ranker, index),
+        ModelScorer(of.run.ranker, index, keep=True),
+        QuantisedScorer(of.run.ranker, index),
+    ):
+        assert scorer.scores(of.state(2)).shape == (2, 0, TASKS)
+        assert scorer.top(of.state(2), 4, exclude=[[], []]).rows.shape == (2, 0)
+
+
+def test_the_scorer_is_chosen_by_name(pair):
+    of, _ = pair
+    ranker, index = of.run.ranker, of.index
+    assert scorer_for("model", ranker, index).name == "model"
+    with pytest.raises(SpecError, match="no scorer 'fast'"):
+        scorer_for("fast", ranker, index)
+    if index.weights is None:
+        assert scorer_for("auto", ranker, index).name == "model"
+        with pytest.raises(SpecError, match="for LIME models"):
+            scorer_for("quantised", ranker, index)
+    else:
+        assert scorer_for("auto", ranker, index).name == "quantised"
+    with pytest.raises(FingerprintError):
+        ModelScorer(shop("lime-xor", width=8).run.ranker, index)
+
+
+# Ties, against a scorer whose logits are given
+
+
+class Given(Scorer):
+    """Gives the logits that it was made with."""
+
+    name = "given"
+
+    def __init__(self, logits_bnk, chunk):
+        super().__init__(shop("lime-mha").run.ranker, shop("lime-mha").index)
+        self.logits, self.chunk = torch.from_numpy(logits_bnk), chunk
+        self.tasks = logits_bnk.shape[2]
+
+    def __len__(self):
+        return self.logits.shape[1]
+
+    def _chunks(self, batch, count):
+        return ((at, min(at + self.chunk, count)) for at in range(0, count, self.chunk))
+
+    def _requests(self, state):
+        return None
+
+    def _logits(self, requests, rows):
+        return self.logits[:, rows]
+
+
+@given(st.data())
+def test_ties_go_to_the_lower_row(data):
+    b, n, k = (data.draw(st.integers(*span)) for span in ((1, 3), (0, 30), (1, 35)))
+    seed, chunk = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(seed)
+    values = rng.choice([-np.inf, -1.5, -0.0, 0.0, 1e-38, 2.0, np.inf], (b, n, 1))
+    scorer = Given(values.astype(np.float32), chunk)
+    exclude = [rng.integers(0, n, rng.integers(0, 9)) if n else [] for _ in range(b)]
+    top = scorer.top((torch.zeros(b),), k, exclude=exclude)
+    for row in range(b):
+        expected = best(values[row, :, 0], k, exclude[row])
+        assert top.rows[row].tolist() == expected + [-1] * (min(k, n) - len(expected))
+        np.testing.assert_array_equal(
+            top.values[row, : len(expected)], values[row, expected, 0].astype(np.float32)
+        )
+
+
+def test_nan_ranks_last():
+    values = np.array([[[np.nan], [-9.0], [-np.nan], [3.0]]], dtype=np.float32)
+    for chunk in (1, 4):
+        top = Given(values, chunk).top((torch.zeros(1),), 4)
+        assert top.rows.tolist() == [[3, 1, 0, 2]]
+        assert np.isnan(top.logits[0, 2:]).all()
+
+
+# Against the model
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "two-tower"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_model_scorer_is_the_model(model, keep):
+    of = shop(model)
+    batch = of.data.batch(of.requests())
+    with torch.inference_mode():
+        expected = of.run.ranker(batch)
+    real = batch.real.numpy()
+    rows = np.where(real, of.data.events["item"][_rows_of(of, real)], 0)
+    found = ModelScorer(of.run.ranker, of.index, keep=keep).scores(of.state(), rows)
+    np.testing.assert_allclose(found[real], expected.numpy()[real], atol=1e-5)
+
+
+def _rows_of(of, real):
+    first = of.data.requests["first"][of.requests()][:, None]
+    return np.where(real, first + np.arange(real.shape[1]), first)
+
+
+SHAPES = [
+    {},
+    {"gated": False},
+    {"links": 1, "heads": 1, "hidden": 3},
+    {"links": 150, "heads": 8, "activation": "relu"},  # more columns than one exact sum
+]
+
+
+@pytest.mark.parametrize("settings", SHAPES, ids=str)
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
+def test_the_quantised_scorer_is_within_its_bound(model, settings):
+    of = shop(model, **settings)
+    scorer, ranker, state = make_scorer("quantised", of), of.run.ranker, of.state()
+    with torch.inference_mode():
+        terms = ranker.encode_items(torch.from_numpy(np.array(of.index.vectors)))
+        exact = terms.weights @ ranker.fold(state) + terms.head + state.head[:, None]
+        # The head is what both share: look at the sums that go into it.
+        sums = []
+        ranker.head.register_forward_pre_hook(lambda _, given: sums.append(given[0]))
+        try:
+            scorer.scores(state)
+        finally:
+            ranker.head._forward_pre_hooks.clear()
+    error = (torch.cat(sums, 1) - exact).abs().amax(1).numpy()
+    assert (error <= scorer.bound(state) + 1e-5).all()
+    assert (error > 0).any()
+    model_scores = ModelScorer(ranker, of.index).scores(state)
+    quantised = scorer.scores(state)
+    assert np.abs(quantised - model_scores).max() < 0.05 * model_scores.std() + 0.01
+
+
+def test_the_quantised_arithmetic_is_what_the_module_says():
+    """The definition in the docstring, in float64 and integers, one request and item at a time."""
+    of = shop("lime-xor")
+    scorer, state, lime = make_scorer("quantised", of), of.state(4), of.run.ranker
+    s, heads = of.index.scales, lime.config.heads
+    with torch.inference_mode():
+        folded = lime.fold(state).double().numpy()
+    found = scorer.scores(state)
+    for b in range(4):
+        f = folded[b].reshape(heads, -1, folded.shape[2])
+        means = f.mean(1, keepdims=True)
+        f0 = (f - means).reshape(folded[b].shape)
+        m = s.weight_step[:, None] * f0
+        step = abs(m).max(0) / 127
+        q = np.round(m / step)
+        assert abs(q).max() == 127
+        constant = state.head[b].double().numpy() + means.sum((0, 1)) + s.term_middle
+        constant += s.weight_low @ f0 + s.weight_mean @ (m - step * q)
+        for item in (0, 17, ITEMS - 1):
+            whole = of.index.weights[item].astype(np.int64) @ q.astype(np.int64)
+            a = step * whole + s.term_step * of.index.terms[item] + constant
+            with torch.inference_mode():
+                logits = lime.head(torch.from_numpy(a).float()).numpy()
+            np.testing.assert_allclose(found[b, item], logits, atol=2e-3)
+
+
+@given(st.integers(1, 1300), st.integers(1, 3), st.integers(0, 4), st.integers(0, 9))
+def test_integer_products_are_exact(columns, batch, items, seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(200, 256, (items, columns))
+    matrix = rng.integers(90, 128, (batch, columns, 2))
+    expected = np.einsum("mc,bcg->bmg", codes, matrix).astype(np.float32)
+    as_float = [torch.from_numpy(part).float() for part in (codes, matrix)]
+    np.testing.assert_array_equal(integer_products(*as_float).numpy(), expected)
+    own = as_float[0].expand(batch, -1, -1)
+    np.testing.assert_array_equal(integer_products(own, as_float[1]).numpy(), expected)
+
+
+def test_a_state_of_zeros_divides_by_nothing():
+    of = shop("lime-mha")
+    state = of.state(2)
+    silent = type(state)(*(part * 0 for part in state))
+    assert np.isfinite(make_scorer("quantised", of).scores(silent)).all()
+
+
+def test_the_report_of_what_quantisation_costs(tmp_path):
+    of = shop("lime-mha")
+    report = quantisation_report(of.run, of.index, of.data, depth=10, users=20)
+    assert report["users"] == len(np.unique(of.data.requests["user"][of.data.requests_of("test")]))
+    assert report["impressions"] > 50 and 0 < report["logit_error_rms"] < report["logit_error_max"]
+    assert abs(report["click/auc_lost"]) < 5e-3 and abs(report["watch/xauc_lost"]) < 5e-3
+    assert report["overlap"] > 0.95 and report["overlap_min"] >= 0.7
+    # The model itself loses nothing.
+    reference = ModelScorer(of.run.ranker, of.index)
+    report = quantisation_report(of.run, of.index, of.data, depth=10, scorer=reference)
+    assert report["overlap"] == 1 and report["click/auc_lost"] == report["logit_error_max"] == 0
+    (tmp_path / "some.csv").write_text("item_id,group,tags,length\n1,g1,t1,3\n")
+    build_index(of.run, tmp_path / "index", items=tmp_path / "some.csv")
+    with pytest.raises(UnknownError, match=f"lacks {ITEMS - 1} items"):
+        quantisation_report(of.run, Index.open(tmp_path / "index"), of.data)
+
+
+def test_many_items_are_scored_in_chunks(monkeypatch):
+    of = shop("lime-mha")
+    monkeypatch.setattr(scorer_module, "CHUNK_NUMBERS", 1)
+    assert list(ModelScorer(of.run.ranker, of.index)._chunks(1, 600)) == [
+        (0, 256),
+        (256, 512),
+        (512, 600),
+    ]
