@@ -26,10 +26,17 @@ WORK = Path("benchmarks/work")
 TRAIN: dict[str, dict[str, Any]] = {
     "ml1m": {},
     "kuairand_slice": {"impressions": 512, "epochs": 8},
-    "mind_sample": {"impressions": 1024, "epochs": 8},
+    "mind_sample": {"epochs": 8},
     "ml_latest_small": {"impressions": 512, "epochs": 8},
 }
 """Training settings that differ from the defaults, by data set: small logs want small batches."""
+
+
+SHORTER: dict[tuple[str, str], dict[str, Any]] = {("ml1m", "lime-xor"): {"epochs": 4}}
+"""Fewer epochs where validation was best earlier."""
+
+MODEL: dict[str, dict[str, Any]] = {"lime-xor": {"heads": 2}}
+"""Shapes that differ from the defaults, by model."""
 
 
 def prepare_dataset(name: str, data: Path) -> Path:
@@ -59,13 +66,15 @@ def measure(name: str, folder: Path, model: str, seed: int) -> dict[str, Any]:
 
     from limerank.config import ModelConfig, TrainConfig
     from limerank.evaluate import evaluate
+    from limerank.schema import validate
     from limerank.train import train
 
     torch.set_num_threads(1)
     run = WORK / "runs" / f"{name}-{model}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
-    config = TrainConfig(seed=seed, bf16=True, **TRAIN[name])
-    last = train(folder, run, model=ModelConfig(model=model), config=config)  # type: ignore[arg-type]
+    config = TrainConfig(seed=seed, bf16=True, **TRAIN[name], **SHORTER.get((name, model), {}))
+    shape = validate(ModelConfig, {"model": model, **MODEL.get(model, {})}, "the model's settings")
+    last = train(folder, run, model=shape, config=config)
     result = evaluate(run)
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():

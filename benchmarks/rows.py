@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -47,12 +48,14 @@ def write_row(
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
-    kept = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
     RESULTS.mkdir(exist_ok=True)
-    text = "".join(json.dumps(part) + "\n" for part in [*kept, row])
-    partial = RESULTS / f".{bench}.jsonl.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(RESULTS / f"{bench}.jsonl")
+    with open(RESULTS.parent / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two measurements may end at once
+        kept = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
+        text = "".join(json.dumps(part) + "\n" for part in [*kept, row])
+        partial = RESULTS / f".{bench}.jsonl.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(RESULTS / f"{bench}.jsonl")
     return row
 
 

@@ -92,7 +92,7 @@ class TrainConfig(Frozen):
 
     epochs: int = Field(5, ge=1)
     """Passes over the training split; the learning rate decays towards the end of the last."""
-    impressions: int = Field(2048, ge=1)
+    impressions: int = Field(1024, ge=1)
     """Impressions per batch, about; whole requests."""
     rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the dense weights (AdamW)."""

@@ -215,7 +215,12 @@ class Reader:
                     for batch in file.iter_batches(rows, columns=columns):
                         yield pl.DataFrame(pl.from_arrow(batch)).select(columns)
             elif columns:
-                with self._text_stream() as stream, self._open_csv(stream, size, columns) as reader:
+                # A block of text, in work at several places, takes some twenty times its size.
+                block = max(size // 4, 1 << 20)
+                with (
+                    self._text_stream() as stream,
+                    self._open_csv(stream, block, columns) as reader,
+                ):
                     for batch in reader:
                         yield pl.DataFrame(pl.from_arrow(batch))
         except (pa.ArrowInvalid, OSError) as error:

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"progress", "files"}),
     frozenset({"schema"}),
-    frozenset({"metrics"}),
+    frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),
     frozenset({"history", "batch"}),
     frozenset({"config"}),
@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"checkpoint", "optimise"}),
     frozenset({"train", "evaluate", "index", "state"}),
     frozenset({"scorer", "explain"}),
-    frozenset({"server"}),
+    frozenset({"rank", "server"}),
     frozenset({"report", "demo", "cli"}),
     frozenset({"__main__"}),
 )

@@ -1,0 +1,113 @@
+"""The demo and the report: every step, kept steps, and a page that needs nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from limerank import demo as module
+from limerank.config import ModelConfig, TrainConfig
+from limerank.demo import demo
+from limerank.errors import FormatError
+from limerank.evaluate import evaluate
+from limerank.report import write_report
+from limerank.train import train
+from tests.worlds import prepare_log
+
+TINY = {
+    "log": {"users": 120, "items": 150, "events": 6000},
+    "train": {"epochs": 1, "impressions": 1024},
+    "users": 2,
+}
+
+
+class _Page(HTMLParser):
+    """Open tags, and everything that a browser would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: dict[str, int] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br", "link", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _check(path: Path) -> _Page:
+    text = path.read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.open == []
+    assert all(load.startswith("#") for load in page.loads)
+    assert not re.search(r"url\(\s*['\"]?(?!#)", text)
+    return page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> tuple[Path, list[str]]:
+    out, said = tmp_path_factory.mktemp("demo") / "demo", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", TINY)
+        demo(out, small=True, quiet=True, echo=said.append)
+    return out, said
+
+
+def test_every_step_is_made_and_told(folder):
+    out, said = folder
+    text = "\n".join(said)
+    for number in range(1, 8):
+        assert f"[{number}/7]" in text
+    for part in ("logs", "data", "runs/two-tower", "runs/lime-mha", "runs/lime-xor", "index"):
+        assert (out / part).is_dir()
+    assert "best possible" in text
+    assert "because of" in text
+    assert "limerank prepare spec.toml" in text
+    page = _check(out / "report.html")
+    assert page.tags["svg"] >= 9
+
+
+def test_finished_steps_are_kept(folder, monkeypatch):
+    out, _ = folder
+    monkeypatch.setattr(module, "SMALL", TINY)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    said: list[str] = []
+    demo(out, small=True, quiet=True, echo=said.append)
+    assert sum("kept" in line for line in said) == 6
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"report.html"}
+
+
+def test_another_folder_is_not_touched(folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FormatError, match="holds something else"):
+        demo(tmp_path, small=True, quiet=True)
+    with pytest.raises(FormatError, match="other settings"):
+        demo(folder[0], small=True, quiet=True)
+
+
+def test_a_report_of_one_run(tmp_path):
+    data = prepare_log(tmp_path)
+    run = tmp_path / "run"
+    model = ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8)
+    train(data, run, model=model, config=TrainConfig(epochs=1, impressions=64))
+    with pytest.raises(FormatError, match=r"limerank evaluate .*run"):
+        write_report(tmp_path / "page.html", runs=[run])
+    evaluate(run)
+    write_report(tmp_path / "page.html", runs=[run])
+    _check(tmp_path / "page.html")
+    write_report(tmp_path / "again.html", runs=[run])
+    assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()
