@@ -25,10 +25,10 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         FormatError: ``path`` exists and ``overwrite`` is false.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
+    if path.exists() and not overwrite:
+        raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:

@@ -1,11 +1,13 @@
 """Short-video-like logs with a known truth: ``limerank synth``.
 
-The world. Every item carries one of many fine topics; every user likes a few of them, and is
-shown a few more that a mistaken logging policy takes for liked ones. Both change over time:
+The world. Every item carries one of many fine topics, each within a coarse category; every user
+likes a few topics, and is shown a few others that a mistaken logging policy takes for liked ones.
+Both change over time:
 
-    logit P(click) = b + b_user + b_tab + 0.55 quality - 0.15 ln(duration / 20 s)
-                     + strength(user, t) where the user likes the item's topic at time t
-                     - aversion(user, t) where the policy is mistaken about that topic
+    logit P(click) = b + b_user + b_tab + 0.55 quality - 0.15 ln(duration / 20 s) + interest
+    interest       = sum over the topics s that the policy shows to the user at this time of
+                     effect_s * (1 same topic, 0.35 another topic of its category, 0 elsewhere),
+                     with effect_s > 0 for liked topics and < 0 for mistaken ones
     E[watch | click]    = duration * sigmoid(0.6 + 0.6 interest + 0.4 quality
                                              - 0.7 ln(duration / 20 s))
     E[watch | no click] = 2 s * duration / (duration + 10 s)
@@ -64,7 +66,7 @@ SAMPLE = 1_000_000
 """Rows, evenly spaced, from which the known best is computed."""
 
 REQUEST_SIZES = (4, 16)
-SHARE_PERSONAL, SHARE_POPULAR = 0.6, 0.2
+SHARE_PERSONAL, SHARE_POPULAR = 0.75, 0.15
 """Of the impressions; the others are uniform over the live catalogue."""
 
 FIRST_ITEMS, FIRST_USERS = 0.6, 0.7
@@ -72,15 +74,15 @@ FIRST_ITEMS, FIRST_USERS = 0.6, 0.7
 HALF_LIFE_DAYS = 7.0
 """An item's chance to be shown as popular halves in this time."""
 
-BASE = -1.35
-USER_SPREAD = 0.35
+BASE = -1.5
+USER_SPREAD = 0.5
 QUALITY = 0.55
 LENGTH = -0.15
 TAB_SHARES = np.array([0.45, 0.25, 0.15, 0.1, 0.05])
 TAB_EFFECTS = np.array([0.0, 0.2, -0.25, 0.4, -0.5], dtype=np.float32)
-NEAR = 0.25
+NEAR = 0.35
 """Share of an interest's effect that reaches the other topics of its category."""
-LIKING, AVERSION = 2.4, -2.0
+LIKING, AVERSION = 2.1, -2.0
 """Mean effect of an interest, and of a mistaken belief of the policy, on the click's logit."""
 FADE_DAYS = 2.0
 """An interest loses its strength over its last days."""
@@ -94,6 +96,8 @@ CATEGORIES = (
     "animals", "art", "beauty", "cars", "comedy", "dance", "fashion", "fitness", "food", "games",
     "music", "nature", "science", "sports", "technology", "travel",
 )  # fmt: skip
+TOPIC_SPREAD = 0.9
+"""Of the logarithm of a topic's share of items and interests: some are common, many are rare."""
 TRENDS = 40
 """Tags that say nothing of the topic."""
 AGE_BANDS = ("-17", "18-24", "25-34", "35-44", "45-54", "55-")
@@ -139,9 +143,9 @@ def simulate(
     events: int = 200_000,
     days: int = 30,
     seed: int = 0,
-    topics: int = 256,
-    interests: int = 4,
-    mistakes: int = 4,
+    topics: int = 240,
+    interests: int = 3,
+    mistakes: int = 2,
     drift: float = 20.0,
     history: int = 128,
     overwrite: bool = False,
@@ -221,7 +225,7 @@ class _Catalogue:
 
     def __init__(self, world: World, rng: np.random.Generator) -> None:
         n, topics = world.items, world.topics
-        self.topic_shares = rng.lognormal(0.0, 0.4, topics)
+        self.topic_shares = rng.lognormal(0.0, TOPIC_SPREAD, topics)
         self.topic_shares /= self.topic_shares.sum()
         self.topic = rng.choice(topics, n, p=self.topic_shares).astype(np.int32)
         self.category_of = (np.arange(topics) * len(CATEGORIES) // topics).astype(np.int8)
