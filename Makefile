@@ -18,11 +18,11 @@ PIP   := $(PY) -m pip --disable-pip-version-check
 QUIET := -qq
 
 # Names of the measurements in benchmarks/, in the order in which they run.
-BENCHMARKS :=
+BENCHMARKS := prepare synth training index
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint types format bench constraints clean distclean
+.PHONY: help demo demo-small test check lint types format bench bench-quality constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -51,6 +51,11 @@ format: $(VENV)/.dev  ## ruff: format, and mend what can be mended
 
 bench: $(VENV)/.dev  ## run the measurements and write docs/results from their rows
 	@set -e; for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(PY) -m benchmarks.$$name; done
+	$(PY) -m benchmarks.report
+
+bench-quality: $(VENV)/.dev  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
+	@test -n "$(DATA)" || { echo "make bench-quality DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }
+	$(PY) -m benchmarks.quality --data $(DATA) $(ARGS)
 	$(PY) -m benchmarks.report
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)

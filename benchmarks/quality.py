@@ -32,8 +32,12 @@ TRAIN: dict[str, dict[str, Any]] = {
 """Training settings that differ from the defaults, by data set: small logs want small batches."""
 
 
-SHORTER: dict[tuple[str, str], dict[str, Any]] = {("ml1m", "lime-xor"): {"epochs": 4}}
-"""Fewer epochs where validation was best earlier."""
+CHOSEN: dict[tuple[str, str], dict[str, Any]] = {
+    ("ml1m", "two-tower"): {"table_rate": 0.1},
+    ("ml1m", "lime-mha"): {"rate": 0.005, "table_rate": 0.1},
+    ("ml1m", "lime-xor"): {"epochs": 4},
+}
+"""What else validation chose for a model on a data set."""
 
 MODEL: dict[str, dict[str, Any]] = {"lime-xor": {"heads": 2}}
 """Shapes that differ from the defaults, by model."""
@@ -72,7 +76,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     run = WORK / "runs" / f"{name}-{model}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
-    config = TrainConfig(seed=seed, bf16=True, **TRAIN[name], **SHORTER.get((name, model), {}))
+    config = TrainConfig(seed=seed, bf16=True, **{**TRAIN[name], **CHOSEN.get((name, model), {})})
     shape = validate(ModelConfig, {"model": model, **MODEL.get(model, {})}, "the model's settings")
     last = train(folder, run, model=shape, config=config)
     result = evaluate(run)
