@@ -73,10 +73,10 @@ DTYPES = {
 
 SCALED = ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
 
-# Ids
+# IdTable
 
 
-class Ids:
+class IdTable:
     """The external ids of an index's rows, and the rows of ids.
 
     ``ids[rows]`` gives an array of integers or of text, ``len(ids)`` the number of rows.
@@ -94,8 +94,8 @@ class Ids:
         self._values, self._ends, self._keys, self._rows = values, ends, keys, rows
 
     @classmethod
-    def of(cls, values: NDArray[Any]) -> Ids:
-        """Ids held in memory; DataError where one is given twice."""
+    def of(cls, values: NDArray[Any]) -> IdTable:
+        """IdTable held in memory; DataError where one is given twice."""
         arrays = _id_arrays(values)
         text = "ids.utf8" in arrays
         return cls(
@@ -261,7 +261,7 @@ class Index:
             arrays = {name: self._map(name, entry) for name, entry in files.items()}
             self.vectors: NDArray[np.float32] = arrays["vectors.f32"]
             text = "ids.utf8" in arrays
-            self.ids = Ids(
+            self.ids = IdTable(
                 arrays["ids.utf8" if text else "ids.i64"],
                 arrays["id_ends.i64"] if text else None,
                 arrays["id_keys.i64"],
@@ -504,20 +504,26 @@ def _from_table(run: Run, path: Path) -> _Catalogue:
 
 def _item_ids(values: pl.Series, text: bool, path: Path) -> pl.Series:
     """The id column of a table in the type of the run's ids."""
-    if values.null_count():
-        raise DataError(f"{path}: {values.null_count()} rows of {len(values)} have no item id")
     if text:
-        return as_text(values) if values.dtype.is_float() else values.cast(pl.String)
-    given = values
-    values = whole_numbers(values) if values.dtype == pl.String else values.cast(pl.Int64)
-    if values.null_count():
-        wrong = given.filter(values.is_null())[0]
-        raise DataError(f"{path}: the item id {wrong!r} is no integer, as the ids of the run are")
-    return values
+        ids = as_text(values) if values.dtype.is_float() else values.cast(pl.String)
+        ids = ids.set((ids.str.len_bytes() == 0).fill_null(False), None)
+    elif values.dtype == pl.String:
+        ids = whole_numbers(values)
+    else:
+        ids = values.cast(pl.Int64, strict=False)
+        if values.dtype.is_float():
+            ids = ids.set((ids.cast(values.dtype) != values).fill_null(False), None)
+    missing = ids.is_null()
+    if missing.any():
+        wrong = values.filter(missing).drop_nulls()
+        if len(wrong) and not text:
+            raise DataError(f"{path}: the item id {wrong[0]!r} is no integer, as the run's ids are")
+        raise DataError(f"{path}: {missing.sum()} rows of {len(ids)} have no item id")
+    return ids
 
 
 def _id_arrays(ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Ids and what they are looked up by, as the arrays of the format."""
+    """IdTable and what they are looked up by, as the arrays of the format."""
     arrays: dict[str, NDArray[Any]] = {}
     texts: list[str] = []
     if ids.dtype.kind in "iu":

@@ -27,7 +27,7 @@ from limerank.dataset import Dataset, FeatureTable
 from limerank.errors import DataError, UnknownError
 from limerank.explain import Explanation, Past, explain
 from limerank.history import Columns, EventEncoder, latest
-from limerank.index import Ids, Index
+from limerank.index import IdTable, Index
 from limerank.losses import predictions
 from limerank.scorer import Scorer, scorer_for
 
@@ -57,7 +57,7 @@ class Ranked:
     explanation: Explanation | None = None
 
     def because(self, most: int = 3) -> list[Any]:
-        """Ids of the history's items that raised this item's value most."""
+        """IdTable of the history's items that raised this item's value most."""
         if self.explanation is None:
             return []
         return [event.item for event in self.explanation.reasons(most)]
@@ -284,8 +284,8 @@ class Recommender:
         return None if row < 0 else row
 
     @cached_property
-    def _users(self) -> Ids:
-        return Ids.of(self.dataset.user_ids)
+    def _users(self) -> IdTable:
+        return IdTable.of(self.dataset.user_ids)
 
     # Histories
 

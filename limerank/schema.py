@@ -57,6 +57,8 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
 
 from __future__ import annotations
 
+import glob
+import math
 import tomllib
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -177,10 +179,11 @@ class Feature(Frozen):
     split: str | None = None
     """Categorical and multi-valued: the separator within the text. (List columns need none.)"""
     transform: Literal["none", "log1p"] = "none"
-    """For numeric columns, before they are normalised."""
+    """For numeric columns of tables, before they are normalised."""
     min_count: int = Field(1, ge=1)
-    """Categorical values seen less often than this in the training window (by its items, its
-    users, or its events) count as unknown."""
+    """Categorical values that are counted less often than this are unknown. What is counted: of
+    the item table, the items of the training window; of the user table, its users; of the events,
+    the training events themselves."""
 
     @model_validator(mode="before")
     @classmethod
@@ -211,6 +214,11 @@ class EventFeature(Feature):
     def _single(self) -> EventFeature:
         if self.split is not None:
             raise ValueError("an event feature has one value: split is for item and user features")
+        if self.transform != "none":
+            raise ValueError(
+                "transform is for item and user features: numeric event features are cut into "
+                "quantiles, which it cannot change"
+            )
         return self
 
 
@@ -306,7 +314,11 @@ class Spec(Frozen):
             raise ValueError("cut points need a time column")
         if not self.clock and self.split.by == "time":
             raise ValueError('a log that has only an order is split by = "position"')
-        for source in self.events:
+        for place, source in enumerate(self.events):
+            for column, value in source.constant.items():
+                wrong = self._wrong_constant(source, column, value)
+                if wrong:
+                    raise ValueError(f"events.{place}.constant.{column}: {wrong}")
             absent = [
                 label.column
                 for label in self.labels
@@ -323,6 +335,31 @@ class Spec(Frozen):
                 f"history.keep is {self.history.keep!r}, expected one of the binary labels {binary}"
             )
         return self
+
+    def _wrong_constant(self, source: EventSource, column: str, value: float | str) -> str:
+        """What is wrong with a value of ``constant``; empty: nothing."""
+        labels = [label for label in self.labels if column in (label.column, label.of)]
+        features = [feature for feature in self.event_features if feature.column == column]
+        if not labels and not features:
+            known = {name for label in self.labels for name in (label.column, label.of) if name}
+            known |= {feature.column for feature in self.event_features}
+            return (
+                f"no label or event feature has this column; they have {', '.join(sorted(known))}"
+            )
+        if column in (source.user, source.item, source.time, source.order, source.request):
+            return "this column of the source is read from its files"
+        if not isinstance(value, float):
+            what = [label.name for label in labels]
+            what += [feature.name for feature in features if feature.kind == "numeric"]
+            return f"expected a number for {', '.join(what)}; got {value!r}" if what else ""
+        for label in labels:
+            if not math.isfinite(value):
+                return f"expected a finite number for label {label.name}; got {value}"
+            if label.kind == "duration" and value < 0:
+                return f"expected a duration of 0 or more for label {label.name}; got {value:g}"
+            if label.kind == "binary" and label.at_least is None and value not in (0, 1):
+                return f"expected 0 or 1 for label {label.name}; got {value:g}"
+        return ""
 
     @property
     def clock(self) -> bool:
@@ -384,11 +421,16 @@ def load_spec(path: str | Path) -> Spec:
 
 
 def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
-    """Write a description as TOML; its files are named by absolute paths below ``base``."""
+    """Write a description as TOML that can be read from any folder.
+
+    Names of files become absolute patterns: relative ones are taken from ``base``, whose own name
+    is no pattern and is escaped.
+    """
     import tomli_w
 
+    folder = Path(glob.escape(str(base.resolve())))
     values = spec.model_dump(mode="json", exclude_defaults=True)
     for table in (*values["events"], values.get("items"), values.get("users")):
         if table:
-            table["files"] = [str((base / file).resolve()) for file in table["files"]]
+            table["files"] = [str(folder / file) for file in table["files"]]
     write_text(path, tomli_w.dumps(values))

@@ -247,8 +247,13 @@ class _Catalogue:
         home = self.topic.astype(np.int64) * per_topic + rng.integers(0, per_topic, n)
         guest = rng.integers(0, per_topic * topics, n)
         self.author = np.where(rng.random(n) < 0.8, home, guest)
-        self._pull = np.exp(0.5 * self.quality + rng.normal(0.0, 0.8, n))
+        # Freshness halves for all items alike, so one weight per item serves at every time.
+        born = self.upload_move / (MOVES_PER_DAY * HALF_LIFE_DAYS)
+        pull = np.exp2(born - born.max()) * np.exp(0.5 * self.quality + rng.normal(0.0, 0.8, n))
         self._by_topic = np.argsort(self.topic, kind="stable")
+        self._upload_by_topic, self._pull_by_topic = (
+            column[self._by_topic] for column in (self.upload_move, pull)
+        )
         self._rng = rng
         length = np.log(self.duration_s / np.float32(20.0))
         self.log_length = length
@@ -257,15 +262,11 @@ class _Catalogue:
     def move(self, move: int) -> None:
         """Draw the pool, sorted by topic, from the items uploaded so far: popular and fresh."""
         self.live = int(np.searchsorted(self.upload_move, move, side="right"))
-        age_days = (move - self.upload_move[: self.live]) / MOVES_PER_DAY
-        weight = self._pull[: self.live] * np.exp2(-age_days / HALF_LIFE_DAYS)
-        order = self._by_topic
-        if self.live < len(order):
-            order = order[order < self.live]
-        total = np.cumsum(weight[order])
+        total = np.cumsum(np.where(self._upload_by_topic <= move, self._pull_by_topic, 0.0))
         picks = (np.arange(POOL) + self._rng.random()) * (total[-1] / POOL)
-        rank = np.minimum(np.searchsorted(total, picks, side="right"), self.live - 1)
-        self.pool = order[rank].astype(np.int32)
+        picks = np.minimum(picks, np.nextafter(total[-1], 0.0))
+        rank = np.searchsorted(total, picks, side="right")
+        self.pool = self._by_topic[rank].astype(np.int32)
         bounds = np.searchsorted(self.topic[self.pool], np.arange(len(self.topic_shares) + 1))
         self.pool_from = bounds[:-1].astype(np.int32)
         self.pool_count = np.diff(bounds).astype(np.int32)

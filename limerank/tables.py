@@ -44,8 +44,8 @@ def find_files(source: EventSource | Table, base: Path) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in source.files:
-        matches = sorted(glob.glob(str(base / pattern), recursive=True))
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        matches = sorted(glob.glob(pattern, root_dir=base, recursive=True))
+        files = [base / match for match in matches if (base / match).is_file()]
         if not files:
             raise DataError(
                 f"no file matches {pattern!r} (looked for {base / pattern}); relative names are "

@@ -19,7 +19,7 @@ from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
-from limerank.index import Ids, Index, build_index
+from limerank.index import IdTable, Index, build_index
 from limerank.logs import prepare
 from limerank.schema import load_spec
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
@@ -99,7 +99,7 @@ numbers = st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=40)
 @given(texts, st.lists(st.text(max_size=3), max_size=10))
 def test_texts_are_found(held, others):
     values = np.array(held, dtype=object)
-    ids = Ids.of(values)
+    ids = IdTable.of(values)
     assert ids.text
     assert ids.find(held).tolist() == list(range(len(held)))
     assert ids[:].tolist() == held
@@ -109,7 +109,7 @@ def test_texts_are_found(held, others):
 
 @given(numbers, st.lists(st.integers(-5, 5), max_size=10))
 def test_numbers_are_found(held, others):
-    ids = Ids.of(np.array(held, dtype=np.int64))
+    ids = IdTable.of(np.array(held, dtype=np.int64))
     assert not ids.text
     assert ids.find(held).tolist() == list(range(len(held)))
     expected = [held.index(other) if other in held else -1 for other in others]
@@ -119,15 +119,15 @@ def test_numbers_are_found(held, others):
 
 def test_texts_with_one_hash_are_told_apart(monkeypatch):
     monkeypatch.setattr(index_module, "_hashes", lambda texts: np.zeros(len(texts), np.int64))
-    ids = Ids.of(np.array(["a", "b", "c"], dtype=object))
+    ids = IdTable.of(np.array(["a", "b", "c"], dtype=object))
     assert ids.find(["c", "b", "x", "a"]).tolist() == [2, 1, -1, 0]
     with pytest.raises(DataError, match="'b'"):
-        Ids.of(np.array(["a", "b", "c", "b"], dtype=object))
+        IdTable.of(np.array(["a", "b", "c", "b"], dtype=object))
 
 
 def test_an_id_twice_is_an_error(tmp_path):
     with pytest.raises(DataError, match="7, 9"):
-        Ids.of(np.array([7, 9, 7, 9, 9, 1]))
+        IdTable.of(np.array([7, 9, 7, 9, 9, 1]))
     of = shop("two-tower")
     items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
     pl.concat([items, items[3:4]]).write_csv(tmp_path / "twice.csv")
@@ -317,7 +317,11 @@ def test_tables_that_cannot_be_used(tmp_path, table):
 
     attempt(frame.drop("group"), "no column 'group'; columns found: item_id, tags")
     attempt(frame.with_columns(pl.lit("x7").alias("item_id")), "'x7' is no integer")
+    attempt(frame.with_columns(pl.col("item_id") + 0.5), "4.5 is no integer")
     attempt(frame.with_columns(pl.lit(None, pl.String).alias("item_id")), "4 rows of 4 have no")
+    frame.with_columns(pl.col("item_id") + 0.5).write_parquet(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match="4.5 is no integer"):
+        build_index(of.run, tmp_path / "index", items=tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="no file"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "missing.csv")
     spec = {**of.run.manifest["spec"], "items": None}

@@ -318,7 +318,7 @@ def test_many_partitions_make_the_same_dataset(tmp_path: Path) -> None:
 def test_partitions_that_turn_out_too_large_are_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import limerank.logs
+    from limerank.spooling import Spooling
 
     lists = [
         {"user": k % 50, "item": list(range(k % 5 + 1)), "time": 10**12 + k} for k in range(500)
@@ -331,13 +331,13 @@ def test_partitions_that_turn_out_too_large_are_divided(
     more = {**EVENTS, "files": ["lists.parquet"], "lists": True, "constant": {"click": 1}}
     spec = make_spec(events=[{**EVENTS, "files": ["log.parquet"]}, more])
     one = run(tmp_path, spec)
-    make = limerank.logs._Job._make_spools
+    make = Spooling._make_spools
 
-    def limited(job: Any) -> None:
-        make(job)
-        job.part_limit = 100
+    def limited(spools: Spooling) -> None:
+        make(spools)
+        spools.part_limit = 100
 
-    monkeypatch.setattr(limerank.logs._Job, "_make_spools", limited)
+    monkeypatch.setattr(Spooling, "_make_spools", limited)
     same(one.path, run(tmp_path, spec).path)
 
 
@@ -509,6 +509,11 @@ def test_columns_of_a_wrong_type(tmp_path: Path) -> None:
     write(tmp_path, [{"user": 1, "item": 1, "time": 1, "click": [1]}])
     with pytest.raises(DataError, match=r"'click' holds List.*expected numbers"):
         run(tmp_path, make_spec())
+    write(tmp_path, [{"user": 1, "item": 1, "time": 1, "click": 1, "tags": ["a", "b"]}])
+    for kind in ("categorical", "numeric"):
+        feature = {"name": "tag", "kind": kind, "column": "tags"}
+        with pytest.raises(DataError, match=r"log.parquet: column 'tags' holds List.*one value"):
+            run(tmp_path, make_spec(event_features=[feature]))
 
 
 def test_a_file_in_another_encoding_and_layout(tmp_path: Path) -> None:
@@ -575,6 +580,22 @@ def test_times_become_milliseconds(
     split = {"by": "position", "train": 0.5}
     view = run(tmp_path, make_spec(events=[events], split=split))
     assert view.events["time"].tolist() == [1574153512000, 1574153513000]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["2019-11-19T08:51", "2019-11-19T08:52"],
+        ["2019-11-19 08:51", "2019-11-19T08:52:00"],
+        ["2019-11-19T08:51Z", "2019-11-19T10:52+02:00"],
+        ["2019-11-19 08:51Z", "2019-11-19 10:52:00+02:00"],
+    ],
+)
+def test_times_need_no_seconds(tmp_path: Path, texts: list[str]) -> None:
+    write(tmp_path, log(*[(1, k, text, 1) for k, text in enumerate(texts)]))
+    events = {**EVENTS, "time_unit": "text", "files": ["log.parquet"]}
+    view = run(tmp_path, make_spec(events=[events], split={"by": "position", "train": 0.5}))
+    assert view.events["time"].tolist() == [1574153460000, 1574153520000]
 
 
 def test_native_timestamps_and_dates_need_no_unit(tmp_path: Path) -> None:
@@ -691,6 +712,23 @@ def test_lists_written_as_text(tmp_path: Path) -> None:
     lists = {**spec.events[1].model_dump(), "files": ["lists.csv"]}
     view = run(tmp_path, make_spec(**{**spec.model_dump(), "events": [spec.events[0], lists]}))
     assert [row[0] for row in view.rows([])][:5] == ["N1", "N2", "N900", "N901", "N3"]
+
+
+def test_constants_of_lists_are_read_as_columns_are(tmp_path: Path) -> None:
+    write(tmp_path, [{**row, "watch": 1.0, "n": 3, "tab": "x"} for row in shown(1, 10)])
+    write(tmp_path, log((1, [1, 2], 10), columns="user item time"), "lists.parquet")
+    watch = {"name": "watch", "kind": "duration", "scale": 0.5, "cap": 4}
+    features = [{"name": "n", "kind": "numeric"}, {"name": "tab", "kind": "categorical"}]
+    spec = list_spec(labels=[CLICK, watch], event_features=features)
+    constant = {"click": 1, "watch": 3, "tab": 7}
+    lists = {**spec.events[1].model_dump(), "constant": constant}
+    values = {**spec.model_dump(), "events": [spec.events[0], lists]}
+    view = run(tmp_path, make_spec(**values))
+    names = ["label_click", "label_watch", "feature_n"]
+    assert view.rows(names)[:2] == [(1, 9, 1, 1.5, 0), (2, 9, 1, 1.5, 0)]
+    assert set(view.vocab("event_tab")) == {"7", "x"}
+    constant["watch"] = 100
+    assert run(tmp_path, make_spec(**values)).events["label_watch"][0] == 4
 
 
 # Features
@@ -944,10 +982,24 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
 def test_the_description_is_kept_beside_the_data(tmp_path: Path) -> None:
     from limerank.schema import load_spec
 
-    write(tmp_path, log((1, 2, 10, 1), (1, 1, 20, 0)))
+    folder = tmp_path / "logs [1]"
+    folder.mkdir()
+    write(folder, log((1, 2, 10, 1), (1, 1, 20, 0)))
     spec = make_spec(split={"by": "position", "train": 0.5})
-    prepare(spec, tmp_path / "data", base=tmp_path)
-    assert load_spec(tmp_path / "data/spec.toml") == spec
+    prepare(spec, tmp_path / "data", base=folder)
+    kept = load_spec(tmp_path / "data/spec.toml")
+    assert kept.model_copy(update={"events": spec.events}) == spec
+    prepare(kept, tmp_path / "again", base=tmp_path / "data")
+    same(tmp_path / "data/events", tmp_path / "again/events")
+
+
+@pytest.mark.parametrize("click", [0, 1])
+def test_a_label_that_never_varies_is_warned_of(tmp_path: Path, click: int) -> None:
+    write(tmp_path, log(*[(1, k, k, click if k < 8 else 1 - click) for k in range(10)]))
+    manifest = run(tmp_path, make_spec()).manifest
+    warning = f"label click is {click} in all impressions of the training window"
+    assert warning in manifest["summary"]["warnings"]
+    assert f"warning: {warning}" in summary_text(manifest)
 
 
 def test_the_summary_can_be_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import limerank.schema
 from limerank.errors import SpecError
-from limerank.schema import Spec, load_spec, validate
+from limerank.schema import Spec, load_spec, validate, write_spec
 
 SOURCE: dict[str, Any] = {"files": ["log.parquet"], "time": "time"}
 LIKE: dict[str, Any] = {"name": "like", "kind": "binary", "column": "rating", "at_least": 4}
@@ -79,6 +79,37 @@ def label(**values: Any) -> dict[str, Any]:
             {"events": [SOURCE, {**SOURCE, "lists": True}]},
             "lists hold no labels: .* constant = { rating = 1 }",
         ),
+        (
+            {"events": [SOURCE, {**SOURCE, "lists": True, "constant": {"rating": "5"}}]},
+            "events.1.constant.rating: expected a number for like; got '5'",
+        ),
+        (
+            {**source(constant={"like": 2}), **label()},
+            "events.0.constant.like: expected 0 or 1 for label like; got 2",
+        ),
+        (
+            {**source(constant={"like": -1}), **label(kind="duration")},
+            "events.0.constant.like: expected a duration of 0 or more for label like; got -1",
+        ),
+        (source(constant={"rating": float("nan")}), "constant.rating: expected a finite number"),
+        (
+            source(constant={"like": 1}),
+            "events.0.constant.like: no label or event feature has this column; they have rating",
+        ),
+        (
+            {
+                **source(constant={"price": "high"}),
+                "event_features": [{"name": "price", "kind": "numeric"}],
+            },
+            "events.0.constant.price: expected a number for price; got 'high'",
+        ),
+        (
+            {
+                **source(constant={"item_id": 3}),
+                "event_features": [{"name": "item_id", "kind": "categorical"}],
+            },
+            "events.0.constant.item_id: this column of the source is read from its files",
+        ),
         ({"events": [SOURCE, {"files": ["b.csv"], "order": "pos"}]}, "or all have order"),
         ({"labels": []}, "labels: Tuple should have at least 1 item"),
         ({"labels": [LIKE, LIKE]}, "needs a name of its own; got twice: like"),
@@ -94,6 +125,10 @@ def label(**values: Any) -> dict[str, Any]:
         (
             {"event_features": [{"name": "tags", "kind": "categorical", "split": "|"}]},
             "an event feature has one value",
+        ),
+        (
+            {"event_features": [{"name": "price", "kind": "numeric", "transform": "log1p"}]},
+            "event_features.0: transform is for item and user features",
         ),
         (
             {"event_features": [{"name": "vector", "kind": "text-vector"}]},
@@ -132,6 +167,16 @@ def label(**values: Any) -> dict[str, Any]:
 def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         validate(Spec, {**BASE, **values}, "spec")
+
+
+def test_a_written_description_can_be_read_anywhere(tmp_path: Path) -> None:
+    files = ["a*.csv", "../b.csv", "/logs/c?.csv"]
+    spec = validate(Spec, {**BASE, **source(files=files)}, "spec")
+    write_spec(tmp_path / "spec.toml", spec, tmp_path / "x[1]")
+    written = load_spec(tmp_path / "spec.toml")
+    folder = f"{tmp_path}/x[[]1]"
+    assert written.events[0].files == (f"{folder}/a*.csv", f"{folder}/../b.csv", "/logs/c?.csv")
+    assert written.model_copy(update={"events": spec.events}) == spec
 
 
 def test_files_that_are_no_descriptions(tmp_path: Path) -> None:

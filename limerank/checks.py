@@ -1,0 +1,170 @@
+"""Values of event columns, checked: times, labels and request ids.
+
+What is wrong with a row is told to :class:`Good`, which counts bad rows by reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from limerank.errors import DataError
+from limerank.ids import Mask
+from limerank.partition import Array, shuffle
+from limerank.schema import EventSource, Label
+from limerank.tables import as_numbers
+
+UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+ISO = (
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+)
+ISO_ZONE = (
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%dT%H:%M%#z",
+    "%Y-%m-%d %H:%M%#z",
+)
+
+
+class Good:
+    """Which rows of a batch passed all checks so far; each bad row counts for one reason."""
+
+    def __init__(self, rows: int, reasons: Counter[str]) -> None:
+        self._rows, self._reasons = rows, reasons
+        self.mask: Mask = None
+
+    def check(self, fine: Mask, reason: str) -> None:
+        if fine is None or fine.all():
+            return
+        mask = np.ones(self._rows, bool) if self.mask is None else self.mask
+        self._reasons[reason] += int((mask & ~fine).sum())
+        self.mask = mask & fine
+
+
+def label_columns(
+    label: Label, values: pl.Series, length: pl.Series | None, good: Good
+) -> dict[str, Array]:
+    """A label's columns, of all rows of a batch; what is wrong with them goes to ``good``."""
+    key = f"label_{label.name}"
+    if label.kind == "binary" and label.at_least is None and _zeros_and_ones(values):
+        return {key: values.cast(pl.UInt8).to_numpy()}
+    numbers = as_numbers(values)
+    finite = np.isfinite(numbers)
+    good.check(finite, f"missing label {label.name}")
+    if label.kind == "binary" and label.at_least is not None:
+        return {key: (numbers >= label.at_least).view(np.uint8)}
+    if label.kind == "binary":
+        positive = numbers == 1
+        good.check(positive | (numbers == 0) | ~finite, f"label {label.name} is neither 0 nor 1")
+        return {key: positive.view(np.uint8)}
+    good.check((numbers >= 0) | ~finite, f"negative {label.name}")
+    seconds = as_float32(numbers * label.scale)
+    if label.cap is not None:
+        seconds = np.minimum(seconds, np.float32(label.cap))
+    if length is None:
+        return {key: seconds}
+    whole = as_numbers(length)
+    ratio = np.full(len(numbers), np.nan)
+    np.divide(numbers, whole, out=ratio, where=whole > 0)
+    return {key: seconds, f"ratio_{label.name}": as_float32(ratio)}
+
+
+def _zeros_and_ones(values: pl.Series) -> bool:
+    if not values.dtype.is_integer() or values.null_count():
+        return False
+    low, high = values.min(), values.max()
+    return isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= 1
+
+
+def as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The nearest float32; what is beyond them becomes infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def times_of(values: pl.Series, source: EventSource) -> tuple[Array, NDArray[np.bool_] | None]:
+    """Milliseconds since 1970 (or the order), and which are known (None: all)."""
+    dtype = values.dtype
+    if isinstance(dtype, pl.Datetime):
+        result = values.dt.epoch("ms")
+    elif dtype == pl.Date:
+        result = values.cast(pl.Datetime("ms")).dt.epoch("ms")
+    elif source.time is not None and source.time_unit == "text":
+        result = _parse_times(values.cast(pl.String), source.time_format)
+    else:
+        factor = UNITS[source.time_unit] if source.time is not None else 1.0
+        result = values.cast(pl.Int64, strict=False) if dtype == pl.String else values
+        if dtype == pl.String and result.null_count() > values.null_count():
+            result = values.cast(pl.Float64, strict=False)
+        if not (result.dtype.is_numeric() or result.dtype == pl.Boolean):
+            raise DataError(f"column {values.name!r} holds {dtype}, expected times or numbers")
+        if result.dtype.is_integer():
+            result = result.cast(pl.Int64, strict=False)
+            limit = (1 << 62) // 1000
+            if factor > 1:
+                inside = result.is_between(-limit, limit).fill_null(False)
+                if not inside.all():
+                    result = result.set(~inside, None)
+                result = result * int(factor)
+            elif factor < 1:
+                result = result // round(1 / factor)
+        else:
+            scaled = (result.cast(pl.Float64) * factor).fill_nan(None).floor()
+            result = scaled.cast(pl.Int64, strict=False)
+    inside = result.is_between(-(1 << 58), 1 << 58)
+    if not inside.all():
+        result = result.set(~inside.fill_null(False), None)
+    if result.null_count():
+        return result.fill_null(0).to_numpy(), result.is_not_null().to_numpy()
+    return result.to_numpy().astype(np.int64, copy=False), None
+
+
+def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
+    """Text as milliseconds since 1970; null where it is no time."""
+    text = text.str.strip_chars()
+    if form is not None:
+        zoned = "%z" in form or "%#z" in form
+        return _strptime(text, form, zoned)
+    result = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
+    for iso in ISO + ISO_ZONE:
+        if result.null_count() == text.null_count():
+            break
+        zoned = iso in ISO_ZONE
+        source = text.str.replace(r"[Zz]$", "+00:00") if zoned else text
+        result = result.zip_with(result.is_not_null(), _strptime(source, iso, zoned))
+    return result
+
+
+def _strptime(text: pl.Series, form: str, zoned: bool) -> pl.Series:
+    kind = pl.Datetime("ms", "UTC") if zoned else pl.Datetime("ms")
+    if form == "%Y-%m-%d":
+        days = text.str.strptime(pl.Date, form, strict=False)
+        return days.cast(pl.Datetime("ms")).dt.epoch("ms")
+    return text.str.strptime(kind, form, strict=False).dt.epoch("ms")
+
+
+def request_keys(values: pl.Series) -> NDArray[np.uint64]:
+    """A number for each request id, never 0; 0 where there is none."""
+    if values.dtype.is_integer():
+        keys = shuffle(values.cast(pl.Int64, strict=False).fill_null(0).to_numpy())
+    else:
+        values = values.cast(pl.String)
+        keys = values.hash().to_numpy().astype(np.uint64)
+    keys = np.where(keys == 0, np.uint64(1), keys)
+    if values.null_count():
+        keys[values.is_null().to_numpy()] = 0
+    return keys
+
+
+def request_steps(keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Of each event: 0 without a request id, 2 with that of the event before it, else 1."""
+    steps = (keys != 0).view(np.uint8)
+    steps[1:] += (keys[1:] == keys[:-1]) & (keys[1:] != 0)
+    return steps

@@ -1,0 +1,404 @@
+"""The way in: files of events, read in batches, checked, and spooled in partitions by user."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from limerank.checks import Good, as_float32, label_columns, request_keys, times_of
+from limerank.errors import DataError
+from limerank.ids import Ids, Mask, TextIdsError
+from limerank.partition import Array, Spool, ahead, shuffle
+from limerank.progress import Bar
+from limerank.schema import EventSource, Feature, Spec
+from limerank.tables import Reader, as_numbers, as_text, find_files
+
+BATCH_BYTES = 24 << 20
+PARTITION_ROWS = 1 << 18
+"""Small enough that sorting stays within the processor's cache."""
+
+
+class Spooling:
+    """Reads and checks the events of all sources; then they lie in spools, in no order yet.
+
+    Attributes:
+        users, items: the codes of ids.
+        features: those of the values of each categorical event feature.
+        dtypes: the columns of ``spool``: user, item, time, label_NAME, feature_NAME, and, where
+            needed, ratio_NAME, source and request.
+        spool, lists: events, and the lists of sources whose rows hold lists.
+        part_limit: partitions with more rows do not fit the memory.
+        item_range: the least and the greatest code of an item.
+        rows, bad, noted: rows read, bad ones by reason, and what else is worth to be told.
+        table_readers: the files of the item table and of the user table.
+    """
+
+    def __init__(self, spec: Spec, base: Path, work: Path, room: int, quiet: bool) -> None:
+        """``work`` takes the spools, and ``room`` is the memory in bytes that all may take."""
+        self.spec, self.base, self.work, self.room, self.quiet = spec, base, work, room, quiet
+        self.bad: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        self.rows = 0
+        self.requests_given = any(source.request is not None for source in spec.events)
+        self.shown_sources = np.array([source.shown for source in spec.events])
+        self.some_hidden = not bool(self.shown_sources.all())
+
+    def read(self) -> None:
+        """Spool all events.
+
+        Raises:
+            DataError: a file or a column is missing or of no use, or too many rows are bad.
+        """
+        self._open()
+        while True:
+            try:
+                self._spool_events()
+                break
+            except TextIdsError as found:
+                self.integral[0 if found.ids is self.items else 1] = False
+                self._close_spools()
+                shutil.rmtree(self.work)
+        self._check_share()
+
+    def _open(self) -> None:
+        """Find files and columns, and guess which ids are integers."""
+        spec = self.spec
+        self.readers: list[list[Reader]] = []
+        for source in spec.events:
+            readers = [Reader(path, source) for path in find_files(source, self.base)]
+            for reader in readers:
+                reader.require(self._columns(source))
+                self._require_single(source, reader)
+            self.readers.append(readers)
+        tables = (spec.items, spec.users)
+        types: list[list[tuple[pl.DataType, str]]] = [[], []]
+        self.table_readers: list[list[Reader]] = [[], []]
+        for k, table in enumerate(tables):
+            if table is None:
+                continue
+            for path in find_files(table, self.base):
+                reader = Reader(path, table)
+                reader.require([table.id, *(feature.column for feature in table.features)])
+                self.table_readers[k].append(reader)
+                types[k].append((reader.columns[table.id], reader.kind))
+        for source, readers in zip(spec.events, self.readers, strict=True):
+            for reader in readers:
+                item = reader.columns[source.item]
+                if isinstance(item, (pl.List, pl.Array)):
+                    item = item.inner  # type: ignore[assignment]
+                types[0].append((item, reader.kind))
+                types[1].append((reader.columns[source.user], reader.kind))
+        self.integral = [
+            all(dtype.is_integer() or dtype.is_float() or kind != "parquet" for dtype, kind in each)
+            for each in types
+        ]
+        """Whether item ids and user ids are integers, as far as is known yet."""
+        for k, table in enumerate(tables):
+            if table is not None and self.integral[k]:
+                ids = Ids(False)
+                try:
+                    for reader in self.table_readers[k]:
+                        for frame in reader.batches([table.id], BATCH_BYTES):
+                            ids.codes(frame[table.id])
+                except TextIdsError:
+                    self.integral[k] = False
+        self.feature_is_text = {
+            feature.name: self._is_text(feature.column) for feature in spec.event_features
+        }
+
+    def _require_single(self, source: EventSource, reader: Reader) -> None:
+        """Event features have one value: raise a DataError where a column of them holds lists."""
+        for feature in self.spec.event_features:
+            if source.lists or feature.column in source.constant:
+                continue
+            dtype = reader.columns[feature.column]
+            if dtype.is_nested():
+                raise DataError(
+                    f"{reader.path}: column {feature.column!r} holds {dtype}, expected one value "
+                    f"per event (for the event feature {feature.name!r})"
+                )
+
+    def _is_text(self, column: str) -> bool:
+        """Whether an event feature's categories are texts (else integers) in any source."""
+        for source, readers in zip(self.spec.events, self.readers, strict=True):
+            if column in source.constant:
+                value = source.constant[column]
+                if isinstance(value, str) or not value.is_integer():
+                    return True
+            elif not source.lists:
+                for reader in readers:
+                    dtype = reader.columns[column]
+                    if not (dtype.is_integer() or dtype == pl.Boolean) or dtype == pl.UInt64:
+                        return True
+        return False
+
+    def _columns(self, source: EventSource) -> list[str]:
+        """The columns that are read of a source's files."""
+        spec = self.spec
+        wanted = [source.user, source.item]
+        wanted += [column for column in (source.time, source.order, source.request) if column]
+        if not source.lists:
+            wanted += [label.column for label in spec.labels]
+            wanted += [label.of for label in spec.labels if label.of is not None]
+            wanted += [feature.column for feature in spec.event_features]
+        return list(dict.fromkeys(c for c in wanted if c not in source.constant))
+
+    def _spool_events(self) -> None:
+        spec = self.spec
+        self.bad.clear()
+        self.noted.clear()
+        self.rows = 0
+        self.users, self.items = (Ids(not integral) for integral in reversed(self.integral))
+        self.features = {
+            feature.name: Ids(self.feature_is_text[feature.name])
+            for feature in spec.event_features
+            if feature.kind == "categorical"
+        }
+        self.item_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
+        dtypes: dict[str, Any] = {"user": np.uint64, "time": np.int64}
+        dtypes["item"] = self._dtype(self.items, [source.item for source in spec.events])
+        if len(spec.events) > 1:
+            dtypes["source"] = np.uint8
+        if self.requests_given:
+            dtypes["request"] = np.uint64
+        for label in spec.labels:
+            dtypes[f"label_{label.name}"] = np.uint8 if label.kind == "binary" else np.float32
+            if label.of is not None:
+                dtypes[f"ratio_{label.name}"] = np.float32
+        for feature in spec.event_features:
+            if feature.kind == "numeric":
+                dtypes[f"feature_{feature.name}"] = np.float32
+            else:
+                dtypes[f"feature_{feature.name}"] = self._dtype(
+                    self.features[feature.name], [feature.column] * len(spec.events)
+                )
+        self.dtypes = dtypes
+        self._make_spools()
+        total = sum(reader.path.stat().st_size for readers in self.readers for reader in readers)
+        with Bar("reading", total=total, unit="bytes", quiet=self.quiet) as bar:
+            for number, (source, readers) in enumerate(zip(spec.events, self.readers, strict=True)):
+                check = self._check_lists if source.lists else self._check_events
+                spool = self.lists if source.lists else self.spool
+                assert spool is not None
+                for reader in readers:
+                    reader.bad_lines = 0
+                    before = self.rows
+                    done = 0.0
+                    # Three steps, each in a thread of its own: decode, check, spool.
+                    frames = ahead(self._with_users(reader, source))
+                    for columns in ahead(check(*one, source, number) for one in frames):
+                        spool.add(columns)
+                        at = reader.position(self.rows - before)
+                        bar.advance(at - done, note=f"{self.rows:,} rows")
+                        done = at
+                    bar.advance(reader.path.stat().st_size - done)
+                    self.bad["unparsable line"] += reader.bad_lines
+                    self.rows += reader.bad_lines
+        self._close_spools()
+
+    def _dtype(self, ids: Ids, columns: list[str]) -> type[np.integer[Any]]:
+        """The narrowest integers that surely hold a column's codes: fewer bytes to move."""
+        if ids.text:
+            return np.uint32
+        narrow = np.iinfo(np.int32)
+        for source, readers, column in zip(self.spec.events, self.readers, columns, strict=True):
+            if column in source.constant:
+                value = float(source.constant[column])
+                bounds = [(value, value)]
+            elif source.lists and column != source.item:
+                bounds = []
+            else:
+                bounds = [reader.bounds(column) for reader in readers]
+            if not all(narrow.min < low and high <= narrow.max for low, high in bounds):
+                return np.int64
+        return np.int32
+
+    def _with_users(
+        self, reader: Reader, source: EventSource
+    ) -> Iterator[tuple[pl.DataFrame, Array, Mask]]:
+        """A file's batches, each with its users' codes and which of them are known."""
+        for frame in reader.batches(self._columns(source), self.batch_bytes):
+            yield frame, *self.users.codes(frame[source.user])
+
+    def _make_spools(self) -> None:
+        """Spools with enough partitions that sorting three of them at once fits the memory."""
+        rows = 0.0
+        for source, readers in zip(self.spec.events, self.readers, strict=True):
+            for reader in readers:
+                if reader.rows is not None:
+                    rows += reader.rows * (40 if source.lists else 1)
+                else:
+                    rows += reader.path.stat().st_size * (6 if reader.compression else 1) / 16
+        self.batch_bytes = min(max(self.room // 64, 1 << 20), BATCH_BYTES)
+        row_bytes = sum(np.dtype(dtype).itemsize for dtype in self.dtypes.values())
+        limit = max(self.room // (3 * (4 * row_bytes + 100)), 1 << 12)
+        self.part_limit = limit
+        """Partitions with more rows are partitioned further."""
+        bits = 0
+        while bits < 8 and rows / (1 << bits) > min(limit // 2, PARTITION_ROWS):
+            bits += 1
+        self.spool = Spool(self.work / "events", self.dtypes, bits)
+        self.lists: Spool | None = None
+        if any(source.lists for source in self.spec.events):
+            dtypes: dict[str, Any] = {
+                "user": np.uint64,
+                "time": np.int64,
+                "source": np.uint8,
+                "length": np.int64,
+                "values": self.dtypes["item"],
+            }
+            self.lists = Spool(self.work / "lists", dtypes, bits, ragged="values")
+
+    def _close_spools(self) -> None:
+        self.spool.close()
+        if self.lists is not None:
+            self.lists.close()
+
+    def _column(self, frame: pl.DataFrame, source: EventSource, name: str) -> pl.Series:
+        if name in source.constant:
+            return pl.Series(name, [source.constant[name]]).new_from_index(0, len(frame))
+        return frame[name]
+
+    def _check_events(
+        self, frame: pl.DataFrame, users: Array, known: Mask, source: EventSource, number: int
+    ) -> dict[str, Array]:
+        """The columns of a batch's good rows; the others are counted by reason."""
+        n = len(frame)
+        self.rows += n
+        good = Good(n, self.bad)
+        good.check(known, "missing user id")
+        items, known = self.items.codes(frame[source.item])
+        good.check(known, "missing item id")
+        times, known = times_of(frame[source.time or source.order or ""], source)
+        good.check(known, "missing or unparsable time")
+        columns: dict[str, Array] = {"user": shuffle(users), "item": items, "time": times}
+        if "source" in self.dtypes:
+            columns["source"] = np.full(n, number, np.uint8)
+        if self.requests_given:
+            columns["request"] = np.zeros(n, np.uint64)
+            if source.request is not None:
+                columns["request"] = request_keys(frame[source.request])
+        for label in self.spec.labels:
+            values = self._column(frame, source, label.column)
+            length = None if label.of is None else self._column(frame, source, label.of)
+            columns |= label_columns(label, values, length, good)
+        for feature in self.spec.event_features:
+            values = self._column(frame, source, feature.column)
+            columns[f"feature_{feature.name}"] = (
+                as_float32(as_numbers(values))
+                if feature.kind == "numeric"
+                else self._feature_codes(feature, values)
+            )
+        if good.mask is not None:
+            columns = {name: array[good.mask] for name, array in columns.items()}
+        self._widen(columns["item"])
+        return columns
+
+    def _widen(self, items: Array) -> None:
+        if len(items):
+            stretch(self.item_range, items)
+
+    def _feature_codes(self, feature: Feature, values: pl.Series) -> Array:
+        """Codes of a categorical event feature: text numbers from 1 (0: missing), or integers."""
+        ids = self.features[feature.name]
+        if ids.text:
+            text = values if values.dtype == pl.String else as_text(values)
+            return _plus_one(ids.of_text(text))
+        whole = values.cast(pl.Int64)
+        if whole.null_count():
+            whole = whole.fill_null(self.missing(feature))
+        return whole.to_numpy()
+
+    def missing(self, feature: Feature) -> int:
+        """The code of a missing value of a categorical event feature."""
+        if self.features[feature.name].text:
+            return 0
+        return int(np.iinfo(self.dtypes[f"feature_{feature.name}"]).min)
+
+    def _check_lists(
+        self, frame: pl.DataFrame, users: Array, known: Mask, source: EventSource, number: int
+    ) -> dict[str, Array]:
+        """The good rows of a batch whose rows hold lists of items."""
+        n = len(frame)
+        self.rows += n
+        good = Good(n, self.bad)
+        good.check(known, "missing user id")
+        times, known = times_of(frame[source.time or source.order or ""], source)
+        good.check(known, "missing or unparsable time")
+        lists = frame[source.item]
+        if isinstance(lists.dtype, pl.Array):
+            lists = lists.arr.to_list()
+        elif not isinstance(lists.dtype, pl.List):
+            lists = lists.cast(pl.String).str.strip_chars().str.split(source.list_split)
+        lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+        flat = lists.filter(pl.Series(lengths > 0)).explode()
+        self.note("missing item ids within lists", flat.null_count())
+        items, known = self.items.codes(flat)
+        row = np.repeat(np.arange(n), lengths)
+        if known is not None:
+            items, row = items[known], row[known]
+            lengths = np.bincount(row, minlength=n)
+        keep = lengths > 0 if good.mask is None else good.mask & (lengths > 0)
+        values = items[keep[row]]
+        self._widen(values)
+        return {
+            "user": shuffle(users)[keep],
+            "time": times[keep],
+            "source": np.full(int(keep.sum()), number, np.uint8),
+            "length": lengths[keep],
+            "values": values,
+        }
+
+    def constants(self, source: EventSource) -> dict[str, Any]:
+        """What each event of a source of lists has, by the name of its spooled column."""
+        values: dict[str, Any] = {}
+        unseen = Good(1, Counter())  # the description was checked when it was built
+        for label in self.spec.labels:
+            given = pl.Series(label.column, [source.constant.get(label.column)])
+            length = None if label.of is None else pl.Series(label.of, [None])
+            columns = label_columns(label, given, length, unseen)
+            values |= {name: array[0] for name, array in columns.items()}
+        for feature in self.spec.event_features:
+            given = pl.Series(feature.column, [source.constant.get(feature.column)])
+            values[f"feature_{feature.name}"] = (
+                as_float32(as_numbers(given))[0]
+                if feature.kind == "numeric"
+                else self._feature_codes(feature, given)[0]
+            )
+        return values
+
+    def _check_share(self) -> None:
+        self.bad = +self.bad
+        bad = sum(self.bad.values())
+        table = "".join(f"\n  {count:>12,}  {reason}" for reason, count in self.bad.most_common())
+        if self.rows and bad / self.rows > self.spec.checks.max_bad_share:
+            raise DataError(
+                f"{bad:,} of {self.rows:,} rows ({100 * bad / self.rows:.1f} %) are bad, more than "
+                f"checks.max_bad_share = {self.spec.checks.max_bad_share} allows:{table}\n"
+                "mend the log, mend its description, or raise the share"
+            )
+        if self.rows == bad:
+            raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")
+
+    def note(self, what: str, count: int) -> None:
+        if count:
+            self.noted[what] += count
+
+
+def _plus_one(codes: pl.Series) -> NDArray[np.uint32]:
+    if codes.null_count():
+        return (codes + 1).fill_null(0).to_numpy()
+    return codes.to_numpy() + np.uint32(1)
+
+
+def stretch(bounds: list[int], values: Array) -> None:
+    """Make ``bounds``, the least and the greatest, hold ``values``."""
+    bounds[0] = min(bounds[0], int(values.min()))
+    bounds[1] = max(bounds[1], int(values.max()))
