@@ -124,7 +124,8 @@ class _Job:
                 min(int(share * events.shown_total + 1e-9), events.shown_total - 1)
                 for share in (split.train, split.train + split.validation)
             ]
-            self.cuts = values_at_ranks(blocks, *events.shown_range, ranks)
+            first, last = events.shown_range
+            self.cuts = values_at_ranks(blocks, first, last, ranks)
 
     def _splits(self, block: Block) -> NDArray[np.uint8]:
         """The split of each event of a block; history-only events take part by time or place."""
@@ -150,7 +151,8 @@ class _Job:
         wanted = ["time", "shown", "item"]
         wanted += [f"label_{label.name}" for label in spec.labels]
         wanted += [f"feature_{feature.name}" for feature in features]
-        item_counter = CodeCounter(*self.spools.item_range, 3, self.table_limit)
+        lowest, highest = self.spools.item_range
+        item_counter = CodeCounter(lowest, highest, 3, self.table_limit)
         counters: dict[str, CodeCounter] = {}
         for feature in features:
             if feature.kind == "categorical":
