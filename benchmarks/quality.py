@@ -25,9 +25,9 @@ WORK = Path("benchmarks/work")
 
 TRAIN: dict[str, dict[str, Any]] = {
     "ml1m": {},
-    "kuairand_slice": {"impressions": 512, "epochs": 8},
-    "mind_sample": {"epochs": 8},
-    "ml_latest_small": {"impressions": 512, "epochs": 8},
+    "kuairand_slice": {"impressions": 512},
+    "mind_sample": {},
+    "ml_latest_small": {"impressions": 512},
 }
 """Training settings that differ from the defaults, by data set: small logs want small batches."""
 

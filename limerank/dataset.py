@@ -51,8 +51,8 @@ from limerank.history import EventEncoder, latest
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
-POOL_BATCHES = 64
-"""Training batches are cut from pools of about so many batches, each pool sorted by length."""
+POOL_BATCHES = 128
+"""Training batches are cut from pools of about so many batches, like requests together."""
 
 
 @dataclass(frozen=True)
@@ -220,27 +220,26 @@ class Dataset:
         length: int | None = None,
         generator: np.random.Generator | None = None,
     ) -> list[NDArray[np.int64]]:
-        """Batches of about ``impressions`` impressions whose histories are alike in length.
+        """Batches of about ``impressions`` impressions, of requests that are alike in size.
 
-        With a ``generator`` the order is random (shuffled, sorted within pools, batches shuffled);
-        without, everything is sorted: the fewest padded positions.
+        With a ``generator`` the order is random (shuffled, like ones gathered within pools, batches
+        shuffled); without, all requests are one pool: the fewest padded positions.
         """
         counts = self.requests["count"][requests].astype(np.int64)
         lengths = self.history_lengths(requests, self.history_length if length is None else length)
-        if generator is None:
-            pools = [np.arange(len(requests))]
-        else:
-            order = generator.permutation(len(requests))
+        order = np.arange(len(requests))
+        pools = [order]
+        if generator is not None:
+            order = generator.permutation(order)
             mean = max(counts.mean(), 1.0) if len(counts) else 1.0
             size = max(1, int(POOL_BATCHES * impressions / mean))
             pools = [order[at : at + size] for at in range(0, len(order), size)]
-        batches = []
-        for pool in pools:
-            bucket = np.ceil(8 * np.log2(np.maximum(lengths[pool], 1)))
-            pool = pool[np.lexsort((counts[pool], bucket))]
-            before = np.cumsum(counts[pool]) - counts[pool]
-            cuts = np.flatnonzero(np.diff(before // impressions)) + 1
-            batches += [requests[part] for part in np.split(pool, cuts) if len(part)]
+        batches = [
+            requests[part]
+            for pool in pools
+            if len(pool)
+            for part in _alike(pool, lengths, counts, impressions)
+        ]
         if generator is not None:
             batches = [batches[place] for place in generator.permutation(len(batches))]
         return batches
@@ -260,6 +259,31 @@ class Dataset:
             finally:
                 for future in ahead:
                     future.cancel()
+
+
+def _alike(
+    pool: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    impressions: int,
+) -> list[NDArray[np.int64]]:
+    """Cut a pool in two, by history length or by candidates, whichever leaves less padding; and
+    again, until every part is a batch of about ``impressions`` impressions."""
+    total = int(counts[pool].sum())
+    parts = round(total / impressions)
+    if parts < 2 or len(pool) == 1:
+        return [pool]
+    halves: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
+    for key in (lengths, counts):
+        ordered = pool[np.argsort(key[pool], kind="stable")]
+        wanted = total * (parts // 2) / parts
+        place = int(np.searchsorted(np.cumsum(counts[ordered]), wanted))
+        place = min(max(place, 1), len(pool) - 1)
+        pair = ordered[:place], ordered[place:]
+        computed = sum(len(half) * int(lengths[half].max() + counts[half].max()) for half in pair)
+        halves.append((computed, *pair))
+    _, first, second = min(halves, key=lambda half: half[0])
+    return [part for half in (first, second) for part in _alike(half, lengths, counts, impressions)]
 
 
 def _distinct(
