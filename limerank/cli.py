@@ -6,6 +6,7 @@ Everything heavy is imported inside the commands, so that help is instant.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -363,6 +364,9 @@ def _ids(text: str) -> list[str]:
 
 def main() -> None:
     """Entry point: errors that a user can mend are one message and exit status 2."""
+    # Threads that wait by spinning halt a job whenever anything else runs on its cores; what reads
+    # this is loaded later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LimerankError as error:
