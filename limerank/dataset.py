@@ -53,6 +53,8 @@ FORMAT = 1
 SPLITS = ("train", "validation", "test")
 POOL_BATCHES = 128
 """Training batches are cut from pools of about so many batches, like requests together."""
+EVENTS_PER_IMPRESSION = 64
+"""A request with more history events per impression counts as more impressions in a batch."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,10 @@ def _alike(
     impressions: int,
 ) -> list[NDArray[np.int64]]:
     """Cut a pool in two, by history length or by candidates, whichever leaves less padding; and
-    again, until every part is a batch of about ``impressions`` impressions."""
-    total = int(counts[pool].sum())
+    again, until every part is a batch of about ``impressions`` impressions, or fewer where long
+    histories with few impressions each would take too much memory."""
+    sizes = np.maximum(counts, lengths / EVENTS_PER_IMPRESSION)
+    total = float(sizes[pool].sum())
     parts = round(total / impressions)
     if parts < 2 or len(pool) == 1:
         return [pool]
@@ -277,7 +281,7 @@ def _alike(
     for key in (lengths, counts):
         ordered = pool[np.argsort(key[pool], kind="stable")]
         wanted = total * (parts // 2) / parts
-        place = int(np.searchsorted(np.cumsum(counts[ordered]), wanted))
+        place = int(np.searchsorted(np.cumsum(sizes[ordered]), wanted))
         place = min(max(place, 1), len(pool) - 1)
         pair = ordered[:place], ordered[place:]
         computed = sum(len(half) * int(lengths[half].max() + counts[half].max()) for half in pair)
