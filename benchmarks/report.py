@@ -79,7 +79,7 @@ def plot_quality(by_dataset: dict[str, list[Row]]) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
-    figure, axes = plt.subplots(figsize=(7, 0.7 + 0.75 * len(by_dataset)))
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.75 * len(by_dataset)))
     labels = []
     for place, (dataset, of_dataset) in enumerate(by_dataset.items()):
         main_metric = next(iter(of_dataset[0]["metrics"]))
@@ -111,7 +111,8 @@ def plot_quality(by_dataset: dict[str, list[Row]]) -> None:
     axes.axvline(0, color=COLOURS["two-tower"], lw=1)
     axes.set_yticks([len(by_dataset) - place for place in range(len(by_dataset))], labels)
     axes.set_xlabel("difference to the two-tower of the same seed (dots: seeds, bars: means)")
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.3)
+    axes.set_ylim(0.5, len(by_dataset) + 0.5)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()

@@ -244,13 +244,16 @@ def index(
         Path | None,
         typer.Option(help="Another item table in the layout of the run's: new items, cold start."),
     ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="With --items: the dataset's other items as well.")
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Encode the catalogue once, for ranking."""
     from limerank.index import build_index
 
-    build_index(run, out, data=data, items=items, overwrite=overwrite, quiet=quiet)
+    build_index(run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet)
     print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
 
 

@@ -105,6 +105,12 @@ def test_the_readmes_way_with_ones_own_logs(shop, call):
     assert status == 0
     status, told, _ = call("rank", "--run", run, "--index", shop / "new", "--user", 17, "--json")
     assert {item["id"] for item in json.loads(told)["items"]} == {900, 901}
+    status, _, _ = call("index", run, "--items", new, "--merge", "--out", shop / "both")
+    assert status == 0
+    status, told, _ = call(
+        "rank", "--run", run, "--index", shop / "both", "--user", 17, "-k", 99, "--seen", "--json"
+    )
+    assert {item["id"] for item in json.loads(told)["items"]} == {*range(40), 900, 901}
 
 
 @pytest.mark.parametrize(
