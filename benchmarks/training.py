@@ -29,7 +29,7 @@ from limerank.optimise import Optimiser
 from limerank.schema import Spec, validate
 
 USERS, EVENTS, ITEMS = 1500, 320, 4000
-REPEATS = 5
+REPEATS = 3
 STEPS = 6
 
 

@@ -32,8 +32,8 @@ from limerank.train import train
 MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
 
 FULL: dict[str, Any] = {
-    "log": {"users": 3000, "items": 2000, "events": 300_000},
-    "train": {"epochs": 5, "impressions": 1024},
+    "log": {"users": 2500, "items": 2000, "events": 250_000},
+    "train": {"epochs": 4, "impressions": 1024},
     "users": 3,
 }
 SMALL: dict[str, Any] = {
