@@ -44,10 +44,13 @@ def quality(found: list[Row]) -> str:
     lines = [
         "# Quality",
         "",
-        "Mean over seeds, with the largest distance of a seed from it. Settings and epochs were",
-        "chosen on the validation split. All models of a data set share requests, histories,",
-        "features, towers and optimiser settings; impressions of a request share the history",
-        "before its first one. Reproduce with `python -m benchmarks.quality --data FOLDER`.",
+        "Mean over seeds, with the largest distance of a seed from it. All models of a data set",
+        "share requests, histories, features and towers; impressions of a request share the history",
+        "before its first one. Learning rates, epochs and heads differ by model where",
+        "`benchmarks/quality.py` says so: they were picked by the validation AUC of one seed, and the",
+        "search was not the same size for each model. Rows name the commits they were measured at;",
+        "a `+` is a tree with changes not yet committed.",
+        "Reproduce with `python -m benchmarks.quality --data FOLDER`.",
         "",
         *machines(found),
     ]
