@@ -29,8 +29,8 @@ from limerank.optimise import Optimiser
 from limerank.schema import Spec, validate
 
 USERS, EVENTS, ITEMS = 1500, 320, 4000
-REPEATS = 3
-STEPS = 6
+REPEATS = 7
+STEPS = 8
 
 
 def make_dataset(folder: Path, size: int) -> Dataset:

@@ -16,6 +16,8 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
         token_offsets.npy       i64 [rows + 1]
         numeric.npy             f32 [rows, F]  normalised numbers and text vectors, 0: missing
     items/train_count.npy       i64 [I]    impressions in the training window
+    items/candidate.npy         bool [I]   false: only histories hold it, no ranking offers it
+    users/event_offsets.npy     i64 [U + 1]  where each user's events begin and, last, end
     requests/user.npy           i32 [R]
     requests/first.npy          i64 [R]    event row of the first impression
     requests/count.npy          i32 [R]    impressions, in consecutive event rows
@@ -120,6 +122,8 @@ class Dataset:
         self.users = FeatureTable.open(self.path / "users")
         self.items = FeatureTable.open(self.path / "items")
         self.train_count: NDArray[np.int64] = _array(self.path / "items" / "train_count.npy")
+        self.candidate: NDArray[np.bool_] = _array(self.path / "items" / "candidate.npy")
+        self.event_offsets: NDArray[np.int64] = _array(self.path / "users" / "event_offsets.npy")
         self.requests = {
             name: _array(self.path / "requests" / f"{name}.npy")
             for name in ("user", "first", "count", "history_start", "history_end", "split")

@@ -204,7 +204,7 @@ def list_metrics(
                 bar.advance(len(some))
     ranker.train(was_training)
     ranks = [found for found in ranks if len(found)]
-    result = {"requests": float(len(ranks)), "catalogue": float(items)}
+    result = {"requests": float(len(ranks)), "catalogue": float(dataset.candidate.sum())}
     if ranks:
         offsets = np.concatenate([[0], np.cumsum([len(found) for found in ranks])])
         flat = np.concatenate(ranks)
@@ -229,9 +229,10 @@ def _positive_ranks(
         liked = dataset.events["item"][shown][
             dataset.events[f"label_{dataset.tasks[main]}"][shown] > 0
         ]
-        liked = np.setdiff1d(liked, met_items)
+        liked = np.setdiff1d(liked[dataset.candidate[liked]], met_items)
         line = scores[place]
         line[met_items] = -np.inf
+        line[~dataset.candidate] = -np.inf
         # Several relevant items: each one's rank counts the others above it, ties as they come.
         order = np.argsort(-line, kind="stable")
         rank = np.empty(len(line), dtype=np.float64)

@@ -11,6 +11,7 @@ head terms; files are bare little-endian arrays, row after row, mapped into memo
     ids.utf8, id_ends.i64     all texts, one after another, and where each ends
     id_keys.i64      [n]      what ids are looked up by, ascending: the integers, hashes of texts
     id_rows.i32      [n]      the row of each key
+    hidden_rows.i32  [m]      rows that histories may hold and rankings never offer, ascending
 
 Quantisation, both affine per column, with scales that the manifest holds::
 
@@ -27,7 +28,7 @@ Files only ever grow, and the manifest alone says how many of their rows count: 
 ignored. So rows can be added behind the readers' backs and become visible when the manifest is
 replaced in one step; a change of an item is a new row and the removal of the old one; a build can
 go on from the rows that it wrote. (Rows beyond ``sorted`` would be found by a search through the
-tail, and removed rows be listed by another file; this version writes neither.)
+tail, and removed rows be hidden ones; this version writes neither.)
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from limerank.files import new_folder, read_json, write_json
 from limerank.models import Lime
 from limerank.progress import Bar
 from limerank.schema import Spec, Table, validate
-from limerank.tables import Encoding, as_text, encode, read_table, whole_numbers
+from limerank.tables import Encoding, as_text, candidates, encode, read_table, whole_numbers
 
 FORMAT = 1
 CHUNK = 16384
@@ -68,7 +69,11 @@ DTYPES = {
     "id_ends.i64": "<i8",
     "id_keys.i64": "<i8",
     "id_rows.i32": "<i4",
+    "hidden_rows.i32": "<i4",
 }
+OTHER_LENGTHS = ("ids.utf8", "hidden_rows.i32")
+"""Files whose length is not the number of rows."""
+
 
 
 SCALED = ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
@@ -243,6 +248,7 @@ class Index:
         weights: u8 [n, C]; None for models without links.
         terms: i8 [n, g]; None for models without links.
         scales: of weights and terms.
+        hidden: rows that rankings never offer, i32, ascending.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -267,6 +273,7 @@ class Index:
                 arrays["id_keys.i64"],
                 arrays["id_rows.i32"],
             )
+            self.hidden: NDArray[np.int32] = arrays["hidden_rows.i32"]
             self.weights: NDArray[np.uint8] | None = arrays.get("weights.u8")
             self.terms: NDArray[np.int8] | None = arrays.get("terms.i8")
             self.scales: Scales | None = None
@@ -313,7 +320,7 @@ class Index:
         shape = tuple(int(size) for size in entry["shape"])
         dtype = np.dtype(DTYPES[name])
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if min(shape) < 0 or (name != "ids.utf8" and shape[0] != self._rows):
+        if min(shape) < 0 or (name not in OTHER_LENGTHS and shape[0] != self._rows):
             raise ValueError(f"{name} has the shape {shape}, of {self._rows} rows")
         try:
             held = path.stat().st_size
@@ -354,11 +361,13 @@ class Index:
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """Items to encode: external ids, rows of the id table, content, and which rows are wanted."""
+    """Items to encode: external ids, rows of the id table, content, whether rankings may offer
+    them; and which of these rows are wanted."""
 
     ids: NDArray[Any]
     codes: NDArray[np.int64]
     content: FeatureTable
+    candidate: NDArray[np.bool_]
     rows: NDArray[np.int64]
 
     def chunks(self) -> Iterator[Items]:
@@ -431,8 +440,11 @@ def build_index(
         parts.append(table)
     with new_folder(out, overwrite=overwrite) as folder:
         ids = [part.ids[part.rows] for part in parts]
+        arrays = _id_arrays(ids[0] if len(ids) == 1 else np.concatenate(ids))
+        offered = np.concatenate([part.candidate[part.rows] for part in parts])
+        arrays["hidden_rows.i32"] = np.flatnonzero(~offered)
         files = {}
-        for name, array in _id_arrays(ids[0] if len(ids) == 1 else np.concatenate(ids)).items():
+        for name, array in arrays.items():
             with _File(folder, name) as file:
                 file.append(array)
             files[name] = file.entry()
@@ -458,7 +470,7 @@ def _from_dataset(dataset: Dataset, table: _Catalogue | None) -> _Catalogue:
         here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
         if here.dtype == there.dtype:  # they differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
-    return _Catalogue(dataset.item_ids, codes, dataset.items, rows)
+    return _Catalogue(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)
 
 
 def _from_table(run: Run, path: Path) -> _Catalogue:
@@ -470,12 +482,11 @@ def _from_table(run: Run, path: Path) -> _Catalogue:
             "ids; index the dataset itself"
         )
     known = pl.read_parquet(run.path / "vocab" / "items.parquet")["id"]
-    columns = list(dict.fromkeys([spec.items.id, *(f.column for f in spec.items.features)]))
     text = path.name.lower().endswith((".parquet", ".pq"))
     own = {"format": None, "columns": ()} if text else {"format": None}
     layout = Table.model_validate({**spec.items.model_dump(), **own, "files": (path.name,)})
     layout = layout.model_copy(update={"files": (glob.escape(path.name),)})
-    frame, bad = read_table(layout, path.resolve().parent, columns)
+    frame, bad = read_table(layout, path.resolve().parent, layout.read)
     if bad:
         raise DataError(f"{path}: {bad} lines could not be parsed")
     ids = _item_ids(frame[spec.items.id], known.dtype == pl.String, path)
@@ -498,6 +509,7 @@ def _from_table(run: Run, path: Path) -> _Catalogue:
         ids.to_numpy(),
         codes,
         FeatureTable(content.tokens, content.weights, content.offsets, content.numeric),
+        candidates(frame, layout),
         np.arange(len(ids), dtype=np.int64),
     )
 

@@ -39,7 +39,7 @@ from limerank.schema import Spec, Table, write_spec
 from limerank.sorting import Block, SortedEvents
 from limerank.spooling import BATCH_BYTES, Spooling
 from limerank.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts, summary_text
-from limerank.tables import Encoding, Reader, as_text, encode, fit, vocabulary_of
+from limerank.tables import Encoding, Reader, as_text, candidates, encode, fit, vocabulary_of
 
 __all__ = ["prepare", "summary_text"]
 
@@ -259,6 +259,10 @@ class _Job:
         with NpyWriter(self.folder / "items" / "train_count.npy", np.int64) as writer:
             writer.append(impressions[order])
         rows = self.item_map(codes).astype(np.int64)
+        candidate = np.ones(len(all_codes), bool)
+        if spec.items is not None:
+            candidate[rows] = candidates(frame, spec.items)
+        np.save(self.folder / "items" / "candidate.npy", candidate)
         self.item_encoding = self._write_content(
             "item", spec.items, frame, rows, rows < self.trained_items, len(all_codes)
         )
@@ -283,7 +287,7 @@ class _Job:
 
         ``wanted`` are the codes whose rows are kept, ascending (None: all).
         """
-        columns = [table.id, *(feature.column for feature in table.features)]
+        columns = table.read
         frames, parts = [], []
         for reader in readers:
             reader.bad_lines = 0
@@ -336,12 +340,13 @@ class _Job:
         dtypes |= {f"events/feature_{feature.name}": np.int32 for feature in spec.event_features}
         dtypes |= {f"requests/{name}": np.int32 for name in ("user", "count")}
         dtypes |= {f"requests/{n}": np.int64 for n in ("first", "history_start", "history_end")}
-        dtypes |= {"requests/split": np.uint8}
+        dtypes |= {"requests/split": np.uint8, "users/event_offsets": np.int64}
         if spec.history.keep is not None:
             dtypes["history/rows"] = np.int64
         writers = {
             name: NpyWriter(self.folder / f"{name}.npy", dtype) for name, dtype in dtypes.items()
         }
+        writers["users/event_offsets"].append(np.zeros(1, np.int64))
         wanted = ["time", "shown", "item"] + [f"label_{label.name}" for label in spec.labels]
         wanted += ["request"] if self.spools.requests_given else []
         wanted += [f"feature_{feature.name}" for feature in spec.event_features]
@@ -366,7 +371,10 @@ class _Job:
         (Positions in ``history/rows`` are those within the block's part of it.)
         """
         spec, columns = self.spec, block.columns
-        arrays: dict[str, Array] = {"events/item": self.item_map(columns["item"])}
+        arrays: dict[str, Array] = {
+            "events/item": self.item_map(columns["item"]),
+            "users/event_offsets": block.first_event + np.cumsum(block.counts),
+        }
         for feature in spec.event_features:
             values = columns[f"feature_{feature.name}"]
             if feature.kind == "numeric":

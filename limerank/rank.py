@@ -216,7 +216,7 @@ class Recommender:
         """
         started = clock.perf_counter()
         weights = self._weights(task_weights)
-        rows = None if candidates is None else self._rows("candidates", candidates)
+        rows = None if candidates is None else self._candidates(candidates)
         user_row = self._user_row(user)
         now = None if time is None else _milliseconds(time)
         log = self._log(user_row, now) if history is None else self._given(history, now)
@@ -248,7 +248,7 @@ class Recommender:
             user,
             user_row is not None,
             int(past.users.lengths[0]),
-            len(self.index) if rows is None else len(np.unique(rows)),
+            len(self.index) - len(self.index.hidden) if rows is None else len(np.unique(rows)),
             {
                 "user": round(1e3 * (encoded - started), 3),
                 "score": round(1e3 * (scored - encoded), 3),
@@ -277,6 +277,16 @@ class Recommender:
             )
         return rows
 
+    def _candidates(self, ids: Iterable[Any]) -> Rows:
+        rows = self._rows("candidates", ids)
+        hidden = np.intersect1d(rows, self.index.hidden)
+        if len(hidden):
+            raise UnknownError(
+                f"{len(hidden)} candidates occur in histories only and cannot be ranked: "
+                f"{', '.join(repr(_plain(self.index.ids[row])) for row in hidden[:10])}"
+            )
+        return rows
+
     def _user_row(self, user: Any) -> int | None:
         if user is None:
             return None
@@ -294,7 +304,7 @@ class Recommender:
         if user is None:
             return self._given([], before)
         dataset = self.dataset
-        start, end = self._events_of(user)
+        start, end = map(int, dataset.event_offsets[user : user + 2])
         if before is not None:
             end = start + int(np.searchsorted(dataset.events["time"][start:end], before))
         met = np.arange(start, end)
@@ -302,20 +312,6 @@ class Recommender:
         if dataset.kept is not None:
             rows = dataset.kept[slice(*np.searchsorted(dataset.kept, [start, end]))]
         return _Log(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
-
-    def _events_of(self, user: int) -> tuple[int, int]:
-        """First and last + 1 event row of a user, as far as requests tell: events that were never
-        shown and came after the user's last request do not count."""
-        requests = self.dataset.requests
-        first, last = np.searchsorted(requests["user"], [user, user + 1])
-        if first == last:
-            return 0, 0
-        start = int(requests["history_start"][first])
-        kept = self.dataset.kept
-        if kept is not None:
-            row = int(requests["first"][first])
-            start = min(row, int(kept[start])) if start < len(kept) else row
-        return start, int(requests["first"][last - 1] + requests["count"][last - 1])
 
     def _given(self, history: Iterable[Any], now: int | None) -> _Log:
         """Events given on the spot, as columns of the dataset's format."""

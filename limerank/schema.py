@@ -227,6 +227,16 @@ class Table(Files):
 
     id: str = "id"
     features: tuple[Feature, ...] = ()
+    candidate: str | None = None
+    """Of the item table: a column that is 0 or false for items that only histories hold and no
+    ranking may offer. Items without a value, or without a row, are candidates."""
+
+
+    @property
+    def read(self) -> list[str]:
+        """The columns that are read of the files, each once."""
+        more = [self.candidate] if self.candidate is not None else []
+        return list(dict.fromkeys([self.id, *(one.column for one in self.features), *more]))
 
 
 class Split(Frozen):
@@ -306,6 +316,8 @@ class Spec(Frozen):
         for table in (self.items, self.users):
             if table is not None:
                 _unique("feature", [feature.name for feature in table.features])
+        if self.users is not None and self.users.candidate is not None:
+            raise ValueError("candidate is a column of the item table, not of the user table")
         if len({source.time is None for source in self.events}) > 1:
             raise ValueError("either every source of events has a time column, or all have order")
         if not any(source.shown for source in self.events):

@@ -63,7 +63,7 @@ ABSENT = torch.iinfo(torch.int64).min
 class TopK(NamedTuple):
     """The best items of B requests, best first; of equal values the lower row comes first.
 
-    There are min(k, number of candidates) places. Where exclusions leave a request fewer items
+    There are min(k, number of candidates that are not hidden) places. Where exclusions leave a request fewer items
     than that, the places behind them hold row -1, value -inf and logits NaN.
 
     Attributes:
@@ -135,7 +135,7 @@ class Scorer(abc.ABC):
         exclude: Sequence[ArrayLike] | None = None,
         allow: NDArray[np.bool_] | None = None,
     ) -> TopK:
-        """The best k items of each request.
+        """The best k items of each request; rows that the index hides are never among them.
 
         Args:
             state: of the ranker's ``encode_users``, B requests.
@@ -166,12 +166,15 @@ class Scorer(abc.ABC):
                 )
             if allow.ndim == 1:
                 chosen = np.flatnonzero(allow) if chosen is None else chosen[allow[chosen]]
-            else:
-                allowed_bn = allow if chosen is None else allow[:, chosen]
+        hidden = self.index.hidden
+        if chosen is not None:
+            chosen, hidden = np.setdiff1d(chosen, hidden, assume_unique=True), hidden[:0]
+        if allow is not None and allow.ndim == 2:
+            allowed_bn = allow if chosen is None else allow[:, chosen]
         count = len(self) if chosen is None else len(chosen)
         gone_b, gone_at = self._excluded(exclude, chosen, batch)
         requests = self._requests(state)
-        k = min(k, count)
+        k = min(k, count - len(hidden))
         best = torch.full((batch, k), ABSENT)
         logits = torch.full((batch, k, self.tasks), float("nan"))
         for low, high in self._chunks(batch, count):
@@ -180,6 +183,8 @@ class Scorer(abc.ABC):
             keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
             first, last = np.searchsorted(gone_at, [low, high])
             keys_bm[gone_b[first:last], torch.from_numpy(gone_at[first:last] - low)] = ABSENT
+            first, last = np.searchsorted(hidden, [low, high])
+            keys_bm[:, torch.from_numpy(hidden[first:last].astype(np.int64) - low)] = ABSENT
             if allowed_bn is not None:
                 keys_bm[torch.from_numpy(~allowed_bn[:, low:high])] = ABSENT
             # What beats the k-th best so far is picked from the chunk, then merged with the best.

@@ -301,6 +301,14 @@ def as_numbers(values: pl.Series) -> NDArray[np.float64]:
     return numbers.to_numpy()
 
 
+def candidates(frame: pl.DataFrame, table: Table) -> NDArray[np.bool_]:
+    """Which rows of an item table a ranking may offer."""
+    if table.candidate is None:
+        return np.ones(len(frame), bool)
+    allowed: NDArray[np.bool_] = as_numbers(frame[table.candidate]) != 0
+    return allowed
+
+
 # Encoding
 
 

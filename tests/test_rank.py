@@ -35,10 +35,8 @@ def recommender(of):
 
 def events_of(of, user):
     """Event rows of a user."""
-    requests = of.data.requests
-    mine = np.flatnonzero(requests["user"] == np.flatnonzero(of.data.user_ids == user)[0])
-    end = requests["first"][mine[-1]] + requests["count"][mine[-1]]
-    return np.arange(requests["history_start"][mine[0]], end)
+    row = np.flatnonzero(of.data.user_ids == user)[0]
+    return np.arange(*of.data.event_offsets[row : row + 2])
 
 
 def values(ranking):
@@ -338,6 +336,43 @@ def test_a_log_with_context_features_and_kept_events(tmp_path):
     assert recommender.rank(history=[1, 2, 3]).events == 3
     numeric = [{"item": 1, "labels": {"click": 1}, "features": {"speed": None, "tab": None}}]
     assert recommender.rank(history=numeric).events == 1
+
+
+def test_events_that_belong_to_no_request_are_history(tmp_path):
+    """Of a user who was never shown anything, and after the last impression of one who was."""
+    rng = np.random.default_rng(0)
+    shown = pl.DataFrame(
+        {
+            "user_id": np.repeat([1, 2, 3, 4], 20),
+            "item_id": rng.integers(0, 9, 80),
+            "time": np.tile(np.arange(20) * 10_000, 4) + 1_700_000_000,
+            "click": rng.integers(0, 2, 80),
+        }
+    )
+    shown.write_parquet(tmp_path / "shown.parquet")
+    hidden = {"user_id": [1, 1, 1, 8], "item_id": [30, 31, 32, 33], "click": [1] * 4}
+    times = [1_700_000_005, 1_700_900_000, 1_700_900_001, 1_700_000_000]
+    pl.DataFrame({**hidden, "time": times}).write_parquet(tmp_path / "hidden.parquet")
+    spec = Spec.model_validate(
+        {
+            "name": "two sources",
+            "events": [
+                {"files": ["shown.parquet"], "time": "time"},
+                {"files": ["hidden.parquet"], "time": "time", "shown": False},
+            ],
+            "labels": [{"name": "click", "kind": "binary"}],
+        }
+    )
+    prepare(spec, tmp_path / "data", base=tmp_path)
+    dataset = Dataset(tmp_path / "data")
+    run = make_run(tmp_path / "run", dataset, model="lime-mha")
+    build_index(run, tmp_path / "index", data=dataset)
+    recommender = Recommender(run, tmp_path / "index", dataset)
+    for user, events in ((1, 23), (2, 20), (8, 1)):
+        ranking = recommender.rank(user, k=50)
+        assert ranking.known and ranking.events == events
+    assert not {30, 31, 32} & {item.id for item in recommender.rank(1, k=50)}
+    assert 33 not in {item.id for item in recommender.rank(8, k=50)}
 
 
 # The command

@@ -19,8 +19,8 @@ behavior_log.csv  user, time_stamp, btag (pv, cart,    events that only historie
 A behaviour names no product, only its category and brand. It becomes an event of a *pseudo item*:
 one for each (category, brand), whose content is that category and brand, so that it shares their
 embeddings with the ads. Its id is negative, -(cate * 1,000,000,000 + brand) (brand 0: none), where
-ads have positive ids; in the item table the column ``candidate`` is false for pseudo items. They
-must never be offered in rankings: nobody can show one.
+ads have positive ids; in the item table the column ``candidate`` is false for pseudo items, so that
+rankings never offer one.
 
 Histories hold behaviours (which count as clicks) and, as events like any other, ads that were
 clicked; with ``unclicked`` those that were shown in vain as well.
@@ -243,6 +243,7 @@ def _items(directory: Path, path: Path, pairs: NDArray[np.int64], out: Path) -> 
     return Table(
         files=(reference(out, directory),),
         id="item_id",
+        candidate="candidate",
         features=(
             Feature(name="cate_id", kind="categorical"),
             Feature(name="campaign_id", kind="categorical", min_count=ID_MIN_COUNT),
