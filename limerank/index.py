@@ -75,7 +75,6 @@ OTHER_LENGTHS = ("ids.utf8", "hidden_rows.i32")
 """Files whose length is not the number of rows."""
 
 
-
 SCALED = ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
 
 # IdTable

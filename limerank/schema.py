@@ -231,7 +231,6 @@ class Table(Files):
     """Of the item table: a column that is 0 or false for items that only histories hold and no
     ranking may offer. Items without a value, or without a row, are candidates."""
 
-
     @property
     def read(self) -> list[str]:
         """The columns that are read of the files, each once."""

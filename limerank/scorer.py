@@ -63,8 +63,8 @@ ABSENT = torch.iinfo(torch.int64).min
 class TopK(NamedTuple):
     """The best items of B requests, best first; of equal values the lower row comes first.
 
-    There are min(k, number of candidates that are not hidden) places. Where exclusions leave a request fewer items
-    than that, the places behind them hold row -1, value -inf and logits NaN.
+    There are min(k, number of candidates that are not hidden) places. Where exclusions leave a
+    request fewer items than that, the places behind them hold row -1, value -inf and logits NaN.
 
     Attributes:
         rows: index rows, i64 [B, k].

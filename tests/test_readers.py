@@ -401,6 +401,7 @@ def test_taobao_describes_the_official_layout(tmp_path: Path) -> None:
     assert spec.users.features[-1].column == "new_user_class_level ", "the official header's blank"
     assert spec.items is not None
     table = pl.read_parquet(spec.items.files[0])
+    assert spec.items.candidate == "candidate"
     assert table["candidate"].to_list() == [True] * 3 + [False] * 3
     assert sorted(table["item_id"].to_list()) == sorted([1, 2, 3, SEEN, BOUGHT, LATER])
     by_id = {row["item_id"]: row for row in table.to_dicts()}
