@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,7 +113,8 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
 
     setting = chosen(name, model)
     last = fit(name, folder, model, seed, setting)
-    result = evaluate(run_folder(name, model, seed, setting), data=folder)
+    run = run_folder(name, model, seed, setting)
+    result = evaluate(run, data=folder)
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():
         metrics |= {f"{task}/{metric}": value for metric, value in found.items()}
@@ -126,12 +128,20 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     if "effective_links" in result:
         metrics["effective_links"] = result["effective_links"]
     metrics |= {key: value for key, value in last.items() if key.startswith("best_")}
+    metrics["real_positions"] = real_positions(run)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
     row = write_row("quality", case_of(name, model), metrics, seed=seed)
     main_metric = next(iter(metrics))
     print(
         f"{name} {model} seed {seed}: {main_metric} {row['metrics'][main_metric]:.4f}", flush=True
     )
+
+
+def real_positions(run: Path) -> float:
+    """Share of the history and candidate positions computed in training that are no padding."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line).get("real_positions") for line in lines]
+    return statistics.mean(share for share in found if share is not None)
 
 
 def case_of(name: str, model: str) -> dict[str, Any]:

@@ -24,7 +24,11 @@ COLOURS = {"two-tower": "#8a8f98", "lime-mha": "#0072b2", "lime-xor": "#d55e00"}
 
 def main() -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
-    pages: dict[str, Callable[[list[Row]], str]] = {"quality": quality, "training": training}
+    pages: dict[str, Callable[[list[Row]], str]] = {
+        "quality": quality,
+        "search": search,
+        "training": training,
+    }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []
     for bench in found:
@@ -46,10 +50,9 @@ def quality(found: list[Row]) -> str:
         "",
         "Mean over seeds, with the largest distance of a seed from it. All models of a data set",
         "share requests, histories, features and towers; impressions of a request share the",
-        "history before its first one. Learning rates, epochs and heads differ by model where",
-        "`benchmarks/quality.py` says so: they were picked by the validation AUC of one seed, and",
-        "the search was not the same size for each model. Rows name the commits they are of;",
-        "a `+` is a tree with changes not yet committed.",
+        "history before its first one. Every model tried the same settings on each data set; the",
+        "best by the validation metric of seed 0 was taken ([search](search.md)). Rows name the",
+        "commits they are of; a `+` is a tree with changes not yet committed.",
         "Reproduce with `python -m benchmarks.quality --data FOLDER`.",
         "",
         *machines(found),
@@ -68,13 +71,22 @@ def quality(found: list[Row]) -> str:
             ["metric", *models],
             [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in whole],
         )
-        parts = [name for name in names if " | " in name]
         lines += ["", f"Slices of {dataset}:", ""]
-        lines += table(
-            ["slice", *models],
-            [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in parts],
-        )
+        lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
     return "\n".join(lines)
+
+
+def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str]]:
+    """A line for each slice that holds impressions and each metric of it."""
+    any_row = next(iter(models.values()))[0]
+    lines = []
+    for name in names:
+        metric, _, part = name.partition(" | ")
+        impressions = any_row["metrics"].get(f"impressions | {part}")
+        if part and metric != "impressions" and impressions:
+            values = [spread_of(rows_, name) for rows_ in models.values()]
+            lines.append([part, f"{impressions:,}", metric, *values])
+    return lines
 
 
 def plot_quality(by_dataset: dict[str, list[Row]]) -> None:
@@ -121,6 +133,47 @@ def plot_quality(by_dataset: dict[str, list[Row]]) -> None:
     figure.tight_layout()
     figure.savefig(DOCS / "quality.svg", metadata={"Date": None})
     plt.close(figure)
+
+
+def search(found: list[Row]) -> str:
+    """What every model tried on each data set, the taken one in bold."""
+    lines = [
+        "# Settings tried",
+        "",
+        "Seed 0; the best validation metric of each training. The best of each model (bold)",
+        "went into [quality](quality.md); nothing here has read a test split.",
+        "Made by `python -m benchmarks.quality --data FOLDER`.",
+        "",
+        *machines(found),
+    ]
+    keys = ("rate", "table_rate", "epochs")
+    for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
+        models = grouped(of_dataset, lambda row: row["case"]["model"])
+        models = {name: models[name] for name in MODELS if name in models}
+        metric = next(name for name in of_dataset[0]["metrics"] if "/" in name)
+        values = {
+            name: {
+                tuple(row["case"][key] for key in keys): row["metrics"][metric] for row in of_model
+            }
+            for name, of_model in models.items()
+        }
+        lines += ["", f"## {dataset}: {metric.removeprefix('best_')}, validation", ""]
+        lines += table(
+            ["rate", "rate of tables", "epochs", *models],
+            [
+                [*map(str, setting), *(best_of(values[name], setting) for name in models)]
+                for setting in sorted({s for of_model in values.values() for s in of_model})
+            ],
+        )
+    return "\n".join(lines)
+
+
+def best_of(values: dict[tuple[Any, ...], float], setting: tuple[Any, ...]) -> str:
+    """One setting's value, bold where it is the greatest."""
+    if setting not in values:
+        return "-"
+    text = number(values[setting])
+    return f"**{text}**" if values[setting] == max(values.values()) else text
 
 
 def training(found: list[Row]) -> str:
