@@ -24,6 +24,8 @@ from limerank.progress import Bar
 HISTORY_EDGES = (0, 1, 10, 50, 200)
 ITEM_EDGES = (0, 1, 10, 100)
 LIST_DEPTHS = (10, 50)
+LIST_NUMBERS = 1 << 22
+"""First-layer sums held at once while lists are scored, about."""
 LIST_SCORES = 2_000_000_000
 """Requests whose lists are measured are spaced out so that at most so many scores are made."""
 
@@ -173,6 +175,12 @@ def list_metrics(
     tasks = ranker.shape.tasks
     main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), 0)
     items = len(dataset.items)
+    relevant = {
+        int(request): found
+        for request in requests
+        if len(found := _relevant(dataset, request, tasks[main].name))
+    }
+    requests = np.array(list(relevant), dtype=np.int64)
     most = max(1, LIST_SCORES // max(items, 1))
     if len(requests) > most:
         requests = requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
@@ -180,7 +188,7 @@ def list_metrics(
     was_training = ranker.training
     ranker.eval()
     ranks: list[NDArray[np.float64]] = []
-    plan = dataset.plan(requests, 1024, history)
+    plan = dataset.plan(requests, 1024, history) if len(requests) else []
     with (
         torch.inference_mode(),
         Bar("ranking", total=len(requests), unit="requests", quiet=quiet) as bar,
@@ -194,16 +202,17 @@ def list_metrics(
             ]
         )
         terms = ranker.encode_items(vectors)
-        chunk = max(1, 8_000_000 // max(items, 1))
+        chunk = max(1, LIST_NUMBERS // (max(items, 1) * 2 * ranker.config.hidden))
         for part in plan:
-            for some in np.split(part, range(chunk, len(part), chunk)):
-                batch = dataset.batch(some, history).to(device)
-                own = ranker.item_vectors(batch.items)
-                scores = ranker.score(ranker.encode_users(batch.users, own), terms)[..., main]
-                ranks += _positive_ranks(dataset, some, scores.float().cpu().numpy(), main)
-                bar.advance(len(some))
+            batch = dataset.batch(part, history).to(device)
+            state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+            for at in range(0, len(part), chunk):
+                some = type(state)(*(of_all[at : at + chunk] for of_all in state))
+                scores = ranker.score(some, terms)[..., main].float().cpu().numpy()
+                for request, line in zip(part[at : at + chunk], scores, strict=True):
+                    ranks.append(_ranks(dataset, request, line, relevant[int(request)]))
+                bar.advance(len(scores))
     ranker.train(was_training)
-    ranks = [found for found in ranks if len(found)]
     result = {"requests": float(len(ranks)), "catalogue": float(dataset.candidate.sum())}
     if ranks:
         offsets = np.concatenate([[0], np.cumsum([len(found) for found in ranks])])
@@ -215,30 +224,39 @@ def list_metrics(
     return result
 
 
-def _positive_ranks(
-    dataset: Dataset, requests: NDArray[np.int64], scores: NDArray[np.float32], main: int
-) -> list[NDArray[np.float64]]:
+def _met(dataset: Dataset, request: int) -> NDArray[np.int32]:
+    """Items of the whole history before a request."""
     columns = dataset.requests
-    found = []
-    for place, request in enumerate(requests):
-        start, end = columns["history_start"][request], columns["history_end"][request]
-        met = dataset.kept[start:end] if dataset.kept is not None else slice(start, end)
-        met_items = dataset.events["item"][met]
-        first = columns["first"][request]
-        shown = slice(first, first + columns["count"][request])
-        liked = dataset.events["item"][shown][
-            dataset.events[f"label_{dataset.tasks[main]}"][shown] > 0
-        ]
-        liked = np.setdiff1d(liked[dataset.candidate[liked]], met_items)
-        line = scores[place]
-        line[met_items] = -np.inf
-        line[~dataset.candidate] = -np.inf
-        # Several relevant items: each one's rank counts the others above it, ties as they come.
-        order = np.argsort(-line, kind="stable")
-        rank = np.empty(len(line), dtype=np.float64)
-        rank[order] = np.arange(1, len(line) + 1)
-        found.append(np.sort(rank[liked]))
-    return found
+    rows = slice(columns["history_start"][request], columns["history_end"][request])
+    items: NDArray[np.int32] = dataset.events["item"][
+        rows if dataset.kept is None else dataset.kept[rows]
+    ]
+    return items
+
+
+def _relevant(dataset: Dataset, request: int, label: str) -> NDArray[np.int32]:
+    """Items of a request that the user liked and had not met before."""
+    first = dataset.requests["first"][request]
+    shown = slice(first, first + dataset.requests["count"][request])
+    liked = dataset.events["item"][shown][dataset.events[f"label_{label}"][shown] > 0]
+    return np.setdiff1d(liked[dataset.candidate[liked]], _met(dataset, request))
+
+
+def _ranks(
+    dataset: Dataset, request: int, scores: NDArray[np.float32], relevant: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """The rank of each relevant item, ascending; each counts the others above it, and of equal
+    scores the lower row comes first."""
+    scores[np.isnan(scores)] = -np.inf
+    scores[_met(dataset, request)] = -np.inf
+    scores[~dataset.candidate] = -np.inf
+    ranks = [
+        1
+        + np.count_nonzero(scores > scores[item])
+        + np.count_nonzero(scores[:item] == scores[item])
+        for item in relevant
+    ]
+    return np.sort(np.array(ranks, dtype=np.float64))
 
 
 def evaluate(

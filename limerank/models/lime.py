@@ -95,8 +95,13 @@ class Lime(Ranker):
     def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
         heads = self.config.heads
         if terms.weights.dim() == 2:
-            folded_bjg = self.fold(state)
-            return self.head(terms.weights @ folded_bjg + terms.head + state.head[:, None])
+            # The shares of a head sum to one, so the user's terms ride on the links.
+            folded_bjg = self.fold(state) + state.head[:, None] / heads
+            batch = len(folded_bjg)
+            weights_bmj = terms.weights.expand(batch, -1, -1)
+            return self.head(
+                torch.baddbmm(terms.head.expand(batch, -1, -1), weights_bmj, folded_bjg)
+            )
         w_bhml = terms.weights.unflatten(-1, (heads, -1)).transpose(1, 2)
         links_bhle = state.links.unflatten(-1, (heads, -1)).transpose(1, 2)
         o_bmd = (w_bhml @ links_bhle).transpose(1, 2).flatten(-2)
