@@ -151,7 +151,13 @@ def prepare(
 def train(
     data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
-    model: Annotated[str, typer.Option(help="lime-mha, lime-xor or two-tower.")] = "lime-xor",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="lime-xor, lime-mha; or a baseline: two-tower, sasrec, din, lrea, truncated-mha, "
+            "mha, hstu."
+        ),
+    ] = "lime-xor",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     impressions: Annotated[int | None, typer.Option(help="Impressions per batch.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate of dense weights.")] = None,

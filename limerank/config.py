@@ -10,7 +10,17 @@ from pydantic import Field, model_validator
 from limerank.history import EventEncoder
 from limerank.schema import Frozen
 
-ModelName = Literal["lime-mha", "lime-xor", "two-tower"]
+ModelName = Literal[
+    "lime-mha",
+    "lime-xor",
+    "two-tower",
+    "truncated-mha",
+    "lrea",
+    "din",
+    "sasrec",
+    "mha",
+    "hstu",
+]
 Activation = Literal["relu", "hardswish", "silu"]
 
 
@@ -67,9 +77,11 @@ class ModelConfig(Frozen):
     heads: int = Field(4, ge=1)
     """H: attention heads; divides the width."""
     links: int = Field(32, ge=1)
-    """l: learned links between history and candidates."""
+    """l: learned links between history and candidates; LREA: slots; truncated MHA: events."""
     blocks: int = Field(3, ge=1)
-    """LIME-XOR: depth of the stack."""
+    """LIME-XOR, SASRec, HSTU: depth of the stack."""
+    places: int = Field(1024, ge=1)
+    """SASRec, HSTU, LREA: places of a history that are told apart; older ones share the last."""
     hidden: int = Field(64, ge=1)
     """h: hidden units of the head."""
     activation: Activation = "silu"

@@ -202,10 +202,10 @@ def list_metrics(
             ]
         )
         terms = ranker.encode_items(vectors)
-        chunk = max(1, LIST_NUMBERS // (max(items, 1) * 2 * ranker.config.hidden))
         for part in plan:
             batch = dataset.batch(part, history).to(device)
             state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+            chunk = max(1, LIST_NUMBERS // (max(items, 1) * ranker.scratch(state)))
             for at in range(0, len(part), chunk):
                 some = type(state)(*(of_all[at : at + chunk] for of_all in state))
                 scores = ranker.score(some, terms)[..., main].float().cpu().numpy()

@@ -119,7 +119,7 @@ class Scorer(abc.ABC):
             raise SpecError(f"rows are for {len(chosen)} requests, the state is of {batch}")
         count = len(self) if chosen is None else chosen.shape[-1]
         out = np.empty((batch, count, self.tasks), dtype=np.float32)
-        for low, high in self._chunks(batch, count):
+        for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[..., low:high]
             out[:, low:high] = self._logits(requests, part).cpu().numpy()
         return out
@@ -177,7 +177,7 @@ class Scorer(abc.ABC):
         k = min(k, count - len(hidden))
         best = torch.full((batch, k), ABSENT)
         logits = torch.full((batch, k, self.tasks), float("nan"))
-        for low, high in self._chunks(batch, count):
+        for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[low:high]
             found_bmk = self._logits(requests, part).cpu()
             keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
@@ -216,13 +216,8 @@ class Scorer(abc.ABC):
     def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
         """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m]."""
 
-    @property
-    def _numbers(self) -> int:
-        """Numbers per request and item that scoring holds at once."""
-        return self.ranker.config.hidden * 2 + self.tasks
-
-    def _chunks(self, batch: int, count: int) -> Iterator[tuple[int, int]]:
-        size = max(256, CHUNK_NUMBERS // (max(batch, 1) * self._numbers))
+    def _chunks(self, state: Any, count: int) -> Iterator[tuple[int, int]]:
+        size = max(256, CHUNK_NUMBERS // (max(len(state[0]), 1) * self.ranker.scratch(state)))
         return ((low, min(low + size, count)) for low in range(0, count, size))
 
     def _checked(self, rows: ArrayLike) -> Rows:

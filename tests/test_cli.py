@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from limerank import cli
+from limerank.config import ModelName
 
 SPEC = """
 name = "shop"
@@ -142,3 +145,9 @@ def test_help_teaches(call):
         status, told, _ = call(command, "--help")
         assert status == 0
         assert "--out" in told or command == "rank"
+
+
+def test_help_names_every_model(call):
+    _, told, _ = call("train", "--help")
+    for name in get_args(ModelName):
+        assert re.search(rf"[^-]\b{name}\b", told), name

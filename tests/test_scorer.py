@@ -367,7 +367,7 @@ def test_the_report_of_what_quantisation_costs(tmp_path):
 def test_many_items_are_scored_in_chunks(monkeypatch):
     of = shop("lime-mha")
     monkeypatch.setattr(scorer_module, "CHUNK_NUMBERS", 1)
-    assert list(ModelScorer(of.run.ranker, of.index)._chunks(1, 600)) == [
+    assert list(ModelScorer(of.run.ranker, of.index)._chunks(of.state(1), 600)) == [
         (0, 256),
         (256, 512),
         (512, 600),

@@ -10,6 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def real_positions(lengths_b: Tensor, size: int) -> Tensor:
+    """Which of ``size`` history positions hold events, bool [B, N]."""
+    return torch.arange(size, device=lengths_b.device) < lengths_b[:, None]
+
+
 def link_attention(
     q_bhle: Tensor,
     k_bhne: Tensor,
@@ -24,7 +29,7 @@ def link_attention(
     """
     batch, heads, links, e = q_bhle.shape
     kind = q_bhle.dtype
-    real_bn = torch.arange(age_bn.shape[1], device=age_bn.device) < lengths_b[:, None]
+    real_bn = real_positions(lengths_b, age_bn.shape[1])
     # Two more columns carry recency and padding through the product of queries and keys, so that
     # nothing of the size l x N is touched besides the product, the softmax and the reading.
     rate_bhl1 = rate_hl[None, :, :, None].expand(batch, -1, -1, -1).to(kind)
@@ -52,7 +57,7 @@ def xor_attention(
         [B, l, H e], and what each event reads of the links, [B, N, H e] (None without queries).
     """
     scale = q_bhle.shape[-1] ** -0.5
-    real_bn = torch.arange(k_bhne.shape[2], device=k_bhne.device) < lengths_b[:, None]
+    real_bn = real_positions(lengths_b, k_bhne.shape[2])
     share_bn = (real_bn / lengths_b.clamp(min=1)[:, None]).to(v_bhne.dtype)
     a_bhln = F.silu((q_bhle * scale) @ k_bhne.mT)
     read_bhle = a_bhln @ (v_bhne * share_bn[:, None, :, None])

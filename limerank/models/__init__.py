@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from limerank.config import DataShape, ModelConfig
+from limerank.models.din import Din
+from limerank.models.hstu import Hstu
 from limerank.models.lime import Lime, LimeMha, LimeXor
+from limerank.models.linformer import LowRankAttention
 from limerank.models.ranker import Ranker
+from limerank.models.sasrec import SasRec
+from limerank.models.target_attention import TargetAttention, TruncatedAttention
 from limerank.models.two_tower import TwoTower
 
 MODELS: dict[str, type[Ranker]] = {
     "lime-mha": LimeMha,
     "lime-xor": LimeXor,
     "two-tower": TwoTower,
+    "truncated-mha": TruncatedAttention,
+    "lrea": LowRankAttention,
+    "din": Din,
+    "sasrec": SasRec,
+    "mha": TargetAttention,
+    "hstu": Hstu,
 }
 
 __all__ = ["MODELS", "Lime", "LimeMha", "LimeXor", "Ranker", "TwoTower", "build"]

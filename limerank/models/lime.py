@@ -24,10 +24,8 @@ from torch.nn import functional as F
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention, xor_attention
-from limerank.models.ranker import TABLE_STD, Head, Ranker
-
-AGE_BUCKETS = 48
-"""LIME-XOR: buckets of the logarithm of an event's age."""
+from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
+from limerank.models.ranker import Ranker
 
 
 class LinkTerms(NamedTuple):
@@ -56,7 +54,7 @@ class Lime(Ranker):
         self.item_query = nn.Linear(d, d)
         self.link_key = nn.Linear(d, d)
         self.norm = nn.LayerNorm(d)
-        self.head = Head(shape, config)
+        self.head = self.new_head()
 
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
         """W = softmax(t Wq (L Wk)^T / sqrt(e)) per head, over the raw links; and A_t t + b."""
@@ -70,7 +68,7 @@ class Lime(Ranker):
         u_bd, c_bd = self.user_tower(users)
         links_bld = self.contextualise(u_bd)
         personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
-        return LinkState(personal_bld, self.head.from_user(u_bd) + self.head.from_context(c_bd))
+        return LinkState(personal_bld, self.head.from_request(u_bd, c_bd))
 
     def contextualise(self, u_bd: Tensor) -> Tensor:
         """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
@@ -102,9 +100,8 @@ class Lime(Ranker):
             return self.head(
                 torch.baddbmm(terms.head.expand(batch, -1, -1), weights_bmj, folded_bjg)
             )
-        w_bhml = terms.weights.unflatten(-1, (heads, -1)).transpose(1, 2)
-        links_bhle = state.links.unflatten(-1, (heads, -1)).transpose(1, 2)
-        o_bmd = (w_bhml @ links_bhle).transpose(1, 2).flatten(-2)
+        w_bhml, links_bhle = split_heads(terms.weights, heads), split_heads(state.links, heads)
+        o_bmd = join_heads(w_bhml @ links_bhle)
         return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
 
     def fold(self, state: LinkState) -> Tensor:
@@ -136,23 +133,21 @@ class LimeMha(Lime):
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         heads = self.config.heads
-        q_bhle = self.query(links_bld).unflatten(-1, (heads, -1)).transpose(1, 2)
+        q_bhle = split_heads(self.query(links_bld), heads)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
-        k_bhne, v_bhne = (
-            part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in kv_bnd.chunk(2, -1)
-        )
+        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
         read_bhle = link_attention(
             q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
         )
-        links_bld = links_bld + self.out(read_bhle.transpose(1, 2).flatten(-2))
+        links_bld = links_bld + self.out(join_heads(read_bhle))
         return links_bld + self.feed(links_bld)
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         heads, length = self.config.heads, users.items.shape[1]
         links_bld = self.contextualise(self.user_tower(users)[0])
-        q_bhle = self.query(links_bld).unflatten(-1, (heads, -1)).transpose(1, 2)
+        q_bhle = split_heads(self.query(links_bld), heads)
         k_bnd = self.event_tower.through(self.key_value, users, vectors_ud).chunk(2, -1)[0]
-        k_bhne = k_bnd.unflatten(-1, (heads, -1)).transpose(1, 2)
+        k_bhne = split_heads(k_bnd, heads)
         # Values that are unit vectors are read as the weights themselves.
         v_bhnn = torch.eye(length, dtype=k_bhne.dtype, device=k_bhne.device)
         v_bhnn = v_bhnn.expand(*k_bhne.shape[:2], -1, -1)
@@ -164,14 +159,11 @@ class LimeXor(Lime):
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
-        self.ages = nn.Embedding(AGE_BUCKETS, config.width)
-        nn.init.normal_(self.ages.weight, std=TABLE_STD)
+        self.ages = Ages(config.width)
         self.stack = nn.ModuleList(XorBlock(config) for _ in range(config.blocks))
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud)
-        bucket_bn = (4 * torch.log2(1 + 24 * users.age)).long().clamp(max=AGE_BUCKETS - 1)
-        events_bnd = events_bnd + self.ages(bucket_bn)
+        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         last = len(self.stack) - 1
         for place, block in enumerate(self.stack):
             links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, place == last)
@@ -179,9 +171,7 @@ class LimeXor(Lime):
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         links_bld = self.contextualise(self.user_tower(users)[0])
-        events_bnd = self.event_tower(users, vectors_ud)
-        bucket_bn = (4 * torch.log2(1 + 24 * users.age)).long().clamp(max=AGE_BUCKETS - 1)
-        events_bnd = events_bnd + self.ages(bucket_bn)
+        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         for block in self.stack[:-1]:
             links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, False)
         last = self.stack[-1]
@@ -232,30 +222,12 @@ class XorBlock(nn.Module):
 
     def _two(self, linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
         u, q = F.silu(linear(x)).chunk(2, -1)
-        return u, q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return u, split_heads(q, self.heads)
 
     def _split(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in kv.chunk(2, -1))
+        k, v = (split_heads(part, self.heads) for part in kv.chunk(2, -1))
         return k, v
 
     def _read(self, read: Tensor, u: Tensor) -> Tensor:
         update: Tensor = self.out(self.norm_read(read) * u)
         return update
-
-
-class FeedForward(nn.Module):
-    """Linear(SiLU(Linear(LN(x)))), twice as wide inside."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 2 * width),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y

@@ -158,6 +158,10 @@ class Head(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
 
+    def from_request(self, u_bd: Tensor, c_bd: Tensor) -> Tensor:
+        """The user's and the context's part of the first layer, [B, g]."""
+        return self.from_user(u_bd) + self.from_context(c_bd)
+
     def forward(self, a_g: Tensor) -> Tensor:
         """First-layer sums [..., g] -> logits [..., K]."""
         if self.gated:
@@ -183,6 +187,15 @@ class Ranker(nn.Module, abc.ABC):
         """Item tower: t, [U, d]."""
         vectors: Tensor = self.item_tower(items)
         return vectors
+
+    def new_head(self) -> Head:
+        """The head that all models share the form of."""
+        return Head(self.shape, self.config)
+
+    def scratch(self, state: Any) -> int:
+        """Numbers that :meth:`score` holds per request and candidate, about; callers cut their
+        work by it."""
+        return 2 * self.config.hidden + len(self.shape.tasks)
 
     @abc.abstractmethod
     def encode_items(self, vectors_ud: Tensor) -> Any:

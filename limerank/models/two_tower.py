@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
+from limerank.kernels.attention import real_positions
 from limerank.models.ranker import Ranker
 
 
@@ -53,9 +54,7 @@ class TwoTower(Ranker):
 
     def encode_users(self, users: Users, vectors_ud: Tensor) -> TowerState:
         events_bnd = self.event_tower(users, vectors_ud)
-        real_bn = (
-            torch.arange(events_bnd.shape[1], device=events_bnd.device) < users.lengths[:, None]
-        )
+        real_bn = real_positions(users.lengths, events_bnd.shape[1])
         sums_bd = (events_bnd * real_bn[..., None]).sum(1)
         pooled_bd = sums_bd / users.lengths.clamp(min=1)[:, None]
         u_bd, c_bd = self.user_tower(users)

@@ -1,0 +1,163 @@
+"""HSTU (arXiv 2402.17152) as a ranker: candidates read the history and themselves, block by block.
+
+The history's own part does not depend on candidates and is computed once per request; each
+candidate then passes through all blocks (the paper's M-FALCON).
+
+Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, e = d / H,
+L blocks, g first-layer outputs of the head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limerank.batch import Users
+from limerank.config import DataShape, ModelConfig
+from limerank.kernels.attention import real_positions
+from limerank.models.layers import (
+    AGE_BUCKETS,
+    age_bucket,
+    join_heads,
+    places_from_newest,
+    split_heads,
+)
+from limerank.models.ranker import TABLE_STD, Ranker
+
+
+class VectorTerms(NamedTuple):
+    """Of each item: ``vectors`` [..., d], what enters the blocks, and ``head`` [..., g]."""
+
+    vectors: Tensor
+    head: Tensor
+
+
+class BlockState(NamedTuple):
+    """Of each request: ``keys`` and ``values`` [B, L, N, d] of the events in each block, ``bias``
+    [B, L, N], what a candidate's logits of them get added; ``lengths`` [B]; ``head`` [B, g]."""
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+    lengths: Tensor
+    head: Tensor
+
+
+class Hstu(Ranker):
+    """Blocks X <- X + Linear(LN(A V) * U), A = SiLU(Q K^T / sqrt(e) + bias) / (n + 1);
+    o = LN(x) of the candidate.
+
+    An event reads itself and those before it; a candidate reads all events and itself. The bias
+    is a learned number of the relative place plus one of the difference in time. A candidate
+    stands one place behind the newest event, at its time: when the request was made is told by
+    the context, as for every model here.
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        self.stack = nn.ModuleList(HstuBlock(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = self.new_head()
+
+    def encode_items(self, vectors_ud: Tensor) -> VectorTerms:
+        return VectorTerms(vectors_ud, self.head.from_item(vectors_ud))
+
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> BlockState:
+        x_bnd = self.event_tower(users, vectors_ud)
+        size, lengths = x_bnd.shape[1], users.lengths
+        share_b = 1.0 / (lengths + 1)
+        real_bn = real_positions(lengths, size)
+        keys, values, biases = [], [], []
+        place_nn = torch.arange(size, device=x_bnd.device)
+        place_nn = (place_nn[:, None] - place_nn).clamp(0, self.config.places - 1)
+        bucket_bnn = age_bucket((users.age[:, None] - users.age[..., None]).clamp(min=0))
+        place_bn = 1 + places_from_newest(lengths, size, self.config.places - 1)
+        for place, block in enumerate(self.stack):
+            assert isinstance(block, HstuBlock)
+            u, q, k, v = block.parts(x_bnd)
+            v = v * (real_bn * share_b[:, None])[..., None].to(v.dtype)
+            keys.append(k)
+            values.append(v)
+            biases.append(block.bias(place_bn, age_bucket(users.age)))
+            if place + 1 < len(self.stack):
+                read_bnd = block.read_past(q, k, v, block.bias(place_nn, bucket_bnn))
+                x_bnd = x_bnd + block.update(read_bnd, u)
+        return BlockState(
+            torch.stack(keys, 1),
+            torch.stack(values, 1),
+            torch.stack(biases, 1),
+            lengths,
+            self.head.from_request(*self.user_tower(users)),
+        )
+
+    def score(self, state: BlockState, terms: VectorTerms) -> Tensor:
+        batch = len(state.head)
+        x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
+        share_b = 1.0 / (state.lengths + 1)
+        zero = torch.zeros((), dtype=torch.long, device=x_bmd.device)
+        for place, block in enumerate(self.stack):
+            assert isinstance(block, HstuBlock)
+            u, q, k, v = block.parts(x_bmd)
+            of_past = block.read(
+                q, state.keys[:, place], state.values[:, place], state.bias[:, place, None]
+            )
+            of_self = block.read_self(q, k, v * share_b[:, None, None], block.bias(zero, zero))
+            x_bmd = x_bmd + block.update(of_past + of_self, u)
+        o_bmd = self.norm(x_bmd)
+        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+
+    def scratch(self, state: BlockState) -> int:
+        return super().scratch(state) + 2 * self.config.heads * state.keys.shape[2]
+
+
+class HstuBlock(nn.Module):
+    """One block; heads share the bias."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(d)
+        self.uqkv = nn.Linear(d, 4 * d)
+        self.norm_read = nn.LayerNorm(d)
+        self.out = nn.Linear(d, d)
+        self.dropout = nn.Dropout(config.dropout)
+        self.of_place = nn.Embedding(config.places, 1)
+        self.of_time = nn.Embedding(AGE_BUCKETS, 1)
+        for table in (self.of_place, self.of_time):
+            nn.init.normal_(table.weight, std=TABLE_STD)
+
+    def parts(self, x_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """U, Q, K, V, each [B, N, d]."""
+        u, q, k, v = F.silu(self.uqkv(self.norm(x_bnd))).chunk(4, -1)
+        return u, q, k, v
+
+    def bias(self, places: Tensor, buckets: Tensor) -> Tensor:
+        """What logits get added at these relative places and buckets of time."""
+        return (self.of_place(places) + self.of_time(buckets)).squeeze(-1)
+
+    def read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` holds the shares, 0 where padded."""
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        a = F.silu((q * q.shape[-1] ** -0.5) @ k.mT + bias[:, None].to(q.dtype))
+        return join_heads(a @ v)
+
+    def read_past(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """The same under the causal mask, [B, N, d]."""
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        a = F.silu((q * q.shape[-1] ** -0.5) @ k.mT + bias[:, None].to(q.dtype))
+        return join_heads(a.tril() @ v)
+
+    def read_self(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """What each position reads of itself, [B, M, d]."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        logits = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+        return (F.silu(logits + bias) * v).flatten(-2)
+
+    def update(self, read: Tensor, u: Tensor) -> Tensor:
+        """What is added to the positions that read this."""
+        found: Tensor = self.dropout(self.out(self.norm_read(read) * u))
+        return found

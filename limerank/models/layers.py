@@ -1,0 +1,66 @@
+"""Parts that more than one ranker is made of.
+
+Shape letters: B requests, N history positions, d width, H heads, e = d / H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from limerank.models.ranker import TABLE_STD
+
+AGE_BUCKETS = 48
+"""Buckets of the logarithm of an age."""
+
+
+def age_bucket(age: Tensor) -> Tensor:
+    """Ages in days (events, where the log has no clock) -> bucket, i64: about 19 % wide each."""
+    return (4 * torch.log2(1 + 24 * age)).long().clamp(max=AGE_BUCKETS - 1)
+
+
+class Ages(nn.Embedding):
+    """An embedding of how old each event is: [B, N] -> [B, N, d]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(AGE_BUCKETS, width)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=TABLE_STD)
+
+    def forward(self, age_bn: Tensor) -> Tensor:
+        return super().forward(age_bucket(age_bn))
+
+
+class FeedForward(nn.Module):
+    """Linear(SiLU(Linear(LN(x)))), twice as wide inside."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return y
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, N, d] -> [B, H, N, e]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, H, N, e] -> [B, N, d]."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def places_from_newest(lengths_b: Tensor, size: int, most: int) -> Tensor:
+    """How many events of its history are newer than each one, at most ``most - 1``: i64 [B, N]."""
+    places_bn = lengths_b[:, None] - 1 - torch.arange(size, device=lengths_b.device)
+    return places_bn.clamp(0, most - 1)

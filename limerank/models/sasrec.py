@@ -1,0 +1,81 @@
+"""SASRec (arXiv 1808.09781): causal self-attention over the history; the user is its last output.
+
+Shape letters: B requests, N history positions, U items, d width, g first-layer outputs of the head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limerank.batch import Users
+from limerank.config import DataShape, ModelConfig
+from limerank.models.layers import FeedForward, join_heads, places_from_newest, split_heads
+from limerank.models.ranker import TABLE_STD, Ranker
+
+
+class HeadTerms(NamedTuple):
+    """Of each item or each request: ``head`` [..., g], its part of the head's first layer."""
+
+    head: Tensor
+
+
+class SasRec(Ranker):
+    """X = E + P; blocks X <- X + SA(LN(X)), X <- X + FF(X); o = LN(x_n), zero without events.
+
+    The user's vector meets the candidates in the head alone. Places count from the newest event.
+    """
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        self.places = nn.Embedding(config.places, config.width)
+        nn.init.normal_(self.places.weight, std=TABLE_STD)
+        self.stack = nn.ModuleList(CausalBlock(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = self.new_head()
+
+    def encode_items(self, vectors_ud: Tensor) -> HeadTerms:
+        return HeadTerms(self.head.from_item(vectors_ud))
+
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> HeadTerms:
+        x_bnd = self.event_tower(users, vectors_ud)
+        batch, size, _ = x_bnd.shape
+        head_bg = self.head.from_request(*self.user_tower(users))
+        if size == 0:
+            return HeadTerms(head_bg)
+        x_bnd = x_bnd + self.places(places_from_newest(users.lengths, size, self.config.places))
+        for block in self.stack:
+            x_bnd = block(x_bnd)
+        newest_b = (users.lengths - 1).clamp(min=0)
+        o_bd = self.norm(x_bnd[torch.arange(batch, device=x_bnd.device), newest_b])
+        o_bd = o_bd * (users.lengths > 0)[:, None]
+        return HeadTerms(head_bg + self.head.from_links(o_bd))
+
+    def score(self, state: HeadTerms, terms: HeadTerms) -> Tensor:
+        return self.head(terms.head + state.head[:, None])
+
+
+class CausalBlock(nn.Module):
+    """Self-attention in which an event reads itself and what came before it, then a feed-forward
+    layer. Padding stands behind all events, so nothing reads it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(d)
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.dropout = nn.Dropout(config.dropout)
+        self.feed = FeedForward(d, config.dropout)
+
+    def forward(self, x_bnd: Tensor) -> Tensor:
+        q, k, v = (
+            split_heads(part, self.heads) for part in self.qkv(self.norm(x_bnd)).chunk(3, -1)
+        )
+        read_bhne = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x_bnd = x_bnd + self.dropout(self.out(join_heads(read_bhne)))
+        return x_bnd + self.feed(x_bnd)

@@ -1,0 +1,128 @@
+"""Target attention (MHA): every candidate reads the whole history, or only its latest events.
+
+The full-rank form of LIME-MHA: candidates stand where links stand there, with the same attention,
+recency and feed-forward layer; nothing of it can be computed before both sides are known.
+
+Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, e = d / H,
+g first-layer outputs of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from limerank.batch import Users
+from limerank.config import DataShape, ModelConfig
+from limerank.kernels.attention import link_attention
+from limerank.models.layers import FeedForward, join_heads, split_heads
+from limerank.models.ranker import Ranker
+
+
+class QueryTerms(NamedTuple):
+    """Of each item: ``start`` and ``query`` [..., d]; ``head`` [..., g], its head terms."""
+
+    start: Tensor
+    query: Tensor
+    head: Tensor
+
+
+class KeyState(NamedTuple):
+    """Of each request: what its events are read by, ``keys`` and ``values`` [B, N, d], ``age``
+    [B, N] and ``lengths`` [B]; and ``head`` [B, g], the user's terms."""
+
+    keys: Tensor
+    values: Tensor
+    age: Tensor
+    lengths: Tensor
+    head: Tensor
+
+
+class CandidateAttention(Ranker):
+    """What the rankers share whose candidates read vectors of their own accord:
+    y = t Wi + Wo softmax(t Wq K^T / sqrt(e) - rate * age) V; o = LN(y + FF(y))."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        d = config.width
+        self.start_query = nn.Linear(d, 2 * d)
+        self.key_value = nn.Linear(d, 2 * d)
+        self.out = nn.Linear(d, d)
+        self.feed = FeedForward(d, config.dropout)
+        self.norm = nn.LayerNorm(d)
+        self.head = self.new_head()
+
+    def encode_items(self, vectors_ud: Tensor) -> QueryTerms:
+        start_ud, query_ud = self.start_query(vectors_ud).chunk(2, -1)
+        return QueryTerms(start_ud, query_ud, self.head.from_item(vectors_ud))
+
+    def rate(self) -> Tensor:
+        """By how much a logit falls per unit of age, [H]."""
+        return torch.zeros(self.config.heads, device=self.out.weight.device)
+
+    def score(self, state: KeyState, terms: QueryTerms) -> Tensor:
+        heads, batch = self.config.heads, len(state.head)
+        query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
+        read_bhme = link_attention(
+            split_heads(query_bmd, heads),
+            split_heads(state.keys, heads),
+            split_heads(state.values, heads),
+            self.rate()[:, None].expand(-1, query_bmd.shape[1]),
+            state.age,
+            state.lengths,
+        )
+        y_bmd = terms.start + self.out(join_heads(read_bhme))
+        o_bmd = self.norm(y_bmd + self.feed(y_bmd))
+        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+
+    def scratch(self, state: KeyState) -> int:
+        return super().scratch(state) + 2 * self.config.heads * state.keys.shape[1]
+
+
+class TargetAttention(CandidateAttention):
+    """K, V = E Wk, E Wv of all events, with a learned rate per head."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        half_lives = torch.logspace(-1, 3, config.heads)
+        self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
+
+    def rate(self) -> Tensor:
+        return self.log_rate.exp()
+
+    def encode_users(self, users: Users, vectors_ud: Tensor) -> KeyState:
+        users = self.kept(users)
+        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
+        keys_bnd, values_bnd = kv_bnd.chunk(2, -1)
+        head_bg = self.head.from_request(*self.user_tower(users))
+        return KeyState(keys_bnd, values_bnd, users.age, users.lengths, head_bg)
+
+    def kept(self, users: Users) -> Users:
+        """The requests with what of their histories is read."""
+        return users
+
+
+class TruncatedAttention(TargetAttention):
+    """Target attention over only the latest ``l`` events: as many reads as LIME has links."""
+
+    def kept(self, users: Users) -> Users:
+        most, size = self.config.links, users.items.shape[1]
+        if size <= most:
+            return users
+        lengths_b = users.lengths.clamp(max=most)
+        places_bn = (users.lengths - lengths_b)[:, None] + torch.arange(
+            most, device=lengths_b.device
+        )
+        places_bn = places_bn.clamp(max=size - 1)
+        return replace(
+            users,
+            items=users.items.gather(1, places_bn),
+            tokens=users.tokens.gather(
+                1, places_bn[..., None].expand(-1, -1, users.tokens.shape[2])
+            ),
+            age=users.age.gather(1, places_bn),
+            lengths=lengths_b,
+        )

@@ -1,0 +1,179 @@
+"""What each baseline computes, by definition: one request and one candidate at a time, in float32.
+
+Every function takes a ranker in evaluation mode, the events of one request without padding
+(``events_nd``: what the event tower gives; ``age_n``), and one candidate's item vector ``t_d``; it
+gives what the head reads of the history for that candidate, o [d]. Written from the papers'
+equations, with the ranker's weights and nothing else of its code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from limerank.batch import Batch
+from limerank.models import Ranker
+
+
+def linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    y = layer.weight @ x
+    return y if layer.bias is None else y + layer.bias
+
+
+def layer_norm(layer: torch.nn.LayerNorm, x: Tensor) -> Tensor:
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + layer.eps).sqrt() * layer.weight + layer.bias
+
+
+def feed(layer, x: Tensor) -> Tensor:
+    norm, up, _, _, down = layer.layers
+    return linear(down, F.silu(linear(up, layer_norm(norm, x))))
+
+
+def bucket(age: float) -> int:
+    return min(int(4 * math.log2(1 + 24 * age)), 47)
+
+
+def aged(ranker, events_nd: Tensor, age_n: Tensor) -> list[Tensor]:
+    """Events with the embedding of their age."""
+    ages = [ranker.ages.weight[bucket(float(age))] for age in age_n]
+    return [e + a for e, a in zip(events_nd, ages, strict=True)]
+
+
+def attend(q: Tensor, keys: list[Tensor], values: list[Tensor], bias: list[Tensor]) -> Tensor:
+    """Softmax attention of one head; zeros where there is nothing to read."""
+    if not keys:
+        return torch.zeros_like(q)
+    logits = [q @ k / math.sqrt(len(q)) + b for k, b in zip(keys, bias, strict=True)]
+    weights = torch.stack(logits).softmax(0)
+    return sum(w * v for w, v in zip(weights, values, strict=True))
+
+
+def halves(x: Tensor, parts: int) -> list[Tensor]:
+    return list(x.chunk(parts))
+
+
+def candidate_attention(ranker, read: list[Tensor], age: list[Tensor], rate_h, t_d: Tensor):
+    heads = ranker.config.heads
+    start, query = halves(linear(ranker.start_query, t_d), 2)
+    pairs = [halves(linear(ranker.key_value, e), 2) for e in read]
+    found = []
+    for h, q in enumerate(halves(query, heads)):
+        keys = [halves(k, heads)[h] for k, _ in pairs]
+        values = [halves(v, heads)[h] for _, v in pairs]
+        found.append(attend(q, keys, values, [-rate_h[h] * a for a in age]))
+    y = start + linear(ranker.out, torch.cat(found))
+    return layer_norm(ranker.norm, y + feed(ranker.feed, y))
+
+
+def mha(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    return candidate_attention(ranker, list(events_nd), list(age_n), ranker.log_rate.exp(), t_d)
+
+
+def truncated_mha(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    most = ranker.config.links
+    return mha(ranker, events_nd[-most:], age_n[-most:], t_d)
+
+
+def lrea(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    events = aged(ranker, events_nd, age_n)
+    n, slots = len(events), []
+    for slot in range(ranker.config.links if n else 0):
+        place = ranker.projection.weight[:, slot]
+        total = sum(place[n - 1 - j] * e for j, e in enumerate(events))
+        slots.append(layer_norm(ranker.norm_slots, total / math.sqrt(n)))
+    zero = torch.zeros(())
+    rates = [zero] * ranker.config.heads
+    return candidate_attention(ranker, slots, [zero] * len(slots), rates, t_d)
+
+
+def din(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    pooled = torch.zeros_like(t_d)
+    for e in aged(ranker, events_nd, age_n):
+        x = (
+            linear(ranker.of_event, e)
+            + linear(ranker.of_item, t_d)
+            + linear(ranker.of_both, e * t_d)
+        )
+        x = torch.where(x > 0, x, ranker.slope.weight * x)
+        pooled = pooled + linear(ranker.unit, x) * e
+    return pooled
+
+
+def sasrec(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    n = len(events_nd)
+    if n == 0:
+        return torch.zeros_like(t_d)
+    x = [e + ranker.places.weight[n - 1 - j] for j, e in enumerate(events_nd)]
+    for block in ranker.stack:
+        qkv = [halves(linear(block.qkv, layer_norm(block.norm, one)), 3) for one in x]
+        new = []
+        for i in range(n):
+            found = []
+            for h in range(block.heads):
+                q, keys, values = (
+                    halves(qkv[i][0], block.heads)[h],
+                    [halves(qkv[j][1], block.heads)[h] for j in range(i + 1)],
+                    [halves(qkv[j][2], block.heads)[h] for j in range(i + 1)],
+                )
+                found.append(attend(q, keys, values, [torch.zeros(())] * (i + 1)))
+            one = x[i] + linear(block.out, torch.cat(found))
+            new.append(one + feed(block.feed, one))
+        x = new
+    return layer_norm(ranker.norm, x[-1])
+
+
+def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
+    """The candidate is one more position at the end: it stands where the newest event does."""
+    n = len(events_nd)
+    x, age = [*events_nd, t_d], [*age_n.tolist(), 0.0]
+    for block in ranker.stack:
+        uqkv = [halves(F.silu(linear(block.uqkv, layer_norm(block.norm, one))), 4) for one in x]
+        new = []
+        for i in range(n + 1):
+            found = []
+            for h in range(block.heads):
+                q = halves(uqkv[i][1], block.heads)[h]
+                read = torch.zeros_like(q)
+                for j in range(i + 1):
+                    k, v = (halves(uqkv[j][part], block.heads)[h] for part in (2, 3))
+                    time = bucket(max(age[j] - age[i], 0.0))
+                    bias = block.of_place.weight[i - j, 0] + block.of_time.weight[time, 0]
+                    read = read + F.silu(q @ k / math.sqrt(len(q)) + bias) * v / (n + 1)
+                found.append(read)
+            gated = layer_norm(block.norm_read, torch.cat(found)) * uqkv[i][0]
+            new.append(x[i] + linear(block.out, gated))
+        x = new
+    return layer_norm(ranker.norm, x[-1])
+
+
+REFERENCES = {
+    "mha": mha,
+    "truncated-mha": truncated_mha,
+    "lrea": lrea,
+    "din": din,
+    "sasrec": sasrec,
+    "hstu": hstu,
+}
+
+
+def logits(ranker: Ranker, batch: Batch) -> list[Tensor]:
+    """Logits [K] of every real candidate, request by request."""
+    reference, found = REFERENCES[ranker.config.model], []
+    vectors = ranker.item_vectors(batch.items)
+    events = ranker.event_tower(batch.users, vectors)
+    u, c = ranker.user_tower(batch.users)
+    head = ranker.head
+    for b, count in enumerate(batch.counts.tolist()):
+        n = int(batch.users.lengths[b])
+        for m in range(count):
+            t_d = vectors[batch.candidates[b, m]]
+            o_d = reference(ranker, events[b, :n], batch.users.age[b, :n], t_d)
+            a = linear(head.from_links, o_d) + linear(head.from_item, t_d)
+            a = a + linear(head.from_user, u[b]) + linear(head.from_context, c[b])
+            first, gate = a.chunk(2)
+            found.append(linear(head.out, F.silu(first) * gate))
+    return found
