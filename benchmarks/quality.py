@@ -28,11 +28,10 @@ MODELS = ("two-tower", "lime-mha", "lime-xor")
 DATASETS = ("ml1m", "kuairand_slice", "mind_sample", "ml_latest_small")
 WORK = Path("benchmarks/work")
 
-SEARCH: tuple[dict[str, Any], ...] = (
-    {"rate": 0.003, "table_rate": 0.05, "epochs": 4},
-    {"rate": 0.003, "table_rate": 0.1, "epochs": 4},
-    {"rate": 0.003, "table_rate": 0.1, "epochs": 5},
-    {"rate": 0.005, "table_rate": 0.1, "epochs": 5},
+SEARCH: tuple[dict[str, Any], ...] = tuple(
+    {"rate": rate, "table_rate": table_rate, "epochs": 4}
+    for rate in (0.003, 0.005)
+    for table_rate in (0.05, 0.1)
 )
 """What every model tries on every data set."""
 BATCH = {"kuairand_slice": 512, "ml_latest_small": 512}

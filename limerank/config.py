@@ -68,14 +68,19 @@ class DataShape(Frozen):
         )
 
 
+def _heads(model: str) -> int:
+    return 1 if model.startswith("lime") else 4
+
+
 class ModelConfig(Frozen):
     """The shape of a ranker. Fields that a model does not have are ignored by it."""
 
     model: ModelName = "lime-xor"
     width: int = Field(64, ge=1)
     """d: numbers per item, event and link."""
-    heads: int = Field(4, ge=1)
-    """H: attention heads; divides the width."""
+    heads: int = Field(default_factory=lambda given: _heads(given.get("model", "")), ge=1)
+    """H: attention heads; divides the width. When not given, 1 for LIME, whose links take the
+    place of heads (an item then has l weights, not H l), and 4 for all others."""
     links: int = Field(32, ge=1)
     """l: learned links between history and candidates; LREA: slots; truncated MHA: events."""
     blocks: int = Field(3, ge=1)

@@ -409,6 +409,8 @@ def explain(error: ValidationError, where: str) -> str:
             loc[: len(part["loc"])] == part["loc"] for loc in inner
         ):
             continue  # what is wrong inside is said; that nothing valid remains follows from it
+        if part["type"] == "default_factory_not_called":
+            continue  # a default that follows from a field that is wrong
         place = ".".join(str(step) for step in part["loc"]) or "(whole)"
         got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
         lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")

@@ -18,7 +18,7 @@ from limerank.models import build
 from limerank.scorer import ModelScorer, QuantisedScorer, Scorer
 from tests.worlds import prepare_log
 
-MODELS = ("lime-mha", "lime-xor", "two-tower")
+MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")
 SCORERS = ("model", "kept", "quantised")
 ITEMS = 90
 

@@ -43,7 +43,7 @@ def test_vectors_are_the_item_tower_s(model):
     assert len(of.index) == ITEMS
     np.testing.assert_allclose(of.index.vectors, vectors.numpy(), atol=1e-6)
     np.testing.assert_array_equal(of.index.ids[:], of.data.item_ids)
-    assert (of.index.weights is None) == (model == "two-tower")
+    assert (of.index.weights is not None) == model.startswith("lime")
 
 
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])

@@ -89,7 +89,8 @@ def test_a_history_given_here_is_the_log_s(of, recommender):
         for row in rows
     ]
     expected = recommender.rank(user, k=ITEMS)
-    found = recommender.rank(user, history=reversed(history), k=ITEMS)
+    newest_first = sorted(history, key=lambda event: -event["time"])  # of one instant: as they were
+    found = recommender.rank(user, history=newest_first, k=ITEMS)
     assert [item.id for item in found] == [item.id for item in expected]
     assert same(found, expected)
     as_datetimes = [

@@ -20,7 +20,7 @@ from limerank.scorer import (
     quantisation_report,
     scorer_for,
 )
-from tests.catalogues import ITEMS, SCORERS, folder, make_scorer, shop
+from tests.catalogues import ITEMS, MODELS, SCORERS, folder, make_scorer, shop
 
 TASKS = 2
 
@@ -33,7 +33,10 @@ def lime(request):
 
 
 @pytest.fixture(
-    params=[*((m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS), ("two-tower", "model")],
+    params=[
+        *((m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS),
+        *((m, "model") for m in MODELS if not m.startswith("lime")),
+    ],
     ids="-".join,
 )
 def pair(request):
@@ -51,6 +54,8 @@ def best(values, k, gone=()):
 
 # The contract
 
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
 
 def test_all_rows_or_some_have_the_same_scores(pair):
     of, scorer = pair
@@ -58,10 +63,10 @@ def test_all_rows_or_some_have_the_same_scores(pair):
     whole = scorer.scores(state)
     assert whole.shape == (12, ITEMS, TASKS) and whole.dtype == np.float32
     rows = np.array([5, 3, 88, 3])
-    np.testing.assert_allclose(scorer.scores(state, rows), whole[:, rows], atol=1e-5)
+    np.testing.assert_allclose(scorer.scores(state, rows), whole[:, rows], **CLOSE)
     own = np.random.default_rng(0).integers(0, ITEMS, (12, 7))
     expected = np.take_along_axis(whole, own[..., None], 1)
-    np.testing.assert_allclose(scorer.scores(state, own), expected, atol=1e-5)
+    np.testing.assert_allclose(scorer.scores(state, own), expected, **CLOSE)
     assert scorer.scores(state, []).shape == (12, 0, TASKS)
 
 
@@ -72,9 +77,9 @@ def test_chunks_do_not_matter(pair, monkeypatch):
     monkeypatch.setattr(
         Scorer, "_chunks", lambda self, b, n: ((at, min(at + 7, n)) for at in range(0, n, 7))
     )
-    np.testing.assert_allclose(scorer.scores(state), whole, atol=1e-5)
+    np.testing.assert_allclose(scorer.scores(state), whole, **CLOSE)
     again = scorer.top(state, 30)
-    np.testing.assert_allclose(again.values, top.values, atol=1e-5)
+    np.testing.assert_allclose(again.values, top.values, **CLOSE)
     assert (again.rows == top.rows).mean() > 0.99
 
 
@@ -253,7 +258,7 @@ def test_nan_ranks_last():
 # Against the model
 
 
-@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "two-tower"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_model_scorer_is_the_model(model, keep):
     of = shop(model)
