@@ -130,7 +130,7 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     """The candidate is one more position at the end: it stands where the newest event does."""
     n = len(events_nd)
     x, age = [*events_nd, t_d], [*age_n.tolist(), 0.0]
-    for block in ranker.stack:
+    for place, block in enumerate(ranker.stack):
         uqkv = [halves(F.silu(linear(block.uqkv, layer_norm(block.norm, one))), 4) for one in x]
         new = []
         for i in range(n + 1):
@@ -141,7 +141,7 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
                 for j in range(i + 1):
                     k, v = (halves(uqkv[j][part], block.heads)[h] for part in (2, 3))
                     time = bucket(max(age[j] - age[i], 0.0))
-                    bias = block.of_place.weight[i - j, 0] + block.of_time.weight[time, 0]
+                    bias = ranker.of_place.weight[i - j, place] + ranker.of_time.weight[time, place]
                     read = read + F.silu(q @ k / math.sqrt(len(q)) + bias) * v / (n + 1)
                 found.append(read)
             gated = layer_norm(block.norm_read, torch.cat(found)) * uqkv[i][0]

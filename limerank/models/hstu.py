@@ -37,7 +37,7 @@ class VectorTerms(NamedTuple):
 
 class BlockState(NamedTuple):
     """Of each request: ``keys`` and ``values`` [B, L, N, d] of the events in each block, ``bias``
-    [B, L, N], what a candidate's logits of them get added; ``lengths`` [B]; ``head`` [B, g]."""
+    [B, N, L], what a candidate's logits of them get added; ``lengths`` [B]; ``head`` [B, g]."""
 
     keys: Tensor
     values: Tensor
@@ -61,6 +61,15 @@ class Hstu(Ranker):
         self.stack = nn.ModuleList(HstuBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.head = self.new_head()
+        self.of_place = nn.Embedding(config.places, config.blocks)
+        self.of_time = nn.Embedding(AGE_BUCKETS, config.blocks)
+        for table in (self.of_place, self.of_time):
+            nn.init.normal_(table.weight, std=TABLE_STD)
+
+    def bias(self, places: Tensor, buckets: Tensor) -> Tensor:
+        """What logits get added at relative places and buckets of time, for each block: [..., L].
+        Heads share it."""
+        return self.of_place(places) + self.of_time(buckets)
 
     def encode_items(self, vectors_ud: Tensor) -> VectorTerms:
         return VectorTerms(vectors_ud, self.head.from_item(vectors_ud))
@@ -70,25 +79,27 @@ class Hstu(Ranker):
         size, lengths = x_bnd.shape[1], users.lengths
         share_b = 1.0 / (lengths + 1)
         real_bn = real_positions(lengths, size)
-        keys, values, biases = [], [], []
+        keys, values = [], []
         place_nn = torch.arange(size, device=x_bnd.device)
         place_nn = (place_nn[:, None] - place_nn).clamp(0, self.config.places - 1)
         bucket_bnn = age_bucket((users.age[:, None] - users.age[..., None]).clamp(min=0))
-        place_bn = 1 + places_from_newest(lengths, size, self.config.places - 1)
+        bias_bnnl = self.bias(place_nn, bucket_bnn)
         for place, block in enumerate(self.stack):
             assert isinstance(block, HstuBlock)
             u, q, k, v = block.parts(x_bnd)
             v = v * (real_bn * share_b[:, None])[..., None].to(v.dtype)
             keys.append(k)
             values.append(v)
-            biases.append(block.bias(place_bn, age_bucket(users.age)))
             if place + 1 < len(self.stack):
-                read_bnd = block.read_past(q, k, v, block.bias(place_nn, bucket_bnn))
+                read_bnd = block.read(q, k, v, bias_bnnl[..., place], causal=True)
                 x_bnd = x_bnd + block.update(read_bnd, u)
+        place_bn = (1 + places_from_newest(lengths, size, self.config.places)).clamp(
+            max=self.config.places - 1
+        )
         return BlockState(
             torch.stack(keys, 1),
             torch.stack(values, 1),
-            torch.stack(biases, 1),
+            self.bias(place_bn, age_bucket(users.age)),
             lengths,
             self.head.from_request(*self.user_tower(users)),
         )
@@ -98,13 +109,14 @@ class Hstu(Ranker):
         x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         share_b = 1.0 / (state.lengths + 1)
         zero = torch.zeros((), dtype=torch.long, device=x_bmd.device)
+        bias_l = self.bias(zero, zero)
         for place, block in enumerate(self.stack):
             assert isinstance(block, HstuBlock)
             u, q, k, v = block.parts(x_bmd)
             of_past = block.read(
-                q, state.keys[:, place], state.values[:, place], state.bias[:, place, None]
+                q, state.keys[:, place], state.values[:, place], state.bias[:, None, :, place]
             )
-            of_self = block.read_self(q, k, v * share_b[:, None, None], block.bias(zero, zero))
+            of_self = block.read_self(q, k, v * share_b[:, None, None], bias_l[place])
             x_bmd = x_bmd + block.update(of_past + of_self, u)
         o_bmd = self.norm(x_bmd)
         return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
@@ -114,7 +126,7 @@ class Hstu(Ranker):
 
 
 class HstuBlock(nn.Module):
-    """One block; heads share the bias."""
+    """The dense layers of one block, and what its positions read."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,31 +137,19 @@ class HstuBlock(nn.Module):
         self.norm_read = nn.LayerNorm(d)
         self.out = nn.Linear(d, d)
         self.dropout = nn.Dropout(config.dropout)
-        self.of_place = nn.Embedding(config.places, 1)
-        self.of_time = nn.Embedding(AGE_BUCKETS, 1)
-        for table in (self.of_place, self.of_time):
-            nn.init.normal_(table.weight, std=TABLE_STD)
 
     def parts(self, x_bnd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """U, Q, K, V, each [B, N, d]."""
         u, q, k, v = F.silu(self.uqkv(self.norm(x_bnd))).chunk(4, -1)
         return u, q, k, v
 
-    def bias(self, places: Tensor, buckets: Tensor) -> Tensor:
-        """What logits get added at these relative places and buckets of time."""
-        return (self.of_place(places) + self.of_time(buckets)).squeeze(-1)
-
-    def read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, causal: bool = False
+    ) -> Tensor:
         """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` holds the shares, 0 where padded."""
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         a = F.silu((q * q.shape[-1] ** -0.5) @ k.mT + bias[:, None].to(q.dtype))
-        return join_heads(a @ v)
-
-    def read_past(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """The same under the causal mask, [B, N, d]."""
-        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        a = F.silu((q * q.shape[-1] ** -0.5) @ k.mT + bias[:, None].to(q.dtype))
-        return join_heads(a.tril() @ v)
+        return join_heads((a.tril() if causal else a) @ v)
 
     def read_self(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """What each position reads of itself, [B, M, d]."""

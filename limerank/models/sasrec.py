@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
@@ -76,6 +75,8 @@ class CausalBlock(nn.Module):
         q, k, v = (
             split_heads(part, self.heads) for part in self.qkv(self.norm(x_bnd)).chunk(3, -1)
         )
-        read_bhne = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x_bnd = x_bnd + self.dropout(self.out(join_heads(read_bhne)))
+        logits_bhnn = (q * q.shape[-1] ** -0.5) @ k.mT
+        later_nn = torch.ones(x_bnd.shape[1], x_bnd.shape[1], device=x_bnd.device).triu(1).bool()
+        weights_bhnn = logits_bhnn.masked_fill(later_nn, -torch.inf).softmax(-1)
+        x_bnd = x_bnd + self.dropout(self.out(join_heads(weights_bhnn.to(v.dtype) @ v)))
         return x_bnd + self.feed(x_bnd)
