@@ -1,12 +1,17 @@
-"""Quality on real logs: every model, several seeds, all metrics and slices, one row per run.
+"""Quality on real and simulated logs: every model, several seeds, all metrics and slices.
 
     python -m benchmarks.quality --data FOLDER          # FOLDER holds ml1m/, mind_sample/, ...
-    python -m benchmarks.quality --data FOLDER --only ml1m --seeds 1
+    python -m benchmarks.quality --data FOLDER --only ml1m --models mha --models lime-mha
 
-First every model tries the same few settings on each data set, with seed 0 and on the validation
-split alone (rows of ``search``); then the best of them is trained with each seed and read once on
-the test split (rows of ``quality``). Finished rows are kept: an interrupted measurement goes on
-where it was, within a run as well.
+In three phases, each with rows of its own in ``benchmarks/results``:
+
+1. ``search``: every model tries the same few settings on each data set, with seed 0, and is judged
+   by the validation split alone.
+2. ``quality``: the best of them is trained with each seed and read once on the test split.
+3. ``paired``: differences in test AUC to the two-tower and to HSTU, over all impressions and in
+   each slice, with an interval from a paired bootstrap over users.
+
+Finished rows are kept: an interrupted measurement goes on where it was, within a run as well.
 """
 
 from __future__ import annotations
@@ -24,30 +29,61 @@ from typing import Any
 
 from benchmarks.rows import has_row, rows, write_row
 
-MODELS = ("two-tower", "lime-mha", "lime-xor")
-DATASETS = ("ml1m", "kuairand_slice", "mind_sample", "ml_latest_small")
+MODELS = (
+    "two-tower",
+    "lrea",
+    "truncated-mha",
+    "mha",
+    "lime-mha",
+    "din",
+    "lime-xor",
+    "hstu",
+    "sasrec",
+)
+AGAINST = ("two-tower", "hstu")
+SIMULATED: dict[str, dict[str, int]] = {
+    "synth_short": {"users": 4000, "items": 2000, "events": 200_000, "history": 50},
+    "synth_long": {"users": 100, "items": 2000, "events": 200_000, "history": 1000},
+}
+"""Simulated logs: about 50 events per user, and about 2,000."""
+DATASETS = ("ml1m", "kuairand_slice", "mind_sample", "ml_latest_small", *SIMULATED)
 WORK = Path("benchmarks/work")
+RESAMPLES = 500
 
-SEARCH: tuple[dict[str, Any], ...] = tuple(
-    {"rate": rate, "table_rate": table_rate, "epochs": 4}
-    for rate in (0.003, 0.005)
-    for table_rate in (0.05, 0.1)
+SEARCH: tuple[dict[str, Any], ...] = (
+    {"rate": 0.003, "table_rate": 0.1, "epochs": 4},
+    {"rate": 0.003, "table_rate": 0.2, "epochs": 4},
+    {"rate": 0.003, "table_rate": 0.4, "epochs": 4},
+    {"rate": 0.005, "table_rate": 0.2, "epochs": 4},
 )
 """What every model tries on every data set."""
 BATCH = {"kuairand_slice": 512, "ml_latest_small": 512}
 """Impressions per batch where they are not the default: small logs want small batches."""
 
+Job = tuple[Any, ...]
 
-def prepare_dataset(name: str, data: Path) -> Path:
-    """The prepared data set, made when it is not there yet."""
+
+# Data
+
+
+def prepare_dataset(name: str, data: Path | None) -> Path | None:
+    """The prepared data set, made when it is not there yet; None where its files are not there."""
     from limerank.logs import prepare
     from limerank.readers import read
     from limerank.schema import load_spec
+    from limerank.synthetic import simulate
 
     out = WORK / "data" / name
     if out.exists():
         return out
-    if name == "kuairand_slice":
+    if name in SIMULATED:
+        base = WORK / "logs" / name
+        simulate(base, **SIMULATED[name], seed=1, overwrite=True)  # type: ignore[arg-type]
+        spec = load_spec(base / "spec.toml")
+    elif data is None or not (data / name).exists():
+        print(f"{name}: its files are not in --data, left out", file=sys.stderr)
+        return None
+    elif name == "kuairand_slice":
         spec, base = read(
             "kuairand", data / name, WORK / "converted" / name, history=128, log_durations=True
         )
@@ -57,6 +93,34 @@ def prepare_dataset(name: str, data: Path) -> Path:
         spec, base = load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
     prepare(spec, out, base=base)
     return out
+
+
+# Phase 1: settings
+
+
+def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]:
+    """What of the search is still to do."""
+    for name, folder in folders.items():
+        for model in models:
+            for setting in SEARCH:
+                if not has_row("search", {"dataset": name, "model": model, **setting}, 0):
+                    yield search, name, folder, model, setting
+
+
+def search(name: str, folder: Path, model: str, setting: dict[str, Any]) -> None:
+    """One row of the search: the best validation metrics of one setting."""
+    last = fit(name, folder, model, 0, setting)
+    metrics = {key: value for key, value in last.items() if key.startswith("best_")}
+    write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=0)
+
+
+def chosen(name: str, model: str) -> dict[str, Any]:
+    """The setting with the best validation metric."""
+    case = {"dataset": name, "model": model}
+    found = [row for row in rows("search") if row["case"] == {**row["case"], **case}]
+    found = [row for row in found if {k: row["case"][k] for k in SEARCH[0]} in SEARCH]
+    best = max(found, key=lambda row: next(v for k, v in row["metrics"].items() if "/" in k))
+    return {key: best["case"][key] for key in SEARCH[0]}
 
 
 def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:
@@ -90,20 +154,25 @@ def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Pat
     return WORK / "runs" / version / f"{name}-{model}-{values}-{seed}"
 
 
-def search(name: str, folder: Path, model: str, setting: dict[str, Any]) -> None:
-    """One row of the search: the best validation metrics of one setting."""
-    last = fit(name, folder, model, 0, setting)
-    metrics = {key: value for key, value in last.items() if key.startswith("best_")}
-    write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=0)
+# Phase 2: the test split
 
 
-def chosen(name: str, model: str) -> dict[str, Any]:
-    """The setting with the best validation metric."""
-    case = {"dataset": name, "model": model}
-    found = [row for row in rows("search") if row["case"] == {**row["case"], **case}]
-    found = [row for row in found if {k: row["case"][k] for k in SEARCH[0]} in SEARCH]
-    best = max(found, key=lambda row: next(v for k, v in row["metrics"].items() if "/" in k))
-    return {key: best["case"][key] for key in SEARCH[0]}
+def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
+    """What of the table is still to do."""
+    for name, folder in folders.items():
+        for model in models:
+            for seed in range(seeds):
+                if not has_row("quality", case_of(name, model), seed):
+                    yield measure, name, folder, model, seed
+
+
+def case_of(name: str, model: str) -> dict[str, Any]:
+    return {"dataset": name, "model": model, "split": "test"}
+
+
+def said_by(name: str, model: str, seed: int) -> Path:
+    """Where a run's test predictions lie."""
+    return WORK / "said" / f"{name}-{model}-{seed}.parquet"
 
 
 def measure(name: str, folder: Path, model: str, seed: int) -> None:
@@ -112,8 +181,9 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
 
     setting = chosen(name, model)
     last = fit(name, folder, model, seed, setting)
-    run = run_folder(name, model, seed, setting)
-    result = evaluate(run, data=folder)
+    run, said = run_folder(name, model, seed, setting), said_by(name, model, seed)
+    said.parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate(run, data=folder, predictions=said)
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():
         metrics |= {f"{task}/{metric}": value for metric, value in found.items()}
@@ -126,6 +196,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     metrics |= {f"lists/{key}": value for key, value in lists.items() if "@" in key or key == "mrr"}
     if "effective_links" in result:
         metrics["effective_links"] = result["effective_links"]
+    metrics |= costs(run, folder)
     metrics |= {key: value for key, value in last.items() if key.startswith("best_")}
     metrics["real_positions"] = real_positions(run)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
@@ -136,6 +207,35 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     )
 
 
+def costs(run: Path, folder: Path) -> dict[str, float]:
+    """Weights outside of embedding tables, and multiply-adds of scoring with a full history:
+    what a candidate costs when its item and its user are encoded already."""
+    import numpy as np
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from limerank.checkpoint import load_run
+    from limerank.dataset import Dataset
+    from limerank.models.ranker import Table
+
+    ranker, dataset = load_run(run).ranker, Dataset(folder)
+    tables = sum(part.weight.numel() for part in ranker.modules() if isinstance(part, Table))
+    requests = dataset.requests_of("test")
+    lengths = dataset.history_lengths(requests, dataset.history_length)
+    batch = dataset.batch(requests[[int(np.argmax(lengths))]])
+    with torch.inference_mode():
+        state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+        items = ranker.item_vectors(dataset.item_batch(np.arange(min(512, len(dataset.items)))))
+        terms = ranker.encode_items(items)
+        with FlopCounterMode(display=False) as counter:
+            ranker.score(state, terms)
+    return {
+        "dense_weights": sum(weight.numel() for weight in ranker.parameters()) - tables,
+        "score_multiply_adds_per_candidate": counter.get_total_flops() / 2 / len(items),
+        "score_history": int(lengths.max()),
+    }
+
+
 def real_positions(run: Path) -> float:
     """Share of the history and candidate positions computed in training that are no padding."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -143,50 +243,87 @@ def real_positions(run: Path) -> float:
     return statistics.mean(share for share in found if share is not None)
 
 
-def case_of(name: str, model: str) -> dict[str, Any]:
-    return {"dataset": name, "model": model, "split": "test"}
+# Phase 3: differences
 
 
-Job = tuple[Any, ...]
+def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
+    """Pairs whose runs have all been read."""
+    for name in folders:
+        done = {
+            model
+            for model in {*models, *AGAINST}
+            if all(said_by(name, model, seed).exists() for seed in range(seeds))
+        }
+        for against in AGAINST:
+            for model in models:
+                if model != against and {model, against} <= done:
+                    yield compare, name, model, against, seeds
 
 
-def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]:
-    """What of the search is still to do."""
-    for name, folder in folders.items():
-        for model in models:
-            for setting in SEARCH:
-                if not has_row("search", {"dataset": name, "model": model, **setting}, 0):
-                    yield search, name, folder, model, setting
+def compare(name: str, model: str, against: str, seeds: int) -> None:
+    """One row of paired: differences in the main task's AUC, with the bounds of each."""
+    import numpy as np
+    import polars as pl
 
+    from limerank.bootstrap import paired_auc
+    from limerank.evaluate import cut
 
-def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
-    """What of the table is still to do."""
-    for name, folder in folders.items():
-        for model in models:
-            for seed in range(seeds):
-                if not has_row("quality", case_of(name, model), seed):
-                    yield measure, name, folder, model, seed
+    ours, theirs = (
+        [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]
+        for one in (model, against)
+    )
+    frame = ours[0]
+    task = next(column for column in frame.columns if f"{column}_predicted" in frame.columns)
+    for other in (*ours, *theirs):
+        assert frame[["user", "item", "request", task]].equals(
+            other[["user", "item", "request", task]]
+        ), "runs have read different impressions"
+    everything = np.ones(len(frame), dtype=bool)
+    history, items = frame["history"].to_numpy(), frame["item_impressions"].to_numpy()
+    parts = [("", everything)]
+    parts += [(f" | {kind} {part}", rows_) for kind, part, rows_ in cut(history, items)]
+    metrics: dict[str, Any] = {}
+    for part, rows_ in parts:
+        labels = frame[task].to_numpy()[rows_]
+        if not 0 < labels.sum() < len(labels):
+            continue
+        found = paired_auc(
+            labels,
+            frame["user"].to_numpy()[rows_],
+            [said[f"{task}_predicted"].to_numpy()[rows_] for said in ours],
+            [said[f"{task}_predicted"].to_numpy()[rows_] for said in theirs],
+            resamples=RESAMPLES,
+        )
+        metrics[f"difference{part}"] = found.difference
+        metrics[f"low{part}"], metrics[f"high{part}"] = found.low, found.high
+    write_row(
+        "paired", {"dataset": name, "model": model, "against": against}, metrics, repeats=seeds
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", choices=DATASETS, action="append")
-    parser.add_argument("--models", choices=MODELS, action="append")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder of the real data sets")
+    parser.add_argument("--only", choices=DATASETS, action="append", help="this data set")
+    parser.add_argument("--models", choices=MODELS, action="append", help="this model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
     given = parser.parse_args(arguments)
     folders = {}
     for name in given.only or DATASETS:
-        if (given.data / name).exists():
-            folders[name] = prepare_dataset(name, given.data)
-        else:
-            print(f"{name}: {given.data / name} is not there, left out", file=sys.stderr)
+        if (folder := prepare_dataset(name, given.data)) is not None:
+            folders[name] = folder
     models = tuple(given.models or MODELS)
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        for jobs in (searches(folders, models), measurements(folders, models, given.seeds)):
-            waiting = [pool.submit(*job) for job in jobs]
-            print(f"{len(waiting)} runs to do", flush=True)
+        for phase in (
+            searches(folders, models),
+            measurements(folders, models, given.seeds),
+            comparisons(folders, models, given.seeds),
+        ):
+            waiting = [pool.submit(*job) for job in phase]
+            print(f"{len(waiting)} to do", flush=True)
             for future in as_completed(waiting):
                 future.result()
 

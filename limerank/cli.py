@@ -231,13 +231,18 @@ def evaluate(
         bool, typer.Option(help="Rank the whole catalogue for NDCG, HR and MRR.")
     ] = True,
     out: Annotated[Path | None, typer.Option(help="Where to write instead of RUN.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Parquet file for what was said of each impression.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run exactly: metrics.json in the run folder, and a table here."""
     from limerank.evaluate import evaluate as measure
     from limerank.evaluate import table_text
 
-    result = measure(run, data=data, split=split, lists=lists, out=out, quiet=quiet)
+    result = measure(
+        run, data=data, split=split, lists=lists, out=out, predictions=predictions, quiet=quiet
+    )
     print(table_text(result))
 
 

@@ -141,9 +141,21 @@ def task_metrics(
 
 def slices(said: Predictions, dataset: Dataset) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """The slices that every report shows: (kind, name, which impressions)."""
+    return cut(*ages(said, dataset))
+
+
+def ages(said: Predictions, dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each impression: events that its user had before it, and how often its item was shown in
+    the training window; both i64 [n]."""
     starts, ends = dataset.requests["history_start"], dataset.requests["history_end"]
     history = (ends - starts)[said.requests]
-    items = dataset.train_count[dataset.events["item"][said.rows]]
+    return history, dataset.train_count[dataset.events["item"][said.rows]]
+
+
+def cut(
+    history: NDArray[np.int64], items: NDArray[np.int64]
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Slices by what :func:`ages` gives: (kind, name, which impressions)."""
     for kind, values, edges in (
         ("history", history, HISTORY_EDGES),
         ("item impressions", items, ITEM_EDGES),
@@ -266,6 +278,7 @@ def evaluate(
     split: str = "test",
     lists: bool = True,
     out: str | os.PathLike[str] | None = None,
+    predictions: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
     """All metrics of a run on one split; written to ``metrics.json`` in the run folder.
@@ -276,12 +289,17 @@ def evaluate(
         split: "train", "validation" or "test".
         lists: whether to rank the whole catalogue for NDCG, HR and MRR.
         out: where to write instead.
+        predictions: a Parquet file to write what was said of each impression to: columns user,
+            item, time, request, history (events before it), item_impressions (in the training
+            window), and per task ``TASK`` and ``TASK_predicted``.
     """
     loaded = load_run(run)
     dataset = loaded.dataset(data)
     requests = dataset.requests_of(split)
     history = loaded.train.history
     said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
+    if predictions is not None:
+        _write_predictions(said, dataset, Path(predictions))
     tasks = loaded.ranker.shape.tasks
     result: dict[str, Any] = {
         "model": loaded.ranker.config.model,
@@ -309,6 +327,24 @@ def evaluate(
     result = _without_nan(result)
     write_json(Path(run) / "metrics.json" if out is None else out, result)
     return result
+
+
+def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:
+    import polars as pl
+
+    history, items = ages(said, dataset)
+    columns = {
+        "user": dataset.user_ids[dataset.requests["user"][said.requests]],
+        "item": dataset.item_ids[dataset.events["item"][said.rows]],
+        "time": np.asarray(dataset.events["time"][said.rows]),
+        "request": said.requests,
+        "history": history,
+        "item_impressions": items,
+    }
+    for place, task in enumerate(dataset.tasks):
+        columns[task] = said.labels[:, place]
+        columns[f"{task}_predicted"] = said.values[:, place]
+    pl.DataFrame(columns).write_parquet(path)
 
 
 def table_text(result: Mapping[str, Any]) -> str:

@@ -71,6 +71,26 @@ def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     assert "whole catalogue of 30 items" in text
 
 
+def test_predictions_are_written_to_look_at(run, data, tmp_path):
+    path = tmp_path / "said.parquet"
+    result = evaluate(run, out=tmp_path / "metrics.json", lists=False, predictions=path)
+    said, dataset = pl.read_parquet(path), Dataset(data)
+    assert len(said) == result["impressions"]
+    auc = metrics.auc(said["click"].to_numpy(), said["click_predicted"].to_numpy())
+    assert auc == result["tasks"]["click"]["auc"]
+    log = pl.read_parquet(data.parent / "log" / "events.parquet")
+    keys = {"user": "user_id", "item": "item_id"}
+    both = said.with_columns(time=pl.col("time") // 1000).join(
+        log, left_on=[*keys, "time"], right_on=[*keys.values(), "time"]
+    )
+    assert len(both) >= len(said)
+    assert (both["click"] == both["click_right"]).all()
+    counts = dict(zip(dataset.item_ids, dataset.train_count, strict=True))
+    assert said["item_impressions"].to_list() == [counts[item] for item in said["item"]]
+    young = next(p for p in result["slices"] if (p["kind"], p["slice"]) == ("history", "1-9"))
+    assert said["history"].is_between(1, 9).sum() == young["impressions"]
+
+
 def test_ranks_over_the_catalogue_by_hand(run, data):
     dataset, ranker = Dataset(data), load_run(run).ranker
     requests = dataset.requests_of("test")[:12]

@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"progress", "files"}),
     frozenset({"schema"}),
-    frozenset({"metrics", "plots"}),
+    frozenset({"metrics", "bootstrap", "plots"}),
     frozenset({"kernels"}),
     frozenset({"history", "batch"}),
     frozenset({"config"}),
