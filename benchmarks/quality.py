@@ -51,10 +51,10 @@ WORK = Path("benchmarks/work")
 RESAMPLES = 500
 
 SEARCH: tuple[dict[str, Any], ...] = (
+    {"rate": 0.001, "table_rate": 0.05, "epochs": 4},
     {"rate": 0.003, "table_rate": 0.1, "epochs": 4},
     {"rate": 0.003, "table_rate": 0.2, "epochs": 4},
     {"rate": 0.003, "table_rate": 0.4, "epochs": 4},
-    {"rate": 0.005, "table_rate": 0.2, "epochs": 4},
 )
 """What every model tries on every data set."""
 BATCH = {"kuairand_slice": 512, "ml_latest_small": 512}
