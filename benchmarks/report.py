@@ -18,8 +18,38 @@ from benchmarks.rows import RESULTS, rows
 mpl.use("svg")
 DOCS = Path("docs/results")
 Row = dict[str, Any]
-MODELS = ("two-tower", "lime-mha", "lime-xor")
-COLOURS = {"two-tower": "#8a8f98", "lime-mha": "#0072b2", "lime-xor": "#d55e00"}
+MODELS = (
+    "two-tower",
+    "sasrec",
+    "lrea",
+    "truncated-mha",
+    "din",
+    "mha",
+    "hstu",
+    "lime-mha",
+    "lime-xor",
+)
+COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha": "#cc79a7"}
+GREY = "#8a8f98"
+
+PAPER = """## The paper's own figures
+
+Not reproduced here: its data sets are not at hand (LIME, arXiv 2510.18239, as cited by others):
+
+| data set | metric | LIME-MHA | LIME-XOR | HSTU |
+| --- | --- | --- | --- | --- |
+| KuaiRand-1K, history 256 | click AUC | 0.7433 | 0.7448 | 0.7444 |
+| Taobao-Ad, history 50 | click AUC | 0.6465 | 0.6467 | 0.6475 |
+
+With the files, the same sets in this protocol (which differs from the paper's in batches, features
+and search):
+
+```
+limerank prepare kuairand KuaiRand-1K -o history=256 --out data/kuairand-1k
+limerank prepare taobao-ad TAOBAO --out data/taobao-ad
+limerank train data/kuairand-1k --model lime-xor --bf16 --out runs/kuairand-1k
+limerank evaluate runs/kuairand-1k
+```"""
 
 
 def main() -> None:
@@ -32,6 +62,8 @@ def main() -> None:
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []
     for bench in found:
+        if bench == "paired":  # part of the page on quality
+            continue
         page = pages.get(bench, plain)
         text = page(list(rows(bench)))
         (DOCS / f"{bench}.md").write_text(text + "\n", encoding="utf-8")
@@ -58,8 +90,16 @@ def quality(found: list[Row]) -> str:
         *machines(found),
     ]
     by_dataset = grouped(found, lambda row: row["case"]["dataset"])
-    plot_quality(by_dataset)
-    lines += ["", "![Difference to the two-tower](quality.svg)"]
+    pairs = list(rows("paired"))
+    plot_differences(by_dataset, pairs)
+    lines += [
+        "",
+        "![Difference to the two-tower](quality.svg)",
+        "",
+        "Differences have 95 % intervals of a paired bootstrap over users (the same draw for both",
+        "models); they are means over the seeds. They say how sure a difference is for other users,",
+        "not for other seeds.",
+    ]
     for dataset, of_dataset in by_dataset.items():
         models = grouped(of_dataset, lambda row: row["case"]["model"])
         models = {name: models[name] for name in MODELS if name in models}
@@ -71,9 +111,36 @@ def quality(found: list[Row]) -> str:
             ["metric", *models],
             [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in whole],
         )
+        of_pairs = [row for row in pairs if row["case"]["dataset"] == dataset]
+        if of_pairs:
+            lines += ["", f"Differences on {dataset}, AUC of the main task:", ""]
+            lines += difference_table(of_pairs)
         lines += ["", f"Slices of {dataset}:", ""]
         lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", PAPER])
+
+
+def difference_table(of_pairs: list[Row]) -> list[str]:
+    """Each model against the two-tower and against HSTU, and where a slice tells them apart."""
+    against = list(dict.fromkeys(row["case"]["against"] for row in of_pairs))
+    cells = {(row["case"]["model"], row["case"]["against"]): row["metrics"] for row in of_pairs}
+    parts = list(dict.fromkeys(k for row in of_pairs for k in row["metrics"] if "difference" in k))
+    body = []
+    for part in parts:
+        for model in MODELS:
+            line = [interval(cells.get((model, other)), part) for other in against]
+            if any(cell != "-" for cell in line):
+                body.append([part.partition(" | ")[2] or "**all**", model, *line])
+    return table(["impressions", "model", *(f"minus {other}" for other in against)], body)
+
+
+def interval(metrics: dict[str, float] | None, part: str) -> str:
+    """A difference with its bounds; bold where they do not hold 0."""
+    if metrics is None or part not in metrics:
+        return "-"
+    low, high = (metrics[part.replace("difference", bound)] for bound in ("low", "high"))
+    text = f"{metrics[part]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str]]:
@@ -89,47 +156,65 @@ def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str
     return lines
 
 
-def plot_quality(by_dataset: dict[str, list[Row]]) -> None:
-    """AUC of the main task minus the two-tower's of the same seed, one dot a seed."""
+def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None:
+    """Main AUC minus the two-tower's: seeds as dots, the interval over users as a line."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
-    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.75 * len(by_dataset)))
-    labels = []
-    for place, (dataset, of_dataset) in enumerate(by_dataset.items()):
-        main_metric = next(iter(of_dataset[0]["metrics"]))
-        base = {
-            row["seed"]: row["metrics"][main_metric]
-            for row in of_dataset
-            if row["case"]["model"] == "two-tower"
+    shown = {
+        dataset: [m for m in MODELS[1:] if any(row["case"]["model"] == m for row in of_dataset)]
+        for dataset, of_dataset in by_dataset.items()
+    }
+    heights = [max(len(models), 1) + 0.8 for models in shown.values()]
+    figure, panels = plt.subplots(
+        len(shown),
+        1,
+        figsize=(7, 0.9 + 0.3 * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    for axes, (dataset, models) in zip(panels[:, 0], shown.items(), strict=True):
+        main_metric = next(iter(by_dataset[dataset][0]["metrics"]))
+        values = {
+            (row["case"]["model"], row["seed"]): row["metrics"][main_metric]
+            for row in by_dataset[dataset]
         }
-        for offset, model in ((-0.14, "lime-mha"), (0.14, "lime-xor")):
+        bounds = {
+            row["case"]["model"]: row["metrics"]
+            for row in pairs
+            if row["case"]["dataset"] == dataset and row["case"]["against"] == "two-tower"
+        }
+        for y, model in enumerate(reversed(models)):
+            colour = COLOURS.get(model, GREY)
             gains = [
-                row["metrics"][main_metric] - base[row["seed"]]
-                for row in of_dataset
-                if row["case"]["model"] == model and row["seed"] in base
+                value - values["two-tower", seed]
+                for (name, seed), value in values.items()
+                if name == model and ("two-tower", seed) in values
             ]
-            if not gains:
-                continue
-            y = len(by_dataset) - place - offset
-            axes.plot(gains, [y] * len(gains), "o", color=COLOURS[model], alpha=0.55, ms=5)
-            mean = statistics.mean(gains)
-            axes.plot([mean], [y], "|", color=COLOURS[model], ms=14, mew=2)
-            axes.annotate(
-                f"{model} {mean:+.4f}",
-                (max(gains), y),
-                xytext=(8, -3),
-                textcoords="offset points",
-                color=COLOURS[model],
-            )
-        labels.append(f"{dataset}\n{main_metric}")
-    axes.axvline(0, color=COLOURS["two-tower"], lw=1)
-    axes.set_yticks([len(by_dataset) - place for place in range(len(by_dataset))], labels)
-    axes.set_xlabel("difference to the two-tower of the same seed (dots: seeds, bars: means)")
-    axes.margins(x=0.3)
-    axes.set_ylim(0.5, len(by_dataset) + 0.5)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+            if model in bounds:
+                axes.plot([bounds[model]["low"], bounds[model]["high"]], [y, y], color=colour, lw=1)
+            axes.plot(gains, [y] * len(gains), "o", color=colour, alpha=0.55, ms=4)
+            if gains:
+                mean = statistics.mean(gains)
+                axes.plot([mean], [y], "|", color=colour, ms=11, mew=2)
+                axes.text(
+                    1.01,
+                    y,
+                    f"{mean:+.4f}",
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                    color=colour,
+                )
+        axes.axvline(0, color=GREY, lw=1)
+        axes.set_yticks(range(len(models)), list(reversed(models)))
+        axes.set_ylim(-0.7, len(models) - 0.3)
+        axes.set_title(f"{dataset}, {main_metric}", loc="left", fontsize=9)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[-1, 0].set_xlabel(
+        "difference to the two-tower (dots: seeds, ticks: means, lines: 95 % over users)"
+    )
     figure.tight_layout()
     figure.savefig(DOCS / "quality.svg", metadata={"Date": None})
     plt.close(figure)
