@@ -97,7 +97,7 @@ def quality(found: list[Row]) -> str:
         "![Difference to the two-tower](quality.svg)",
         "",
         "Differences have 95 % intervals of a paired bootstrap over users (the same draw for both",
-        "models); they are means over the seeds. They say how sure a difference is for other users,",
+        "models) and are means over the seeds: how sure a difference is for other users,",
         "not for other seeds.",
     ]
     for dataset, of_dataset in by_dataset.items():
