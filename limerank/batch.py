@@ -103,3 +103,54 @@ class Batch(_Movable):
         """Which candidate positions are not padding, bool [B, M]."""
         places = torch.arange(self.candidates.shape[1], device=self.counts.device)
         return places < self.counts[:, None]
+
+    @property
+    def impressions(self) -> int:
+        """How many candidates are no padding."""
+        return int(self.counts.sum())
+
+    @property
+    def computed(self) -> int:
+        """Positions of histories and candidates, padding included."""
+        return self.candidates.numel() + self.users.items.numel()
+
+
+@dataclass(frozen=True)
+class Sequences(_Movable):
+    """B users with their whole histories, and M impressions of theirs, each of which sees exactly
+    the events before it.
+
+    Attributes:
+        items: the distinct items, candidates first.
+        distinct: how many of the items are candidates.
+        users: whole histories and features; their contexts are empty, [B, 0].
+        owner: the user of each impression, i64 [M], ascending.
+        prefix: how many events of the history each one sees, i64 [M], ascending within a user.
+        context: what is known of each one's request, i64 [M, C].
+        candidates: positions among ``items``, i64 [M].
+        labels: f32 [M, K].
+    """
+
+    items: Items
+    distinct: int
+    users: Users
+    owner: Tensor
+    prefix: Tensor
+    context: Tensor
+    candidates: Tensor
+    labels: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """All impressions are, bool [M]."""
+        return torch.ones_like(self.owner, dtype=torch.bool)
+
+    @property
+    def impressions(self) -> int:
+        """How many there are."""
+        return len(self.owner)
+
+    @property
+    def computed(self) -> int:
+        """Positions of histories and impressions, padding included."""
+        return len(self.owner) + self.users.items.numel()

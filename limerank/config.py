@@ -125,6 +125,10 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient of the dense weights."""
     history: int | None = Field(None, ge=1)
     """Events per history; the dataset's own length when not given."""
+    exact: bool = False
+    """LIME-MHA: every impression is trained on all events before it, in one pass over each user's
+    history, however long. Else impressions of a request share the history before the request. (It
+    is evaluated like any other run: with the latest ``history`` events.)"""
     task_weights: dict[str, float] = Field(default_factory=dict)
     """Weights of the tasks' losses; 1 where not given."""
     metric: str | None = None

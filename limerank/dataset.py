@@ -36,20 +36,23 @@ rows ``[start_f, start_f + size_f)`` and its first row stands for "unknown or mi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.batch import Batch, Features, Items, Users
+from limerank.batch import Batch, Features, Items, Sequences, Users
 from limerank.errors import FormatError, UnknownError
 from limerank.files import read_json
 from limerank.history import EventEncoder, latest
+
+B = TypeVar("B")
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -86,7 +89,7 @@ class FeatureTable:
         counts = self.offsets[np.asarray(rows) + 1] - first
         offsets = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])
-        at = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], counts)
+        at = _ranges(first, counts)
         return Features(
             torch.from_numpy(self.tokens[at].astype(np.int64)),
             torch.from_numpy(np.ascontiguousarray(self.weights[at])),
@@ -200,7 +203,8 @@ class Dataset:
         context = self.encoder.context(
             {name: self.events[name][first] for name in self.encoder.context_columns},
             self.events["time"][first],
-            history,
+            history.newest,
+            history.lengths,
         )
         users = Users(
             torch.from_numpy(history_index),
@@ -218,6 +222,86 @@ class Dataset:
             torch.from_numpy(counts),
             torch.from_numpy(labels),
         )
+
+    def sequences(self, users: NDArray[np.int64], split: str) -> Sequences:
+        """The users' impressions of a split, each with exactly the events before it.
+
+        Args:
+            users: user rows, each with at least one request of the split.
+        """
+        columns = self.requests
+        rows, prefixes, newest, starts = [], [], [], []
+        for user in users:
+            start, end = self.event_offsets[user : user + 2]
+            if self.kept is not None:
+                start, end = np.searchsorted(self.kept, [start, end])
+            times = self.events["time"]
+            times = times[start:end] if self.kept is None else times[self.kept[start:end]]
+            first, last = np.searchsorted(columns["user"], [user, user + 1])
+            chosen = np.flatnonzero(columns["split"][first:last] == SPLITS.index(split)) + first
+            shown = self.impression_rows(chosen)
+            prefix = np.searchsorted(times, self.events["time"][shown], side="left")
+            rows.append(shown)
+            prefixes.append(prefix)
+            newest.append(np.concatenate([[0], times])[prefix])
+            starts.append(start)
+        owner = np.repeat(np.arange(len(users)), [len(shown) for shown in rows])
+        most = np.array([prefix.max() for prefix in prefixes])
+        row, prefix, start = np.concatenate(rows), np.concatenate(prefixes), np.array(starts)
+        history = latest(self.events, self.encoder, start, start + most, int(most.max()), self.kept)
+        held = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        items, distinct, candidates, history_places = _distinct(
+            self.events["item"][row], history.items[held]
+        )
+        history_index = np.zeros(held.shape, dtype=np.int64)
+        history_index[held] = history_places
+        context = self.encoder.context(
+            {name: self.events[name][row] for name in self.encoder.context_columns},
+            self.events["time"][row],
+            np.concatenate(newest),
+            prefix,
+        )
+        labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
+        return Sequences(
+            self.item_batch(items),
+            distinct,
+            Users(
+                torch.from_numpy(history_index),
+                torch.from_numpy(history.tokens),
+                torch.from_numpy(history.age),
+                torch.from_numpy(history.lengths.astype(np.int64)),
+                self.users.take(users),
+                torch.zeros((len(users), 0), dtype=torch.int64),
+            ),
+            torch.from_numpy(owner),
+            torch.from_numpy(prefix),
+            torch.from_numpy(context),
+            torch.from_numpy(candidates),
+            torch.from_numpy(labels.astype(np.float32)),
+        )
+
+    def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Event rows of the impressions of these requests, request by request."""
+        return _ranges(self.requests["first"][requests], self.requests["count"][requests])
+
+    def plan_users(
+        self, requests: NDArray[np.int64], impressions: int, generator: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        """Batches of users with about ``impressions`` impressions in the requests, in random order,
+        users of like many impressions together."""
+        users, places = np.unique(self.requests["user"][requests], return_inverse=True)
+        counts = np.bincount(places, self.requests["count"][requests])
+        order = generator.permutation(len(users))
+        mean = max(counts.mean(), 1.0)
+        size = max(1, int(POOL_BATCHES * impressions / mean))
+        batches = []
+        for at in range(0, len(order), size):
+            pool = order[at : at + size]
+            pool = pool[np.argsort(counts[pool], kind="stable")]
+            ends = np.cumsum(counts[pool]) // impressions
+            cuts = np.flatnonzero(np.diff(ends)) + 1
+            batches += [users[part].astype(np.int64) for part in np.split(pool, cuts)]
+        return [batches[place] for place in generator.permutation(len(batches))]
 
     def plan(
         self,
@@ -252,19 +336,25 @@ class Dataset:
 
     def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
         """The planned batches, each made while the one before is in use."""
-        from concurrent.futures import ThreadPoolExecutor
+        return _ahead(lambda requests: self.batch(requests, length), plan)
 
-        with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(self.batch, requests, length) for requests in plan[:2]]
-            try:
-                for place in range(len(plan)):
-                    batch = ahead.pop(0).result()
-                    if place + 2 < len(plan):
-                        ahead.append(pool.submit(self.batch, plan[place + 2], length))
-                    yield batch
-            finally:
-                for future in ahead:
-                    future.cancel()
+    def sequence_batches(self, plan: list[NDArray[np.int64]], split: str) -> Iterator[Sequences]:
+        """The same of :meth:`plan_users`."""
+        return _ahead(lambda users: self.sequences(users, split), plan)
+
+
+def _ahead(make: Callable[[NDArray[np.int64]], B], plan: list[NDArray[np.int64]]) -> Iterator[B]:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(make, rows) for rows in plan[:2]]
+        try:
+            for place in range(len(plan)):
+                batch = waiting.pop(0).result()
+                if place + 2 < len(plan):
+                    waiting.append(pool.submit(make, plan[place + 2]))
+                yield batch
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _alike(
@@ -292,6 +382,14 @@ def _alike(
         halves.append((computed, *pair))
     _, first, second = min(halves, key=lambda half: half[0])
     return [part for half in (first, second) for part in _alike(half, lengths, counts, impressions)]
+
+
+def _ranges(first: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.int64]:
+    """``first[0] .. first[0] + counts[0] - 1``, then those of the next, and so on."""
+    counts = counts.astype(np.int64)
+    starts = np.repeat(first - (np.cumsum(counts) - counts), counts)
+    found: NDArray[np.int64] = starts + np.arange(len(starts))
+    return found
 
 
 def _distinct(

@@ -177,8 +177,7 @@ def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
     truth = pl.read_parquet(logs / "truth.parquet")
     requests = dataset.requests_of("test")
     counts = dataset.requests["count"][requests].astype(np.int64)
-    first = dataset.requests["first"][requests]
-    rows = np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+    rows = dataset.impression_rows(requests)
     shown = pl.DataFrame(
         {
             "user_id": dataset.user_ids[np.repeat(dataset.requests["user"][requests], counts)],

@@ -91,13 +91,11 @@ def predict(
                 use = used if use is None else use + used
             bar.advance(len(at))
     ranker.train(was_training)
-    rows = np.repeat(dataset.requests["first"][requests] - (np.cumsum(counts) - counts), counts)
     link_use = None
     if use is not None and total:
         link_use = (use / total).view(ranker.config.heads, -1).cpu().numpy()
-    return Predictions(
-        rows + np.arange(total), np.repeat(requests, counts), values, labels, link_use
-    )
+    rows = dataset.impression_rows(requests)
+    return Predictions(rows, np.repeat(requests, counts), values, labels, link_use)
 
 
 def effective_links(link_use: NDArray[np.float32]) -> float:

@@ -114,14 +114,19 @@ class EventEncoder:
         return tokens
 
     def context(
-        self, columns: Columns, time: NDArray[np.int64], history: History
+        self,
+        columns: Columns,
+        time: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        lengths: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Tokens i64 [B, C] of what is known when a request is made at ``time`` i64 [B]."""
+        """Tokens i64 [B, C] of what is known when a request is made at ``time`` i64 [B], after a
+        history of ``lengths`` events of which the newest was at ``newest``."""
         parts: list[NDArray[Any]] = [columns[column] for column, _ in self._context]
         if self.clock:
             parts += _hour_and_weekday(time)
-            gap = 1 + np.searchsorted(GAP_EDGES_MS, time - history.newest, side="right")
-            parts.append(np.where(history.lengths > 0, gap, 0))
+            gap = 1 + np.searchsorted(GAP_EDGES_MS, time - newest, side="right")
+            parts.append(np.where(lengths > 0, gap, 0))
         tokens = np.empty((len(time), len(parts)), dtype=np.int64)
         for place, part in enumerate(parts):
             np.add(part, self._context_starts[place], out=tokens[:, place], casting="unsafe")

@@ -431,7 +431,9 @@ class Recommender:
             places = np.where(real, np.searchsorted(codes, history.items), 0)
             if tokens is None:
                 at = np.array([now], dtype=np.int64)
-                tokens = torch.from_numpy(self.encoder.context(of_request, at, history))
+                tokens = torch.from_numpy(
+                    self.encoder.context(of_request, at, history.newest, history.lengths)
+                )
             return Users(
                 torch.from_numpy(places.astype(np.int64)),
                 torch.from_numpy(history.tokens),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limerank.batch import Batch, Sequences
 from limerank.checkpoint import (
     create_run,
     load_state,
@@ -29,7 +30,7 @@ from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluate import effective_links, predict, task_metrics
 from limerank.files import new_folder, read_json, write_text
 from limerank.losses import task_losses, total_loss
-from limerank.models import build
+from limerank.models import LimeMha, build
 from limerank.optimise import Optimiser
 from limerank.progress import Bar
 
@@ -164,6 +165,11 @@ class Trainer:
         self.metric = self._metric()
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model).to(self.device)
+        if config.exact and not isinstance(self.ranker, LimeMha):
+            raise SpecError(
+                f"exact histories are for lime-mha, whose state at every prefix is a running sum; "
+                f"got {model.model}"
+            )
         self.batches_per_epoch = len(self._plan(0))
         self.optimiser = Optimiser(self.ranker, config, self.batches_per_epoch * config.epochs)
         self.progress: dict[str, Any] = {
@@ -196,7 +202,22 @@ class Trainer:
         """The batches of an epoch: the same for the same seed, whenever they are asked for."""
         config = self.config
         generator = np.random.default_rng([config.seed, epoch])
+        if config.exact:
+            return self.dataset.plan_users(self.requests, config.impressions, generator)
         return self.dataset.plan(self.requests, config.impressions, config.history, generator)
+
+    def _batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Batch | Sequences]:
+        if self.config.exact:
+            return self.dataset.sequence_batches(plan, "train")
+        return self.dataset.batches(plan, self.config.history)
+
+    def _logits(self, batch: Batch | Sequences) -> torch.Tensor:
+        """Logits [n, K] of the impressions of a batch."""
+        if isinstance(batch, Sequences):
+            assert isinstance(self.ranker, LimeMha)
+            return self.ranker.sequence_logits(batch)
+        logits: torch.Tensor = self.ranker(batch)
+        return logits[batch.real]
 
     def run(self) -> dict[str, Any]:
         """Train to the end and leave the best weights in the run folder."""
@@ -219,20 +240,18 @@ class Trainer:
                     for part in range(config.validations)
                 }
                 plan = plan[state["batch"] :]
-                for batch in self.dataset.batches(plan, config.history):
+                for batch in self._batches(plan):
                     batch = batch.to(self.device)
                     with autocast:
-                        logits = self.ranker(batch)
-                    real = batch.real
-                    losses = task_losses(logits[real], batch.labels[real], self.shape.tasks)
+                        logits = self._logits(batch)
+                    losses = task_losses(logits, batch.labels[batch.real], self.shape.tasks)
                     loss = total_loss(losses, config.task_weights)
                     loss.backward()
                     self.optimiser.step(state["step"])
-                    impressions = int(batch.counts.sum())
-                    self._window.add(loss, losses, impressions, batch)
+                    self._window.add(loss, losses, batch)
                     state["step"] += 1
                     state["batch"] += 1
-                    state["impressions"] += impressions
+                    state["impressions"] += batch.impressions
                     state["seconds"] += time.monotonic() - self._mark
                     self._after_step(bar)
                     self._mark = time.monotonic()
@@ -342,15 +361,15 @@ class _Window:
         self.real = self.computed = 0
 
     def add(
-        self, loss: torch.Tensor, losses: dict[str, torch.Tensor], impressions: int, batch: Any
+        self, loss: torch.Tensor, losses: dict[str, torch.Tensor], batch: Batch | Sequences
     ) -> None:
         for name, value in (("loss", loss), *((f"loss_{k}", v) for k, v in losses.items())):
             value = value.detach()
             self.losses[name] = self.losses[name] + value if name in self.losses else value
         self.batches += 1
-        self.impressions += impressions
-        self.real += impressions + int(batch.users.lengths.sum())
-        self.computed += batch.candidates.numel() + batch.users.items.numel()
+        self.impressions += batch.impressions
+        self.real += batch.impressions + int(batch.users.lengths.sum())
+        self.computed += batch.computed
 
     def line(self, state: dict[str, Any], share: float) -> dict[str, Any]:
         seconds = max(time.monotonic() - self.started, 1e-9)

@@ -20,12 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from limerank.batch import Users
+from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention, xor_attention
+from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
-from limerank.models.ranker import Ranker
+from limerank.models.ranker import Ranker, gather
+
+PREFIX_CHUNK = 64
+"""Events whose prefixes are computed at once."""
 
 
 class LinkTerms(NamedTuple):
@@ -139,8 +144,86 @@ class LimeMha(Lime):
         read_bhle = link_attention(
             q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
         )
+        return self.absorb(links_bld, read_bhle)
+
+    def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
+        """What was read enters the links, then the feed-forward layer."""
         links_bld = links_bld + self.out(join_heads(read_bhle))
         return links_bld + self.feed(links_bld)
+
+    def sequence_logits(self, batch: Sequences) -> Tensor:
+        """Logits [M, K] of impressions that each see exactly the events before them.
+
+        One pass over each user's history, :data:`PREFIX_CHUNK` events at a time; each chunk is
+        computed anew in the backward pass, so that memory holds no more than one chunk's links.
+        """
+        heads, users = self.config.heads, batch.users
+        vectors_ud = self.item_vectors(batch.items)
+        terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
+        u_bd = self.user_tower(users)[0]
+        c_md = self.user_tower.contexts(batch.context)
+        head_mg = terms.head + self.head.from_request(F.embedding(batch.owner, u_bd), c_md)
+        links_bld = self.contextualise(u_bd)
+        q_bhle = split_heads(self.query(links_bld), heads)
+        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
+        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
+        rate_hl, logits = self.log_rate.exp(), []
+        ends = torch.bincount(batch.owner, minlength=len(u_bd)).cumsum(0).tolist()
+        for b, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            length = int(users.lengths[b])
+            time_n = users.age[b, :1] - users.age[b, :length]  # since the first event
+            carry = nothing_yet(q_bhle[b], time_n.new_zeros(()))
+            prefix_m = batch.prefix[first:end]
+            for start in range(0, max(length, 1), PREFIX_CHUNK):
+                stop = min(start + PREFIX_CHUNK, length)
+                upto = stop if stop < length else length + 1
+                low, high = torch.searchsorted(
+                    prefix_m, prefix_m.new_tensor([start, upto])
+                ).tolist()
+                some = slice(first + low, first + high)
+                found, *parts = checkpoint(
+                    self._chunk,
+                    links_bld[b],
+                    q_bhle[b],
+                    k_bhne[b, :, start:stop],
+                    v_bhne[b, :, start:stop],
+                    rate_hl,
+                    time_n[start:stop],
+                    prefix_m[low:high] - start,
+                    terms.weights[some],
+                    head_mg[some],
+                    *carry,
+                    use_reentrant=False,
+                )
+                carry = Carry(*parts)
+                logits.append(found)
+        return torch.cat(logits)
+
+    def _chunk(
+        self,
+        links_ld: Tensor,
+        q_hle: Tensor,
+        k_hne: Tensor,
+        v_hne: Tensor,
+        rate_hl: Tensor,
+        time_n: Tensor,
+        prefix_m: Tensor,
+        weights_mj: Tensor,
+        head_mg: Tensor,
+        *carry: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Logits of the impressions whose prefixes end in a chunk of events, and the new carry."""
+        if len(time_n):
+            read_mhle, after = prefix_attention(
+                q_hle, k_hne, v_hne, rate_hl, time_n, prefix_m, Carry(*carry)
+            )
+        else:
+            read_mhle, after = q_hle.new_zeros(len(prefix_m), *q_hle.shape), Carry(*carry)
+        personal_mld = self.norm(self.absorb(links_ld, read_mhle.to(links_ld.dtype)))
+        links_mhle = split_heads(personal_mld, self.config.heads)
+        w_mhl = weights_mj.unflatten(-1, (self.config.heads, -1))
+        o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
+        return self.head(self.head.from_links(o_md) + head_mg), *after
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         heads, length = self.config.heads, users.items.shape[1]

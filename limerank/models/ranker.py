@@ -128,12 +128,13 @@ class UserTower(nn.Module):
         nn.init.normal_(self.context.weight, std=TABLE_STD)
 
     def forward(self, users: Users) -> tuple[Tensor, Tensor]:
-        u_bd = self.norm(self.content(users.features))
-        if users.context.shape[1]:
-            c_bd = F.embedding_bag(users.context, self.context.weight, mode="sum")
-        else:
-            c_bd = torch.zeros_like(u_bd)
-        return u_bd, c_bd
+        return self.norm(self.content(users.features)), self.contexts(users.context)
+
+    def contexts(self, tokens_bc: Tensor) -> Tensor:
+        """c [B, d] of contexts i64 [B, C]."""
+        if tokens_bc.shape[1]:
+            return F.embedding_bag(tokens_bc, self.context.weight, mode="sum")
+        return self.context.weight.new_zeros(len(tokens_bc), self.context.weight.shape[1])
 
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}

@@ -1,0 +1,79 @@
+"""Attention of links over every prefix of one history, in a single pass.
+
+Softmax with a term ``-rate * age`` is a ratio of running sums, so what the links read of the first
+p events follows from what they read of the events before and from the few in between. Chunks of
+events are taken in turn: within a chunk prefixes are weighed by matrix products, and a
+:class:`Carry` of constant size brings what came before. Time is linear in the history and memory
+does not grow with it when each chunk is recomputed in the backward pass.
+
+The definition is ``reference.link_attention`` on each prefix. Shape letters: H heads, l links,
+n events of a chunk, m prefixes, e numbers per head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NOTHING = -1e30
+"""The logarithm of the weight of no events; finite, so that a prefix without any reads zeros."""
+
+
+class Carry(NamedTuple):
+    """What links read of all events so far: ``mean`` [H, l, e]; ``log`` [H, l], the logarithm of
+    the sum of their weights as of ``time`` [], that of the newest."""
+
+    mean: Tensor
+    log: Tensor
+    time: Tensor
+
+
+def nothing_yet(q_hle: Tensor, time: Tensor) -> Carry:
+    """The carry before the first event; ``time`` [] is at most that event's."""
+    return Carry(
+        torch.zeros_like(q_hle, dtype=torch.float32),
+        torch.full(q_hle.shape[:2], NOTHING, device=q_hle.device),
+        time,
+    )
+
+
+def prefix_attention(
+    q_hle: Tensor,
+    k_hne: Tensor,
+    v_hne: Tensor,
+    rate_hl: Tensor,
+    time_n: Tensor,
+    prefix_m: Tensor,
+    carry: Carry,
+) -> tuple[Tensor, Carry]:
+    """What links read of everything before the chunk and of its first few events.
+
+    Args:
+        q_hle, k_hne, v_hne: queries of the links; keys and values of the chunk's n >= 1 events.
+        rate_hl: fall of a logit per unit of age, at least 0.
+        time_n: times of the events, ascending, in the unit of ages.
+        prefix_m: how many of the chunk's events each prefix holds, 0 .. n.
+        carry: of the events before the chunk.
+
+    Returns:
+        ``softmax(q k^T / sqrt(e) - rate * age) v`` over each prefix, [m, H, l, e], zeros for a
+        prefix without events; and the carry of all events up to the chunk's end.
+    """
+    n = len(time_n)
+    upto_m = torch.cat([prefix_m, prefix_m.new_tensor([n])])  # the last one: the whole chunk
+    # Column 0 stands for all events before the chunk. Ages count from each prefix's own newest
+    # event, so that large ones never cancel.
+    time_x = torch.cat([carry.time[None], time_n])
+    age_mx = time_x[upto_m][:, None] - time_x
+    seen_mx = torch.arange(n + 1, device=upto_m.device) <= upto_m[:, None]
+    of_events_hln = ((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float()
+    of_all_hlx = torch.cat([carry.log[..., None], of_events_hln], -1)
+    logits_hlmx = of_all_hlx[:, :, None] - rate_hl[..., None, None] * age_mx
+    logits_hlmx = logits_hlmx.masked_fill(~seen_mx, -torch.inf)
+    weights_hlmx = logits_hlmx.softmax(-1)
+    read_hlme = weights_hlmx[..., 1:] @ v_hne[:, None].float()
+    read_hlme = read_hlme + weights_hlmx[..., :1] * carry.mean[:, :, None]
+    read_mhle = read_hlme.permute(2, 0, 1, 3)
+    return read_mhle[:-1], Carry(read_mhle[-1], logits_hlmx[:, :, -1].logsumexp(-1), time_n[-1])

@@ -1,0 +1,230 @@
+"""Exact histories: one pass over a user's events is the same as a request for each impression."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from limerank.checkpoint import load_run
+from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.errors import SpecError
+from limerank.evaluate import evaluate
+from limerank.kernels import reference
+from limerank.kernels.prefix import nothing_yet, prefix_attention
+from limerank.logs import prepare
+from limerank.losses import task_losses, total_loss
+from limerank.models import LimeMha, build, lime
+from limerank.schema import Spec
+from limerank.train import train
+
+
+def whole_pass(q, k, v, rate, time, prefixes, size):
+    """Reads of all prefixes, ``size`` events at a time."""
+    carry, reads = nothing_yet(q, time[0]), []
+    for start in range(0, len(time), size):
+        stop = min(start + size, len(time))
+        last = stop == len(time)
+        some = prefixes[(prefixes >= start) & ((prefixes < stop) | last)]
+        read, carry = prefix_attention(
+            q, k[:, start:stop], v[:, start:stop], rate, time[start:stop], some - start, carry
+        )
+        reads.append(read)
+    return torch.cat(reads)
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+@pytest.mark.parametrize("span", [0.1, 5.0, 4000.0])
+def test_every_prefix_reads_what_the_reference_reads(size, span):
+    """Outputs and gradients against the loop over prefixes, with ages from hours to years."""
+    g = torch.Generator().manual_seed(0)
+    heads, links, n, e = 2, 3, 13, 4
+    q = torch.randn(heads, links, e, generator=g).requires_grad_()
+    k = torch.randn(heads, n, e, generator=g).requires_grad_()
+    v = torch.randn(heads, n, e, generator=g).requires_grad_()
+    rate = (torch.rand(heads, links, generator=g) / span * 20).requires_grad_()
+    time = (torch.rand(n, generator=g) * span / n).cumsum(0)
+    prefixes = torch.tensor([0, 0, 1, 2, 2, 3, 4, 5, 7, 8, 9, 12, 13, 13])
+    found = whole_pass(q, k, v, rate, time, prefixes, size)
+    expected = []
+    for p in prefixes.tolist():
+        age = time[max(p - 1, 0)] - time
+        length = torch.tensor([p])
+        expected.append(
+            reference.link_attention(q[None], k[None], v[None], rate, age[None], length)[0]
+        )
+    expected = torch.stack(expected)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    pull = torch.randn(found.shape, generator=g)
+    ours = torch.autograd.grad((found * pull).sum(), [q, k, v, rate])
+    theirs = torch.autograd.grad((expected * pull).sum(), [q, k, v, rate])
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(
+            one, other, atol=1e-4 * max(1.0, float(other.abs().max())), rtol=1e-3
+        )
+
+
+@pytest.fixture(scope="module", params=["clock", "order", "kept"])
+def data(request, tmp_path_factory):
+    """Logs in which impressions of a request have times of their own; requests of 1 and of 8."""
+    folder = tmp_path_factory.mktemp(request.param)
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(12):
+        n = int(rng.integers(3, 70))
+        time = 1_700_000_000 + np.cumsum(rng.choice([0, 60, 600, 90_000], n))
+        items = rng.integers(0, 25, n)
+        liked = rng.random(n) < np.where(items % 3 == user % 3, 0.8, 0.2)
+        rows += [
+            {"user_id": user, "item_id": int(i), "time": int(t), "pos": p, "click": int(c)}
+            for p, (i, t, c) in enumerate(zip(items, time, liked, strict=True))
+        ]
+    pl.DataFrame(rows).write_parquet(folder / "events.parquet")
+    clock = request.param != "order"
+    found = []
+    for size in (1, 8):
+        source = {"files": ["events.parquet"], **({"time": "time"} if clock else {"order": "pos"})}
+        spec = Spec.model_validate(
+            {
+                "name": "exact",
+                "events": [source],
+                "labels": [{"name": "click", "kind": "binary"}],
+                "split": {"by": "position", "train": 0.7, "validation": 0.15},
+                "requests": {"size": size, "gap": 1e6},
+                "history": {
+                    "length": 200,
+                    **({"keep": "click"} if request.param == "kept" else {}),
+                },
+            }
+        )
+        prepare(spec, folder / f"data-{size}", base=folder)
+        found.append(Dataset(folder / f"data-{size}"))
+    return found
+
+
+def ranker_of(dataset):
+    torch.manual_seed(0)
+    config = ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8)
+    ranker = build(DataShape.of(dataset.manifest), config).eval()
+    assert isinstance(ranker, LimeMha)
+    with torch.no_grad():
+        for weight in ranker.parameters():
+            if weight.dim() > 1:
+                weight.mul_(1.7)
+    return ranker
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_one_pass_is_a_request_for_each_impression(data, monkeypatch, chunk):
+    """Logits, and the gradients of every weight."""
+    monkeypatch.setattr(lime, "PREFIX_CHUNK", chunk)
+    single, wide = data
+    ranker = ranker_of(single)
+    requests = single.requests_of("train")
+    users = np.unique(single.requests["user"][requests]).astype(np.int64)
+    sequences = wide.sequences(users, "train")
+    batch = single.batch(requests)
+    gradients = []
+    for logits, labels in (
+        (ranker.sequence_logits(sequences), sequences.labels),
+        (ranker(batch)[batch.real], batch.labels[batch.real]),
+    ):
+        torch.testing.assert_close(labels, batch.labels[batch.real], atol=0, rtol=0)
+        total_loss(task_losses(logits, labels, ranker.shape.tasks), {}).backward()
+        gradients.append(
+            {n: w.grad.to_dense() for n, w in ranker.named_parameters() if w.grad is not None}
+        )
+        for weight in ranker.parameters():
+            weight.grad = None
+        gradients[-1]["logits"] = logits.detach()
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, other in gradients[1].items():
+        scale = max(1e-3, float(other.abs().max()))
+        torch.testing.assert_close(
+            gradients[0][name] / scale,
+            other / scale,
+            atol=2e-4,
+            rtol=1e-3,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+def test_every_impression_is_trained_once(data):
+    wide = data[1]
+    requests = wide.requests_of("train")
+    plan = wide.plan_users(requests, 64, np.random.default_rng(0))
+    users = np.concatenate(plan)
+    assert sorted(users) == sorted(np.unique(wide.requests["user"][requests]))
+    batches = list(wide.sequence_batches(plan, "train"))
+    assert sum(batch.impressions for batch in batches) == wide.requests["count"][requests].sum()
+    again = wide.plan_users(requests, 64, np.random.default_rng(0))
+    assert all((one == other).all() for one, other in zip(plan, again, strict=True))
+
+
+def test_training_learns_and_resumes_like_any_other(data, tmp_path):
+    wide = data[1]
+    config = TrainConfig(exact=True, epochs=3, impressions=64, table_rate=0.1, checkpoint_seconds=0)
+    model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
+    train(wide, tmp_path / "whole", model=model, config=config)
+    assert evaluate(tmp_path / "whole", split="train", lists=False)["tasks"]["click"]["auc"] > 0.55
+
+    class StopError(Exception):
+        pass
+
+    def stop(line):
+        if "validation" in line:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(wide, tmp_path / "cut", model=model, config=config, report=stop)
+    train(wide, tmp_path / "cut", model=model, config=config)
+    whole, cut = (load_run(tmp_path / name).ranker.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_other_models_say_that_they_cannot(data, tmp_path):
+    with pytest.raises(SpecError, match=r"exact histories are for lime-mha.*got hstu"):
+        train(
+            data[1],
+            tmp_path / "run",
+            model=ModelConfig(model="hstu", width=16),
+            config=TrainConfig(exact=True),
+        )
+
+
+def test_memory_does_not_hold_every_prefix(monkeypatch):
+    """What the backward pass keeps grows with the carries, not with prefixes x links x width."""
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    n, links, e = 512, 8, 32
+    q, k, v = torch.randn(1, links, e), torch.randn(1, n, e), torch.randn(1, n, e)
+    rate, time = torch.rand(1, links), torch.arange(n) / 10.0
+    q.requires_grad_()
+
+    def run(start, *carry):
+        from limerank.kernels.prefix import Carry
+
+        stop = start + 64
+        some = torch.arange(0, 64)
+        read, after = prefix_attention(
+            q, k[:, start:stop], v[:, start:stop], rate, time[start:stop], some, Carry(*carry)
+        )
+        return read.square().sum(), *after
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        carry, total = nothing_yet(q, time[0]), torch.zeros(())
+        for start in range(0, n, 64):
+            found, *carry = torch.utils.checkpoint.checkpoint(
+                run, start, *carry, use_reentrant=False
+            )
+            total = total + found
+    assert sum(kept) < n * links * e / 4
+    total.backward()
+    assert q.grad.isfinite().all()
