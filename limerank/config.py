@@ -21,6 +21,9 @@ ModelName = Literal[
     "mha",
     "hstu",
 ]
+Variant = Literal["raw-links", "coupled", "product", "silu", "softmax", "read-only", "dense"]
+OF_MHA = ("raw-links", "coupled", "product", "silu")
+OF_XOR = ("raw-links", "coupled", "product", "softmax", "read-only", "dense")
 Activation = Literal["relu", "hardswish", "silu"]
 
 
@@ -97,8 +100,16 @@ class ModelConfig(Frozen):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of hidden units dropped in training (head, feed-forward layers, events)."""
 
+    variant: Variant | None = None
+    """LIME with one part changed, to see what it is worth (limerank/models/variants.py)."""
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
+        known = {"lime-mha": OF_MHA, "lime-xor": OF_XOR}.get(self.model, ())
+        if self.variant is not None and self.variant not in known:
+            raise ValueError(
+                f"{self.model} has no variant {self.variant!r}; it has {', '.join(known) or 'none'}"
+            )
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width; got {self.heads} and {self.width}")
         return self

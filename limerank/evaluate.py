@@ -84,7 +84,7 @@ def predict(
             at = starts + np.arange(len(starts))
             values[at] = said.cpu().numpy()
             labels[at] = batch.labels[real].cpu().numpy()
-            if isinstance(ranker, Lime):
+            if isinstance(ranker, Lime) and ranker.folds:
                 terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
                 seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)
                 used = seen.to(terms.weights.dtype) @ terms.weights

@@ -427,9 +427,15 @@ def build_index(
     Raises:
         DataError: an item id twice, a column of the table is missing, or an item encodes to NaN.
         FormatError: ``out`` exists and ``overwrite`` is false.
-        SpecError: ``items`` is given and the run's data had no item table.
+        SpecError: ``items`` is given and the run's data had no item table; or the model is a
+            variant.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    if run.ranker.config.variant is not None:
+        raise SpecError(
+            f"{run.path} is the variant {run.ranker.config.variant!r}, which is there to be "
+            "measured and not to be served; train without a variant"
+        )
     parts: list[_Catalogue] = []
     table = None if items is None else _from_table(run, Path(items))
     if table is None or merge:

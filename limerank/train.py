@@ -165,10 +165,10 @@ class Trainer:
         self.metric = self._metric()
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model).to(self.device)
-        if config.exact and not isinstance(self.ranker, LimeMha):
+        if config.exact and (model.model != "lime-mha" or model.variant is not None):
             raise SpecError(
-                f"exact histories are for lime-mha, whose state at every prefix is a running sum; "
-                f"got {model.model}"
+                "exact histories are for lime-mha, whose state at every prefix is a running sum; "
+                f"got {model.model}" + (f", {model.variant}" if model.variant else "")
             )
         self.batches_per_epoch = len(self._plan(0))
         self.optimiser = Optimiser(self.ranker, config, self.batches_per_epoch * config.epochs)

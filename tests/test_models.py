@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
 from limerank.batch import Batch
-from limerank.config import ModelConfig
+from limerank.config import ModelConfig, Variant
 from limerank.losses import predictions, task_losses, total_loss
-from limerank.models import MODELS, Lime, Ranker, build
+from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
 from limerank.models.ranker import gather
 from tests.worlds import SHAPE, batch
 
@@ -18,10 +19,16 @@ LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(params=sorted(MODELS))
+CASES = [*((model, None) for model in sorted(MODELS)), *sorted(VARIANTS)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(part for part in case if part))
 def ranker(request) -> Ranker:
+    model, variant = request.param
     torch.manual_seed(0)
-    config = ModelConfig(model=request.param, width=16, heads=2, links=5, blocks=2, hidden=12)
+    config = ModelConfig(
+        model=model, variant=variant, width=16, heads=2, links=5, blocks=2, hidden=12
+    )
     return build(SHAPE, config).eval()
 
 
@@ -200,3 +207,34 @@ def test_duration_loss_is_least_at_the_mean():
     optimiser.step(closure)
     said = predictions(torch.stack([torch.zeros(1), z.detach()], -1), SHAPE.tasks)
     torch.testing.assert_close(said[0, 1], torch.tensor(14.0), atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
+def test_variants_differ_from_what_they_vary(model, variant):
+    """The same weights, as far as both have them, give other scores; ``build`` knows the name."""
+    config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=2)
+    torch.manual_seed(0)
+    plain = build(SHAPE, config).eval()
+    other = build(SHAPE, config.model_copy(update={"variant": variant})).eval()
+    found = other.load_state_dict(plain.state_dict(), strict=False)
+    assert bool(found.missing_keys) == (variant == "product")
+    assert bool(found.unexpected_keys) == (variant == "raw-links")
+    whole = batch(LENGTHS, COUNTS)
+    real = whole.real
+    assert not torch.allclose(plain(whole)[real], other(whole)[real], atol=1e-4)
+
+
+def test_a_model_has_its_own_variants_alone():
+    for model, variant in (("lime-mha", "dense"), ("lime-xor", "silu"), ("hstu", "coupled")):
+        with pytest.raises(ValueError, match=f"{model} has no variant '{variant}'"):
+            ModelConfig(model=model, variant=variant)
+    known = {(m, v) for m in ("lime-mha", "lime-xor") for v in get_args(Variant) if _legal(m, v)}
+    assert known == set(VARIANTS)
+
+
+def _legal(model: str, variant: str) -> bool:
+    try:
+        ModelConfig(model=model, variant=variant)
+    except ValueError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from limerank.models.ranker import Ranker
 from limerank.models.sasrec import SasRec
 from limerank.models.target_attention import TargetAttention, TruncatedAttention
 from limerank.models.two_tower import TwoTower
+from limerank.models.variants import VARIANTS
 
 MODELS: dict[str, type[Ranker]] = {
     "lime-mha": LimeMha,
@@ -24,9 +25,11 @@ MODELS: dict[str, type[Ranker]] = {
     "hstu": Hstu,
 }
 
-__all__ = ["MODELS", "Lime", "LimeMha", "LimeXor", "Ranker", "TwoTower", "build"]
+__all__ = ["MODELS", "VARIANTS", "Lime", "LimeMha", "LimeXor", "Ranker", "TwoTower", "build"]
 
 
 def build(shape: DataShape, config: ModelConfig) -> Ranker:
     """A new ranker with random weights (torch's global generator)."""
+    if config.variant is not None:
+        return VARIANTS[config.model, config.variant](shape, config)
     return MODELS[config.model](shape, config)

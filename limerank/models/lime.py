@@ -48,7 +48,10 @@ class LinkState(NamedTuple):
 
 
 class Lime(Ranker):
-    """What the two variants share; they differ in how the history reaches the links."""
+    """What the two forms share; they differ in how the history reaches the links."""
+
+    folds = True
+    """Whether an item's part of scoring is its weights of links and its head terms, and no more."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
