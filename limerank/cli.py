@@ -154,8 +154,8 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            help="lime-xor, lime-mha; or a baseline: two-tower, sasrec, din, lrea, truncated-mha, "
-            "mha, hstu."
+            help="lime-xor, lime-mha; or a baseline: popularity, two-tower, sasrec, din, lrea, "
+            "truncated-mha, mha, hstu."
         ),
     ] = "lime-xor",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
@@ -226,7 +226,16 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Data = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, validation, test or held-out (users never trained on).")
+    ] = "test",
+    history: Annotated[
+        int | None,
+        typer.Option(help="See only so many of a user's latest events; 0: features alone."),
+    ] = None,
+    at_least: Annotated[
+        int, typer.Option(help="Only requests with at least so many events before them.")
+    ] = 0,
     lists: Annotated[
         bool, typer.Option(help="Rank the whole catalogue for NDCG, HR and MRR.")
     ] = True,
@@ -241,7 +250,15 @@ def evaluate(
     from limerank.evaluate import table_text
 
     result = measure(
-        run, data=data, split=split, lists=lists, out=out, predictions=predictions, quiet=quiet
+        run,
+        data=data,
+        split=split,
+        history=history,
+        at_least=at_least,
+        lists=lists,
+        out=out,
+        predictions=predictions,
+        quiet=quiet,
     )
     print(table_text(result))
 

@@ -13,6 +13,7 @@ from limerank.schema import Frozen
 ModelName = Literal[
     "lime-mha",
     "lime-xor",
+    "popularity",
     "two-tower",
     "truncated-mha",
     "lrea",

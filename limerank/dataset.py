@@ -23,7 +23,7 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
     requests/count.npy          i32 [R]    impressions, in consecutive event rows
     requests/history_start.npy  i64 [R]    the user's history before the request lies in rows
     requests/history_end.npy    i64 [R]    [start, end) of the events, or of history/rows.npy
-    requests/split.npy          u8 [R]     0 train, 1 validation, 2 test
+    requests/split.npy          u8 [R]     0 train, 1 validation, 2 test, 3 held-out users
     history/rows.npy            i64 [H]    only with `history.keep`: event rows of the kept events
     vocab/users.parquet         column id, in user order
     vocab/items.parquet         column id, in item order: the items of the training window first
@@ -55,7 +55,7 @@ from limerank.history import EventEncoder, latest
 B = TypeVar("B")
 
 FORMAT = 1
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "held-out")
 POOL_BATCHES = 128
 """Training batches are cut from pools of about so many batches, like requests together."""
 EVENTS_PER_IMPRESSION = 64

@@ -274,6 +274,8 @@ def evaluate(
     *,
     data: str | os.PathLike[str] | None = None,
     split: str = "test",
+    history: int | None = None,
+    at_least: int = 0,
     lists: bool = True,
     out: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
@@ -284,7 +286,11 @@ def evaluate(
     Args:
         run: a run folder.
         data: the dataset; the one the run was trained on when not given.
-        split: "train", "validation" or "test".
+        split: "train", "validation", "test", or "held-out": users that training never saw.
+        history: see only so many of a user's latest events, such as 0 for features alone; as many
+            as in training when not given.
+        at_least: only requests with at least so many events before them, so that different
+            histories are compared on the same impressions.
         lists: whether to rank the whole catalogue for NDCG, HR and MRR.
         out: where to write instead.
         predictions: a Parquet file to write what was said of each impression to: columns user,
@@ -294,7 +300,8 @@ def evaluate(
     loaded = load_run(run)
     dataset = loaded.dataset(data)
     requests = dataset.requests_of(split)
-    history = loaded.train.history
+    requests = requests[dataset.history_lengths(requests, 1 << 62) >= at_least]
+    history = loaded.train.history if history is None else history
     said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
     if predictions is not None:
         _write_predictions(said, dataset, Path(predictions))
@@ -303,6 +310,8 @@ def evaluate(
         "model": loaded.ranker.config.model,
         "dataset": dataset.name,
         "split": split,
+        "history": dataset.history_length if history is None else history,
+        "at_least": at_least,
         "requests": len(requests),
         "impressions": len(said.rows),
         "tasks": task_metrics(said, dataset, tasks) if len(said.rows) else {},

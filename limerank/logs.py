@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
+from limerank.holdout import FirstSeen, held_out_users
 from limerank.ids import CodeCounter, CodeMap, Ids
 from limerank.partition import (
     Array,
@@ -96,6 +97,7 @@ class _Job:
         with ThreadPoolExecutor(1) as aside:
             self.events.sort(aside)
             self._find_cuts()
+            self._hold_out()
             self._learn()
             self._write_items_and_users()
             self._write_events()
@@ -127,8 +129,39 @@ class _Job:
             first, last = events.shown_range
             self.cuts = values_at_ranks(blocks, first, last, ranks)
 
+    def _hold_out(self) -> None:
+        """Choose the users and items that training never sees."""
+        split, events = self.spec.split, self.events
+        self.held_users: NDArray[np.bool_] | None = None
+        self.held_items: CodeMap | None = None
+        if split.held_out_users:
+            self.held_users = held_out_users(events.keys, split.held_out_users)
+        if split.held_out_items:
+            seen = FirstSeen()
+            for block in ahead(events.stream(["time", "item"])):
+                seen.add(block.columns["item"], block.columns["time"])
+            codes = np.sort(seen.newest(split.held_out_items))
+            self.held_items = CodeMap(codes, np.ones(len(codes), np.int32), self.table_limit)
+        self.some_hidden = events.some_hidden or self.held_items is not None
+
+    def _parts(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The split of each event of a block, and whether its item is held out.
+
+        Impressions of such items before the test split are hidden in ``block``.
+        """
+        splits = self._splits(block)
+        if self.held_users is not None:
+            users = slice(block.first_user, block.first_user + len(block.counts))
+            splits[np.repeat(self.held_users[users], block.counts)] = SPLITS.index("held-out")
+        held = np.zeros(block.size, bool)
+        if self.held_items is not None:
+            held = self.held_items(block.columns["item"]) > 0
+            learned = splits < SPLITS.index("test")
+            block.columns["shown"] = block.columns["shown"] & ~(held & learned)
+        return splits, held
+
     def _splits(self, block: Block) -> NDArray[np.uint8]:
-        """The split of each event of a block; history-only events take part by time or place."""
+        """The split of each event by time or place; history-only events take part."""
         if self.cuts is not None:
             time = block.columns["time"]
             return (time >= self.cuts[0]).view(np.uint8) + (time >= self.cuts[1]).view(np.uint8)
@@ -165,8 +198,9 @@ class _Job:
         with Bar("learning", total=self.events.total, unit="events", quiet=self.quiet) as bar:
             for block in ahead(self.events.stream(wanted)):
                 columns = block.columns
-                train = self._splits(block) == 0
-                impressions = train & columns["shown"] if self.events.some_hidden else train
+                splits, held = self._parts(block)
+                train = (splits == 0) & ~held
+                impressions = train & columns["shown"] if self.some_hidden else train
                 item_counter.add(columns["item"], [impressions, train, None])
                 starts = np.cumsum(block.counts) - block.counts
                 users = slice(block.first_user, block.first_user + len(block.counts))
@@ -350,7 +384,9 @@ class _Job:
         wanted = ["time", "shown", "item"] + [f"label_{label.name}" for label in spec.labels]
         wanted += ["request"] if self.spools.requests_given else []
         wanted += [f"feature_{feature.name}" for feature in spec.event_features]
-        stats = self.stats = Stats(labels={label.name: np.zeros(3) for label in spec.labels})
+        stats = self.stats = Stats(
+            labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels}
+        )
         kept = 0
         with Bar("writing", total=self.events.total, unit="events", quiet=self.quiet) as bar:
             for size, arrays, sums in in_order(self._finish, self.events.stream(wanted)):
@@ -384,7 +420,7 @@ class _Job:
             else:
                 codes = self.feature_maps[feature.name](values)
             arrays[f"events/feature_{feature.name}"] = codes
-        splits = self._splits(block)
+        splits, _ = self._parts(block)
         first, count, end = self._requests(block, splits)
         owner = np.repeat(np.arange(len(block.counts)), block.counts)[first]
         start = (np.cumsum(block.counts) - block.counts)[owner]
@@ -404,17 +440,20 @@ class _Job:
             "requests/history_end": end,
             "requests/split": split,
         }
-        shown = columns["shown"] if self.events.some_hidden else slice(None)
+        shown = columns["shown"] if self.some_hidden else slice(None)
         where = splits[shown]
         sums = {
             label.name: np.bincount(
-                where, columns[f"label_{label.name}"][shown], minlength=3
+                where, columns[f"label_{label.name}"][shown], minlength=len(SPLITS)
             ).astype(np.float64)
             for label in spec.labels
         }
-        lengths = [np.bincount((end - start)[split == k]) for k in range(3)]
+        lengths = [np.bincount((end - start)[split == k]) for k in range(len(SPLITS))]
         stats = Stats(
-            np.bincount(where, minlength=3), np.bincount(split, minlength=3), sums, lengths
+            np.bincount(where, minlength=len(SPLITS)),
+            np.bincount(split, minlength=len(SPLITS)),
+            sums,
+            lengths,
         )
         return block.size, arrays, stats
 
@@ -481,7 +520,7 @@ class _Job:
             features.append(entry)
         impressions = dict(zip(SPLITS, stats.impressions.tolist(), strict=True))
         requests = dict(zip(SPLITS, stats.requests.tolist(), strict=True))
-        for split in SPLITS[1:]:
+        for split in ("validation", "test"):
             if not impressions[split]:
                 self.warnings.append(f"the {split} split is empty")
         if spec.clock:

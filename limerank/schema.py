@@ -248,6 +248,11 @@ class Split(Frozen):
     validation_from: str | None = None
     test_from: str | None = None
     """Cut points as ISO 8601 text (UTC unless it says otherwise); they win over the shares."""
+    held_out_users: float = Field(0, ge=0, lt=1)
+    """Share of users that training never sees: all their requests form the split "held-out"."""
+    held_out_items: float = Field(0, ge=0, lt=1)
+    """Share of items, the last ones to appear, that are neither trained nor validated on: before
+    the test split their events enter histories only, as items that nobody knows."""
 
     @model_validator(mode="after")
     def _check(self) -> Split:

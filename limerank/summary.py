@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "held-out")
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -30,7 +30,8 @@ def summary_text(manifest: dict[str, Any]) -> str:
     lines.append("")
     head = f"  {'split':<12}{'requests':>12}{'impressions':>14}{'per request':>13}"
     lines.append(head + "".join(f"{'mean ' + name:>{max(12, len(name) + 7)}}" for name in names))
-    for split in SPLITS:
+    shown = [split for split in SPLITS if split != "held-out" or counts["requests"][split]]
+    for split in shown:
         means = summary["labels"][split]
         row = f"  {split:<12}{counts['requests'][split]:>12,}{counts['impressions'][split]:>14,}"
         row += f"{summary['per_request'][split]:>13.2f}"
@@ -39,7 +40,7 @@ def summary_text(manifest: dict[str, Any]) -> str:
             row += f"{'-' if mean is None else f'{mean:.4f}':>{max(12, len(name) + 7)}}"
         lines.append(row)
     lines += ["", "  history length by request" + "".join(f"{share:>9}" for share in shares)]
-    for split in SPLITS:
+    for split in shown:
         values = summary["history"][split]
         lines.append(f"  {split:<25}" + "".join(f"{value:>9,}" for value in values))
     lines += ["", f"  rows read {summary['rows']:,}"]
@@ -63,11 +64,11 @@ def iso(milliseconds: int) -> str:
 class Stats:
     """What the summary says of each split."""
 
-    impressions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
-    requests: NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    impressions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
+    requests: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     labels: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     lengths: list[NDArray[np.int64]] = field(
-        default_factory=lambda: [np.zeros(1, np.int64) for _ in range(3)]
+        default_factory=lambda: [np.zeros(1, np.int64) for _ in SPLITS]
     )
     """How many requests have a history of 0, 1, 2 ... events."""
 

@@ -29,7 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"history", "batch"}),
     frozenset({"config"}),
     frozenset({"dataset", "synthetic"}),
-    frozenset({"partition", "tables"}),
+    frozenset({"partition", "tables", "holdout"}),
     frozenset({"ids", "checks", "spooling", "sorting", "summary"}),
     frozenset({"logs", "readers"}),
     frozenset({"models", "losses"}),
@@ -42,7 +42,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
-BASELINES = frozenset({"two_tower", "din", "sasrec", "target_attention", "hstu", "linformer"})
+BASELINES = frozenset(
+    {"popularity", "two_tower", "din", "sasrec", "target_attention", "hstu", "linformer"}
+)
 
 # Formats that run code when they are read, and their writers.
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"})

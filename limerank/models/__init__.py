@@ -7,6 +7,7 @@ from limerank.models.din import Din
 from limerank.models.hstu import Hstu
 from limerank.models.lime import Lime, LimeMha, LimeXor
 from limerank.models.linformer import LowRankAttention
+from limerank.models.popularity import Popularity
 from limerank.models.ranker import Ranker
 from limerank.models.sasrec import SasRec
 from limerank.models.target_attention import TargetAttention, TruncatedAttention
@@ -16,6 +17,7 @@ from limerank.models.variants import VARIANTS
 MODELS: dict[str, type[Ranker]] = {
     "lime-mha": LimeMha,
     "lime-xor": LimeXor,
+    "popularity": Popularity,
     "two-tower": TwoTower,
     "truncated-mha": TruncatedAttention,
     "lrea": LowRankAttention,

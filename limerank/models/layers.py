@@ -5,6 +5,8 @@ Shape letters: B requests, N history positions, d width, H heads, e = d / H.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,12 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layers(x)
         return y
+
+
+class HeadTerms(NamedTuple):
+    """Of each item or each request: ``head`` [..., g], its part of the head's first layer."""
+
+    head: Tensor
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -5,21 +5,19 @@ Shape letters: B requests, N history positions, U items, d width, g first-layer 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
-from limerank.models.layers import FeedForward, join_heads, places_from_newest, split_heads
+from limerank.models.layers import (
+    FeedForward,
+    HeadTerms,
+    join_heads,
+    places_from_newest,
+    split_heads,
+)
 from limerank.models.ranker import TABLE_STD, Ranker
-
-
-class HeadTerms(NamedTuple):
-    """Of each item or each request: ``head`` [..., g], its part of the head's first layer."""
-
-    head: Tensor
 
 
 class SasRec(Ranker):
