@@ -25,11 +25,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import has_row, rows, write_row
 
+if TYPE_CHECKING:
+    from limerank.schema import Spec
+
 MODELS = (
+    "popularity",
     "two-tower",
     "lrea",
     "truncated-mha",
@@ -66,32 +70,38 @@ Job = tuple[Any, ...]
 # Data
 
 
-def prepare_dataset(name: str, data: Path | None) -> Path | None:
-    """The prepared data set, made when it is not there yet; None where its files are not there."""
-    from limerank.logs import prepare
+def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
+    """A data set's description and its files' folder; None where the files are not there."""
     from limerank.readers import read
     from limerank.schema import load_spec
     from limerank.synthetic import simulate
 
-    out = WORK / "data" / name
-    if out.exists():
-        return out
     if name in SIMULATED:
         base = WORK / "logs" / name
-        simulate(base, **SIMULATED[name], seed=1, overwrite=True)  # type: ignore[arg-type]
-        spec = load_spec(base / "spec.toml")
-    elif data is None or not (data / name).exists():
+        if not base.exists():
+            simulate(base, **SIMULATED[name], seed=1)  # type: ignore[arg-type]
+        return load_spec(base / "spec.toml"), base
+    if data is None or not (data / name).exists():
         print(f"{name}: its files are not in --data, left out", file=sys.stderr)
         return None
-    elif name == "kuairand_slice":
-        spec, base = read(
-            "kuairand", data / name, WORK / "converted" / name, history=128, log_durations=True
-        )
-    elif name == "ml_latest_small":
-        spec, base = read("movielens", data / name, WORK / "converted" / name, history=128)
-    else:
-        spec, base = load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
-    prepare(spec, out, base=base)
+    converted = WORK / "converted" / name
+    if name == "kuairand_slice":
+        return read("kuairand", data / name, converted, history=128, log_durations=True)
+    if name == "ml_latest_small":
+        return read("movielens", data / name, converted, history=128)
+    return load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
+
+
+def prepare_dataset(name: str, data: Path | None) -> Path | None:
+    """The prepared data set, made when it is not there yet; None where its files are not there."""
+    from limerank.logs import prepare
+
+    out = WORK / "data" / name
+    if not out.exists():
+        found = describe(name, data)
+        if found is None:
+            return None
+        prepare(found[0], out, base=found[1])
     return out
 
 
@@ -124,7 +134,10 @@ def chosen(name: str, model: str) -> dict[str, Any]:
 
 
 def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:
-    """Train, or go on training, or find the finished run; returns the last line of its curves."""
+    """Train, or go on training, or find the finished run; returns the last line of its curves.
+
+    ``setting`` may hold fields of the model's and of the training's configuration.
+    """
     import torch
 
     from limerank.config import ModelConfig, TrainConfig
@@ -136,10 +149,14 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    batch = {"impressions": BATCH[name]} if name in BATCH else {}
-    config = TrainConfig.model_validate({"seed": seed, "bf16": True, **batch, **setting})
+    batch = {"impressions": BATCH[folder.name]} if folder.name in BATCH else {}
+    shape = {key: value for key, value in setting.items() if key in ModelConfig.model_fields}
+    rest = {key: value for key, value in setting.items() if key not in shape}
+    config = TrainConfig.model_validate({"seed": seed, "bf16": True, **batch, **rest})
     run.parent.mkdir(parents=True, exist_ok=True)
-    return train(folder, run, model=ModelConfig.model_validate({"model": model}), config=config)
+    return train(
+        folder, run, model=ModelConfig.model_validate({"model": model, **shape}), config=config
+    )
 
 
 def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Path:
@@ -150,7 +167,7 @@ def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Pat
         text=True,
         check=True,
     ).stdout.strip()
-    values = "-".join(str(value) for value in setting.values())
+    values = "-".join(f"{key}={value}" for key, value in setting.items())
     return WORK / "runs" / version / f"{name}-{model}-{values}-{seed}"
 
 

@@ -19,6 +19,7 @@ mpl.use("svg")
 DOCS = Path("docs/results")
 Row = dict[str, Any]
 MODELS = (
+    "popularity",
     "two-tower",
     "sasrec",
     "lrea",
@@ -162,7 +163,11 @@ def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None
 
     plt.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
     shown = {
-        dataset: [m for m in MODELS[1:] if any(row["case"]["model"] == m for row in of_dataset)]
+        dataset: [
+            m
+            for m in MODELS
+            if m != "two-tower" and any(row["case"]["model"] == m for row in of_dataset)
+        ]
         for dataset, of_dataset in by_dataset.items()
     }
     heights = [max(len(models), 1) + 0.8 for models in shown.values()]

@@ -1,0 +1,141 @@
+"""What each part of LIME is worth: one part changed at a time, everything else as it is.
+
+    python -m benchmarks.ablation --data FOLDER
+    python -m benchmarks.ablation --data FOLDER --what links --what heads --seeds 1
+
+Learning rates and epochs are those that ``benchmarks.quality`` chose for the unchanged model.
+Beside test AUC stands what a candidate then costs: multiply-adds of scoring, and microseconds on
+one thread, by the torch model over a catalogue of items that are encoded already. Finished rows are
+kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import quality
+from benchmarks.rows import has_row, write_row
+
+DATASET = "ml1m"
+MODELS = ("lime-mha", "lime-xor")
+CANDIDATES = 2048
+
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    "base": {"": {}},
+    "links": {str(n): {"links": n} for n in (2, 4, 8, 16, 64, 128)},
+    "heads": {str(n): {"heads": n} for n in (2, 4)},
+    "blocks": {str(n): {"blocks": n} for n in (1, 2, 4)},
+    "mask": {name: {"variant": name} for name in ("read-only", "dense")},
+    "phi": {name: {"variant": name} for name in ("silu", "softmax")},
+    "contextual links": {"off": {"variant": "raw-links"}},
+    "item weights": {"from personalised links": {"variant": "coupled"}},
+    "head": {
+        "plain": {"gated": False},
+        "with a product term": {"variant": "product"},
+        "relu": {"activation": "relu"},
+        "hardswish": {"activation": "hardswish"},
+        "plain relu": {"gated": False, "activation": "relu"},
+    },
+    "hidden": {str(n): {"hidden": n} for n in (16, 32, 128)},
+    "id dropout": {str(share): {"id_dropout": share} for share in (0.0, 0.3)},
+    "history": {str(n): {"history": n} for n in (16, 32, 64, 256, 512, 2048)},
+}
+"""What is changed -> to what -> the settings that differ."""
+
+
+def cases(models: tuple[str, ...], what: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
+    """(model, what, value) of all changes that a model has."""
+    from limerank.models import VARIANTS
+
+    for part in what:
+        for value, change in CHANGES[part].items():
+            for model in models:
+                variant = change.get("variant")
+                if variant is not None and (model, variant) not in VARIANTS:
+                    continue
+                if "blocks" in change and model != "lime-xor":
+                    continue
+                yield model, part, value
+
+
+def case_of(model: str, what: str, value: str) -> dict[str, Any]:
+    return {"dataset": DATASET, "model": model, "what": what, "value": value}
+
+
+def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
+    """Train with one change, read the test split, time the scoring."""
+    from limerank.evaluate import evaluate
+
+    setting = {**quality.chosen(DATASET, model), **CHANGES[what][value]}
+    last = quality.fit(DATASET, folder, model, seed, setting)
+    run = quality.run_folder(DATASET, model, seed, setting)
+    found = next(iter(evaluate(run, data=folder, lists=False)["tasks"].values()))
+    metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
+    metrics |= {key: number for key, number in last.items() if key.startswith("best_")}
+    metrics |= quality.costs(run, folder)
+    metrics["us_per_candidate"] = microseconds(run, folder)
+    metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
+    write_row("ablation", case_of(model, what, value), metrics, seed=seed)
+    print(f"{model} {what} {value} seed {seed}: AUC {found['auc']:.4f}", flush=True)
+
+
+def microseconds(run: Path, folder: Path, repeats: int = 30) -> float:
+    """Median time of scoring one request against many items, per item."""
+    import numpy as np
+    import torch
+
+    from limerank.checkpoint import load_run
+    from limerank.dataset import Dataset
+
+    ranker, dataset = load_run(run).ranker, Dataset(folder)
+    batch = dataset.batch(dataset.requests_of("test")[:1])
+    with torch.inference_mode():
+        state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+        items = np.arange(CANDIDATES) % len(dataset.items)
+        terms = ranker.encode_items(ranker.item_vectors(dataset.item_batch(items)))
+        taken = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            ranker.score(state, terms)
+            taken.append(time.perf_counter() - started)
+    return 1e6 * statistics.median(taken) / CANDIDATES
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real data sets")
+    parser.add_argument("--what", choices=tuple(CHANGES), action="append", help="this part")
+    parser.add_argument("--models", choices=MODELS, action="append")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args(arguments)
+    folder = quality.prepare_dataset(DATASET, given.data)
+    if folder is None:
+        raise SystemExit(1)
+    models = tuple(given.models or MODELS)
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+        jobs = quality.searches({DATASET: folder}, models)
+        for future in as_completed([pool.submit(*job) for job in jobs]):
+            future.result()
+        waiting = [
+            pool.submit(measure, folder, *case, seed)
+            for seed in range(given.seeds)
+            for case in cases(models, tuple(given.what or CHANGES))
+            if not has_row("ablation", case_of(*case), seed)
+        ]
+        print(f"{len(waiting)} to do", flush=True)
+        for future in as_completed(waiting):
+            future.result()
+
+
+if __name__ == "__main__":
+    main()
