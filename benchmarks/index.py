@@ -29,7 +29,7 @@ from limerank.logs import prepare
 from limerank.models import build
 from limerank.rank import Recommender
 from limerank.schema import Spec
-from limerank.scorer import ModelScorer, QuantisedScorer
+from limerank.scorer import ModelScorer, QuantisedScorer, Scorer
 
 FEATURES = {"author": 50_000, "category": 20, "brand": 5_000, "language": 30, "band": 100}
 
@@ -126,7 +126,7 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
         spread={"items_per_s": [min(builds), max(builds)]},
     )
     index = Index.open(path, run.fingerprint)
-    scorers = [ModelScorer(run.ranker, index)]
+    scorers: list[Scorer] = [ModelScorer(run.ranker, index)]
     if index.weights is not None:
         scorers.append(QuantisedScorer(run.ranker, index))
     rng = np.random.default_rng(0)

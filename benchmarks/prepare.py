@@ -152,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        child(*options.child, options.memory)
+        spec, out = options.child
+        child(spec, out, options.memory)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)

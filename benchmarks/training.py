@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.rows import write_row
 from limerank.batch import Batch
-from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.config import DataShape, ModelConfig, ModelName, TrainConfig
 from limerank.dataset import Dataset
 from limerank.logs import prepare
 from limerank.losses import task_losses, total_loss
@@ -67,14 +67,16 @@ def make_dataset(folder: Path, size: int) -> Dataset:
 class Loop:
     """The training loop's step on batches of full histories."""
 
-    def __init__(self, dataset: Dataset, model: str, bf16: bool, impressions: int = 4096) -> None:
+    def __init__(
+        self, dataset: Dataset, model: ModelName, bf16: bool, impressions: int = 4096
+    ) -> None:
         self.dataset, self.bf16 = dataset, bf16
         self.shape = DataShape.of(dataset.manifest)
         requests = dataset.requests_of("train")
         requests = requests[dataset.history_lengths(requests, 128) == 128]
         self.plan = dataset.plan(requests, impressions, None, np.random.default_rng(0))
         torch.manual_seed(0)
-        self.ranker = build(self.shape, ModelConfig(model=model)).train()  # type: ignore[arg-type]
+        self.ranker = build(self.shape, ModelConfig(model=model)).train()
         self.optimiser = Optimiser(self.ranker, TrainConfig(), 10_000)
         self.steps = 0
 
@@ -100,7 +102,8 @@ class Loop:
 def request_batches(folder: Path) -> None:
     """Requests of 16 against requests of 1, in turn."""
     wide, single = make_dataset(folder, 16), make_dataset(folder, 1)
-    for model in ("two-tower", "lime-mha", "lime-xor"):
+    models: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
+    for model in models:
         for bf16 in (False, True):
             loops = Loop(wide, model, bf16), Loop(single, model, bf16, impressions=512)
             for loop in loops:
