@@ -5,52 +5,17 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import matplotlib as mpl
 
+from benchmarks.parts_pages import ablation, coldstart
+from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
+from benchmarks.tables import DOCS, Row, machines, number, ranged, table
 
 mpl.use("svg")
-DOCS = Path("docs/results")
-Row = dict[str, Any]
-MODELS = (
-    "popularity",
-    "two-tower",
-    "sasrec",
-    "lrea",
-    "truncated-mha",
-    "din",
-    "mha",
-    "hstu",
-    "lime-mha",
-    "lime-xor",
-)
-COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha": "#cc79a7"}
-GREY = "#8a8f98"
-
-PAPER = """## The paper's own figures
-
-Not reproduced here: its data sets are not at hand (LIME, arXiv 2510.18239, as cited by others):
-
-| data set | metric | LIME-MHA | LIME-XOR | HSTU |
-| --- | --- | --- | --- | --- |
-| KuaiRand-1K, history 256 | click AUC | 0.7433 | 0.7448 | 0.7444 |
-| Taobao-Ad, history 50 | click AUC | 0.6465 | 0.6467 | 0.6475 |
-
-With the files, the same sets in this protocol (which differs from the paper's in batches, features
-and search):
-
-```
-limerank prepare kuairand KuaiRand-1K -o history=256 --out data/kuairand-1k
-limerank prepare taobao-ad TAOBAO --out data/taobao-ad
-limerank train data/kuairand-1k --model lime-xor --bf16 --out runs/kuairand-1k
-limerank evaluate runs/kuairand-1k
-```"""
+mpl.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
 
 
 def main() -> None:
@@ -58,6 +23,8 @@ def main() -> None:
     pages: dict[str, Callable[[list[Row]], str]] = {
         "quality": quality,
         "search": search,
+        "coldstart": coldstart,
+        "ablation": ablation,
         "training": training,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
@@ -74,196 +41,6 @@ def main() -> None:
     index += [f"- [{bench}]({bench}.md)" for bench in written]
     (DOCS / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
     print(f"{DOCS}: {', '.join(written)}")
-
-
-def quality(found: list[Row]) -> str:
-    """One section per data set: models side by side, mean and spread over seeds, and slices."""
-    lines = [
-        "# Quality",
-        "",
-        "Mean over seeds, with the largest distance of a seed from it. All models of a data set",
-        "share requests, histories, features and towers; impressions of a request share the",
-        "history before its first one. Every model tried the same settings on each data set; the",
-        "best by the validation metric of seed 0 was taken ([search](search.md)). Rows name the",
-        "commits they are of; a `+` is a tree with changes not yet committed.",
-        "Reproduce with `python -m benchmarks.quality --data FOLDER`.",
-        "",
-        *machines(found),
-    ]
-    by_dataset = grouped(found, lambda row: row["case"]["dataset"])
-    pairs = list(rows("paired"))
-    plot_differences(by_dataset, pairs)
-    lines += [
-        "",
-        "![Difference to the two-tower](quality.svg)",
-        "",
-        "Differences have 95 % intervals of a paired bootstrap over users (the same draw for both",
-        "models) and are means over the seeds: how sure a difference is for other users,",
-        "not for other seeds.",
-    ]
-    for dataset, of_dataset in by_dataset.items():
-        models = grouped(of_dataset, lambda row: row["case"]["model"])
-        models = {name: models[name] for name in MODELS if name in models}
-        names = list(dict.fromkeys(key for row in of_dataset for key in row["metrics"]))
-        seeds = sorted({row["seed"] for row in of_dataset})
-        lines += ["", f"## {dataset}", "", f"Seeds: {', '.join(map(str, seeds))}.", ""]
-        whole = [name for name in names if " | " not in name]
-        lines += table(
-            ["metric", *models],
-            [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in whole],
-        )
-        of_pairs = [row for row in pairs if row["case"]["dataset"] == dataset]
-        if of_pairs:
-            lines += ["", f"Differences on {dataset}, AUC of the main task:", ""]
-            lines += difference_table(of_pairs)
-        lines += ["", f"Slices of {dataset}:", ""]
-        lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
-    return "\n".join([*lines, "", PAPER])
-
-
-def difference_table(of_pairs: list[Row]) -> list[str]:
-    """Each model against the two-tower and against HSTU, and where a slice tells them apart."""
-    against = list(dict.fromkeys(row["case"]["against"] for row in of_pairs))
-    cells = {(row["case"]["model"], row["case"]["against"]): row["metrics"] for row in of_pairs}
-    parts = list(dict.fromkeys(k for row in of_pairs for k in row["metrics"] if "difference" in k))
-    body = []
-    for part in parts:
-        for model in MODELS:
-            line = [interval(cells.get((model, other)), part) for other in against]
-            if any(cell != "-" for cell in line):
-                body.append([part.partition(" | ")[2] or "**all**", model, *line])
-    return table(["impressions", "model", *(f"minus {other}" for other in against)], body)
-
-
-def interval(metrics: dict[str, float] | None, part: str) -> str:
-    """A difference with its bounds; bold where they do not hold 0."""
-    if metrics is None or part not in metrics:
-        return "-"
-    low, high = (metrics[part.replace("difference", bound)] for bound in ("low", "high"))
-    text = f"{metrics[part]:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str]]:
-    """A line for each slice that holds impressions and each metric of it."""
-    any_row = next(iter(models.values()))[0]
-    lines = []
-    for name in names:
-        metric, _, part = name.partition(" | ")
-        impressions = any_row["metrics"].get(f"impressions | {part}")
-        if part and metric != "impressions" and impressions:
-            values = [spread_of(rows_, name) for rows_ in models.values()]
-            lines.append([part, f"{impressions:,}", metric, *values])
-    return lines
-
-
-def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None:
-    """Main AUC minus the two-tower's: seeds as dots, the interval over users as a line."""
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
-    shown = {
-        dataset: [
-            m
-            for m in MODELS
-            if m != "two-tower" and any(row["case"]["model"] == m for row in of_dataset)
-        ]
-        for dataset, of_dataset in by_dataset.items()
-    }
-    heights = [max(len(models), 1) + 0.8 for models in shown.values()]
-    figure, panels = plt.subplots(
-        len(shown),
-        1,
-        figsize=(7, 0.9 + 0.3 * sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-    )
-    for axes, (dataset, models) in zip(panels[:, 0], shown.items(), strict=True):
-        main_metric = next(iter(by_dataset[dataset][0]["metrics"]))
-        values = {
-            (row["case"]["model"], row["seed"]): row["metrics"][main_metric]
-            for row in by_dataset[dataset]
-        }
-        bounds = {
-            row["case"]["model"]: row["metrics"]
-            for row in pairs
-            if row["case"]["dataset"] == dataset and row["case"]["against"] == "two-tower"
-        }
-        for y, model in enumerate(reversed(models)):
-            colour = COLOURS.get(model, GREY)
-            gains = [
-                value - values["two-tower", seed]
-                for (name, seed), value in values.items()
-                if name == model and ("two-tower", seed) in values
-            ]
-            if model in bounds:
-                axes.plot([bounds[model]["low"], bounds[model]["high"]], [y, y], color=colour, lw=1)
-            axes.plot(gains, [y] * len(gains), "o", color=colour, alpha=0.55, ms=4)
-            if gains:
-                mean = statistics.mean(gains)
-                axes.plot([mean], [y], "|", color=colour, ms=11, mew=2)
-                axes.text(
-                    1.01,
-                    y,
-                    f"{mean:+.4f}",
-                    transform=axes.get_yaxis_transform(),
-                    va="center",
-                    color=colour,
-                )
-        axes.axvline(0, color=GREY, lw=1)
-        axes.set_yticks(range(len(models)), list(reversed(models)))
-        axes.set_ylim(-0.7, len(models) - 0.3)
-        axes.set_title(f"{dataset}, {main_metric}", loc="left", fontsize=9)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    panels[-1, 0].set_xlabel(
-        "difference to the two-tower (dots: seeds, ticks: means, lines: 95 % over users)"
-    )
-    figure.tight_layout()
-    figure.savefig(DOCS / "quality.svg", metadata={"Date": None})
-    plt.close(figure)
-
-
-def search(found: list[Row]) -> str:
-    """What every model tried on each data set, the taken one in bold."""
-    lines = [
-        "# Settings tried",
-        "",
-        "Seed 0; the best validation metric of each training. The best of each model (bold)",
-        "went into [quality](quality.md); nothing here has read a test split.",
-        "Made by `python -m benchmarks.quality --data FOLDER`.",
-        "",
-        *machines(found),
-    ]
-    keys = ("rate", "table_rate", "epochs")
-    for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
-        models = grouped(of_dataset, lambda row: row["case"]["model"])
-        models = {name: models[name] for name in MODELS if name in models}
-        metric = next(name for name in of_dataset[0]["metrics"] if "/" in name)
-        values = {
-            name: {
-                tuple(row["case"][key] for key in keys): row["metrics"][metric] for row in of_model
-            }
-            for name, of_model in models.items()
-        }
-        lines += ["", f"## {dataset}: {metric.removeprefix('best_')}, validation", ""]
-        lines += table(
-            ["rate", "rate of tables", "epochs", *models],
-            [
-                [*map(str, setting), *(best_of(values[name], setting) for name in models)]
-                for setting in sorted({s for of_model in values.values() for s in of_model})
-            ],
-        )
-    return "\n".join(lines)
-
-
-def best_of(values: dict[tuple[Any, ...], float], setting: tuple[Any, ...]) -> str:
-    """One setting's value, bold where it is the greatest."""
-    if setting not in values:
-        return "-"
-    text = number(values[setting])
-    return f"**{text}**" if values[setting] == max(values.values()) else text
 
 
 def training(found: list[Row]) -> str:
@@ -321,56 +98,6 @@ def plain(found: list[Row]) -> str:
         ],
     )
     return "\n".join(lines)
-
-
-def grouped(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in found:
-        groups[key(row)].append(row)
-    return dict(groups)
-
-
-def machines(found: list[Row]) -> list[str]:
-    """Where and with what the rows were measured."""
-    where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}
-    what = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in found}
-    commits = sorted({row["commit"] for row in found})
-    return [
-        f"Machine: {'; '.join(sorted(where))}. Versions: {'; '.join(sorted(what))}. "
-        f"Commits: {', '.join(commits)}."
-    ]
-
-
-def spread_of(found: list[Row], name: str) -> str:
-    values = [row["metrics"].get(name) for row in found]
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = statistics.mean(known)
-    if len(known) == 1 or all(value == known[0] for value in known):
-        return number(mean)
-    return f"{number(mean)} ± {number(max(abs(value - mean) for value in known))}"
-
-
-def ranged(row: Row, name: str, form: str) -> str:
-    text = form.format(row["metrics"][name])
-    spread = (row["spread"] or {}).get(name)
-    return f"{text} [{form.format(spread[0])}, {form.format(spread[1])}]" if spread else text
-
-
-def number(value: float | str | None) -> str:
-    if value is None or isinstance(value, str):
-        return value or "-"
-    if isinstance(value, float) and abs(value) < 100:
-        return f"{value:.4f}"
-    return f"{value:,.0f}"
-
-
-def table(head: list[str], body: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in (head, ["---"] * len(head), *body)
-    ]
 
 
 if __name__ == "__main__":

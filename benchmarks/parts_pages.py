@@ -1,0 +1,161 @@
+"""The pages on cold starts and on what each part of LIME is worth."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.tables import (
+    COLOURS,
+    DOCS,
+    GREY,
+    MODELS,
+    Row,
+    grouped,
+    machines,
+    number,
+    spread_of,
+    table,
+)
+
+
+def coldstart(found: list[Row]) -> str:
+    """Held-out items by their content; held-out users by how much of their history is seen."""
+    lines = [
+        "# Cold starts",
+        "",
+        "A tenth of the items, the last to appear, and a tenth of the users were held out of",
+        "training. AUC of the main task, mean over seeds with the largest distance of a seed from",
+        "it. `popularity` is a model of item ids and content, user features and context, without",
+        "history: of a held-out item it knows the content, as all models do.",
+        "Reproduce with `python -m benchmarks.coldstart --data FOLDER`.",
+        "",
+        *machines(found),
+    ]
+    by_dataset = grouped(found, lambda row: row["case"]["dataset"])
+    plot_coldstart(by_dataset)
+    lines += ["", "![AUC by events seen](coldstart.svg)"]
+    for dataset, of_dataset in by_dataset.items():
+        models = by_model(of_dataset)
+        items = {m: [r for r in part if r["case"]["what"] == "items"] for m, part in models.items()}
+        lines += ["", f"## {dataset}", "", "Held-out items in the test split:", ""]
+        body = [
+            [name, *(spread_of(part, name) for part in items.values())]
+            for name in ("auc", "ne", "impressions", "auc of all items")
+        ]
+        lines += table(["", *models], body)
+        lines += ["", "Held-out users, the same requests with more and more of the history:", ""]
+        body = [
+            [str(events), *(spread_of(of_users(part, events), "auc") for part in models.values())]
+            for events in steps(of_dataset)
+        ]
+        lines += table(["events seen", *models], body)
+    return "\n".join(lines)
+
+
+def by_model(found: list[Row]) -> dict[str, list[Row]]:
+    groups = grouped(found, lambda row: row["case"]["model"])
+    return {name: groups[name] for name in MODELS if name in groups}
+
+
+def steps(found: list[Row]) -> list[int | str]:
+    """How many events were seen, in order; "all" last."""
+    seen = {row["case"]["events"] for row in found if row["case"]["what"] == "users"}
+    return [*sorted(events for events in seen if events != "all"), "all"]
+
+
+def of_users(found: list[Row], events: int | str) -> list[Row]:
+    return [row for row in found if row["case"].get("events") == events]
+
+
+def plot_coldstart(by_dataset: dict[str, list[Row]]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(by_dataset), figsize=(3.6 * len(by_dataset), 3))
+    panels = [panels] if len(by_dataset) == 1 else list(panels)
+    for axes, (dataset, of_dataset) in zip(panels, by_dataset.items(), strict=True):
+        seen = steps(of_dataset)
+        for model, part in by_model(of_dataset).items():
+            values = [[row["metrics"]["auc"] for row in of_users(part, step)] for step in seen]
+            means = [statistics.mean(of_step) for of_step in values]
+            style = "--" if model in ("popularity", "two-tower") else "-"
+            colour = COLOURS.get(model, GREY if model == "popularity" else "#444444")
+            axes.plot(range(len(seen)), means, style, marker="o", ms=3, color=colour, label=model)
+        axes.set_xticks(range(len(seen)), [str(step) for step in seen])
+        axes.set_xlabel("events of a held-out user that are seen")
+        axes.set_title(f"{dataset}, AUC", loc="left", fontsize=9)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(DOCS / "coldstart.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def ablation(found: list[Row]) -> str:
+    """One part changed at a time, beside what a candidate then costs."""
+    lines = [
+        "# What each part of LIME is worth",
+        "",
+        "One part changed at a time, on ml1m; mean over seeds with the largest distance of a seed",
+        "from it. `difference` is to the unchanged model of the same seeds. A candidate's cost:",
+        "scoring by the torch model, item and user encoded already, one thread.",
+        "Reproduce with `python -m benchmarks.ablation --data FOLDER`.",
+        "",
+        *machines(found),
+    ]
+    models = by_model(found)
+    plot_links(models)
+    lines += ["", "![AUC and cost by links](ablation.svg)"]
+    for model, of_model in models.items():
+        base = {
+            row["seed"]: row["metrics"]["auc"] for row in of_model if row["case"]["what"] == "base"
+        }
+        body = []
+        changes = grouped(of_model, lambda row: f"{row['case']['what']}|{row['case']['value']}")
+        for name, part in changes.items():
+            gaps = [
+                row["metrics"]["auc"] - base[row["seed"]] for row in part if row["seed"] in base
+            ]
+            body.append(
+                [
+                    *name.split("|"),
+                    spread_of(part, "auc"),
+                    f"{statistics.mean(gaps):+.4f}" if gaps and "base|" not in name else "",
+                    number(statistics.mean(r["metrics"]["best_like/auc"] for r in part)),
+                    spread_of(part, "score_multiply_adds_per_candidate"),
+                    number(statistics.median(r["metrics"]["us_per_candidate"] for r in part)),
+                    str(len(part)),
+                ]
+            )
+        heads = ["part", "changed to", "test AUC", "difference", "validation AUC"]
+        heads += ["multiply-adds", "microseconds", "seeds"]
+        lines += ["", f"## {model}", "", *table(heads, body)]
+    return "\n".join(lines)
+
+
+def plot_links(models: dict[str, list[Row]]) -> None:
+    """Test AUC and scoring cost against the number of links."""
+    import matplotlib.pyplot as plt
+
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True)
+    for model, of_model in models.items():
+        points: dict[int, list[Row]] = {}
+        for row in of_model:
+            if row["case"]["what"] in ("links", "base"):
+                points.setdefault(int(row["case"]["value"] or 32), []).append(row)
+        links = sorted(points)
+        for axes, name in ((upper, "auc"), (lower, "us_per_candidate")):
+            values = [statistics.mean(r["metrics"][name] for r in points[n]) for n in links]
+            axes.plot(links, values, "o-", ms=4, color=COLOURS[model], label=model)
+    upper.set_xscale("log", base=2)
+    upper.set_ylabel("test AUC")
+    lower.set_ylabel("microseconds\nper candidate")
+    lower.set_xlabel("links")
+    lower.set_ylim(bottom=0)
+    upper.legend(frameon=False)
+    for axes in (upper, lower):
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(DOCS / "ablation.svg", metadata={"Date": None})
+    plt.close(figure)

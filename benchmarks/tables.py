@@ -1,0 +1,76 @@
+"""What the pages are made of: rows grouped, numbers written, tables in Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+DOCS = Path("docs/results")
+Row = dict[str, Any]
+MODELS = (
+    "popularity",
+    "two-tower",
+    "sasrec",
+    "lrea",
+    "truncated-mha",
+    "din",
+    "mha",
+    "hstu",
+    "lime-mha",
+    "lime-xor",
+)
+COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha": "#cc79a7"}
+GREY = "#8a8f98"
+
+
+def grouped(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in found:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def machines(found: list[Row]) -> list[str]:
+    """Where and with what the rows were measured."""
+    where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}
+    what = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in found}
+    commits = sorted({row["commit"] for row in found})
+    return [
+        f"Machine: {'; '.join(sorted(where))}. Versions: {'; '.join(sorted(what))}. "
+        f"Commits: {', '.join(commits)}."
+    ]
+
+
+def spread_of(found: list[Row], name: str) -> str:
+    values = [row["metrics"].get(name) for row in found]
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = statistics.mean(known)
+    if len(known) == 1 or all(value == known[0] for value in known):
+        return number(mean)
+    return f"{number(mean)} ± {number(max(abs(value - mean) for value in known))}"
+
+
+def ranged(row: Row, name: str, form: str) -> str:
+    text = form.format(row["metrics"][name])
+    spread = (row["spread"] or {}).get(name)
+    return f"{text} [{form.format(spread[0])}, {form.format(spread[1])}]" if spread else text
+
+
+def number(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if isinstance(value, float) and abs(value) < 100:
+        return f"{value:.4f}"
+    return f"{value:,.0f}"
+
+
+def table(head: list[str], body: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (head, ["---"] * len(head), *body)
+    ]
