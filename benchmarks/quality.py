@@ -279,11 +279,9 @@ def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -
 
 def compare(name: str, model: str, against: str, seeds: int) -> None:
     """One row of paired: differences in the main task's AUC, with the bounds of each."""
-    import numpy as np
     import polars as pl
 
-    from limerank.bootstrap import paired_auc
-    from limerank.evaluate import cut
+    from limerank.compare import differences
 
     ours, theirs = (
         [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]
@@ -295,24 +293,19 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
         assert frame[["user", "item", "request", task]].equals(
             other[["user", "item", "request", task]]
         ), "runs have read different impressions"
-    everything = np.ones(len(frame), dtype=bool)
-    history, items = frame["history"].to_numpy(), frame["item_impressions"].to_numpy()
-    parts = [("", everything)]
-    parts += [(f" | {kind} {part}", rows_) for kind, part, rows_ in cut(history, items)]
     metrics: dict[str, Any] = {}
-    for part, rows_ in parts:
-        labels = frame[task].to_numpy()[rows_]
-        if not 0 < labels.sum() < len(labels):
-            continue
-        found = paired_auc(
-            labels,
-            frame["user"].to_numpy()[rows_],
-            [said[f"{task}_predicted"].to_numpy()[rows_] for said in ours],
-            [said[f"{task}_predicted"].to_numpy()[rows_] for said in theirs],
-            resamples=RESAMPLES,
-        )
-        metrics[f"difference{part}"] = found.difference
-        metrics[f"low{part}"], metrics[f"high{part}"] = found.low, found.high
+    for part, _, found in differences(
+        frame[task].to_numpy(),
+        frame["user"].to_numpy(),
+        [said[f"{task}_predicted"].to_numpy() for said in ours],
+        [said[f"{task}_predicted"].to_numpy() for said in theirs],
+        frame["history"].to_numpy(),
+        frame["item_impressions"].to_numpy(),
+        resamples=RESAMPLES,
+    ):
+        of_part = f" | {part}" if part else ""
+        metrics[f"difference{of_part}"] = found.difference
+        metrics[f"low{of_part}"], metrics[f"high{of_part}"] = found.low, found.high
     write_row(
         "paired", {"dataset": name, "model": model, "against": against}, metrics, repeats=seeds
     )

@@ -29,6 +29,7 @@ _HOMES = {
     "TrainConfig": "config",
     "UnknownError": "errors",
     "build_index": "index",
+    "compare": "compare",
     "evaluate": "evaluate",
     "load_run": "checkpoint",
     "load_spec": "schema",

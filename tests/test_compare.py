@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from limerank import metrics
-from limerank.bootstrap import draws, paired_auc, resampled_auc
-from limerank.errors import DataError
+from limerank.compare import compare, comparison_text, draws, paired_auc, resampled_auc
+from limerank.errors import DataError, SpecError
+from limerank.evaluate import evaluate
+from tests.catalogues import data, shop
 
 
 def log(seed=0, users=40, ties=False):
@@ -66,3 +68,25 @@ def test_runs_must_match():
     users, labels, scores = log()
     with pytest.raises(DataError, match="got 1 and 0 runs"):
         paired_auc(labels, users, [scores], [])
+
+
+def test_runs_are_compared_on_the_same_impressions(tmp_path):
+    ours, theirs = shop("lime-mha").run, shop("two-tower").run
+    result = compare([ours.path], [theirs.path], data=data().path, resamples=50)
+    found = {part["slice"]: part for part in result["differences"]}
+    values = [
+        evaluate(run.path, data=data().path, lists=False, out=tmp_path / "m.json")
+        for run in (ours, theirs)
+    ]
+    gap = values[0]["tasks"]["click"]["auc"] - values[1]["tasks"]["click"]["auc"]
+    assert found[""]["difference"] == pytest.approx(gap)
+    assert found[""]["impressions"] == values[0]["impressions"]
+    kind, name = ("history", "10-49")
+    old = next(p for p in values[0]["slices"] if (p["kind"], p["slice"]) == (kind, name))
+    assert found[f"{kind} {name}"]["impressions"] == old["impressions"]
+    text = comparison_text(result)
+    assert f"{gap:+.4f}" in text and f"{kind} {name}" in text
+    with pytest.raises(SpecError, match="no binary task 'watch'; known: click"):
+        compare([ours.path], [theirs.path], data=data().path, task="watch")
+    with pytest.raises(DataError, match="got 2 and 1 runs"):
+        compare([ours.path, ours.path], [theirs.path], data=data().path)

@@ -1,0 +1,236 @@
+"""Two models on the same impressions: the difference, and how sure it is.
+
+Impressions of one user are not independent, so users are drawn anew with replacement, all their
+impressions with them, the same draw for both models (the paired cluster bootstrap).
+
+Shapes: n impressions, U users, R resamples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limerank.checkpoint import load_run
+from limerank.dataset import Dataset
+from limerank.errors import DataError, SpecError
+from limerank.evaluate import Predictions, ages, cut, predict
+
+
+class Interval(NamedTuple):
+    """A difference, and the bounds between which ``level`` of its resamples lie."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def draws(users: ArrayLike, resamples: int, seed: int = 0) -> NDArray[np.int32]:
+    """How often each impression is counted in each resample, i32 [R, n].
+
+    Args:
+        users: [n] whose impression each one is.
+    """
+    distinct, places = np.unique(np.asarray(users), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = np.stack(
+        [
+            np.bincount(rng.integers(0, len(distinct), len(distinct)), minlength=len(distinct))
+            for _ in range(resamples)
+        ]
+    )
+    found: NDArray[np.int32] = counts.astype(np.int32)[:, places]
+    return found
+
+
+def resampled_auc(
+    labels: ArrayLike, scores: ArrayLike, counts: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """AUC of each resample, [R]; NaN where it lacks a class.
+
+    Args:
+        labels: [n] 0 or 1.
+        scores: [n].
+        counts: of :func:`draws`.
+    """
+    order = np.argsort(np.asarray(scores), kind="stable")
+    ordered = np.asarray(scores)[order]
+    positive = np.asarray(labels)[order] > 0
+    # Rows of one score are one tie: a positive beats half the negatives of its own.
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    found = np.empty(len(counts))
+    for place, drawn in enumerate(counts):
+        weights = drawn[order].astype(np.float64)
+        positives = np.add.reduceat(np.where(positive, weights, 0.0), first)
+        negatives = np.add.reduceat(np.where(positive, 0.0, weights), first)
+        pairs = positives.sum() * negatives.sum()
+        below = np.cumsum(negatives) - negatives / 2
+        found[place] = positives @ below / pairs if pairs else np.nan
+    return found
+
+
+def paired_auc(
+    labels: ArrayLike,
+    users: ArrayLike,
+    ours: list[NDArray[np.float32]],
+    theirs: list[NDArray[np.float32]],
+    *,
+    resamples: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """AUC of one model minus AUC of another, the mean over runs, with a percentile interval.
+
+    Args:
+        labels: [n] 0 or 1.
+        users: [n].
+        ours, theirs: the scores [n] of each run (seed) of the two models, as many runs of either.
+        resamples: how many draws of users.
+        level: how much of them the interval holds.
+        seed: of the draws.
+
+    Raises:
+        DataError: there are no runs, or not as many of either.
+    """
+    if not ours or len(ours) != len(theirs):
+        raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
+    counts = draws(users, resamples, seed)
+    counts = np.concatenate([np.ones_like(counts[:1]), counts])
+    gaps = np.mean(
+        [
+            resampled_auc(labels, one, counts) - resampled_auc(labels, other, counts)
+            for one, other in zip(ours, theirs, strict=True)
+        ],
+        axis=0,
+    )
+    drawn = gaps[1:][~np.isnan(gaps[1:])]
+    if not len(drawn):
+        return Interval(float(gaps[0]), float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(gaps[0]), float(low), float(high))
+
+
+def differences(
+    labels: NDArray[np.float32],
+    users: NDArray[Any],
+    ours: list[NDArray[np.float32]],
+    theirs: list[NDArray[np.float32]],
+    history: NDArray[np.int64],
+    items: NDArray[np.int64],
+    **options: Any,
+) -> Iterator[tuple[str, int, Interval]]:
+    """(slice, impressions, :func:`paired_auc`) of all impressions, slice "", and of each slice that
+    holds both classes.
+
+    Args:
+        history, items: [n] what :func:`limerank.evaluate.ages` gives.
+        options: of :func:`paired_auc`, as are the others.
+    """
+    parts = [("", np.ones(len(labels), dtype=bool))]
+    parts += [(f"{kind} {name}", chosen) for kind, name, chosen in cut(history, items)]
+    for name, chosen in parts:
+        if 0 < labels[chosen].sum() < chosen.sum():
+            found = paired_auc(
+                labels[chosen],
+                users[chosen],
+                [scores[chosen] for scores in ours],
+                [scores[chosen] for scores in theirs],
+                **options,
+            )
+            yield name, int(chosen.sum()), found
+
+
+def compare(
+    ours: Sequence[str | os.PathLike[str]],
+    theirs: Sequence[str | os.PathLike[str]],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    split: str = "test",
+    task: str | None = None,
+    resamples: int = 500,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """AUC of one model's runs minus that of another's, over all impressions and in each slice.
+
+    Args:
+        ours, theirs: run folders, as many of either: one each, or one per seed.
+        data: the dataset; the one that the first run was trained on when not given.
+        split: "train", "validation", "test" or "held-out".
+        task: a binary task; the first one when not given.
+        resamples: draws of users.
+        quiet: show no progress.
+
+    Returns:
+        ``task``, ``split``, ``runs`` and ``differences``: per slice (the first one holds all
+        impressions) ``slice``, ``impressions``, ``difference``, ``low`` and ``high``.
+
+    Raises:
+        DataError: not as many runs of either.
+        SpecError: no such binary task.
+    """
+    if not ours or len(ours) != len(theirs):
+        raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
+    dataset = load_run(ours[0]).dataset(data)
+    tasks = [label["name"] for label in dataset.encoding["labels"] if label["kind"] == "binary"]
+    task = task or next(iter(tasks), "")
+    if task not in tasks:
+        raise SpecError(f"no binary task {task!r}; known: {', '.join(tasks) or 'none'}")
+    place = dataset.tasks.index(task)
+    said = [[_said(run, dataset, split, quiet) for run in runs] for runs in (ours, theirs)]
+    first = said[0][0]
+    scores = [[one.values[:, place] for one in of_model] for of_model in said]
+    found = differences(
+        first.labels[:, place],
+        dataset.requests["user"][first.requests],
+        scores[0],
+        scores[1],
+        *ages(first, dataset),
+        resamples=resamples,
+    )
+    return {
+        "task": task,
+        "split": split,
+        "runs": [[str(run) for run in runs] for runs in (ours, theirs)],
+        "differences": [
+            {"slice": name, "impressions": impressions, **interval._asdict()}
+            for name, impressions, interval in found
+        ],
+    }
+
+
+def _said(run: str | os.PathLike[str], dataset: Dataset, split: str, quiet: bool) -> Predictions:
+    loaded = load_run(run)
+    loaded.dataset(dataset.path)  # refuses a dataset of another encoding
+    return predict(
+        loaded.ranker,
+        dataset,
+        dataset.requests_of(split),
+        history=loaded.train.history,
+        quiet=quiet,
+    )
+
+
+def comparison_text(result: Mapping[str, Any]) -> str:
+    """What :func:`compare` found, to read; an asterisk where the bounds do not hold 0."""
+    ours, theirs = (", ".join(runs) for runs in result["runs"])
+    lines = [
+        f"{result['task']} AUC of {ours}",
+        f"minus that of {theirs}, {result['split']} split, 95 % over users",
+        "",
+        f"  {'slice':<26}{'impressions':>12}{'difference':>12}   between",
+    ]
+    lines += list(_lines(result["differences"]))
+    return "\n".join(lines)
+
+
+def _lines(parts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for part in parts:
+        sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
+        yield (
+            f"  {part['slice'] or 'all':<26}{part['impressions']:>12,}"
+            f"{part['difference']:>+12.4f} {sure} {part['low']:+.4f} and {part['high']:+.4f}"
+        )
