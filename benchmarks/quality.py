@@ -61,9 +61,6 @@ SEARCH: tuple[dict[str, Any], ...] = (
     {"rate": 0.003, "table_rate": 0.4, "epochs": 4},
 )
 """What every model tries on every data set."""
-BATCH = {"kuairand_slice": 512, "ml_latest_small": 512}
-"""Impressions per batch where they are not the default: small logs want small batches."""
-
 Job = tuple[Any, ...]
 
 
@@ -149,10 +146,9 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    batch = {"impressions": BATCH[folder.name]} if folder.name in BATCH else {}
     shape = {key: value for key, value in setting.items() if key in ModelConfig.model_fields}
     rest = {key: value for key, value in setting.items() if key not in shape}
-    config = TrainConfig.model_validate({"seed": seed, "bf16": True, **batch, **rest})
+    config = TrainConfig.model_validate({"seed": seed, "bf16": True, **rest})
     run.parent.mkdir(parents=True, exist_ok=True)
     return train(
         folder, run, model=ModelConfig.model_validate({"model": model, **shape}), config=config

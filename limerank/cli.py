@@ -159,7 +159,9 @@ def train(
         ),
     ] = "lime-xor",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-    impressions: Annotated[int | None, typer.Option(help="Impressions per batch.")] = None,
+    impressions: Annotated[
+        int | None, typer.Option(help="Impressions per batch; by the size of the log.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate of dense weights.")] = None,
     table_rate: Annotated[float | None, typer.Option(help="Learning rate of tables.")] = None,
     width: Annotated[int | None, typer.Option(help="Numbers per item, event and link.")] = None,

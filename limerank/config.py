@@ -121,8 +121,9 @@ class TrainConfig(Frozen):
 
     epochs: int = Field(5, ge=1)
     """Passes over the training split; the learning rate decays towards the end of the last."""
-    impressions: int = Field(1024, ge=1)
-    """Impressions per batch, about; whole requests."""
+    impressions: int | None = Field(None, ge=1)
+    """Impressions per batch, about; whole requests. When not given, an epoch has about 400 batches
+    of at least 64 and at most 1,024: small logs need many small steps."""
     rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the dense weights (AdamW)."""
     table_rate: float = Field(0.05, gt=0)

@@ -33,12 +33,12 @@ MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
 
 FULL: dict[str, Any] = {
     "log": {"users": 2500, "items": 2000, "events": 250_000},
-    "train": {"epochs": 4, "impressions": 1024},
+    "train": {"epochs": 4},
     "users": 3,
 }
 SMALL: dict[str, Any] = {
     "log": {"users": 300, "items": 300, "events": 20_000},
-    "train": {"epochs": 2, "impressions": 1024},
+    "train": {"epochs": 2},
     "users": 2,
 }
 

@@ -35,6 +35,8 @@ from limerank.optimise import Optimiser
 from limerank.progress import Bar
 
 HIGHER_IS_BETTER = {"auc": True, "gauc": True, "xauc": True, "wtauc": True}
+BATCHES, LEAST, MOST = 400, 64, 1024
+"""Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
 REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
 
@@ -163,6 +165,8 @@ class Trainer:
                     "prepare it with other split points"
                 )
         self.metric = self._metric()
+        total = int(dataset.requests["count"][self.requests].sum())
+        self.impressions = config.impressions or min(max(total // BATCHES, LEAST), MOST)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model).to(self.device)
         if config.exact and (model.model != "lime-mha" or model.variant is not None):
@@ -203,8 +207,8 @@ class Trainer:
         config = self.config
         generator = np.random.default_rng([config.seed, epoch])
         if config.exact:
-            return self.dataset.plan_users(self.requests, config.impressions, generator)
-        return self.dataset.plan(self.requests, config.impressions, config.history, generator)
+            return self.dataset.plan_users(self.requests, self.impressions, generator)
+        return self.dataset.plan(self.requests, self.impressions, config.history, generator)
 
     def _batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Batch | Sequences]:
         if self.config.exact:

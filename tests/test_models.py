@@ -239,3 +239,17 @@ def _legal(model: str, variant: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def test_lime_mha_starts_with_items_that_read_what_is_like_them():
+    """Before any training, an item weighs the links by which events of the same item are read."""
+    torch.manual_seed(0)
+    ranker = build(SHAPE, ModelConfig(model="lime-mha", width=32, links=16)).eval()
+    whole = batch([12], [8], items=20)
+    vectors = ranker.item_vectors(whole.items)
+    weights_ul = ranker.encode_items(vectors).weights
+    keys_ud = ranker.key_value(vectors).chunk(2, -1)[0]
+    queries_ld = ranker.query(ranker.links)
+    reads_ul = (keys_ud @ queries_ld.T / 32**0.5).softmax(-1)
+    alike_uu = weights_ul @ reads_ul.T
+    assert (alike_uu.diagonal() > alike_uu.mean(1)).all()

@@ -29,6 +29,8 @@ from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
 from limerank.models.ranker import Ranker, gather
 
+START_GAIN = 2.0
+"""LIME-MHA: spread of the logits between links and vectors at the start; see ``_start_alike``."""
 PREFIX_CHUNK = 64
 """Events whose prefixes are computed at once."""
 
@@ -135,9 +137,27 @@ class LimeMha(Lime):
         self.key_value = nn.Linear(d, 2 * d)
         self.out = nn.Linear(d, d)
         self.feed = FeedForward(d, config.dropout)
-        half_lives = torch.logspace(-1, 3, config.heads * config.links)
+        half_lives = torch.logspace(1, 3, config.heads * config.links)
         half_lives = half_lives.view(config.links, config.heads).T
         self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
+        self._start_alike()
+
+    @torch.no_grad()
+    def _start_alike(self) -> None:
+        """Let items weigh links as links weigh events: by the same directions.
+
+        An item then reads, from the first step on, through the links whose events are like it. From
+        unrelated directions, every item reads the mean of all links, and small logs end before
+        training has found a way out of that.
+        """
+        d = self.config.width
+        of_vectors, of_links = torch.empty(d, d), torch.empty(d, d)
+        nn.init.orthogonal_(of_vectors, gain=START_GAIN)
+        nn.init.orthogonal_(of_links)
+        self.item_query.weight.copy_(of_vectors)
+        self.key_value.weight[:d].copy_(of_vectors)
+        self.link_key.weight.copy_(of_links)
+        self.query.weight.copy_(of_links)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         heads = self.config.heads
