@@ -125,9 +125,10 @@ class TrainConfig(Frozen):
     """Impressions per batch, about; whole requests. When not given, an epoch has about 400 batches
     of at least 64 and at most 1,024: small logs need many small steps."""
     rate: float = Field(3e-3, gt=0)
-    """Peak learning rate of the dense weights (AdamW)."""
-    table_rate: float = Field(0.05, gt=0)
-    """Peak learning rate of the embedding tables (row-wise Adagrad)."""
+    """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions; with
+    batches of n it is multiplied by sqrt(n / 1,024)."""
+    table_rate: float = Field(0.1, gt=0)
+    """Peak learning rate of the embedding tables (row-wise Adagrad), likewise."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
     table_decay: float = Field(0.0, ge=0)
@@ -147,7 +148,7 @@ class TrainConfig(Frozen):
     metric: str | None = None
     """What validation stops by, such as "click/auc"; the main task's AUC (binary) or XAUC
     (duration) when not given."""
-    patience: int = Field(2, ge=1)
+    patience: int = Field(3, ge=1)
     """Validations without a better metric before training stops."""
     validations: int = Field(1, ge=1)
     """Validations per epoch."""

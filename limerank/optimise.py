@@ -40,9 +40,19 @@ class TableAdagrad:
 
 
 class Optimiser:
-    """Both optimisers, the learning rate's course and gradient clipping, as one step."""
+    """Both optimisers, the learning rate's course and gradient clipping, as one step.
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps: int) -> None:
+    Args:
+        model: whose weights.
+        config: rates and the rest.
+        steps: how many there will be.
+        impressions: of a batch; rates grow with its square root.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps: int, impressions: int = 1024
+    ) -> None:
+        self.scale = math.sqrt(impressions / 1024)
         tables = [part.weight for part in model.modules() if isinstance(part, Table)]
         held = {id(table) for table in tables}
         dense = [weight for weight in model.parameters() if id(weight) not in held]
@@ -72,9 +82,9 @@ class Optimiser:
         share = self.share(step)
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for group in self.adam.param_groups:
-            group["lr"] = self.config.rate * share
+            group["lr"] = self.config.rate * self.scale * share
         self.adam.step()
-        self.tables.step(self.config.table_rate * share)
+        self.tables.step(self.config.table_rate * self.scale * share)
         for weight in (*self.dense, *self.tables.tables):
             weight.grad = None
 

@@ -139,6 +139,11 @@ def _check_resumable(out: Path, wanted: dict[str, Any]) -> None:
             )
 
 
+def batch_size(config: TrainConfig, total: int) -> int:
+    """Impressions per batch of a training split of ``total`` impressions."""
+    return config.impressions or min(max(total // BATCHES, LEAST), MOST)
+
+
 class Trainer:
     """One training, from a fresh folder or from its last checkpoint."""
 
@@ -166,7 +171,7 @@ class Trainer:
                 )
         self.metric = self._metric()
         total = int(dataset.requests["count"][self.requests].sum())
-        self.impressions = config.impressions or min(max(total // BATCHES, LEAST), MOST)
+        self.impressions = batch_size(config, total)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model).to(self.device)
         if config.exact and (model.model != "lime-mha" or model.variant is not None):
@@ -175,7 +180,9 @@ class Trainer:
                 f"got {model.model}" + (f", {model.variant}" if model.variant else "")
             )
         self.batches_per_epoch = len(self._plan(0))
-        self.optimiser = Optimiser(self.ranker, config, self.batches_per_epoch * config.epochs)
+        self.optimiser = Optimiser(
+            self.ranker, config, self.batches_per_epoch * config.epochs, self.impressions
+        )
         self.progress: dict[str, Any] = {
             "epoch": 0,
             "batch": 0,

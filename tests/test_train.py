@@ -14,14 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limerank.config import ModelConfig, TrainConfig
+from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluate import evaluate
-from limerank.train import train
+from limerank.models import build
+from limerank.optimise import Optimiser
+from limerank.train import batch_size, train
 from tests.worlds import prepare_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
+LEARNING = {"epochs": 12, "impressions": 64, "rate": 0.012, "table_rate": 0.4, "patience": 99}
 QUICK = {"epochs": 3, "impressions": 64, "patience": 9}
 
 
@@ -52,7 +55,7 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
         data,
         tmp_path / "run",
         model=ModelConfig(model=model, **MODEL),
-        config=TrainConfig(epochs=12, impressions=64, table_rate=0.1, patience=99),
+        config=TrainConfig(**LEARNING),
         report=seen.append,
     )
     losses = [line["loss"] for line in seen if "loss" in line]
@@ -110,8 +113,10 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 
 SCRIPT = """
 import sys
-from limerank.config import ModelConfig, TrainConfig
-from limerank.train import train
+from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.models import build
+from limerank.optimise import Optimiser
+from limerank.train import batch_size, train
 import torch
 torch.set_num_threads(2)
 train(sys.argv[1], sys.argv[2],
@@ -205,8 +210,23 @@ def test_padding_is_cheap(tmp_path):
 
 
 def test_bf16_trains(data, tmp_path):
-    config = TrainConfig(epochs=12, impressions=64, table_rate=0.1, bf16=True, patience=99)
+    config = TrainConfig(**LEARNING, bf16=True)
     train(data, tmp_path / "run", model=ModelConfig(model="lime-mha", **MODEL), config=config)
     learned = evaluate(tmp_path / "run", split="train", lists=False)
     assert learned["tasks"]["click"]["auc"] > 0.55
     assert all(weight.dtype == torch.float32 for weight in _weights(tmp_path / "run").values())
+
+
+def test_rates_grow_with_the_square_root_of_the_batch(data, tmp_path):
+    """A quarter of the batch at twice the rate of the configuration is the same step size."""
+    ranker = build(DataShape.of(Dataset(data).manifest), ModelConfig(model="two-tower", **MODEL))
+    small = Optimiser(ranker, TrainConfig(rate=0.002, table_rate=0.2), 10, impressions=256)
+    large = Optimiser(ranker, TrainConfig(rate=0.001, table_rate=0.1), 10, impressions=1024)
+    assert small.scale * small.config.rate == large.scale * large.config.rate
+
+
+@pytest.mark.parametrize(("total", "expected"), [(200, 64), (80_000, 200), (10**7, 1024)])
+def test_batches_follow_the_size_of_the_log(data, total, expected):
+    """About 400 batches an epoch, of 64 to 1,024 impressions, where nothing is said."""
+    assert batch_size(TrainConfig(), total) == expected
+    assert batch_size(TrainConfig(impressions=7), total) == 7
