@@ -113,10 +113,8 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 
 SCRIPT = """
 import sys
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.models import build
-from limerank.optimise import Optimiser
-from limerank.train import batch_size, train
+from limerank.config import ModelConfig, TrainConfig
+from limerank.train import train
 import torch
 torch.set_num_threads(2)
 train(sys.argv[1], sys.argv[2],
