@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint types format bench bench-quality constraints clean distclean
+.PHONY: help demo demo-small test check lint types format bench bench-data constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -53,9 +53,18 @@ bench: $(VENV)/.dev  ## run the measurements and write docs/results from their r
 	@set -e; for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(PY) -m benchmarks.$$name; done
 	$(PY) -m benchmarks.report
 
-bench-quality: $(VENV)/.dev  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
-	@test -n "$(DATA)" || { echo "make bench-quality DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }
-	$(PY) -m benchmarks.quality --data $(DATA) $(ARGS)
+bench-quality: NAME := quality
+bench-coldstart: NAME := coldstart
+bench-ablation: NAME := ablation
+bench-exact: NAME := exact
+bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
+bench-coldstart: bench-data  ## items and users that training never saw (DATA=FOLDER, as below)
+bench-ablation: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
+bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
+
+bench-data: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "make bench-$(NAME) DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }
+	$(PY) -m benchmarks.$(NAME) --data $(DATA) $(ARGS)
 	$(PY) -m benchmarks.report
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)

@@ -76,7 +76,15 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     if name in SIMULATED:
         base = WORK / "logs" / name
         if not base.exists():
-            simulate(base, **SIMULATED[name], seed=1)  # type: ignore[arg-type]
+            size = SIMULATED[name]
+            simulate(
+                base,
+                users=size["users"],
+                items=size["items"],
+                events=size["events"],
+                history=size["history"],
+                seed=1,
+            )
         return load_spec(base / "spec.toml"), base
     if data is None or not (data / name).exists():
         print(f"{name}: its files are not in --data, left out", file=sys.stderr)

@@ -15,6 +15,7 @@ e = d / H, l links, g first-layer outputs of the head, K tasks.
 
 from __future__ import annotations
 
+import abc
 from typing import NamedTuple
 
 import torch
@@ -88,17 +89,17 @@ class Lime(Ranker):
         )
         return self.links + self.context_out(F.silu(sums_blx))
 
+    @abc.abstractmethod
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         """Contextualised links -> personalised links, [B, l, d]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         """With what weights links read events where they last do so, [B, H, l, N]; 0: padding.
 
         LIME-MHA: shares of one per head and link. LIME-XOR: of the last block, of either sign.
         For explanations; scoring never asks for it.
         """
-        raise NotImplementedError
 
     def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
         heads = self.config.heads
