@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint types format bench bench-data constraints clean distclean
+.PHONY: help demo demo-small test check lint types format bench bench-data bench-quick constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of dat
 bench-coldstart: bench-data  ## items and users that training never saw (DATA=FOLDER, as below)
 bench-ablation: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
 bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
+
+bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; nothing is kept
+	$(PY) -m benchmarks.quality --quick
 
 bench-data: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "make bench-$(NAME) DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }

@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality --data FOLDER          # FOLDER holds ml1m/, mind_sample/, ...
     python -m benchmarks.quality --data FOLDER --only ml1m --models mha --models lime-mha
+    python -m benchmarks.quality --quick                # a small simulated log, nothing is kept
 
 In three phases, each with rows of its own in ``benchmarks/results``:
 
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -48,11 +51,20 @@ AGAINST = ("two-tower", "hstu")
 SIMULATED: dict[str, dict[str, int]] = {
     "synth_short": {"users": 4000, "items": 2000, "events": 200_000, "history": 50},
     "synth_long": {"users": 100, "items": 2000, "events": 200_000, "history": 1000},
+    "synth_quick": {"users": 300, "items": 200, "events": 12_000, "history": 32},
 }
-"""Simulated logs: about 50 events per user, and about 2,000."""
-DATASETS = ("ml1m", "kuairand_slice", "mind_sample", "ml_latest_small", *SIMULATED)
-WORK = Path("benchmarks/work")
+"""Simulated logs: about 50 events per user, about 2,000, and one to see that all goes well."""
+DATASETS = (
+    "ml1m",
+    "kuairand_slice",
+    "mind_sample",
+    "ml_latest_small",
+    "synth_short",
+    "synth_long",
+)
+WORK = Path(os.environ.get("BENCH_WORK", "benchmarks/work"))
 RESAMPLES = 500
+QUICK = "synth_quick"
 
 SEARCH: tuple[dict[str, Any], ...] = (
     {"rate": 0.001, "table_rate": 0.05, "epochs": 4},
@@ -117,7 +129,7 @@ def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]
     """What of the search is still to do."""
     for name, folder in folders.items():
         for model in models:
-            for setting in SEARCH:
+            for setting in SEARCH[:1] if name == QUICK else SEARCH:
                 if not has_row("search", {"dataset": name, "model": model, **setting}, 0):
                     yield search, name, folder, model, setting
 
@@ -320,11 +332,15 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--only", choices=DATASETS, action="append", help="this data set")
+    parser.add_argument("--only", choices=(*DATASETS, QUICK), action="append", help="this data set")
     parser.add_argument("--models", choices=MODELS, action="append", help="this model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
+    parser.add_argument("--quick", action="store_true", help="see every phase in a minute or two")
     given = parser.parse_args(arguments)
+    if given.quick:
+        quick(given.processes)
+        return
     folders = {}
     for name in given.only or DATASETS:
         if (folder := prepare_dataset(name, given.data)) is not None:
@@ -340,6 +356,19 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{len(waiting)} to do", flush=True)
             for future in as_completed(waiting):
                 future.result()
+
+
+def quick(processes: int) -> None:
+    """All phases for all models on a small simulated log, in folders that do not stay."""
+    with tempfile.TemporaryDirectory(prefix="limerank-quick-") as folder:
+        places = {"BENCH_WORK": f"{folder}/work", "BENCH_RESULTS": f"{folder}/results"}
+        again = [sys.executable, "-m", "benchmarks.quality", "--only", QUICK, "--seeds", "1"]
+        subprocess.run(
+            [*again, "--processes", str(processes)], check=True, env={**os.environ, **places}
+        )
+        page = "from benchmarks import quality_page, rows; "
+        page += "print(quality_page.difference_table(list(rows.rows('paired')))[-1])"
+        subprocess.run([sys.executable, "-c", page], check=True, env={**os.environ, **places})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
+"""Another folder for rows that are not to be kept; processes that are started inherit it."""
 PACKAGES = ("torch", "numpy", "polars", "pyarrow")
 
 
@@ -49,7 +50,7 @@ def write_row(
         "date": datetime.date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS.parent / ".lock", "w", encoding="utf-8") as lock:
+    with open(RESULTS / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two measurements may end at once
         kept = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
         text = "".join(json.dumps(part) + "\n" for part in [*kept, row])
@@ -92,7 +93,11 @@ def _processor() -> str:
 def _commit() -> str:
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.stdout.strip()
 
