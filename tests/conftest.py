@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 # Threads that wait by spinning starve each other on a busy machine; torch reads this when it loads.
@@ -50,3 +51,22 @@ def _poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command as a shell would: (exit status, standard output, standard error)."""
+
+    from limerank import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["limerank", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return run

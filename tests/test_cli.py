@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from limerank import cli
 from limerank.config import ModelName
 
 SPEC = """
@@ -41,23 +39,6 @@ features = [
     { name = "tags", kind = "categorical", split = "|" },
 ]
 """
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command as a shell would: (exit status, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["limerank", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        told = capsys.readouterr()
-        return status, told.out, told.err
-
-    return run
 
 
 @pytest.fixture
