@@ -32,8 +32,8 @@ from limerank.train import train
 MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
 
 FULL: dict[str, Any] = {
-    "log": {"users": 2500, "items": 2000, "events": 250_000},
-    "train": {"epochs": 4},
+    "log": {"users": 2000, "items": 2000, "events": 200_000},
+    "train": {"epochs": 3},
     "users": 3,
 }
 SMALL: dict[str, Any] = {
