@@ -31,7 +31,7 @@ demo: $(VENV)/.runtime  ## simulate, train, evaluate, index, rank, write a repor
 	$(VENV)/bin/limerank demo $(ARGS)
 
 demo-small: $(VENV)/.runtime  ## the same way in a small form
-	$(VENV)/bin/limerank demo --small $(ARGS)
+	$(VENV)/bin/limerank demo --small --out limerank-demo-small $(ARGS)
 
 test: $(VENV)/.dev  ## the whole test suite; ARGS="-k links -x" goes to pytest
 	$(VENV)/bin/pytest $(ARGS)
@@ -83,7 +83,7 @@ constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it
 	@echo "constraints.txt is new: read the difference, then run make check"
 
 clean:  ## remove caches, builds and the demo's output
-	rm -rf build dist limerank-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist limerank-demo limerank-demo-small .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv as well
