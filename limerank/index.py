@@ -77,7 +77,7 @@ OTHER_LENGTHS = ("ids.utf8", "hidden_rows.i32")
 
 SCALED = ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
 
-# IdTable
+# Ids
 
 
 class IdTable:
@@ -99,7 +99,7 @@ class IdTable:
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> IdTable:
-        """IdTable held in memory; DataError where one is given twice."""
+        """A table held in memory; DataError where one is given twice."""
         arrays = _id_arrays(values)
         text = "ids.utf8" in arrays
         return cls(
@@ -540,7 +540,7 @@ def _item_ids(values: pl.Series, text: bool, path: Path) -> pl.Series:
 
 
 def _id_arrays(ids: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """IdTable and what they are looked up by, as the arrays of the format."""
+    """Ids and what they are looked up by, as the arrays of the format."""
     arrays: dict[str, NDArray[Any]] = {}
     texts: list[str] = []
     if ids.dtype.kind in "iu":

@@ -57,7 +57,7 @@ class Ranked:
     explanation: Explanation | None = None
 
     def because(self, most: int = 3) -> list[Any]:
-        """IdTable of the history's items that raised this item's value most."""
+        """Ids of the history's items that raised this item's value most."""
         if self.explanation is None:
             return []
         return [event.item for event in self.explanation.reasons(most)]

@@ -128,7 +128,7 @@ class LimeMha(Lime):
 
     The logit of an event holds ``-rate * age`` with a learned rate per head and link. Ages count
     from the newest event; softmax cancels whatever instant they count from, so that the layer is
-    three running sums over events in any order (see limerank.state).
+    three running sums over events in any order (see limerank.kernels.prefix).
     """
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
