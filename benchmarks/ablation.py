@@ -76,7 +76,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     setting = {**quality.chosen(DATASET, model), **CHANGES[what][value]}
     last = quality.fit(DATASET, folder, model, seed, setting)
     run = quality.run_folder(DATASET, model, seed, setting)
-    found = next(iter(evaluate(run, data=folder, lists=False)["tasks"].values()))
+    found = next(iter(evaluate(run, data=folder, lists=0)["tasks"].values()))
     metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
     metrics |= {key: number for key, number in last.items() if key.startswith("best_")}
     metrics |= quality.costs(run, folder)

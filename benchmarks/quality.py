@@ -50,10 +50,13 @@ MODELS = (
 AGAINST = ("two-tower", "hstu")
 SIMULATED: dict[str, dict[str, int]] = {
     "synth_short": {"users": 4000, "items": 2000, "events": 200_000, "history": 50},
-    "synth_long": {"users": 100, "items": 2000, "events": 200_000, "history": 1000},
+    "synth_long": {"users": 60, "items": 1000, "events": 100_000, "history": 1000},
     "synth_quick": {"users": 300, "items": 200, "events": 12_000, "history": 32},
 }
-"""Simulated logs: about 50 events per user, about 2,000, and one to see that all goes well."""
+"""Simulated logs: about 50 events per user, about 1,700, and one to see that all goes well."""
+LONG_REQUESTS = {"gap": 86_400.0, "size": 128}
+"""What shares one history in ``synth_long``: the impressions of a day, for the time that models
+with products of events and events take there."""
 DATASETS = (
     "ml1m",
     "kuairand_slice",
@@ -64,6 +67,8 @@ DATASETS = (
 )
 WORK = Path(os.environ.get("BENCH_WORK", "benchmarks/work"))
 RESAMPLES = 500
+LISTS = 500
+"""Requests at which the whole catalogue is ranked."""
 QUICK = "synth_quick"
 
 SEARCH: tuple[dict[str, Any], ...] = (
@@ -82,7 +87,7 @@ Job = tuple[Any, ...]
 def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     """A data set's description and its files' folder; None where the files are not there."""
     from limerank.readers import read
-    from limerank.schema import load_spec
+    from limerank.schema import Requests, load_spec
     from limerank.synthetic import simulate
 
     if name in SIMULATED:
@@ -97,7 +102,12 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
                 history=size["history"],
                 seed=1,
             )
-        return load_spec(base / "spec.toml"), base
+        spec = load_spec(base / "spec.toml")
+        if name == "synth_long":
+            sources = tuple(one.model_copy(update={"request": None}) for one in spec.events)
+            together = Requests.model_validate(LONG_REQUESTS)
+            spec = spec.model_copy(update={"events": sources, "requests": together})
+        return spec, base
     if data is None or not (data / name).exists():
         print(f"{name}: its files are not in --data, left out", file=sys.stderr)
         return None
@@ -216,7 +226,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     last = fit(name, folder, model, seed, setting)
     run, said = run_folder(name, model, seed, setting), said_by(name, model, seed)
     said.parent.mkdir(parents=True, exist_ok=True)
-    result = evaluate(run, data=folder, predictions=said)
+    result = evaluate(run, data=folder, lists=LISTS, predictions=said)
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():
         metrics |= {f"{task}/{metric}": value for metric, value in found.items()}

@@ -239,15 +239,20 @@ def evaluate(
         int, typer.Option(help="Only requests with at least so many events before them.")
     ] = 0,
     lists: Annotated[
-        bool, typer.Option(help="Rank the whole catalogue for NDCG, HR and MRR.")
-    ] = True,
-    out: Annotated[Path | None, typer.Option(help="Where to write instead of RUN.")] = None,
+        int,
+        typer.Option(help="Rank the whole catalogue at so many requests for NDCG, HR and MRR."),
+    ] = 2000,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write instead of RUN/metrics.json (or metrics-SPLIT...)."),
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Parquet file for what was said of each impression.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run exactly: metrics.json in the run folder, and a table here."""
+    """Measure a run exactly: metrics.json (of another split, metrics-SPLIT.json) in the run folder,
+    and a table here."""
     from limerank.evaluate import evaluate as measure
     from limerank.evaluate import table_text
 

@@ -26,8 +26,8 @@ ITEM_EDGES = (0, 1, 10, 100)
 LIST_DEPTHS = (10, 50)
 LIST_NUMBERS = 1 << 22
 """First-layer sums held at once while lists are scored, about."""
-LIST_SCORES = 2_000_000_000
-"""Requests whose lists are measured are spaced out so that at most so many scores are made."""
+LIST_REQUESTS = 2000
+"""Requests whose lists are measured; spaced out evenly where a split has more."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def list_metrics(
     dataset: Dataset,
     requests: NDArray[np.int64],
     *,
+    most: int = LIST_REQUESTS,
     history: int | None = None,
     quiet: bool = True,
 ) -> dict[str, float]:
@@ -191,7 +192,6 @@ def list_metrics(
         if len(found := _relevant(dataset, request, tasks[main].name))
     }
     requests = np.array(list(relevant), dtype=np.int64)
-    most = max(1, LIST_SCORES // max(items, 1))
     if len(requests) > most:
         requests = requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
     device = next(ranker.parameters()).device
@@ -276,12 +276,12 @@ def evaluate(
     split: str = "test",
     history: int | None = None,
     at_least: int = 0,
-    lists: bool = True,
+    lists: int = LIST_REQUESTS,
     out: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """All metrics of a run on one split; written to ``metrics.json`` in the run folder.
+    """All metrics of a run on one split; written to a file in the run folder.
 
     Args:
         run: a run folder.
@@ -291,8 +291,10 @@ def evaluate(
             as in training when not given.
         at_least: only requests with at least so many events before them, so that different
             histories are compared on the same impressions.
-        lists: whether to rank the whole catalogue for NDCG, HR and MRR.
-        out: where to write instead.
+        lists: rank the whole catalogue for NDCG, HR and MRR at so many requests, spaced out evenly
+            where the split has more; 0: no lists.
+        out: where to write; ``metrics.json`` in the run folder when not given, and where anything
+            but the test split with all history is read, ``metrics-WHAT.json`` beside it.
         predictions: a Parquet file to write what was said of each impression to: columns user,
             item, time, request, history (events before it), item_impressions (in the training
             window), and per task ``TASK`` and ``TASK_predicted``.
@@ -301,7 +303,7 @@ def evaluate(
     dataset = loaded.dataset(data)
     requests = dataset.requests_of(split)
     requests = requests[dataset.history_lengths(requests, 1 << 62) >= at_least]
-    history = loaded.train.history if history is None else history
+    asked, history = history, loaded.train.history if history is None else history
     said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
     if predictions is not None:
         _write_predictions(said, dataset, Path(predictions))
@@ -329,11 +331,22 @@ def evaluate(
         result["effective_links"] = effective_links(said.link_use)
     if lists:
         result["lists"] = list_metrics(
-            loaded.ranker, dataset, requests, history=history, quiet=quiet
+            loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
         )
     result = _without_nan(result)
-    write_json(Path(run) / "metrics.json" if out is None else out, result)
+    write_json(Path(run) / _file_name(split, asked, at_least) if out is None else out, result)
     return result
+
+
+def _file_name(split: str, history: int | None, at_least: int) -> str:
+    parts = ["metrics"]
+    if split != "test":
+        parts.append(split)
+    if history is not None:
+        parts.append(f"history-{history}")
+    if at_least:
+        parts.append(f"at-least-{at_least}")
+    return "-".join(parts) + ".json"
 
 
 def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:

@@ -75,7 +75,7 @@ def test_runs_are_compared_on_the_same_impressions(tmp_path):
     result = compare([ours.path], [theirs.path], data=data().path, resamples=50)
     found = {part["slice"]: part for part in result["differences"]}
     values = [
-        evaluate(run.path, data=data().path, lists=False, out=tmp_path / "m.json")
+        evaluate(run.path, data=data().path, lists=0, out=tmp_path / "m.json")
         for run in (ours, theirs)
     ]
     gap = values[0]["tasks"]["click"]["auc"] - values[1]["tasks"]["click"]["auc"]

@@ -71,9 +71,18 @@ def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     assert "whole catalogue of 30 items" in text
 
 
+def test_another_split_is_written_beside_the_first(run):
+    evaluate(run, lists=0)
+    before = (run / "metrics.json").read_bytes()
+    evaluate(run, lists=0, split="validation", history=5, at_least=2)
+    assert (run / "metrics.json").read_bytes() == before
+    found = json.loads((run / "metrics-validation-history-5-at-least-2.json").read_text())
+    assert (found["split"], found["history"], found["at_least"]) == ("validation", 5, 2)
+
+
 def test_predictions_are_written_to_look_at(run, data, tmp_path):
     path = tmp_path / "said.parquet"
-    result = evaluate(run, out=tmp_path / "metrics.json", lists=False, predictions=path)
+    result = evaluate(run, out=tmp_path / "metrics.json", lists=0, predictions=path)
     said, dataset = pl.read_parquet(path), Dataset(data)
     assert len(said) == result["impressions"]
     auc = metrics.auc(said["click"].to_numpy(), said["click_predicted"].to_numpy())

@@ -169,7 +169,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path):
     config = TrainConfig(exact=True, epochs=3, impressions=64, table_rate=0.1, checkpoint_seconds=0)
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
     train(wide, tmp_path / "whole", model=model, config=config)
-    assert evaluate(tmp_path / "whole", split="train", lists=False)["tasks"]["click"]["auc"] > 0.55
+    assert evaluate(tmp_path / "whole", split="train", lists=0)["tasks"]["click"]["auc"] > 0.55
 
     class StopError(Exception):
         pass

@@ -60,7 +60,7 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     )
     losses = [line["loss"] for line in seen if "loss" in line]
     assert losses[-1] < losses[0]
-    learned = evaluate(tmp_path / "run", split="train", lists=False)
+    learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned["tasks"]["click"]["auc"] > 0.55
     assert last["best_click/auc"] == max(
         line["validation"]["click"]["auc"] for line in seen if "validation" in line
@@ -180,7 +180,7 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
     ]
     assert len(found) < 60
     assert last["best_step"] == max(found, key=lambda pair: pair[0])[1]
-    result = evaluate(tmp_path / "run", split="validation", lists=False)
+    result = evaluate(tmp_path / "run", split="validation", lists=0)
     assert result["tasks"]["click"]["auc"] == pytest.approx(last["best_click/auc"], abs=1e-6)
 
 
@@ -210,7 +210,7 @@ def test_padding_is_cheap(tmp_path):
 def test_bf16_trains(data, tmp_path):
     config = TrainConfig(**LEARNING, bf16=True)
     train(data, tmp_path / "run", model=ModelConfig(model="lime-mha", **MODEL), config=config)
-    learned = evaluate(tmp_path / "run", split="train", lists=False)
+    learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned["tasks"]["click"]["auc"] > 0.55
     assert all(weight.dtype == torch.float32 for weight in _weights(tmp_path / "run").values())
 
