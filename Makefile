@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint types format bench bench-data bench-quick constraints clean distclean
+.PHONY: help demo demo-small test check lint sanitize types format bench bench-data bench-quick constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -41,6 +41,14 @@ check: lint types test  ## what CI runs: lint, formatting, types, tests
 lint: $(VENV)/.dev  ## ruff: rules and formatting, nothing is changed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The sanitizers' runtime has to be there before Python is: hence the preload. Python itself leaks.
+sanitize: $(VENV)/.dev  ## the scorer's tests on a build with the address and undefined-behaviour sanitizers
+	@$(VENV)/bin/cmake -G Ninja -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DLIMERANK_SANITIZE=ON \
+	  -DPython_EXECUTABLE=$(abspath $(PY)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) > /dev/null
+	@$(VENV)/bin/cmake --build build/sanitize > build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(VENV)/bin/pytest tests/test_native.py tests/test_scorer.py
 
 types: $(VENV)/.dev  ## mypy, strict
 	$(VENV)/bin/mypy
@@ -74,7 +82,7 @@ constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'
 	@echo "resolving the newest versions of everything but torch..."
 	@mkdir -p build
-	@$(PIP) install --dry-run --ignore-installed --no-build-isolation $(FROM_TORCH) $(TORCH) -e '.[dev,tensorboard]' \
+	@$(PIP) install --dry-run --ignore-installed --no-build-isolation $(FROM_TORCH) $(TORCH) -e '.[dev,tensorboard,bench]' \
 	  > build/resolved.txt 2> build/resolved.log || { cat build/resolved.log >&2; exit 1; }
 	@{ sed -n '/^#/p' constraints.txt; \
 	  sed -n 's/^Would install //p' build/resolved.txt | tr ' ' '\n' | sed -e '/^limerank-/d' \
@@ -105,12 +113,14 @@ $(VENV)/.made:
 	  $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install $(QUIET) pip; fi
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt CMakeLists.txt $(wildcard limerank/kernels/native/*)
 	@echo "installing $(TORCH) (CPU: about 200 MB, the longest step)"
 	@if [ -t 1 ]; then quiet=; else quiet=$(QUIET); fi; \
 	  $(PIP) install $$quiet $(FROM_TORCH) --no-deps $(TORCH)
 	@echo "installing limerank and what it needs (about 150 MB)"
-	@$(PIP) install $(QUIET) -c constraints.txt hatchling
+	@command -v $${CXX:-c++} > /dev/null || { \
+	  echo "limerank builds its scorer with a C++17 compiler and found none: install g++ or clang, or set CXX" >&2; exit 1; }
+	@$(PIP) install $(QUIET) -c constraints.txt scikit-build-core nanobind cmake ninja
 	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[tensorboard]'
 	@touch $@
 

@@ -337,7 +337,9 @@ def rank(
         bool, typer.Option("--explain", help="Show the events that carried each item.")
     ] = False,
     seen: Annotated[bool, typer.Option(help="Whether items of the history may be ranked.")] = False,
-    scorer: Annotated[str, typer.Option(help="quantised (LIME) or model (float32).")] = "auto",
+    scorer: Annotated[
+        str, typer.Option(help="native or quantised (LIME, bytes), or model (float32).")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     data: Data = None,
 ) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from limerank.explain import Explanation, Past, explain
 from limerank.history import Columns, EventEncoder, latest
 from limerank.index import IdTable, Index
 from limerank.losses import predictions
-from limerank.scorer import Scorer, scorer_for
+from limerank.scorer import Scorer, ScorerName, scorer_for
 
 MINUTE_MS = 60_000
 POSITIONS = 1 << 16
@@ -138,8 +138,10 @@ class Recommender:
         index: an index of that run or its folder.
         data: the dataset that knows the users' events; the one that the run was trained on when
             not given. It is opened when a user's events are first asked for.
-        scorer: "quantised" (LIME models, the bytes of the index), "model" (any model, float32),
-            "auto" (quantised where the index holds link weights), or a scorer.
+        scorer: "native" (LIME models, the bytes of the index), "quantised" (the same in torch),
+            "model" (any model, float32), "auto" (native where the index holds link weights), or a
+            scorer.
+        threads: of the native scorer.
 
     Raises:
         FingerprintError: the index was built by another model.
@@ -151,7 +153,8 @@ class Recommender:
         index: Index | str | os.PathLike[str],
         data: Dataset | str | os.PathLike[str] | None = None,
         *,
-        scorer: Literal["auto", "quantised", "model"] | Scorer = "auto",
+        scorer: ScorerName | Scorer = "auto",
+        threads: int = 1,
     ) -> None:
         self.run = run if isinstance(run, Run) else load_run(run)
         path = index.path if isinstance(index, Index) else index
@@ -160,7 +163,9 @@ class Recommender:
         self.index, self.ranker = index, self.run.ranker
         self.tasks = self.ranker.shape.tasks
         self.scorer = (
-            scorer if isinstance(scorer, Scorer) else scorer_for(scorer, self.ranker, self.index)
+            scorer
+            if isinstance(scorer, Scorer)
+            else scorer_for(scorer, self.ranker, self.index, threads=threads)
         )
         manifest = self.run.manifest
         self.encoder = EventEncoder(manifest["encoding"], manifest["clock"])

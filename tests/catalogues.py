@@ -15,11 +15,11 @@ from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.index import Index, build_index
 from limerank.models import build
-from limerank.scorer import ModelScorer, QuantisedScorer, Scorer
+from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from tests.worlds import prepare_log
 
 MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")
-SCORERS = ("model", "kept", "quantised")
+SCORERS = ("model", "kept", "quantised", *(f"native-{path}" for path in paths()))
 ITEMS = 90
 
 
@@ -89,4 +89,7 @@ def shop(model: str, **settings: object) -> Shop:
 def make_scorer(name: str, of: Shop) -> Scorer:
     if name == "quantised":
         return QuantisedScorer(of.run.ranker, of.index)
+    if name.startswith("native"):
+        path = name.removeprefix("native").removeprefix("-") or None
+        return NativeScorer(of.run.ranker, of.index, path=path, threads=2)
     return ModelScorer(of.run.ranker, of.index, keep=name == "kept")

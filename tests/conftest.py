@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Threads that wait by spinning starve each other on a busy machine; torch reads this when it loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -13,6 +15,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import hypothesis
 import pytest
 import torch
+
+# The native scorer of another build, such as one with sanitizers, in place of the installed one.
+if "LIMERANK_NATIVE" in os.environ:
+    (built,) = Path(os.environ["LIMERANK_NATIVE"]).glob("_native*.so")
+    spec = importlib.util.spec_from_file_location("limerank.kernels._native", built)
+    assert spec is not None and spec.loader is not None
+    sys.modules["limerank.kernels._native"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["limerank.kernels._native"])
 
 # Sums over threads are taken in an order that depends on their number: the same one everywhere.
 torch.set_num_threads(2)

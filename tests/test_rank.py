@@ -212,14 +212,14 @@ def test_only_events_before_the_time_count(of, recommender):
     assert same(recommender.rank(user, time=moment.replace(tzinfo=None), k=1), ranking)
 
 
-def test_quantised_rankings_are_close():
+def test_rankings_from_bytes_are_close():
     of = shop("lime-xor")
-    exact, quantised = (
-        Recommender(of.run, of.index, of.data, scorer=name) for name in ("model", "quantised")
+    exact, native = (
+        Recommender(of.run, of.index, of.data, scorer=name) for name in ("model", "native")
     )
-    assert Recommender(of.run, of.index, of.data).scorer.name == "quantised"
+    assert Recommender(of.run, of.index, of.data).scorer.name == "native"
     for user in of.data.user_ids[:5]:
-        a, b = ({item.id: item.value for item in r.rank(user, k=ITEMS)} for r in (exact, quantised))
+        a, b = ({item.id: item.value for item in r.rank(user, k=ITEMS)} for r in (exact, native))
         assert a.keys() == b.keys()
         assert max(abs(a[id] - b[id]) for id in a) < 0.1
 

@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limerank import index as index_module
-from limerank import scorer as scorer_module
 from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.index import Index, build_index
 from limerank.scorer import (
     ModelScorer,
+    NativeScorer,
     QuantisedScorer,
     Scorer,
-    integer_products,
+    contract,
     quantisation_report,
     scorer_for,
 )
+from limerank.scorer.quantised import integer_products
 from tests.catalogues import ITEMS, MODELS, SCORERS, folder, make_scorer, shop
 
 TASKS = 2
@@ -68,6 +69,7 @@ def test_all_rows_or_some_have_the_same_scores(pair):
     expected = np.take_along_axis(whole, own[..., None], 1)
     np.testing.assert_allclose(scorer.scores(state, own), expected, **CLOSE)
     assert scorer.scores(state, []).shape == (12, 0, TASKS)
+    np.testing.assert_allclose(scorer.scores(state, slice(70, None)), whole[:, 70:], **CLOSE)
 
 
 def test_chunks_do_not_matter(pair, monkeypatch):
@@ -145,6 +147,7 @@ def test_exclusions_candidates_and_filters(pair):
     top = scorer.top(state, 3, allow=each, rows=np.arange(2))
     assert (top.rows >= 0).sum(1).tolist() == [1, 1, 0, 2]
     assert scorer.top(state, 3, rows=[]).rows.shape == (4, 0)
+    assert (np.sort(scorer.top(state, 9, rows=slice(80, 85)).rows, 1) == np.arange(80, 85)).all()
 
 
 def test_wrong_arguments(pair):
@@ -183,6 +186,7 @@ def test_an_index_without_items(tmp_path, monkeypatch):
         ModelScorer(of.run.ranker, index),
         ModelScorer(of.run.ranker, index, keep=True),
         QuantisedScorer(of.run.ranker, index),
+        NativeScorer(of.run.ranker, index),
     ):
         assert scorer.scores(of.state(2)).shape == (2, 0, TASKS)
         assert scorer.top(of.state(2), 4, exclude=[[], []]).rows.shape == (2, 0)
@@ -196,10 +200,12 @@ def test_the_scorer_is_chosen_by_name(pair):
         scorer_for("fast", ranker, index)
     if index.weights is None:
         assert scorer_for("auto", ranker, index).name == "model"
-        with pytest.raises(SpecError, match="for LIME models"):
-            scorer_for("quantised", ranker, index)
+        for name in ("quantised", "native"):
+            with pytest.raises(SpecError, match="for LIME models"):
+                scorer_for(name, ranker, index)
     else:
-        assert scorer_for("auto", ranker, index).name == "quantised"
+        assert scorer_for("auto", ranker, index).name == "native"
+        assert scorer_for("quantised", ranker, index).name == "quantised"
     with pytest.raises(FingerprintError):
         ModelScorer(shop("lime-xor", width=8).run.ranker, index)
 
@@ -371,7 +377,7 @@ def test_the_report_of_what_quantisation_costs(tmp_path):
 
 def test_many_items_are_scored_in_chunks(monkeypatch):
     of = shop("lime-mha")
-    monkeypatch.setattr(scorer_module, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(contract, "CHUNK_NUMBERS", 1)
     assert list(ModelScorer(of.run.ranker, of.index)._chunks(of.state(1), 600)) == [
         (0, 256),
         (256, 512),

@@ -1,0 +1,49 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SILU_ERROR: float
+
+def paths() -> list[str]: ...
+def peak(path: str, rounds: int) -> float: ...
+
+class Requests:
+    def __len__(self) -> int: ...
+
+class Scorer:
+    def __init__(
+        self,
+        weights: NDArray[np.uint8],
+        terms: NDArray[np.int8],
+        weight_low: NDArray[np.float32],
+        weight_step: NDArray[np.float32],
+        weight_mean: NDArray[np.float32],
+        term_middle: NDArray[np.float32],
+        term_step: NDArray[np.float32],
+        from_links: NDArray[np.float32],
+        out: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        hidden_rows: NDArray[np.int32],
+        heads: int,
+        activation: str,
+        gated: bool,
+        path: str | None,
+    ) -> None: ...
+    @property
+    def path(self) -> str: ...
+    def requests(self, links: NDArray[np.float32], head: NDArray[np.float32]) -> Requests: ...
+    def scores(
+        self, requests: Requests, rows: NDArray[np.int64] | None, threads: int
+    ) -> NDArray[np.float32]: ...
+    def top(
+        self,
+        requests: Requests,
+        k: int,
+        weights: NDArray[np.float32],
+        rows: NDArray[np.int64] | None,
+        exclude: NDArray[np.int64],
+        exclude_ends: NDArray[np.int64],
+        allow: NDArray[np.bool_] | None,
+        threads: int,
+    ) -> tuple[Any, Any, Any]: ...

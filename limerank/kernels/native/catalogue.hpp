@@ -1,0 +1,114 @@
+// What every part of the scorer shares: items in bytes, requests in bytes, and the paths.
+//
+// Arithmetic, for one request with folded links F [C, g] and user terms U [g] (limerank/scorer.py):
+//
+//     F0  = F - mean of F over the links of each head
+//     M   = weight_step * F0
+//     s   = max over C of |M| / 127
+//     Q   = round(M / s)
+//     c   = U + sum over heads of the means + weight_low F0 + term_middle + weight_mean (M - s Q)
+//     a_i = s * (codes_i Q) + (term_step * term_codes_i + c)        codes_i Q in integers
+//     z_i = f(a_i), or f(a'_i) * a''_i with a gate;  logits_i = A z_i + b
+//
+// Every path does the same operations on each item in the same order: integer sums are exact, and
+// of the float ones each is a single rounding (fma, conversion, minimum, ...), so that all paths
+// give the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace limerank {
+
+constexpr int LANES = 16;         // items of a block: one per vector lane
+constexpr int WIDE = 4;           // first-layer sums computed together; layouts are padded to it
+constexpr int TILE = 16 * LANES;  // items that are laid out at once: they stay in the first cache
+
+enum class Activation { relu, silu, hardswish };
+
+// SiLU(x) = max(x, 0) - r(|x|), r(t) = t / (1 + exp(t)), by a quadratic on each of SEGMENTS pieces
+// of [0, SILU_END]; beyond, r counts as r(SILU_END). The error stays below SILU_ERROR.
+constexpr int SEGMENTS = 32;
+constexpr float SILU_END = 12.0f;
+constexpr double SILU_ERROR = 1.5e-4;
+
+struct SiluTable {
+    alignas(64) float c0[SEGMENTS], c1[SEGMENTS], c2[SEGMENTS];
+};
+const SiluTable& silu_table();
+
+// The items and what all requests have in common. Sums of the first layer are padded: `parts`
+// halves (two with a gate) of `hidden` each, `padded` of them a half.
+struct Catalogue {
+    const std::uint8_t* weights = nullptr;  // [items, columns]
+    const std::int8_t* terms = nullptr;     // [items, parts * hidden]
+    std::int64_t items = 0;
+    int columns = 0;
+    int quads = 0;  // columns / 4, rounded up: codes are multiplied by fours
+    int hidden = 0;
+    int padded = 0;  // hidden, rounded up to a multiple of WIDE
+    int parts = 1;
+    Activation activation = Activation::silu;
+    std::vector<float> term_step;  // [parts * padded]
+
+    int sums() const { return parts * hidden; }
+    int padded_sums() const { return parts * padded; }
+};
+
+// One request, quantised.
+struct Request {
+    const std::int8_t* codes;  // [padded sums / WIDE, quads, WIDE, 4]
+    const float* step;         // [padded sums]
+    const float* constant;     // [padded sums]
+};
+
+// A linear layer from z to some outputs.
+struct Head {
+    const float* weights;  // [outputs, padded]
+    const float* bias;     // [outputs]
+    int outputs;
+};
+
+// Up to TILE items laid out for the lanes: block after block, of each
+//     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords.
+struct Tile {
+    std::vector<std::uint32_t> dwords;
+    int count = 0;
+    explicit Tile(const Catalogue& catalogue)
+        : dwords(static_cast<std::size_t>(TILE / LANES) * stride(catalogue) + 16) {}
+    static int stride(const Catalogue& c) { return (c.quads + c.parts * c.padded / 4) * LANES; }
+    std::uint32_t* data() {  // aligned to 64 bytes
+        auto at = reinterpret_cast<std::uintptr_t>(dwords.data());
+        return dwords.data() + ((64 - at % 64) % 64) / 4;
+    }
+};
+
+// What a request is folded from: links [l, d], their head's terms [g] and the layer between.
+struct Fold {
+    int heads, links, width, sums;  // width d; columns = heads * links
+    const float* from_links_t;      // [d, sums]: the layer's weights, transposed
+    const float* low;               // weight_low [columns]
+    const float* weight_step;       // [columns]
+    const float* mean;              // weight_mean [columns]
+    const float* middle;            // term_middle [sums]
+};
+
+// One implementation of the inner loops.
+struct Path {
+    const char* name;
+    bool (*supported)();
+    // Lay out `count` items, rows[0 .. count) or, without rows, first ... first + count - 1.
+    void (*pack)(const Catalogue&, const std::int64_t* rows, std::int64_t first, int count, Tile&);
+    // Outputs [blocks][outputs][LANES] of a tile's items; those behind its count are undefined.
+    void (*score)(const Catalogue&, Tile&, const Request&, const Head&, float* out);
+    // Quantise one request; `scratch` holds (columns + 1) * sums floats.
+    void (*fold)(const Catalogue&, const Fold&, const float* links, const float* head,
+                 float* scratch, std::int8_t* codes, float* step, float* constant);
+    // Do `rounds` times 64 products of vectors in registers; returns multiply-adds done.
+    double (*peak)(std::int64_t rounds, std::int32_t* sink);
+};
+
+extern const Path avx512_path, avx2_path, portable_path;
+
+}  // namespace limerank

@@ -1,0 +1,242 @@
+// The inner loops, over the lanes that a path defines before it includes this file: types F (16
+// floats) and I (16 integers of 32 bits), and the functions used here.
+
+template <int PART>
+inline F term(I codes) {  // the PART-th of the four codes in each lane, as a float
+    return to_float(shift_right<24>(shift_left<24 - 8 * PART>(codes)));
+}
+
+// Minima and maxima give their second argument where one is NaN: so NaN comes through.
+inline F silu(F x, const SiluTable& table) {
+    F size = minimum(absolute(x), splat(SILU_END));
+    I at = truncate(minimum(multiply(size, splat(SEGMENTS / SILU_END)), splat(SEGMENTS - 0.5f)));
+    F rest = fma(size, fma(size, look_up(table.c2, at), look_up(table.c1, at)), look_up(table.c0, at));
+    return subtract(maximum(splat(0.0f), x), rest);
+}
+
+template <Activation ACTIVATION>
+inline F activate(F x, const SiluTable& table) {
+    if constexpr (ACTIVATION == Activation::relu) return maximum(splat(0.0f), x);
+    if constexpr (ACTIVATION == Activation::silu) return silu(x, table);
+    F share = fma(x, splat(1.0f / 6.0f), splat(0.5f));
+    return multiply(x, minimum(maximum(share, splat(0.0f)), splat(1.0f)));
+}
+
+// WIDE first-layer sums, from row `j` on, of BLOCKS blocks.
+template <int BLOCKS>
+inline void sums(const Catalogue& c, const std::uint32_t* first, int stride,
+                 const Request& request, int j, F (&out)[BLOCKS][WIDE]) {
+    I total[BLOCKS][WIDE];
+    for (int b = 0; b < BLOCKS; b++)
+        for (int u = 0; u < WIDE; u++) total[b][u] = zero();
+    const std::int8_t* codes = request.codes + static_cast<std::ptrdiff_t>(j) * c.quads * 4;
+    for (int q = 0; q < c.quads; q++) {
+        I items[BLOCKS];
+        for (int b = 0; b < BLOCKS; b++) items[b] = load(first + b * stride + q * LANES);
+        for (int u = 0; u < WIDE; u++) {
+            const I code = splat_dword(codes + (q * WIDE + u) * 4);
+            for (int b = 0; b < BLOCKS; b++) total[b][u] = dot(total[b][u], items[b], code);
+        }
+    }
+    const std::uint32_t* terms = first + (c.quads + j / 4) * LANES;
+    const float* step = c.term_step.data() + j;
+    const float* constant = request.constant + j;
+    const float* scale = request.step + j;
+    for (int b = 0; b < BLOCKS; b++) {
+        const I codes4 = load(terms + b * stride);
+        out[b][0] = fma(splat(step[0]), term<0>(codes4), splat(constant[0]));
+        out[b][1] = fma(splat(step[1]), term<1>(codes4), splat(constant[1]));
+        out[b][2] = fma(splat(step[2]), term<2>(codes4), splat(constant[2]));
+        out[b][3] = fma(splat(step[3]), term<3>(codes4), splat(constant[3]));
+        for (int u = 0; u < WIDE; u++)
+            out[b][u] = fma(splat(scale[u]), to_float(total[b][u]), out[b][u]);
+    }
+}
+
+template <Activation ACTIVATION, bool GATED, int BLOCKS>
+inline void score_some(const Catalogue& c, const std::uint32_t* first, int stride,
+                       const Request& request, const Head& head, float* out) {
+    const SiluTable& table = silu_table();
+    const int line = head.outputs * LANES;
+    F sum[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) {
+        sum[b] = splat(head.bias[0]);
+        for (int k = 1; k < head.outputs; k++) store(out + b * line + k * LANES, splat(head.bias[k]));
+    }
+    for (int j = 0; j < c.padded; j += WIDE) {
+        F a[BLOCKS][WIDE];
+        sums<BLOCKS>(c, first, stride, request, j, a);
+        for (int b = 0; b < BLOCKS; b++)
+            for (int u = 0; u < WIDE; u++) a[b][u] = activate<ACTIVATION>(a[b][u], table);
+        if constexpr (GATED) {
+            F gate[BLOCKS][WIDE];
+            sums<BLOCKS>(c, first, stride, request, c.padded + j, gate);
+            for (int b = 0; b < BLOCKS; b++)
+                for (int u = 0; u < WIDE; u++) a[b][u] = multiply(a[b][u], gate[b][u]);
+        }
+        for (int u = 0; u < WIDE; u++)
+            for (int b = 0; b < BLOCKS; b++) sum[b] = fma(splat(head.weights[j + u]), a[b][u], sum[b]);
+        for (int k = 1; k < head.outputs; k++) {
+            const float* weights = head.weights + static_cast<std::ptrdiff_t>(k) * c.padded + j;
+            for (int b = 0; b < BLOCKS; b++) {
+                F other = load_floats(out + b * line + k * LANES);
+                for (int u = 0; u < WIDE; u++) other = fma(splat(weights[u]), a[b][u], other);
+                store(out + b * line + k * LANES, other);
+            }
+        }
+    }
+    for (int b = 0; b < BLOCKS; b++) store(out + b * line, sum[b]);
+}
+
+template <Activation ACTIVATION, bool GATED>
+void score_blocks(const Catalogue& c, Tile& tile, const Request& request, const Head& head,
+                  float* out) {
+    const int blocks = (tile.count + LANES - 1) / LANES;
+    const int stride = Tile::stride(c);
+    int b = 0;
+    for (; b + TOGETHER <= blocks; b += TOGETHER)
+        score_some<ACTIVATION, GATED, TOGETHER>(c, tile.data() + static_cast<std::ptrdiff_t>(b) * stride, stride,
+                                                request, head, out + static_cast<std::ptrdiff_t>(b) * head.outputs * LANES);
+    for (; b < blocks; b++)
+        score_some<ACTIVATION, GATED, 1>(c, tile.data() + static_cast<std::ptrdiff_t>(b) * stride, stride, request,
+                                         head, out + static_cast<std::ptrdiff_t>(b) * head.outputs * LANES);
+}
+
+void score(const Catalogue& c, Tile& tile, const Request& request, const Head& head, float* out) {
+    const bool gated = c.parts == 2;
+    switch (c.activation) {
+        case Activation::relu:
+            return gated ? score_blocks<Activation::relu, true>(c, tile, request, head, out)
+                         : score_blocks<Activation::relu, false>(c, tile, request, head, out);
+        case Activation::silu:
+            return gated ? score_blocks<Activation::silu, true>(c, tile, request, head, out)
+                         : score_blocks<Activation::silu, false>(c, tile, request, head, out);
+        case Activation::hardswish:
+            return gated ? score_blocks<Activation::hardswish, true>(c, tile, request, head, out)
+                         : score_blocks<Activation::hardswish, false>(c, tile, request, head, out);
+    }
+}
+
+inline void fetch(const std::uint8_t* from, std::int64_t size, std::int64_t at, std::int64_t count) {
+    for (const std::int64_t end = at + count < size ? at + count : size; at < end; at += 64)
+        __builtin_prefetch(from + at, 0, 2);
+}
+
+void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int count, Tile& tile) {
+    const int stride = Tile::stride(c);
+    tile.count = count;
+    const std::uint8_t* weights[LANES];
+    const std::uint8_t* terms[LANES];
+    const auto* all_terms = reinterpret_cast<const std::uint8_t*>(c.terms);
+    const std::int64_t size = c.sums();
+    for (int at = 0; at < count; at += LANES) {
+        for (int i = 0; i < LANES; i++) {
+            // Lanes behind the end hold the last item: what they give is never looked at.
+            const int place = at + i < count ? at + i : count - 1;
+            const std::int64_t row = rows ? rows[place] : first + place;
+            weights[i] = c.weights + row * c.columns;
+            terms[i] = all_terms + row * size;
+        }
+        if (!rows) {
+            // While a tile is scored, the memory fetches the next one.
+            fetch(c.weights, c.items * c.columns, (first + at + TILE) * c.columns, LANES * c.columns);
+            fetch(all_terms, c.items * size, (first + at + TILE) * size, LANES * size);
+        } else {
+            for (int i = 0; i < LANES && at + LANES + i < count; i++) {
+                const std::int64_t row = rows[at + LANES + i];
+                __builtin_prefetch(c.weights + row * c.columns);
+                __builtin_prefetch(all_terms + row * size);
+            }
+        }
+        std::uint32_t* block = tile.data() + static_cast<std::ptrdiff_t>(at / LANES) * stride;
+        transpose(weights, c.columns, block);
+        block += c.quads * LANES;
+        for (int part = 0; part < c.parts; part++) {
+            const int quads = transpose(terms, c.hidden, block);
+            for (int q = quads; q < c.padded / 4; q++)
+                for (int i = 0; i < LANES; i++) block[q * LANES + i] = 0;
+            block += c.padded / 4 * LANES;
+            for (int i = 0; i < LANES; i++) terms[i] += c.hidden;
+        }
+    }
+}
+
+void fold(const Catalogue& c, const Fold& f, const float* links, const float* head, float* scratch,
+          std::int8_t* codes, float* step, float* constant) {
+    const int g = f.sums, width = f.width / f.heads;
+    float* user = scratch + static_cast<std::ptrdiff_t>(c.columns) * g;
+    for (int j = 0; j < g; j++) user[j] = head[j] + f.middle[j];
+    for (int h = 0; h < f.heads; h++) {
+        float* of_head = scratch + static_cast<std::ptrdiff_t>(h) * f.links * g;
+        for (int l = 0; l < f.links; l++) {
+            float* to = of_head + static_cast<std::ptrdiff_t>(l) * g;
+            const float* link = links + static_cast<std::ptrdiff_t>(l) * f.width + h * width;
+            const float* layer = f.from_links_t + static_cast<std::ptrdiff_t>(h) * width * g;
+            for (int j = 0; j < g; j++) to[j] = 0;
+            for (int e = 0; e < width; e++)
+                for (int j = 0; j < g; j++)
+                    to[j] += link[e] * layer[static_cast<std::ptrdiff_t>(e) * g + j];
+        }
+        // `step` serves as room for the means until the end.
+        for (int j = 0; j < g; j++) step[j] = 0;
+        for (int l = 0; l < f.links; l++)
+            for (int j = 0; j < g; j++) step[j] += of_head[static_cast<std::ptrdiff_t>(l) * g + j];
+        for (int j = 0; j < g; j++) user[j] += step[j] /= static_cast<float>(f.links);
+        for (int l = 0; l < f.links; l++) {
+            const int column = h * f.links + l;
+            float* to = of_head + static_cast<std::ptrdiff_t>(l) * g;
+            for (int j = 0; j < g; j++) {
+                const float centred = to[j] - step[j];
+                user[j] += f.low[column] * centred;
+                to[j] = f.weight_step[column] * centred;
+            }
+        }
+    }
+    float* most = step;
+    for (int j = 0; j < g; j++) most[j] = 0;
+    for (int k = 0; k < c.columns; k++) {
+        const float* from = scratch + static_cast<std::ptrdiff_t>(k) * g;
+        for (int j = 0; j < g; j++) {
+            const float size = from[j] < 0 ? -from[j] : from[j];
+            most[j] = most[j] < size ? size : most[j];
+        }
+    }
+    for (int j = 0; j < g; j++) most[j] = most[j] > 0 ? most[j] / 127 : 1;
+    for (int k = 0; k < c.columns; k++) {
+        float* from = scratch + static_cast<std::ptrdiff_t>(k) * g;
+        for (int j = 0; j < g; j++) {
+            // To the nearest integer, ties to even, by the rounding of this addition.
+            const float code = (from[j] / most[j] + 12582912.0f) - 12582912.0f;
+            user[j] += f.mean[k] * (from[j] - most[j] * code);  // NaN, where links are
+            from[j] = code >= -127 && code <= 127 ? code : 0;
+        }
+    }
+    // From here on with padding: halves of `padded`, codes by sums.
+    for (int part = c.parts - 1; part >= 0; part--) {
+        for (int j = c.padded - 1; j >= 0; j--) {
+            const int to = part * c.padded + j, from = part * c.hidden + j;
+            std::int8_t* line = codes + (static_cast<std::ptrdiff_t>(to / WIDE) * c.quads * WIDE + to % WIDE) * 4;
+            const bool real = j < c.hidden;
+            for (int k = 0; k < c.quads * 4; k++) {
+                const bool held = real && k < c.columns;
+                line[k / 4 * WIDE * 4 + k % 4] =
+                    held ? static_cast<std::int8_t>(scratch[static_cast<std::ptrdiff_t>(k) * g + from]) : 0;
+            }
+            step[to] = real ? step[from] : 0;
+            constant[to] = real ? user[from] : 0;
+        }
+    }
+}
+
+double peak(std::int64_t rounds, std::int32_t* sink) {
+    alignas(64) std::uint32_t given[LANES];
+    for (int i = 0; i < LANES; i++) given[i] = static_cast<std::uint32_t>(sink[i]);
+    const I items = load(given);
+    I total[WIDE];
+    for (int u = 0; u < WIDE; u++) total[u] = zero();
+    for (std::int64_t r = 0; r < rounds; r++)
+        for (int u = 0; u < WIDE; u++) total[u] = dot(total[u], items, total[u]);
+    for (int u = 1; u < WIDE; u++) total[0] = add(total[0], total[u]);
+    store_integers(sink, total[0]);
+    return static_cast<double>(rounds) * WIDE * LANES * 4;
+}

@@ -1,0 +1,455 @@
+// The face towards Python: arguments are checked here, then the work is shared among threads
+// without the interpreter's lock. See limerank/native.py for what the arrays are.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <cstring>
+#include <exception>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "catalogue.hpp"
+#include "select.hpp"
+
+namespace nb = nanobind;
+
+namespace limerank {
+namespace {
+
+template <class T, int DIMENSIONS>
+using In = nb::ndarray<const T, nb::ndim<DIMENSIONS>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Out = nb::ndarray<nb::numpy, T>;
+
+constexpr std::int64_t MOST_COLUMNS = 1 << 16;  // 2^16 * 255 * 127 < 2^31: sums never overflow
+
+void expect(bool fine, const std::string& message) {
+    if (!fine) throw std::invalid_argument(message);
+}
+
+std::vector<const Path*> paths() {
+    std::vector<const Path*> found;
+#if defined(__x86_64__)
+    for (const Path* path : {&avx512_path, &avx2_path})
+        if (path->supported()) found.push_back(path);
+#endif
+    found.push_back(&portable_path);
+    return found;
+}
+
+const Path& path_named(const std::optional<std::string>& name) {
+    const std::vector<const Path*> found = paths();
+    if (!name) return *found[0];
+    std::string known;
+    for (const Path* path : found) {
+        if (*name == path->name) return *path;
+        known += (known.empty() ? "" : ", ") + std::string(path->name);
+    }
+    throw std::invalid_argument("no path '" + *name + "' on this machine; it has " + known);
+}
+
+template <class T>
+Out<T> array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
+    auto* held = new std::vector<T>(std::move(values));
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+    return Out<T>(held->data(), shape, owner);
+}
+
+// Run function(low, high) over [0, count) in `threads` threads, cut at multiples of `step`.
+template <class Function>
+void in_threads(std::int64_t count, std::int64_t step, int threads, Function function) {
+    const std::int64_t steps = (count + step - 1) / step;
+    const int used = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, steps)));
+    const auto edge = [&](int t) { return std::min(count, steps * t / used * step); };
+    if (used == 1) return function(0, std::int64_t{0}, count);
+    std::vector<std::thread> running;
+    std::vector<std::exception_ptr> failed(static_cast<std::size_t>(used));
+    const auto guarded = [&](int t) {
+        try {
+            function(t, edge(t), edge(t + 1));
+        } catch (...) {
+            failed[static_cast<std::size_t>(t)] = std::current_exception();
+        }
+    };
+    try {
+        for (int t = 1; t < used; t++) running.emplace_back(guarded, t);
+    } catch (...) {
+        for (std::thread& thread : running) thread.join();
+        throw;
+    }
+    guarded(0);
+    for (std::thread& thread : running) thread.join();
+    for (const std::exception_ptr& error : failed)
+        if (error) std::rethrow_exception(error);
+}
+
+// Requests, quantised.
+struct Requests {
+    std::size_t count = 0, size = 0, line = 0;  // sums and codes of one request, padded
+    std::vector<std::int8_t> codes;
+    std::vector<float> step, constant;
+    const void* of = nullptr;  // the scorer that made them
+    Request at(std::size_t b) const {
+        return {codes.data() + b * line, step.data() + b * size, constant.data() + b * size};
+    }
+};
+
+class Scorer {
+  public:
+    Scorer(In<std::uint8_t, 2> weights, In<std::int8_t, 2> terms, In<float, 1> low,
+           In<float, 1> weight_step, In<float, 1> mean, In<float, 1> middle,
+           In<float, 1> term_step, In<float, 2> from_links, In<float, 2> out, In<float, 1> bias,
+           In<std::int32_t, 1> hidden_rows, int heads, const std::string& activation, bool gated,
+           const std::optional<std::string>& path)
+        : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), path_(&path_named(path)) {
+        const auto columns = static_cast<std::int64_t>(weights.shape(1));
+        const auto sums = static_cast<std::int64_t>(terms.shape(1));
+        const auto tasks = static_cast<std::int64_t>(out.shape(0));
+        const auto width = static_cast<std::int64_t>(from_links.shape(1));
+        const auto hidden = static_cast<std::int64_t>(out.shape(1));
+        c_.parts = gated ? 2 : 1;
+        expect(columns >= 1 && columns <= MOST_COLUMNS, "expected 1 to 65536 weights per item");
+        expect(hidden >= 1 && hidden <= 1 << 20 && sums == c_.parts * hidden,
+               "terms, head and gate do not fit together");
+        expect(tasks >= 1 && tasks <= 1 << 16, "expected 1 to 65536 tasks");
+        expect(terms.shape(0) == weights.shape(0), "weights and terms are of different items");
+        expect(heads >= 1 && columns % heads == 0 && width % heads == 0 && width >= heads,
+               "heads divide neither the weights nor the width");
+        for (const In<float, 1>* one : {&low, &weight_step, &mean})
+            expect(static_cast<std::int64_t>(one->shape(0)) == columns,
+                   "expected one scale per weight");
+        for (const In<float, 1>* one : {&middle, &term_step})
+            expect(static_cast<std::int64_t>(one->shape(0)) == sums, "expected one scale per term");
+        expect(static_cast<std::int64_t>(from_links.shape(0)) == sums &&
+                   static_cast<std::int64_t>(bias.shape(0)) == tasks,
+               "the head's layers do not fit together");
+        c_.weights = weights.data();
+        c_.terms = terms.data();
+        c_.items = static_cast<std::int64_t>(weights.shape(0));
+        c_.columns = static_cast<int>(columns);
+        c_.quads = static_cast<int>((columns + 3) / 4);
+        c_.hidden = static_cast<int>(hidden);
+        c_.padded = static_cast<int>((hidden + WIDE - 1) / WIDE * WIDE);
+        if (activation == "relu") c_.activation = Activation::relu;
+        else if (activation == "silu") c_.activation = Activation::silu;
+        else if (activation == "hardswish") c_.activation = Activation::hardswish;
+        else throw std::invalid_argument("no activation '" + activation + "'");
+        c_.term_step.assign(static_cast<std::size_t>(c_.padded_sums()), 0.0f);
+        for (int part = 0; part < c_.parts; part++)
+            for (int j = 0; j < c_.hidden; j++)
+                c_.term_step[static_cast<std::size_t>(part * c_.padded + j)] =
+                    term_step.data()[part * c_.hidden + j];
+        tasks_ = static_cast<std::size_t>(tasks);
+        out_ = padded_rows(out.data(), tasks_);
+        bias_.assign(bias.data(), bias.data() + tasks);
+        // How links become codes.
+        low_.assign(low.data(), low.data() + columns);
+        weight_step_.assign(weight_step.data(), weight_step.data() + columns);
+        mean_.assign(mean.data(), mean.data() + columns);
+        middle_.assign(middle.data(), middle.data() + sums);
+        layer_t_.resize(static_cast<std::size_t>(width * sums));
+        for (std::int64_t j = 0; j < sums; j++)
+            for (std::int64_t e = 0; e < width; e++)
+                layer_t_[static_cast<std::size_t>(e * sums + j)] = from_links.data()[j * width + e];
+        fold_ = {heads, static_cast<int>(columns) / heads, static_cast<int>(width),
+                 static_cast<int>(sums), layer_t_.data(), low_.data(), weight_step_.data(),
+                 mean_.data(), middle_.data()};
+        std::int32_t last = -1;
+        for (std::size_t i = 0; i < hidden_rows.shape(0); i++) {
+            const std::int32_t row = hidden_rows.data()[i];
+            expect(row > last && row < c_.items, "hidden rows must ascend within the index");
+            last = row;
+        }
+    }
+
+    Scorer(const Scorer&) = delete;
+    Scorer& operator=(const Scorer&) = delete;
+
+    const char* path() const { return path_->name; }
+
+    Requests requests(In<float, 3> links, In<float, 2> head) const {
+        const std::size_t batch = links.shape(0);
+        expect(static_cast<int>(links.shape(1)) == fold_.links &&
+                   static_cast<int>(links.shape(2)) == fold_.width &&
+                   static_cast<int>(head.shape(1)) == fold_.sums && head.shape(0) == batch,
+               "links and head terms are not of this model");
+        Requests made;
+        made.count = batch;
+        made.size = static_cast<std::size_t>(c_.padded_sums());
+        made.line = made.size * static_cast<std::size_t>(c_.quads) * 4;
+        made.codes.resize(batch * made.line);
+        made.step.resize(batch * made.size);
+        made.constant.resize(batch * made.size);
+        made.of = this;
+        nb::gil_scoped_release free;
+        std::vector<float> scratch(static_cast<std::size_t>(c_.quads * 4 + 1) *
+                                   static_cast<std::size_t>(fold_.sums));
+        for (std::size_t b = 0; b < batch; b++)
+            path_->fold(c_, fold_, links.data() + b * links.shape(1) * links.shape(2),
+                        head.data() + b * head.shape(1), scratch.data(),
+                        made.codes.data() + b * made.line, made.step.data() + b * made.size,
+                        made.constant.data() + b * made.size);
+        return made;
+    }
+
+    // Logits [B, m, K] of all items, of rows [m], or of each request's own rows [B, m].
+    Out<float> scores(const Requests& requests, std::optional<In<std::int64_t, 2>> rows,
+                      int threads) const {
+        check(requests, threads);
+        const std::size_t batch = requests.count;
+        std::int64_t count = c_.items;
+        bool own = false;
+        if (rows) {
+            expect(rows->shape(0) == 1 || rows->shape(0) == batch,
+                   "rows are for another number of requests");
+            own = rows->shape(0) != 1;
+            count = static_cast<std::int64_t>(rows->shape(1));
+            check_rows(rows->data(), rows->size());
+        }
+        std::vector<float> found(batch * static_cast<std::size_t>(count) * tasks_);
+        {
+            nb::gil_scoped_release free;
+            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
+            in_threads(count, TILE, threads, [&](int, std::int64_t low, std::int64_t high) {
+                Tile tile(c_);
+                std::vector<float> room(TILE * tasks_);
+                for (std::int64_t at = low; at < high; at += TILE) {
+                    const int size = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
+                    for (std::size_t b = 0; b < batch; b++) {
+                        const std::int64_t* of = nullptr;
+                        if (rows) of = rows->data() + (own ? b : 0) * rows->shape(1) + at;
+                        if (b == 0 || own) path_->pack(c_, of, at, size, tile);
+                        path_->score(c_, tile, requests.at(b), head, room.data());
+                        float* to = found.data() +
+                                    (b * static_cast<std::size_t>(count) + static_cast<std::size_t>(at)) * tasks_;
+                        unpack(room.data(), size, to);
+                    }
+                }
+            });
+        }
+        return array(std::move(found), {batch, static_cast<std::size_t>(count), tasks_});
+    }
+
+    // The best k of each request by the weighted sum of its logits.
+    //   weights [B, K]; rows [m], ascending and distinct, or none for all items;
+    //   exclude [x], each request's rows ascending, from exclude_ends[b - 1] to exclude_ends[b];
+    //   allow [1, n] or [B, n], or none.
+    nb::tuple top(const Requests& requests, std::int64_t k, In<float, 2> weights,
+                  std::optional<In<std::int64_t, 1>> rows, In<std::int64_t, 1> exclude,
+                  In<std::int64_t, 1> exclude_ends, std::optional<In<bool, 2>> allow,
+                  int threads) const {
+        check(requests, threads);
+        const std::size_t batch = requests.count;
+        expect(k >= 0 && k <= c_.items, "k is not within the index");
+        expect(weights.shape(0) == batch && weights.shape(1) == tasks_,
+               "task weights are not [requests, tasks]");
+        const std::int64_t count = rows ? static_cast<std::int64_t>(rows->shape(0)) : c_.items;
+        if (rows) {
+            check_rows(rows->data(), rows->size());
+            for (std::size_t i = 1; i < rows->shape(0); i++)
+                expect(rows->data()[i - 1] < rows->data()[i], "rows must ascend");
+        }
+        expect(exclude_ends.shape(0) == batch, "exclusions are for another number of requests");
+        std::int64_t end = 0;
+        for (std::size_t b = 0; b < batch; b++) {
+            const std::int64_t next = exclude_ends.data()[b];
+            expect(next >= end && next <= static_cast<std::int64_t>(exclude.shape(0)),
+                   "the ends of the exclusions do not ascend");
+            for (std::int64_t i = end + 1; i < next; i++)
+                expect(exclude.data()[i - 1] <= exclude.data()[i], "exclusions must ascend");
+            end = next;
+        }
+        if (allow)
+            expect((allow->shape(0) == 1 || allow->shape(0) == batch) &&
+                       static_cast<std::int64_t>(allow->shape(1)) == c_.items,
+                   "allow is not [1 or requests, items]");
+
+        const auto size = static_cast<std::size_t>(k);
+        std::vector<std::int64_t> best(batch * size, -1);
+        std::vector<float> values(batch * size, -std::numeric_limits<float>::infinity());
+        std::vector<float> logits(batch * size * tasks_, std::numeric_limits<float>::quiet_NaN());
+        if (k > 0) {
+            nb::gil_scoped_release free;
+            std::vector<float> combined(batch * static_cast<std::size_t>(c_.padded));
+            std::vector<float> bias(batch);
+            for (std::size_t b = 0; b < batch; b++)
+                combine(weights.data() + b * tasks_, combined.data() + b * static_cast<std::size_t>(c_.padded), bias[b]);
+            const auto used = static_cast<std::size_t>(std::max(1, threads));
+            std::vector<std::vector<Best>> of_threads(used);
+            in_threads(count, TILE, threads, [&](int t, std::int64_t low, std::int64_t high) {
+                std::vector<Best>& held = of_threads[static_cast<std::size_t>(t)];
+                held.assign(batch, Best(size));
+                Tile tile(c_);
+                alignas(64) float room[TILE];
+                for (std::int64_t at = low; at < high; at += TILE) {
+                    const int here = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
+                    const std::int64_t* of = rows ? rows->data() + at : nullptr;
+                    if (allow && allow->shape(0) == 1 && !any(allow->data(), of, at, here)) continue;
+                    path_->pack(c_, of, at, here, tile);
+                    for (std::size_t b = 0; b < batch; b++) {
+                        const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1};
+                        path_->score(c_, tile, requests.at(b), head, room);
+                        const std::int64_t from = b ? exclude_ends.data()[b - 1] : 0;
+                        const std::int64_t* gone = exclude.data() + from;
+                        const std::int64_t* gone_end = exclude.data() + exclude_ends.data()[b];
+                        const bool* allowed = nullptr;
+                        if (allow) allowed = allow->data() + (allow->shape(0) == 1 ? 0 : b * allow->shape(1));
+                        offer(held[b], room, here, of, at, gone, gone_end, allowed);
+                    }
+                }
+            });
+            Tile tile(c_);
+            std::vector<float> room(TILE * tasks_);
+            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
+            for (std::size_t b = 0; b < batch; b++) {
+                std::vector<Found> all;
+                for (std::vector<Best>& held : of_threads) {
+                    if (held.empty()) continue;
+                    const std::vector<Found>& some = held[b].sorted();
+                    all.insert(all.end(), some.begin(), some.end());
+                }
+                if (used > 1) std::sort(all.begin(), all.end(), before);
+                const std::size_t there = std::min(size, all.size());
+                for (std::size_t i = 0; i < there; i++) {
+                    best[b * size + i] = all[i].row;
+                    values[b * size + i] = all[i].value + 0.0f;
+                }
+                for (std::size_t at = 0; at < there; at += TILE) {
+                    const int here = static_cast<int>(std::min<std::size_t>(TILE, there - at));
+                    path_->pack(c_, best.data() + b * size + at, 0, here, tile);
+                    path_->score(c_, tile, requests.at(b), head, room.data());
+                    unpack(room.data(), here, logits.data() + (b * size + at) * tasks_);
+                }
+            }
+        }
+        return nb::make_tuple(array(std::move(best), {batch, size}),
+                              array(std::move(values), {batch, size}),
+                              array(std::move(logits), {batch, size, tasks_}));
+    }
+
+  private:
+    void check(const Requests& requests, int threads) const {
+        expect(requests.of == this, "these requests were made by another scorer");
+        expect(threads >= 1 && threads <= 1024, "expected 1 to 1024 threads");
+    }
+
+    void check_rows(const std::int64_t* rows, std::size_t count) const {
+        for (std::size_t i = 0; i < count; i++)
+            if (rows[i] < 0 || rows[i] >= c_.items)
+                throw std::out_of_range("the index has rows 0 .. " + std::to_string(c_.items - 1) +
+                                        "; got " + std::to_string(rows[i]));
+    }
+
+    std::vector<float> padded_rows(const float* from, std::size_t rows) const {
+        std::vector<float> to(rows * static_cast<std::size_t>(c_.padded), 0.0f);
+        for (std::size_t k = 0; k < rows; k++)
+            std::memcpy(to.data() + k * static_cast<std::size_t>(c_.padded), from + k * static_cast<std::size_t>(c_.hidden),
+                        static_cast<std::size_t>(c_.hidden) * sizeof(float));
+        return to;
+    }
+
+    // The layer whose output is the weighted sum of the tasks' logits.
+    void combine(const float* weights, float* layer, float& bias) const {
+        bias = 0;
+        for (std::size_t k = 0; k < tasks_; k++) {
+            bias += weights[k] * bias_[k];
+            const float* of = out_.data() + k * static_cast<std::size_t>(c_.padded);
+            for (int j = 0; j < c_.padded; j++) layer[j] += weights[k] * of[j];
+        }
+    }
+
+    void unpack(const float* room, int count, float* to) const {
+        for (int i = 0; i < count; i++)
+            for (std::size_t k = 0; k < tasks_; k++)
+                to[static_cast<std::size_t>(i) * tasks_ + k] =
+                    room[(static_cast<std::size_t>(i / LANES) * tasks_ + k) * LANES + static_cast<std::size_t>(i % LANES)];
+    }
+
+    static bool any(const bool* allowed, const std::int64_t* rows, std::int64_t first, int count) {
+        if (!rows) return std::memchr(allowed + first, 1, static_cast<std::size_t>(count)) != nullptr;
+        for (int i = 0; i < count; i++)
+            if (allowed[rows[i]]) return true;
+        return false;
+    }
+
+    // Values of a tile's items -> those that are welcome and may be ranked.
+    void offer(Best& best, float* values, int count, const std::int64_t* rows, std::int64_t first,
+               const std::int64_t* gone, const std::int64_t* gone_end, const bool* allowed) const {
+        constexpr float least = -std::numeric_limits<float>::infinity();
+        const std::int32_t* hidden = hidden_rows_.data();
+        const std::int32_t* hidden_end = hidden + hidden_rows_.shape(0);
+        for (int at = 0; at < count; at += LANES) {
+            const int size = std::min(LANES, count - at);
+            if (best.full()) {
+                int above = 0;
+                for (int i = 0; i < LANES; i++) above += values[at + i] > best.threshold();
+                if (above == 0) continue;
+            }
+            for (int i = at; i < at + size; i++) {
+                const float value = std::isnan(values[i]) ? least : values[i];
+                if (!best.welcome(value)) continue;
+                const std::int64_t row = rows ? rows[i] : first + i;
+                if (allowed && !allowed[row]) continue;
+                if (std::binary_search(gone, gone_end, row)) continue;
+                if (hidden != hidden_end && std::binary_search(hidden, hidden_end, row)) continue;
+                best.offer(value, row);
+            }
+        }
+    }
+
+    In<std::uint8_t, 2> weights_;  // held, for `c_` points into them
+    In<std::int8_t, 2> terms_;
+    In<std::int32_t, 1> hidden_rows_;
+    const Path* path_;
+    Catalogue c_;
+    Fold fold_{};
+    std::size_t tasks_ = 0;
+    std::vector<float> out_, bias_, low_, weight_step_, mean_, middle_, layer_t_;
+};
+
+}  // namespace
+}  // namespace limerank
+
+NB_MODULE(_native, m) {
+    using namespace limerank;
+    m.doc() = "Scores the items of an index in integer arithmetic; see limerank.native.";
+    m.attr("SILU_ERROR") = SILU_ERROR;
+    m.def("paths", [] {
+        std::vector<std::string> names;
+        for (const Path* path : limerank::paths()) names.emplace_back(path->name);
+        return names;
+    }, "Names of the implementations that this machine can run, the fastest first.");
+    m.def("peak", [](const std::string& path, std::int64_t rounds) {
+        std::int32_t sink[LANES] = {1};
+        const Path& chosen = path_named(path);
+        nb::gil_scoped_release free;
+        return chosen.peak(rounds, sink);
+    }, nb::arg("path"), nb::arg("rounds"),
+       "Multiply bytes in registers alone; returns how many multiply-adds that were.");
+    nb::class_<Requests>(m, "Requests").def("__len__", [](const Requests& r) { return r.count; });
+    nb::class_<Scorer>(m, "Scorer")
+        .def(nb::init<In<std::uint8_t, 2>, In<std::int8_t, 2>, In<float, 1>, In<float, 1>,
+                      In<float, 1>, In<float, 1>, In<float, 1>, In<float, 2>, In<float, 2>,
+                      In<float, 1>, In<std::int32_t, 1>, int, const std::string&, bool,
+                      const std::optional<std::string>&>(),
+             nb::arg("weights").noconvert(), nb::arg("terms").noconvert(), nb::arg("weight_low"),
+             nb::arg("weight_step"), nb::arg("weight_mean"), nb::arg("term_middle"),
+             nb::arg("term_step"), nb::arg("from_links"), nb::arg("out"), nb::arg("bias"),
+             nb::arg("hidden_rows").noconvert(), nb::arg("heads"), nb::arg("activation"),
+             nb::arg("gated"), nb::arg("path").none())
+        .def_prop_ro("path", &Scorer::path)
+        .def("requests", &Scorer::requests, nb::arg("links").noconvert(),
+             nb::arg("head").noconvert())
+        .def("scores", &Scorer::scores, nb::arg("requests"), nb::arg("rows").noconvert().none(),
+             nb::arg("threads"))
+        .def("top", &Scorer::top, nb::arg("requests"), nb::arg("k"),
+             nb::arg("weights").noconvert(), nb::arg("rows").noconvert().none(),
+             nb::arg("exclude").noconvert(), nb::arg("exclude_ends").noconvert(),
+             nb::arg("allow").noconvert().none(), nb::arg("threads"));
+}

@@ -1,0 +1,50 @@
+"""User states meet the items of an index: scores, and the best k.
+
+Three scorers stand behind one interface, and the caller says which:
+
+- :class:`ModelScorer`: the model itself in float32, for any ranker. The reference.
+- :class:`QuantisedScorer`: LIME over the bytes of the index, in torch: what the native one
+  computes, written to be read, and for GPUs.
+- :class:`NativeScorer`: the same in C++, for serving.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limerank.errors import SpecError
+from limerank.index import Index
+from limerank.models import Ranker
+from limerank.scorer.contract import Scorer, TopK
+from limerank.scorer.model import ModelScorer
+from limerank.scorer.native import NativeScorer, paths
+from limerank.scorer.quantised import QuantisedScorer
+from limerank.scorer.report import quantisation_report
+
+__all__ = [
+    "ModelScorer",
+    "NativeScorer",
+    "QuantisedScorer",
+    "Scorer",
+    "ScorerName",
+    "TopK",
+    "paths",
+    "quantisation_report",
+    "scorer_for",
+]
+
+ScorerName = Literal["auto", "native", "quantised", "model"]
+
+
+def scorer_for(name: ScorerName, ranker: Ranker, index: Index, *, threads: int = 1) -> Scorer:
+    """The scorer of this name; "auto" is "native" where the index holds link weights, else
+    "model". ``threads`` are for the native one; torch has its own setting."""
+    if name == "auto":
+        name = "model" if index.weights is None else "native"
+    if name == "native":
+        return NativeScorer(ranker, index, threads=threads)
+    if name == "quantised":
+        return QuantisedScorer(ranker, index)
+    if name == "model":
+        return ModelScorer(ranker, index)
+    raise SpecError(f"no scorer {name!r}; expected auto, native, quantised or model")
