@@ -91,9 +91,10 @@ class ModelConfig(Frozen):
     """LIME-XOR, SASRec, HSTU: depth of the stack."""
     places: int = Field(1024, ge=1)
     """SASRec, HSTU, LREA: places of a history that are told apart; older ones share the last."""
-    hidden: int = Field(64, ge=1)
-    """h: hidden units of the head."""
-    activation: Activation = "silu"
+    hidden: int = Field(32, ge=1)
+    """h: hidden units of the head; with a gate each has two first-layer sums."""
+    activation: Activation = "relu"
+    """f of the head's hidden units: relu is the cheapest where a catalogue is scored."""
     gated: bool = True
     """Whether the head's first layer is gated: z = f(a) * b instead of z = f(a)."""
     id_dropout: float = Field(0.1, ge=0, lt=1)

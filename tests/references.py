@@ -175,5 +175,5 @@ def logits(ranker: Ranker, batch: Batch) -> list[Tensor]:
             a = linear(head.from_links, o_d) + linear(head.from_item, t_d)
             a = a + linear(head.from_user, u[b]) + linear(head.from_context, c[b])
             first, gate = a.chunk(2)
-            found.append(linear(head.out, F.silu(first) * gate))
+            found.append(linear(head.out, F.relu(first) * gate))
     return found
