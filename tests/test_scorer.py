@@ -97,11 +97,11 @@ def test_top_is_the_brute_force(pair, k, weights):
     assert top.rows.shape == top.values.shape == (12, count)
     assert top.logits.shape == (12, count, TASKS)
     for b in range(12):
-        np.testing.assert_allclose(top.values[b], values[b][best(values[b], k)], atol=1e-5)
-        np.testing.assert_allclose(top.values[b], values[b][top.rows[b]], atol=1e-5)
+        np.testing.assert_allclose(top.values[b], values[b][best(values[b], k)], **CLOSE)
+        np.testing.assert_allclose(top.values[b], values[b][top.rows[b]], **CLOSE)
         assert len(set(top.rows[b])) == count
     np.testing.assert_allclose(
-        top.logits, np.take_along_axis(logits, top.rows[..., None], 1), atol=1e-5
+        top.logits, np.take_along_axis(logits, top.rows[..., None], 1), **CLOSE
     )
 
 

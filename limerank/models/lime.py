@@ -163,12 +163,38 @@ class LimeMha(Lime):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         heads = self.config.heads
         q_bhle = split_heads(self.query(links_bld), heads)
+        if not torch.is_grad_enabled() and heads * self.config.links <= self.config.width:
+            return self.absorb(links_bld, self._read(q_bhle, users, vectors_ud))
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
         k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
         read_bhle = link_attention(
             q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
         )
         return self.absorb(links_bld, read_bhle)
+
+    def _read(self, q_bhle: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
+        """What links read, [B, H, l, e], without keys or values of any event.
+
+        q (Wk x + bk) = (q Wk) x + q bk, and softmax cancels what all events share;
+        sum a (Wv x + bv) = Wv (sum a x) + bv, for shares sum to one. So links meet the events
+        themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand side by side
+        as more links.
+        """
+        heads, links = self.config.heads, self.config.links
+        (key_hed, value_hed), bias_he = (
+            self.key_value.weight.unflatten(0, (2, heads, -1)),
+            self.key_value.bias.chunk(2)[1].unflatten(0, (heads, -1)),
+        )
+        x_bnd = self.event_tower(users, vectors_ud)
+        # One head of width d = H e has all links; its 1 / sqrt(d) is made the heads' 1 / sqrt(e).
+        scale = heads**0.5
+        q_bjd = torch.einsum("bhle,hed->bhld", q_bhle * scale, key_hed).flatten(1, 2)
+        rate_1j = self.log_rate.exp().reshape(1, heads * links)
+        read_bjd = link_attention(
+            q_bjd[:, None], x_bnd[:, None], x_bnd[:, None], rate_1j, users.age, users.lengths
+        )[:, 0]
+        read_bhle = torch.einsum("bhld,hed->bhle", read_bjd.unflatten(1, (heads, links)), value_hed)
+        return read_bhle + bias_he[:, None] * (users.lengths > 0)[:, None, None, None]
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
         """What was read enters the links, then the feed-forward layer."""
@@ -261,6 +287,12 @@ class LimeMha(Lime):
         return link_attention(q_bhle, k_bhne, v_bhnn, self.log_rate.exp(), users.age, users.lengths)
 
 
+LONG = 256
+"""LIME-XOR without gradients: histories from this length on go through the blocks one at a time,
+without padding and in pieces of :data:`PIECE` events, which stay in the processor's cache."""
+PIECE = 512
+
+
 class LimeXor(Lime):
     """A stack of blocks in which links read events and events read links, and nothing else."""
 
@@ -272,6 +304,17 @@ class LimeXor(Lime):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         last = len(self.stack) - 1
+        if not (self.training or torch.is_grad_enabled()) and events_bnd.shape[1] >= LONG:
+            found = []
+            for links_ld, events_nd, length in zip(
+                links_bld, events_bnd, users.lengths.tolist(), strict=True
+            ):
+                events_nd = events_nd[:length].clone() if len(links_bld) > 1 else events_nd[:length]
+                for place, block in enumerate(self.stack):
+                    assert isinstance(block, XorBlock)
+                    links_ld = block.in_pieces(links_ld, events_nd, place == last)
+                found.append(links_ld)
+            return torch.stack(found)
         for place, block in enumerate(self.stack):
             links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, place == last)
         return links_bld
@@ -316,6 +359,34 @@ class XorBlock(nn.Module):
         assert read_bnd is not None
         links_bld = links_bld + self.dropout(self._read(read_bld, u_bld))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
+
+    def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
+        """:meth:`forward` of one request without padding: returns the links, writes the events in
+        place (but in the last block). Each piece of the events passes through the whole block."""
+        heads, d = self.heads, links_ld.shape[1]
+        normal_ld = self.norm(links_ld)
+        u_ld, q_hle = self._two(self.uq, normal_ld[None])
+        u_ld, q_hle = u_ld[0], q_hle[0]
+        k_hle, v_hle = (part[0] for part in self._split(F.silu(self.kv(normal_ld[None]))))
+        scale = q_hle.shape[-1] ** -0.5
+        q_hle, k_hle, v_hle = q_hle * scale, k_hle * scale, v_hle / len(links_ld)
+        layers = (self.kv,) if last else (self.kv, self.uq)
+        weight_dx = torch.cat([layer.weight for layer in layers]).T
+        bias_x = torch.cat([layer.bias for layer in layers])
+        read_hle = torch.zeros_like(q_hle)
+        for piece_nd in events_nd.split(PIECE):
+            of_all = F.silu(torch.addmm(bias_x, self.norm(piece_nd), weight_dx), inplace=True)
+            k_hne, v_hne, *rest = (
+                part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in of_all.split(d, -1)
+            )
+            a_hnl = F.silu(k_hne @ q_hle.mT, inplace=True)
+            read_hle.baddbmm_(a_hnl.mT, v_hne)
+            if not last:
+                b_hnl = F.silu(rest[1] @ k_hle.mT, inplace=True)
+                read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
+                piece_nd += self._read(read_nd, of_all[:, 2 * d : 3 * d])
+        read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
+        return links_ld + self._read(read_ld, u_ld)
 
     def read_weights(self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor) -> Tensor:
         """SiLU(q k^T / sqrt(e)) / n, as :meth:`forward` uses it: [B, H, l, N]."""
