@@ -126,7 +126,7 @@ def test_every_path_gives_the_same_bits(w, k, threads, seed):
         some = scorer.scores(requests, rows, 1)
         np.testing.assert_array_equal(some, whole[:, rows[0]])
         ends = np.zeros(len(w.links), np.int64)
-        top = scorer.top(requests, min(k, items), weights, None, NONE, ends, None, threads)
+        top = scorer.top(requests, k, weights, None, NONE, ends, None, threads)
         found.append((whole, *top))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
@@ -243,14 +243,16 @@ def test_wrong_arrays_are_refused():
     for rows in ([[10]], [[-1]]):
         with pytest.raises(IndexError, match=r"rows 0 \.\. 9; got"):
             scorer.scores(requests, np.array(rows), 1)
-    with pytest.raises(ValueError, match="ascend"):
-        scorer.top(requests, 1, ones, np.array([3, 3]), NONE, ends, None, 1)
-    with pytest.raises(ValueError, match="ascend"):
-        scorer.top(requests, 1, ones, None, np.array([3, 1]), np.array([2, 2]), None, 1)
-    with pytest.raises(ValueError, match="ascend"):
-        scorer.top(requests, 1, ones, None, np.array([3, 1]), np.array([9, 2]), None, 1)
-    with pytest.raises(ValueError, match="within the index"):
-        scorer.top(requests, 11, ones, None, NONE, ends, None, 1)
+    for wrong_rows in ([10], [-1]):
+        with pytest.raises(IndexError, match=r"rows 0 \.\. 9; got"):
+            scorer.top(requests, 1, ones, np.array(wrong_rows), NONE, ends, None, 1)
+        with pytest.raises(IndexError, match=r"rows 0 \.\. 9; got"):
+            scorer.top(requests, 1, ones, None, np.array(wrong_rows), ends + 1, None, 1)
+    for wrong_ends in ([9, 9], [2, 1]):
+        with pytest.raises(ValueError, match="ascend"):
+            scorer.top(requests, 1, ones, None, np.array([3, 1]), np.array(wrong_ends), None, 1)
+    with pytest.raises(ValueError, match="k is below 1"):
+        scorer.top(requests, 0, ones, None, NONE, ends, None, 1)
     with pytest.raises(ValueError, match="threads"):
         scorer.scores(requests, None, 0)
     with pytest.raises(ValueError, match="allow"):

@@ -205,6 +205,14 @@ class Scorer(abc.ABC):
         return np.ascontiguousarray(allow)
 
     def _checked(self, rows: ArrayLike | slice) -> Rows:
+        found = self._integers(rows)
+        wrong = found[(found < 0) | (found >= len(self))]
+        if len(wrong):
+            raise UnknownError(f"the index has rows 0 .. {len(self) - 1}; got {int(wrong[0])}")
+        return found
+
+    def _integers(self, rows: ArrayLike | slice) -> Rows:
+        """Rows as integers, in range or not."""
         if isinstance(rows, slice):
             return np.arange(*rows.indices(len(self)), dtype=np.int64)
         found = np.asarray(rows)
@@ -212,10 +220,7 @@ class Scorer(abc.ABC):
             return np.zeros(found.shape if found.ndim else (0,), np.int64)
         if found.dtype.kind not in "iu" or found.ndim not in (1, 2):
             raise SpecError(f"rows are {found.dtype} {list(found.shape)}, expected integers")
-        wrong = found[(found < 0) | (found >= len(self))]
-        if len(wrong):
-            raise UnknownError(f"the index has rows 0 .. {len(self) - 1}; got {int(wrong[0])}")
-        return found.astype(np.int64)
+        return found.astype(np.int64, copy=False)
 
     def _weights(self, weights: ArrayLike | None, batch: int) -> NDArray[np.float32]:
         if weights is None:

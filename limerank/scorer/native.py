@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from limerank.errors import SpecError
+from limerank.errors import SpecError, UnknownError
 from limerank.index import Index
 from limerank.kernels import _native
 from limerank.models import Ranker
-from limerank.scorer.contract import Rows, TopK
+from limerank.scorer.contract import TopK
 from limerank.scorer.quantised import QuantisedScorer
 
 
@@ -52,6 +52,7 @@ class NativeScorer(QuantisedScorer):
         if path is not None and path not in paths():
             raise SpecError(f"no path {path!r} on this machine; it has {', '.join(paths())}")
         self.threads = threads
+        self._first = np.eye(1, self.tasks, dtype=np.float32)
         if ranker.config.activation == "silu":
             self.activation_error = _native.SILU_ERROR
         scales, head, config = index.scales, self.lime.head, self.lime.config
@@ -81,8 +82,18 @@ class NativeScorer(QuantisedScorer):
 
     def scores(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
         requests = self._native.requests(_floats(state.links), _floats(state.head))
-        chosen = None if rows is None else self._rows_for(rows, len(requests))
-        return self._native.scores(requests, chosen, self.threads)
+        chosen = None
+        if rows is not None:
+            chosen = self._integers(rows)
+            if chosen.ndim == 2 and len(chosen) != len(requests):
+                raise SpecError(
+                    f"rows are for {len(chosen)} requests, the state is of {len(requests)}"
+                )
+            chosen = np.ascontiguousarray(np.atleast_2d(chosen))
+        try:
+            return self._native.scores(requests, chosen, self.threads)
+        except IndexError as error:
+            raise UnknownError(str(error)) from None
 
     def top(
         self,
@@ -96,49 +107,35 @@ class NativeScorer(QuantisedScorer):
     ) -> TopK:
         requests = self._native.requests(_floats(state.links), _floats(state.head))
         batch = len(requests)
-        weights_bk = np.ascontiguousarray(
-            np.broadcast_to(self._weights(weights, batch), (batch, self.tasks))
-        )
-        chosen = None if rows is None else self._distinct(rows)
+        of_tasks = self._first if weights is None else self._weights(weights, batch)
+        if len(of_tasks) != batch:
+            of_tasks = np.repeat(of_tasks, batch, axis=0)
+        chosen = None if rows is None else np.ascontiguousarray(self._integers(rows).ravel())
         allowed = self._allowed(allow, batch)
-        gone, ends = self._gone(exclude, batch)
-        everyone = allowed if allowed is not None and allowed.ndim == 1 else None
-        places = min(self._checked_k(k), self._places(chosen, everyone))
-        if everyone is not None:
-            allowed = everyone[None]
-        found = self._native.top(
-            requests, places, weights_bk, chosen, gone, ends, allowed, self.threads
-        )
-        return TopK(*found)
-
-    def _places(self, chosen: Rows | None, allowed: NDArray[np.bool_] | None) -> int:
-        """How many candidates are not hidden, of those that everyone may see."""
-        hidden = self.index.hidden
-        if chosen is None:
-            if allowed is None:
-                return len(self) - len(hidden)
-            return int(np.count_nonzero(allowed)) - int(np.count_nonzero(allowed[hidden]))
-        if allowed is not None:
-            chosen = chosen[allowed[chosen]]
-        if not len(hidden):
-            return len(chosen)
-        return len(chosen) - int(np.isin(chosen, hidden, assume_unique=True).sum())
-
-    def _rows_for(self, rows: ArrayLike | slice, batch: int) -> Rows:
-        chosen = self._checked(rows)
-        if chosen.ndim == 2 and len(chosen) != batch:
-            raise SpecError(f"rows are for {len(chosen)} requests, the state is of {batch}")
-        return np.ascontiguousarray(np.atleast_2d(chosen))
-
-    def _gone(self, exclude: Sequence[ArrayLike] | None, batch: int) -> tuple[Rows, Rows]:
-        """Excluded rows, ascending for each request, and where each request's end."""
-        if exclude is None:
-            return np.zeros(0, np.int64), np.zeros(batch, np.int64)
-        if len(exclude) != batch:
-            raise SpecError(f"exclude is for {len(exclude)} requests, the state is of {batch}")
-        parts = [np.sort(self._checked(rows), axis=None) for rows in exclude]
-        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        return np.concatenate([np.zeros(0, np.int64), *parts]), ends
+        if allowed is not None and allowed.ndim == 1:
+            allowed = allowed[None]
+        gone, ends = np.zeros(0, np.int64), np.zeros(batch, np.int64)
+        if exclude is not None:
+            if len(exclude) != batch:
+                raise SpecError(f"exclude is for {len(exclude)} requests, the state is of {batch}")
+            parts = [self._integers(part).ravel() for part in exclude]
+            ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+            gone = np.concatenate([gone, *parts])
+        try:
+            return TopK(
+                *self._native.top(
+                    requests,
+                    self._checked_k(k),
+                    of_tasks,
+                    chosen,
+                    gone,
+                    ends,
+                    allowed,
+                    self.threads,
+                )
+            )
+        except IndexError as error:
+            raise UnknownError(str(error)) from None
 
 
 def _floats(values: torch.Tensor) -> NDArray[np.float32]:

@@ -161,6 +161,24 @@ void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int 
     }
 }
 
+// x [width] times m [width, count].
+inline void multiply(const float* x, const float* m, int width, int count, float* to) {
+    constexpr int SIDE = 32;
+    int j = 0;
+    for (; j + SIDE <= count; j += SIDE) {
+        float sum[SIDE] = {};
+        for (int e = 0; e < width; e++)
+            for (int u = 0; u < SIDE; u++)
+                sum[u] += x[e] * m[static_cast<std::ptrdiff_t>(e) * count + j + u];
+        for (int u = 0; u < SIDE; u++) to[j + u] = sum[u];
+    }
+    for (; j < count; j++) {
+        float sum = 0;
+        for (int e = 0; e < width; e++) sum += x[e] * m[static_cast<std::ptrdiff_t>(e) * count + j];
+        to[j] = sum;
+    }
+}
+
 void fold(const Catalogue& c, const Fold& f, const float* links, const float* head, float* scratch,
           std::int8_t* codes, float* step, float* constant) {
     const int g = f.sums, width = f.width / f.heads;
@@ -172,10 +190,7 @@ void fold(const Catalogue& c, const Fold& f, const float* links, const float* he
             float* to = of_head + static_cast<std::ptrdiff_t>(l) * g;
             const float* link = links + static_cast<std::ptrdiff_t>(l) * f.width + h * width;
             const float* layer = f.from_links_t + static_cast<std::ptrdiff_t>(h) * width * g;
-            for (int j = 0; j < g; j++) to[j] = 0;
-            for (int e = 0; e < width; e++)
-                for (int j = 0; j < g; j++)
-                    to[j] += link[e] * layer[static_cast<std::ptrdiff_t>(e) * g + j];
+            multiply(link, layer, width, g, to);
         }
         // `step` serves as room for the means until the end.
         for (int j = 0; j < g; j++) step[j] = 0;

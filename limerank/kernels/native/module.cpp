@@ -237,32 +237,37 @@ class Scorer {
     }
 
     // The best k of each request by the weighted sum of its logits.
-    //   weights [B, K]; rows [m], ascending and distinct, or none for all items;
-    //   exclude [x], each request's rows ascending, from exclude_ends[b - 1] to exclude_ends[b];
+    //   weights [B, K]; rows [m], a set, or none for all items;
+    //   exclude [x], the rows of request b from exclude_ends[b - 1] to exclude_ends[b];
     //   allow [1, n] or [B, n], or none.
     nb::tuple top(const Requests& requests, std::int64_t k, In<float, 2> weights,
-                  std::optional<In<std::int64_t, 1>> rows, In<std::int64_t, 1> exclude,
+                  std::optional<In<std::int64_t, 1>> given_rows, In<std::int64_t, 1> given_exclude,
                   In<std::int64_t, 1> exclude_ends, std::optional<In<bool, 2>> allow,
                   int threads) const {
         check(requests, threads);
         const std::size_t batch = requests.count;
-        expect(k >= 0 && k <= c_.items, "k is not within the index");
+        expect(k >= 1, "k is below 1");
         expect(weights.shape(0) == batch && weights.shape(1) == tasks_,
                "task weights are not [requests, tasks]");
-        const std::int64_t count = rows ? static_cast<std::int64_t>(rows->shape(0)) : c_.items;
-        if (rows) {
-            check_rows(rows->data(), rows->size());
-            for (std::size_t i = 1; i < rows->shape(0); i++)
-                expect(rows->data()[i - 1] < rows->data()[i], "rows must ascend");
+        std::vector<std::int64_t> chosen, exclude(given_exclude.data(), given_exclude.data() + given_exclude.size());
+        const std::int64_t* rows = nullptr;
+        std::int64_t count = c_.items;
+        if (given_rows) {
+            chosen.assign(given_rows->data(), given_rows->data() + given_rows->size());
+            check_rows(chosen.data(), chosen.size());
+            ascend(chosen.begin(), chosen.end());
+            chosen.erase(std::unique(chosen.begin(), chosen.end()), chosen.end());
+            rows = chosen.data();
+            count = static_cast<std::int64_t>(chosen.size());
         }
+        check_rows(exclude.data(), exclude.size());
         expect(exclude_ends.shape(0) == batch, "exclusions are for another number of requests");
         std::int64_t end = 0;
         for (std::size_t b = 0; b < batch; b++) {
             const std::int64_t next = exclude_ends.data()[b];
-            expect(next >= end && next <= static_cast<std::int64_t>(exclude.shape(0)),
+            expect(next >= end && next <= static_cast<std::int64_t>(exclude.size()),
                    "the ends of the exclusions do not ascend");
-            for (std::int64_t i = end + 1; i < next; i++)
-                expect(exclude.data()[i - 1] <= exclude.data()[i], "exclusions must ascend");
+            ascend(exclude.begin() + end, exclude.begin() + next);
             end = next;
         }
         if (allow)
@@ -270,6 +275,8 @@ class Scorer {
                        static_cast<std::int64_t>(allow->shape(1)) == c_.items,
                    "allow is not [1 or requests, items]");
 
+        const bool everyone = allow && allow->shape(0) == 1;
+        k = std::min(k, places(rows, count, everyone ? allow->data() : nullptr));
         const auto size = static_cast<std::size_t>(k);
         std::vector<std::int64_t> best(batch * size, -1);
         std::vector<float> values(batch * size, -std::numeric_limits<float>::infinity());
@@ -289,8 +296,8 @@ class Scorer {
                 alignas(64) float room[TILE];
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int here = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
-                    const std::int64_t* of = rows ? rows->data() + at : nullptr;
-                    if (allow && allow->shape(0) == 1 && !any(allow->data(), of, at, here)) continue;
+                    const std::int64_t* of = rows ? rows + at : nullptr;
+                    if (everyone && !any(allow->data(), of, at, here)) continue;
                     path_->pack(c_, of, at, here, tile);
                     for (std::size_t b = 0; b < batch; b++) {
                         const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1};
@@ -299,7 +306,7 @@ class Scorer {
                         const std::int64_t* gone = exclude.data() + from;
                         const std::int64_t* gone_end = exclude.data() + exclude_ends.data()[b];
                         const bool* allowed = nullptr;
-                        if (allow) allowed = allow->data() + (allow->shape(0) == 1 ? 0 : b * allow->shape(1));
+                        if (allow) allowed = allow->data() + (everyone ? 0 : b * allow->shape(1));
                         offer(held[b], room, here, of, at, gone, gone_end, allowed);
                     }
                 }
@@ -344,6 +351,30 @@ class Scorer {
             if (rows[i] < 0 || rows[i] >= c_.items)
                 throw std::out_of_range("the index has rows 0 .. " + std::to_string(c_.items - 1) +
                                         "; got " + std::to_string(rows[i]));
+    }
+
+    template <class Iterator>
+    static void ascend(Iterator begin, Iterator end) {
+        if (!std::is_sorted(begin, end)) std::sort(begin, end);
+    }
+
+    // How many candidates are not hidden, of those that everyone may see.
+    std::int64_t places(const std::int64_t* rows, std::int64_t count, const bool* allowed) const {
+        const std::int32_t* hidden = hidden_rows_.data();
+        const std::int32_t* hidden_end = hidden + hidden_rows_.size();
+        std::int64_t found = 0;
+        if (!rows) {
+            if (!allowed) return count - (hidden_end - hidden);
+            for (std::int64_t i = 0; i < count; i++) found += allowed[i];
+            for (; hidden != hidden_end; hidden++) found -= allowed[*hidden];
+            return found;
+        }
+        for (std::int64_t i = 0; i < count; i++) {
+            hidden = std::lower_bound(hidden, hidden_end, rows[i]);
+            const bool gone = hidden != hidden_end && *hidden == rows[i];
+            found += !gone && (!allowed || allowed[rows[i]]);
+        }
+        return found;
     }
 
     std::vector<float> padded_rows(const float* from, std::size_t rows) const {
