@@ -329,6 +329,16 @@ def rank(
         str | None,
         typer.Option(help="A history given here: item ids, oldest first, separated by commas."),
     ] = None,
+    all_users: Annotated[
+        bool, typer.Option("--all-users", help="Rank for every user of the log, into --out.")
+    ] = False,
+    users: Annotated[
+        str | None, typer.Option(help="Rank for these users (commas, or @FILE), into --out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet file for the items of --all-users or --users.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace --out if it exists.")] = False,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 20,
     candidates: Annotated[
         str | None, typer.Option(help="Only these item ids (commas), or @FILE with one per line.")
@@ -340,10 +350,40 @@ def rank(
     scorer: Annotated[
         str, typer.Option(help="native or quantised (LIME, bytes), or model (float32).")
     ] = "auto",
+    threads: Annotated[int, typer.Option(help="Threads of the native scorer.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     data: Data = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Rank the whole catalogue, or some candidates, for one user."""
+    """Rank the whole catalogue, or some candidates, for one user; or the catalogue for many users.
+
+    One user's items are printed. With --all-users or --users the items go to a Parquet file with
+    the columns user, rank, item, value and one per task; a killed job goes on when called again.
+    """
+    if all_users or users is not None:
+        from limerank.bulk import bulk_command
+
+        alone = {"--user": user, "--history": history, "--candidates": candidates}
+        wrong = [name for name, value in alone.items() if value is not None]
+        wrong += [name for name, value in (("--explain", explain), ("--json", as_json)) if value]
+        if wrong:
+            raise typer.BadParameter(f"{', '.join(wrong)} is for one user")
+        if out is None:
+            raise typer.BadParameter("--all-users and --users need --out FILE.parquet")
+        bulk_command(
+            run=run,
+            index=index,
+            data=data,
+            users=None if users is None else _ids(users),
+            out=out,
+            k=k,
+            exclude_seen=not seen,
+            scorer=scorer,
+            threads=threads,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
+        return
     from limerank.rank import rank_command
 
     rank_command(
@@ -356,6 +396,7 @@ def rank(
         explain=explain,
         exclude_seen=not seen,
         scorer=scorer,
+        threads=threads,
         as_json=as_json,
         data=data,
     )

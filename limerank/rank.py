@@ -29,7 +29,7 @@ from limerank.explain import Explanation, Past, explain
 from limerank.history import Columns, EventEncoder, latest
 from limerank.index import IdTable, Index
 from limerank.losses import predictions
-from limerank.scorer import Scorer, ScorerName, scorer_for
+from limerank.scorer import Scorer, ScorerName, TopK, scorer_for
 
 MINUTE_MS = 60_000
 POSITIONS = 1 << 16
@@ -261,6 +261,77 @@ class Recommender:
             },
         )
 
+    def user_rows(self, users: Sequence[Any] | None = None) -> Rows:
+        """Rows of users in the dataset by external id, of all when not given; UnknownError where
+        one is not there."""
+        if users is None:
+            return np.arange(len(self.dataset.user_ids), dtype=np.int64)
+        rows = self._users.find(list(users))
+        if (rows < 0).any():
+            unknown = [users[int(place)] for place in np.flatnonzero(rows < 0)]
+            raise UnknownError(
+                f"{len(unknown)} of {len(users)} users are not in {self.dataset.path}: "
+                f"{', '.join(map(repr, unknown[:10]))}"
+            )
+        return rows
+
+    def rank_users(
+        self,
+        rows: Rows,
+        *,
+        k: int = 20,
+        exclude_seen: bool = True,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> TopK:
+        """The best k of the whole catalogue for several users, in one pass over the index.
+
+        For each user what :meth:`rank` gives as of the end of the log, without context.
+
+        Args:
+            rows: rows of the users in the dataset; see :meth:`user_rows`.
+        """
+        dataset, weights = self.dataset, self._weights(task_weights)
+        starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
+        last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
+        now = np.maximum(self._log_end, last)
+        seen = None
+        if exclude_seen:
+            ids = dataset.item_ids
+            met = [
+                np.unique(dataset.events["item"][start:end])
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            flat = self.index.ids.find(ids[np.concatenate([np.zeros(0, np.int64), *met])])
+            parts = np.split(flat, np.cumsum([len(part) for part in met])[:-1])
+            seen = [part[part >= 0] for part in parts] if met else []
+        if dataset.kept is not None:
+            starts, ends = (
+                np.searchsorted(dataset.kept, starts),
+                np.searchsorted(dataset.kept, ends),
+            )
+        history = latest(dataset.events, self.encoder, starts, ends, self.length, dataset.kept)
+        real = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        codes, at = np.unique(history.items[real], return_inverse=True)
+        places = np.zeros(real.shape, dtype=np.int64)
+        places[real] = at
+        context = self.encoder.context(
+            {name: np.zeros(len(rows), np.int32) for name in self.encoder.context_columns},
+            now,
+            history.newest,
+            history.lengths,
+        )
+        users = Users(
+            torch.from_numpy(places),
+            torch.from_numpy(history.tokens),
+            torch.from_numpy(history.age),
+            torch.from_numpy(history.lengths.astype(np.int64)),
+            dataset.users.take(rows),
+            torch.from_numpy(context),
+        ).to(self._device)
+        with torch.inference_mode():
+            state = self.ranker.encode_users(users, self._vectors(dataset.item_ids, codes))
+        return self.scorer.top(state, k, weights=weights, exclude=seen)
+
     # Arguments
 
     def _weights(self, given: Mapping[str, float] | None) -> NDArray[np.float32]:
@@ -413,7 +484,7 @@ class Recommender:
         """The request with the user's history, and how to take events away from it."""
         base = log.rows[-self.length :]
         codes = np.unique(log.columns["item"][base])
-        vectors = self._vectors(log, codes)
+        vectors = self._vectors(log.ids, codes)
         features = self._unknown if user is None else self.dataset.users
         feature_row = 0 if user is None else user
         declared = {
@@ -460,9 +531,10 @@ class Recommender:
         times = np.asarray(log.columns["time"][base], dtype=np.int64)
         return Past(whole, vectors, items, times, without)
 
-    def _vectors(self, log: _Log, codes: NDArray[Any]) -> Tensor:
-        """Item vectors of a log's items: the index's, or the tower's where it lacks the item."""
-        rows = self.index.ids.find(log.ids[codes])
+    def _vectors(self, ids: Any, codes: NDArray[Any]) -> Tensor:
+        """Item vectors of a log's items, ``ids[codes]``: the index's, or the tower's where it lacks
+        the item."""
+        rows = self.index.ids.find(ids[codes])
         held, missing = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
         found = torch.zeros(len(codes), self.ranker.config.width)
         found[held] = torch.from_numpy(np.array(self.index.vectors[rows[held]], dtype=np.float32))
@@ -512,11 +584,12 @@ def rank_command(
     explain: bool,
     exclude_seen: bool,
     scorer: str,
+    threads: int,
     as_json: bool,
     data: str | os.PathLike[str] | None,
 ) -> None:
     """``limerank rank``: rank for one user and print a table, or JSON."""
-    recommender = Recommender(run, index, data, scorer=scorer)  # type: ignore[arg-type]
+    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
     ranking = recommender.rank(
         user,
         k=k,

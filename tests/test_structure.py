@@ -37,6 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"train", "evaluate", "index", "state"}),
     frozenset({"scorer", "explain", "compare"}),
     frozenset({"rank", "server"}),
+    frozenset({"bulk"}),
     frozenset({"report", "demo", "cli"}),
     frozenset({"__main__"}),
 )

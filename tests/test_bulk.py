@@ -1,0 +1,109 @@
+"""Many users at once: the same items as one by one, in a file that a kill cannot spoil."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from limerank import bulk
+from limerank.bulk import rank_all
+from limerank.errors import FormatError, SpecError, UnknownError
+from limerank.rank import Recommender
+from tests.catalogues import ITEMS, shop
+
+
+@pytest.fixture(params=["lime-mha", "lime-xor", "two-tower"])
+def recommender(request):
+    of = shop(request.param)
+    return Recommender(of.run, of.index, of.data, threads=2)
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_many_users_are_ranked_as_each_alone(recommender, tmp_path, exclude_seen):
+    out = tmp_path / "recs.parquet"
+    done = rank_all(recommender, out, k=7, exclude_seen=exclude_seen, batch=4)
+    table = pl.read_parquet(out)
+    users = recommender.dataset.user_ids
+    assert done == {"users": len(users), "rows": len(table)}
+    assert table.columns == ["user", "rank", "item", "value", "click", "watch"]
+    for user in users:
+        alone = recommender.rank(user, k=7, exclude_seen=exclude_seen)
+        found = table.filter(pl.col("user") == user)
+        assert found["rank"].to_list() == list(range(1, len(alone) + 1))
+        np.testing.assert_allclose(
+            found["value"], [item.value for item in alone], rtol=1e-4, atol=1e-4
+        )
+        same = sum(a == item.id for a, item in zip(found["item"], alone, strict=True))
+        assert same >= len(alone) - 2  # equal but for rounding
+        for task in ("click", "watch"):
+            said = [item.scores[task] for item in alone]
+            np.testing.assert_allclose(found[task], said, rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "PART", 8)
+    whole = tmp_path / "whole.parquet"
+    rank_all(recommender, whole, k=5)
+    ranked, seen = bulk._ranked, []
+
+    def dies(recommender, users, *rest):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(users)
+        return ranked(recommender, users, *rest)
+
+    out = tmp_path / "recs.parquet"
+    monkeypatch.setattr(bulk, "_ranked", dies)
+    with pytest.raises(KeyboardInterrupt):
+        rank_all(recommender, out, k=5)
+    assert not out.exists()
+    monkeypatch.setattr(bulk, "_ranked", ranked)
+    with pytest.raises(FormatError, match="had another k; call it with the same arguments"):
+        rank_all(recommender, out, k=6)
+    again = []
+    monkeypatch.setattr(
+        bulk, "_ranked", lambda r, users, *rest: again.append(users) or ranked(r, users, *rest)
+    )
+    rank_all(recommender, out, k=5)
+    assert len(seen) + len(again) == -(-len(recommender.dataset.user_ids) // 8)
+    assert pl.read_parquet(out).equals(pl.read_parquet(whole))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
+
+
+def test_arguments(recommender, tmp_path):
+    out = tmp_path / "recs.parquet"
+    some = recommender.dataset.user_ids[[3, 1]].tolist()
+    done = rank_all(recommender, out, users=some, k=ITEMS + 9, task_weights={"watch": 1.0})
+    table = pl.read_parquet(out)
+    assert done["users"] == 2 and table["user"].unique(maintain_order=True).to_list() == some
+    best = recommender.rank(some[0], k=3, task_weights={"watch": 1.0})
+    assert table["item"][0] == best[0].id
+    with pytest.raises(FormatError, match="already exists"):
+        rank_all(recommender, out)
+    assert rank_all(recommender, out, users=[], overwrite=True) == {"users": 0, "rows": 0}
+    assert pl.read_parquet(out).columns == table.columns
+    with pytest.raises(UnknownError, match="1 of 2 users are not in"):
+        rank_all(recommender, tmp_path / "no.parquet", users=[some[0], -5])
+    with pytest.raises(SpecError, match="k is 0"):
+        rank_all(recommender, tmp_path / "no.parquet", k=0)
+    with pytest.raises(UnknownError, match="no task is called 'buy'"):
+        rank_all(recommender, tmp_path / "no.parquet", task_weights={"buy": 1.0}, overwrite=True)
+
+
+def test_the_command(call, tmp_path):
+    of = shop("lime-mha")
+    given = ["rank", "--run", of.run.path, "--index", of.index.path, "--data", of.data.path]
+    out = tmp_path / "recs.parquet"
+    status, told, _ = call(*given, "--all-users", "-k", 3, "--out", out, "--threads", 2, "--quiet")
+    assert status == 0 and f"{out}: the best 3 of {ITEMS} items for" in told
+    assert len(pl.read_parquet(out)) == 3 * len(of.data.user_ids)
+    user = of.data.user_ids[0]
+    status, *_ = call(*given, "--users", user, "--out", out, "--overwrite", "--quiet")
+    assert status == 0 and pl.read_parquet(out)["user"].unique().to_list() == [user]
+    for wrong, what in (
+        (["--all-users"], "need --out"),
+        (["--all-users", "--out", out, "--explain"], "--explain is for one user"),
+    ):
+        status, told, error = call(*given, *wrong)
+        assert status == 2 and what in told + error
