@@ -24,7 +24,8 @@ from benchmarks.rows import write_row
 from limerank.checkpoint import create_run, load_run, save_weights
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.index import Index, build_index
+from limerank.index import Index
+from limerank.indexing import build_index
 from limerank.logs import prepare
 from limerank.models import build
 from limerank.rank import Recommender

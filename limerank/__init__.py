@@ -28,7 +28,7 @@ _HOMES = {
     "SpecError": "errors",
     "TrainConfig": "config",
     "UnknownError": "errors",
-    "build_index": "index",
+    "build_index": "indexing",
     "compare": "compare",
     "evaluate": "evaluate",
     "load_run": "checkpoint",

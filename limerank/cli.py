@@ -314,7 +314,7 @@ def index(
     quiet: Quiet = False,
 ) -> None:
     """Encode the catalogue once, for ranking."""
-    from limerank.index import build_index
+    from limerank.indexing import build_index
 
     build_index(run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet)
     print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")

@@ -27,7 +27,8 @@ from limerank.dataset import Dataset, FeatureTable
 from limerank.errors import DataError, UnknownError
 from limerank.explain import Explanation, Past, explain
 from limerank.history import Columns, EventEncoder, latest
-from limerank.index import IdTable, Index
+from limerank.index import Index
+from limerank.lookup import IdTable
 from limerank.losses import predictions
 from limerank.scorer import Scorer, ScorerName, scorer_for
 
