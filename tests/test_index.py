@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank import catalogue, index_writing, lookup
@@ -21,6 +21,7 @@ from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
 from limerank.index import Index
+from limerank.index_changes import change_items
 from limerank.indexing import build_index
 from limerank.logs import prepare
 from limerank.lookup import IdTable
@@ -28,6 +29,7 @@ from limerank.schema import load_spec
 from tests.catalogues import (
     ITEMS,
     MODELS,
+    content,
     data,
     file_of,
     folder,
@@ -247,6 +249,45 @@ def test_any_manifest_is_read_or_refused(data):
     forge(path, manifest)
     with contextlib.suppress(FormatError):
         Index.open(path)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A small index with rows of every kind, and its files."""
+    of, path = shop("lime-mha"), tmp_path_factory.mktemp("changed") / "index"
+    items = [
+        {"item_id": id, "group": "g1", "tags": None, "length": id, "candidate": 1}
+        for id in range(6)
+    ]
+    build_index(of.run, path, items=items)
+    change_items(of.run, path, update=items[1:2], add={**items[0], "item_id": 900}, remove=[3])
+    return path, {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_damage_is_noticed_or_harmless(changed, data):
+    """A byte flipped, a file cut off, gone or longer: the same content, or a FormatError."""
+    path, files = changed
+    expected = content(Index.open(path, verify=True))
+    name = data.draw(st.sampled_from(sorted(files)))
+    whole = files[name]
+    kind = data.draw(st.sampled_from(["flip", "flip", "cut", "gone", "longer"]))
+    try:
+        if kind == "flip" and whole:
+            at = data.draw(st.integers(0, len(whole) - 1))
+            new = whole[at] ^ data.draw(st.integers(1, 255))
+            (path / name).write_bytes(whole[:at] + bytes([new]) + whole[at + 1 :])
+        elif kind == "cut":
+            (path / name).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+        elif kind == "gone":
+            (path / name).unlink()
+        else:
+            (path / name).write_bytes(whole + data.draw(st.binary(min_size=1, max_size=9)))
+        with contextlib.suppress(FormatError):
+            assert content(Index.open(path, verify=True)) == expected
+    finally:
+        (path / name).write_bytes(whole)
 
 
 def test_what_exists_is_kept(copy):
