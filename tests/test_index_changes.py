@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -575,3 +576,46 @@ def test_readers_and_a_writer_at_once(live):
         assert writer.returncode == 0
     assert len(versions) > 5
     assert Index.open(live, verify=True).items == ITEMS + 7
+
+
+# The command line
+
+
+def test_the_command_line(live, tmp_path, call):
+    run = shop("lime-mha").run.path
+    pl.DataFrame([item(900), item(901)]).write_csv(tmp_path / "new.csv")
+    pl.DataFrame([item(3), item(902)]).write_csv(tmp_path / "put.csv")
+    (tmp_path / "gone.txt").write_text("5\n6\n")
+    given = ("index", run, "--out", live, "-q")
+    status, told, _ = call(*given, "--add", tmp_path / "new.csv", "--remove", "1,2")
+    assert status == 0 and f"2 added, 2 removed; {ITEMS} items, version 2" in told
+    gone = f"@{tmp_path / 'gone.txt'}"
+    status, told, _ = call(*given, "--put", tmp_path / "put.csv", "--remove", gone)
+    assert status == 0 and f"1 added, 1 updated, 2 removed; {ITEMS - 1} items" in told
+    status, told, _ = call(*given, "--update", tmp_path / "new.csv")
+    assert status == 0 and "2 updated" in told
+    status, told, _ = call(*given, "--verify")
+    assert status == 0 and f"is whole: {ITEMS - 1} items, version 4" in told
+    status, told, _ = call(*given, "--compact", "--forget")
+    assert status == 0 and "7 old rows dropped" in told
+    for wrong, match in (
+        (("--add", tmp_path / "new.csv"), "are in the index"),
+        (("--remove", "5"), "not in the index"),
+        (("--add", tmp_path / "new.csv", "--verify"), "one at a time"),
+        (("--overwrite", "--remove", "3"), "one at a time"),
+        (("--forget",), "--forget goes with --compact"),
+        ((), "already exists"),
+    ):
+        status, _, told = call(*given, *wrong)
+        assert status == 2 and match in told, told
+    other = shop("lime-mha", links=4).run.path
+    for option in (("--verify",), ("--compact",), ("--remove", "3")):
+        status, _, told = call("index", other, "--out", live, *option)
+        assert status == 2 and "was built by the model" in told
+    names = [entry["file"] for name, entry in read_manifest(live)["files"].items() if "vec" in name]
+    file = Path(live / names[0])
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    status, _, told = call(*given, "--verify")
+    assert status == 2 and f"{file.name} has changed" in told
+    status, told, _ = call("index", "--help")
+    assert status == 0 and "--compact" in told
