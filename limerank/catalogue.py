@@ -27,6 +27,9 @@ from limerank.errors import DataError, SpecError
 from limerank.schema import Spec, Table, validate
 from limerank.tables import Encoding, as_text, candidates, encode, read_table, whole_numbers
 
+ENCODED_AT_ONCE = 1 << 20
+"""Rows of a table."""
+
 ItemSource = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 """A file in the layout of the run's item table (CSV, TSV or Parquet), or items as mappings of that
 table's columns to values."""
@@ -161,7 +164,6 @@ class _ItemTable:
 
     def _encoded(self, frame: pl.DataFrame, source: str) -> Catalogue:
         ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
-        content = encode(frame, self.layout.features, self.encoding, ids)
         places = np.arange(1, len(self.known) + 1)
         known = pl.DataFrame([self.known, pl.Series("code", places, dtype=pl.Int64)])
         wanted = pl.DataFrame([ids.alias("id")])
@@ -170,9 +172,31 @@ class _ItemTable:
         return Catalogue(
             ids.to_numpy(),
             codes.fill_null(0).to_numpy(),
-            FeatureTable(content.tokens, content.weights, content.offsets, content.numeric),
+            self._content(frame, ids),
             candidates(frame, self.layout),
             np.arange(len(ids), dtype=np.int64),
+        )
+
+    def _content(self, frame: pl.DataFrame, ids: pl.Series) -> FeatureTable:
+        """Encoded a part at a time: what encoding needs on the way is ten times what it gives."""
+        parts = [
+            encode(
+                frame[at : at + ENCODED_AT_ONCE],
+                self.layout.features,
+                self.encoding,
+                ids[at : at + ENCODED_AT_ONCE],
+            )
+            for at in range(0, max(len(frame), 1), ENCODED_AT_ONCE)
+        ]
+        ends = np.cumsum([part.offsets[-1] for part in parts])
+        offsets = [
+            part.offsets[1:] + end - part.offsets[-1] for part, end in zip(parts, ends, strict=True)
+        ]
+        return FeatureTable(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), *offsets]),
+            np.concatenate([part.numeric for part in parts]),
         )
 
 

@@ -186,9 +186,9 @@ def change_items(
             own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else gone
             hidden = np.unique(np.concatenate([old.hidden, replaced, gone, own]))
             files.write("hidden_rows.i32", hidden)
-            removed = np.setdiff1d(old.removed, replaced, assume_unique=True)
-            removed = np.union1d(removed, gone)
-            files.write("removed_rows.i32", removed)
+            removed = np.union1d(np.setdiff1d(old.removed, replaced), gone)
+            if not np.array_equal(removed, old.removed):
+                files.write("removed_rows.i32", removed)
             manifest["files"] = files.entries()
         total, superseded = len(old) + count, old.superseded + len(replaced)
         manifest |= {"version": version, "rows": total, "superseded": superseded}

@@ -7,7 +7,9 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from limerank.models import Lime, Ranker
 
 CHUNK = 16384
 """Items encoded at once."""
+BEHIND = 8
+"""Parts of files that wait to be written, at most."""
 PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
 
 
@@ -83,7 +87,8 @@ class File:
 
 
 class Files:
-    """The files that one change writes; durable when :meth:`entries` gives them away."""
+    """The files that one change writes, by a thread of their own; they are durable when
+    :meth:`entries` gives them away."""
 
     def __init__(
         self, folder: Path, version: int, entries: Mapping[str, Any] | None = None
@@ -91,17 +96,21 @@ class Files:
         self.folder, self.version = folder, version
         self._entries: dict[str, Any] = dict(entries or {})
         self._open: dict[str, File] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows to an array that the index holds already, or begin it."""
+        """Add rows to an array that the index holds already, or begin it. They must not change
+        afterwards."""
         if name not in self._open:
             self._open[name] = File(self.folder, name, self.version, self._entries.get(name))
-        self._open[name].append(rows)
+        self._waiting.append(self._thread.submit(self._open[name].append, rows))
+        self._wait(BEHIND)
 
     def write(self, name: str, array: NDArray[Any]) -> None:
         """A new file for an array, in the place of the one that held it."""
         self._open[name] = File(self.folder, name, self.version)
-        self._open[name].append(array)
+        self.append(name, array)
 
     def append_ids(self, ids: NDArray[Any]) -> None:
         """Add external ids."""
@@ -109,6 +118,7 @@ class Files:
         if ends is None:
             self.append("ids.i64", values)
             return
+        self._wait(0)
         held = self._open["ids.utf8"].entry() if "ids.utf8" in self._open else None
         held = held or self._entries.get("ids.utf8")
         self.append("ids.utf8", values)
@@ -116,16 +126,22 @@ class Files:
 
     def entries(self) -> dict[str, Any]:
         """All arrays as the manifest names them, with everything on disk."""
+        self._wait(0)
         for name, file in self._open.items():
             file.sync()
             self._entries[name] = file.entry()
         sync_directory(self.folder)
         return dict(self._entries)
 
+    def _wait(self, most: int) -> None:
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
+
     def __enter__(self) -> Files:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
         for file in self._open.values():
             file.close()
 

@@ -338,7 +338,7 @@ def test_compacting_is_advised_and_drops_what_nobody_reads(live):
 # Kills
 
 SCRIPT = """
-import json, os, shutil, signal, sys
+import json, os, shutil, signal, sys, threading
 import torch
 torch.set_num_threads(1)
 from limerank import index_writing, index_changes, indexing
@@ -350,14 +350,15 @@ index_writing.CHUNK, indexing.SHARD, index_changes.TAIL = 16, 32, 3
 source, work, run, kind, arguments = json.loads(sys.argv[1])
 run = load_run(run)
 
-def deadly(name, count):
+def deadly(name, left, lock):
     whole = getattr(os, name)
     def call(*given, **options):
-        left[0] -= 1
-        if left[0] == 0:
-            if name == "write":
-                whole(given[0], given[1][: len(given[1]) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
+        with lock:
+            left[0] -= 1
+            if left[0] == 0:
+                if name == "write":
+                    whole(given[0], given[1][: len(given[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
         return whole(*given, **options)
     setattr(os, name, call)
 
@@ -368,9 +369,9 @@ for step in range(1, 1000):
         shutil.copytree(source, path)
     child = os.fork()  # nothing here has started a thread yet
     if child == 0:
-        left = [step]
+        left, lock = [step], threading.Lock()
         for name in ("open", "write", "fsync", "replace", "rename", "unlink", "mkdir"):
-            deadly(name, left)
+            deadly(name, left, lock)
         if kind == "change":
             change_items(run, path, **arguments)
         elif kind == "compact":
