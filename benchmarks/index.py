@@ -1,16 +1,26 @@
-"""The index and the torch scorers: building, size, opening, ranking.
+"""The index: building, size, opening, changing; ranking with the torch scorers.
 
     python -m benchmarks.index --items 1_000_000
+    python -m benchmarks.index --items 100_000 --model lime-mha --hidden 32 --table 10_000_000
 
 A catalogue with five categorical features, a model with random weights (speed does not depend on
 them), one user with a full history. Ranking: the best 100 of the whole catalogue, and 512 given
 candidates, by the torch scorers; one request at a time.
+
+With ``--table`` the catalogue is a Parquet file of so many items, most of which the run does not
+know, and ``--items`` the size of the run's own. Another process ranks it by the default scorer, and
+says how much memory that takes: its peak, what of the index is in it, and what it held before the
+index was opened.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +31,12 @@ import polars as pl
 import torch
 
 from benchmarks.rows import write_row
-from limerank.checkpoint import create_run, load_run, save_weights
+from limerank.checkpoint import Run, create_run, load_run, save_weights
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.index import Index, build_index
+from limerank.index import Index
+from limerank.index_changes import add_items, compact_index, remove_items
+from limerank.indexing import build_index
 from limerank.logs import prepare
 from limerank.models import build
 from limerank.rank import Recommender
@@ -37,8 +49,7 @@ FEATURES = {"author": 50_000, "category": 20, "brand": 5_000, "language": 30, "b
 def catalogue(folder: Path, items: int, events: int = 100_000, seed: int = 0) -> Path:
     """A dataset with so many items, most of them never shown."""
     rng = np.random.default_rng(seed)
-    columns = {name: rng.integers(0, size, items) for name, size in FEATURES.items()}
-    pl.DataFrame({"item_id": np.arange(items), **columns}).write_parquet(folder / "items.parquet")
+    write_items(folder / "items.parquet", items, rng)
     pl.DataFrame(
         {
             "user_id": rng.integers(0, events // 200, events),
@@ -61,6 +72,11 @@ def catalogue(folder: Path, items: int, events: int = 100_000, seed: int = 0) ->
     )
     prepare(spec, folder / "data", base=folder)
     return folder / "data"
+
+
+def write_items(path: Path, items: int, rng: np.random.Generator) -> None:
+    columns = {name: rng.integers(0, size, items) for name, size in FEATURES.items()}
+    pl.DataFrame({"item_id": np.arange(items), **columns}).write_parquet(path)
 
 
 def random_run(path: Path, dataset: Dataset, config: ModelConfig) -> None:
@@ -89,8 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--table", type=int, help="items of a table to index with each run")
+    parser.add_argument("--rank", type=Path, nargs=3, metavar=("RUN", "INDEX", "DATA"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
+    if given.rank is not None:
+        of_run, of_index, of_data = given.rank
+        print(json.dumps(rank_and_weigh(of_run, of_index, of_data, given.repeats)))
+        return
     with tempfile.TemporaryDirectory(prefix="limerank-index-") as held:
         for items in given.items:
             folder = Path(held) / str(items)
@@ -99,28 +121,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for model in given.model:
                 config = ModelConfig(model=model, hidden=given.hidden)
                 random_run(folder / model, dataset, config)
-                measure(folder, model, dataset, given.threads, given.repeats)
+                if given.table is None:
+                    measure(folder, model, dataset, given.threads, given.repeats)
+                else:
+                    measure_table(folder, model, given.table, given.threads, given.repeats)
 
 
 def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: int) -> None:
     run = load_run(folder / model)
     items, path = len(dataset.items), folder / f"index-{model}"
-    builds = []
+    builds, processor = [], []
     for _ in range(3):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         build_index(run, path, data=dataset, overwrite=True)
         builds.append(items / (time.perf_counter() - started))
-    opening, _ = milliseconds(lambda: Index.open(path), repeats)
-    verifying, _ = milliseconds(lambda: Index.open(path, verify=True), 1)
+        processor.append(items / (time.process_time() - before))
     config = run.ranker.config
     write_row(
         "index",
-        {"model": model, "items": items, "d": config.width, "threads": threads},
+        case_of(run, items, "dataset", threads),
         {
             "items_per_s": statistics.median(builds),
-            "bytes_per_item": sum(file.stat().st_size for file in path.iterdir()) / items,
-            "open_ms": opening,
-            "verify_ms": verifying,
+            "items_per_processor_s": statistics.median(processor),
+            **of_folder(path, items, repeats),
         },
         repeats=len(builds),
         spread={"items_per_s": [min(builds), max(builds)]},
@@ -163,6 +186,110 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
                 repeats=count,
                 spread={"ms_p50": spread},
             )
+
+
+def case_of(run: Run, items: int, source: str, threads: int) -> dict[str, object]:
+    config = run.ranker.config
+    links = config.links if config.model.startswith("lime") else None
+    case = {"model": config.model, "items": items, "source": source, "d": config.width}
+    return {**case, "links": links, "hidden": config.hidden, "threads": threads}
+
+
+def of_folder(path: Path, items: int, repeats: int) -> dict[str, float]:
+    """Size and opening of an index."""
+    opening, _ = milliseconds(lambda: Index.open(path), repeats)
+    verifying, _ = milliseconds(lambda: Index.open(path, verify=True), 1)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return {"bytes_per_item": size / items, "open_ms": opening, "verify_ms": verifying}
+
+
+def measure_table(folder: Path, model: str, items: int, threads: int, repeats: int) -> None:
+    """An index of a table: built, ranked by another process, changed."""
+    run, path, table = load_run(folder / model), folder / f"table-{model}", folder / "table.parquet"
+    if not table.exists():
+        write_items(table, items, np.random.default_rng(1))
+    case = case_of(run, items, "table", threads)
+    started, before = time.perf_counter(), time.process_time()
+    build_index(run, path, items=table)
+    taken, processor = time.perf_counter() - started, time.process_time() - before
+    command = [sys.executable, "-m", "benchmarks.index", "--threads", str(threads)]
+    command += ["--repeats", str(repeats)]
+    command += ["--rank", str(folder / model), str(path), str(folder / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    write_row(
+        "index",
+        case,
+        {
+            "items_per_s": items / taken,
+            "items_per_processor_s": items / processor,
+            **of_folder(path, items, repeats),
+            **json.loads(done.stdout),
+        },
+        repeats=repeats,
+    )
+    rng, new = np.random.default_rng(2), iter(range(items, items + 1_000_000))
+
+    def some(count: int) -> list[dict[str, int]]:
+        drawn = {name: rng.integers(0, size, count) for name, size in FEATURES.items()}
+        columns = {name: values.tolist() for name, values in drawn.items()}
+        return [
+            {"item_id": next(new), **{name: values[k] for name, values in columns.items()}}
+            for k in range(count)
+        ]
+
+    one, many = [some(1) for _ in range(repeats + 1)], [some(10_000) for _ in range(repeats + 1)]
+    gone = iter(range(items))
+    one_ms, one_spread = milliseconds(lambda: add_items(run, path, one.pop()), repeats)
+    many_ms, _ = milliseconds(lambda: add_items(run, path, many.pop()), repeats)
+    remove_ms, _ = milliseconds(lambda: remove_items(path, [next(gone)]), repeats)
+    started = time.perf_counter()
+    compact_index(path)
+    write_row(
+        "index",
+        {**case, "what": "changes"},
+        {
+            "add_one_ms": one_ms,
+            "add_items_per_s": 1e3 * 10_000 / many_ms,
+            "remove_one_ms": remove_ms,
+            "compact_items_per_s": items / (time.perf_counter() - started),
+        },
+        repeats=repeats,
+        spread={"add_one_ms": one_spread},
+    )
+
+
+def rank_and_weigh(run: Path, index: Path, data: Path, repeats: int) -> dict[str, float]:
+    """Time to rank a whole index for one user, and the memory of this process, which has done
+    nothing else."""
+    loaded, dataset = load_run(run), Dataset(data)
+    user = dataset.user_ids[np.argmax(np.bincount(dataset.requests["user"]))]
+    start = _status("VmRSS")
+    recommender = Recommender(loaded, index, dataset)
+    ranked, spread = milliseconds(lambda: recommender.rank(user, k=100), repeats)
+    peak, held, mapped = _status("VmHWM"), 0.0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            mapped = str(index.resolve()) in line
+        elif mapped and line.startswith("Rss:"):
+            held += int(line.split()[1]) / 1024
+    size = sum(file.stat().st_size for file in index.iterdir()) / 2**20
+    return {
+        "rank_ms_p50": ranked,
+        "rank_ms_max": spread[1],
+        "index_mib": size,
+        "peak_mib": peak,
+        "peak_of_index_mib": held,
+        "before_index_mib": start,
+        "added_beyond_index_mib": peak - held - start,
+    }
+
+
+def _status(field: str) -> float:
+    """A field of this process's memory, MiB."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"{field}:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ The public names, loaded when they are first used::
     train(data, out, model=ModelConfig(...))   dataset -> run folder
     load_run(path)      evaluate(run)          run -> model, metrics
     build_index(run, out)   Index              run -> index folder
+    add_items(run, index, items)  update_items  put_items  change_items
+    remove_items(index, ids)      compact_index     a live index, changed in place
     Recommender(run, index).rank(user=...)     index -> ranked items, with reasons
 """
 
@@ -28,14 +30,20 @@ _HOMES = {
     "SpecError": "errors",
     "TrainConfig": "config",
     "UnknownError": "errors",
-    "build_index": "index",
+    "add_items": "index_changes",
+    "build_index": "indexing",
+    "change_items": "index_changes",
+    "compact_index": "index_changes",
     "compare": "compare",
     "evaluate": "evaluate",
     "load_run": "checkpoint",
     "load_spec": "schema",
     "prepare": "logs",
+    "put_items": "index_changes",
+    "remove_items": "index_changes",
     "simulate": "synthetic",
     "train": "train",
+    "update_items": "index_changes",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605  (names and homes stand in one table)

@@ -44,7 +44,7 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -75,7 +75,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{path.parent} is not {what}: it holds no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or absurdly deep
         raise FormatError(f"{path} is damaged ({error}); make {what} anew") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds a {type(value).__name__}, expected an object")
@@ -94,10 +94,11 @@ def sync_folder(path: Path) -> None:
         for name in names:
             with open(os.path.join(folder, name), "rb") as file:
                 os.fsync(file.fileno())
-        _sync_directory(Path(folder))
+        sync_directory(Path(folder))
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable: what was created, renamed or removed there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

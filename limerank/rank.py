@@ -27,7 +27,8 @@ from limerank.dataset import Dataset, FeatureTable
 from limerank.errors import DataError, UnknownError
 from limerank.explain import Explanation, Past, explain
 from limerank.history import Columns, EventEncoder, latest
-from limerank.index import IdTable, Index
+from limerank.index import Index
+from limerank.lookup import IdTable
 from limerank.losses import predictions
 from limerank.scorer import Scorer, ScorerName, TopK, scorer_for
 
@@ -355,12 +356,14 @@ class Recommender:
 
     def _candidates(self, ids: Iterable[Any]) -> Rows:
         rows = self._rows("candidates", ids)
-        hidden = np.intersect1d(rows, self.index.hidden)
-        if len(hidden):
-            raise UnknownError(
-                f"{len(hidden)} candidates occur in histories only and cannot be ranked: "
-                f"{', '.join(repr(_plain(self.index.ids[row])) for row in hidden[:10])}"
-            )
+        for never, what in (
+            (self.index.removed, "were removed from the index"),
+            (self.index.hidden, "occur in histories only and cannot be ranked"),
+        ):
+            wrong = np.intersect1d(rows, never)
+            if len(wrong):
+                shown = ", ".join(repr(_plain(self.index.ids[row])) for row in wrong[:10])
+                raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
         return rows
 
     def _user_row(self, user: Any) -> int | None:

@@ -297,7 +297,7 @@ def _ranked(
         )
     size = sum(file.stat().st_size for file in Path(path).iterdir())
     facts = [
-        ("items", f"{len(index):,}"),
+        ("items", f"{index.items:,}"),
         ("bytes per item, vectors and ids included", f"{size / max(len(index), 1):,.0f}"),
     ]
     if quantisation is not None:

@@ -495,6 +495,10 @@ def encode(
     if not parts:
         empty = np.zeros(0, np.int32), np.zeros(0, np.float32)
         return Encoded(*empty, np.zeros(count + 1, np.int64), numeric)
+    if all(len(tokens) == count for tokens, _ in parts):  # one value of each feature in each row
+        tokens = np.stack([tokens for tokens, _ in parts], 1).ravel()
+        offsets = np.arange(count + 1, dtype=np.int64) * len(parts)
+        return Encoded(tokens, np.ones(len(tokens), np.float32), offsets, numeric)
     per_row = np.stack(lengths, 1)
     ends = np.cumsum(per_row.ravel())
     starts = (ends - per_row.ravel()).reshape(per_row.shape)

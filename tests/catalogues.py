@@ -13,7 +13,9 @@ import torch
 from limerank.checkpoint import Run, create_run, load_run, save_weights
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.index import Index, build_index
+from limerank.files import read_json, write_json
+from limerank.index import Index, manifest_checksum
+from limerank.indexing import build_index
 from limerank.models import build
 from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from tests.worlds import prepare_log
@@ -93,3 +95,29 @@ def make_scorer(name: str, of: Shop) -> Scorer:
         path = name.removeprefix("native").removeprefix("-") or None
         return NativeScorer(of.run.ranker, of.index, path=path, threads=2)
     return ModelScorer(of.run.ranker, of.index, keep=name == "kept")
+
+
+def file_of(path: Path, name: str) -> Path:
+    """The file that holds an array of an index."""
+    file: str = read_json(path / "manifest.json", "an index")["files"][name]["file"]
+    return path / file
+
+
+def forge(path: Path, change: dict[str, object]) -> None:
+    """Change a manifest as its owner might: with the right checksum."""
+    manifest = {**read_json(path / "manifest.json", "an index"), **change}
+    manifest["checksum"] = manifest_checksum(manifest)
+    write_json(path / "manifest.json", manifest)
+
+
+def content(index: Index) -> list[object]:
+    """Everything that an index says, but its version."""
+    return [
+        index.ids[:].tolist(),
+        index.ids.find(range(-1, 1000)).tolist(),
+        [(key, index.manifest[key]) for key in ("fingerprint", "model", "scales", "items")],
+        *(
+            np.asarray(part).tobytes()
+            for part in (index.vectors, index.weights, index.terms, index.hidden, index.removed)
+        ),
+    ]

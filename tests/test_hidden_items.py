@@ -10,7 +10,8 @@ import torch
 from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError, UnknownError
 from limerank.evaluate import evaluate
-from limerank.index import Index, build_index
+from limerank.index import Index
+from limerank.indexing import build_index
 from limerank.logs import prepare
 from limerank.rank import Recommender
 from limerank.schema import Spec, load_spec, validate

@@ -10,7 +10,8 @@ from limerank.config import ModelConfig, TrainConfig
 from limerank.dataset import SPLITS, Dataset
 from limerank.evaluate import evaluate
 from limerank.holdout import FirstSeen, held_out_users
-from limerank.index import Index, build_index
+from limerank.index import Index
+from limerank.indexing import build_index
 from limerank.logs import prepare
 from limerank.rank import Recommender
 from limerank.schema import load_spec

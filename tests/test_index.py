@@ -5,24 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank import index as index_module
+from limerank import catalogue, index_writing, lookup
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
-from limerank.index import IdTable, Index, build_index
+from limerank.index import Index
+from limerank.index_changes import change_items
+from limerank.indexing import build_index
 from limerank.logs import prepare
+from limerank.lookup import IdTable
 from limerank.schema import load_spec
-from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
+from tests.catalogues import (
+    ITEMS,
+    MODELS,
+    content,
+    data,
+    file_of,
+    folder,
+    forge,
+    make_run,
+    shop,
+)
 from tests.worlds import write_log
 
 
@@ -67,7 +81,7 @@ def test_codes_are_within_half_a_step(model):
 
 def test_chunks_do_not_matter(monkeypatch, tmp_path):
     of = shop("lime-xor")
-    monkeypatch.setattr(index_module, "CHUNK", 7)
+    monkeypatch.setattr(index_writing, "CHUNK", 7)
     build_index(of.run, tmp_path / "small", data=of.data)
     small = Index.open(tmp_path / "small", verify=True)
     np.testing.assert_allclose(small.vectors, of.index.vectors, atol=1e-6)
@@ -77,7 +91,7 @@ def test_chunks_do_not_matter(monkeypatch, tmp_path):
 
 def test_it_takes_no_more_bytes_than_it_says():
     index = shop("lime-mha").index
-    held = sum(path.stat().st_size for path in index.path.iterdir() if path.name != "manifest.json")
+    held = sum(path.stat().st_size for path in index.path.iterdir() if path.suffix != ".json")
     c, g, d = index.weights.shape[1], index.terms.shape[1], index.vectors.shape[1]
     assert held == ITEMS * (c + g + 4 * d + 8 + 8 + 4)
 
@@ -118,7 +132,7 @@ def test_numbers_are_found(held, others):
 
 
 def test_texts_with_one_hash_are_told_apart(monkeypatch):
-    monkeypatch.setattr(index_module, "_hashes", lambda texts: np.zeros(len(texts), np.int64))
+    monkeypatch.setattr(lookup, "hashes", lambda texts: np.zeros(len(texts), np.int64))
     ids = IdTable.of(np.array(["a", "b", "c"], dtype=object))
     assert ids.find(["c", "b", "x", "a"]).tolist() == [2, 1, -1, 0]
     with pytest.raises(DataError, match="'b'"):
@@ -156,22 +170,23 @@ def test_what_is_no_index_is_refused(tmp_path):
     "name", ["vectors.f32", "weights.u8", "terms.i8", "ids.i64", "id_keys.i64", "id_rows.i32"]
 )
 def test_damage_is_noticed(copy, name):
-    whole = (copy / name).read_bytes()
-    (copy / name).write_bytes(whole[:-1])
-    with pytest.raises(FormatError, match=f"{name} has"):
+    file = file_of(copy, name)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(FormatError, match=f"{file.name} has"):
         Index.open(copy)
-    (copy / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     Index.open(copy)
-    with pytest.raises(FormatError, match=f"{name} has changed"):
+    with pytest.raises(FormatError, match=f"{file.name} has changed"):
         Index.open(copy, verify=True)
-    (copy / name).unlink()
-    with pytest.raises(FormatError, match=f"holds no {name}"):
+    file.unlink()
+    with pytest.raises(FormatError, match=f"holds no {file.name}"):
         Index.open(copy)
 
 
 def test_bytes_beyond_do_not_count(copy):
     """What a killed addition would leave behind a file is not part of the index."""
-    with open(copy / "vectors.f32", "ab") as file:
+    with open(file_of(copy, "vectors.f32"), "ab") as file:
         file.write(b"half a row")
     assert len(Index.open(copy, verify=True)) == ITEMS
 
@@ -180,19 +195,37 @@ def test_bytes_beyond_do_not_count(copy):
     "change",
     [
         {"format": 99},
-        {"items": ITEMS + 1},
-        {"items": "many"},
+        {"rows": ITEMS + 1},
+        {"rows": "many"},
+        {"items": None},
         {"files": {}},
-        {"files": {"other.bin": {"shape": [3], "sha256": ""}}},
+        {"files": {"other.bin": {"file": "other-1.bin", "shape": [3], "crc32": 0}}},
+        {"files": {"ids.i64": {"file": "../ids-1.i64", "shape": [ITEMS], "crc32": 0}}},
+        {"files": {"ids.i64": {"file": "terms-1.i8", "shape": [ITEMS], "crc32": 0}}},
         {"scales": None},
         {"scales": {}},
         {"fingerprint": None, "model": 3, "files": None},
     ],
 )
 def test_a_damaged_manifest_is_noticed(copy, change):
-    write_json(copy / "manifest.json", {**read_json(copy / "manifest.json", "x"), **change})
+    manifest = read_json(copy / "manifest.json", "an index")
+    write_json(copy / "manifest.json", {**manifest, **change})
+    with pytest.raises(FormatError, match=r"checksum|format 99"):
+        Index.open(copy)
+    forge(copy, change)
     with pytest.raises(FormatError):
         Index.open(copy)
+
+
+def test_hidden_rows_exist_and_are_in_order(copy):
+    for rows in ([ITEMS], [-1], [3, 3], [4, 2]):
+        data = np.array(rows, np.int32).tobytes()
+        entry = {"file": "hidden_rows-1.i32", "shape": [len(rows)], "crc32": zlib.crc32(data)}
+        (copy / entry["file"]).write_bytes(data)
+        files = read_json(copy / "manifest.json", "an index")["files"]
+        forge(copy, {"files": {**files, "hidden_rows.i32": entry}})
+        with pytest.raises(FormatError, match="hidden_rows"):
+            Index.open(copy)
 
 
 @given(st.data())
@@ -213,9 +246,48 @@ def test_any_manifest_is_read_or_refused(data):
     path = folder() / "junk"
     if not path.exists():
         shutil.copytree(source, path)
-    write_json(path / "manifest.json", manifest)
+    forge(path, manifest)
     with contextlib.suppress(FormatError):
         Index.open(path)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A small index with rows of every kind, and its files."""
+    of, path = shop("lime-mha"), tmp_path_factory.mktemp("changed") / "index"
+    items = [
+        {"item_id": id, "group": "g1", "tags": None, "length": id, "candidate": 1}
+        for id in range(6)
+    ]
+    build_index(of.run, path, items=items)
+    change_items(of.run, path, update=items[1:2], add={**items[0], "item_id": 900}, remove=[3])
+    return path, {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_any_damage_is_noticed_or_harmless(changed, data):
+    """A byte flipped, a file cut off, gone or longer: the same content, or a FormatError."""
+    path, files = changed
+    expected = content(Index.open(path, verify=True))
+    name = data.draw(st.sampled_from(sorted(files)))
+    whole = files[name]
+    kind = data.draw(st.sampled_from(["flip", "flip", "cut", "gone", "longer"]))
+    try:
+        if kind == "flip" and whole:
+            at = data.draw(st.integers(0, len(whole) - 1))
+            new = whole[at] ^ data.draw(st.integers(1, 255))
+            (path / name).write_bytes(whole[:at] + bytes([new]) + whole[at + 1 :])
+        elif kind == "cut":
+            (path / name).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+        elif kind == "gone":
+            (path / name).unlink()
+        else:
+            (path / name).write_bytes(whole + data.draw(st.binary(min_size=1, max_size=9)))
+        with contextlib.suppress(FormatError):
+            assert content(Index.open(path, verify=True)) == expected
+    finally:
+        (path / name).write_bytes(whole)
 
 
 def test_what_exists_is_kept(copy):
@@ -336,8 +408,8 @@ def test_no_items_at_all(tmp_path, monkeypatch):
     pl.read_csv(items)[:0].write_csv(tmp_path / "none.csv")
     with pytest.raises(DataError, match="no rows"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "none.csv")
-    read = index_module.read_table
-    monkeypatch.setattr(index_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
+    read = catalogue.read_table
+    monkeypatch.setattr(catalogue, "read_table", lambda *given: (read(*given)[0][:0], 0))
     build_index(of.run, tmp_path / "index", items=items)
     index = Index.open(tmp_path / "index", verify=True)
     assert len(index) == 0 and index.vectors.shape == (0, 16) and index.weights.shape == (0, 10)

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limerank import index as index_module
+from limerank import catalogue
 from limerank.errors import FingerprintError, SpecError, UnknownError
-from limerank.index import Index, build_index
+from limerank.index import Index
+from limerank.indexing import build_index
 from limerank.scorer import (
     ModelScorer,
     NativeScorer,
@@ -178,8 +179,8 @@ def test_wrong_arguments(pair):
 
 def test_an_index_without_items(tmp_path, monkeypatch):
     of = shop("lime-mha")
-    read = index_module.read_table
-    monkeypatch.setattr(index_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
+    read = catalogue.read_table
+    monkeypatch.setattr(catalogue, "read_table", lambda *given: (read(*given)[0][:0], 0))
     build_index(of.run, tmp_path / "index", items=folder() / "plain" / "log" / "items.csv")
     index = Index.open(tmp_path / "index")
     for scorer in (

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema"}),
     frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),
-    frozenset({"history", "batch"}),
+    frozenset({"history", "batch", "lookup"}),
     frozenset({"config"}),
     frozenset({"dataset", "synthetic"}),
     frozenset({"partition", "tables", "holdout"}),
@@ -34,7 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"logs", "readers"}),
     frozenset({"models", "losses"}),
     frozenset({"checkpoint", "optimise"}),
-    frozenset({"train", "evaluate", "index", "state"}),
+    frozenset({"train", "evaluate", "index", "catalogue", "state"}),
+    frozenset({"index_writing", "indexing", "index_changes"}),
     frozenset({"scorer", "explain", "compare"}),
     frozenset({"rank", "server"}),
     frozenset({"bulk"}),
@@ -189,6 +190,16 @@ def test_server_never_reaches_the_logs() -> None:
         if entry(other) in forbidden
     ]
     assert not reaching, sorted(reaching)
+
+
+def test_reading_an_index_takes_little() -> None:
+    """What opens an index needs neither models nor data, and never reaches what writes one."""
+    allowed = {f"limerank.{name}" for name in ("errors", "files", "lookup")}
+    assert reached("limerank.index") <= allowed, sorted(reached("limerank.index") - allowed)
+    writers = {f"limerank.{name}" for name in ("catalogue", "index_writing", "indexing")}
+    writers.add("limerank.index_changes")
+    ranking = ("limerank.scorer", "limerank.explain", "limerank.rank")
+    assert not [name for name in ranking if reached(name) & writers]
 
 
 def test_nobody_imports_benchmarks() -> None:

@@ -96,8 +96,13 @@ class QuantisedScorer(Scorer):
         heads = self.lime.fold(state).float().cpu().unflatten(1, (self.lime.config.heads, -1))
         centred_bcg = (heads - heads.mean(2, keepdim=True)).flatten(1, 2).abs()
         step_bg = (self._step_c1 * centred_bcg).amax(1) / 127
-        of_weights_bg = (self._step_c1 * centred_bcg).sum(1) / 2
-        bound_bg = of_weights_bg + self._spread * step_bg / 2 + self._term_step_g / 2
+        # Half a step, and more where items lie beyond the range of the index's scales.
+        assert self.index.scales is not None
+        weights_c, terms_g = map(
+            torch.from_numpy, (self.index.scales.weight_error, self.index.scales.term_error)
+        )
+        of_weights_bg = (weights_c[:, None] * centred_bcg).sum(1)
+        bound_bg = of_weights_bg + self._spread * step_bg / 2 + terms_g
         found: NDArray[np.float32] = bound_bg.numpy()
         return found
 

@@ -1,0 +1,235 @@
+"""Items to encode: those of a dataset, of a table in a file, or given as mappings.
+
+All of them become the same thing, a :class:`Catalogue`: external ids, and what the item tower reads
+of each. Items that training has seen keep what it learned of them; of others the content decides.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from limerank.batch import Items
+from limerank.checkpoint import Run
+from limerank.dataset import Dataset, FeatureTable
+from limerank.errors import DataError, SpecError
+from limerank.schema import Spec, Table, validate
+from limerank.tables import Encoding, as_text, candidates, encode, read_table, whole_numbers
+
+ENCODED_AT_ONCE = 1 << 20
+"""Rows of a table."""
+
+ItemSource = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+"""A file in the layout of the run's item table (CSV, TSV or Parquet), or items as mappings of that
+table's columns to values."""
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items to encode.
+
+    Attributes:
+        ids: external ids of all rows.
+        codes: rows of the model's id table, 0 for items that training has not seen.
+        content: what else the item tower reads.
+        candidate: whether rankings may offer them.
+        rows: which of these rows are wanted.
+    """
+
+    ids: NDArray[Any]
+    codes: NDArray[np.int64]
+    content: FeatureTable
+    candidate: NDArray[np.bool_]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def wanted(self) -> NDArray[Any]:
+        """External ids of the wanted rows."""
+        return self.ids[self.rows]
+
+    def items(self, places: NDArray[np.int64] | slice) -> Items:
+        """What the item tower reads of some of the wanted rows."""
+        rows = self.rows[places]
+        return Items(torch.from_numpy(self.codes[rows]), self.content.take(rows))
+
+    def chunks(self, size: int, first: int = 0) -> Iterator[Items]:
+        """The wanted rows from ``first`` on, so many at a time."""
+        for at in range(first, len(self), size):
+            yield self.items(slice(at, at + size))
+
+    def checksum(self) -> int:
+        """CRC-32 of everything: the same for the same items in the same order."""
+        content = self.content
+        found = 0
+        ids = self.ids
+        if ids.dtype.kind not in "iu":
+            ids = np.frombuffer("\0".join(map(str, ids)).encode(), dtype=np.uint8)
+        arrays = (ids, self.codes, self.candidate, self.rows)
+        for part in (*arrays, content.tokens, content.weights, content.offsets, content.numeric):
+            found = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, found)
+        return found
+
+
+def of_dataset(dataset: Dataset, table: Catalogue | None = None) -> Catalogue:
+    """All items of a dataset but those that the table has."""
+    rows = np.arange(len(dataset.items), dtype=np.int64)
+    codes = np.where(rows < dataset.trained_items, rows + 1, 0)
+    if table is not None:
+        here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
+        if here.dtype == there.dtype:  # they differ only where one is empty
+            rows = rows[~here.is_in(there.implode()).to_numpy()]
+    return Catalogue(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)
+
+
+def of_source(run: Run, source: ItemSource) -> Catalogue:
+    """The items of a file, or those given as mappings.
+
+    Raises:
+        DataError: a column is missing, or an item has no id.
+        SpecError: the run's data had no item table.
+    """
+    spec = validate(Spec, run.manifest["spec"], str(run.path / "encoding.json"))
+    if spec.items is None:
+        raise SpecError(
+            f"the data of {run.path} has no item table, so nothing is known of items but their "
+            "ids; index the dataset itself"
+        )
+    encoding = run.manifest["encoding"]
+    categorical = tuple(
+        feature.name for feature in spec.items.features if feature.kind == "categorical"
+    )
+    known, vocabularies = _learned(
+        run.path, run.fingerprint, categorical, encoding["trained_items"]
+    )
+    table = _ItemTable(spec.items, Encoding(encoding["items"], vocabularies), known)
+    if isinstance(source, (str, os.PathLike)):
+        return table.of_file(Path(source))
+    return table.of_mappings([source] if isinstance(source, Mapping) else list(source))
+
+
+@dataclass(frozen=True)
+class _ItemTable:
+    """A run's item table: its layout, and how its rows are encoded."""
+
+    layout: Table
+    encoding: Encoding
+    known: pl.Series
+    """Ids of the items of training, in the order of the model's id table."""
+
+    def of_file(self, path: Path) -> Catalogue:
+        text = path.name.lower().endswith((".parquet", ".pq"))
+        own = {"format": None, "columns": ()} if text else {"format": None}
+        layout = self.layout.model_copy(update={**own, "files": (glob.escape(path.name),)})
+        frame, bad = read_table(layout, path.resolve().parent, layout.read)
+        if bad:
+            raise DataError(f"{path}: {bad} lines could not be parsed")
+        return self._encoded(frame, str(path))
+
+    def of_mappings(self, items: list[Mapping[str, Any]]) -> Catalogue:
+        needed = self.layout.read
+        for item in items:
+            if not isinstance(item, Mapping):
+                raise DataError(
+                    f"an item is {item!r:.80}, expected a mapping of the item table's columns: "
+                    f"{', '.join(needed)}"
+                )
+            missing = [name for name in needed if name not in item]
+            if missing:
+                raise DataError(
+                    f"an item has no {', '.join(map(repr, missing))} but {', '.join(item)}; give "
+                    "each column of the item table, None where its value is not known"
+                )
+        try:
+            columns = {
+                name: pl.Series(name, [item[name] for item in items], strict=False)
+                for name in needed
+            }
+        except (TypeError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"the items given cannot be read as a table: {error}") from None
+        return self._encoded(pl.DataFrame(columns), "the items given")
+
+    def _encoded(self, frame: pl.DataFrame, source: str) -> Catalogue:
+        ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
+        places = np.arange(1, len(self.known) + 1)
+        known = pl.DataFrame([self.known, pl.Series("code", places, dtype=pl.Int64)])
+        wanted = pl.DataFrame([ids.alias("id")])
+        known = known.join(wanted, on="id", how="semi")
+        codes = wanted.join(known, on="id", how="left", maintain_order="left")["code"]
+        return Catalogue(
+            ids.to_numpy(),
+            codes.fill_null(0).to_numpy(),
+            self._content(frame, ids),
+            candidates(frame, self.layout),
+            np.arange(len(ids), dtype=np.int64),
+        )
+
+    def _content(self, frame: pl.DataFrame, ids: pl.Series) -> FeatureTable:
+        """Encoded a part at a time: what encoding needs on the way is ten times what it gives."""
+        parts = [
+            encode(
+                frame[at : at + ENCODED_AT_ONCE],
+                self.layout.features,
+                self.encoding,
+                ids[at : at + ENCODED_AT_ONCE],
+            )
+            for at in range(0, max(len(frame), 1), ENCODED_AT_ONCE)
+        ]
+        ends = np.cumsum([part.offsets[-1] for part in parts])
+        offsets = [
+            part.offsets[1:] + end - part.offsets[-1] for part, end in zip(parts, ends, strict=True)
+        ]
+        return FeatureTable(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([np.zeros(1, np.int64), *offsets]),
+            np.concatenate([part.numeric for part in parts]),
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _learned(
+    path: Path, fingerprint: str, features: tuple[str, ...], trained: int
+) -> tuple[pl.Series, dict[str, pl.DataFrame]]:
+    """A run's ids of trained items, and its vocabularies: read once, for items that come one by
+    one."""
+    known = pl.read_parquet(path / "vocab" / "items.parquet")["id"][:trained]
+    vocabularies = {
+        name: pl.read_parquet(path / "vocab" / f"item_{name}.parquet") for name in features
+    }
+    return known, vocabularies
+
+
+def _item_ids(values: pl.Series, text: bool, source: str) -> pl.Series:
+    """The id column of a table in the type of the run's ids."""
+    if text:
+        ids = as_text(values) if values.dtype.is_float() else values.cast(pl.String)
+        ids = ids.set((ids.str.len_bytes() == 0).fill_null(False), None)
+    elif values.dtype == pl.String:
+        ids = whole_numbers(values)
+    else:
+        ids = values.cast(pl.Int64, strict=False)
+        if values.dtype.is_float():
+            ids = ids.set((ids.cast(values.dtype) != values).fill_null(False), None)
+    missing = ids.is_null()
+    if missing.any():
+        wrong = values.filter(missing).drop_nulls()
+        if len(wrong) and not text:
+            raise DataError(
+                f"{source}: the item id {wrong[0]!r} is no integer, as the run's ids are"
+            )
+        raise DataError(f"{source}: {missing.sum()} rows of {len(ids)} have no item id")
+    return ids

@@ -1,0 +1,344 @@
+"""Changing a live index in place: add, update and remove items, compact.
+
+One process writes at a time; any number read meanwhile, each the version that it opened. How that
+is possible: :mod:`limerank.index`.
+
+>>> add_items("runs/mine", "index/mine", {"item_id": 900, "category": "books", "price": 12.5})
+>>> remove_items("index/mine", [17])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.catalogue import Catalogue, ItemSource, of_source
+from limerank.checkpoint import Run, load_run
+from limerank.errors import DataError, SpecError, UnknownError
+from limerank.index import Index
+from limerank.index_writing import (
+    CHUNK,
+    Encoder,
+    Files,
+    chunks,
+    commit,
+    next_version,
+    sweep,
+    write_lookup,
+    writing,
+)
+from limerank.lookup import Level, level_of, merged
+from limerank.progress import Bar
+
+TAIL = 1 << 16
+"""Ids added or updated lately that are looked up apart; with more, all are sorted together."""
+CLAMPED_SHARE = 0.01
+"""With a greater share of a change's codes out of range, a rebuild is advised."""
+DEAD_SHARE = 0.25
+"""With a greater share of rows that no history reads, compacting is advised."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change of an index did.
+
+    Attributes:
+        version: of the index, afterwards.
+        items: how many it holds now; removed ones do not count.
+        rows: how many rows it has now.
+        added, updated, removed: how many items were.
+        dropped: rows that compacting left out.
+        clamped: the share of the new rows' codes that lie out of the range of the index's scales.
+        advice: what its owner had better do, and why.
+    """
+
+    version: int
+    items: int
+    rows: int
+    added: int = 0
+    updated: int = 0
+    removed: int = 0
+    dropped: int = 0
+    clamped: float = 0.0
+    advice: tuple[str, ...] = ()
+
+
+def change_text(change: Change) -> str:
+    """A change, to read."""
+    done = {"added": change.added, "updated": change.updated, "removed": change.removed}
+    done |= {"old rows dropped": change.dropped}
+    said = ", ".join(f"{count:,} {name}" for name, count in done.items() if count)
+    return f"{said or 'nothing to do'}; {change.items:,} items, version {change.version}"
+
+
+IndexPath = Index | str | os.PathLike[str]
+
+
+def add_items(
+    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+) -> Change:
+    """Add new items to a live index; see :func:`change_items`.
+
+    Raises:
+        DataError: the index holds one of them.
+    """
+    return change_items(run, index, add=items, quiet=quiet)
+
+
+def update_items(
+    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+) -> Change:
+    """Encode items of a live index anew, as they are now; see :func:`change_items`.
+
+    Raises:
+        UnknownError: the index does not hold one of them.
+    """
+    return change_items(run, index, update=items, quiet=quiet)
+
+
+def put_items(
+    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+) -> Change:
+    """Add items to a live index, or update those that it holds; see :func:`change_items`."""
+    return change_items(run, index, put=items, quiet=quiet)
+
+
+def remove_items(index: IndexPath, ids: Iterable[Any]) -> Change:
+    """Take items out of a live index; see :func:`change_items`.
+
+    Raises:
+        UnknownError: the index does not hold one of them.
+    """
+    return change_items(None, index, remove=ids)
+
+
+def change_items(
+    run: Run | str | os.PathLike[str] | None,
+    index: IndexPath,
+    *,
+    add: ItemSource | None = None,
+    update: ItemSource | None = None,
+    put: ItemSource | None = None,
+    remove: Iterable[Any] | None = None,
+    quiet: bool = True,
+) -> Change:
+    """Change a live index in one step: all of it, or nothing where something is wrong.
+
+    Processes that have opened the index keep the version that they opened; whoever opens it
+    afterwards sees the change. Once the call returns it is on disk.
+
+    Args:
+        run: of the model that built the index; None where items are only removed.
+        index: the folder, or an index opened from it (which stays the version that it is).
+        add: new items: a table in the layout of the run's item table (CSV, TSV or Parquet), a
+            mapping of that table's columns to values, or several mappings.
+        update: items that the index holds, with all their columns as they are now.
+        put: items to add or, where the index holds them, to update.
+        remove: external ids. Histories that hold the item are read as before.
+        quiet: show no progress.
+
+    Raises:
+        DataError: an id twice, an id to add that the index holds, or a table that cannot be used.
+        UnknownError: an id to update or remove that the index does not hold.
+        FingerprintError: another model built the index.
+        FormatError: it is no index or damaged, or another process is changing it.
+    """
+    path = index.path if isinstance(index, Index) else Path(index)
+    if run is not None and not isinstance(run, Run):
+        run = load_run(run)
+    given = {"add": add, "update": update, "put": put}
+    sources = {name: source for name, source in given.items() if source is not None}
+    if sources and run is None:
+        raise SpecError(f"to {' and '.join(sources)} items, give the run that built {path}")
+    Index.open(path, None if run is None else run.fingerprint)  # before any file is made
+    parts = {name: of_source(run, source) for name, source in sources.items() if run is not None}
+    with writing(path):
+        old = Index.open(path, None if run is None else run.fingerprint)
+        ids, replaced = _checked(old, parts)
+        gone = _removable(old, remove, ids)
+        count, offered = len(ids), [part.candidate[part.rows] for part in parts.values()]
+        if not count and not len(gone):
+            return Change(old.version, old.items, len(old), advice=_advice(old.manifest, 0.0))
+        if len(old) + count > np.iinfo(np.int32).max:
+            raise DataError(f"{path} has {len(old):,} rows, and may have 2,147,483,647 at most")
+        version, manifest = next_version(path, old.version), dict(old.manifest)
+        encoder = None if run is None else Encoder(run.ranker, old.scales)
+        with (
+            torch.inference_mode(),
+            Files(path, version, manifest["files"]) as files,
+            Bar("encoding", total=count, unit="items", quiet=quiet or not count) as bar,
+        ):
+            for items in chunks(list(parts.values())):
+                assert encoder is not None
+                for name, rows in encoder(items).items():
+                    files.append(name, rows)
+                bar.advance(len(items.ids))
+            if count:
+                files.append_ids(ids)
+                write_lookup(files, *_grown(old, ids, replaced))
+            own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else gone
+            hidden = np.unique(np.concatenate([old.hidden, replaced, gone, own]))
+            files.write("hidden_rows.i32", hidden)
+            removed = np.union1d(np.setdiff1d(old.removed, replaced), gone)
+            if not np.array_equal(removed, old.removed):
+                files.write("removed_rows.i32", removed)
+            manifest["files"] = files.entries()
+        total, superseded = len(old) + count, old.superseded + len(replaced)
+        manifest |= {"version": version, "rows": total, "superseded": superseded}
+        manifest["items"] = total - superseded - len(removed)
+        share = 0.0
+        if encoder is not None and encoder.scales is not None:
+            manifest["scales"] = encoder.scales.json()
+            manifest["clamped"] += encoder.clamped
+            share = encoder.clamped / max(encoder.codes, 1)
+        manifest = commit(path, manifest)
+        sweep(path, manifest)
+    updated = len(np.setdiff1d(replaced, old.removed))
+    return Change(
+        version,
+        manifest["items"],
+        total,
+        added=count - updated,
+        updated=updated,
+        removed=len(gone),
+        clamped=share,
+        advice=_advice(manifest, share),
+    )
+
+
+def _checked(old: Index, parts: Mapping[str, Catalogue]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Ids of all items that are encoded, and the rows that theirs replace."""
+    of_parts = [part.wanted for part in parts.values()]
+    ids = np.concatenate(of_parts) if of_parts else np.zeros(0, np.int64)
+    level_of(ids)  # no id twice
+    replaced = []
+    for name, part in parts.items():
+        rows = old.ids.find(part.wanted)
+        held = (rows >= 0) & ~np.isin(rows, old.removed)
+        if name == "add" and held.any():
+            raise DataError(
+                f"{held.sum()} of {len(rows)} items to add are in the index {old.path} already: "
+                f"{_some(part.wanted[held])}; update them, or put all of them"
+            )
+        if name == "update" and not held.all():
+            raise UnknownError(
+                f"{(~held).sum()} of {len(rows)} items to update are not in the index {old.path}: "
+                f"{_some(part.wanted[~held])}; add them, or put all of them"
+            )
+        replaced.append(rows[rows >= 0])
+    return ids, np.concatenate([np.zeros(0, np.int64), *replaced])
+
+
+def _removable(old: Index, remove: Iterable[Any] | None, ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Rows of ids to remove."""
+    given = [] if remove is None else [remove] if isinstance(remove, (str, int)) else list(remove)
+    rows = old.ids.find(given)
+    held = (rows >= 0) & ~np.isin(rows, old.removed)
+    if not held.all():
+        unknown = [given[place] for place in np.flatnonzero(~held)]
+        raise UnknownError(
+            f"{len(unknown)} of {len(given)} items to remove are not in the index {old.path}: "
+            f"{_some(unknown)}"
+        )
+    rows = np.unique(rows)
+    both = np.intersect1d(rows, old.ids.find(ids))
+    if len(both):
+        raise DataError(
+            f"{len(both)} items are to be removed and encoded in one step: "
+            f"{_some(old.ids[both])}; to encode an item anew, update it"
+        )
+    return rows
+
+
+def _some(ids: Any) -> str:
+    shown = [repr(id.item() if isinstance(id, np.generic) else id) for id in ids[:10]]
+    return ", ".join(shown) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+
+
+def _grown(
+    old: Index, ids: NDArray[Any], replaced: NDArray[np.int64]
+) -> tuple[Level | None, Level]:
+    """The levels of an index whose next rows are these ids: the large one where it changes, and the
+    one of late ids."""
+    tail, base = old.ids.levels
+    tail = merged(tail, level_of(ids, len(old)), replaced)
+    if len(tail.keys) <= TAIL:
+        return None, tail
+    late = np.concatenate([np.asarray(old.ids[old.ids.levels[0].rows]), ids])
+    stale = old.ids.find(late, first=1)
+    none = np.zeros(0, np.int64)
+    return merged(base, tail, stale[stale >= 0]), Level(none, none.astype(np.int32))
+
+
+def _advice(manifest: Mapping[str, Any], clamped: float) -> tuple[str, ...]:
+    said = []
+    if clamped > CLAMPED_SHARE:
+        said.append(
+            f"{100 * clamped:.1f} % of the new items' codes lie out of the range that the index "
+            "was built for, and were clamped to it; build the index again from the whole catalogue"
+        )
+    if manifest["superseded"] > DEAD_SHARE * max(manifest["rows"], 1):
+        said.append(
+            f"{manifest['superseded']:,} of {manifest['rows']:,} rows are old ones of updated "
+            "items; compact the index"
+        )
+    return tuple(said)
+
+
+def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
+    """Write a live index anew without the old rows of updated items. Row numbers change.
+
+    Args:
+        index: the folder, or an index opened from it.
+        forget: drop removed items as well: histories that hold them are then read by the dataset's
+            features of them, or refused where they are given on the spot.
+        quiet: show no progress.
+
+    Raises:
+        FormatError: it is no index or damaged, or another process is changing it.
+    """
+    path = index.path if isinstance(index, Index) else Path(index)
+    Index(path)
+    with writing(path):
+        old = Index.open(path, verify=True)  # damage must not get new checksums
+        tail, base = (level.rows for level in old.ids.levels)
+        stale = old.ids.find(old.ids[tail], first=1)
+        newest = np.union1d(np.setdiff1d(base, stale), tail)
+        removed = np.zeros(0, np.int32) if forget else old.removed
+        kept = np.setdiff1d(newest, old.removed) if forget else newest
+        version, manifest = next_version(path, old.version), dict(old.manifest)
+        arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
+        with (
+            Files(path, version) as files,
+            Bar("compacting", total=len(kept), unit="items", quiet=quiet) as bar,
+        ):
+            for at in range(0, max(len(kept), 1), CHUNK):
+                rows = kept[at : at + CHUNK]
+                for name, array in arrays.items():
+                    if array is not None:
+                        files.append(name, array[rows])
+                files.append_ids(np.asarray(old.ids[rows]))
+                bar.advance(len(rows))
+            none = np.zeros(0, np.int64)
+            level = level_of(np.asarray(old.ids[kept]))
+            write_lookup(files, level, Level(none, none.astype(np.int32)))
+            files.write("hidden_rows.i32", _places(kept, old.hidden))
+            files.write("removed_rows.i32", _places(kept, removed))
+            manifest["files"] = files.entries()
+        manifest |= {"version": version, "rows": len(kept), "superseded": 0}
+        manifest["items"] = len(kept) - len(removed)
+        manifest = commit(path, manifest)
+        sweep(path, manifest)
+    return Change(version, manifest["items"], len(kept), dropped=len(old) - len(kept))
+
+
+def _places(kept: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Where rows stand among the kept ones, ascending; those that are not kept are left out."""
+    return np.flatnonzero(np.isin(kept, rows))

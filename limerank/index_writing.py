@@ -1,0 +1,281 @@
+"""What building an index and changing one have in common: files that grow, the right to write,
+the one step in which a version begins to count, and the encoding of items.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.batch import Items
+from limerank.catalogue import Catalogue
+from limerank.errors import DataError, FormatError
+from limerank.files import sync_directory, write_json
+from limerank.index import DTYPES, FORMAT, Scales, manifest_checksum, versioned
+from limerank.lookup import Level, flattened
+from limerank.models import Lime, Ranker
+
+CHUNK = 16384
+"""Items encoded at once."""
+BEHIND = 8
+"""Parts of files that wait to be written, at most."""
+PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
+
+
+# Files
+
+
+class File:
+    """An array on disk that grows row by row, with its checksum.
+
+    Args:
+        folder: where it lies.
+        name: of the array; it is followed by the version in the file's name.
+        version: that begins the file.
+        entry: what the manifest says of it, where it goes on; bytes beyond that are overwritten.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, version: int, entry: Mapping[str, Any] | None = None
+    ) -> None:
+        stem, suffix = name.split(".")
+        self.name, self._dtype = name, np.dtype(DTYPES[name])
+        self._file = f"{stem}-{version}.{suffix}" if entry is None else str(entry["file"])
+        self._shape: tuple[int, ...] | None = None if entry is None else tuple(entry["shape"])
+        self._crc = 0 if entry is None else int(entry["crc32"])
+        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if entry is None else 0)
+        self._descriptor = os.open(folder / self._file, flags, 0o666)
+        if self._shape is not None:
+            size = int(np.prod(self._shape)) * self._dtype.itemsize
+            os.lseek(self._descriptor, size, os.SEEK_SET)
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Add rows; the first ones given decide what a row is."""
+        data = np.ascontiguousarray(rows, dtype=self._dtype)
+        held = (0, *data.shape[1:]) if self._shape is None else self._shape
+        assert held[1:] == data.shape[1:]
+        self._shape = (held[0] + len(data), *held[1:])
+        flat = data.reshape(-1).view(np.uint8).data
+        self._crc = zlib.crc32(flat, self._crc)
+        done = 0
+        while done < len(flat):
+            done += os.write(self._descriptor, flat[done:])
+
+    def sync(self) -> None:
+        """Make it durable."""
+        os.fsync(self._descriptor)
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        assert self._shape is not None
+        return {"file": self._file, "shape": list(self._shape), "crc32": self._crc}
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class Files:
+    """The files that one change writes, by a thread of their own; they are durable when
+    :meth:`entries` gives them away."""
+
+    def __init__(
+        self, folder: Path, version: int, entries: Mapping[str, Any] | None = None
+    ) -> None:
+        self.folder, self.version = folder, version
+        self._entries: dict[str, Any] = dict(entries or {})
+        self._open: dict[str, File] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+
+    def append(self, name: str, rows: NDArray[Any]) -> None:
+        """Add rows to an array that the index holds already, or begin it. They must not change
+        afterwards."""
+        if name not in self._open:
+            self._open[name] = File(self.folder, name, self.version, self._entries.get(name))
+        self._waiting.append(self._thread.submit(self._open[name].append, rows))
+        self._wait(BEHIND)
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """A new file for an array, in the place of the one that held it."""
+        self._open[name] = File(self.folder, name, self.version)
+        self.append(name, array)
+
+    def append_ids(self, ids: NDArray[Any]) -> None:
+        """Add external ids."""
+        values, ends = flattened(ids)
+        if ends is None:
+            self.append("ids.i64", values)
+            return
+        self._wait(0)
+        held = self._open["ids.utf8"].entry() if "ids.utf8" in self._open else None
+        held = held or self._entries.get("ids.utf8")
+        self.append("ids.utf8", values)
+        self.append("id_ends.i64", ends + (0 if held is None else held["shape"][0]))
+
+    def entries(self) -> dict[str, Any]:
+        """All arrays as the manifest names them, with everything on disk."""
+        self._wait(0)
+        for name, file in self._open.items():
+            file.sync()
+            self._entries[name] = file.entry()
+        sync_directory(self.folder)
+        return dict(self._entries)
+
+    def _wait(self, most: int) -> None:
+        while len(self._waiting) > most:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        for file in self._open.values():
+            file.close()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The right to write into a folder; a process that dies leaves it free.
+
+    Raises:
+        FormatError: another one is writing.
+    """
+    import fcntl  # what only reads an index runs where there is none
+
+    busy = FormatError(
+        f"{folder} is being written by another process (or thread); try again when it has ended"
+    )
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock"))
+        except (BlockingIOError, FileNotFoundError):
+            raise busy from None
+        if not same:  # a build ended and renamed the folder under our feet
+            raise busy
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def next_version(folder: Path, held: int = 0) -> int:
+    """A version that no file of the folder bears, be it one that a reader has mapped."""
+    found = [held]
+    for path in folder.iterdir():
+        found += [v for name in DTYPES if (v := versioned(name, path.name)) is not None]
+    return max(found) + 1
+
+
+def commit(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Make a version count: the one step in which an index changes."""
+    manifest = {"format": FORMAT, **manifest}
+    manifest["checksum"] = manifest_checksum(manifest)
+    write_json(folder / "manifest.json", manifest)
+    sync_directory(folder)
+    return manifest
+
+
+def sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove files of older versions, and what killed processes left."""
+    named = {entry["file"] for entry in manifest["files"].values()}
+    for path in folder.iterdir():
+        ours = path.name in DTYPES or any(versioned(name, path.name) for name in DTYPES)
+        left = path.name == "building.json" or path.name.startswith(PARTIALS)
+        if left or (ours and path.name not in named):
+            path.unlink(missing_ok=True)
+
+
+def write_lookup(files: Files, base: Level | None, tail: Level) -> None:
+    """Write the levels of ids: of late ones, and of all others where that has changed."""
+    if base is not None:
+        files.write("id_keys.i64", base.keys)
+        files.write("id_rows.i32", base.rows)
+    files.write("tail_keys.i64", tail.keys)
+    files.write("tail_rows.i32", tail.rows)
+
+
+# Encoding
+
+
+class Encoder:
+    """Items -> vectors and, for LIME, codes; counts what lies out of the scales' range."""
+
+    def __init__(self, ranker: Ranker, scales: Scales | None) -> None:
+        self.ranker, self.scales = ranker, scales
+        self.codes = self.clamped = 0
+        """How many codes there were, and how many of them are not the nearest to their number."""
+        self._device = next(ranker.parameters()).device
+        if scales is not None:
+            self._low_c, self._step_c, self._mean_c, self._middle_g, self._step_g = (
+                torch.from_numpy(getattr(scales, name)).to(self._device)
+                for name in ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
+            )
+
+    def __call__(self, items: Items) -> dict[str, NDArray[Any]]:
+        """Name of the array -> rows."""
+        found_ud = self.ranker.item_vectors(items.to(self._device)).float()
+        if not torch.isfinite(found_ud.sum()):
+            refuse_nan(found_ud)
+        rows: dict[str, NDArray[Any]] = {"vectors.f32": found_ud.cpu().numpy()}
+        if self.scales is None:
+            return rows
+        assert isinstance(self.ranker, Lime)
+        weights_uc, terms_ug = self.ranker.encode_items(found_ud)
+        w_uc, w_excess = self._quantised(weights_uc, self._low_c, self._step_c, 0, 255)
+        t_ug, t_excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)
+        rows["weights.u8"] = w_uc.to(torch.uint8).cpu().numpy()
+        rows["terms.i8"] = t_ug.to(torch.int8).cpu().numpy()
+        spread = w_uc.sub_(self._mean_c).abs_().sum(1).amax() if len(w_uc) else 0.0
+        self.scales = replace(
+            self.scales,
+            weight_spread=max(self.scales.weight_spread, float(spread)),
+            weight_excess=np.maximum(self.scales.weight_excess, w_excess),
+            term_excess=np.maximum(self.scales.term_excess, t_excess),
+        )
+        return rows
+
+    def _quantised(
+        self, values: Tensor, offset: Tensor, step: Tensor, least: int, most: int
+    ) -> tuple[Tensor, NDArray[np.float32]]:
+        """Codes, as floats, and how far numbers are from the range of their column's codes."""
+        codes = ((values - offset) / step).round_()
+        self.codes += codes.numel()
+        excess = np.zeros(codes.shape[1], np.float32)
+        if len(codes):
+            low, high = codes.amin(0), codes.amax(0)
+            beyond = torch.maximum(least - low, high - most).clamp(min=0)
+            if beyond.any():
+                self.clamped += int(((codes < least) | (codes > most)).sum())
+                excess = (beyond * step).cpu().numpy()
+        return codes.clamp_(least, most), excess
+
+
+def refuse_nan(vectors_ud: Tensor) -> None:
+    """DataError where an item's vector is not finite."""
+    finite_u = torch.isfinite(vectors_ud).all(1)
+    if not finite_u.all():
+        raise DataError(
+            f"{int((~finite_u).sum())} of {len(finite_u)} items encode to NaN: look for extreme "
+            "numbers in their rows, or train again"
+        )
+
+
+def chunks(parts: Sequence[Catalogue], done: int = 0) -> Iterator[Items]:
+    """All wanted items of all parts, but the first ``done``."""
+    for part in parts:
+        yield from part.chunks(CHUNK, min(done, len(part)))
+        done = max(done - len(part), 0)

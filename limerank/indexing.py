@@ -1,0 +1,271 @@
+"""Building an index, a shard at a time. Its format: :mod:`limerank.index`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.catalogue import Catalogue, ItemSource, of_dataset, of_source
+from limerank.checkpoint import Run, load_run
+from limerank.dataset import Dataset
+from limerank.errors import DataError, FormatError, SpecError
+from limerank.files import read_json, sync_directory, write_json
+from limerank.index import DTYPES, FORMAT, Scales
+from limerank.index_writing import (
+    CHUNK,
+    Encoder,
+    Files,
+    chunks,
+    commit,
+    next_version,
+    refuse_nan,
+    sweep,
+    write_lookup,
+    writing,
+)
+from limerank.lookup import Level, level_of
+from limerank.models import Lime
+from limerank.progress import Bar
+
+SHARD = 1 << 18
+"""Items after which a build keeps what it has done."""
+SAMPLE = 1 << 16
+"""Items that scales are taken from; all, where there are fewer."""
+
+
+def build_index(
+    run: Run | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    data: Dataset | str | os.PathLike[str] | None = None,
+    items: ItemSource | None = None,
+    merge: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Encode a catalogue into the folder ``out``; returns its manifest.
+
+    A new index is built in a folder beside it, ``.NAME.partial``, and appears when it is whole. A
+    killed build goes on where it was when it is called again with the same arguments. An index that
+    is replaced stays in use until the new one takes its place in one step.
+
+    Args:
+        run: whose model encodes; its fingerprint goes into the index.
+        data: the dataset whose items are encoded, those included that training has not seen, in
+            its order; the one that the run was trained on when not given.
+        items: a table of items instead, in the layout of the run's item table (CSV, TSV or
+            Parquet), or mappings of its columns to values: a newer catalogue, or new items alone.
+            Items that training has seen keep what it learned of them; of the others the content
+            decides.
+        merge: encode the dataset's items as well; the table wins where both have an item.
+        overwrite: replace ``out`` where it is an index, and begin anew where another build of
+            ``out`` was killed.
+        quiet: show no progress.
+
+    Raises:
+        DataError: an item id twice, a column of the table is missing, or an item encodes to NaN.
+        FormatError: ``out`` exists and ``overwrite`` is false, or it is no index; a killed build of
+            ``out`` had other arguments and ``overwrite`` is false; or another process builds it.
+        SpecError: ``items`` is given and the run's data had no item table; or the model is a
+            variant.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    out = Path(out)
+    if run.ranker.config.variant is not None:
+        raise SpecError(
+            f"{run.path} is the variant {run.ranker.config.variant!r}, which is there to be "
+            "measured and not to be served; train without a variant"
+        )
+    exists = out.exists()
+    if exists and not overwrite:
+        raise FormatError(f"{out} already exists; pass --overwrite or choose another folder")
+    if exists and not (out / "manifest.json").exists():
+        raise FormatError(f"{out} exists and is no index; choose another folder, or remove it")
+    parts: list[Catalogue] = []
+    table = None if items is None else of_source(run, items)
+    if table is None or merge:
+        dataset = data if isinstance(data, Dataset) else run.dataset(data)
+        parts.append(of_dataset(dataset, table))
+    if table is not None:
+        parts.append(table)
+    folder = out if exists else out.with_name(f".{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        try:
+            state = _kept(folder, run, parts, overwrite)
+            if state is None and not exists:
+                sweep(folder, {"files": {}})
+            built = _build(folder, run, parts, state, quiet)
+        except (DataError, SpecError):
+            if not exists:  # another try would end the same way
+                shutil.rmtree(folder)
+            raise
+        manifest = commit(folder, built)
+        if not exists:
+            folder.rename(out)
+            sync_directory(out.parent)
+        sweep(out, manifest)
+    return manifest
+
+
+def _build(
+    folder: Path, run: Run, parts: list[Catalogue], state: dict[str, Any] | None, quiet: bool
+) -> dict[str, Any]:
+    """Write all files of an index, or those that a killed build lacks; returns the manifest."""
+    total = sum(map(len, parts))
+    ranker, lime = run.ranker, isinstance(run.ranker, Lime)
+    with torch.inference_mode():
+        if state is None:
+            version = next_version(folder)
+            with Files(folder, version) as files:
+                _write_ids(files, parts)
+                if lime:
+                    device = next(ranker.parameters()).device
+                    empty = ranker.encode_items(torch.zeros(0, ranker.config.width, device=device))
+                    files.append("weights.u8", empty.weights.cpu().numpy())
+                    files.append("terms.i8", empty.head.cpu().numpy())
+                files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
+                entries = files.entries()
+            scales = _scales(ranker, parts).json() if isinstance(ranker, Lime) else None
+            state = {"of": _same(run, parts), "version": version, "scales": scales}
+            state |= {"rows": 0, "codes": 0, "clamped": 0, "files": entries}
+            _keep(folder, state)
+        encoder = Encoder(ranker, None if state["scales"] is None else Scales.of(state["scales"]))
+        encoder.codes, encoder.clamped = state["codes"], state["clamped"]
+        done: int = state["rows"]
+        with (
+            Files(folder, state["version"], state["files"]) as files,
+            Bar("indexing", total=total, unit="items", quiet=quiet) as bar,
+        ):
+            bar.advance(done)
+            for items in chunks(parts, done):
+                for name, rows in encoder(items).items():
+                    files.append(name, rows)
+                done += len(items.ids)
+                bar.advance(len(items.ids))
+                if done - state["rows"] >= SHARD or done == total:
+                    state |= {"rows": done, "files": files.entries()}
+                    state |= {"codes": encoder.codes, "clamped": encoder.clamped}
+                    state["scales"] = None if encoder.scales is None else encoder.scales.json()
+                    _keep(folder, state)
+    return {
+        "version": state["version"],
+        "fingerprint": run.fingerprint,
+        "model": ranker.config.model,
+        "rows": total,
+        "items": total,
+        "superseded": 0,
+        "clamped": state["clamped"],
+        "scales": state["scales"],
+        "files": state["files"],
+    }
+
+
+def _write_ids(files: Files, parts: Sequence[Catalogue]) -> None:
+    ids = [part.wanted for part in parts]
+    values = ids[0] if len(ids) == 1 else np.concatenate(ids)
+    offered = np.concatenate([part.candidate[part.rows] for part in parts])
+    none = np.zeros(0, np.int64)
+    files.append_ids(values)
+    write_lookup(files, level_of(values), Level(none, none.astype(np.int32)))
+    files.write("hidden_rows.i32", np.flatnonzero(~offered))
+    files.write("removed_rows.i32", none)
+
+
+def _keep(folder: Path, state: dict[str, Any]) -> None:
+    """What a killed build goes on from."""
+    write_json(folder / "building.json", {"format": FORMAT, **state})
+
+
+def _same(run: Run, parts: Sequence[Catalogue]) -> dict[str, Any]:
+    """What two builds of the same index have in common."""
+    return {
+        "fingerprint": run.fingerprint,
+        "items": sum(map(len, parts)),
+        "checksum": [part.checksum() for part in parts],
+    }
+
+
+def _kept(folder: Path, run: Run, parts: Sequence[Catalogue], anew: bool) -> dict[str, Any] | None:
+    """The state of a killed build of the same thing, or None.
+
+    Raises:
+        FormatError: it was of another thing, and ``anew`` is false.
+    """
+    path = folder / "building.json"
+    if not path.exists():
+        return None
+    try:
+        state = read_json(path, "a build")
+        held = {
+            entry["file"]: (folder / entry["file"]).stat().st_size
+            >= np.prod(entry["shape"]) * np.dtype(DTYPES[name]).itemsize
+            for name, entry in state["files"].items()
+        }
+    except (FormatError, FileNotFoundError, KeyError, TypeError, AttributeError):
+        return None  # damaged: nothing to go on from
+    of = _same(run, parts)
+    if state.get("format") == FORMAT and state.get("of") == of and all(held.values()):
+        return state
+    if not anew and state.get("of") != of:
+        was = state.get("of", {})
+        changed = "run" if was.get("fingerprint") != of["fingerprint"] else "items"
+        raise FormatError(
+            f"{folder} holds an unfinished build of other {changed} ({was.get('items')} items by "
+            f"the model {was.get('fingerprint')}; now {of['items']} items by {of['fingerprint']}). "
+            "Give the same arguments as then to go on with it, or --overwrite to begin anew"
+        )
+    return None
+
+
+def _scales(ranker: Lime, parts: Sequence[Catalogue]) -> Scales:
+    """The ranges of columns over a sample of the items: all of them, or :data:`SAMPLE` that lie
+    evenly."""
+    total = sum(map(len, parts))
+    device = next(ranker.parameters()).device
+    every = max(1, -(-total // SAMPLE))
+    low: list[Tensor] = []
+    high: list[Tensor] = []
+    sums: NDArray[np.float64] = np.zeros(0)
+    rows = 0
+    for part in parts:
+        chosen = np.arange(0, len(part), every)
+        for at in range(0, len(chosen), CHUNK):
+            vectors_ud = ranker.item_vectors(part.items(chosen[at : at + CHUNK]).to(device)).float()
+            refuse_nan(vectors_ud)
+            found = ranker.encode_items(vectors_ud)
+            new_low, new_high = [x.amin(0) for x in found], [x.amax(0) for x in found]
+            low = [torch.minimum(*pair) for pair in zip(low or new_low, new_low, strict=True)]
+            high = [torch.maximum(*pair) for pair in zip(high or new_high, new_high, strict=True)]
+            new_sums = found.weights.sum(0, dtype=torch.float64).cpu().numpy()
+            sums = sums + new_sums if rows else new_sums
+            rows += len(vectors_ud)
+    if not rows:
+        empty = ranker.encode_items(torch.zeros(1, ranker.config.width, device=device))
+        low, high = [torch.zeros_like(x[0]) for x in empty], [torch.ones_like(x[0]) for x in empty]
+    (w_low, t_low), (w_high, t_high) = (
+        [column.double().cpu().numpy() for column in columns] for columns in (low, high)
+    )
+    w_step, t_step = (w_high - w_low) / 255, (t_high - t_low) / 254
+    w_step[w_step == 0] = t_step[t_step == 0] = 1.0
+    mean = (sums / rows - w_low) / w_step if rows else np.zeros_like(w_low)
+    columns = {
+        "weight_low": w_low,
+        "weight_step": w_step,
+        "weight_mean": mean,
+        "weight_excess": np.zeros_like(w_low),
+        "term_middle": (t_low + t_high) / 2,
+        "term_step": t_step,
+        "term_excess": np.zeros_like(t_low),
+    }
+    return Scales(
+        **{name: column.astype(np.float32) for name, column in columns.items()}, weight_spread=0.0
+    )

@@ -1,0 +1,189 @@
+"""External ids by row, and rows by external id: arrays that may lie in files.
+
+Ids are 64-bit integers or text. Integers are looked up by themselves, texts by 64-bit hashes, in
+*levels*: pairs of keys, ascending, and the row of each key. A level stands for the ids that it
+holds as they are now; where two levels hold an id, the earlier one counts. So a table grows without
+sorting anew: what is added goes into a small level before the large one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from limerank.errors import DataError
+
+
+class Level(NamedTuple):
+    """What ids are looked up by: ``keys`` i64, ascending, and the row of each, i32."""
+
+    keys: NDArray[np.int64]
+    rows: NDArray[np.int32]
+
+
+class IdTable:
+    """The external ids of rows, and the rows of ids.
+
+    ``ids[rows]`` gives an array of integers or of text, ``len(ids)`` the number of rows.
+
+    Args:
+        values: the integers, i64; or, where they are text, all texts one after another, u8.
+        ends: where each text ends, i64; None for integers.
+        levels: what they are looked up by.
+    """
+
+    def __init__(
+        self, values: NDArray[Any], ends: NDArray[np.int64] | None, levels: Sequence[Level]
+    ) -> None:
+        self.text = ends is not None
+        """Whether ids are text; else they are integers."""
+        self.levels = tuple(levels)
+        self._values, self._ends = values, ends
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> IdTable:
+        """A table held in memory; DataError where an id is given twice."""
+        level, (flat, ends) = level_of(values), flattened(values)
+        return cls(flat, ends, [level])
+
+    def __len__(self) -> int:
+        return len(self._values) if self._ends is None else len(self._ends)
+
+    def __getitem__(self, rows: Any) -> Any:
+        if self._ends is None:
+            return self._values[rows]
+        at = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        if at.dtype == np.bool_:
+            at = np.flatnonzero(at)
+        if at.size and (at.min() < -len(self) or at.max() >= len(self)):
+            raise IndexError(f"rows are 0 .. {len(self) - 1}")
+        at = np.where(at < 0, at + len(self), at).astype(np.int64)
+        if at.ndim == 0:
+            return self._texts(at[None])[0]
+        texts = np.empty(at.shape, dtype=object)
+        texts[...] = np.array(self._texts(at.ravel()), dtype=object).reshape(at.shape)
+        return texts
+
+    def _texts(self, rows: NDArray[Any]) -> list[str]:
+        assert self._ends is not None
+        ends = self._ends[rows].tolist()
+        starts = np.where(rows > 0, self._ends[np.maximum(rows, 1) - 1], 0).tolist()
+        flat = self._values.data
+        return [str(flat[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
+
+    def find(self, ids: ArrayLike | Sequence[Any], first: int = 0) -> NDArray[np.int64]:
+        """The row of each id, i64; -1 where the table does not hold it.
+
+        Where ids are integers, their text ("42") is found as well.
+
+        Args:
+            ids: what is looked for.
+            first: look through the levels from this one on.
+        """
+        given = np.asarray(ids).ravel() if isinstance(ids, np.ndarray) else list(ids)  # type: ignore[arg-type]
+        found = np.full(len(given), -1, dtype=np.int64)
+        levels = [level for level in self.levels[first:] if len(level.keys)]
+        if not len(given) or not levels:
+            return found
+        if self.text:
+            texts = [str(value) for value in given]
+            wanted, legal = hashes(texts), np.ones(len(texts), dtype=bool)
+        else:
+            wanted, legal = _as_integers(given)
+        todo = np.flatnonzero(legal)
+        for level in levels:
+            if self.text:
+                found[todo] = self._find_texts(level, [texts[k] for k in todo], wanted[todo])
+            else:
+                at = np.minimum(np.searchsorted(level.keys, wanted[todo]), len(level.keys) - 1)
+                hit = level.keys[at] == wanted[todo]
+                found[todo[hit]] = level.rows[at[hit]]
+            todo = todo[found[todo] < 0]
+        return found
+
+    def _find_texts(
+        self, level: Level, texts: list[str], wanted: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        found = np.full(len(texts), -1, dtype=np.int64)
+        at = np.searchsorted(level.keys, wanted)
+        todo = np.arange(len(texts))
+        while len(todo):  # a second time only where two texts have one hash
+            todo = todo[at[todo] < len(level.keys)]
+            todo = todo[level.keys[at[todo]] == wanted[todo]]
+            rows = level.rows[at[todo]].astype(np.int64)
+            held = self._texts(rows)
+            same = np.array([a == texts[k] for a, k in zip(held, todo, strict=True)], dtype=bool)
+            found[todo[same]] = rows[same]
+            todo = todo[~same]
+            at[todo] += 1
+        return found
+
+
+def flattened(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """Ids as :class:`IdTable` takes them: (i64, None), or the bytes of all texts and their ends."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64), None
+    encoded = [str(value).encode() for value in values]
+    lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+    return np.frombuffer(b"".join(encoded), dtype=np.uint8), np.cumsum(lengths)
+
+
+def level_of(values: NDArray[Any], first: int = 0) -> Level:
+    """The level of ids whose rows are ``first``, ``first + 1``, and so on.
+
+    Raises:
+        DataError: an id is given twice.
+    """
+    text = values.dtype.kind not in "iu"
+    keys = hashes([str(value) for value in values]) if text else values.astype(np.int64)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    again = order[1:][keys[1:] == keys[:-1]].tolist()
+    if text and again:  # equal hashes: are the texts equal, too?
+        group = order[np.isin(keys, keys[1:][keys[1:] == keys[:-1]])].tolist()
+        counts = Counter(str(values[place]) for place in group)
+        again = [place for place in group if counts[str(values[place])] > 1]
+    if again:
+        some = ", ".join(repr(value) for value in dict.fromkeys(values[again].tolist()))
+        raise DataError(f"each item must have an id of its own; given more than once: {some:.200}")
+    return Level(keys, (order + first).astype(np.int32))
+
+
+def merged(older: Level, newer: Level, stale: NDArray[np.int64]) -> Level:
+    """One level of two: that of ``older`` without its ``stale`` rows, and all of ``newer``."""
+    kept = ~np.isin(older.rows, stale)
+    keys, rows = older.keys[kept], older.rows[kept]
+    at = np.searchsorted(keys, newer.keys)
+    return Level(np.insert(keys, at, newer.keys), np.insert(rows, at, newer.rows))
+
+
+def hashes(texts: Sequence[str]) -> NDArray[np.int64]:
+    """64 bits of each text's BLAKE2b."""
+    digests = [
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for text in texts
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+
+
+def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Values as integers, and which of them are integers or their plain text."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        return values.astype(np.int64), np.ones(len(values), dtype=bool)
+    numbers = np.zeros(len(values), dtype=np.int64)
+    legal = np.zeros(len(values), dtype=bool)
+    for place, value in enumerate(values):
+        if isinstance(value, (bool, np.bool_)):
+            continue
+        if isinstance(value, (int, np.integer)) or (
+            isinstance(value, str) and str(value).removeprefix("-").isdecimal()
+        ):
+            number = int(value)
+            if -(1 << 63) <= number < 1 << 63 and str(number) == str(value):
+                numbers[place], legal[place] = number, True
+    return numbers, legal
