@@ -119,6 +119,17 @@ def test_a_removed_item_is_read_by_histories_and_offered_to_nobody(live):
     assert again.hidden.tolist() == sorted(of.index.row_of(id) for id in (7, 8))
 
 
+@pytest.mark.parametrize("scorer", ["auto", "quantised", "model"])
+def test_nothing_is_left_to_rank(live, scorer):
+    of = shop("lime-mha")
+    assert remove_items(live, range(ITEMS)).items == 0
+    ranking = Recommender(of.run, live, of.data, scorer=scorer).rank(history=[3], k=5)
+    assert len(ranking) == ranking.candidates == 0 and ranking.events == 1
+    assert add_items(of.run, live, item(3)).items == 1
+    recommender = Recommender(of.run, live, of.data, scorer=scorer)
+    assert [one.id for one in recommender.rank(history=[4], k=5)] == [3]
+
+
 def test_histories_read_an_updated_item_as_it_is_now(live):
     of = shop("lime-mha")
     new = item(7, "g4", 99)
