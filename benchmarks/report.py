@@ -12,6 +12,7 @@ import matplotlib as mpl
 from benchmarks.parts_pages import ablation, coldstart
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
+from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, machines, number, ranged, table
 
 mpl.use("svg")
@@ -26,6 +27,8 @@ def main() -> None:
         "coldstart": coldstart,
         "ablation": ablation,
         "training": training,
+        "scorer": scorer,
+        "fidelity": fidelity,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []
