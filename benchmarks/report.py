@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 
+from benchmarks.attempts import attempts
 from benchmarks.parts_pages import ablation, coldstart
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
@@ -29,6 +30,7 @@ def main() -> None:
         "training": training,
         "scorer": scorer,
         "fidelity": fidelity,
+        "attempts": attempts,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []
