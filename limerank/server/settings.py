@@ -1,0 +1,102 @@
+"""How a server is run: keys, limits, times."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from limerank.config import Frozen
+
+Access = Literal["read", "write", "admin"]
+VARIABLES: dict[Access, str] = {
+    "read": "LIMERANK_READ_KEYS",
+    "write": "LIMERANK_WRITE_KEYS",
+    "admin": "LIMERANK_ADMIN_KEYS",
+}
+"""Environment variables that hold keys, separated by commas."""
+LEAST_KEY = 16
+
+
+class Settings(Frozen):
+    """What a server is given beside a run, an index and a store."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=65536)
+    """0: any free one."""
+    keys: dict[Access, tuple[str, ...]] = Field(default_factory=dict)
+    """Keys for ranking ("read"), for events and users ("write") and for items and reloading
+    ("admin"). One that may write may read, one that may administer may do all."""
+    open: bool = False
+    """No keys at all. Only on a loopback address."""
+    body_bytes: int = Field(8 << 20, ge=1024)
+    """Of a request, at most; more is 413."""
+    body_seconds: float = Field(10.0, gt=0)
+    """In which a request's body has to arrive; else 408."""
+    threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    """Requests that are computed at a time."""
+    waiting: int = Field(256, ge=1)
+    """Requests that wait to be computed, at most; more are 503."""
+    seconds: float = Field(10.0, gt=0)
+    """In which a request has to be answered, waiting included; else 503."""
+    rate: float | None = Field(None, gt=0)
+    """Requests per second and key (or address, without keys), over some seconds; more are 429."""
+    drain_seconds: int = Field(20, ge=0)
+    """That requests under way have to end when the server is stopped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.open and not is_loopback(self.host):
+            raise ValueError(
+                f"a server without keys may listen on a loopback address alone; got {self.host!r}. "
+                "Set keys, or host 127.0.0.1"
+            )
+        if not self.open and not any(self.keys.values()):
+            raise ValueError(
+                "a server needs keys: set "
+                + ", ".join(VARIABLES.values())
+                + " (or a key file), or say --open to serve without keys on this machine alone"
+            )
+        for access, keys in self.keys.items():
+            for key in keys:
+                if len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+                    raise ValueError(
+                        f"a {access} key is too short or has unprintable characters; make one of at "
+                        f"least {LEAST_KEY} printable ASCII ones, such as {secrets.token_urlsafe(24)}"
+                    )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def keys_of_environment(file: Path | None = None) -> dict[Access, tuple[str, ...]]:
+    """Keys from the environment and from a file of lines ``read KEY``, ``write KEY``, ``admin KEY``.
+
+    Raises:
+        ValueError: a line of the file is something else.
+    """
+    found: dict[Access, list[str]] = {
+        access: [key for key in os.environ.get(name, "").split(",") if key]
+        for access, name in VARIABLES.items()
+    }
+    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or words[0] not in VARIABLES:
+            raise ValueError(f"{file}, line {number}: expected read, write or admin, and a key")
+        found[words[0]].append(words[1])  # type: ignore[index]
+    return {access: tuple(keys) for access, keys in found.items() if keys}
