@@ -23,9 +23,10 @@ from torch import Tensor
 
 from limerank.batch import Users
 from limerank.checkpoint import Run, load_run
-from limerank.dataset import Dataset, FeatureTable
+from limerank.dataset import Dataset
 from limerank.errors import DataError, UnknownError
 from limerank.explain import Explanation, Past, explain
+from limerank.features import FeatureTable
 from limerank.history import Columns, EventEncoder, latest
 from limerank.index import Index
 from limerank.lookup import IdTable
@@ -557,14 +558,7 @@ class Recommender:
     @cached_property
     def _unknown(self) -> FeatureTable:
         """The features of a user of whom nothing is known, as a table of one row."""
-        encoding = self.run.manifest["encoding"]["users"]
-        starts = [f["start"] for f in encoding["features"] if f["kind"] == "categorical"]
-        return FeatureTable(
-            np.array(starts, dtype=np.int32),
-            np.ones(len(starts), dtype=np.float32),
-            np.array([0, len(starts)], dtype=np.int64),
-            np.zeros((1, encoding["numeric"]), dtype=np.float32),
-        )
+        return FeatureTable.unknown(self.run.manifest["encoding"]["users"])
 
     # Explanations
 
