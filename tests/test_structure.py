@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"schema"}),
     frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),
-    frozenset({"history", "batch", "features", "lookup"}),
+    frozenset({"history", "batch", "events", "features", "lookup"}),
     frozenset({"config"}),
     frozenset({"dataset", "synthetic"}),
     frozenset({"partition", "tables", "holdout"}),
