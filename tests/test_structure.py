@@ -27,7 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),
     frozenset({"history", "batch", "events", "features", "lookup"}),
-    frozenset({"config"}),
+    frozenset({"config", "stores"}),
     frozenset({"dataset", "synthetic"}),
     frozenset({"partition", "tables", "holdout"}),
     frozenset({"ids", "checks", "spooling", "sorting", "summary"}),
