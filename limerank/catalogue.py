@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.batch import Items
-from limerank.checkpoint import Run
-from limerank.dataset import Dataset, FeatureTable
 from limerank.errors import DataError, SpecError
+from limerank.features import FeatureTable
 from limerank.schema import Spec, Table, validate
 from limerank.tables import Encoding, as_text, candidates, encode, read_table, whole_numbers
+from limerank.trained import Trained
 
 ENCODED_AT_ONCE = 1 << 20
 """Rows of a table."""
@@ -84,18 +84,7 @@ class Catalogue:
         return found
 
 
-def of_dataset(dataset: Dataset, table: Catalogue | None = None) -> Catalogue:
-    """All items of a dataset but those that the table has."""
-    rows = np.arange(len(dataset.items), dtype=np.int64)
-    codes = np.where(rows < dataset.trained_items, rows + 1, 0)
-    if table is not None:
-        here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
-        if here.dtype == there.dtype:  # they differ only where one is empty
-            rows = rows[~here.is_in(there.implode()).to_numpy()]
-    return Catalogue(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)
-
-
-def of_source(run: Run, source: ItemSource) -> Catalogue:
+def of_source(run: Trained, source: ItemSource) -> Catalogue:
     """The items of a file, or those given as mappings.
 
     Raises:

@@ -10,7 +10,6 @@ trainer/state.safetensors    everything that an exact resume needs, until traini
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,39 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.errors import FingerprintError, FormatError
-from limerank.files import checksum, read_json, write_json
-from limerank.models import Ranker, build
-from limerank.schema import validate
-
-FORMAT = 1
+from limerank.errors import FingerprintError
+from limerank.files import write_json
+from limerank.trained import FORMAT, Trained, encoding_fingerprint, load_trained
 
 
 @dataclass(frozen=True)
-class Run:
-    """A trained run, loaded.
-
-    Attributes:
-        path: its folder.
-        ranker: the model with its best weights, in evaluation mode.
-        train: how it was trained.
-        manifest: the manifest of the dataset it was trained on.
-        fingerprint: identifies model and encoding; an index keeps the one it was built by.
-    """
-
-    path: Path
-    ranker: Ranker
-    train: TrainConfig
-    manifest: dict[str, Any]
-    data: Path
-    fingerprint: str
+class Run(Trained):
+    """A trained run, loaded: the model, and the data that it was trained on."""
 
     def dataset(self, path: str | os.PathLike[str] | None = None) -> Dataset:
         """The dataset it was trained on, or another one that encodes alike.
@@ -65,12 +45,6 @@ class Run:
                 "trained on; evaluate on that dataset, or train on this one"
             )
         return dataset
-
-
-def encoding_fingerprint(manifest: dict[str, Any]) -> str:
-    """Identifies how a dataset turns users, items and events into tokens."""
-    text = json.dumps([manifest["clock"], manifest["encoding"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def create_run(
@@ -133,26 +107,4 @@ def load_run(path: str | os.PathLike[str], device: str = "cpu") -> Run:
         FormatError: the folder is not a run, is of another format, is damaged, or training has
             not reached its first validation yet.
     """
-    path = Path(path)
-    config = read_json(path / "config.json", "a run")
-    if config.get("format") != FORMAT:
-        raise FormatError(
-            f"{path} has run format {config.get('format')}, expected {FORMAT}; train it again"
-        )
-    shape = validate(DataShape, config["shape"], str(path / "config.json"))
-    model = validate(ModelConfig, config["model"], str(path / "config.json"))
-    train = validate(TrainConfig, config["train"], str(path / "config.json"))
-    file = path / "model.safetensors"
-    if not file.exists():
-        raise FormatError(f"{path} holds no weights yet: training has not reached a validation")
-    try:
-        tensors = load_file(file, device=device)
-        with torch.device("meta"):
-            ranker = build(shape, model)
-        ranker.load_state_dict(tensors, assign=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise FormatError(f"{file} is damaged or of another model: {error}") from None
-    ranker.eval().requires_grad_(False)
-    fingerprint = hashlib.sha256(f"{checksum(file)} {config['encoding']}".encode()).hexdigest()[:16]
-    manifest = read_json(path / "encoding.json", "a run")
-    return Run(path, ranker, train, manifest, Path(config["data"]), fingerprint)
+    return Run(**vars(load_trained(path, device)))

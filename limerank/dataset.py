@@ -29,8 +29,7 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
     vocab/items.parquet         column id, in item order: the items of the training window first
     vocab/KIND_NAME.parquet     columns value, code: KIND is item, user or event; code 0 is unknown
 
-A *token* is a row of one shared embedding table of the item (or user) content: feature f owns the
-rows ``[start_f, start_f + size_f)`` and its first row stands for "unknown or missing".
+What a content token is: :mod:`limerank.features`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +45,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.batch import Batch, Features, Items, Sequences, Users
+from limerank.batch import Batch, Items, Sequences, Users
 from limerank.errors import FormatError, UnknownError
+from limerank.features import FeatureTable, open_array, ranges
 from limerank.files import read_json
 from limerank.history import EventEncoder, latest
 
@@ -60,42 +59,6 @@ POOL_BATCHES = 128
 """Training batches are cut from pools of about so many batches, like requests together."""
 EVENTS_PER_IMPRESSION = 64
 """A request with more history events per impression counts as more impressions in a batch."""
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Content features of all items or users, memory-mapped. See the format above."""
-
-    tokens: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    offsets: NDArray[np.int64]
-    numeric: NDArray[np.float32]
-
-    @classmethod
-    def open(cls, folder: Path) -> FeatureTable:
-        return cls(
-            _array(folder / "tokens.npy"),
-            _array(folder / "token_weights.npy"),
-            _array(folder / "token_offsets.npy"),
-            _array(folder / "numeric.npy"),
-        )
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def take(self, rows: NDArray[Any]) -> Features:
-        """The features of these rows, in this order."""
-        first = self.offsets[rows]
-        counts = self.offsets[np.asarray(rows) + 1] - first
-        offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        at = _ranges(first, counts)
-        return Features(
-            torch.from_numpy(self.tokens[at].astype(np.int64)),
-            torch.from_numpy(np.ascontiguousarray(self.weights[at])),
-            torch.from_numpy(offsets),
-            torch.from_numpy(np.ascontiguousarray(self.numeric[rows])),
-        )
 
 
 class Dataset:
@@ -121,18 +84,20 @@ class Dataset:
         self.encoder = EventEncoder(self.encoding, self.clock)
         self.tasks: tuple[str, ...] = tuple(label["name"] for label in self.encoding["labels"])
         names = {"item", "time", *self.encoder.columns, *(f"label_{task}" for task in self.tasks)}
-        self.events = {name: _array(self.path / "events" / f"{name}.npy") for name in names}
+        self.events = {name: open_array(self.path / "events" / f"{name}.npy") for name in names}
         self.users = FeatureTable.open(self.path / "users")
         self.items = FeatureTable.open(self.path / "items")
-        self.train_count: NDArray[np.int64] = _array(self.path / "items" / "train_count.npy")
-        self.candidate: NDArray[np.bool_] = _array(self.path / "items" / "candidate.npy")
-        self.event_offsets: NDArray[np.int64] = _array(self.path / "users" / "event_offsets.npy")
+        self.train_count: NDArray[np.int64] = open_array(self.path / "items" / "train_count.npy")
+        self.candidate: NDArray[np.bool_] = open_array(self.path / "items" / "candidate.npy")
+        self.event_offsets: NDArray[np.int64] = open_array(
+            self.path / "users" / "event_offsets.npy"
+        )
         self.requests = {
-            name: _array(self.path / "requests" / f"{name}.npy")
+            name: open_array(self.path / "requests" / f"{name}.npy")
             for name in ("user", "first", "count", "history_start", "history_end", "split")
         }
         kept = self.path / "history" / "rows.npy"
-        self.kept: NDArray[np.int64] | None = _array(kept) if kept.exists() else None
+        self.kept: NDArray[np.int64] | None = open_array(kept) if kept.exists() else None
         lengths = {len(column) for column in self.events.values()}
         if lengths != {self.manifest["counts"]["events"]}:
             raise FormatError(f"{self.path} is damaged: its event columns differ in length")
@@ -282,7 +247,7 @@ class Dataset:
 
     def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
         """Event rows of the impressions of these requests, request by request."""
-        return _ranges(self.requests["first"][requests], self.requests["count"][requests])
+        return ranges(self.requests["first"][requests], self.requests["count"][requests])
 
     def plan_users(
         self, requests: NDArray[np.int64], impressions: int, generator: np.random.Generator
@@ -384,14 +349,6 @@ def _alike(
     return [part for half in (first, second) for part in _alike(half, lengths, counts, impressions)]
 
 
-def _ranges(first: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.int64]:
-    """``first[0] .. first[0] + counts[0] - 1``, then those of the next, and so on."""
-    counts = counts.astype(np.int64)
-    starts = np.repeat(first - (np.cumsum(counts) - counts), counts)
-    found: NDArray[np.int64] = starts + np.arange(len(starts))
-    return found
-
-
 def _distinct(
     candidates: NDArray[np.int32], history: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], int, NDArray[np.int64], NDArray[np.int64]]:
@@ -410,13 +367,3 @@ def _distinct(
         places[: len(candidates)],
         places[len(candidates) :],
     )
-
-
-def _array(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FormatError(f"{path.parent.parent} is damaged: {path} is missing") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise FormatError(f"{path.parent.parent} is damaged: {path}: {error}") from None
-    return array

@@ -5,6 +5,7 @@
     ├── DataError          a log, a table or an array holds what it must not
     ├── FormatError        a folder on disk is unfinished, damaged, foreign or too new
     │   └── FingerprintError   two folders that do not belong together
+    ├── StoreError         an event store cannot be reached, is full or is too busy
     └── UnknownError       a user, an item or a task that nobody has heard of
 
 Each message says what was got, what was expected and what to do.
@@ -31,6 +32,13 @@ class FormatError(LimerankError):
 
 class FingerprintError(FormatError):
     """Two folders do not belong together, such as an index built by another model."""
+
+
+class StoreError(LimerankError):
+    """An event store did not do what it was asked for; nothing that it acknowledged is lost.
+
+    What was to be written may or may not be there: writing it again is safe.
+    """
 
 
 class UnknownError(LimerankError):

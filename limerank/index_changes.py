@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.catalogue import Catalogue, ItemSource, of_source
-from limerank.checkpoint import Run, load_run
 from limerank.errors import DataError, SpecError, UnknownError
 from limerank.index import Index
 from limerank.index_writing import (
@@ -36,6 +35,7 @@ from limerank.index_writing import (
 )
 from limerank.lookup import Level, level_of, merged
 from limerank.progress import Bar
+from limerank.trained import Trained, load_trained
 
 TAIL = 1 << 16
 """Ids added or updated lately that are looked up apart; with more, all are sorted together."""
@@ -82,7 +82,11 @@ IndexPath = Index | str | os.PathLike[str]
 
 
 def add_items(
-    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+    run: Trained | str | os.PathLike[str],
+    index: IndexPath,
+    items: ItemSource,
+    *,
+    quiet: bool = True,
 ) -> Change:
     """Add new items to a live index; see :func:`change_items`.
 
@@ -93,7 +97,11 @@ def add_items(
 
 
 def update_items(
-    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+    run: Trained | str | os.PathLike[str],
+    index: IndexPath,
+    items: ItemSource,
+    *,
+    quiet: bool = True,
 ) -> Change:
     """Encode items of a live index anew, as they are now; see :func:`change_items`.
 
@@ -104,7 +112,11 @@ def update_items(
 
 
 def put_items(
-    run: Run | str | os.PathLike[str], index: IndexPath, items: ItemSource, *, quiet: bool = True
+    run: Trained | str | os.PathLike[str],
+    index: IndexPath,
+    items: ItemSource,
+    *,
+    quiet: bool = True,
 ) -> Change:
     """Add items to a live index, or update those that it holds; see :func:`change_items`."""
     return change_items(run, index, put=items, quiet=quiet)
@@ -120,7 +132,7 @@ def remove_items(index: IndexPath, ids: Iterable[Any]) -> Change:
 
 
 def change_items(
-    run: Run | str | os.PathLike[str] | None,
+    run: Trained | str | os.PathLike[str] | None,
     index: IndexPath,
     *,
     add: ItemSource | None = None,
@@ -151,8 +163,8 @@ def change_items(
         FormatError: it is no index or damaged, or another process is changing it.
     """
     path = index.path if isinstance(index, Index) else Path(index)
-    if run is not None and not isinstance(run, Run):
-        run = load_run(run)
+    if run is not None and not isinstance(run, Trained):
+        run = load_trained(run)
     given = {"add": add, "update": update, "put": put}
     sources = {name: source for name, source in given.items() if source is not None}
     if sources and run is None:

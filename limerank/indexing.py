@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.catalogue import Catalogue, ItemSource, of_dataset, of_source
+from limerank.catalogue import Catalogue, ItemSource, of_source
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
@@ -269,3 +270,14 @@ def _scales(ranker: Lime, parts: Sequence[Catalogue]) -> Scales:
     return Scales(
         **{name: column.astype(np.float32) for name, column in columns.items()}, weight_spread=0.0
     )
+
+
+def of_dataset(dataset: Dataset, table: Catalogue | None = None) -> Catalogue:
+    """All items of a dataset but those that the table has."""
+    rows = np.arange(len(dataset.items), dtype=np.int64)
+    codes = np.where(rows < dataset.trained_items, rows + 1, 0)
+    if table is not None:
+        here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
+        if here.dtype == there.dtype:  # they differ only where one is empty
+            rows = rows[~here.is_in(there.implode()).to_numpy()]
+    return Catalogue(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -23,18 +23,18 @@ from torch import Tensor
 
 from limerank.batch import Users
 from limerank.checkpoint import Run, load_run
-from limerank.dataset import Dataset, FeatureTable
-from limerank.errors import DataError, UnknownError
+from limerank.dataset import Dataset
+from limerank.errors import UnknownError
+from limerank.eventlog import EventForm, EventLog, check_names
+from limerank.events import milliseconds
 from limerank.explain import Explanation, Past, explain
-from limerank.history import Columns, EventEncoder, latest
+from limerank.features import FeatureTable
+from limerank.history import latest
 from limerank.index import Index
 from limerank.lookup import IdTable
 from limerank.losses import predictions
+from limerank.request import past_of, plain
 from limerank.scorer import Scorer, ScorerName, TopK, scorer_for
-
-MINUTE_MS = 60_000
-POSITIONS = 1 << 16
-"""History positions of an explanation encoded at once."""
 
 Rows = NDArray[np.int64]
 
@@ -93,13 +93,13 @@ class Ranking(Sequence[Ranked]):
     def json(self) -> dict[str, Any]:
         """As plain values for JSON; explanations as their reasons."""
         return {
-            "user": _plain(self.user),
+            "user": plain(self.user),
             "known": self.known,
             "events": self.events,
             "candidates": self.candidates,
             "items": [
                 {
-                    "id": _plain(item.id),
+                    "id": plain(item.id),
                     "value": item.value,
                     "scores": item.scores,
                     **({} if item.explanation is None else {"because": _because(item.explanation)}),
@@ -112,23 +112,9 @@ class Ranking(Sequence[Ranked]):
 
 def _because(explanation: Explanation) -> list[dict[str, Any]]:
     return [
-        {"item": _plain(event.item), "age": event.age, "share": event.share, "effect": event.effect}
+        {"item": plain(event.item), "age": event.age, "share": event.share, "effect": event.effect}
         for event in explanation.reasons()
     ]
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Events of one user: rows of some columns, oldest first, and what their items are.
-
-    ``columns["item"]`` holds codes; ``ids[code]`` is the external id.
-    """
-
-    columns: Columns
-    rows: Rows
-    met: Rows
-    """Rows of all events, those included that histories do not hold."""
-    ids: Any
 
 
 class Recommender:
@@ -168,9 +154,9 @@ class Recommender:
             if isinstance(scorer, Scorer)
             else scorer_for(scorer, self.ranker, self.index, threads=threads)
         )
-        manifest = self.run.manifest
-        self.encoder = EventEncoder(manifest["encoding"], manifest["clock"])
-        self.length: int = self.run.train.history or manifest["spec"]["history"]["length"]
+        self.form = EventForm(self.run.manifest, self.run.path)
+        self.encoder = self.form.encoder
+        self.length = self.run.history
         self._data = data
         self._device = next(self.ranker.parameters()).device
 
@@ -224,7 +210,7 @@ class Recommender:
         weights = self._weights(task_weights)
         rows = None if candidates is None else self._candidates(candidates)
         user_row = self._user_row(user)
-        now = None if time is None else _milliseconds(time)
+        now = None if time is None else milliseconds(time)
         log = self._log(user_row, now) if history is None else self._given(history, now)
         if now is None:
             now = self._end(log)
@@ -243,7 +229,7 @@ class Recommender:
         return Ranking(
             tuple(
                 Ranked(
-                    _plain(ids[place]),
+                    plain(ids[place]),
                     int(found[place]),
                     float(top.values[0, place]),
                     dict(zip((task.name for task in self.tasks), said[place], strict=True)),
@@ -294,7 +280,7 @@ class Recommender:
         dataset, weights = self.dataset, self._weights(task_weights)
         starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
         last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
-        now = np.maximum(self._log_end, last)
+        now = np.maximum(self.form.log_end, last)
         seen = None
         if exclude_seen:
             ids = dataset.item_ids
@@ -339,7 +325,7 @@ class Recommender:
         names = [task.name for task in self.tasks]
         if given is None:
             given = {names[0]: 1.0}
-        _check_names("task", given, names)
+        check_names("task", given, names)
         return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
 
     def _rows(self, what: str, ids: Iterable[Any]) -> Rows:
@@ -362,7 +348,7 @@ class Recommender:
         ):
             wrong = np.intersect1d(rows, never)
             if len(wrong):
-                shown = ", ".join(repr(_plain(self.index.ids[row])) for row in wrong[:10])
+                shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:10])
                 raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
         return rows
 
@@ -378,7 +364,7 @@ class Recommender:
 
     # Histories
 
-    def _log(self, user: int | None, before: int | None) -> _Log:
+    def _log(self, user: int | None, before: int | None) -> EventLog:
         """The user's events in the dataset, all splits, before a time where one is given."""
         if user is None:
             return self._given([], before)
@@ -390,149 +376,33 @@ class Recommender:
         rows = met
         if dataset.kept is not None:
             rows = dataset.kept[slice(*np.searchsorted(dataset.kept, [start, end]))]
-        return _Log(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
+        return EventLog(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
 
-    def _given(self, history: Iterable[Any], now: int | None) -> _Log:
+    def _given(self, history: Iterable[Any], now: int | None) -> EventLog:
         """Events given on the spot, as columns of the dataset's format."""
-        events = [_event(entry) for entry in history]
-        encoding = self.run.manifest["encoding"]
-        labels = {label["name"]: label for label in encoding["labels"]}
-        features = {feature["name"]: feature for feature in encoding["event_features"]}
-        main = next((name for name, label in labels.items() if label["kind"] == "binary"), None)
-        rows = self._rows("items of the history", [event["item"] for event in events])
-        codes, items = np.unique(rows, return_inverse=True)
-        n = len(events)
-        columns: dict[str, NDArray[Any]] = {
-            "item": items.astype(np.int32),
-            "time": self._times([event.get("time") for event in events], now),
-        }
-        for name, label in labels.items():
-            duration = label["kind"] == "duration"
-            columns[f"label_{name}"] = np.full(n, np.nan if duration else 0, np.float32)
-            if duration:
-                columns[f"ratio_{name}"] = np.full(n, np.nan, np.float32)
-        for name in features:
-            columns[f"feature_{name}"] = np.zeros(n, np.int32)
-        for place, event in enumerate(events):
-            given = event.get("labels", {} if main is None else {main: 1})
-            _check_names("label", given, labels)
-            _check_names("duration label", event.get("ratios", {}), labels)
-            _check_names("event feature", event.get("features", {}), features)
-            for name, value in given.items():
-                columns[f"label_{name}"][place] = _label(labels[name], value)
-            for name, value in event.get("ratios", {}).items():
-                if f"ratio_{name}" in columns:
-                    columns[f"ratio_{name}"][place] = float(value)
-            for name, value in event.get("features", {}).items():
-                columns[f"feature_{name}"][place] = self._code(features[name], value)
-        order = np.argsort(columns["time"], kind="stable")
-        if now is not None:
-            order = order[columns["time"][order] < now]
-        kept = order
-        keep = self.run.manifest["spec"]["history"]["keep"]
-        if keep is not None:
-            kept = order[columns[f"label_{keep}"][order] > 0]
-        return _Log(columns, kept, order, self.index.ids[codes])
+        entries = self.form.entries(history)
+        self._rows("items of the history", [entry["item"] for entry in entries])
+        log = self.form.log(self.form.given(entries, now), now)
+        return replace(log, ids=self.index.ids[self.index.ids.find(log.ids)])
 
-    def _times(self, given: list[Any], now: int | None) -> NDArray[np.int64]:
-        known = [value is not None for value in given]
-        if any(known) and not all(known):
-            raise DataError(
-                f"{len(known) - sum(known)} of {len(known)} events of the history have no time; "
-                "give a time to all of them or to none"
-            )
-        if given and all(known):
-            return np.array([_milliseconds(value) for value in given], dtype=np.int64)
-        n = len(given)
-        if not self.encoder.clock:
-            return np.arange(n, dtype=np.int64) + (0 if now is None else now - n)
-        end = self._log_end if now is None else now
-        return end - MINUTE_MS * np.arange(n, 0, -1, dtype=np.int64)
-
-    @property
-    def _log_end(self) -> int:
-        return int(self.run.manifest["summary"]["time"]["last"])
-
-    def _end(self, log: _Log) -> int:
+    def _end(self, log: EventLog) -> int:
         """When a request is made that says nothing of it."""
         newest = int(log.columns["time"][log.met].max(initial=np.iinfo(np.int64).min))
-        return max(self._log_end, newest)
+        return max(self.form.log_end, newest)
 
-    def _code(self, feature: Mapping[str, Any], value: Any) -> int:
-        """Code of an event feature's value; 0: unknown."""
-        if value is None:
-            return 0
-        if feature["kind"] == "numeric":
-            number = float(value)
-            if not np.isfinite(number):
-                return 0
-            return 1 + int(np.searchsorted(feature["edges"], np.float32(number), side="right"))
-        return self._vocabulary(feature["name"]).get(_category(value), 0)
-
-    def _vocabulary(self, feature: str) -> dict[str, int]:
-        if feature not in self._vocabularies:
-            import pyarrow.parquet
-
-            path = self.run.path / "vocab" / f"event_{feature}.parquet"
-            table = pyarrow.parquet.read_table(path)
-            codes = zip(table["value"].to_pylist(), table["code"].to_pylist(), strict=True)
-            self._vocabularies[feature] = dict(codes)
-        return self._vocabularies[feature]
-
-    @cached_property
-    def _vocabularies(self) -> dict[str, dict[str, int]]:
-        return {}
-
-    def _past(self, log: _Log, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
+    def _past(self, log: EventLog, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
         """The request with the user's history, and how to take events away from it."""
-        base = log.rows[-self.length :]
-        codes = np.unique(log.columns["item"][base])
-        vectors = self._vectors(log.ids, codes)
         features = self._unknown if user is None else self.dataset.users
-        feature_row = 0 if user is None else user
-        declared = {
-            feature["name"]: feature
-            for feature in self.run.manifest["encoding"]["event_features"]
-            if feature["when"] == "context"
-        }
-        _check_names("context feature", context, declared)
-        of_request = {
-            f"feature_{name}": np.array([self._code(feature, context.get(name))])
-            for name, feature in declared.items()
-        }
-
-        def users(rows: list[Rows], tokens: Tensor | None) -> Users:
-            ends = np.cumsum([len(part) for part in rows])
-            starts = ends - [len(part) for part in rows]
-            flat = np.concatenate(rows)
-            history = latest(log.columns, self.encoder, starts, ends, self.length, flat)
-            real = np.arange(history.items.shape[1]) < history.lengths[:, None]
-            places = np.where(real, np.searchsorted(codes, history.items), 0)
-            if tokens is None:
-                at = np.array([now], dtype=np.int64)
-                tokens = torch.from_numpy(
-                    self.encoder.context(of_request, at, history.newest, history.lengths)
-                )
-            return Users(
-                torch.from_numpy(places.astype(np.int64)),
-                torch.from_numpy(history.tokens),
-                torch.from_numpy(history.age),
-                torch.from_numpy(history.lengths.astype(np.int64)),
-                features.take(np.full(len(rows), feature_row)),
-                tokens.expand(len(rows), -1),
-            ).to(self._device)
-
-        whole = users([base], None)
-
-        def without(places: NDArray[np.int64]) -> Iterator[Users]:
-            histories = [np.delete(base, place) for place in places] + [base[:0]]
-            size = max(1, POSITIONS // max(len(base), 1))
-            for at in range(0, len(histories), size):
-                yield users(histories[at : at + size], whole.context)
-
-        items = [_plain(log.ids[code]) for code in log.columns["item"][base]]
-        times = np.asarray(log.columns["time"][base], dtype=np.int64)
-        return Past(whole, vectors, items, times, without)
+        row = 0 if user is None else user
+        return past_of(
+            log,
+            self.form,
+            self.length,
+            lambda count: features.take(np.full(count, row)),
+            self._vectors,
+            now,
+            context,
+        )
 
     def _vectors(self, ids: Any, codes: NDArray[Any]) -> Tensor:
         """Item vectors of a log's items, ``ids[codes]``: the index's, or the tower's where it lacks
@@ -548,7 +418,7 @@ class Recommender:
                 found[missing] = self.ranker.item_vectors(items)
         return found
 
-    def _met(self, log: _Log) -> Rows:
+    def _met(self, log: EventLog) -> Rows:
         """Index rows of the items that a user has met."""
         codes = np.unique(log.columns["item"][log.met])
         rows = self.index.ids.find(log.ids[codes])
@@ -557,14 +427,7 @@ class Recommender:
     @cached_property
     def _unknown(self) -> FeatureTable:
         """The features of a user of whom nothing is known, as a table of one row."""
-        encoding = self.run.manifest["encoding"]["users"]
-        starts = [f["start"] for f in encoding["features"] if f["kind"] == "categorical"]
-        return FeatureTable(
-            np.array(starts, dtype=np.int32),
-            np.ones(len(starts), dtype=np.float32),
-            np.array([0, len(starts)], dtype=np.int64),
-            np.zeros((1, encoding["numeric"]), dtype=np.float32),
-        )
+        return FeatureTable.unknown(self.run.manifest["encoding"]["users"])
 
     # Explanations
 
@@ -572,7 +435,7 @@ class Recommender:
         self, past: Past, rows: Rows, ids: Any, weights: NDArray[np.float32]
     ) -> list[Explanation]:
         vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
-        names = [_plain(id) for id in ids]
+        names = [plain(id) for id in ids]
         return explain(self.ranker, past, names, vectors.to(self._device), weights)
 
 
@@ -631,59 +494,3 @@ def ranking_text(ranking: Ranking) -> str:
             )
         lines.append(line.rstrip())
     return "\n".join(lines)
-
-
-def _event(entry: Any) -> dict[str, Any]:
-    """An event of a history given on the spot, as a mapping."""
-    if not isinstance(entry, Mapping):
-        return {"item": entry}
-    known = ("item", "time", "labels", "ratios", "features")
-    wrong = [name for name in entry if name not in known]
-    if wrong or "item" not in entry:
-        raise DataError(
-            f"an event of the history has {', '.join(map(repr, entry)) or 'nothing'}; expected "
-            f"item and any of {', '.join(known[1:])}"
-        )
-    event = {name: value for name, value in entry.items() if value is not None}
-    # A mapping without labels says that nothing is known, unlike a bare id.
-    return {"labels": {}, **event}
-
-
-def _label(label: Mapping[str, Any], value: Any) -> float:
-    number = float(value)
-    legal = number in (0, 1) if label["kind"] == "binary" else number >= 0 or np.isnan(number)
-    if not legal:
-        expected = "0 or 1" if label["kind"] == "binary" else "seconds, 0 or more"
-        raise DataError(f"the label {label['name']!r} is {value!r}, expected {expected}")
-    return number
-
-
-def _category(value: Any) -> str:
-    """Text of a categorical value, as the vocabularies hold it: 5, 5.0 and "5" are "5"."""
-    if isinstance(value, (bool, np.bool_)):
-        return str(int(value))
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def _check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    unknown = [name for name in given if name not in set(known)]
-    if unknown:
-        raise UnknownError(
-            f"no {what} is called {', '.join(map(repr, unknown))}; known: "
-            f"{', '.join(map(repr, known)) or 'none'}"
-        )
-
-
-def _milliseconds(value: Any) -> int:
-    if isinstance(value, datetime):
-        value = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        return round(value.timestamp() * 1000)
-    if isinstance(value, (bool, str)) or not np.isfinite(value):
-        raise DataError(f"the time {value!r} is neither a number nor a datetime")
-    return int(value)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -77,3 +77,35 @@ def prefix_attention(
     read_hlme = read_hlme + weights_hlmx[..., :1] * carry.mean[:, :, None]
     read_mhle = read_hlme.permute(2, 0, 1, 3)
     return read_mhle[:-1], Carry(read_mhle[-1], logits_hlmx[:, :, -1].logsumexp(-1), time_n[-1])
+
+
+def carry_of(
+    q_hle: Tensor, k_hne: Tensor, v_hne: Tensor, rate_hl: Tensor, age_n: Tensor, time: Tensor
+) -> Carry:
+    """The carry of n >= 1 events, in any order.
+
+    Args:
+        age_n: of each event, counted from the newest one, f32.
+        time: that of the newest, f64 [], in the unit of ages.
+    """
+    logits_hln = ((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float()
+    logits_hln = logits_hln - rate_hl[..., None] * age_n
+    return Carry(
+        logits_hln.softmax(-1) @ v_hne.float(), logits_hln.double().logsumexp(-1), time.double()
+    )
+
+
+def merged(one: Carry, other: Carry, rate_hl: Tensor) -> Carry:
+    """The carry of the events of both, whichever are newer; up to rounding it does not matter in
+    what order carries are merged.
+
+    Logarithms of sums are brought to the time of the newest event of all: they only fall, so that
+    no gap is too long. Times and logarithms are f64: days since 1970 have no room in f32.
+    """
+    time = torch.maximum(one.time, other.time)
+    log_hl = one.log - rate_hl.double() * (time - one.time)
+    other_hl = other.log - rate_hl.double() * (time - other.time)
+    sum_hl = torch.logaddexp(log_hl, other_hl)
+    share_hl1 = (other_hl - sum_hl).exp()[..., None]
+    mean_hle = one.mean + share_hl1 * (other.mean.double() - one.mean)
+    return Carry(mean_hle.float(), sum_hl, time)

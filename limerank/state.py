@@ -1,0 +1,874 @@
+"""Live events -> user state: what the scorer needs of a user, at most computed once per change.
+
+Two modes, of what of a user's events the model sees:
+
+- ``window``, any model: the latest N events, as in evaluation. Kept as one packed list of events,
+  from which the user stage is computed anew when an event arrives.
+- ``streaming``, LIME-MHA: all events, however many. What links read of them is kept as a
+  :class:`~limerank.kernels.prefix.Carry` of constant size, into which an event is merged in
+  O(l d + d^2): no event is read twice. It is what training with ``exact = true`` sees. Where a user
+  has no more than N events, both modes say the same.
+
+A state is a function of the events that the store holds, of the user's features and of the model:
+never of the order of arrival. It carries a *fingerprint* of all else that made it, and one that is
+not what it should be is made anew from the events.
+
+The bytes of a kept state, little-endian, all of which a CRC-32 (u32, at the end) covers::
+
+    window       "LRSW" | version u8 | count, size u32 | events (limerank.events.pack_list) | seen
+    streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
+                 | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
+    seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between
+
+``seen`` are the items that the user has met, ``unknown`` counts events whose item the index did not
+hold, ``order`` bytes are the id of the newest event, which orders events of one time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import threading
+import time as clock
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.batch import Features, Items, Users
+from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
+from limerank.eventlog import EventForm, EventLog
+from limerank.events import Event, external_id, pack_list, unpack_list
+from limerank.explain import Past
+from limerank.features import FeatureTable
+from limerank.history import latest
+from limerank.index import Index
+from limerank.kernels.prefix import Carry, carry_of, merged
+from limerank.models import Lime, LimeMha
+from limerank.models.layers import split_heads
+from limerank.models.lime import LinkState
+from limerank.request import past_of
+from limerank.schema import Spec, validate
+from limerank.stores import EventStore, State, Version
+from limerank.tables import Encoding, encode
+from limerank.trained import Trained
+
+VERSION = 1
+KEEP = 32
+"""A state in the store is replaced when its user has come so many changes further."""
+CHUNK = 1024
+"""Events that are merged into a carry at once."""
+STRIPES = 64
+"""Locks of users: two users share one now and then."""
+PEOPLE = 4096
+"""Users whose encoded features are kept."""
+DAY_MS = 86_400_000
+
+Mode = Literal["window", "streaming"]
+Rows = NDArray[np.int64]
+HEADER = struct.Struct("<4sB")
+SHAPE = struct.Struct("<IIIqqqqBd")
+
+
+class Ready(NamedTuple):
+    """A user, ready to be scored.
+
+    Attributes:
+        state: what the ranker's ``encode_users`` returns, one request.
+        seen: index rows of the items that the user has met, ascending, i64.
+        known: whether the store holds the user.
+        events: events that the state is made of.
+        version: of the user; None for one that the store does not hold.
+    """
+
+    state: Any
+    seen: Rows
+    known: bool
+    events: int
+    version: Version | None
+
+
+# What is kept of a user
+
+
+@dataclass(frozen=True)
+class Seen:
+    """External ids of items: integers, ascending, and texts."""
+
+    integers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    texts: tuple[str, ...] = ()
+
+    def add(self, items: Iterable[int | str]) -> Seen:
+        """With more items."""
+        whole = [item for item in items if isinstance(item, int)]
+        texts = [item for item in items if isinstance(item, str)]
+        return Seen(
+            np.union1d(self.integers, np.array(whole, np.int64)),
+            tuple(dict.fromkeys([*self.texts, *texts])),
+        )
+
+    def rows(self, index: Index) -> Rows:
+        """Rows of the items that an index holds."""
+        found = [index.ids.find(self.integers)] if len(self.integers) else []
+        if self.texts:
+            found.append(index.ids.find(list(self.texts)))
+        rows = np.concatenate([np.zeros(0, np.int64), *found])
+        return np.unique(rows[rows >= 0])
+
+    def pack(self) -> bytes:
+        texts = "\0".join(self.texts).encode()
+        parts = (struct.pack("<I", len(self.integers)), self.integers.astype("<i8").tobytes())
+        return b"".join((*parts, struct.pack("<I", len(texts)), texts))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Seen:
+        (count,) = struct.unpack_from("<I", data)
+        integers = np.frombuffer(data, "<i8", count, 4).astype(np.int64)
+        (size,) = struct.unpack_from("<I", data, 4 + 8 * count)
+        texts = data[8 + 8 * count :]
+        if len(texts) != size:
+            raise ValueError("the ids of seen items end too early")
+        return cls(integers, tuple(texts.decode().split("\0")) if size else ())
+
+
+@dataclass(frozen=True)
+class Window:
+    """The latest events that histories hold, packed; how many; and what was seen."""
+
+    packed: bytes
+    events: int
+    seen: Seen
+
+    def pack(self) -> bytes:
+        sizes = struct.pack("<II", self.events, len(self.packed))
+        return _sealed(HEADER.pack(b"LRSW", VERSION) + sizes + self.packed + self.seen.pack())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Window:
+        """What :meth:`pack` packed; FormatError where it is damaged."""
+        body = _opened(data, b"LRSW")
+        count, size = struct.unpack_from("<II", body)
+        return cls(body[8 : 8 + size], count, Seen.unpack(body[8 + size :]))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.packed) + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What links have read of all events.
+
+    Attributes:
+        carry: None before the first event. Its time is in days, or in events where the log has no
+            clock.
+        events: how many there were.
+        unknown: of them, those whose item the index did not hold.
+        index_rows: rows of the index at that time.
+        newest: time and id of the newest event.
+        seen: items that the user has met.
+    """
+
+    carry: Carry | None = None
+    events: int = 0
+    unknown: int = 0
+    index_rows: int = 0
+    newest: tuple[int, bytes] = (0, b"")
+    seen: Seen = field(default_factory=Seen)
+
+    def pack(self) -> bytes:
+        shape: tuple[int, ...] = (0, 0, 0)
+        parts, at = b"", 0.0
+        if self.carry is not None:
+            shape, at = tuple(self.carry.mean.shape), float(self.carry.time)
+            parts = self.carry.log.cpu().numpy().astype("<f8").tobytes()
+            parts += self.carry.mean.cpu().numpy().astype("<f4").tobytes()
+        counts = (self.events, self.unknown, self.index_rows, self.newest[0])
+        head = HEADER.pack(b"LRSS", VERSION)
+        head += SHAPE.pack(*shape, *counts, len(self.newest[1]), at)
+        return _sealed(head + self.newest[1] + parts + self.seen.pack())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Stream:
+        """What :meth:`pack` packed; FormatError where it is damaged."""
+        body = _opened(data, b"LRSS")
+        heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
+        place = SHAPE.size + order
+        id, carry = body[SHAPE.size : place], None
+        if heads:
+            log = np.frombuffer(body, "<f8", heads * links, place).reshape(heads, links)
+            place += log.nbytes
+            mean = np.frombuffer(body, "<f4", heads * links * e, place)
+            place += mean.nbytes
+            carry = Carry(
+                torch.from_numpy(mean.reshape(heads, links, e).astype(np.float32)),
+                torch.from_numpy(log.astype(np.float64)),
+                torch.tensor(at, dtype=torch.float64),
+            )
+        seen = Seen.unpack(body[place:])
+        return cls(carry, events, unknown, rows, (newest, id), seen)
+
+    @property
+    def nbytes(self) -> int:
+        carry = 0 if self.carry is None else self.carry.mean.nbytes + self.carry.log.nbytes
+        return carry + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def _opened(data: bytes, magic: bytes) -> bytes:
+    """The bytes behind the header of a state whose checksum is right."""
+    if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise FormatError(f"a state of {len(data)} bytes is damaged; it is made anew from events")
+    found, version = HEADER.unpack_from(data)
+    if found != magic or version != VERSION:
+        raise FormatError(
+            f"a state is {found!r} of version {version}, expected {magic!r} of {VERSION}; it is "
+            "made anew from events"
+        )
+    return data[HEADER.size : -4]
+
+
+# The user's own features, and all that follows from them alone
+
+
+@dataclass(frozen=True)
+class _Person:
+    """Of one set of user features: ``features`` encoded, ``u`` [1, d]; and of LIME-MHA, ``links``
+    [1, l, d] and ``queries`` [H, l, e]."""
+
+    digest: bytes
+    features: Features
+    u: Tensor
+    links: Tensor | None
+    queries: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """An index, and what tells whether its vectors are still those that a state was made of."""
+
+    index: Index
+    print: str
+
+
+@dataclass
+class _Entry:
+    """What is in memory of a user.
+
+    ``stage`` is what was computed of it, and for which request context; of LIME, whose links depend
+    on none, the time of the newest event, and the links. ``written`` is the version last kept in
+    the store.
+    """
+
+    version: Version | None
+    person: _Person
+    kept: Window | Stream
+    catalogue: _Catalogue
+    seen: Rows
+    written: Version | None
+    stage: tuple[Any, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        stage = () if self.stage is None else self.stage[1]
+        of_stage = sum(getattr(part, "nbytes", 0) for part in stage)
+        return 1024 + self.kept.nbytes + self.seen.nbytes + of_stage
+
+
+class _Made(NamedTuple):
+    """A state that was made before, of which version and by what."""
+
+    kept: Window | Stream
+    version: Version
+    fingerprint: bytes
+    written: Version | None
+
+
+class UserStates:
+    """The states of all users of an event store, for one model and index.
+
+    Safe to use from several threads; several processes may share the store. An event appended
+    anywhere is in the next state: each call asks the store for the user's version.
+
+    Args:
+        trained: the model.
+        index: the catalogue, whose item vectors histories are made of. :meth:`use_index` replaces
+            it by a newer version of itself.
+        store: of events.
+        mode: ``window`` or ``streaming``; see the module's text.
+        length: window: events of a history, at most; the run's own when not given.
+        memory: bytes of states in memory, about; the least recently used ones leave.
+        keep: whether states are kept in the store, too, so that a process that starts, or another
+            one, need not make them anew.
+
+    Raises:
+        SpecError: the model cannot stream.
+        FingerprintError: the index was built by another model.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        index: Index,
+        store: EventStore,
+        *,
+        mode: Mode = "window",
+        length: int | None = None,
+        memory: int = 256 << 20,
+        keep: bool = False,
+    ) -> None:
+        ranker = trained.ranker
+        if mode not in ("window", "streaming"):
+            raise SpecError(f"no mode {mode!r}; expected window or streaming")
+        if mode == "streaming" and type(ranker) is not LimeMha:
+            name = ranker.config.model + (
+                f" ({ranker.config.variant})" * bool(ranker.config.variant)
+            )
+            raise SpecError(
+                f"only lime-mha has a streaming state; the run is {name}: serve it with the mode "
+                "window"
+            )
+        if length is not None and length < 1:
+            raise SpecError(f"the length of histories is {length}, expected 1 or more")
+        self.trained, self.store, self.mode = trained, store, mode
+        self.form = EventForm(trained.manifest, trained.path)
+        self.length = trained.history if length is None else length
+        self.memory, self.keep = memory, keep
+        self.made = {"stages": 0, "rebuilds": 0, "updates": 0}
+        """How often user stages were computed, states rebuilt, and brought up to date."""
+        self._ranker: Any = ranker
+        self._device = next(ranker.parameters()).device
+        self._entries: OrderedDict[int | str | None, _Entry] = OrderedDict()
+        self._people: OrderedDict[bytes, _Person] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._stripes = [threading.Lock() for _ in range(STRIPES)]
+        self.use_index(index)
+
+    def use_index(self, index: Index) -> None:
+        """Go on with another version of the index, or a new one of the same model.
+
+        States made of item vectors that have changed since are made anew when they are asked for.
+        """
+        if index.fingerprint != self.trained.fingerprint:
+            raise FingerprintError(
+                f"{index.path} was built by the model {index.fingerprint}, not by "
+                f"{self.trained.fingerprint}; build an index with this run"
+            )
+        self._catalogue = _Catalogue(index, catalogue_of(index))
+
+    @property
+    def index(self) -> Index:
+        """The index in use."""
+        return self._catalogue.index
+
+    # What a server asks
+
+    def check(self, event: Event) -> None:
+        """Refuse an event that the run cannot read: UnknownError or DataError. An item that the
+        index does not hold is no error: it is one of which nothing is known yet."""
+        self.form.check(event)
+
+    def ready(
+        self, user: Any, *, now: int | None = None, context: Mapping[str, Any] | None = None
+    ) -> Ready:
+        """The state of a user of the store; of one that it does not hold, that of nobody.
+
+        Args:
+            user: external id, or None for nobody.
+            now: when the request is made; the clock's time when not given.
+            context: context feature -> value; unknown where not given.
+
+        Raises:
+            UnknownError: a context feature is unknown.
+            StoreError, FormatError: as the store does.
+        """
+        user = None if user is None else external_id("user", user)
+        with self._stripe(user):
+            entry = self._entry(user)
+            state = self._stage(entry, self._now(now), context or {})
+            self._remember(user, entry)
+            version = entry.version
+            return Ready(state, entry.seen, version is not None, entry.kept.events, version)
+
+    def given(
+        self,
+        history: Iterable[Any],
+        *,
+        features: Mapping[str, Any] | None = None,
+        now: int | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Ready:
+        """The state of a user whose events are given here, as for ``Recommender.rank``; nothing is
+        kept. The latest N events count, in either mode."""
+        events = self.form.given(self.form.entries(history), now)
+        log = self.form.log(events, now)
+        at = (
+            self._now(now)
+            if now is not None or not events
+            else max(self._now(None), *(event.time for event in events))
+        )
+        index = self.index
+        past = self._past(log, self._person(features or {}), at, context or {}, index)
+        with torch.inference_mode():
+            state = self._ranker.encode_users(past.users, past.vectors)
+        seen = Seen().add([event.item for event in events]).rows(index)
+        return Ready(state, seen, False, int(past.users.lengths[0]), None)
+
+    def past(
+        self, user: Any, *, now: int | None = None, context: Mapping[str, Any] | None = None
+    ) -> Past:
+        """The user's latest N events, for explanations."""
+        held = None if user is None else self.store.held(user)
+        events = [] if held is None else [event for event in held.events if self.form.kept(event)]
+        person = self._person({} if held is None else held.features)
+        log = self.form.log(events[-self.length :])
+        return self._past(log, person, self._now(now), context or {}, self.index)
+
+    def forget(self, user: Any) -> bool:
+        """Delete a user from the store and from memory; False: the store did not hold it."""
+        user = external_id("user", user)
+        with self._stripe(user):
+            found = self.store.delete_user(user)
+            with self._lock:
+                self._drop(user)
+        return found
+
+    def check_features(self, features: Mapping[str, Any]) -> None:
+        """Refuse features of a user, columns of the user table, that the run cannot read.
+
+        Features that are stored already and that another model cannot read are unknown to it.
+
+        Raises:
+            UnknownError: the user table has no such column.
+            DataError: a value is none that the column can have.
+        """
+        known = self._columns
+        wrong = [name for name in features if name not in known]
+        if wrong:
+            raise UnknownError(
+                f"the user table has no column {', '.join(map(repr, wrong))}; it has "
+                f"{', '.join(map(repr, known)) or 'none'}"
+            )
+        self._table(features)
+
+    def rebuild(self, users: Iterable[Any] | None = None) -> int:
+        """Bring the kept states of users, or of all, up to date; returns how many were written.
+
+        After a new model is loaded this may run beside the server, which makes states anew when
+        they are asked for, in any case.
+        """
+        written = 0
+        for user in self.store.users() if users is None else users:
+            user = external_id("user", user)
+            with self._stripe(user):
+                held = self.store.state(user, self.mode)
+                entry = self._entry(user, keep=False)
+                if entry.version is None or (
+                    held is not None
+                    and held.version == entry.version
+                    and held.fingerprint == self._fingerprint(entry.person, entry.catalogue)
+                ):
+                    continue
+                written += self._keep(user, entry)
+        return written
+
+    # From the store to an entry
+
+    def _entry(self, user: int | str | None, keep: bool | None = None) -> _Entry:
+        """What is to be known of a user, up to date. Under the user's lock."""
+        catalogue = self._catalogue
+        version = None if user is None else self.store.version(user)
+        if user is None or version is None:
+            return self._nobody(catalogue)
+        with self._lock:
+            entry = self._entries.get(user)
+        if entry is not None and entry.version == version and entry.catalogue is catalogue:
+            return entry
+        made = self._made(user, entry)
+        held = self.store.held(user, None if made is None else made.version)
+        if held is None:  # deleted in between
+            return self._nobody(catalogue)
+        person, fresh = self._person(held.features), None
+        if made is not None and not held.whole and self._holds(made, person, catalogue):
+            fresh = self._updated(user, made.kept, held.events, person, catalogue.index)
+        if fresh is not None:
+            written = None if made is None else made.written
+            self.made["updates"] += bool(held.events)
+        else:
+            if not held.whole:
+                held = self.store.held(user)
+                if held is None:
+                    return self._nobody(catalogue)
+                person = self._person(held.features)
+            empty = self._empty(user)
+            fresh = self._updated(user, empty, held.events, person, catalogue.index)
+            assert fresh is not None
+            written = None
+            self.made["rebuilds"] += 1
+        seen = fresh.seen.rows(catalogue.index)
+        entry = _Entry(held.version, person, fresh, catalogue, seen, written)
+        if self.keep if keep is None else keep:
+            behind = KEEP if written is None else held.version.changes - written.changes
+            if behind >= KEEP:
+                self._keep(user, entry)
+        return entry
+
+    def _made(self, user: int | str, entry: _Entry | None) -> _Made | None:
+        """What was made of the user before: in memory, or in the store."""
+        if entry is not None and entry.version is not None:
+            fingerprint = self._fingerprint(entry.person, entry.catalogue)
+            return _Made(entry.kept, entry.version, fingerprint, entry.written)
+        state = self.store.state(user, self.mode)
+        if state is None:
+            return None
+        kind: type[Window | Stream] = Window if self.mode == "window" else Stream
+        try:
+            kept = kind.unpack(state.data)
+        except (FormatError, ValueError, struct.error):
+            return None  # damaged, or of another format: it is made anew
+        return _Made(kept, state.version, state.fingerprint, state.version)
+
+    def _holds(self, made: _Made, person: _Person, catalogue: _Catalogue) -> bool:
+        """Whether what was made before is what this model, index and user would make."""
+        if made.fingerprint != self._fingerprint(person, catalogue):
+            return False
+        if isinstance(made.kept, Stream):
+            # An item that was unknown may be known now.
+            return not made.kept.unknown or made.kept.index_rows == len(catalogue.index)
+        return True
+
+    def _keep(self, user: int | str, entry: _Entry) -> bool:
+        assert entry.version is not None
+        fingerprint = self._fingerprint(entry.person, entry.catalogue)
+        state = State(fingerprint, entry.version, entry.kept.pack())
+        done = self.store.put_state(user, self.mode, state)
+        if done:
+            entry.written = entry.version
+        return done
+
+    def _fingerprint(self, person: _Person, catalogue: _Catalogue) -> bytes:
+        """Of all but the events that a state is made of."""
+        parts: list[Any] = [VERSION, self.mode]
+        if self.mode == "window":  # events as they are: any model reads them
+            parts += [self.length, self.form.keep]
+        else:
+            parts += [self.trained.fingerprint, catalogue.print, person.digest.hex()]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+
+    def _empty(self, user: int | str) -> Window | Stream:
+        return Window(pack_list(user, []), 0, Seen()) if self.mode == "window" else Stream()
+
+    def _nobody(self, catalogue: _Catalogue) -> _Entry:
+        with self._lock:
+            entry = self._entries.get(None)
+        if entry is None or entry.catalogue is not catalogue:
+            rows = np.zeros(0, np.int64)
+            entry = _Entry(None, self._person({}), self._empty(0), catalogue, rows, None)
+        return entry
+
+    def _updated(
+        self,
+        user: int | str,
+        kept: Window | Stream,
+        events: Sequence[Event],
+        person: _Person,
+        index: Index,
+    ) -> Window | Stream | None:
+        """With more events; None where it must be made of all of them."""
+        seen = kept.seen.add([event.item for event in events]) if events else kept.seen
+        events = [event for event in events if self.form.kept(event)]
+        if isinstance(kept, Stream):
+            return self._streamed(replace(kept, seen=seen), events, person, index)
+        if not events:
+            return replace(kept, seen=seen)
+        try:
+            held = unpack_list(kept.packed)[1]
+        except FormatError:
+            return None
+        # What fell out of a full window is older than all that is in it.
+        every = sorted([*held, *events], key=_by_time)[-self.length :]
+        return Window(pack_list(user, every), len(every), seen)
+
+    def _streamed(
+        self, kept: Stream, events: Sequence[Event], person: _Person, index: Index
+    ) -> Stream | None:
+        if not events:
+            return replace(kept, index_rows=len(index))
+        events = sorted(events, key=_by_time)
+        if not self.form.clock and kept.events and _by_time(events[0]) < kept.newest:
+            return None  # ages are places here, and an event in between changes those of older ones
+        found, carry, count, unknown = kept.newest, kept.carry, kept.events, kept.unknown
+        rate_hl = self._ranker.log_rate.exp()
+        for at in range(0, len(events), CHUNK):
+            some = events[at : at + CHUNK]
+            log = self.form.log(some)
+            vectors, missing = self._vectors_of(index, log.ids)
+            unknown += int(missing[log.columns["item"]].sum())
+            fresh = self._carry(log, vectors, count + len(some), person)
+            if carry is not None:
+                fresh = merged(carry, fresh, rate_hl)
+            carry, count = fresh, count + len(some)
+        return Stream(
+            carry,
+            count,
+            unknown,
+            len(index),
+            max(found, _by_time(events[-1])) if kept.events else _by_time(events[-1]),
+            kept.seen,
+        )
+
+    @torch.inference_mode()
+    def _carry(self, log: EventLog, vectors: Tensor, count: int, person: _Person) -> Carry:
+        """What links read of some events; ``count``: how many there are by now."""
+        n = len(log.rows)
+        zero, end = np.zeros(1, np.int64), np.array([n])
+        history = latest(log.columns, self.form.encoder, zero, end, n, log.rows)
+        users = Users(
+            torch.from_numpy(history.items.astype(np.int64)),
+            torch.from_numpy(history.tokens),
+            torch.from_numpy(history.age),
+            torch.from_numpy(history.lengths.astype(np.int64)),
+            person.features,
+            torch.zeros((1, 0), dtype=torch.int64),
+        ).to(self._device)
+        kv_bnd = self._ranker.event_tower.through(self._ranker.key_value, users, vectors)
+        k_bhne, v_bhne = (
+            split_heads(part, self._ranker.config.heads) for part in kv_bnd.chunk(2, -1)
+        )
+        at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
+        time = torch.tensor(at, dtype=torch.float64, device=self._device)
+        assert person.queries is not None
+        rate_hl = self._ranker.log_rate.exp()
+        return carry_of(person.queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
+
+    # From an entry to a state
+
+    @torch.inference_mode()
+    def _stage(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Any:
+        """The user's state for a request; of the entry's stage, what is not there yet."""
+        if not isinstance(self._ranker, Lime):
+            past = self._past_of(entry, now, context)
+            key, stage = tuple(past.users.context[0].tolist()), entry.stage
+            if stage is None or stage[0] != key:
+                stage = key, self._ranker.encode_users(past.users, past.vectors)
+                self.made["stages"] += 1
+                entry.stage = stage
+            return stage[1]
+        stage = entry.stage
+        if stage is None:
+            if isinstance(entry.kept, Stream):
+                links, newest = self._read(entry.kept, entry.person), entry.kept.newest[0]
+            else:
+                past = self._past_of(entry, now, context)
+                links = self._ranker.encode_users(past.users, past.vectors).links
+                newest = int(past.times[-1]) if len(past.times) else 0
+            stage = newest, (links,)
+            self.made["stages"] += 1
+            entry.stage = stage
+        newest, (links,) = stage
+        tokens = self._context(newest, entry.kept.events, now, context)
+        c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
+        return LinkState(links, self._ranker.head.from_request(entry.person.u, c_bd))
+
+    def _past_of(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Past:
+        assert isinstance(entry.kept, Window)
+        log = self.form.log(unpack_list(entry.kept.packed)[1])
+        return self._past(log, entry.person, now, context, entry.catalogue.index)
+
+    def _read(self, kept: Stream, person: _Person) -> Tensor:
+        """Personalised links [1, l, d] of a streaming state."""
+        assert person.links is not None and person.queries is not None
+        read_hle = torch.zeros_like(person.queries) if kept.carry is None else kept.carry.mean
+        personal: Tensor = self._ranker.norm(
+            self._ranker.absorb(person.links, read_hle.to(self._device)[None])
+        )
+        return personal
+
+    def _context(self, newest: int, count: int, now: int, context: Mapping[str, Any]) -> Tensor:
+        tokens = self.form.encoder.context(
+            self.form.context(context), np.array([now]), np.array([newest]), np.array([count])
+        )
+        return torch.from_numpy(tokens)
+
+    def _past(
+        self,
+        log: EventLog,
+        person: _Person,
+        now: int,
+        context: Mapping[str, Any],
+        index: Index,
+    ) -> Past:
+        return past_of(
+            log,
+            self.form,
+            self.length,
+            lambda count: _times(person.features, count),
+            lambda ids, codes: self._vectors_of(index, ids[codes])[0],
+            now,
+            context,
+        )
+
+    def _vectors_of(self, index: Index, ids: Any) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Vectors of items [U, d], and which of them the index does not hold."""
+        rows = index.ids.find(ids)
+        missing = rows < 0
+        vectors = torch.zeros(len(rows), self._ranker.config.width)
+        held = np.flatnonzero(~missing)
+        vectors[held] = torch.from_numpy(np.array(index.vectors[rows[held]], dtype=np.float32))
+        vectors = vectors.to(self._device)
+        if missing.any():
+            vectors[torch.from_numpy(missing)] = self._blank
+        return vectors, missing
+
+    @cached_property
+    def _blank(self) -> Tensor:
+        """The vector of an item of which nothing is known, [1, d]."""
+        content = FeatureTable.unknown(self.trained.manifest["encoding"]["items"])
+        items = Items(torch.zeros(1, dtype=torch.int64), content.take(np.zeros(1, np.int64)))
+        with torch.inference_mode():
+            vector: Tensor = self._ranker.item_vectors(items.to(self._device))
+        return vector
+
+    def _now(self, now: int | None) -> int:
+        return int(clock.time() * 1000) if now is None else now
+
+    # Features of users
+
+    def _person(self, features: Mapping[str, Any]) -> _Person:
+        """Encoded features of a user, which are the same for all who have the same ones."""
+        text = json.dumps(features, sort_keys=True, default=str)
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        with self._lock:
+            if digest in self._people:
+                self._people.move_to_end(digest)
+                return self._people[digest]
+        person = self._encoded(digest, features)
+        with self._lock:
+            self._people[digest] = person
+            while len(self._people) > PEOPLE:
+                self._people.popitem(last=False)
+        return person
+
+    @torch.inference_mode()
+    def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> _Person:
+        try:
+            table = self._table(features)
+        except DataError:
+            table = FeatureTable.unknown(self.trained.manifest["encoding"]["users"])
+        encoded = table.take(np.zeros(1, np.int64)).to(self._device)
+        empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
+        users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
+        u_bd: Tensor = self._ranker.user_tower(users)[0]
+        if self.mode == "window":
+            return _Person(digest, encoded, u_bd, None, None)
+        links = self._ranker.contextualise(u_bd)
+        queries = split_heads(self._ranker.query(links), self._ranker.config.heads)
+        return _Person(digest, encoded, u_bd, links, queries[0])
+
+    def _table(self, features: Mapping[str, Any]) -> FeatureTable:
+        encoding = self.trained.manifest["encoding"]["users"]
+        spec, known = self._spec.users, self._columns
+        if spec is None or all(features.get(name) is None for name in known):
+            return FeatureTable.unknown(encoding)
+        try:
+            frame = pl.DataFrame(
+                [pl.Series(name, [features.get(name)], strict=False) for name in known]
+            )
+            found = encode(
+                frame, spec.features, Encoding(encoding, self._vocabularies), pl.Series(["user"])
+            )
+        except (TypeError, pl.exceptions.PolarsError) as error:
+            raise DataError(
+                f"the features {dict(features)!r:.200} cannot be read: {error}"
+            ) from None
+        return FeatureTable(found.tokens, found.weights, found.offsets, found.numeric)
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """Columns of the user table."""
+        spec = self._spec.users
+        return () if spec is None else tuple(dict.fromkeys(f.column for f in spec.features))
+
+    @cached_property
+    def _spec(self) -> Spec:
+        return validate(Spec, self.trained.manifest["spec"], str(self.trained.path))
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, pl.DataFrame]:
+        folder = self.trained.path / "vocab"
+        features = () if self._spec.users is None else self._spec.users.features
+        return {
+            feature.name: pl.read_parquet(folder / f"user_{feature.name}.parquet")
+            for feature in features
+            if feature.kind == "categorical"
+        }
+
+    # Memory
+
+    def _stripe(self, user: int | str | None) -> threading.Lock:
+        return self._stripes[hash(user) % STRIPES]
+
+    def _remember(self, user: int | str | None, entry: _Entry) -> None:
+        with self._lock:
+            self._drop(user)
+            if entry.version is None and user is not None:
+                user = None  # all who are not known share one
+                self._drop(user)
+            self._entries[user] = entry
+            self._bytes += entry.nbytes
+            self._sizes[user] = entry.nbytes
+            while self._bytes > self.memory and len(self._entries) > 1:
+                self._drop(next(iter(self._entries)))
+
+    def _drop(self, user: int | str | None) -> None:
+        if self._entries.pop(user, None) is not None:
+            self._bytes -= self._sizes.pop(user)
+
+    @cached_property
+    def _sizes(self) -> dict[int | str | None, int]:
+        return {}
+
+    @property
+    def users_in_memory(self) -> tuple[int, int]:
+        """How many users are in memory, and about how many bytes they take."""
+        with self._lock:
+            return len(self._entries), self._bytes
+
+
+def catalogue_of(index: Index) -> str:
+    """Changes whenever a vector of an item that the index holds may have: its files were written
+    anew, or an item was updated. Adding items changes nothing."""
+    parts = [
+        index.manifest["files"]["vectors.f32"]["file"],
+        index.superseded,
+        index.manifest.get("scales"),
+    ]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def _times(features: Features, count: int) -> Features:
+    """One row of features, so many times."""
+    size = int(features.offsets[-1])
+    return Features(
+        features.tokens.repeat(count),
+        features.weights.repeat(count),
+        torch.arange(count + 1, device=features.offsets.device) * size,
+        features.numeric.expand(count, -1),
+    )
+
+
+def _by_time(event: Event) -> tuple[int, bytes]:
+    return event.time, event.id

@@ -1,0 +1,186 @@
+"""What every event store does.
+
+A store keeps events, users' own features, items that were added or changed live, and for each user
+the states that models made of the events. What it promises:
+
+- **Durable.** :meth:`~EventStore.append` and every other change return when the change survives a
+  crash of process and machine. A change that raised may or may not be there; making it again is
+  safe.
+- **Idempotent.** A user's event whose id is held already is a duplicate, whatever else it says, and
+  changes nothing.
+- **One order.** A user's events are ordered by time, and events of one time by the bytes of their
+  ids. When they arrived makes no difference.
+- **Bounded**, where ``most`` is given: of each user the latest so many events are held. An event
+  older than all of a full user's is *expired*: it is refused, and so are events that were dropped
+  before and are sent again.
+- **Versions.** A user's version changes with each accepted event and each change of the features. A
+  user who was deleted and comes back never has an old version again.
+- **States** are kept for the version that they were made of. One of another version than the user's
+  present one is refused, so that a slow process never replaces a newer state.
+
+Stores are safe to use from several threads, and several processes may share one.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from limerank.errors import SpecError
+from limerank.events import Event
+
+Id = int | str
+
+
+class Outcome(StrEnum):
+    """What became of an event."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    EXPIRED = "expired"
+
+
+class Version(NamedTuple):
+    """How far a user has come: ``changes`` since it was ``born``, a random number."""
+
+    born: int
+    changes: int
+
+
+class Held(NamedTuple):
+    """What a store holds of a user.
+
+    Attributes:
+        version: of the user.
+        features: the user's own features, raw.
+        events: in their order, those asked for.
+        whole: whether these are all of the user's events; else, those accepted since the version
+            that was asked for.
+    """
+
+    version: Version
+    features: dict[str, Any]
+    events: list[Event]
+    whole: bool
+
+
+class State(NamedTuple):
+    """A state made of a user's events.
+
+    Attributes:
+        fingerprint: of what made it.
+        version: of the user, when it was made.
+        data: its bytes.
+    """
+
+    fingerprint: bytes
+    version: Version
+    data: bytes
+
+
+class Counts(NamedTuple):
+    """How many users and events a store holds."""
+
+    users: int
+    events: int
+
+
+class EventStore(abc.ABC):
+    """A store of events; see the module's text for what all of them promise.
+
+    Every method raises :class:`~limerank.errors.StoreError` where the store cannot be reached, is
+    full or is too busy, and FormatError where what it holds is damaged.
+
+    Attributes:
+        most: events held of a user, at most; None: all.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        if most is not None and most < 1:
+            raise SpecError(f"a store keeps at most {most} events of a user; expected 1 or more")
+        self.most = most
+
+    @abc.abstractmethod
+    def append(self, events: Sequence[Event]) -> list[Outcome]:
+        """Keep events; returns what became of each, when it is durable."""
+
+    @abc.abstractmethod
+    def version(self, user: Id) -> Version | None:
+        """The user's version; None for one that the store does not hold. The cheapest question."""
+
+    @abc.abstractmethod
+    def held(self, user: Id, since: Version | None = None) -> Held | None:
+        """What is held of a user, or None.
+
+        Args:
+            user: external id.
+            since: only the events accepted after this version. All of them where that cannot be
+                told: the version is of another life of this user, or events were dropped since.
+        """
+
+    @abc.abstractmethod
+    def latest(self, user: Id, count: int) -> list[Event]:
+        """The latest ``count`` events of a user, oldest first; empty for an unknown one."""
+
+    @abc.abstractmethod
+    def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
+        """Replace the user's own features (raw values, as JSON holds them); a new user is made."""
+
+    @abc.abstractmethod
+    def delete_user(self, user: Id) -> bool:
+        """Forget a user for good: events, features and states. False: there was none."""
+
+    @abc.abstractmethod
+    def state(self, user: Id, kind: str) -> State | None:
+        """The state of this kind, whatever its version; None where there is none."""
+
+    @abc.abstractmethod
+    def put_state(self, user: Id, kind: str, state: State) -> bool:
+        """Keep a state; False where its version is not the user's present one."""
+
+    @abc.abstractmethod
+    def users(self) -> Iterator[Id]:
+        """All users, in no order. Users that come or go meanwhile may or may not be among them."""
+
+    @abc.abstractmethod
+    def counts(self) -> Counts:
+        """How many users and events are held."""
+
+    @abc.abstractmethod
+    def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
+        """Add or change live items: id -> values of the item table's columns, or None: removed.
+
+        Returns:
+            The number of changes so far, for :meth:`items`.
+        """
+
+    @abc.abstractmethod
+    def items(self, since: int = 0) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+        """The number of changes so far; and the items changed after the first ``since`` ones, each
+        as it is now, in the order of the changes."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Finish what is under way and let go; afterwards every method raises StoreError."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def by_user(events: Iterable[Event]) -> dict[Id, list[tuple[int, Event]]]:
+    """Events with their places, user by user."""
+    parts: dict[Id, list[tuple[int, Event]]] = {}
+    for place, event in enumerate(events):
+        parts.setdefault(event.user, []).append((place, event))
+    return parts

@@ -1,0 +1,489 @@
+"""Events in one SQLite file: nothing to set up, and several processes may share it.
+
+Writers queue up, and one thread writes all that have gathered in one transaction: the disk is
+flushed once for all of them (group commit). The journal is a write-ahead log with full
+synchronisation, so that a commit is on the disk when it returns. Readers never wait for writers.
+
+Tables: ``users`` (version, counts, features), ``events`` (clustered by user, time and event id),
+``states``, ``items``, and one row of ``totals``. Deleted bytes are overwritten with zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any, TypeVar
+
+from limerank.errors import FormatError, StoreError
+from limerank.events import Event, external_id, pack, unpack
+from limerank.stores.contract import (
+    Counts,
+    EventStore,
+    Held,
+    Id,
+    Outcome,
+    State,
+    Version,
+    by_user,
+)
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+
+FORMAT = 1
+APPLICATION = 0x4C494D45
+"""Marks the file as one of ours."""
+GROUP = 256
+"""Writes of one transaction, at most."""
+WAITING = 4096
+"""Writes that may wait for their turn; with more, the store is too busy."""
+BUSY_SECONDS = 10.0
+"""How long a writer waits for other processes, and a caller for the writer."""
+
+SCHEMA = """
+CREATE TABLE users(
+    key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, born INTEGER NOT NULL,
+    count INTEGER NOT NULL, events INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    features TEXT NOT NULL);
+CREATE TABLE events(
+    user INTEGER NOT NULL, time INTEGER NOT NULL, id BLOB NOT NULL, count INTEGER NOT NULL,
+    data BLOB NOT NULL, PRIMARY KEY(user, time, id)) WITHOUT ROWID;
+CREATE TABLE states(
+    user INTEGER NOT NULL, kind TEXT NOT NULL, fingerprint BLOB NOT NULL, count INTEGER NOT NULL,
+    data BLOB NOT NULL, PRIMARY KEY(user, kind));
+CREATE TABLE items(id TEXT PRIMARY KEY, change INTEGER NOT NULL, columns TEXT) WITHOUT ROWID;
+CREATE INDEX items_by_change ON items(change);
+CREATE TABLE totals(users INTEGER NOT NULL, events INTEGER NOT NULL, items INTEGER NOT NULL);
+INSERT INTO totals VALUES (0, 0, 0);
+"""
+
+
+class SqliteStore(EventStore):
+    """An event store in one file.
+
+    Args:
+        path: the file; made where there is none. Beside it lie ``-wal`` and ``-shm`` files.
+        most: events held of a user, at most; None: all.
+        max_bytes: how large the file may become, about; None: as large as the disk allows.
+
+    Raises:
+        FormatError: the file is no store, or of another format.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        most: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        super().__init__(most)
+        self.path = Path(path)
+        self._closed = threading.Event()
+        self._readers: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = self._connect()
+            try:
+                self._prepare(max_bytes)
+            except BaseException:
+                self._connection.close()
+                raise
+        self._writer = threading.Thread(
+            target=self._write, name=f"writer of {self.path.name}", daemon=True
+        )
+        self._writer.start()
+
+    # Connections
+
+    def _connect(self) -> Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    def _prepare(self, max_bytes: int | None) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("BEGIN IMMEDIATE")
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
+        if tables and (found != APPLICATION or version != FORMAT):
+            connection.execute("ROLLBACK")
+            raise FormatError(
+                f"{self.path} is no event store of format {FORMAT}"
+                + (f" but of {version}" if found == APPLICATION else "")
+                + "; name another file"
+            )
+        if not tables:
+            for statement in SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={APPLICATION}")
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.execute("COMMIT")
+        if max_bytes is not None:
+            page = connection.execute("PRAGMA page_size").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count={max(max_bytes // page, 1)}")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of SQLite and of the disk, as ours."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise _error(self.path, error) from error
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A connection in a transaction: all that is read is of one moment."""
+        self._check_open()
+        with self._told():
+            try:
+                connection = self._readers.get_nowait()
+            except queue.Empty:
+                connection = self._connect()
+            try:
+                connection.execute("BEGIN")
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+                if self._closed.is_set():
+                    connection.close()
+                else:
+                    self._readers.put(connection)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise StoreError(f"the store {self.path} is closed; open it again")
+
+    # Writing
+
+    def _change(self, work: Callable[[Connection], T]) -> T:
+        self._check_open()
+        job = _Job(work)
+        try:
+            self._jobs.put(job, timeout=BUSY_SECONDS)
+        except queue.Full:
+            raise StoreError(
+                f"{WAITING} writes wait for {self.path}: it is too busy; try again later"
+            ) from None
+        # Closing lets all that wait finish, and a job that came too late is refused there.
+        result: T = job.result()
+        return result
+
+    def _write(self) -> None:
+        """The writer's thread: all that waits, one transaction after another."""
+        ended = False
+        while not ended:
+            jobs = [self._jobs.get()]
+            with contextlib.suppress(queue.Empty):
+                while jobs[-1] is not None and len(jobs) < GROUP:
+                    jobs.append(self._jobs.get_nowait())
+            ended = jobs[-1] is None
+            self._commit([job for job in jobs if job is not None])
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        if not jobs:
+            return
+        try:
+            with self._told():
+                self._connection.execute("BEGIN IMMEDIATE")
+                found = [job.work(self._connection) for job in jobs]
+                self._connection.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001  (whoever waits for the job is told)
+            with contextlib.suppress(sqlite3.Error):
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(error)
+                return
+            for job in jobs:  # one that cannot be done does not stop the others
+                self._commit([job])
+            return
+        for job, result in zip(jobs, found, strict=True):
+            job.future.set_result(result)
+
+    def append(self, events: Sequence[Event]) -> list[Outcome]:
+        packed = [pack(event) for event in events]
+        parts = by_user(events)
+
+        def work(connection: Connection) -> list[Outcome]:
+            outcomes = [Outcome.DUPLICATE] * len(events)
+            users = added = 0
+            for user, placed in parts.items():
+                known = connection.execute(
+                    "SELECT key, count, events, dropped FROM users WHERE id=?", (str(user),)
+                ).fetchone()
+                users += known is None
+                key, count, held, dropped = known or (_new_user(connection, user, "{}"), 0, 0, 0)
+                before = held
+                ids = _held_ids(connection, key, [event.id for _, event in placed])
+                fresh: dict[bytes, tuple[int, Event]] = {}
+                for place, event in placed:
+                    if event.id not in ids:
+                        fresh.setdefault(event.id, (place, event))
+                for place, event in sorted(fresh.values(), key=_by_time):
+                    if self.most is not None and held >= self.most:
+                        oldest = connection.execute(
+                            "SELECT time, id FROM events WHERE user=? ORDER BY time, id LIMIT 1",
+                            (key,),
+                        ).fetchone()
+                        if (event.time, event.id) < oldest:
+                            outcomes[place] = Outcome.EXPIRED
+                            continue
+                        connection.execute(
+                            "DELETE FROM events WHERE user=? AND time=? AND id=?", (key, *oldest)
+                        )
+                        held, dropped = held - 1, count + 1
+                    count, held = count + 1, held + 1
+                    connection.execute(
+                        "INSERT INTO events VALUES (?,?,?,?,?)",
+                        (key, event.time, event.id, count, packed[place]),
+                    )
+                    outcomes[place] = Outcome.ACCEPTED
+                connection.execute(
+                    "UPDATE users SET count=?, events=?, dropped=? WHERE key=?",
+                    (count, held, dropped, key),
+                )
+                added += held - before
+            _count(connection, users, added)
+            return outcomes
+
+        return self._change(work) if events else []
+
+    def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
+        user, text = external_id("user", user), json.dumps(dict(features))
+
+        def work(connection: Connection) -> None:
+            done = connection.execute(
+                "UPDATE users SET features=?, count=count+1 WHERE id=?", (text, str(user))
+            )
+            if not done.rowcount:
+                _new_user(connection, user, text)
+                _count(connection, 1, 0)
+
+        self._change(work)
+
+    def delete_user(self, user: Id) -> bool:
+        user = external_id("user", user)
+
+        def work(connection: Connection) -> bool:
+            known = connection.execute(
+                "DELETE FROM users WHERE id=? RETURNING key, events", (str(user),)
+            ).fetchone()
+            if known is None:
+                return False
+            connection.execute("DELETE FROM events WHERE user=?", known[:1])
+            connection.execute("DELETE FROM states WHERE user=?", known[:1])
+            _count(connection, -1, -known[1])
+            return True
+
+        found = self._change(work)
+        if found:  # the write-ahead log may hold the old bytes
+            with self._reading() as connection:
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return found
+
+    def put_state(self, user: Id, kind: str, state: State) -> bool:
+        user = external_id("user", user)
+
+        def work(connection: Connection) -> bool:
+            done = connection.execute(
+                "INSERT INTO states SELECT key, ?, ?, count, ? FROM users "
+                "WHERE id=? AND born=? AND count=? "
+                "ON CONFLICT(user, kind) DO UPDATE SET fingerprint=excluded.fingerprint, "
+                "count=excluded.count, data=excluded.data",
+                (kind, state.fingerprint, state.data, str(user), *state.version),
+            )
+            return done.rowcount > 0
+
+        return self._change(work)
+
+    def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
+        rows = [
+            (str(external_id("item", id)), None if columns is None else json.dumps(dict(columns)))
+            for id, columns in items.items()
+        ]
+
+        def work(connection: Connection) -> int:
+            change: int = connection.execute("SELECT items FROM totals").fetchone()[0]
+            for id, columns in rows:
+                change += 1
+                connection.execute(
+                    "INSERT INTO items VALUES (?,?,?) ON CONFLICT(id) DO UPDATE SET "
+                    "change=excluded.change, columns=excluded.columns",
+                    (id, change, columns),
+                )
+            connection.execute("UPDATE totals SET items=?", (change,))
+            return change
+
+        return self._change(work)
+
+    # Reading
+
+    def version(self, user: Id) -> Version | None:
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT born, count FROM users WHERE id=?", (str(user),)
+            ).fetchone()
+        return None if found is None else Version(*found)
+
+    def held(self, user: Id, since: Version | None = None) -> Held | None:
+        user = external_id("user", user)
+        with self._reading() as connection:
+            known = connection.execute(
+                "SELECT key, born, count, dropped, features FROM users WHERE id=?", (str(user),)
+            ).fetchone()
+            if known is None:
+                return None
+            key, born, count, dropped, features = known
+            some = since is not None and since.born == born and dropped <= since.changes <= count
+            after = since.changes if some and since is not None else -1
+            rows = connection.execute(
+                "SELECT data, time, id FROM events WHERE user=? AND count>? ORDER BY time, id",
+                (key, after),
+            ).fetchall()
+        events = [unpack(data, user, time, id) for data, time, id in rows]
+        return Held(Version(born, count), json.loads(features), events, not some)
+
+    def latest(self, user: Id, count: int) -> list[Event]:
+        user = external_id("user", user)
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT data, time, id FROM events WHERE user=(SELECT key FROM users WHERE id=?) "
+                "ORDER BY time DESC, id DESC LIMIT ?",
+                (str(user), max(count, 0)),
+            ).fetchall()
+        return [unpack(data, user, time, id) for data, time, id in reversed(rows)]
+
+    def state(self, user: Id, kind: str) -> State | None:
+        with self._reading() as connection:
+            found = connection.execute(
+                "SELECT fingerprint, born, states.count, data FROM users "
+                "JOIN states ON states.user=key WHERE id=? AND kind=?",
+                (str(user), kind),
+            ).fetchone()
+        return None if found is None else State(found[0], Version(*found[1:3]), found[3])
+
+    def users(self) -> Iterator[Id]:
+        last = 0
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    "SELECT key, id FROM users WHERE key>? ORDER BY key LIMIT 1000", (last,)
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from (external_id("user", id) for _, id in rows)
+
+    def counts(self) -> Counts:
+        with self._reading() as connection:
+            return Counts(*connection.execute("SELECT users, events FROM totals").fetchone())
+
+    def items(self, since: int = 0) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+        with self._reading() as connection:
+            change: int = connection.execute("SELECT items FROM totals").fetchone()[0]
+            rows = connection.execute(
+                "SELECT id, columns FROM items WHERE change>? ORDER BY change", (since,)
+            ).fetchall()
+        return change, {
+            external_id("item", id): None if columns is None else json.loads(columns)
+            for id, columns in rows
+        }
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._jobs.put(None)
+        self._writer.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job.future.set_exception(StoreError(f"the store {self.path} was closed"))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._readers.get_nowait().close()
+        self._connection.close()
+
+
+def _by_time(placed: tuple[int, Event]) -> tuple[int, bytes]:
+    return placed[1].time, placed[1].id
+
+
+class _Job:
+    """A write, and the promise of its result."""
+
+    def __init__(self, work: Callable[[Connection], Any]) -> None:
+        self.work = work
+        self.future: Future[Any] = Future()
+
+    def result(self) -> Any:
+        try:
+            return self.future.result(2 * BUSY_SECONDS)
+        except FutureTimeoutError:
+            raise StoreError(
+                f"a write took more than {2 * BUSY_SECONDS:.0f} s, and may still happen; is the "
+                "disk overloaded, or does another process hold the store? Try again later"
+            ) from None
+
+
+def _new_user(connection: Connection, user: Id, features: str) -> int:
+    born = secrets.randbits(62)
+    done = connection.execute(
+        "INSERT INTO users(id, born, count, events, dropped, features) VALUES (?,?,0,0,0,?)",
+        (str(user), born, features),
+    )
+    assert done.lastrowid is not None
+    return done.lastrowid
+
+
+def _count(connection: Connection, users: int, events: int) -> None:
+    connection.execute("UPDATE totals SET users=users+?, events=events+?", (users, events))
+
+
+def _held_ids(connection: Connection, key: int, ids: list[bytes]) -> set[bytes]:
+    """Which of these event ids a user has."""
+    found: set[bytes] = set()
+    for at in range(0, len(ids), 500):
+        some = ids[at : at + 500]
+        marks = ",".join("?" * len(some))
+        query = f"SELECT id FROM events WHERE user=? AND id IN ({marks})"
+        found.update(id for (id,) in connection.execute(query, (key, *some)))
+    return found
+
+
+def _error(path: Path, error: sqlite3.Error | OSError) -> StoreError | FormatError:
+    text = str(error)
+    if isinstance(error, sqlite3.DatabaseError) and (
+        "not a database" in text or "malformed" in text
+    ):
+        return FormatError(f"{path} is damaged or no event store ({text}); restore a backup")
+    if "full" in text or "No space" in text:
+        return StoreError(
+            f"{path} is full ({text}): nothing was written, all that was acknowledged is there; "
+            "make room, or raise the store's limit, and try again"
+        )
+    if "locked" in text or "busy" in text:
+        return StoreError(
+            f"another process has held {path} for more than {BUSY_SECONDS:.0f} s ({text}); "
+            "try again later"
+        )
+    return StoreError(f"{path} cannot be used ({text}); look after its disk and try again")

@@ -1,0 +1,689 @@
+"""Live user states: what the server computes of posted events is what evaluation computes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limerank.dataset import Dataset
+from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
+from limerank.events import event_of
+from limerank.explain import explain
+from limerank.index import Index
+from limerank.index_changes import add_items, compact_index, update_items
+from limerank.indexing import build_index
+from limerank.kernels import reference
+from limerank.kernels.prefix import carry_of, merged
+from limerank.logs import prepare
+from limerank.models.ranker import gather
+from limerank.schema import Spec
+from limerank.state import Seen, Stream, UserStates, Window
+from limerank.stores import SqliteStore, State
+from tests.catalogues import MODELS, Shop, make_run, shop
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with SqliteStore(tmp_path / "events.db") as opened:
+        yield opened
+
+
+def events_of(data: Dataset, user: int, end: int | None = None):
+    """A user's events of the log, as they are posted."""
+    first, last = data.event_offsets[user : user + 2]
+    return [
+        event_of(
+            {
+                "user": data.user_ids[user],
+                "item": data.item_ids[data.events["item"][row]],
+                "time": int(data.events["time"][row]),
+                "labels": {name: float(data.events[f"label_{name}"][row]) for name in data.tasks},
+                "id": f"{row:09d}",
+            }
+        )
+        for row in range(first, last if end is None else end)
+    ]
+
+
+def introduce(store, data: Dataset):
+    """What the log's user table says of them."""
+    if data.manifest["encoding"]["users"]["features"]:
+        for user in range(len(data.user_ids)):
+            store.set_features(data.user_ids[user], {"country": f"c{data.user_ids[user] % 3}"})
+
+
+def logits(of: Shop, ready, items=slice(None, 25)):
+    """Of the first items of the dataset."""
+    rows = np.arange(len(of.data.items))[items]
+    with torch.inference_mode():
+        vectors = of.run.ranker.item_vectors(of.data.item_batch(rows))
+        return of.run.ranker.score(ready.state, of.run.ranker.encode_items(vectors))
+
+
+def of_requests(of: Shop, store, mode, requests, length=None, posted=None):
+    """Events are posted one by one, and each request is answered at its moment: its logits, and
+    what evaluation says."""
+    states = UserStates(of.run, of.index, store, mode=mode)
+    data, found, expected = of.data, [], []
+    done = dict.fromkeys(range(len(data.user_ids)), 0)
+    for request in requests:
+        user = int(data.requests["user"][request])
+        first = int(data.requests["first"][request])
+        now = int(data.events["time"][first])
+        start = int(data.event_offsets[user])
+        end = start + int(
+            np.searchsorted(data.events["time"][start : data.event_offsets[user + 1]], now)
+        )
+        for event in events_of(data, user, end)[done[user] :]:
+            states.check(event)
+            store.append([event])
+            done[user] += 1
+        ready = states.ready(data.user_ids[user], now=now)
+        batch = data.batch(np.array([request]), length)
+        with torch.inference_mode():
+            expected.append(of.run.ranker(batch)[0])
+            vectors = of.run.ranker.item_vectors(batch.items)
+            terms = gather(of.run.ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
+            found.append(of.run.ranker.score(ready.state, terms)[0])
+        assert ready.events == batch.users.lengths[0]
+        met = np.unique(data.events["item"][start:end])
+        assert sorted(of.index.ids[ready.seen].tolist()) == sorted(data.item_ids[met].tolist())
+    return torch.cat(found), torch.cat(expected), states
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_window_says_what_evaluation_says(model, store):
+    of = shop(model)
+    introduce(store, of.data)
+    requests = np.arange(0, len(of.data.requests["user"]), 7)
+    found, expected, states = of_requests(of, store, "window", requests)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert states.made["rebuilds"] <= 30 < states.made["updates"] + 30
+
+
+def test_a_stream_says_what_the_whole_history_says(store):
+    of = shop("lime-mha", heads=2)
+    introduce(store, of.data)
+    requests = np.arange(0, len(of.data.requests["user"]), 7)
+    assert of.data.history_lengths(requests, 1 << 20).max() > 20, "longer than a window"
+    found, expected, states = of_requests(of, store, "streaming", requests, length=1 << 20)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert states.made["rebuilds"] <= 30
+
+
+@pytest.fixture(scope="module", params=["order", "kept", "text"])
+def odd(request, tmp_path_factory):
+    """Logs without a clock, with kept events only, with text ids and event features."""
+    folder = tmp_path_factory.mktemp(request.param)
+    rng = np.random.default_rng(0)
+    prefix = "i" if request.param == "text" else ""
+    rows = [
+        {
+            "user_id": user,
+            "item_id": f"{prefix}{item}" if prefix else int(item),
+            "time": 1_700_000_000 + 5_000 * place,
+            "pos": place,
+            "click": int(item % 3 == user % 3),
+            "tab": f"t{item % 4}",
+            "price": float(item) / 3,
+            "watch": float(item),
+            "length": 20.0,
+        }
+        for user in range(8)
+        for place, item in enumerate(rng.integers(0, 25, int(rng.integers(5, 60))))
+    ]
+    pl.DataFrame(rows).write_parquet(folder / "events.parquet")
+    order = {"order": "pos"} if request.param == "order" else {"time": "time"}
+    spec = Spec.model_validate(
+        {
+            "name": "odd",
+            "events": [{"files": ["events.parquet"], **order}],
+            "labels": [
+                {"name": "click", "kind": "binary"},
+                {"name": "watch", "kind": "duration", "cap": 15.0, "of": "length"},
+            ],
+            "event_features": [
+                {"name": "tab", "kind": "categorical", "when": "context"},
+                {"name": "price", "kind": "numeric"},
+            ],
+            "split": {"by": "position"},
+            "history": {"length": 12, **({"keep": "click"} if request.param == "kept" else {})},
+        }
+    )
+    prepare(spec, folder / "data", base=folder)
+    data, found = Dataset(folder / "data"), {}
+    for model in ("lime-mha", "lime-xor"):
+        run = make_run(folder / model, data, model=model)
+        build_index(run, folder / f"{model}-index", data=data)
+        found[model] = Shop(data, run, Index.open(folder / f"{model}-index"))
+    return rows, found
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"), [("lime-mha", "window"), ("lime-mha", "streaming"), ("lime-xor", "window")]
+)
+def test_logs_of_all_kinds(odd, model, mode, store):
+    """Raw values as they are posted become the columns that preparation made."""
+    rows, shops = odd
+    of = shops[model]
+    data = of.data
+    states = UserStates(of.run, of.index, store, mode=mode)
+    time = "time" if data.clock else "pos"
+    scale = 1000 if data.clock else 1
+    for user in range(8):
+        mine = [row for row in rows if row["user_id"] == user]
+        for row in mine[:-1]:
+            event = event_of(
+                {
+                    "user": row["user_id"],
+                    "item": row["item_id"],
+                    "time": row[time] * scale,
+                    "labels": {"click": row["click"], "watch": row["watch"]},
+                    "ratios": {"watch": row["watch"] / row["length"]},
+                    "features": {"price": row["price"]},
+                    "context": {"tab": row["tab"]},
+                }
+            )
+            states.check(event)
+            store.append([event])
+            states.ready(user)
+        last = int(data.event_offsets[np.flatnonzero(data.user_ids == user)[0] + 1]) - 1
+        request = np.flatnonzero(data.requests["first"] <= last)
+        request = request[np.argmax(data.requests["first"][request])]
+        first = int(data.requests["first"][request])
+        if first != last:  # the last event shares its request with some before it
+            with store_of(store, user, events_of_rows(mine, time, scale, last - first + 1)) as part:
+                states = UserStates(of.run, of.index, part, mode=mode)
+                check_request(of, states, user, request, mode, mine[-(last - first + 1)])
+            states = UserStates(of.run, of.index, store, mode=mode)
+        else:
+            check_request(of, states, user, request, mode, mine[-1])
+
+
+def events_of_rows(rows, time, scale, without):
+    return [
+        event_of(
+            {
+                "user": row["user_id"],
+                "item": row["item_id"],
+                "time": row[time] * scale,
+                "labels": {"click": row["click"], "watch": row["watch"]},
+                "ratios": {"watch": row["watch"] / row["length"]},
+                "features": {"price": row["price"], "tab": row["tab"]},
+            }
+        )
+        for row in rows[: len(rows) - without]
+    ]
+
+
+def store_of(store, user, events):
+    fresh = SqliteStore(store.path.with_name(f"{user}.db"))
+    fresh.append(events)
+    return fresh
+
+
+def check_request(of, states, user, request, mode, row):
+    data = of.data
+    first = int(data.requests["first"][request])
+    now = int(data.events["time"][first])
+    ready = states.ready(user, now=now, context={"tab": row["tab"]})
+    batch = data.batch(np.array([request]), None if mode == "window" else 1 << 20)
+    assert ready.events == batch.users.lengths[0]
+    with torch.inference_mode():
+        vectors = of.run.ranker.item_vectors(batch.items)
+        terms = gather(of.run.ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
+        found, expected = of.run.ranker.score(ready.state, terms), of.run.ranker(batch)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+# Any events in any order
+
+
+post = st.tuples(
+    st.integers(0, 95),  # some of the items are not in the index
+    st.one_of(st.integers(0, 20), st.integers(0, 300 * 86_400), st.integers(-(10**9), 10**10)),
+    st.sampled_from([{}, {"click": 1}, {"click": 0, "watch": 3.5}]),
+)
+
+
+@settings(max_examples=25)
+@given(st.lists(post, min_size=1, max_size=30), st.randoms(use_true_random=False), st.data())
+def test_order_makes_no_difference(tmp_path_factory, given_events, rng, data):
+    of = shop("lime-mha")
+    events = [
+        event_of({"user": 1, "item": item, "time": 1000 * at, "labels": labels, "id": place})
+        for place, (item, at, labels) in enumerate(given_events)
+    ]
+    newest = max(event.time for event in events)
+    folder = tmp_path_factory.mktemp("order")
+    found = {"streaming": [], "window": []}
+    for round in range(2):
+        with SqliteStore(folder / f"{round}.db") as store:
+            store.set_features(1, {"country": "c1"})
+            makers = [
+                UserStates(of.run, of.index, store, mode=mode, keep=bool(round)) for mode in found
+            ]
+            at = 0
+            while at < len(events):
+                size = rng.randint(1, 4)
+                store.append(events[at : at + size])
+                at += size
+                for states in makers:
+                    if rng.random() < 0.7:
+                        states.ready(1, now=newest)
+            for states in makers:
+                found[states.mode].append(logits(of, states.ready(1, now=newest + 5)))
+        rng.shuffle(events)
+    torch.testing.assert_close(*found["window"], atol=0, rtol=0)
+    torch.testing.assert_close(*found["streaming"], **TOLERANCE)
+    if len(events) <= 20:
+        torch.testing.assert_close(found["streaming"][0], found["window"][0], **TOLERANCE)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_carries_of_any_parts_are_the_reference_s(data):
+    """Ages from milliseconds to centuries, rates from none to steep, parts in any order."""
+    n = data.draw(st.integers(1, 12))
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
+    heads, links, e = 2, 3, 4
+    q, k, v = (torch.randn(heads, size, e, generator=g) * 2 for size in (links, n, n))
+    rate = torch.rand(heads, links, generator=g) * data.draw(st.sampled_from([0.0, 0.05, 2.0]))
+    days = st.floats(-40_000, 80_000) | st.floats(20_000, 20_000.001)
+    time = torch.tensor(
+        sorted(data.draw(st.lists(days, min_size=n, max_size=n))), dtype=torch.float64
+    )
+    carries = []
+    cuts = sorted(data.draw(st.sets(st.integers(1, n), max_size=4)) | {0, n})
+    order = data.draw(st.permutations(range(n)))
+    for first, end in itertools.pairwise(cuts):
+        some = torch.tensor(order[first:end])
+        at = time[some].max()
+        age = (at - time[some]).float()
+        carries.append(carry_of(q, k[:, some], v[:, some], rate, age, at))
+    found = carries[0]
+    for other in carries[1:]:
+        found = merged(found, other, rate)
+    assert found.time == time.max() and found.log.isfinite().all()
+    age = (time.max() - time).float()
+    expected = reference.link_attention(
+        q[None], k[None], v[None], rate, age[None], torch.tensor([n])
+    )[0]
+    torch.testing.assert_close(found.mean, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_years_of_single_events_stay_exact():
+    """20,000 updates, an event of long ago now and then."""
+    g = torch.Generator().manual_seed(0)
+    n, links, e = 20_000, 4, 8
+    q, k, v = (torch.randn(1, size, e, generator=g) for size in (links, n, n))
+    rate = torch.tensor([[0.0, 1e-3, 0.1, 3.0]])
+    time = torch.rand(n, generator=g).double().cumsum(0)
+    time[::50] = time[::50] * 0.5
+    found = None
+    for at in range(n):
+        one = carry_of(q, k[:, at : at + 1], v[:, at : at + 1], rate, torch.zeros(1), time[at])
+        found = one if found is None else merged(found, one, rate)
+    logits = (q[0] @ k[0].T / e**0.5).double() - rate[0][:, None] * (time.max() - time)
+    expected = logits.softmax(-1) @ v[0].double()
+    torch.testing.assert_close(found.mean[0].double(), expected, atol=2e-5, rtol=1e-4)
+
+
+# Once per change
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"), [("lime-mha", "streaming"), ("lime-mha", "window"), ("lime-xor", "window")]
+)
+def test_a_stage_is_computed_once_per_change(model, mode, store):
+    of = shop(model)
+    events = events_of(of.data, 0)
+    store.append(events[:-1])
+    states = UserStates(of.run, of.index, store, mode=mode)
+    user, now = events[0].user, events[-1].time
+    one = states.ready(user, now=now)
+    assert states.made == {"stages": 1, "rebuilds": 1, "updates": 0}
+    later = states.ready(user, now=now + 86_400_000 * 40)
+    assert states.made["stages"] == 1, "the context enters through the head alone"
+    assert not torch.equal(one.state.head, later.state.head)
+    assert one.state.links is later.state.links
+    store.append(events[-1:])
+    states.ready(user, now=now)
+    assert states.made == {"stages": 2, "rebuilds": 1, "updates": 1}
+    store.append(events)
+    states.ready(user, now=now)
+    assert states.made["stages"] == 2, "duplicates change nothing"
+
+
+def test_another_context_is_another_stage_of_other_models(store):
+    of = shop("two-tower")
+    events = events_of(of.data, 0)
+    store.append(events)
+    states = UserStates(of.run, of.index, store)
+    now = events[-1].time
+    found = [logits(of, states.ready(events[0].user, now=at)) for at in (now, now, now + 7_200_000)]
+    assert states.made["stages"] == 2 and not torch.equal(found[0], found[2])
+
+
+def test_memory_is_bounded(store):
+    of = shop("lime-mha")
+    for user in range(30):
+        store.append(events_of(of.data, user))
+    states = UserStates(of.run, of.index, store, mode="streaming", memory=30_000)
+    for user in of.data.user_ids[:30]:
+        states.ready(user)
+        count, size = states.users_in_memory
+        assert size <= 30_000 and count >= 1
+    assert 2 < count < 30
+    states.ready(of.data.user_ids[0])
+    assert states.made["rebuilds"] == 31, "it had left"
+    tiny = UserStates(of.run, of.index, store, memory=0)
+    tiny.ready(of.data.user_ids[0]), tiny.ready(of.data.user_ids[1])
+    assert tiny.users_in_memory[0] == 1
+
+
+# Kept in the store
+
+
+@pytest.mark.parametrize("mode", ["window", "streaming"])
+def test_kept_states_are_found_again(mode, store, tmp_path):
+    of = shop("lime-mha")
+    events = events_of(of.data, 4)
+    user, now = events[0].user, events[-1].time
+    store.append(events[:-2])
+    first = UserStates(of.run, of.index, store, mode=mode, keep=True)
+    first.ready(user)
+    store.append(events[-2:])
+    second = UserStates(of.run, of.index, store, mode=mode, keep=True)
+    found = second.ready(user, now=now)
+    assert second.made == {"stages": 1, "rebuilds": 0, "updates": 1}
+    with SqliteStore(tmp_path / "other.db") as other:
+        other.append(events)
+        expected = UserStates(of.run, of.index, other, mode=mode).ready(user, now=now)
+    torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
+    assert found.seen.tolist() == expected.seen.tolist() and found.events == expected.events
+
+
+def test_all_states_are_rebuilt_in_bulk(store):
+    of = shop("lime-mha")
+    for user in range(5):
+        store.append(events_of(of.data, user))
+    states = UserStates(of.run, of.index, store, mode="streaming")
+    assert states.rebuild() == 5 and states.rebuild() == 0
+    store.append([event_of({"user": of.data.user_ids[0], "item": 3, "time": 5})])
+    assert states.rebuild(["nobody"]) == 0 and states.rebuild() == 1
+    fresh = UserStates(of.run, of.index, store, mode="streaming")
+    fresh.ready(of.data.user_ids[0])
+    assert fresh.made["rebuilds"] == 0
+
+
+@pytest.mark.parametrize("mode", ["window", "streaming"])
+def test_a_damaged_state_is_made_anew(mode, store):
+    of = shop("lime-mha")
+    store.append(events_of(of.data, 0))
+    user = events_of(of.data, 0)[0].user
+    states = UserStates(of.run, of.index, store, mode=mode, keep=True)
+    expected = logits(of, states.ready(user, now=0))
+    good = store.state(user, mode)
+    for data in (good.data[:-1], b"", good.data[:20], b"\0" + good.data[1:], good.data + b"\0"):
+        assert store.put_state(user, mode, State(good.fingerprint, good.version, data))
+        fresh = UserStates(of.run, of.index, store, mode=mode)
+        torch.testing.assert_close(logits(of, fresh.ready(user, now=0)), expected, **TOLERANCE)
+        assert fresh.made["rebuilds"] == 1
+
+
+def test_a_foreign_fingerprint_is_never_used(store):
+    """Another model, other features, an index with another item: the state is made anew."""
+    of, other = shop("lime-mha"), shop("lime-mha", links=7)
+    events = events_of(of.data, 0)
+    user, now = events[0].user, events[-1].time
+    store.append(events)
+    first = UserStates(of.run, of.index, store, mode="streaming", keep=True)
+    plain = logits(of, first.ready(user, now=now))
+    second = UserStates(other.run, other.index, store, mode="streaming", keep=True)
+    second.ready(user, now=now)
+    assert second.made["rebuilds"] == 1
+    # Other features, in a process that has the state in memory, and in one that has not.
+    store.set_features(user, {"country": "c2"})
+    again = logits(of, first.ready(user, now=now))
+    assert not torch.allclose(plain, again) and first.made["rebuilds"] == 2
+    fresh = UserStates(of.run, of.index, store, mode="streaming")
+    torch.testing.assert_close(logits(of, fresh.ready(user, now=now)), again, **TOLERANCE)
+    assert fresh.made["rebuilds"] == 0, "the first one has kept it"
+    # A window holds raw events: any model reads it.
+    UserStates(of.run, of.index, store, keep=True).ready(user)
+    window = UserStates(other.run, other.index, store)
+    window.ready(user)
+    assert window.made["rebuilds"] == 0
+
+
+def test_items_come_and_change(store, tmp_path):
+    """An unknown item of a history is one of which nothing is known, until the index holds it."""
+    of = shop("lime-mha")
+    shutil.copytree(of.index.path, tmp_path / "index")
+    item = {"item_id": 900, "group": "g1", "tags": "t1", "length": 12.0}
+    events = [
+        *events_of(of.data, 0),
+        event_of({"user": 0, "item": 900, "time": 1_800_000_000_000, "labels": {"click": 1}}),
+    ]
+    user = events[0].user
+    store.append(events[:-1])
+    store.append([event_of({"user": user, "item": 900, "time": 1_800_000_000_000})])
+    index = Index.open(tmp_path / "index", of.run.fingerprint)
+    both = [UserStates(of.run, index, store, mode=mode) for mode in ("streaming", "window")]
+    before = [logits(of, states.ready(user, now=0)) for states in both]
+    found = []
+    for change in (add_items, update_items, None, compact_index):
+        if change is add_items:
+            change(of.run, tmp_path / "index", item)
+        elif change is update_items:
+            change(of.run, tmp_path / "index", {**item, "group": "g3", "length": 99.0})
+        elif change is None:
+            add_items(of.run, tmp_path / "index", {**item, "item_id": 901})
+        else:
+            change(tmp_path / "index")
+        index = Index.open(tmp_path / "index", of.run.fingerprint)
+        for states in both:
+            states.use_index(index)
+        now = [states.ready(user, now=0) for states in both]
+        assert index.row_of(900) in now[0].seen and (now[0].seen == now[1].seen).all()
+        found.append([logits(of, ready) for ready in now])
+        fresh = UserStates(of.run, index, store, mode="streaming").ready(user, now=0)
+        torch.testing.assert_close(found[-1][0], logits(of, fresh), **TOLERANCE)
+    known, updated, more, compacted = found
+    assert not torch.allclose(before[0], known[0]) and not torch.allclose(known[0], updated[0])
+    assert torch.equal(updated[0], more[0]), "an item more changes no state"
+    torch.testing.assert_close(updated[0], compacted[0], **TOLERANCE)
+    assert both[0].made["rebuilds"] == 4, "first, known, updated, compacted"
+    with pytest.raises(FingerprintError, match="was built by the model"):
+        both[0].use_index(shop("lime-xor").index)
+
+
+# Users nobody knows, and bad input
+
+
+@pytest.mark.parametrize("mode", ["window", "streaming"])
+def test_users_nobody_knows(mode, store):
+    of = shop("lime-mha")
+    states = UserStates(of.run, of.index, store, mode=mode)
+    found = [states.ready(user, now=0) for user in ("nobody", None, 10**9)]
+    assert all(not one.known and one.events == 0 and not len(one.seen) for one in found)
+    assert states.made["stages"] == 1, "they share one"
+    empty = of.data.batch(
+        np.flatnonzero(of.data.requests["history_end"] == of.data.requests["history_start"])[:1]
+    )
+    with torch.inference_mode():
+        state = of.run.ranker.encode_users(empty.users, of.run.ranker.item_vectors(empty.items))
+    assert found[0].state.links.shape == state.links.shape
+    store.set_features("new", {"country": "c1"})  # known, without events
+    ready = states.ready("new", now=0)
+    assert ready.known and ready.events == 0
+    assert not torch.allclose(ready.state.links, found[0].state.links)
+
+
+def test_a_history_given_here(store):
+    of = shop("lime-xor")
+    events = events_of(of.data, 2)
+    store.append(events)
+    states = UserStates(of.run, of.index, store)
+    history = [{"item": event.item, "time": event.time, "labels": event.labels} for event in events]
+    now = events[-1].time + 1
+    found = states.given(history, now=now)
+    expected = states.ready(events[0].user, now=now)
+    torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
+    assert (found.seen == expected.seen).all() and not found.known
+    assert states.given([], features={"country": "c2"}).events == 0
+    assert states.given([3, 10_000]).events == 2, "an item that nobody knows"
+    for wrong in (
+        [{"time": 3}],
+        [{"item": 1, "time": math.nan}],
+        [{"item": 1, "labels": {"click": 2}}],
+    ):
+        with pytest.raises(DataError):
+            states.given(wrong)
+
+
+def test_explanations_read_the_same_events(store):
+    of = shop("lime-mha")
+    events = events_of(of.data, 0)
+    store.append(events)
+    states = UserStates(of.run, of.index, store)
+    past = states.past(events[0].user, now=events[-1].time)
+    assert past.items == [event.item for event in events[-20:]]
+    vectors = torch.from_numpy(np.array(of.index.vectors[:2]))
+    (first, _) = explain(of.run.ranker, past, ["a", "b"], vectors, np.array([1, 0], np.float32))
+    assert sum(event.share for event in first.events) == pytest.approx(1, abs=1e-4)
+    assert states.past("nobody").items == []
+
+
+def test_events_that_the_run_cannot_read(store):
+    of = shop("lime-mha")
+    states = UserStates(of.run, of.index, store)
+    plain = {"user": 1, "item": 10**6, "time": 3}
+    states.check(event_of(plain))  # an item that the index does not hold yet is no error
+    for more, error, message in (
+        ({"labels": {"like": 1}}, UnknownError, "no label is called 'like'"),
+        ({"labels": {"click": 0.5}}, DataError, "'click' is 0.5, expected 0 or 1"),
+        ({"ratios": {"like": 1}}, UnknownError, "no duration label"),
+        ({"features": {"tab": 1}}, UnknownError, "no event feature is called 'tab'"),
+    ):
+        with pytest.raises(error, match=message):
+            states.check(event_of({**plain, **more}))
+    # Collected under another model, they are read for what this one knows.
+    store.append([event_of({**plain, "labels": {"like": 1, "click": 1}, "features": {"tab": "x"}})])
+    assert states.ready(1).events == 1
+    with pytest.raises(UnknownError, match="no context feature is called 'tab'"):
+        states.ready(1, context={"tab": 1})
+    with pytest.raises(UnknownError, match="the user table has no column 'city'; it has 'country'"):
+        states.check_features({"city": "x"})
+    states.check_features({"country": None})
+    store.set_features(1, {"city": "x", "country": [1]})
+    assert states.ready(1).known
+
+
+def test_wrong_settings(store):
+    of, xor = shop("lime-mha"), shop("lime-xor")
+    with pytest.raises(SpecError, match="only lime-mha has a streaming state; the run is lime-xor"):
+        UserStates(xor.run, xor.index, store, mode="streaming")
+    with pytest.raises(SpecError, match="no mode 'all'"):
+        UserStates(of.run, of.index, store, mode="all")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="length of histories is 0"):
+        UserStates(of.run, of.index, store, length=0)
+    with pytest.raises(FingerprintError):
+        UserStates(of.run, xor.index, store)
+
+
+def test_a_bounded_store_has_the_state_of_what_it_holds(tmp_path):
+    of = shop("lime-mha")
+    events = events_of(of.data, 0)
+    now = events[-1].time
+    with SqliteStore(tmp_path / "a.db", most=6) as some, SqliteStore(tmp_path / "b.db") as last:
+        states = UserStates(of.run, of.index, some, mode="streaming", keep=True)
+        for event in events:
+            some.append([event])
+            found = states.ready(event.user, now=now)
+        last.append(events[-6:])
+        expected = UserStates(of.run, of.index, last, mode="streaming").ready(event.user, now=now)
+        torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
+        assert found.events == 6 and found.seen.tolist() == expected.seen.tolist()
+
+
+def test_forgotten_users(store):
+    of = shop("lime-mha")
+    events = events_of(of.data, 0)
+    store.append(events)
+    states = UserStates(of.run, of.index, store, keep=True)
+    assert states.ready(events[0].user).known
+    assert states.forget(events[0].user) and not states.forget(events[0].user)
+    assert not states.ready(events[0].user).known and states.users_in_memory[0] == 1
+    store.append(events[:1])
+    assert states.ready(events[0].user).events == 1
+
+
+def test_many_threads_see_what_was_acknowledged(store):
+    of = shop("lime-mha")
+    states = UserStates(of.run, of.index, store, mode="streaming", memory=20_000, keep=True)
+    errors = []
+
+    def work(thread):
+        try:
+            for place, event in enumerate(events_of(of.data, thread)[:12]):
+                store.append([event])
+                assert states.ready(event.user, now=event.time).events == place + 1
+                states.ready("nobody", now=place)
+        except Exception as error:  # noqa: BLE001  (shown by the main thread)
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+# Bytes
+
+
+ids = st.one_of(st.integers(-(1 << 63), (1 << 63) - 1), st.text("abcé", min_size=1, max_size=5))
+
+
+@given(st.lists(ids, max_size=8), st.integers(0, 3), st.binary(max_size=9))
+def test_states_are_what_their_bytes_say(items, heads, order):
+    seen = Seen().add(items)
+    assert set(seen.integers.tolist()) | set(seen.texts) == set(items)
+    carry = None
+    if heads:
+        g = torch.Generator().manual_seed(heads)
+        q, k = torch.randn(heads, 3, 2, generator=g), torch.randn(heads, 1, 2, generator=g)
+        carry = carry_of(q, k, k, torch.ones(heads, 3), torch.zeros(1), torch.tensor(2e4))
+    stream = Stream(carry, 7, 2, 90, (-5, order), seen)
+    found = Stream.unpack(stream.pack())
+    assert found.pack() == stream.pack() and (found.events, found.unknown) == (7, 2)
+    assert found.newest == (-5, order) and found.seen.texts == seen.texts
+    window = Window(b"packed", 3, seen)
+    assert Window.unpack(window.pack()).pack() == window.pack()
+    with pytest.raises(FormatError, match="expected b'LRSS'"):
+        Stream.unpack(window.pack())
+
+
+def test_a_stream_has_a_constant_size(store):
+    of = shop("lime-mha")
+    states = UserStates(of.run, of.index, store, mode="streaming")
+    sizes = []
+    for at in (5, 300):
+        store.append([event_of({"user": 1, "item": k % 4, "time": k}) for k in range(at)])
+        states.rebuild()
+        sizes.append(len(store.state(1, "streaming").data))
+    assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + 200
