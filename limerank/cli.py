@@ -483,6 +483,79 @@ def rank(
 
 
 @app.command()
+def serve(
+    run: Annotated[Path, typer.Option(help="A run folder.")],
+    index: Annotated[Path, typer.Option(help="The index of the run.")],
+    store: Annotated[
+        str,
+        typer.Option(
+            help="Events: an SQLite file, made if it is not there, or valkey://HOST:PORT/0."
+        ),
+    ] = "events.db",
+    items: Annotated[
+        Path | None, typer.Option(help="The item table, for filters and to show features.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of keys: lines such as `read KEY`, `write KEY`, `admin KEY`."),
+    ] = None,
+    open_: Annotated[
+        bool, typer.Option("--open", help="No keys: only for this machine's own address.")
+    ] = False,
+    state: Annotated[
+        str,
+        typer.Option(help="window: the latest events, as evaluated; streaming: all (lime-mha)."),
+    ] = "window",
+    most: Annotated[
+        int | None, typer.Option(help="Events held of a user, at most; all if not given.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one ranking.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Requests computed at a time; the cores if not given.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second and key, at most.")] = None,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help='JSON file {"run": ..., "index": ...}: loaded when it changes.'),
+    ] = None,
+) -> None:
+    """Serve rankings over HTTP: events in, rankings out, new items rankable at once.
+
+    Needs the extra `serve` (pip install "limerank[serve]"). Keys come from --keys or from
+    LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS; /openapi.json describes the
+    API, and / is a page to try it.
+    """
+    from pydantic import ValidationError
+
+    from limerank.server.run import serve as serve_
+    from limerank.server.settings import Settings, keys_of_environment
+
+    try:
+        given = {"threads": workers} if workers is not None else {}
+        settings = Settings(
+            host=host, port=port, keys=keys_of_environment(keys), open=open_, rate=rate, **given
+        )
+    except ValidationError as error:
+        what = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+        raise typer.BadParameter(what) from None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    serve_(
+        run=run,
+        index=index,
+        store=store,
+        settings=settings,
+        items=items,
+        mode=state,  # type: ignore[arg-type]
+        threads=threads,
+        most=most,
+        watch=watch,
+    )
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Evaluated run folders.")],
     out: Annotated[Path, typer.Option(help="HTML file to write.")],

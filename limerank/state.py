@@ -437,6 +437,18 @@ class UserStates:
         log = self.form.log(events[-self.length :])
         return self._past(log, person, self._now(now), context or {}, self.index)
 
+    def past_given(
+        self,
+        history: Iterable[Any],
+        *,
+        now: int | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Past:
+        """The same of events that are given here, as for :meth:`given`."""
+        events = self.form.given(self.form.entries(history), now)
+        log = self.form.log(events, now)
+        return self._past(log, self._person({}), self._now(now), context or {}, self.index)
+
     def forget(self, user: Any) -> bool:
         """Delete a user from the store and from memory; False: the store did not hold it."""
         user = external_id("user", user)

@@ -1,7 +1,7 @@
 """The routes, and nothing else: what they do is the engine's.
 
-Every request passes one gate: key, rate, size, a place in the queue, a checked body, a deadline. What
-goes wrong is told as application/problem+json (RFC 9457).
+Every request passes one gate: key, rate, size, a checked body, a place in the queue, a deadline.
+What goes wrong is told as application/problem+json (RFC 9457).
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from limerank.errors import DataError, FormatError, LimerankError, SpecError, StoreError, UnknownError
-from limerank.server.messages import Events, Explain, Happened, PutItems, Rank, Reload
+from limerank.errors import (
+    DataError,
+    FormatError,
+    LimerankError,
+    SpecError,
+    StoreError,
+    UnknownError,
+)
+from limerank.server.messages import Events, Explain, Happened, PutItems, PutUser, Rank, Reload
 from limerank.server.numbers import Numbers
 from limerank.server.openapi import Described, describe
 from limerank.server.settings import Access, Settings
@@ -55,24 +62,27 @@ HEADERS = {
 class Engine(Protocol):
     """What answers: every method computes, and may block. See limerank.server.engine."""
 
+    numbers: Numbers
+
     def model(self) -> dict[str, Any]: ...
     def rank(self, asked: Rank) -> dict[str, Any]: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
     def append(self, events: list[Happened]) -> dict[str, Any]: ...
     def user(self, user: str) -> dict[str, Any]: ...
     def users(self, text: str, limit: int) -> dict[str, Any]: ...
+    def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]: ...
     def forget(self, user: str) -> dict[str, Any]: ...
     def item(self, item: str) -> dict[str, Any]: ...
     def items(self, text: str, limit: int) -> dict[str, Any]: ...
     def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]: ...
     def remove_item(self, item: str) -> dict[str, Any]: ...
     def reload(self, run: str | None, index: str | None) -> dict[str, Any]: ...
-    def ready(self) -> None: ...
+    def ready(self) -> dict[str, Any]: ...
     def count(self) -> None: ...
     def close(self) -> None: ...
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818  # it is an answer
     """An answer that tells what went wrong."""
 
     def __init__(
@@ -142,6 +152,8 @@ WAYS: tuple[Way, ...] = (
         answers=lambda engine, told: engine.users(told.query.get("q", ""), _limit(told))),
     Way("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
         answers=lambda engine, told: engine.user(told.path["user"])),
+    Way("PUT", "/v1/users/{user:path}", "write", "Say what a user's own features are.", (PutUser,),
+        answers=lambda engine, told: engine.put_user(told.path["user"], told.body.features)),
     Way("DELETE", "/v1/users/{user:path}", "write", "Forget a user for good.",
         answer={"forgotten": 42}, answers=lambda engine, told: engine.forget(told.path["user"])),
     Way("GET", "/v1/items", "read", "Items whose id or features begin with a text.",
@@ -153,20 +165,20 @@ WAYS: tuple[Way, ...] = (
         (PutItems,), answers=lambda engine, told: engine.put_items(told.body.items)),
     Way("DELETE", "/v1/items/{item:path}", "admin", "Take an item out of rankings.",
         answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(told.path["item"])),
-    Way("POST", "/v1/admin/reload", "admin", "Serve another run or index, when it passes its tests.",
+    Way("POST", "/v1/admin/reload", "admin", "Serve another run or index if it passes its tests.",
         (Reload,), answers=lambda engine, told: engine.reload(told.body.run, told.body.index)),
     Way("GET", "/healthz", None, "Whether the process is alive.", light=True,
         answer={"status": "ok"}, answers=lambda engine, told: {"status": "ok"}),
     Way("GET", "/readyz", None, "Whether requests can be answered.",
-        answer={"status": "ok"}, answers=lambda engine, told: engine.ready() or {"status": "ok"}),
+        answer={"status": "ok"}, answers=lambda engine, told: engine.ready()),
 )  # fmt: skip
 
 
 class Gate:
     """Keys, rates, sizes, places in the queue and deadlines, for all routes of an application."""
 
-    def __init__(self, engine: Engine, settings: Settings, numbers: Numbers) -> None:
-        self.engine, self.settings, self.numbers = engine, settings, numbers
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.settings, self.numbers = engine, settings, engine.numbers
         self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="limerank")
         self.inside = 0
         self._buckets: dict[str, tuple[float, float]] = {}
@@ -186,7 +198,7 @@ class Gate:
                 response = _told(error).response()
             except ClientDisconnect:
                 response = Problem(400, "the client went away").response()
-            except Exception:  # noqa: BLE001  # the last resort: told, and logged with its trace
+            except Exception:  # the last resort: told, and logged with its trace
                 log.exception("a request failed", extra={"route": f"{way.method} {way.path}"})
                 response = Problem(500, "an error of the server; its log says more").response()
             seconds = time.perf_counter() - started
@@ -195,7 +207,11 @@ class Gate:
             self.numbers.seconds.labels(name).observe(seconds)
             log.info(
                 "request",
-                extra={"route": name, "status": response.status_code, "ms": round(1e3 * seconds, 3)},
+                extra={
+                    "route": name,
+                    "status": response.status_code,
+                    "ms": round(1e3 * seconds, 3),
+                },
             )
             return response
 
@@ -343,10 +359,10 @@ class _Headers:
         await self.app(scope, receive, with_headers)
 
 
-def application(engine: Engine, settings: Settings, numbers: Numbers | None = None) -> Starlette:
+def application(engine: Engine, settings: Settings) -> Starlette:
     """The ASGI application."""
-    numbers = numbers or Numbers()
-    gate = Gate(engine, settings, numbers)
+    numbers = engine.numbers
+    gate = Gate(engine, settings)
     description = orjson.dumps(describe(version("limerank"), WAYS, open_=settings.open))
 
     async def openapi(request: Request) -> Response:
@@ -372,9 +388,7 @@ def application(engine: Engine, settings: Settings, numbers: Numbers | None = No
         gate.pool.shutdown(wait=True)
         engine.close()
 
-    routes: list[Any] = [
-        Route(way.path, gate.route(way), methods=[way.method]) for way in WAYS
-    ]
+    routes: list[Any] = [Route(way.path, gate.route(way), methods=[way.method]) for way in WAYS]
     routes += [Route("/openapi.json", openapi), Route("/metrics", metrics)]
     if WEB.exists():
         routes.append(Mount("/", _Headers(StaticFiles(directory=WEB, html=True))))

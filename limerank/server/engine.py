@@ -1,8 +1,8 @@
 """What the routes stand on: a served run and index, the store of events, and live items.
 
 A :class:`Served` is one run with one index: it never changes, but for newer versions of its index.
-Requests take the one in use and keep it until they are answered, so that another run takes its place
-between two requests and no request sees half of each.
+Requests take the one in use and keep it until they are answered, so that another run takes its
+place between two requests and no request sees half of each.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time as clock
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
-from limerank.events import Event, event_of
-from limerank.explain import explain
+from limerank.events import Event, event_of, external_id
+from limerank.explain import Explanation, explain
 from limerank.index import Index
 from limerank.index_changes import change_items
 from limerank.losses import predictions
 from limerank.request import plain
-from limerank.scorer import Scorer, scorer_for
+from limerank.scorer import Scorer, ScorerName, scorer_for
 from limerank.server.messages import Asking, Explain, Happened, Rank
 from limerank.server.numbers import Numbers
 from limerank.server.table import ItemTable
@@ -42,8 +41,8 @@ PATHS = 24
 """Ways from an event over a link to an item that an explanation names."""
 LINKS = 8
 """Links that an explanation names."""
-"""Seconds for which the change of an index is tried again while another process changes it."""
 PATIENCE = 20.0
+"""Seconds for which the change of an index is tried again while another process changes it."""
 
 
 @dataclass
@@ -70,8 +69,8 @@ class Serving:
         store: of events; closed with the engine.
         items: the item table, for filters and to show features; see :class:`ItemTable`.
         mode: of the users' states, see :class:`~limerank.state.UserStates`.
+        scorer: "auto", or one by name; see :func:`~limerank.scorer.scorer_for`.
         threads: that one ranking uses.
-        numbers: what is counted.
     """
 
     def __init__(
@@ -82,11 +81,12 @@ class Serving:
         *,
         items: Path | None = None,
         mode: Mode = "window",
+        scorer: ScorerName = "auto",
         threads: int = 1,
-        numbers: Numbers | None = None,
     ) -> None:
         self.store, self.mode, self.threads = store, mode, threads
-        self.numbers = numbers or Numbers()
+        self.scorer = scorer
+        self.numbers = Numbers()
         self._table = items
         self._changing = threading.Lock()
         self._changes = 0
@@ -100,7 +100,7 @@ class Serving:
         trained = load_trained(run)
         opened = Index.open(index, trained.fingerprint)
         states = UserStates(trained, opened, self.store, mode=self.mode)
-        scorer = scorer_for("auto", trained.ranker, opened, threads=self.threads)
+        scorer = scorer_for(self.scorer, trained.ranker, opened, threads=self.threads)
         served = Served(
             trained,
             states,
@@ -133,6 +133,16 @@ class Serving:
 
     # Who asks
 
+    def _asked(self, served: Served, asked: Asking) -> tuple[Scorer, Ready]:
+        """The user's state, and the scorer of the very index that it speaks of."""
+        while True:
+            scorer = served.scorer
+            if served.states.index is scorer.index:
+                ready = self._ready(served, asked)
+                if served.states.index is scorer.index:
+                    return scorer, ready
+            clock.sleep(0.001)  # the index is being replaced
+
     def _ready(self, served: Served, asked: Asking) -> Ready:
         if asked.user is not None and asked.history is not None:
             raise SpecError("give a user or a history, not both")
@@ -155,8 +165,8 @@ class Serving:
             )
         return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
 
-    def _rows(self, served: Served, what: str, ids: Sequence[Any]) -> NDArray[np.int64]:
-        rows = served.index.ids.find(ids)
+    def _rows(self, index: Index, what: str, ids: Sequence[Any]) -> NDArray[np.int64]:
+        rows = index.ids.find(ids)
         if (rows < 0).any():
             unknown = [ids[int(place)] for place in np.flatnonzero(rows < 0)[:10]]
             raise UnknownError(
@@ -168,21 +178,23 @@ class Serving:
     # Ranking
 
     def rank(self, asked: Rank) -> dict[str, Any]:
-        served, taken = self._served, {}
+        served = self._served
+        taken: dict[str, float] = {}
         started = clock.perf_counter()
         weights = self._weights(served, asked.task_weights)
         with self.numbers.stage("state", taken):
-            ready = self._ready(served, asked)
+            scorer, ready = self._asked(served, asked)
+        index = scorer.index
         with self.numbers.stage("score", taken):
             rows = None
             if asked.candidates is not None:
-                rows = self._rows(served, "candidates", asked.candidates)
+                rows = self._rows(index, "candidates", asked.candidates)
             gone = [ready.seen] if asked.exclude_seen else []
             if asked.exclude:
-                gone.append(served.index.ids.find(asked.exclude))
+                gone.append(index.ids.find(asked.exclude))
             excluded = np.concatenate([np.zeros(0, np.int64), *gone])
-            allow = None if not asked.filter else served.items.allowed(served.index, asked.filter)
-            top = served.scorer.top(
+            allow = None if not asked.filter else served.items.allowed(index, asked.filter)
+            top = scorer.top(
                 ready.state,
                 asked.k,
                 weights=weights,
@@ -191,7 +203,7 @@ class Serving:
                 allow=allow,
             )
         found = top.rows[0][top.rows[0] >= 0]
-        ids = served.index.ids[found].tolist()
+        ids = index.ids[found].tolist()
         tasks = served.trained.ranker.shape.tasks
         said = predictions(torch.from_numpy(top.logits[0][: len(found)]), tasks).tolist()
         values = top.values[0].tolist()
@@ -202,11 +214,9 @@ class Serving:
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
-            "candidates": len(served.index) - len(served.index.hidden)
-            if rows is None
-            else len(np.unique(rows)),
+            "candidates": len(index) - len(index.hidden) if rows is None else len(np.unique(rows)),
             "run": served.trained.fingerprint,
-            "index_version": served.index.version,
+            "index_version": index.version,
             "items": [
                 {
                     "item": id,
@@ -222,8 +232,9 @@ class Serving:
 
     def explain(self, asked: Explain) -> dict[str, Any]:
         served = self._served
+        index = served.index
         weights = self._weights(served, asked.task_weights)
-        rows = self._rows(served, "items", asked.items)
+        rows = self._rows(index, "items", asked.items)
         if asked.history is not None and asked.user is not None:
             raise SpecError("give a user or a history, not both")
         if asked.history is None:
@@ -234,7 +245,7 @@ class Serving:
                 now=asked.time,
                 context=asked.context,
             )
-        vectors = torch.from_numpy(np.array(served.index.vectors[rows], dtype=np.float32))
+        vectors = torch.from_numpy(np.array(index.vectors[rows], dtype=np.float32))
         with self.numbers.stage("explain"):
             found = explain(served.trained.ranker, past, list(asked.items), vectors, weights)
         return {"user": asked.user, "items": [_explained(one) for one in found]}
@@ -258,3 +269,261 @@ class Serving:
             "duplicates": outcomes.count(Outcome.DUPLICATE),
             "expired": outcomes.count(Outcome.EXPIRED),
         }
+
+    # Users
+
+    def user(self, user: str) -> dict[str, Any]:
+        served, id = self._served, _id(user)
+        held = self.store.held(id)
+        if held is None:
+            raise UnknownError(f"nothing is held of the user {id!r}")
+        latest = held.events[-served.states.length :]
+        return {
+            "user": id,
+            "known": True,
+            "events": len(held.events),
+            "features": held.features,
+            "history": [
+                {
+                    "item": event.item,
+                    "time": event.time,
+                    "labels": dict(event.labels),
+                    "features": dict(event.features),
+                }
+                for event in latest
+            ],
+        }
+
+    def users(self, text: str, limit: int) -> dict[str, Any]:
+        found: list[int | str] = []
+        for user in self.store.users():
+            if str(user).startswith(text):
+                found.append(user)
+                if len(found) == limit:
+                    break
+        return {"users": sorted(found, key=str)}
+
+    def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]:
+        served, id = self._served, _id(user)
+        served.states.check_features(features)
+        self.store.set_features(id, features)
+        return {"user": id, "features": features}
+
+    def forget(self, user: str) -> dict[str, Any]:
+        id = _id(user)
+        held = self.store.held(id)
+        if held is None or not self._served.states.forget(id):
+            raise UnknownError(f"nothing is held of the user {id!r}")
+        return {"forgotten": len(held.events)}
+
+    # Items
+
+    def item(self, item: str) -> dict[str, Any]:
+        served = self._served
+        row = int(served.index.ids.find([item])[0])
+        if row < 0:
+            raise UnknownError(f"the index holds no item {item!r}")
+        (features,) = served.items.features([_plain(served.index.ids[row])])
+        place = int(np.searchsorted(served.index.hidden, row))
+        hidden = place < len(served.index.hidden) and served.index.hidden[place] == row
+        return {"item": _plain(served.index.ids[row]), "features": features, "rankable": not hidden}
+
+    def items(self, text: str, limit: int) -> dict[str, Any]:
+        served = self._served
+        ids = served.items.search(text, limit)
+        rows = served.index.ids.find(ids) if ids else np.zeros(0, np.int64)
+        if not ids:
+            rows = (
+                served.index.ids.find([text]) if text else np.arange(min(limit, len(served.index)))
+            )
+        held = [_plain(served.index.ids[row]) for row in rows[rows >= 0]]
+        features = served.items.features(held)
+        return {
+            "items": [{"item": id, "features": of} for id, of in zip(held, features, strict=True)]
+        }
+
+    def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._changing:
+            served = self._served
+            layout = served.items.layout
+            if layout is None:
+                raise SpecError("the run's data had no item table, so items cannot be put live")
+            ids = []
+            for item in items:
+                if not isinstance(item.get(layout.id), (int, str)):
+                    raise DataError(f"every item needs an id in the column {layout.id!r}")
+                ids.append(external_id("item", item[layout.id]))
+            held = served.index.ids.find(ids)
+            fresh = int(((held < 0) | np.isin(held, served.index.removed)).sum())
+            self._change(served, put=items, remove=[])
+            self._changes = self.store.put_items(dict(zip(ids, items, strict=True)))
+            served.items.put(dict(zip(ids, items, strict=True)))
+        return {
+            "index_version": served.index.version,
+            "added": fresh,
+            "updated": len(items) - fresh,
+        }
+
+    def remove_item(self, item: str) -> dict[str, Any]:
+        with self._changing:
+            served = self._served
+            row = int(served.index.ids.find([item])[0])
+            if row < 0 or row in served.index.removed:
+                raise UnknownError(f"the index holds no item {item!r}")
+            id = _plain(served.index.ids[row])
+            self._change(served, put=[], remove=[id])
+            self._changes = self.store.put_items({id: None})
+            served.items.put({id: None})
+        return {"index_version": served.index.version, "removed": 1}
+
+    def _change(self, served: Served, put: list[Any], remove: list[Any]) -> None:
+        """Change the index on disk and go on with its new version. Under the lock of changes."""
+        until = clock.monotonic() + PATIENCE
+        while True:
+            try:
+                change_items(
+                    served.trained, served.index.path, put=put or None, remove=remove or None
+                )
+                break
+            except FormatError:
+                if clock.monotonic() > until:  # another process has been at it for long
+                    raise
+                clock.sleep(0.05)
+        self._reopen(served)
+
+    def follow(self) -> None:
+        """Go on with the newer version of an index that another process has changed, and with the
+        live items that another server has put into the store."""
+        with self._changing:
+            served = self._served
+            if not served.index.current():
+                self._reopen(served)
+            self._catch_up(served)
+
+    def _reopen(self, served: Served) -> None:
+        index = Index.open(served.index.path, served.trained.fingerprint)
+        scorer = scorer_for(self.scorer, served.trained.ranker, index, threads=self.threads)
+        served.states.use_index(index)
+        served.scorer = scorer
+
+    def _catch_up(self, served: Served) -> None:
+        """Put the store's live items into an index that has not got them: a new one, or one that
+        another server has not changed yet."""
+        self._changes, changed = self.store.items(self._changes)
+        if not changed:
+            return
+        ids = list(changed)
+        rows = served.index.ids.find(ids)
+        gone = (rows < 0) | np.isin(rows, served.index.removed)
+        put = [item for id, item in changed.items() if item is not None]
+        remove = [
+            id for id, away in zip(ids, gone, strict=True) if changed[id] is None and not away
+        ]
+        if put or remove:
+            self._change(served, put, remove)
+        served.items.put(changed)
+
+    # The server's own
+
+    def model(self) -> dict[str, Any]:
+        served = self._served
+        ranker = served.trained.ranker
+        layout = served.items.layout
+        encoding = served.trained.manifest["encoding"]
+        return {
+            "version": version("limerank"),
+            "model": ranker.config.model,
+            "run": served.trained.fingerprint,
+            "loaded": served.loaded,
+            "index": {
+                "version": served.index.version,
+                "items": len(served.index) - len(served.index.hidden),
+            },
+            "history": served.states.length,
+            "state": served.states.mode,
+            "links": ranker.config.links if ranker.config.model.startswith("lime") else None,
+            "tasks": [{"name": task.name, "kind": task.kind} for task in ranker.shape.tasks],
+            "item_id": None if layout is None else layout.id,
+            "item_columns": [] if layout is None else layout.read,
+            "item_features": []
+            if layout is None
+            else [{"name": one.name, "kind": one.kind} for one in layout.features],
+            "context": [
+                {"name": one["name"], "kind": one["kind"], "values": self._values(one)}
+                for one in encoding["event_features"]
+                if one["when"] == "context"
+            ],
+            "clock": served.states.form.clock,
+        }
+
+    def _values(self, feature: Mapping[str, Any]) -> list[str]:
+        """Values of a categorical context feature that the run knows, the first hundred."""
+        if feature["kind"] != "categorical":
+            return []
+        import polars as pl
+
+        path = self._served.trained.path / "vocab" / f"event_{feature['name']}.parquet"
+        return [str(value) for value in pl.read_parquet(path)["value"].head(100)]
+
+    def ready(self) -> dict[str, Any]:
+        """Raise where requests could not be answered: the store is asked."""
+        self.store.counts()
+        return {"status": "ok"}
+
+    def count(self) -> None:
+        """Bring the gauges up to date."""
+        served, counts = self._served, self.store.counts()
+        self.numbers.users.set(counts.users)
+        self.numbers.events.set(counts.events)
+        self.numbers.items.set(len(served.index) - len(served.index.hidden))
+        self.numbers.index_version.set(served.index.version)
+        self.numbers.model.clear()
+        self.numbers.model.labels(
+            served.trained.fingerprint, served.trained.ranker.config.model
+        ).set(1)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+def _id(text: str) -> int | str:
+    """An id of a path as the log has it: "17" is 17."""
+    return external_id("user", text)
+
+
+def _plain(value: Any) -> Any:
+    return plain(value)
+
+
+def _explained(found: Explanation) -> dict[str, Any]:
+    events = [
+        {
+            "item": plain(event.item),
+            "time": event.time,
+            "age": event.age,
+            "share": event.share,
+            "effect": None if np.isnan(event.effect) else event.effect,
+        }
+        for event in found.events
+    ]
+    links: list[dict[str, Any]] = []
+    paths: list[dict[str, Any]] = []
+    if found.links is not None and found.reads is not None:
+        weights = found.links.mean(0)
+        order = np.argsort(-weights, kind="stable")[:LINKS]
+        links = [{"link": int(link), "weight": float(weights[link])} for link in order]
+        whole = weights[:, None] * found.reads
+        if whole.size:
+            heaviest = np.argsort(-whole, axis=None, kind="stable")[:PATHS]
+            for link, event in zip(*np.unravel_index(heaviest, whole.shape), strict=True):
+                paths.append(
+                    {"event": int(event), "link": int(link), "weight": float(whole[link, event])}
+                )
+    return {
+        "item": plain(found.item),
+        "value": found.value,
+        "without_history": found.without_history,
+        "links": links,
+        "events": events,
+        "paths": paths,
+    }

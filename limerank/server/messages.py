@@ -46,7 +46,8 @@ class Asking(Message):
         None, description="Events instead of the user's own, oldest first."
     )
     task_weights: dict[Text, Number] | None = Field(
-        None, description="Task to its weight in the ranking value; the first task alone if not given."
+        None,
+        description="Task to its weight in the ranking value; the first task alone if not given.",
     )
     context: dict[Text, Value] | None = Field(None, description="What is known of the request.")
     time: Time | None = Field(None, description="When the request is made; now if not given.")
@@ -93,6 +94,12 @@ class Events(Message):
     """Several events; answered when all of them are durable."""
 
     events: Annotated[list[Happened], Field(min_length=1, max_length=MOST_EVENTS)]
+
+
+class PutUser(Message):
+    """A user's own features: columns of the user table, in place of those before."""
+
+    features: dict[Text, Value]
 
 
 class PutItems(Message):

@@ -16,22 +16,24 @@ class Numbers:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        into = {"registry": self.registry}
+        into = self.registry
         self.requests = Counter(
-            "limerank_requests", "Requests answered.", ["route", "status"], **into
+            "limerank_requests", "Requests answered.", ["route", "status"], registry=into
         )
         self.seconds = Histogram(
-            "limerank_request_seconds", "Time to answer.", ["route"], buckets=SECONDS, **into
+            "limerank_request_seconds", "Time to answer.", ["route"], buckets=SECONDS, registry=into
         )
         self.stages = Histogram(
-            "limerank_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, **into
+            "limerank_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, registry=into
         )
-        self.users = Gauge("limerank_users", "Users in the store.", **into)
-        self.events = Gauge("limerank_events", "Events in the store.", **into)
-        self.items = Gauge("limerank_items", "Items that can be ranked.", **into)
-        self.index_version = Gauge("limerank_index_version", "Version of the index.", **into)
-        self.queue = Gauge("limerank_queue_depth", "Requests that wait.", ["queue"], **into)
-        self.model = Gauge("limerank_model_info", "The model in use: 1.", ["run", "model"], **into)
+        self.users = Gauge("limerank_users", "Users in the store.", registry=into)
+        self.events = Gauge("limerank_events", "Events in the store.", registry=into)
+        self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
+        self.index_version = Gauge("limerank_index_version", "Version of the index.", registry=into)
+        self.queue = Gauge("limerank_queue_depth", "Requests that wait.", ["queue"], registry=into)
+        self.model = Gauge(
+            "limerank_model_info", "The model in use: 1.", ["run", "model"], registry=into
+        )
 
     @contextmanager
     def stage(self, name: str, taken: dict[str, float] | None = None) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -57,20 +58,19 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {}
     for route in routes:
+        path = route.path.replace(":path}", "}")
         answers: dict[str, Any] = {"200": {"description": "Done."}}
         if route.answer is not None:
             answers["200"]["content"] = {"application/json": {"example": route.answer}}
         answers["default"] = PROBLEM
         operation: dict[str, Any] = {
             "summary": route.summary,
-            "operationId": f"{route.method.lower()}_{route.path.strip('/').replace('/', '_')}"
-            .replace("{", "")
-            .replace("}", ""),
+            "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{path}").strip("_"),
             "responses": answers,
         }
         parameters = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in _names(route.path)
+            for name in re.findall(r"{(\w+)}", path)
         ]
         parameters += [
             {"name": name, "in": "query", "schema": schema} for name, schema in route.query
@@ -91,7 +91,7 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
         if route.access is not None and not open_:
             operation["security"] = [{"key": []}]
             operation["description"] = f"Needs a key that may {route.access}."
-        paths.setdefault(route.path, {})[route.method.lower()] = operation
+        paths.setdefault(path, {})[route.method.lower()] = operation
     found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "limerank", "version": version},
@@ -101,7 +101,3 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
     if not open_:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return found
-
-
-def _names(path: str) -> list[str]:
-    return [part[1:-1].split(":")[0] for part in path.split("/") if part.startswith("{")]

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from limerank.config import Frozen
+from limerank.schema import Frozen
 
 Access = Literal["read", "write", "admin"]
 VARIABLES: dict[Access, str] = {
@@ -65,8 +65,9 @@ class Settings(Frozen):
             for key in keys:
                 if len(key) < LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
                     raise ValueError(
-                        f"a {access} key is too short or has unprintable characters; make one of at "
-                        f"least {LEAST_KEY} printable ASCII ones, such as {secrets.token_urlsafe(24)}"
+                        f"a {access} key is too short or has unprintable characters; make one of "
+                        f"at least {LEAST_KEY} printable ASCII ones, such as "
+                        f"{secrets.token_urlsafe(24)}"
                     )
         return self
 
@@ -82,7 +83,7 @@ def is_loopback(host: str) -> bool:
 
 
 def keys_of_environment(file: Path | None = None) -> dict[Access, tuple[str, ...]]:
-    """Keys from the environment and from a file of lines ``read KEY``, ``write KEY``, ``admin KEY``.
+    """Keys from the environment, and from a file of lines such as ``read KEY`` or ``admin KEY``.
 
     Raises:
         ValueError: a line of the file is something else.
@@ -98,5 +99,5 @@ def keys_of_environment(file: Path | None = None) -> dict[Access, tuple[str, ...
             continue
         if len(words) != 2 or words[0] not in VARIABLES:
             raise ValueError(f"{file}, line {number}: expected read, write or admin, and a key")
-        found[words[0]].append(words[1])  # type: ignore[index]
+        found[words[0]].append(words[1])
     return {access: tuple(keys) for access, keys in found.items() if keys}

@@ -1,0 +1,115 @@
+"""``limerank serve``: the application on uvicorn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from limerank.errors import LimerankError, SpecError
+from limerank.server.app import JsonLines, application
+from limerank.server.engine import Serving
+from limerank.server.settings import Settings
+from limerank.state import Mode
+from limerank.stores import EventStore, SqliteStore, ValkeyStore
+
+log = logging.getLogger("limerank.server")
+LOOK_SECONDS = 2.0
+"""Between two looks at what is watched."""
+
+
+def open_store(where: str, most: int | None) -> EventStore:
+    """The store of an address: ``valkey://`` or ``redis://``, else the path of an SQLite file."""
+    if where.startswith(("valkey://", "valkeys://", "redis://", "rediss://", "unix://")):
+        return ValkeyStore(where, most=most)
+    return SqliteStore(Path(where), most=most)
+
+
+def serve(
+    *,
+    run: Path,
+    index: Path,
+    store: str,
+    settings: Settings,
+    items: Path | None = None,
+    mode: Mode = "window",
+    threads: int = 1,
+    most: int | None = None,
+    watch: Path | None = None,
+) -> None:
+    """Serve until the process is told to stop; requests under way are answered first.
+
+    Args:
+        run, index, items, mode, threads: see :class:`~limerank.server.engine.Serving`.
+        store: an SQLite file, or the address of a Valkey or Redis server.
+        settings: keys, limits, times.
+        most: events held of a user, at most; all when not given.
+        watch: a JSON file ``{"run": PATH, "index": PATH}``: when it changes, they are loaded.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    engine = Serving(
+        run,
+        index,
+        open_store(store, most),
+        items=items,
+        mode=mode,
+        threads=threads,
+    )
+    app = application(engine, settings)
+    stop = threading.Event()
+    looking = threading.Thread(target=_look, args=(engine, watch, stop), daemon=True)
+    looking.start()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            limit_concurrency=settings.waiting + settings.threads + 1000,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+    )
+    print(f"serving {run} on http://{settings.host}:{settings.port}", flush=True)
+    try:
+        server.run()
+    finally:
+        stop.set()
+        looking.join(timeout=LOOK_SECONDS + 1)
+
+
+def _look(engine: Serving, watch: Path | None, stop: threading.Event) -> None:
+    """Follow the index where another process changes it, and the watched file."""
+    seen = _wanted(watch)
+    while not stop.wait(LOOK_SECONDS):
+        try:
+            engine.follow()
+            wanted = _wanted(watch)
+            if wanted != seen:
+                seen = wanted
+                engine.reload(wanted.get("run"), wanted.get("index"))
+        except LimerankError as error:
+            log.error("what is served stays as it is: %s", error)
+
+
+def _wanted(watch: Path | None) -> dict[str, Any]:
+    if watch is None or not watch.exists():
+        return {}
+    try:
+        found = json.loads(watch.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpecError(f"{watch} is no JSON: {error}") from None
+    if not isinstance(found, dict) or set(found) - {"run", "index"}:
+        raise SpecError(f"{watch} holds {found!r:.100}, expected run and index")
+    return found

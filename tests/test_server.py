@@ -1,0 +1,449 @@
+"""The server's routes, tested in this process, over a real store, run and index."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from limerank.errors import StoreError
+from limerank.losses import predictions
+from limerank.server.app import WAYS, application
+from limerank.server.engine import Serving
+from limerank.server.settings import Settings, keys_of_environment
+from limerank.stores import SqliteStore
+from tests.catalogues import ITEMS, folder, make_run, shop
+
+KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
+START = 1_700_000_000_000
+
+
+def key(access):
+    return {"Authorization": f"Bearer {KEYS[access][0]}"}
+
+
+def engine_of(of, place, **options):
+    if not (place / "index").exists():
+        shutil.copytree(of.index.path, place / "index")
+    return Serving(
+        of.run.path,
+        place / "index",
+        SqliteStore(place / "events.db"),
+        items=folder() / "plain" / "log" / "items.csv",
+        **options,
+    )
+
+
+def client_of(engine, **settings):
+    app = application(engine, Settings(**{"keys": KEYS, **settings}))
+    return TestClient(app, headers=key("admin"), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(request, tmp_path):
+    engine = engine_of(shop(getattr(request, "param", "lime-mha")), tmp_path)
+    with client_of(engine) as client:
+        yield client
+
+
+def event(user, item, time=START, **more):
+    return {"user": user, "item": item, "time": time, "labels": {"click": 1}, **more}
+
+
+def ids(ranking):
+    return [one["item"] for one in ranking["items"]]
+
+
+def test_what_is_served(client):
+    said = client.get("/v1/model").json()
+    assert said["model"] == "lime-mha" and said["index"] == {"version": 1, "items": ITEMS}
+    assert [task["name"] for task in said["tasks"]] == ["click", "watch"]
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("client", ["lime-mha", "lime-xor", "two-tower"], indirect=True)
+def test_events_change_rankings(client):
+    before = client.post("/v1/rank", json={"user": 7, "k": 5}).json()
+    assert before["known"] is False and before["events"] == 0 and len(before["items"]) == 5
+    item = before["items"][0]["item"]
+    said = client.post("/v1/events", json=event(7, item)).json()
+    assert said == {"accepted": 1, "duplicates": 0, "expired": 0}
+    again = {"events": [event(7, item), event("7", item)]}
+    assert client.post("/v1/events", json=again).json()["duplicates"] == 2
+    after = client.post("/v1/rank", json={"user": 7, "k": 5}).json()
+    assert after["known"] and after["events"] == 1 and item not in ids(after)
+    assert set(after["milliseconds"]) == {"state", "score", "total"}
+    assert [one["rank"] for one in after["items"]] == [1, 2, 3, 4, 5]
+    assert set(after["items"][0]["scores"]) == {"click", "watch"}
+    seen = client.post("/v1/rank", json={"user": 7, "k": ITEMS, "exclude_seen": False}).json()
+    assert item in ids(seen) and len(seen["items"]) == ITEMS
+
+
+def test_why(client):
+    client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
+    said = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()
+    assert [one["item"] for one in said["items"]] == [5, 6]
+    for one in said["items"]:
+        assert [part["item"] for part in one["events"]] == [3, 9]
+        assert sum(part["share"] for part in one["events"]) == pytest.approx(1, abs=1e-4)
+        assert one["links"] and one["paths"]
+    given = {"history": [{"item": 3}, {"item": 9}], "items": [5]}
+    said = client.post("/v1/explain", json=given).json()
+    assert [part["item"] for part in said["items"][0]["events"]] == [3, 9]
+
+
+def test_users(client):
+    client.post("/v1/events", json={"events": [event(7, 3), event(71, 4), event("a/b", 5)]})
+    said = client.get("/v1/users/7").json()
+    assert said["events"] == 1 and said["history"][0]["item"] == 3
+    assert client.get("/v1/users", params={"q": "7"}).json() == {"users": [7, 71]}
+    assert client.get("/v1/users/a%2Fb").json()["user"] == "a/b"
+    before = client.post("/v1/rank", json={"user": 7, "k": 3}).json()
+    put = client.put("/v1/users/7", json={"features": {"country": "c1"}})
+    assert put.json()["features"] == {"country": "c1"}
+    after = client.post("/v1/rank", json={"user": 7, "k": 3}).json()
+    assert [one["value"] for one in before["items"]] != [one["value"] for one in after["items"]]
+    assert client.delete("/v1/users/7").json() == {"forgotten": 1}
+    assert client.get("/v1/users/7").status_code == 404
+    assert client.post("/v1/rank", json={"user": 7}).json()["known"] is False
+
+
+def test_a_history_in_the_request(client):
+    client.post("/v1/events", json={"events": [event(7, 3, START), event(7, 9, START + 60_000)]})
+    time = START + 120_000
+    kept = client.post("/v1/rank", json={"user": 7, "time": time, "k": 5}).json()
+    given = {"history": [{"item": 3, "time": START}, {"item": 9, "time": START + 60_000}]}
+    told = client.post("/v1/rank", json={**given, "time": time, "k": 5}).json()
+    assert ids(kept) == ids(told) and told["known"] is False and told["events"] == 2
+    both = client.post("/v1/rank", json={**given, "user": 7})
+    assert both.status_code == 422 and "not both" in both.json()["detail"]
+
+
+def test_candidates_weights_and_filters(client):
+    some = client.post("/v1/rank", json={"candidates": [5, 8, 5, 80], "exclude": [8]}).json()
+    assert set(ids(some)) == {5, 80} and some["candidates"] == 3
+    one, other = (
+        client.post("/v1/rank", json={"task_weights": {task: 1.0}, "k": ITEMS}).json()
+        for task in ("click", "watch")
+    )
+    assert ids(one) != ids(other) and set(ids(one)) == set(ids(other))
+    features = {one["item"]: one["features"] for one in other["items"]}
+    groups = {of["group"] for of in features.values()}
+    group = sorted(groups)[0]
+    ranked = client.post("/v1/rank", json={"filter": {"group": [group]}, "k": ITEMS}).json()
+    assert set(ids(ranked)) == {item for item, of in features.items() if of["group"] == group}
+    none = client.post("/v1/rank", json={"filter": {"group": ["nothing"]}}).json()
+    assert none["items"] == []
+    for wrong, what in (
+        ({"candidates": [5, 12345]}, "12345"),
+        ({"task_weights": {"buy": 1}}, "buy"),
+        ({"filter": {"colour": ["red"]}}, "colour"),
+        ({"context": {"moon": "full"}}, "moon"),
+    ):
+        answer = client.post("/v1/rank", json=wrong)
+        assert answer.status_code == 404 and what in answer.json()["detail"]
+
+
+def test_items_come_and_go_and_survive(client, tmp_path):
+    columns = client.get("/v1/model").json()["item_columns"]
+    item = dict.fromkeys(columns) | {"item_id": 9001, "group": "fresh"}
+    put = client.put("/v1/items", json={"items": [item]}).json()
+    assert put == {"index_version": 2, "added": 1, "updated": 0}
+    assert client.put("/v1/items", json={"items": [item]}).json()["updated"] == 1
+    ranked = client.post("/v1/rank", json={"candidates": [9001, 5], "k": 2}).json()
+    assert set(ids(ranked)) == {9001, 5}
+    assert ids(client.post("/v1/rank", json={"filter": {"group": ["fresh"]}}).json()) == [9001]
+    assert client.get("/v1/items", params={"q": "fresh"}).json()["items"][0]["item"] == 9001
+    # Another server, over an index that was built anew in the meantime.
+    of = shop("lime-mha")
+    shutil.rmtree(tmp_path / "index")
+    again = engine_of(of, tmp_path)
+    with client_of(again) as other:
+        assert other.get("/v1/items/9001").json()["rankable"] is True
+        assert other.delete("/v1/items/9001").json()["removed"] == 1
+        assert other.get("/v1/items/9001").json()["rankable"] is False
+        answer = other.post("/v1/rank", json={"candidates": [9001, 5]})
+        assert ids(answer.json()) == [5]
+        assert other.delete("/v1/items/9001").status_code == 404
+        assert other.put("/v1/items", json={"items": [{"item_id": 1}]}).status_code == 422
+
+
+def test_what_other_processes_change_is_followed(client, tmp_path):
+    from limerank.index_changes import remove_items
+
+    engine = engine_of(shop("lime-mha"), tmp_path)
+    remove_items(tmp_path / "index", [5])
+    client.put(
+        "/v1/items",
+        json={
+            "items": [{**dict.fromkeys(["item_id", "group", "tags", "length"]), "item_id": 77_777}]
+        },
+    )
+    engine.follow()
+    assert engine.item("77777")["rankable"] and not engine.item("5")["rankable"]
+    engine.close()
+
+
+def test_a_bad_run_or_index_is_refused(client, tmp_path):
+    of = shop("lime-xor")
+    before = client.get("/v1/model").json()
+    for wrong in (
+        {"index": str(of.index.path)},
+        {"run": str(of.run.path)},
+        {"run": str(tmp_path / "nowhere")},
+        {"index": str(tmp_path)},
+    ):
+        answer = client.post("/v1/admin/reload", json=wrong)
+        assert answer.status_code == 409, answer.text
+        assert client.get("/v1/model").json() == before
+    both = {"run": str(of.run.path), "index": str(of.index.path)}
+    said = client.post("/v1/admin/reload", json=both).json()
+    assert said["run"] == of.run.fingerprint
+    assert client.get("/v1/model").json()["model"] == "lime-xor"
+
+
+def test_keys(client):
+    client.headers.clear()
+    needs = {"GET": "/v1/users/1", "POST": "/v1/rank"}
+    for method, path in needs.items():
+        answer = client.request(method, path)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    wrong = client.get("/v1/model", headers={"Authorization": "Bearer " + "x" * 20})
+    assert wrong.status_code == 401
+    for way in WAYS:
+        path = way.path.replace("{user:path}", "5").replace("{item:path}", "5")
+        for access in KEYS:
+            answer = client.request(way.method, path, headers=key(access), content=b"{}")
+            may = way.access is None or list(KEYS).index(access) >= list(KEYS).index(way.access)
+            assert (answer.status_code == 403) != may, (way.method, path, access)
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/healthz").status_code == 200
+
+
+def test_settings():
+    with pytest.raises(ValueError, match="needs keys"):
+        Settings()
+    with pytest.raises(ValueError, match=r"loopback address alone; got '0\.0\.0\.0'"):
+        Settings(open=True, host="0.0.0.0")
+    with pytest.raises(ValueError, match="too short"):
+        Settings(keys={"read": ("abc",)})
+    assert Settings(open=True, host="::1").open
+
+
+def test_key_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMERANK_READ_KEYS", "one,two")
+    file = tmp_path / "keys"
+    file.write_text("# ours\nadmin three\n\nread four  # a client\n")
+    assert keys_of_environment(file) == {"read": ("one", "two", "four"), "admin": ("three",)}
+    file.write_text("root five\n")
+    with pytest.raises(ValueError, match="line 1"):
+        keys_of_environment(file)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "what"),
+    [
+        (b"{", 400, "no JSON"),
+        (b"[]", 422, "object"),
+        (b'{"user": 1, "kk": 5}', 422, "kk"),
+        (b'{"k": 0}', 422, "k:"),
+        (b'{"k": 100000000}', 422, "k:"),
+        (b'{"user": 1.5}', 422, "user"),
+        (b'{"user": ""}', 422, "user"),
+        (b'{"task_weights": {"click": NaN}}', 422, "finite"),
+        (b'{"candidates": "all"}', 422, "candidates"),
+        (b'\xff\xfe', 400, "JSON"),
+        (b'{"context": {"tab": [1]}}', 422, "context"),
+        (b'{"history": [{"item": 424242}], "k": 3}', 200, ""),
+        (b'{"history": [{"item": 3, "time": 5}, {"item": 4}]}', 422, "time"),
+    ],
+)  # fmt: skip
+def test_wrong_bodies(client, body, status, what):
+    answer = client.post("/v1/rank", content=body)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert answer.headers["content-type"] == "application/problem+json"
+        said = answer.json()
+        assert said["status"] == status and what in said["detail"]
+
+
+def test_wrong_events(client):
+    for wrong, what in (
+        ({"labels": {"click": 2}}, "click"),
+        ({"labels": {"buy": 1}}, "buy"),
+        ({"labels": {"watch": -1}}, "watch"),
+        ({"features": {"moon": 1}}, "moon"),
+    ):
+        answer = client.post("/v1/events", json={"events": [event(7, 3), {**event(7, 4), **wrong}]})
+        assert answer.status_code in (404, 422), answer.text
+        assert what in answer.json()["detail"] and "events[1]" in answer.json()["detail"]
+    assert client.get("/v1/users/7").status_code == 404, "none of them was kept"
+    late = client.post("/v1/events", json={"events": [event(7, 3, START), event(7, 4, START - 9)]})
+    assert late.json()["accepted"] == 2
+    assert [one["item"] for one in client.get("/v1/users/7").json()["history"]] == [4, 3]
+
+
+def test_routes_that_are_not_there(client):
+    assert client.get("/v1/nothing").status_code == 404
+    answer = client.put("/v1/rank", json={})
+    assert answer.status_code == 405
+    for wrong in ("0", "x", "-1", "99999", "1e3", "\uff11"):
+        assert client.get("/v1/users", params={"limit": wrong}).status_code == 422
+
+
+def test_limits(tmp_path):
+    engine = engine_of(shop("lime-mha"), tmp_path)
+    with client_of(engine, body_bytes=2000, rate=2.0) as client:
+        big = client.post("/v1/rank", content=b" " * 2001)
+        assert big.status_code == 413
+        chunks = client.post("/v1/rank", content=(b" " * 500 for _ in range(5)))
+        assert chunks.status_code == 413
+        codes = [client.get("/v1/model").status_code for _ in range(10)]
+        assert 429 in codes
+        paced = client.get("/v1/model")
+        assert paced.status_code == 429 and int(paced.headers["retry-after"]) >= 1
+
+
+def test_a_store_that_fails_is_a_503(client, tmp_path, monkeypatch):
+    def down(*_):
+        raise StoreError("the store is away; try again")
+
+    monkeypatch.setattr(SqliteStore, "append", down)
+    answer = client.post("/v1/events", json=event(7, 3))
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+    monkeypatch.undo()
+    assert client.post("/v1/events", json=event(7, 3)).json()["accepted"] == 1
+
+
+def test_an_error_of_ours_is_a_500_and_tells_no_secrets(client, monkeypatch):
+    monkeypatch.setattr(Serving, "model", lambda self: 1 / 0)
+    answer = client.get("/v1/model")
+    assert answer.status_code == 500 and "division" not in answer.text
+
+
+def test_numbers(client):
+    client.post("/v1/events", json=event(7, 3))
+    client.post("/v1/rank", json={"user": 7})
+    text = client.get("/metrics").text
+    assert 'limerank_requests_total{route="POST /v1/rank",status="200"} 1.0' in text
+    assert "limerank_users 1.0" in text and f"limerank_items {ITEMS}.0" in text
+    assert 'limerank_stage_seconds_count{stage="score"}' in text
+
+
+def test_the_description_knows_every_route(client):
+    said = client.get("/openapi.json").json()
+    assert said["openapi"] == "3.1.0"
+    for way in WAYS:
+        path = way.path.replace(":path}", "}")
+        operation = said["paths"][path][way.method.lower()]
+        assert operation["summary"] and (way.access is None or "security" in operation)
+    refs = [part for part in json.dumps(said).split('"') if part.startswith("#/components/schemas")]
+    assert refs and all(ref.rsplit("/", 1)[1] in said["components"]["schemas"] for ref in refs)
+
+
+def test_no_request_makes_an_error_of_ours(client):
+    """Bodies made at random from what the routes take, and from what they do not."""
+    rng = random.Random(0)
+    scraps = [
+        None, True, -1, 0, 3, 7, 1 << 63, 1e308, -0.0, "", "x", "7", "\x00", "ü" * 300, [], {},
+        [1, [2]], {"item": 3}, {"click": 1}, START, {"item": 4, "time": START}, ["a", None],
+    ]  # fmt: skip
+    names = ["user", "item", "time", "labels", "k", "history", "candidates", "exclude", "filter",
+             "context", "task_weights", "exclude_seen", "items", "events", "features", "ratios",
+             "id", "run", "index", "item_id", "group", "tags", "length", "extra"]  # fmt: skip
+
+    def thing(depth=0):
+        if depth < 3 and rng.random() < 0.5:
+            kind = rng.random()
+            if kind < 0.7:
+                return {rng.choice(names): thing(depth + 1) for _ in range(rng.randrange(5))}
+            return [thing(depth + 1) for _ in range(rng.randrange(4))]
+        return rng.choice(scraps)
+
+    ways = [way for way in WAYS if "reload" not in way.path]
+    for _ in range(1500):
+        way = rng.choice(ways)
+        of = rng.choice(["5", "7", "x", "%00", "a%2Fb", "\uff19", "-1"])
+        path = way.path.replace("{user:path}", of).replace("{item:path}", of)
+        body = json.dumps({rng.choice(names): thing() for _ in range(rng.randrange(5))}).encode()
+        if rng.random() < 0.1:
+            body = bytes(rng.randrange(256) for _ in range(20))
+        answer = client.request(way.method, path, content=body)
+        assert answer.status_code < 500, (way.method, path, body, answer.text)
+    assert client.get("/v1/model").status_code == 200
+
+
+# The keystone
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"), [("lime-mha", "window"), ("lime-xor", "window"), ("lime-mha", "streaming")]
+)
+def test_the_server_says_what_evaluation_says(model, mode, tmp_path):
+    """Events are posted one by one; at each moment of a request, its candidates are ranked."""
+    of = shop(model) if mode == "window" else _unbounded()
+    data, requests = of.data, np.arange(0, len(of.data.requests["user"]), 9)
+    engine = engine_of(of, tmp_path, scorer="model", mode=mode)
+    done = dict.fromkeys(range(len(data.user_ids)), 0)
+    with client_of(engine) as client:
+        for user in range(len(data.user_ids)):
+            country = {"features": {"country": f"c{data.user_ids[user] % 3}"}}
+            assert client.put(f"/v1/users/{data.user_ids[user]}", json=country).status_code == 200
+        for request in requests:
+            user, first = (int(data.requests[name][request]) for name in ("user", "first"))
+            now, start = int(data.events["time"][first]), int(data.event_offsets[user])
+            times = data.events["time"][start : data.event_offsets[user + 1]]
+            end = start + int(np.searchsorted(times, now))
+            for row in range(start + done[user], end):
+                posted = {
+                    "user": int(data.user_ids[user]),
+                    "item": int(data.item_ids[data.events["item"][row]]),
+                    "time": int(data.events["time"][row]),
+                    "labels": {t: float(data.events[f"label_{t}"][row]) for t in data.tasks},
+                    "id": f"{row:09d}",
+                }
+                assert client.post("/v1/events", json=posted).json()["accepted"] == 1
+                done[user] += 1
+            batch = data.batch(np.array([request]), 1 << 20 if mode == "streaming" else None)
+            with torch.inference_mode():
+                logits = of.run.ranker(batch)[0]
+            said = predictions(logits, of.run.ranker.shape.tasks).numpy()
+            rows = first + np.arange(len(said))
+            candidates = [int(item) for item in data.item_ids[data.events["item"][rows]]]
+            asked = {
+                "user": int(data.user_ids[user]),
+                "time": now,
+                "candidates": candidates,
+                "k": len(candidates),
+                "exclude_seen": False,
+            }
+            ranked = client.post("/v1/rank", json=asked).json()
+            scores = {one["item"]: one["scores"] for one in ranked["items"]}
+            for place, item in enumerate(candidates):
+                for task, expected in zip(data.tasks, said[place], strict=True):
+                    assert scores[item][task] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def _unbounded():
+    return shop("lime-mha")
+
+
+def test_a_variant_is_told_apart(tmp_path):
+    """A run whose weights are not finite never replaces one that works."""
+    of = shop("lime-mha")
+    run = make_run(tmp_path / "broken", of.data, model="lime-mha")
+    with torch.no_grad():
+        run.ranker.links.fill_(float("nan"))
+    from limerank.checkpoint import save_weights
+
+    save_weights(tmp_path / "broken", run.ranker)
+    engine = engine_of(of, tmp_path)
+    with client_of(engine) as client:
+        answer = client.post("/v1/admin/reload", json={"run": str(tmp_path / "broken")})
+        assert answer.status_code == 409
+        assert client.get("/v1/model").json()["run"] == of.run.fingerprint
