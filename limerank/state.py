@@ -107,13 +107,16 @@ class Seen:
     integers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     texts: tuple[str, ...] = ()
 
-    def add(self, items: Iterable[int | str]) -> Seen:
+    def add(self, items: Sequence[int | str]) -> Seen:
         """With more items."""
-        whole = [item for item in items if isinstance(item, int)]
+        whole = np.unique(np.array([item for item in items if isinstance(item, int)], np.int64))
+        at = np.searchsorted(self.integers, whole)
+        held = at < len(self.integers)
+        held[held] = self.integers[at[held]] == whole[held]
         texts = [item for item in items if isinstance(item, str)]
         return Seen(
-            np.union1d(self.integers, np.array(whole, np.int64)),
-            tuple(dict.fromkeys([*self.texts, *texts])),
+            np.insert(self.integers, at[~held], whole[~held]),
+            tuple(dict.fromkeys([*self.texts, *texts])) if texts else self.texts,
         )
 
     def rows(self, index: Index) -> Rows:
@@ -147,6 +150,8 @@ class Window:
     packed: bytes
     events: int
     seen: Seen
+    open: tuple[Event, ...] | None = field(default=None, compare=False)
+    """The events as they are, as long as a user stage is to be computed of them."""
 
     def pack(self) -> bytes:
         sizes = struct.pack("<II", self.events, len(self.packed))
@@ -518,7 +523,11 @@ class UserStates:
             assert fresh is not None
             written = None
             self.made["rebuilds"] += 1
-        seen = fresh.seen.rows(catalogue.index)
+        if entry is not None and entry.catalogue is catalogue and not held.whole:
+            more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
+            seen = np.union1d(entry.seen, more)
+        else:
+            seen = fresh.seen.rows(catalogue.index)
         entry = _Entry(held.version, person, fresh, catalogue, seen, written)
         if self.keep if keep is None else keep:
             behind = KEEP if written is None else held.version.changes - written.changes
@@ -595,12 +604,12 @@ class UserStates:
         if not events:
             return replace(kept, seen=seen)
         try:
-            held = unpack_list(kept.packed)[1]
+            held = kept.open or unpack_list(kept.packed)[1]
         except FormatError:
             return None
         # What fell out of a full window is older than all that is in it.
         every = sorted([*held, *events], key=_by_time)[-self.length :]
-        return Window(pack_list(user, every), len(every), seen)
+        return Window(pack_list(user, every), len(every), seen, tuple(every))
 
     def _streamed(
         self, kept: Stream, events: Sequence[Event], person: _Person, index: Index
@@ -685,7 +694,9 @@ class UserStates:
 
     def _past_of(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Past:
         assert isinstance(entry.kept, Window)
-        log = self.form.log(unpack_list(entry.kept.packed)[1])
+        events = entry.kept.open or unpack_list(entry.kept.packed)[1]
+        entry.kept = replace(entry.kept, open=None)
+        log = self.form.log(events)
         return self._past(log, entry.person, now, context, entry.catalogue.index)
 
     def _read(self, kept: Stream, person: _Person) -> Tensor:
