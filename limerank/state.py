@@ -69,8 +69,10 @@ CHUNK = 1024
 """Events that are merged into a carry at once."""
 STRIPES = 64
 """Locks of users: two users share one now and then."""
-PEOPLE = 4096
-"""Users whose encoded features are kept."""
+PEOPLE = 512
+"""Sets of user features whose encodings are kept."""
+ENTRY_BYTES = 4096
+"""Of a user in memory besides arrays, about."""
 DAY_MS = 86_400_000
 
 Mode = Literal["window", "streaming"]
@@ -250,14 +252,11 @@ def _opened(data: bytes, magic: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Person:
-    """Of one set of user features: ``features`` encoded, ``u`` [1, d]; and of LIME-MHA, ``links``
-    [1, l, d] and ``queries`` [H, l, e]."""
+    """One set of user features: ``features`` encoded, ``u`` [1, d]."""
 
     digest: bytes
     features: Features
     u: Tensor
-    links: Tensor | None
-    queries: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -289,7 +288,7 @@ class _Entry:
     def nbytes(self) -> int:
         stage = () if self.stage is None else self.stage[1]
         of_stage = sum(getattr(part, "nbytes", 0) for part in stage)
-        return 1024 + self.kept.nbytes + self.seen.nbytes + of_stage
+        return ENTRY_BYTES + self.kept.nbytes + self.seen.nbytes + of_stage
 
 
 class _Made(NamedTuple):
@@ -357,6 +356,8 @@ class UserStates:
         self._device = next(ranker.parameters()).device
         self._entries: OrderedDict[int | str | None, _Entry] = OrderedDict()
         self._people: OrderedDict[bytes, _Person] = OrderedDict()
+        self._links: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._sizes: dict[int | str | None, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
@@ -659,9 +660,8 @@ class UserStates:
         )
         at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
-        assert person.queries is not None
-        rate_hl = self._ranker.log_rate.exp()
-        return carry_of(person.queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
+        rate_hl, queries = self._ranker.log_rate.exp(), self._links_of(person)[1]
+        return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
 
     # From an entry to a state
 
@@ -701,10 +701,10 @@ class UserStates:
 
     def _read(self, kept: Stream, person: _Person) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""
-        assert person.links is not None and person.queries is not None
-        read_hle = torch.zeros_like(person.queries) if kept.carry is None else kept.carry.mean
+        links_bld, queries_hle = self._links_of(person)
+        read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
         personal: Tensor = self._ranker.norm(
-            self._ranker.absorb(person.links, read_hle.to(self._device)[None])
+            self._ranker.absorb(links_bld, read_hle.to(self._device)[None])
         )
         return personal
 
@@ -783,11 +783,22 @@ class UserStates:
         empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
         users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
         u_bd: Tensor = self._ranker.user_tower(users)[0]
-        if self.mode == "window":
-            return _Person(digest, encoded, u_bd, None, None)
-        links = self._ranker.contextualise(u_bd)
-        queries = split_heads(self._ranker.query(links), self._ranker.config.heads)
-        return _Person(digest, encoded, u_bd, links, queries[0])
+        return _Person(digest, encoded, u_bd)
+
+    @torch.inference_mode()
+    def _links_of(self, person: _Person) -> tuple[Tensor, Tensor]:
+        """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
+        with self._lock:
+            found = self._links.get(person.digest)
+        if found is None:
+            links_bld = self._ranker.contextualise(person.u)
+            q_bhle = split_heads(self._ranker.query(links_bld), self._ranker.config.heads)
+            found = links_bld, q_bhle[0]
+            with self._lock:
+                self._links[person.digest] = found
+                while len(self._links) > PEOPLE:
+                    self._links.popitem(last=False)
+        return found
 
     def _table(self, features: Mapping[str, Any]) -> FeatureTable:
         encoding = self.trained.manifest["encoding"]["users"]
@@ -847,10 +858,6 @@ class UserStates:
     def _drop(self, user: int | str | None) -> None:
         if self._entries.pop(user, None) is not None:
             self._bytes -= self._sizes.pop(user)
-
-    @cached_property
-    def _sizes(self) -> dict[int | str | None, int]:
-        return {}
 
     @property
     def users_in_memory(self) -> tuple[int, int]:
