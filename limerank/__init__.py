@@ -10,6 +10,8 @@ The public names, loaded when they are first used::
     add_items(run, index, items)  update_items  put_items  change_items
     remove_items(index, ids)      compact_index     a live index, changed in place
     Recommender(run, index).rank(user=...)     index -> ranked items, with reasons
+    event_of({...})     SqliteStore(path)      ValkeyStore(url)     events, kept as they come
+    UserStates(run, index, store).ready(user)  store -> what a scorer needs of a user, live
 """
 
 from __future__ import annotations
@@ -28,14 +30,19 @@ _HOMES = {
     "Recommender": "rank",
     "Spec": "schema",
     "SpecError": "errors",
+    "SqliteStore": "stores",
+    "StoreError": "errors",
     "TrainConfig": "config",
     "UnknownError": "errors",
+    "UserStates": "state",
+    "ValkeyStore": "stores",
     "add_items": "index_changes",
     "build_index": "indexing",
     "change_items": "index_changes",
     "compact_index": "index_changes",
     "compare": "compare",
     "evaluate": "evaluate",
+    "event_of": "events",
     "load_run": "checkpoint",
     "load_spec": "schema",
     "prepare": "logs",

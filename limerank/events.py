@@ -373,13 +373,16 @@ class _Reader:
         return self._data[at : self._at]
 
     def varint(self) -> int:
-        number = shift = 0
-        while True:
-            byte = self._take(1)[0]
-            number |= (byte & 127) << shift
+        data, at, number, shift = self._data, self._at, 0, 0
+        while at < self._end:
+            byte = data[at]
+            at += 1
             if byte < 128:
-                return number
+                self._at = at
+                return number | byte << shift
+            number |= (byte & 127) << shift
             shift += 7
+        raise FormatError("bytes of events are damaged: they end too early")
 
     def signed(self) -> int:
         number = self.varint()

@@ -69,8 +69,10 @@ CHUNK = 1024
 """Events that are merged into a carry at once."""
 STRIPES = 64
 """Locks of users: two users share one now and then."""
-PEOPLE = 4096
-"""Users whose encoded features are kept."""
+PEOPLE = 512
+"""Sets of user features whose encodings are kept."""
+ENTRY_BYTES = 4096
+"""Of a user in memory besides arrays, about."""
 DAY_MS = 86_400_000
 
 Mode = Literal["window", "streaming"]
@@ -107,13 +109,16 @@ class Seen:
     integers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     texts: tuple[str, ...] = ()
 
-    def add(self, items: Iterable[int | str]) -> Seen:
+    def add(self, items: Sequence[int | str]) -> Seen:
         """With more items."""
-        whole = [item for item in items if isinstance(item, int)]
+        whole = np.unique(np.array([item for item in items if isinstance(item, int)], np.int64))
+        at = np.searchsorted(self.integers, whole)
+        held = at < len(self.integers)
+        held[held] = self.integers[at[held]] == whole[held]
         texts = [item for item in items if isinstance(item, str)]
         return Seen(
-            np.union1d(self.integers, np.array(whole, np.int64)),
-            tuple(dict.fromkeys([*self.texts, *texts])),
+            np.insert(self.integers, at[~held], whole[~held]),
+            tuple(dict.fromkeys([*self.texts, *texts])) if texts else self.texts,
         )
 
     def rows(self, index: Index) -> Rows:
@@ -147,6 +152,8 @@ class Window:
     packed: bytes
     events: int
     seen: Seen
+    open: tuple[Event, ...] | None = field(default=None, compare=False)
+    """The events as they are, as long as a user stage is to be computed of them."""
 
     def pack(self) -> bytes:
         sizes = struct.pack("<II", self.events, len(self.packed))
@@ -245,14 +252,11 @@ def _opened(data: bytes, magic: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Person:
-    """Of one set of user features: ``features`` encoded, ``u`` [1, d]; and of LIME-MHA, ``links``
-    [1, l, d] and ``queries`` [H, l, e]."""
+    """One set of user features: ``features`` encoded, ``u`` [1, d]."""
 
     digest: bytes
     features: Features
     u: Tensor
-    links: Tensor | None
-    queries: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ class _Entry:
     def nbytes(self) -> int:
         stage = () if self.stage is None else self.stage[1]
         of_stage = sum(getattr(part, "nbytes", 0) for part in stage)
-        return 1024 + self.kept.nbytes + self.seen.nbytes + of_stage
+        return ENTRY_BYTES + self.kept.nbytes + self.seen.nbytes + of_stage
 
 
 class _Made(NamedTuple):
@@ -352,6 +356,8 @@ class UserStates:
         self._device = next(ranker.parameters()).device
         self._entries: OrderedDict[int | str | None, _Entry] = OrderedDict()
         self._people: OrderedDict[bytes, _Person] = OrderedDict()
+        self._links: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._sizes: dict[int | str | None, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
@@ -530,7 +536,11 @@ class UserStates:
             assert fresh is not None
             written = None
             self.made["rebuilds"] += 1
-        seen = fresh.seen.rows(catalogue.index)
+        if entry is not None and entry.catalogue is catalogue and not held.whole:
+            more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
+            seen = np.union1d(entry.seen, more)
+        else:
+            seen = fresh.seen.rows(catalogue.index)
         entry = _Entry(held.version, person, fresh, catalogue, seen, written)
         if self.keep if keep is None else keep:
             behind = KEEP if written is None else held.version.changes - written.changes
@@ -607,12 +617,12 @@ class UserStates:
         if not events:
             return replace(kept, seen=seen)
         try:
-            held = unpack_list(kept.packed)[1]
+            held = kept.open or unpack_list(kept.packed)[1]
         except FormatError:
             return None
         # What fell out of a full window is older than all that is in it.
         every = sorted([*held, *events], key=_by_time)[-self.length :]
-        return Window(pack_list(user, every), len(every), seen)
+        return Window(pack_list(user, every), len(every), seen, tuple(every))
 
     def _streamed(
         self, kept: Stream, events: Sequence[Event], person: _Person, index: Index
@@ -662,9 +672,8 @@ class UserStates:
         )
         at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
-        assert person.queries is not None
-        rate_hl = self._ranker.log_rate.exp()
-        return carry_of(person.queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
+        rate_hl, queries = self._ranker.log_rate.exp(), self._links_of(person)[1]
+        return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
 
     # From an entry to a state
 
@@ -697,15 +706,17 @@ class UserStates:
 
     def _past_of(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Past:
         assert isinstance(entry.kept, Window)
-        log = self.form.log(unpack_list(entry.kept.packed)[1])
+        events = entry.kept.open or unpack_list(entry.kept.packed)[1]
+        entry.kept = replace(entry.kept, open=None)
+        log = self.form.log(events)
         return self._past(log, entry.person, now, context, entry.catalogue.index)
 
     def _read(self, kept: Stream, person: _Person) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""
-        assert person.links is not None and person.queries is not None
-        read_hle = torch.zeros_like(person.queries) if kept.carry is None else kept.carry.mean
+        links_bld, queries_hle = self._links_of(person)
+        read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
         personal: Tensor = self._ranker.norm(
-            self._ranker.absorb(person.links, read_hle.to(self._device)[None])
+            self._ranker.absorb(links_bld, read_hle.to(self._device)[None])
         )
         return personal
 
@@ -784,11 +795,22 @@ class UserStates:
         empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
         users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
         u_bd: Tensor = self._ranker.user_tower(users)[0]
-        if self.mode == "window":
-            return _Person(digest, encoded, u_bd, None, None)
-        links = self._ranker.contextualise(u_bd)
-        queries = split_heads(self._ranker.query(links), self._ranker.config.heads)
-        return _Person(digest, encoded, u_bd, links, queries[0])
+        return _Person(digest, encoded, u_bd)
+
+    @torch.inference_mode()
+    def _links_of(self, person: _Person) -> tuple[Tensor, Tensor]:
+        """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
+        with self._lock:
+            found = self._links.get(person.digest)
+        if found is None:
+            links_bld = self._ranker.contextualise(person.u)
+            q_bhle = split_heads(self._ranker.query(links_bld), self._ranker.config.heads)
+            found = links_bld, q_bhle[0]
+            with self._lock:
+                self._links[person.digest] = found
+                while len(self._links) > PEOPLE:
+                    self._links.popitem(last=False)
+        return found
 
     def _table(self, features: Mapping[str, Any]) -> FeatureTable:
         encoding = self.trained.manifest["encoding"]["users"]
@@ -848,10 +870,6 @@ class UserStates:
     def _drop(self, user: int | str | None) -> None:
         if self._entries.pop(user, None) is not None:
             self._bytes -= self._sizes.pop(user)
-
-    @cached_property
-    def _sizes(self) -> dict[int | str | None, int]:
-        return {}
 
     @property
     def users_in_memory(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -338,6 +339,18 @@ def test_years_of_single_events_stay_exact():
     logits = (q[0] @ k[0].T / e**0.5).double() - rate[0][:, None] * (time.max() - time)
     expected = logits.softmax(-1) @ v[0].double()
     torch.testing.assert_close(found.mean[0].double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_page_s_example_runs(tmp_path, monkeypatch):
+    of = shop("lime-mha")
+    page = Path(__file__).parents[1] / "docs" / "state.md"
+    code = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = code.replace("runs/shop", str(of.run.path)).replace("index/shop", str(of.index.path))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["ready"].events == 1 and len(names["ready"].seen) == 1
+    names["store"].close()
 
 
 # Once per change

@@ -266,15 +266,16 @@ while True:
 """
 
 
-def written_until_killed(place, name, seconds):
-    """Run a writer, kill it; returns how many events it was told are kept."""
+def started(place, name):
     where = str(place.folder / f"{place.number}.db") if place.kind == "sqlite" else place.url
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, place.kind, where, f"{place.number}:", name],
-        stdout=subprocess.PIPE,
-        text=True,
+    arguments = [place.kind, where, f"{place.number}:", name]
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
+
+
+def told_until_killed(process, seconds):
+    """Kill a writer; returns how many events it was told are kept."""
     first = process.stdout.readline()
     timer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
     timer.start()
@@ -285,16 +286,21 @@ def written_until_killed(place, name, seconds):
     return max(int(line) for line in lines if line.endswith("\n"))
 
 
-def test_a_killed_writer_loses_nothing(place):
+def test_killed_writers_lose_nothing(place):
+    """Two processes at a time write to one store and are killed at random moments."""
     rng = random.Random(0)
-    for round in range(4):
-        told = written_until_killed(place, str(round), rng.uniform(0, 0.08))
+    place.open().close()
+    for round in range(6):
+        names = [f"{round}a", f"{round}b"]
+        writers = [started(place, name) for name in names]
+        told = [told_until_killed(writer, rng.uniform(0, 0.08)) for writer in writers]
         with place.open() as store:
             ids = [one.id for user in range(3) for one in store.latest(user, 1 << 30)]
             assert len(ids) == len(set(ids)) == store.counts().events
-            mine = {id for id in ids if id.startswith(b"%d-" % round)}
-            assert {b"%d-%d" % (round, k) for k in range(told)} <= mine
-            assert told <= len(mine) <= told + 5, "the last one was under way"
+            for name, count in zip(names, told, strict=True):
+                mine = {id for id in ids if id.startswith(f"{name}-".encode())}
+                assert {f"{name}-{k}".encode() for k in range(count)} <= mine
+                assert len(mine) <= count + 5, "the last ones were under way"
 
 
 # SQLite

@@ -110,7 +110,11 @@ class SqliteStore(EventStore):
         connection = sqlite3.connect(
             self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA synchronous=FULL")
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _prepare(self, max_bytes: int | None) -> None:
@@ -208,8 +212,9 @@ class SqliteStore(EventStore):
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-            if len(jobs) == 1:
-                jobs[0].future.set_exception(error)
+            if len(jobs) == 1 or isinstance(error, StoreError):
+                for job in jobs:
+                    job.future.set_exception(error)
                 return
             for job in jobs:  # one that cannot be done does not stop the others
                 self._commit([job])

@@ -1,0 +1,219 @@
+"""Live state: what a user takes in the embedded store, and what an event costs.
+
+    python -m benchmarks.state                                         # 2,000 users x 200 events
+    python -m benchmarks.state --users 1_000_000 --folder /large/disk  # about 20 GB, hours
+
+Each user's events are written together, users one after another, then single events of users drawn
+at random: appends that are durable when they return, reads of all that is held of a user, and
+events per second where 1, 8 and 32 threads write (group commit). The disk decides much of it:
+``fsync_ms_p50`` is what one flush of a small file takes in the same folder.
+
+User states: LIME-MHA with random weights; the time from a new event in the store to a state that
+can be scored, by a stream (one event is merged), by a window (the latest events are read and
+encoded anew), by making the state from all stored events; and that of a state nothing happened to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.index import catalogue
+from benchmarks.rows import write_row
+from limerank.checkpoint import create_run, load_run, save_weights
+from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.dataset import Dataset
+from limerank.events import Event, event_of
+from limerank.index import Index
+from limerank.indexing import build_index
+from limerank.models import build
+from limerank.state import Mode, UserStates
+from limerank.stores import SqliteStore
+from limerank.trained import Trained
+
+ITEMS = 20_000
+START = 1_700_000_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--users", type=int, default=2_000)
+    parser.add_argument("--events", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="limerank-state-") as name:
+        folder = Path(name)
+        measure_store(folder, options)
+        for events in (options.events, 10 * options.events):
+            measure_states(folder, events, min(options.samples, 200))
+
+
+def random_event(rng: np.random.Generator, user: int, at: int) -> Event:
+    labels = {"click": float(rng.random() < 0.3)}
+    return event_of(
+        {"user": user, "item": int(rng.integers(ITEMS)), "time": START + at, "labels": labels}
+    )
+
+
+def measure_store(folder: Path, options: argparse.Namespace) -> None:
+    rng, users, events = np.random.default_rng(0), options.users, options.events
+    filling = time.perf_counter()
+    with SqliteStore(folder / "events.db") as store:
+        for user in range(users):
+            store.append([random_event(rng, user, 60_000 * k) for k in range(events)])
+    filled = users * events / (time.perf_counter() - filling)
+    size = (folder / "events.db").stat().st_size  # closed: nothing is left in the log
+    with SqliteStore(folder / "events.db") as store:
+        measure_access(
+            store,
+            folder,
+            options,
+            {
+                "bytes_per_user": round(size / users),
+                "bytes_per_event": round(size / users / events, 1),
+                "fill_events_per_s": round(filled),
+            },
+        )
+
+
+def measure_access(
+    store: SqliteStore, folder: Path, options: argparse.Namespace, metrics: dict[str, float]
+) -> None:
+    rng, users, events = np.random.default_rng(1), options.users, options.events
+    drawn = rng.integers(0, users, options.samples).tolist()
+    fresh = [random_event(rng, user, 10**9 + k) for k, user in enumerate(drawn)]
+    appends = times(lambda k: store.append([fresh[k]]), options.samples)
+    versions = times(lambda k: store.version(drawn[k]), options.samples)
+    reads = times(lambda k: store.held(drawn[k]), options.samples)
+    latest = times(lambda k: store.latest(drawn[k], 128), options.samples)
+    group = [random_event(rng, user, 3 * 10**9 + k) for k, user in enumerate(100 * drawn[:20])]
+    started = time.perf_counter()
+    for at in range(0, len(group), 100):
+        store.append(group[at : at + 100])
+    metrics |= {
+        "events_per_s_100_at_once": round(len(group) / (time.perf_counter() - started)),
+        "fsync_ms_p50": flush(folder),
+        **quantiles("append", appends),
+        **quantiles("version", versions),
+        **quantiles("read", reads),
+        **quantiles("latest_128", latest),
+    }
+    for threads in (1, 8, 32):
+        metrics[f"events_per_s_{threads}_threads"] = together(
+            store, users, threads, options.seconds
+        )
+    case = {"what": "store", "store": "sqlite", "users": users, "events": events}
+    print(write_row("state", case, metrics)["metrics"])
+
+
+def together(store: SqliteStore, users: int, threads: int, seconds: float) -> int:
+    """Single events that so many threads write in a second, each durable before the next."""
+    done, end = [0] * threads, time.perf_counter() + seconds
+
+    def work(thread: int) -> None:
+        rng = np.random.default_rng(thread)
+        while time.perf_counter() < end:
+            at = 2 * 10**9 + threads * 10**7 + thread * 10**5 + done[thread]
+            store.append([random_event(rng, int(rng.integers(users)), at)])
+            done[thread] += 1
+
+    workers = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return round(sum(done) / (time.perf_counter() - started))
+
+
+def measure_states(folder: Path, events: int, samples: int) -> None:
+    trained, index = model_of(folder)
+    rng = np.random.default_rng(1)
+    with SqliteStore(folder / f"states-{events}.db") as store:
+        store.append([random_event(rng, 1, 60_000 * k) for k in range(events)])
+        metrics: dict[str, float] = {}
+        modes: tuple[Mode, ...] = ("streaming", "window")
+        for mode in modes:
+            states = UserStates(trained, index, store, mode=mode)
+            states.ready(1)
+            found = []
+            for at in range(samples):
+                store.append([random_event(rng, 1, 10**10 + at)])
+                found.append(once(lambda s=states: s.ready(1)))  # type: ignore[misc]
+            metrics |= quantiles(f"{mode}_update", found)
+            metrics |= quantiles(f"{mode}_again", times(lambda _, s=states: s.ready(1), samples))  # type: ignore[misc]
+            anew = []
+            for _ in range(20):
+                fresh = UserStates(trained, index, store, mode=mode)
+                fresh.ready(None)  # vocabularies and the like are read
+                anew.append(once(lambda s=fresh: s.ready(1)))  # type: ignore[misc]
+            metrics |= quantiles(f"{mode}_anew", anew)
+            states.rebuild()
+            kept = store.state(1, mode)
+            metrics[f"{mode}_bytes"] = 0 if kept is None else len(kept.data)
+        metrics["update_ratio_to_anew"] = round(
+            metrics["streaming_update_ms_p50"] / metrics["streaming_anew_ms_p50"], 3
+        )
+    config = trained.ranker.config
+    case = {"what": "states", "model": config.model, "events": events, "window": trained.history}
+    case |= {"d": config.width, "links": config.links}
+    print(write_row("state", case, metrics)["metrics"])
+
+
+def model_of(folder: Path) -> tuple[Trained, Index]:
+    """A run with random weights, and its index."""
+    if not (folder / "run").exists():
+        data = Dataset(catalogue(folder, ITEMS, events=20_000))
+        torch.manual_seed(0)
+        shape, config = DataShape.of(data.manifest), ModelConfig(model="lime-mha")
+        (folder / "run").mkdir()
+        create_run(folder / "run", data, shape, config, TrainConfig())
+        save_weights(folder / "run", build(shape, config))
+        build_index(folder / "run", folder / "index", data=data)
+    run = load_run(folder / "run")
+    return run, Index.open(folder / "index", run.fingerprint)
+
+
+def once(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def times(work: Callable[[int], object], samples: int) -> list[float]:
+    return [once(lambda k=k: work(k)) for k in range(samples)]  # type: ignore[misc]
+
+
+def quantiles(name: str, seconds: list[float]) -> dict[str, float]:
+    return {
+        f"{name}_ms_p50": round(1e3 * statistics.median(seconds), 4),
+        f"{name}_ms_p99": round(1e3 * float(np.quantile(seconds, 0.99)), 4),
+    }
+
+
+def flush(folder: Path) -> float:
+    """Milliseconds of a flush of 4 KiB, the median of 50."""
+    with open(folder / "flush", "wb") as file:
+
+        def work(_: int) -> None:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+
+        return round(1e3 * statistics.median(times(work, 50)), 3)
+
+
+if __name__ == "__main__":
+    main()
