@@ -25,11 +25,19 @@ def link_attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(e) - rate * age) v over each request's real events: [B, H, l, e].
 
-    A request without events reads zeros.
+    A request without events reads zeros. ``rate_hl`` may be [H, 1], the same for all links.
     """
     batch, heads, links, e = q_bhle.shape
     kind = q_bhle.dtype
     real_bn = real_positions(lengths_b, age_bn.shape[1])
+    if not torch.is_grad_enabled() and age_bn.shape[1]:
+        # Fused: nothing of the size l x N is written but the mask, and not even that where links
+        # share their rate. Training takes the form below, whose gradients reach the rates.
+        mask_bhln = -rate_hl[..., None] * age_bn[:, None, None]
+        mask_bhln = mask_bhln.masked_fill_(~real_bn[:, None, None], -1e30).to(kind)
+        read_bhle = F.scaled_dot_product_attention(q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln)
+        return read_bhle * (lengths_b > 0)[:, None, None, None]
+    rate_hl = rate_hl.expand(-1, links)
     # Two more columns carry recency and padding through the product of queries and keys, so that
     # nothing of the size l x N is touched besides the product, the softmax and the reading.
     rate_bhl1 = rate_hl[None, :, :, None].expand(batch, -1, -1, -1).to(kind)

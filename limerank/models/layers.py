@@ -17,8 +17,8 @@ AGE_BUCKETS = 48
 
 
 def age_bucket(age: Tensor) -> Tensor:
-    """Ages in days (events, where the log has no clock) -> bucket, i64: about 19 % wide each."""
-    return (4 * torch.log2(1 + 24 * age)).long().clamp(max=AGE_BUCKETS - 1)
+    """Ages in days (events, where the log has no clock) -> bucket, i32: about 19 % wide each."""
+    return (4 * torch.log2(1 + 24 * age)).int().clamp(max=AGE_BUCKETS - 1)
 
 
 class Ages(nn.Embedding):

@@ -188,12 +188,12 @@ class LimeMha(Lime):
         x_bnd = self.event_tower(users, vectors_ud)
         # One head of width d = H e has all links; its 1 / sqrt(d) is made the heads' 1 / sqrt(e).
         scale = heads**0.5
-        q_bjd = torch.einsum("bhle,hed->bhld", q_bhle * scale, key_hed).flatten(1, 2)
+        q_bjd = ((q_bhle * scale) @ key_hed).flatten(1, 2)
         rate_1j = self.log_rate.exp().reshape(1, heads * links)
         read_bjd = link_attention(
             q_bjd[:, None], x_bnd[:, None], x_bnd[:, None], rate_1j, users.age, users.lengths
         )[:, 0]
-        read_bhle = torch.einsum("bhld,hed->bhle", read_bjd.unflatten(1, (heads, links)), value_hed)
+        read_bhle = read_bjd.unflatten(1, (heads, links)) @ value_hed.mT
         return read_bhle + bias_he[:, None] * (users.lengths > 0)[:, None, None, None]
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
