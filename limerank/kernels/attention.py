@@ -15,6 +15,13 @@ def real_positions(lengths_b: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths_b.device) < lengths_b[:, None]
 
 
+def whole(lengths_b: Tensor, size: int) -> bool:
+    """Whether this is known to be one request whose ``size`` >= 1 positions all hold events: the
+    most frequent call of a server. Never asks a GPU, which would have to finish its work first."""
+    alone = size > 0 and len(lengths_b) == 1 and lengths_b.device.type == "cpu"
+    return alone and int(lengths_b) == size
+
+
 def link_attention(
     q_bhle: Tensor,
     k_bhne: Tensor,
@@ -29,14 +36,19 @@ def link_attention(
     """
     batch, heads, links, e = q_bhle.shape
     kind = q_bhle.dtype
-    real_bn = real_positions(lengths_b, age_bn.shape[1])
-    if not torch.is_grad_enabled() and age_bn.shape[1]:
+    size = age_bn.shape[1]
+    if not torch.is_grad_enabled() and size:
         # Fused: nothing of the size l x N is written but the mask, and not even that where links
         # share their rate. Training takes the form below, whose gradients reach the rates.
         mask_bhln = -rate_hl[..., None] * age_bn[:, None, None]
-        mask_bhln = mask_bhln.masked_fill_(~real_bn[:, None, None], -1e30).to(kind)
+        if whole(lengths_b, size):
+            mask_bhln = mask_bhln.to(kind)
+            return F.scaled_dot_product_attention(q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln)
+        real_b11n = real_positions(lengths_b, size)[:, None, None]
+        mask_bhln = mask_bhln.masked_fill_(~real_b11n, -1e30).to(kind)
         read_bhle = F.scaled_dot_product_attention(q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln)
         return read_bhle * (lengths_b > 0)[:, None, None, None]
+    real_bn = real_positions(lengths_b, size)
     rate_hl = rate_hl.expand(-1, links)
     # Two more columns carry recency and padding through the product of queries and keys, so that
     # nothing of the size l x N is touched besides the product, the softmax and the reading.

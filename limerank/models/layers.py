@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limerank.models.ranker import TABLE_STD
 
@@ -48,8 +49,11 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y
+        if torch.is_grad_enabled() or self.training:
+            y: Tensor = self.layers(x)
+            return y
+        norm, up, _, _, down = self.layers
+        return down(F.silu(up(norm(x)), inplace=True))
 
 
 class HeadTerms(NamedTuple):

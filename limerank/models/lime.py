@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import link_attention, xor_attention
+from limerank.kernels.attention import link_attention, whole, xor_attention
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
 from limerank.models.ranker import Ranker, gather
@@ -193,8 +193,10 @@ class LimeMha(Lime):
         read_bjd = link_attention(
             q_bjd[:, None], x_bnd[:, None], x_bnd[:, None], rate_1j, users.age, users.lengths
         )[:, 0]
-        read_bhle = read_bjd.unflatten(1, (heads, links)) @ value_hed.mT
-        return read_bhle + bias_he[:, None] * (users.lengths > 0)[:, None, None, None]
+        read_bhle = read_bjd.unflatten(1, (heads, links)) @ value_hed.mT + bias_he[:, None]
+        if whole(users.lengths, x_bnd.shape[1]):
+            return read_bhle
+        return read_bhle * (users.lengths > 0)[:, None, None, None]
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
         """What was read enters the links, then the feed-forward layer."""
@@ -288,9 +290,10 @@ class LimeMha(Lime):
 
 
 LONG = 256
-"""LIME-XOR without gradients: histories from this length on go through the blocks one at a time,
-without padding and in pieces of :data:`PIECE` events, which stay in the processor's cache."""
+"""LIME-XOR without gradients: several histories of this length or longer, and a single one of any
+length, go through the blocks one at a time and without padding."""
 PIECE = 512
+"""Events of them that go through a block at once: what they hold stays in the processor's cache."""
 
 
 class LimeXor(Lime):
@@ -304,7 +307,10 @@ class LimeXor(Lime):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         last = len(self.stack) - 1
-        if not (self.training or torch.is_grad_enabled()) and events_bnd.shape[1] >= LONG:
+        one_by_one = events_bnd.device.type == "cpu" and (
+            len(links_bld) == 1 or events_bnd.shape[1] >= LONG
+        )
+        if one_by_one and not (self.training or torch.is_grad_enabled()):
             found = []
             for links_ld, events_nd, length in zip(
                 links_bld, events_bnd, users.lengths.tolist(), strict=True
@@ -363,30 +369,35 @@ class XorBlock(nn.Module):
     def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
         """:meth:`forward` of one request without padding: returns the links, writes the events in
         place (but in the last block). Each piece of the events passes through the whole block."""
-        heads, d = self.heads, links_ld.shape[1]
-        normal_ld = self.norm(links_ld)
-        u_ld, q_hle = self._two(self.uq, normal_ld[None])
-        u_ld, q_hle = u_ld[0], q_hle[0]
-        k_hle, v_hle = (part[0] for part in self._split(F.silu(self.kv(normal_ld[None]))))
+        layers = (self.kv, self.uq)
+        weight_dy = torch.cat([layer.weight for layer in layers]).T
+        bias_y = torch.cat([layer.bias for layer in layers])
+        u_ld, (k_hle, v_hle, _, q_hle) = self._four(links_ld, weight_dy, bias_y)
         scale = q_hle.shape[-1] ** -0.5
         q_hle, k_hle, v_hle = q_hle * scale, k_hle * scale, v_hle / len(links_ld)
-        layers = (self.kv,) if last else (self.kv, self.uq)
-        weight_dx = torch.cat([layer.weight for layer in layers]).T
-        bias_x = torch.cat([layer.bias for layer in layers])
+        if last:
+            weight_dy, bias_y = self.kv.weight.T, self.kv.bias
         read_hle = torch.zeros_like(q_hle)
         for piece_nd in events_nd.split(PIECE):
-            of_all = F.silu(torch.addmm(bias_x, self.norm(piece_nd), weight_dx), inplace=True)
-            k_hne, v_hne, *rest = (
-                part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in of_all.split(d, -1)
-            )
+            u_nd, (k_hne, v_hne, *rest) = self._four(piece_nd, weight_dy, bias_y)
             a_hnl = F.silu(k_hne @ q_hle.mT, inplace=True)
             read_hle.baddbmm_(a_hnl.mT, v_hne)
             if not last:
                 b_hnl = F.silu(rest[1] @ k_hle.mT, inplace=True)
                 read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
-                piece_nd += self._read(read_nd, of_all[:, 2 * d : 3 * d])
+                piece_nd += self._read(read_nd, u_nd)
         read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
         return links_ld + self._read(read_ld, u_ld)
+
+    def _four(
+        self, x_xd: Tensor, weight_dy: Tensor, bias_y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """U [x, d], and K, V, U, Q, each [H, x, e]; of the last two nothing where y = 2 d."""
+        d = x_xd.shape[1]
+        y_xy = F.silu(torch.addmm(bias_y, self.norm(x_xd), weight_dy), inplace=True)
+        e = d // self.heads
+        of_heads = y_xy.view(len(x_xd), len(bias_y) // d, self.heads, e).permute(1, 2, 0, 3)
+        return y_xy[:, 2 * d : 3 * d], of_heads.unbind()
 
     def read_weights(self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor) -> Tensor:
         """SiLU(q k^T / sqrt(e)) / n, as :meth:`forward` uses it: [B, H, l, N]."""
