@@ -477,7 +477,8 @@ def measure(plan: Plan, device: str, threads: int | None, seconds: float, longes
 
 
 def keep(known: dict[Any, Any], case: Case, metrics: dict[str, float], **more: Any) -> None:
-    write_row("latency", case.row(), metrics, **more)
+    gpu = torch.cuda.get_device_name() if case.device == "cuda" else None
+    write_row("latency", case.row(), metrics, gpu=gpu, **more)
     known[tuple(case.row().items())] = metrics
     at = f"{case.model:10} N={case.N} M={case.M} d={case.d} l={case.row()['links']}"
     print(f"{at} batch={case.batch} {case.state}: {metrics}", flush=True)
