@@ -316,9 +316,16 @@ class LimeXor(Lime):
                 links_bld, events_bnd, users.lengths.tolist(), strict=True
             ):
                 events_nd = events_nd[:length].clone() if len(links_bld) > 1 else events_nd[:length]
-                for place, block in enumerate(self.stack):
-                    assert isinstance(block, XorBlock)
-                    links_ld = block.in_pieces(links_ld, events_nd, place == last)
+                if length <= PIECE:
+                    x_xd = torch.cat([links_ld, events_nd])
+                    for place, block in enumerate(self.stack):
+                        assert isinstance(block, XorBlock)
+                        block.at_once(x_xd, len(links_ld), place == last)
+                    links_ld = x_xd[: len(links_ld)]
+                else:
+                    for place, block in enumerate(self.stack):
+                        assert isinstance(block, XorBlock)
+                        links_ld = block.in_pieces(links_ld, events_nd, place == last)
                 found.append(links_ld)
             return torch.stack(found)
         for place, block in enumerate(self.stack):
@@ -365,6 +372,25 @@ class XorBlock(nn.Module):
         assert read_bnd is not None
         links_bld = links_bld + self.dropout(self._read(read_bld, u_bld))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
+
+    def at_once(self, x_xd: Tensor, links: int, last: bool) -> None:
+        """:meth:`forward` of one short request without padding, X = [links ; events], in place: as
+        few operations as there can be, for what they cost by themselves is most of its time."""
+        d, events = x_xd.shape[1], len(x_xd) - links
+        e = d // self.heads
+        normal_xd = self.norm(x_xd)
+        kv_xy = F.silu(self.kv(normal_xd), inplace=True)
+        k_hxe, v_hxe = kv_xy.view(len(kv_xy), 2, self.heads, e).permute(1, 2, 0, 3).unbind()
+        if last:
+            x_xd, normal_xd = x_xd[:links], normal_xd[:links]
+        u_xd, q_xd = F.silu(self.uq(normal_xd), inplace=True).split(d, 1)
+        q_hxe = q_xd.unflatten(1, (self.heads, e)).transpose(0, 1) * e**-0.5
+        a_hln = F.silu(q_hxe[:, :links] @ k_hxe[:, links:].mT, inplace=True)
+        read_hxe = a_hln @ v_hxe[:, links:] * (1 / max(events, 1))
+        if not last:
+            b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
+            read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
+        x_xd += self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
 
     def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
         """:meth:`forward` of one request without padding: returns the links, writes the events in
