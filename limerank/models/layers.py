@@ -64,7 +64,8 @@ class HeadTerms(NamedTuple):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, d] -> [B, H, N, e]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, size, d = x.shape
+    return x.view(batch, size, heads, d // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:

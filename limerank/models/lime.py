@@ -84,9 +84,11 @@ class Lime(Ranker):
     def contextualise(self, u_bd: Tensor) -> Tensor:
         """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
         of_link, of_user = self.context_in.weight.chunk(2, dim=1)
-        sums_blx = (
-            F.linear(self.links, of_link, self.context_in.bias) + F.linear(u_bd, of_user)[:, None]
-        )
+        user_bx = F.linear(u_bd, of_user, self.context_in.bias)
+        if len(u_bd) == 1:
+            sums_lx = torch.addmm(user_bx, self.links, of_link.T)
+            return (self.links + self.context_out(F.silu(sums_lx)))[None]
+        sums_blx = F.linear(self.links, of_link) + user_bx[:, None]
         return self.links + self.context_out(F.silu(sums_blx))
 
     @abc.abstractmethod
@@ -180,20 +182,26 @@ class LimeMha(Lime):
         themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand side by side
         as more links.
         """
-        heads, links = self.config.heads, self.config.links
-        (key_hed, value_hed), bias_he = (
-            self.key_value.weight.unflatten(0, (2, heads, -1)),
-            self.key_value.bias.chunk(2)[1].unflatten(0, (heads, -1)),
-        )
+        batch, heads, links, e = q_bhle.shape
+        d = heads * e
+        key_hed, value_hed = self.key_value.weight.view(2, heads, e, d).unbind()
         x_bnd = self.event_tower(users, vectors_ud)
-        # One head of width d = H e has all links; its 1 / sqrt(d) is made the heads' 1 / sqrt(e).
-        scale = heads**0.5
-        q_bjd = ((q_bhle * scale) @ key_hed).flatten(1, 2)
-        rate_1j = self.log_rate.exp().reshape(1, heads * links)
-        read_bjd = link_attention(
-            q_bjd[:, None], x_bnd[:, None], x_bnd[:, None], rate_1j, users.age, users.lengths
-        )[:, 0]
-        read_bhle = read_bjd.unflatten(1, (heads, links)) @ value_hed.mT + bias_he[:, None]
+        x_b1nd = x_bnd.unsqueeze(1)
+        read_b1jd = link_attention(
+            (q_bhle @ (key_hed[0] if heads == 1 else key_hed)).reshape(batch, 1, heads * links, d),
+            x_b1nd,
+            x_b1nd,
+            self.log_rate.exp().reshape(1, heads * links),
+            users.age,
+            users.lengths,
+            scale=e**-0.5,
+        )
+        bias_d = self.key_value.bias[d:]
+        if heads == 1:
+            read_bhle = F.linear(read_b1jd, value_hed[0], bias_d)
+        else:
+            read_bhld = read_b1jd.reshape(batch, heads, links, d)
+            read_bhle = read_bhld @ value_hed.mT + bias_d.view(heads, 1, e)
         if whole(users.lengths, x_bnd.shape[1]):
             return read_bhle
         return read_bhle * (users.lengths > 0)[:, None, None, None]
