@@ -363,7 +363,7 @@ def take_turns(
     spent = dict.fromkeys(requests, 0.0)
     timers: dict[Case, Callable[[], Times]] = {}
     for case, of in requests.items():
-        state = of.encode() if case.state == "kept" else None
+        state = of.encode() if case.state.startswith("kept") else None
         if case.device == "cuda":
             timers[case] = functools.partial(Graphs(of, state).burst, seconds)
         else:
@@ -382,7 +382,7 @@ def take_turns(
             for times in ((u for u, _ in calls), (s for _, s in calls), (u + s for u, s in calls))
         )
         medians = [statistics.median(u + s for u, s in burst) for burst in found]
-        if case.state == "kept":
+        if case.state.startswith("kept"):
             user = 0.0
         times = {"user_ms_p50": user, "score_ms_p50": score, "ms_p50": whole}
         yield case, times, [min(medians), max(medians)], len(calls)
@@ -444,12 +444,20 @@ def _about(model: str) -> Callable[[str], str]:
 # The study
 
 
-def measure(plan: Plan, device: str, threads: int | None, seconds: float, longest: float) -> None:
+def measure(
+    plan: Plan,
+    device: str,
+    threads: int | None,
+    seconds: float,
+    longest: float,
+    compiled: bool = False,
+) -> None:
     """Everything that has no row yet.
 
     Args:
         seconds: of each burst.
         longest: a case whose call is expected to take more seconds gets a row that says so.
+        compiled: whether LIME's user stages are measured compiled, too.
     """
     held = max(plan.candidates)
     known = {tuple(row["case"].items()): row["metrics"] for row in rows("latency")}
@@ -473,7 +481,7 @@ def measure(plan: Plan, device: str, threads: int | None, seconds: float, longes
             requests = {case: request(store, case, items) for case in waiting if case not in late}
             for case, times, spread, calls in take_turns(requests, seconds):
                 keep(known, case, times, repeats=calls, spread={"ms_p50": spread})
-        user_stages(store, plan, held, device, threads, seconds, known)
+        user_stages(store, plan, held, device, threads, seconds, known, compiled)
 
 
 def keep(known: dict[Any, Any], case: Case, metrics: dict[str, float], **more: Any) -> None:
@@ -514,38 +522,61 @@ def user_stages(
     threads: int | None,
     seconds: float,
     known: dict[Any, Any],
+    compiled: bool,
 ) -> None:
     """Time of LIME's user stages alone, and the share of what a large product of matrices, in turns
-    with them, makes of the processor."""
+    with them, makes of the device. Beside it other forms of the same: in bfloat16 by autocast, and
+    compiled where that is asked for."""
     square = torch.randn(1024, 1024, device=device)
-    product = Request(lambda: square @ square, lambda _: None)
+    peak = Case("product", None, None, device=device, state="kept")
     for d in plan.stage_widths:
-        cases = {}
+        cases: dict[Case, dict[str, Case]] = {}
+        requests = {peak: Request(tuple, lambda _: square @ square)}
         for n in plan.stage_histories:
             for model in LIMES:
                 case = Case(model, n, None, d, device=device, threads=threads)
-                if tuple(case.row().items()) not in known:
-                    of = request(store, replace(case, M=1), items)
-                    cases[case] = Request(of.encode, lambda _: None)
+                if tuple(case.row().items()) in known:
+                    continue
+                encode = request(store, replace(case, M=1), items).encode
+                forms = {"": encode, "bf16_": in_bfloat16(encode, device)}
+                if compiled:
+                    forms["compiled_"] = torch.compile(encode, dynamic=False)
+                    forms["compiled_"]()
+                cases[case] = {form: replace(case, state=f"kept {form}") for form in forms}
+                for form, work in forms.items():
+                    # The work stands in the place of scoring: what is kept is nothing.
+                    requests[cases[case][form]] = Request(tuple, functools.partial(_alone, work))
         if not cases:
             continue
-        peak = Case("product", None, None, d, device=device)
         found = {
-            case: (times["user_ms_p50"], spread, calls)
-            for case, times, spread, calls in take_turns({**cases, peak: product}, seconds)
+            case: (times["ms_p50"], spread, calls)
+            for case, times, spread, calls in take_turns(requests, seconds)
         }
         fastest = 2 * 1024**3 / found[peak][0] / 1e6
-        for case in cases:
-            ms, spread, calls = found[case]
+        for case, of_forms in cases.items():
+            times = {f"{form}user_ms_p50": found[of][0] for form, of in of_forms.items()}
+            ms, spread, calls = found[of_forms[""]]
             blocks = ModelConfig(model=case.model).blocks
             done = 2 * multiply_adds(case.model, case.N or 0, d, case.links or 0, blocks)
             metrics = {
-                "user_ms_p50": ms,
+                **times,
                 "gflops": done / ms / 1e6,
                 "peak_gflops": fastest,
                 "share_of_peak": done / ms / 1e6 / fastest,
             }
             keep(known, case, metrics, repeats=calls, spread={"user_ms_p50": spread})
+
+
+def _alone(work: Callable[[], Any], _: Any) -> Any:
+    return work()
+
+
+def in_bfloat16(work: Callable[[], Any], device: str) -> Callable[[], Any]:
+    def of_bfloat16() -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=device == "cpu"):
+            return work()
+
+    return of_bfloat16
 
 
 def quick(more: Sequence[str]) -> None:
@@ -568,6 +599,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plan", choices=tuple(PLANS), default="full")
     parser.add_argument("--seconds", type=float, default=BURST_SECONDS, help="of each burst")
     parser.add_argument("--longest", type=float, default=60.0, help="seconds of a call; else left")
+    parser.add_argument("--compile", action="store_true", help="user stages compiled, too (slow)")
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -579,7 +611,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     try:
         threads = given.threads if given.device == "cpu" else None
-        measure(PLANS[given.plan], given.device, threads, given.seconds, given.longest)
+        measure(
+            PLANS[given.plan],
+            given.device,
+            threads,
+            given.seconds,
+            given.longest,
+            given.compile,
+        )
     finally:
         torch.set_num_threads(before)
 

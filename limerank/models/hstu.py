@@ -27,7 +27,7 @@ from limerank.models.layers import (
     places_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker, pieces
+from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces
 
 EVENTS = 128
 """Events of histories that go through the blocks at once, without gradients."""
@@ -35,8 +35,6 @@ CANDIDATES = 256
 """Candidates that do, of all requests together."""
 KEYS = 1024
 """Events of each history that they read at once."""
-LEAST = 32
-"""So many of each request go through at least."""
 
 
 class VectorTerms(NamedTuple):
@@ -130,7 +128,7 @@ class Hstu(Ranker):
         keys = x_bnd.new_empty(batch, len(self.stack), size, d)
         values = torch.empty_like(keys)
         of_place_lp, of_time_la = self.of_place.weight.T.contiguous(), self.of_time.weight.T
-        some = max(EVENTS // max(batch, 1), LEAST)
+        some = at_once(EVENTS, batch, x_bnd.device)
         for start in range(0, size, some):
             stop = min(start + some, size)
             # In row i and column j stands what is i - j places back: rows of it overlap.
@@ -157,7 +155,7 @@ class Hstu(Ranker):
 
     def score(self, state: BlockState, terms: VectorTerms) -> Tensor:
         batch = len(state.head)
-        some = max(CANDIDATES // max(batch, 1), LEAST)
+        some = at_once(CANDIDATES, batch, state.head.device)
         if not torch.is_grad_enabled() and terms.vectors.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
@@ -210,10 +208,11 @@ class HstuBlock(nn.Module):
             return join_heads((a.tril(a.shape[-1] - a.shape[-2]) if causal else a) @ v)
         read = torch.zeros_like(q)
         ahead = k.shape[2] - q.shape[2]
-        for at in range(0, k.shape[2], KEYS):
-            some = slice(at, at + KEYS)
+        step = at_once(KEYS, 1, k.device)
+        for at in range(0, k.shape[2], step):
+            some = slice(at, at + step)
             a = F.silu((q @ k[:, :, some].mT).add_(bias[..., some]), inplace=True)
-            if causal and at + KEYS > ahead:
+            if causal and at + step > ahead:
                 a.tril_(ahead - at)
             read += a @ v[:, :, some]
         return join_heads(read)

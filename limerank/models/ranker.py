@@ -229,6 +229,12 @@ class Ranker(nn.Module, abc.ABC):
         return self.score(self.encode_users(batch.users, vectors_ud), terms)
 
 
+def at_once(most: int, batch: int, device: torch.device) -> int:
+    """How many events or candidates of each of ``batch`` requests to compute at once, where
+    ``most`` of all of them fit into a processor's cache; a GPU needs more to be busy."""
+    return max(most * (16 if device.type == "cuda" else 1) // max(batch, 1), 32)
+
+
 def pieces(terms: Any, size: int) -> Iterator[Any]:
     """Item terms cut along the candidates, ``size`` at a time."""
     for parts in zip(*(part.split(size, -2) for part in terms), strict=True):

@@ -19,13 +19,11 @@ from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention
 from limerank.models.layers import FeedForward, join_heads, split_heads
-from limerank.models.ranker import Ranker, pieces
+from limerank.models.ranker import Ranker, at_once, pieces
 
 PIECE = 1024
 """Candidates of all requests together that are scored at once without gradients: what they hold
 stays in the processor's cache."""
-LEAST = 32
-"""So many of each request are scored at once at least."""
 
 
 class QueryTerms(NamedTuple):
@@ -71,7 +69,7 @@ class CandidateAttention(Ranker):
 
     def score(self, state: KeyState, terms: QueryTerms) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
-        some = max(PIECE // max(batch, 1), LEAST)
+        some = at_once(PIECE, batch, state.head.device)
         if not torch.is_grad_enabled() and terms.query.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
