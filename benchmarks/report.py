@@ -10,6 +10,7 @@ from collections.abc import Callable
 import matplotlib as mpl
 
 from benchmarks.attempts import attempts
+from benchmarks.latency_page import latency
 from benchmarks.parts_pages import ablation, coldstart
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
@@ -27,6 +28,7 @@ def main() -> None:
         "search": search,
         "coldstart": coldstart,
         "ablation": ablation,
+        "latency": latency,
         "training": training,
         "scorer": scorer,
         "fidelity": fidelity,
@@ -42,7 +44,10 @@ def main() -> None:
         (DOCS / f"{bench}.md").write_text(text + "\n", encoding="utf-8")
         written.append(bench)
     index = ["# Measurements", "", "Made by `python -m benchmarks.report` from the rows in"]
-    index += ["`benchmarks/results`; every row names its machine, versions and commit.", ""]
+    index += [
+        "`benchmarks/results`; every row names its machine, versions and commit. Rows come from"
+    ]
+    index += ["`make bench`, `make bench-quality` and its like, and `make bench-latency`.", ""]
     index += [f"- [{bench}]({bench}.md)" for bench in written]
     (DOCS / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
     print(f"{DOCS}: {', '.join(written)}")

@@ -26,6 +26,7 @@ def write_row(
     seed: int | None = None,
     repeats: int = 1,
     spread: Mapping[str, Any] | None = None,
+    gpu: str | None = None,
 ) -> dict[str, Any]:
     """Keep one measurement, in place of an older one of the same case and seed.
 
@@ -36,6 +37,7 @@ def write_row(
         seed: where the measurement has one.
         repeats: how many runs the metrics are the median of.
         spread: name -> [least, most] over the repeats.
+        gpu: its name, where one did the work.
     """
     row = {
         "bench": bench,
@@ -44,7 +46,8 @@ def write_row(
         "seed": seed,
         "repeats": repeats,
         "spread": dict(spread) if spread else None,
-        "machine": {"processor": _processor(), "cores": os.cpu_count()},
+        "machine": {"processor": _processor(), "cores": os.cpu_count()}
+        | ({"gpu": gpu} if gpu else {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),

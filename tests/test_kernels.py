@@ -50,6 +50,19 @@ def test_link_attention_is_its_reference(batch, heads, links, history, e, length
         torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("batch", "heads", "links", "history", "e", "lengths"), SHAPES)
+def test_link_attention_without_gradients(batch, heads, links, history, e, lengths, shared):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, heads, size, e) for size in (links, history, history))
+    rate = torch.rand(heads, 1 if shared else links)
+    age, lengths = torch.rand(batch, history) * 5, torch.tensor(lengths)
+    with torch.inference_mode():
+        fast = attention.link_attention(q, k, v, rate, age, lengths)
+    slow = reference.link_attention(q, k, v, rate.expand(-1, links), age, lengths)
+    torch.testing.assert_close(fast, slow, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 @pytest.mark.parametrize(("batch", "heads", "links", "history", "e", "lengths"), SHAPES)
 def test_xor_attention_is_the_masked_dense_one(batch, heads, links, history, e, lengths):
     torch.manual_seed(1)

@@ -133,6 +133,25 @@ def test_serving_takes_shorter_ways_to_the_same_links(model, heads, links, lengt
     torch.testing.assert_close(served, trained, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("model", ["mha", "truncated-mha", "lrea", "hstu", "two-tower"])
+@pytest.mark.parametrize("lengths", [[5, 0, 9], [1300], [300, 0, 1, 129, 128]], ids=str)
+def test_serving_takes_shorter_ways_to_the_same_logits(model, lengths):
+    """Without gradients: fused attention, histories and candidates in pieces."""
+    config = ModelConfig(model=model, width=16, heads=2, links=6, blocks=3, hidden=12, places=200)
+    torch.manual_seed(0)
+    ranker = build(SHAPE, config).eval()
+    whole = batch(lengths, [1500] + [70] * (len(lengths) - 1))
+    trained = ranker(whole).detach()
+    with torch.inference_mode():
+        served = ranker(whole)
+        vectors = ranker.item_vectors(whole.items)
+        terms, state = ranker.encode_items(vectors), ranker.encode_users(whole.users, vectors)
+        shared = ranker.score(state, gather(terms, whole.candidates[0]))
+    real = whole.real
+    torch.testing.assert_close(served[real], trained[real], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(shared[0], trained[0], atol=2e-5, rtol=1e-4)
+
+
 def test_an_empty_history_is_legal(ranker):
     whole = batch([0, 0], [2, 2])
     assert whole.users.items.shape[1] == 0

@@ -69,7 +69,8 @@ def batch(
         distinct,
         Users(
             torch.randint(0, items, (b, n), generator=g) * held,
-            torch.randint(0, SHAPE.event_tokens, (b, n, 3), generator=g),
+            # Three features of three tokens each: as in every dataset, they share none.
+            torch.randint(0, 3, (b, n, 3), generator=g) + torch.tensor([0, 3, 6]),
             age,
             length_b,
             features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),

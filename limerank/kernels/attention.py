@@ -15,6 +15,13 @@ def real_positions(lengths_b: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths_b.device) < lengths_b[:, None]
 
 
+def whole(lengths_b: Tensor, size: int) -> bool:
+    """Whether this is known to be one request whose ``size`` >= 1 positions all hold events: the
+    most frequent call of a server. Never asks a GPU, which would have to finish its work first."""
+    alone = size > 0 and len(lengths_b) == 1 and lengths_b.device.type == "cpu"
+    return alone and int(lengths_b) == size
+
+
 def link_attention(
     q_bhle: Tensor,
     k_bhne: Tensor,
@@ -22,20 +29,39 @@ def link_attention(
     rate_hl: Tensor,
     age_bn: Tensor,
     lengths_b: Tensor,
+    scale: float | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(e) - rate * age) v over each request's real events: [B, H, l, e].
 
-    A request without events reads zeros.
+    A request without events reads zeros. ``rate_hl`` may be [H, 1], the same for all links;
+    ``scale`` stands in for 1 / sqrt(e).
     """
     batch, heads, links, e = q_bhle.shape
+    scale = e**-0.5 if scale is None else scale
     kind = q_bhle.dtype
-    real_bn = real_positions(lengths_b, age_bn.shape[1])
+    size = age_bn.shape[1]
+    if not torch.is_grad_enabled() and size:
+        # Fused: nothing of the size l x N is written but the mask, and not even that where links
+        # share their rate. Training takes the form below, whose gradients reach the rates.
+        mask_bhln = age_bn.view(batch, 1, 1, size) * -rate_hl.unsqueeze(-1)
+        if whole(lengths_b, size):
+            return F.scaled_dot_product_attention(
+                q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln.to(kind), scale=scale
+            )
+        real_b11n = real_positions(lengths_b, size)[:, None, None]
+        mask_bhln = mask_bhln.masked_fill_(~real_b11n, -1e30).to(kind)
+        read_bhle = F.scaled_dot_product_attention(
+            q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln, scale=scale
+        )
+        return read_bhle * (lengths_b > 0)[:, None, None, None]
+    real_bn = real_positions(lengths_b, size)
+    rate_hl = rate_hl.expand(-1, links)
     # Two more columns carry recency and padding through the product of queries and keys, so that
     # nothing of the size l x N is touched besides the product, the softmax and the reading.
     rate_bhl1 = rate_hl[None, :, :, None].expand(batch, -1, -1, -1).to(kind)
     one_bhl1 = torch.ones((), dtype=kind, device=q_bhle.device).expand(batch, heads, links, 1)
     more_bn2 = torch.stack([-age_bn, torch.where(real_bn, 0.0, -1e30)], -1).to(kind)
-    queries_bhlf = torch.cat([q_bhle * e**-0.5, rate_bhl1, one_bhl1], -1)
+    queries_bhlf = torch.cat([q_bhle * scale, rate_bhl1, one_bhl1], -1)
     keys_bhnf = torch.cat([k_bhne, more_bn2[:, None].expand(-1, heads, -1, -1)], -1)
     weights_bhln = (queries_bhlf @ keys_bhnf.mT).softmax(-1)
     return (weights_bhln.to(kind) @ v_bhne) * (lengths_b > 0)[:, None, None, None]

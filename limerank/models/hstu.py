@@ -1,7 +1,9 @@
 """HSTU (arXiv 2402.17152) as a ranker: candidates read the history and themselves, block by block.
 
-The history's own part does not depend on candidates and is computed once per request; each
-candidate then passes through all blocks (the paper's M-FALCON).
+The history's own part does not depend on candidates and is computed once per request; candidates
+then pass through all blocks (the paper's M-FALCON). Without gradients both go in pieces that stay
+in the processor's cache: a piece of the history reads what came before it, so it can pass through
+all blocks before the next one enters, and nothing of the size N x N ever exists.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, e = d / H,
 L blocks, g first-layer outputs of the head.
@@ -25,7 +27,14 @@ from limerank.models.layers import (
     places_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker
+from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces
+
+EVENTS = 128
+"""Events of histories that go through the blocks at once, without gradients."""
+CANDIDATES = 256
+"""Candidates that do, of all requests together."""
+KEYS = 1024
+"""Events of each history that they read at once."""
 
 
 class VectorTerms(NamedTuple):
@@ -77,35 +86,78 @@ class Hstu(Ranker):
     def encode_users(self, users: Users, vectors_ud: Tensor) -> BlockState:
         x_bnd = self.event_tower(users, vectors_ud)
         size, lengths = x_bnd.shape[1], users.lengths
-        share_b = 1.0 / (lengths + 1)
-        real_bn = real_positions(lengths, size)
-        keys, values = [], []
-        place_nn = torch.arange(size, device=x_bnd.device)
-        place_nn = (place_nn[:, None] - place_nn).clamp(0, self.config.places - 1)
-        bucket_bnn = age_bucket((users.age[:, None] - users.age[..., None]).clamp(min=0))
-        bias_bnnl = self.bias(place_nn, bucket_bnn)
-        for place, block in enumerate(self.stack):
-            assert isinstance(block, HstuBlock)
-            u, q, k, v = block.parts(x_bnd)
-            v = v * (real_bn * share_b[:, None])[..., None].to(v.dtype)
-            keys.append(k)
-            values.append(v)
-            if place + 1 < len(self.stack):
-                read_bnd = block.read(q, k, v, bias_bnnl[..., place], causal=True)
-                x_bnd = x_bnd + block.update(read_bnd, u)
+        share_bn = real_positions(lengths, size) / (lengths + 1)[:, None]
+        if torch.is_grad_enabled():
+            keys, values = self._history(x_bnd, users.age, share_bn)
+        else:
+            keys, values = self._history_in_pieces(x_bnd, users.age, share_bn)
         place_bn = (1 + places_from_newest(lengths, size, self.config.places)).clamp(
             max=self.config.places - 1
         )
         return BlockState(
-            torch.stack(keys, 1),
-            torch.stack(values, 1),
+            keys,
+            values,
             self.bias(place_bn, age_bucket(users.age)),
             lengths,
             self.head.from_request(*self.user_tower(users)),
         )
 
+    def _history(self, x_bnd: Tensor, age_bn: Tensor, share_bn: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the events in each block, [B, L, N, d]; values hold the shares."""
+        place_n = torch.arange(x_bnd.shape[1], device=x_bnd.device)
+        place_nn = (place_n[:, None] - place_n).clamp(0, self.config.places - 1)
+        bucket_bnn = age_bucket((age_bn[:, None] - age_bn[..., None]).clamp(min=0))
+        bias_bnnl = self.bias(place_nn, bucket_bnn)
+        keys, values = [], []
+        for place, block in enumerate(self.stack):
+            assert isinstance(block, HstuBlock)
+            u, q, k, v = block.parts(x_bnd)
+            v = v * share_bn[..., None].to(v.dtype)
+            keys.append(k)
+            values.append(v)
+            if place + 1 < len(self.stack):
+                read_bnd = block.read(q, k, v, bias_bnnl[..., place], causal=True)
+                x_bnd = x_bnd + block.update(read_bnd, u)
+        return torch.stack(keys, 1), torch.stack(values, 1)
+
+    def _history_in_pieces(
+        self, x_bnd: Tensor, age_bn: Tensor, share_bn: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same, :data:`EVENTS` at a time."""
+        batch, size, d = x_bnd.shape
+        keys = x_bnd.new_empty(batch, len(self.stack), size, d)
+        values = torch.empty_like(keys)
+        of_place_lp, of_time_la = self.of_place.weight.T.contiguous(), self.of_time.weight.T
+        some = at_once(EVENTS, batch, x_bnd.device)
+        for start in range(0, size, some):
+            stop = min(start + some, size)
+            # In row i and column j stands what is i - j places back: rows of it overlap.
+            back_x = torch.arange(stop - 1, start - stop, -1, device=x_bnd.device)
+            back_x = back_x.clamp(0, self.config.places - 1)
+            bucket_bmn = age_bucket(
+                (age_bn[:, None, :stop] - age_bn[:, start:stop, None]).clamp_(min=0)
+            )
+            x_bmd = x_bnd[:, start:stop]
+            for place, block in enumerate(self.stack):
+                assert isinstance(block, HstuBlock)
+                u, q, k, v = block.parts(x_bmd)
+                keys[:, place, start:stop] = k
+                values[:, place, start:stop] = v * share_bn[:, start:stop, None].to(v.dtype)
+                if place + 1 < len(self.stack):
+                    bias_bmn = of_time_la[place].index_select(0, bucket_bmn.flatten())
+                    bias_bmn = bias_bmn.view_as(bucket_bmn)
+                    bias_bmn += of_place_lp[place, back_x].unfold(0, stop, 1).flip(0)
+                    read_bmd = block.read(
+                        q, keys[:, place, :stop], values[:, place, :stop], bias_bmn, causal=True
+                    )
+                    x_bmd = x_bmd + block.update(read_bmd, u)
+        return keys, values
+
     def score(self, state: BlockState, terms: VectorTerms) -> Tensor:
         batch = len(state.head)
+        some = at_once(CANDIDATES, batch, state.head.device)
+        if not torch.is_grad_enabled() and terms.vectors.shape[-2] > some:
+            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         share_b = 1.0 / (state.lengths + 1)
         zero = torch.zeros((), dtype=torch.long, device=x_bmd.device)
@@ -146,10 +198,24 @@ class HstuBlock(nn.Module):
     def read(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, causal: bool = False
     ) -> Tensor:
-        """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` holds the shares, 0 where padded."""
+        """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` holds the shares, 0 where padded.
+        Where it is causal, the last query stands at the last key."""
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        a = F.silu((q * q.shape[-1] ** -0.5) @ k.mT + bias[:, None].to(q.dtype))
-        return join_heads((a.tril() if causal else a) @ v)
+        q = q * q.shape[-1] ** -0.5
+        bias = bias[:, None].to(q.dtype)
+        if torch.is_grad_enabled():
+            a = F.silu(q @ k.mT + bias)
+            return join_heads((a.tril(a.shape[-1] - a.shape[-2]) if causal else a) @ v)
+        read = torch.zeros_like(q)
+        ahead = k.shape[2] - q.shape[2]
+        step = at_once(KEYS, 1, k.device)
+        for at in range(0, k.shape[2], step):
+            some = slice(at, at + step)
+            a = F.silu((q @ k[:, :, some].mT).add_(bias[..., some]), inplace=True)
+            if causal and at + step > ahead:
+                a.tril_(ahead - at)
+            read += a @ v[:, :, some]
+        return join_heads(read)
 
     def read_self(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """What each position reads of itself, [B, M, d]."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limerank.models.ranker import TABLE_STD
 
@@ -17,8 +18,8 @@ AGE_BUCKETS = 48
 
 
 def age_bucket(age: Tensor) -> Tensor:
-    """Ages in days (events, where the log has no clock) -> bucket, i64: about 19 % wide each."""
-    return (4 * torch.log2(1 + 24 * age)).long().clamp(max=AGE_BUCKETS - 1)
+    """Ages in days (events, where the log has no clock) -> bucket, i32: about 19 % wide each."""
+    return (4 * torch.log2(1 + 24 * age)).int().clamp(max=AGE_BUCKETS - 1)
 
 
 class Ages(nn.Embedding):
@@ -48,8 +49,11 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return y
+        if torch.is_grad_enabled() or self.training:
+            y: Tensor = self.layers(x)
+            return y
+        norm, up, _, _, down = self.layers
+        return down(F.silu(up(norm(x)), inplace=True))
 
 
 class HeadTerms(NamedTuple):
@@ -60,7 +64,8 @@ class HeadTerms(NamedTuple):
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, N, d] -> [B, H, N, e]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, size, d = x.shape
+    return x.view(batch, size, heads, d // heads).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:

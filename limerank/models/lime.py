@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import link_attention, xor_attention
+from limerank.kernels.attention import link_attention, whole, xor_attention
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
 from limerank.models.ranker import Ranker, gather
@@ -84,9 +84,11 @@ class Lime(Ranker):
     def contextualise(self, u_bd: Tensor) -> Tensor:
         """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
         of_link, of_user = self.context_in.weight.chunk(2, dim=1)
-        sums_blx = (
-            F.linear(self.links, of_link, self.context_in.bias) + F.linear(u_bd, of_user)[:, None]
-        )
+        user_bx = F.linear(u_bd, of_user, self.context_in.bias)
+        if len(u_bd) == 1:
+            sums_lx = torch.addmm(user_bx, self.links, of_link.T)
+            return (self.links + self.context_out(F.silu(sums_lx)))[None]
+        sums_blx = F.linear(self.links, of_link) + user_bx[:, None]
         return self.links + self.context_out(F.silu(sums_blx))
 
     @abc.abstractmethod
@@ -180,21 +182,29 @@ class LimeMha(Lime):
         themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand side by side
         as more links.
         """
-        heads, links = self.config.heads, self.config.links
-        (key_hed, value_hed), bias_he = (
-            self.key_value.weight.unflatten(0, (2, heads, -1)),
-            self.key_value.bias.chunk(2)[1].unflatten(0, (heads, -1)),
-        )
+        batch, heads, links, e = q_bhle.shape
+        d = heads * e
+        key_hed, value_hed = self.key_value.weight.view(2, heads, e, d).unbind()
         x_bnd = self.event_tower(users, vectors_ud)
-        # One head of width d = H e has all links; its 1 / sqrt(d) is made the heads' 1 / sqrt(e).
-        scale = heads**0.5
-        q_bjd = torch.einsum("bhle,hed->bhld", q_bhle * scale, key_hed).flatten(1, 2)
-        rate_1j = self.log_rate.exp().reshape(1, heads * links)
-        read_bjd = link_attention(
-            q_bjd[:, None], x_bnd[:, None], x_bnd[:, None], rate_1j, users.age, users.lengths
-        )[:, 0]
-        read_bhle = torch.einsum("bhld,hed->bhle", read_bjd.unflatten(1, (heads, links)), value_hed)
-        return read_bhle + bias_he[:, None] * (users.lengths > 0)[:, None, None, None]
+        x_b1nd = x_bnd.unsqueeze(1)
+        read_b1jd = link_attention(
+            (q_bhle @ (key_hed[0] if heads == 1 else key_hed)).reshape(batch, 1, heads * links, d),
+            x_b1nd,
+            x_b1nd,
+            self.log_rate.exp().reshape(1, heads * links),
+            users.age,
+            users.lengths,
+            scale=e**-0.5,
+        )
+        bias_d = self.key_value.bias[d:]
+        if heads == 1:
+            read_bhle = F.linear(read_b1jd, value_hed[0], bias_d)
+        else:
+            read_bhld = read_b1jd.reshape(batch, heads, links, d)
+            read_bhle = read_bhld @ value_hed.mT + bias_d.view(heads, 1, e)
+        if whole(users.lengths, x_bnd.shape[1]):
+            return read_bhle
+        return read_bhle * (users.lengths > 0)[:, None, None, None]
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
         """What was read enters the links, then the feed-forward layer."""
@@ -288,9 +298,10 @@ class LimeMha(Lime):
 
 
 LONG = 256
-"""LIME-XOR without gradients: histories from this length on go through the blocks one at a time,
-without padding and in pieces of :data:`PIECE` events, which stay in the processor's cache."""
+"""LIME-XOR without gradients: several histories of this length or longer, and a single one of any
+length, go through the blocks one at a time and without padding."""
 PIECE = 512
+"""Events of them that go through a block at once: what they hold stays in the processor's cache."""
 
 
 class LimeXor(Lime):
@@ -304,15 +315,25 @@ class LimeXor(Lime):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         last = len(self.stack) - 1
-        if not (self.training or torch.is_grad_enabled()) and events_bnd.shape[1] >= LONG:
+        one_by_one = events_bnd.device.type == "cpu" and (
+            len(links_bld) == 1 or events_bnd.shape[1] >= LONG
+        )
+        if one_by_one and not (self.training or torch.is_grad_enabled()):
             found = []
             for links_ld, events_nd, length in zip(
                 links_bld, events_bnd, users.lengths.tolist(), strict=True
             ):
                 events_nd = events_nd[:length].clone() if len(links_bld) > 1 else events_nd[:length]
-                for place, block in enumerate(self.stack):
-                    assert isinstance(block, XorBlock)
-                    links_ld = block.in_pieces(links_ld, events_nd, place == last)
+                if length <= PIECE:
+                    x_xd = torch.cat([links_ld, events_nd])
+                    for place, block in enumerate(self.stack):
+                        assert isinstance(block, XorBlock)
+                        block.at_once(x_xd, len(links_ld), place == last)
+                    links_ld = x_xd[: len(links_ld)]
+                else:
+                    for place, block in enumerate(self.stack):
+                        assert isinstance(block, XorBlock)
+                        links_ld = block.in_pieces(links_ld, events_nd, place == last)
                 found.append(links_ld)
             return torch.stack(found)
         for place, block in enumerate(self.stack):
@@ -360,33 +381,57 @@ class XorBlock(nn.Module):
         links_bld = links_bld + self.dropout(self._read(read_bld, u_bld))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
 
+    def at_once(self, x_xd: Tensor, links: int, last: bool) -> None:
+        """:meth:`forward` of one short request without padding, X = [links ; events], in place: as
+        few operations as there can be, for what they cost by themselves is most of its time."""
+        d, events = x_xd.shape[1], len(x_xd) - links
+        e = d // self.heads
+        normal_xd = self.norm(x_xd)
+        kv_xy = F.silu(self.kv(normal_xd), inplace=True)
+        k_hxe, v_hxe = kv_xy.view(len(kv_xy), 2, self.heads, e).permute(1, 2, 0, 3).unbind()
+        if last:
+            x_xd, normal_xd = x_xd[:links], normal_xd[:links]
+        u_xd, q_xd = F.silu(self.uq(normal_xd), inplace=True).split(d, 1)
+        q_hxe = q_xd.unflatten(1, (self.heads, e)).transpose(0, 1) * e**-0.5
+        a_hln = F.silu(q_hxe[:, :links] @ k_hxe[:, links:].mT, inplace=True)
+        read_hxe = a_hln @ v_hxe[:, links:] * (1 / max(events, 1))
+        if not last:
+            b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
+            read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
+        x_xd += self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
+
     def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
         """:meth:`forward` of one request without padding: returns the links, writes the events in
         place (but in the last block). Each piece of the events passes through the whole block."""
-        heads, d = self.heads, links_ld.shape[1]
-        normal_ld = self.norm(links_ld)
-        u_ld, q_hle = self._two(self.uq, normal_ld[None])
-        u_ld, q_hle = u_ld[0], q_hle[0]
-        k_hle, v_hle = (part[0] for part in self._split(F.silu(self.kv(normal_ld[None]))))
+        layers = (self.kv, self.uq)
+        weight_dy = torch.cat([layer.weight for layer in layers]).T
+        bias_y = torch.cat([layer.bias for layer in layers])
+        u_ld, (k_hle, v_hle, _, q_hle) = self._four(links_ld, weight_dy, bias_y)
         scale = q_hle.shape[-1] ** -0.5
         q_hle, k_hle, v_hle = q_hle * scale, k_hle * scale, v_hle / len(links_ld)
-        layers = (self.kv,) if last else (self.kv, self.uq)
-        weight_dx = torch.cat([layer.weight for layer in layers]).T
-        bias_x = torch.cat([layer.bias for layer in layers])
+        if last:
+            weight_dy, bias_y = self.kv.weight.T, self.kv.bias
         read_hle = torch.zeros_like(q_hle)
         for piece_nd in events_nd.split(PIECE):
-            of_all = F.silu(torch.addmm(bias_x, self.norm(piece_nd), weight_dx), inplace=True)
-            k_hne, v_hne, *rest = (
-                part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in of_all.split(d, -1)
-            )
+            u_nd, (k_hne, v_hne, *rest) = self._four(piece_nd, weight_dy, bias_y)
             a_hnl = F.silu(k_hne @ q_hle.mT, inplace=True)
             read_hle.baddbmm_(a_hnl.mT, v_hne)
             if not last:
                 b_hnl = F.silu(rest[1] @ k_hle.mT, inplace=True)
                 read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
-                piece_nd += self._read(read_nd, of_all[:, 2 * d : 3 * d])
+                piece_nd += self._read(read_nd, u_nd)
         read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
         return links_ld + self._read(read_ld, u_ld)
+
+    def _four(
+        self, x_xd: Tensor, weight_dy: Tensor, bias_y: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """U [x, d], and K, V, U, Q, each [H, x, e]; of the last two nothing where y = 2 d."""
+        d = x_xd.shape[1]
+        y_xy = F.silu(torch.addmm(bias_y, self.norm(x_xd), weight_dy), inplace=True)
+        e = d // self.heads
+        of_heads = y_xy.view(len(x_xd), len(bias_y) // d, self.heads, e).permute(1, 2, 0, 3)
+        return y_xy[:, 2 * d : 3 * d], of_heads.unbind()
 
     def read_weights(self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor) -> Tensor:
         """SiLU(q k^T / sqrt(e)) / n, as :meth:`forward` uses it: [B, H, l, N]."""

@@ -16,6 +16,7 @@ h hidden units, g first-layer outputs (2 h when gated, else h), K tasks, A token
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from limerank.batch import Batch, Features, Items, Users
 from limerank.config import DataShape, ModelConfig
 
 MULTI_HOT_ROWS = 256
-"""Event tables of at most so many rows are summed as a product with zeros and ones."""
+"""In training, event tables of at most so many rows are summed as a product with zeros and ones."""
 TABLE_STD = 0.1
 """Spread of embedding tables at the start."""
 
@@ -107,7 +108,7 @@ class EventTower(nn.Module):
         """Sum of each event's rows of a table: [B, N, x]."""
         batch, length, tokens = users.tokens.shape
         rows_na = users.tokens.reshape(batch * length, tokens)
-        if len(table_ax) <= MULTI_HOT_ROWS:
+        if torch.is_grad_enabled() and len(table_ax) <= MULTI_HOT_ROWS:
             # Tokens of different features never meet: counts are 0 or 1. A product with them has
             # a far cheaper backward than a bag of embeddings.
             hot_nt = table_ax.new_zeros(len(rows_na), len(table_ax)).scatter_(1, rows_na, 1.0)
@@ -226,6 +227,18 @@ class Ranker(nn.Module, abc.ABC):
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         return self.score(self.encode_users(batch.users, vectors_ud), terms)
+
+
+def at_once(most: int, batch: int, device: torch.device) -> int:
+    """How many events or candidates of each of ``batch`` requests to compute at once, where
+    ``most`` of all of them fit into a processor's cache; a GPU needs more to be busy."""
+    return max(most * (16 if device.type == "cuda" else 1) // max(batch, 1), 32)
+
+
+def pieces(terms: Any, size: int) -> Iterator[Any]:
+    """Item terms cut along the candidates, ``size`` at a time."""
+    for parts in zip(*(part.split(size, -2) for part in terms), strict=True):
+        yield type(terms)(*parts)
 
 
 def gather(terms: Any, index: Tensor) -> Any:

@@ -19,7 +19,11 @@ from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention
 from limerank.models.layers import FeedForward, join_heads, split_heads
-from limerank.models.ranker import Ranker
+from limerank.models.ranker import Ranker, at_once, pieces
+
+PIECE = 1024
+"""Candidates of all requests together that are scored at once without gradients: what they hold
+stays in the processor's cache."""
 
 
 class QueryTerms(NamedTuple):
@@ -65,12 +69,15 @@ class CandidateAttention(Ranker):
 
     def score(self, state: KeyState, terms: QueryTerms) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
+        some = at_once(PIECE, batch, state.head.device)
+        if not torch.is_grad_enabled() and terms.query.shape[-2] > some:
+            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
         read_bhme = link_attention(
             split_heads(query_bmd, heads),
             split_heads(state.keys, heads),
             split_heads(state.values, heads),
-            self.rate()[:, None].expand(-1, query_bmd.shape[1]),
+            self.rate()[:, None],
             state.age,
             state.lengths,
         )
