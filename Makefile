@@ -127,7 +127,7 @@ $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt CMakeLists.txt $(
 	@command -v $${CXX:-c++} > /dev/null || { \
 	  echo "limerank builds its scorer with a C++17 compiler and found none: install g++ or clang, or set CXX" >&2; exit 1; }
 	@$(PIP) install $(QUIET) -c constraints.txt scikit-build-core nanobind cmake ninja
-	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[tensorboard]'
+	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[tensorboard,serve]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
@@ -137,5 +137,5 @@ $(VENV)/.bench: $(VENV)/.dev
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the tools of development: pytest, hypothesis, scikit-learn, ruff, mypy"
-	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[dev,tensorboard]'
+	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[dev,tensorboard,serve]'
 	@touch $@

@@ -19,9 +19,10 @@ import torch
 
 from benchmarks.rows import write_row
 from limerank.checkpoint import load_run
+from limerank.fidelity import quantisation_report
 from limerank.index import Index
 from limerank.indexing import build_index
-from limerank.scorer import NativeScorer, paths, quantisation_report
+from limerank.scorer import NativeScorer, paths
 
 USERS = 100
 

@@ -19,6 +19,7 @@ from limerank.config import ModelConfig, ModelName, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import FormatError
 from limerank.evaluate import evaluate
+from limerank.fidelity import quantisation_report
 from limerank.files import read_json, write_json
 from limerank.index import Index
 from limerank.indexing import build_index
@@ -26,7 +27,6 @@ from limerank.logs import prepare, summary_text
 from limerank.rank import Recommender, ranking_text
 from limerank.report import some_users, write_report
 from limerank.schema import load_spec
-from limerank.scorer import quantisation_report
 from limerank.synthetic import simulate
 from limerank.train import train
 

@@ -48,7 +48,7 @@ def write_report(
         runs: evaluated run folders on one dataset.
         index: an index of one of the runs, for ranked lists with their reasons.
         ceiling: the best possible ``auc`` and ``xauc``, where the truth is known.
-        quantisation: what `limerank.scorer.quantisation_report` found.
+        quantisation: what `limerank.fidelity.quantisation_report` found.
         title: the page's heading; the dataset's name when not given.
 
     Raises:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from limerank import catalogue
 from limerank.errors import FingerprintError, SpecError, UnknownError
+from limerank.fidelity import quantisation_report
 from limerank.index import Index
 from limerank.indexing import build_index
 from limerank.scorer import (
@@ -18,7 +19,6 @@ from limerank.scorer import (
     QuantisedScorer,
     Scorer,
     contract,
-    quantisation_report,
     scorer_for,
 )
 from limerank.scorer.quantised import integer_products

@@ -19,7 +19,6 @@ from limerank.scorer.contract import Scorer, TopK
 from limerank.scorer.model import ModelScorer
 from limerank.scorer.native import NativeScorer, paths
 from limerank.scorer.quantised import QuantisedScorer
-from limerank.scorer.report import quantisation_report
 
 __all__ = [
     "ModelScorer",
@@ -29,7 +28,6 @@ __all__ = [
     "ScorerName",
     "TopK",
     "paths",
-    "quantisation_report",
     "scorer_for",
 ]
 
