@@ -313,7 +313,9 @@ class LimeXor(Lime):
         self.stack = nn.ModuleList(XorBlock(config) for _ in range(config.blocks))
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
+        events_bnd = self.event_tower(users, vectors_ud)
+        ages_bnd = self.ages(users.age)
+        events_bnd = events_bnd + ages_bnd if torch.is_grad_enabled() else events_bnd.add_(ages_bnd)
         last = len(self.stack) - 1
         one_by_one = events_bnd.device.type == "cpu" and (
             len(links_bld) == 1 or events_bnd.shape[1] >= LONG

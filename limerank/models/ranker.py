@@ -96,13 +96,13 @@ class EventTower(nn.Module):
         nn.init.normal_(self.table.weight, std=TABLE_STD)
 
     def forward(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        return F.embedding(users.items, vectors_ud) + self._happened(users, self.table.weight)
+        return _sum(F.embedding(users.items, vectors_ud), self._happened(users, self.table.weight))
 
     def through(self, linear: nn.Linear, users: Users, vectors_ud: Tensor) -> Tensor:
         """``linear(self(users, vectors_ud))`` as [B, N, x], multiplied once per item."""
         items_ux = F.linear(vectors_ud, linear.weight, linear.bias)
         table_ax = F.linear(self.table.weight, linear.weight)
-        return F.embedding(users.items, items_ux) + self._happened(users, table_ax)
+        return _sum(F.embedding(users.items, items_ux), self._happened(users, table_ax))
 
     def _happened(self, users: Users, table_ax: Tensor) -> Tensor:
         """Sum of each event's rows of a table: [B, N, x]."""
@@ -116,6 +116,11 @@ class EventTower(nn.Module):
         else:
             sums_nx = F.embedding_bag(rows_na, table_ax, mode="sum")
         return sums_nx.view(batch, length, table_ax.shape[1])
+
+
+def _sum(new: Tensor, more: Tensor) -> Tensor:
+    """Their sum, in the memory of ``new`` where no gradient is wanted."""
+    return new + more if torch.is_grad_enabled() else new.add_(more)
 
 
 class UserTower(nn.Module):
