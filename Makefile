@@ -18,7 +18,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check
 QUIET := -qq
 
 # Names of the measurements in benchmarks/, in the order in which they run.
-BENCHMARKS := prepare synth training index
+BENCHMARKS := prepare synth training index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,7 +57,7 @@ format: $(VENV)/.dev  ## ruff: format, and mend what can be mended
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.dev  ## run the measurements and write docs/results from their rows
+bench: $(VENV)/.bench  ## run the measurements and write docs/results from their rows
 	@set -e; for name in $(BENCHMARKS); do echo "benchmarks.$$name"; $(PY) -m benchmarks.$$name; done
 	$(PY) -m benchmarks.report
 
@@ -122,6 +122,11 @@ $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt CMakeLists.txt $(
 	  echo "limerank builds its scorer with a C++17 compiler and found none: install g++ or clang, or set CXX" >&2; exit 1; }
 	@$(PIP) install $(QUIET) -c constraints.txt scikit-build-core nanobind cmake ninja
 	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[tensorboard]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing what is measured against: FAISS"
+	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[dev,tensorboard,bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime

@@ -3,7 +3,8 @@
     python -m benchmarks.ablation --data FOLDER
     python -m benchmarks.ablation --data FOLDER --what links --what heads --seeds 1
 
-Learning rates and epochs are those that ``benchmarks.quality`` chose for the unchanged model.
+Learning rates are those that ``benchmarks.quality`` chose for the unchanged model; two epochs, so
+that all of it can be run in an afternoon: differences count here, not heights.
 Beside test AUC stands what a candidate then costs: multiply-adds of scoring, and microseconds on
 one thread, by the torch model over a catalogue of items that are encoded already. Finished rows are
 kept.
@@ -26,6 +27,7 @@ from benchmarks.rows import has_row, write_row
 DATASET = "ml1m"
 MODELS = ("lime-mha", "lime-xor")
 CANDIDATES = 2048
+EPOCHS = 2
 
 CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "base": {"": {}},
@@ -37,13 +39,13 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "contextual links": {"off": {"variant": "raw-links"}},
     "item weights": {"from personalised links": {"variant": "coupled"}},
     "head": {
-        "plain": {"gated": False},
+        "plain, 32 units": {"gated": False},
+        "plain, 64 units": {"gated": False, "hidden": 64},
         "with a product term": {"variant": "product"},
-        "relu": {"activation": "relu"},
-        "hardswish": {"activation": "hardswish"},
-        "plain relu": {"gated": False, "activation": "relu"},
+        "hard-swish": {"activation": "hardswish"},
+        "SiLU": {"activation": "silu"},
     },
-    "hidden": {str(n): {"hidden": n} for n in (16, 32, 128)},
+    "hidden": {str(n): {"hidden": n} for n in (16, 64, 128)},
     "id dropout": {str(share): {"id_dropout": share} for share in (0.0, 0.3)},
     "history": {str(n): {"history": n} for n in (16, 32, 64, 256, 512, 2048)},
 }
@@ -73,7 +75,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     """Train with one change, read the test split, time the scoring."""
     from limerank.evaluate import evaluate
 
-    setting = {**quality.chosen(DATASET, model), **CHANGES[what][value]}
+    setting = {**quality.chosen(DATASET, model), "epochs": EPOCHS, **CHANGES[what][value]}
     last = quality.fit(DATASET, folder, model, seed, setting)
     run = quality.run_folder(DATASET, model, seed, setting)
     found = next(iter(evaluate(run, data=folder, lists=0)["tasks"].values()))

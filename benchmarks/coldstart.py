@@ -52,7 +52,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     setting = quality.chosen(name, model)
     quality.fit(f"cold-{name}", folder, model, seed, setting)
     run = quality.run_folder(f"cold-{name}", model, seed, setting)
-    options: dict[str, Any] = {"data": folder, "lists": False, "out": run / "cold.json"}
+    options: dict[str, Any] = {"data": folder, "lists": 0, "out": run / "cold.json"}
     for events in (*EVENTS, None):
         found = evaluate(run, split="held-out", history=events, at_least=max(EVENTS), **options)
         seen = "all" if events is None else events

@@ -96,9 +96,9 @@ def ablation(found: list[Row]) -> str:
     lines = [
         "# What each part of LIME is worth",
         "",
-        "One part changed at a time, on ml1m; mean over seeds with the largest distance of a seed",
-        "from it. `difference` is to the unchanged model of the same seeds. A candidate's cost:",
-        "scoring by the torch model, item and user encoded already, one thread.",
+        "One part changed at a time, on ml1m, two epochs; mean over seeds with the largest",
+        "distance of a seed from it. `difference` is to the unchanged model of the same seeds. A",
+        "candidate's cost: scoring by the torch model, item and user encoded already, one thread.",
         "Reproduce with `python -m benchmarks.ablation --data FOLDER`.",
         "",
         *machines(found),

@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 
+from benchmarks.attempts import attempts
 from benchmarks.parts_pages import ablation, coldstart
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
+from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, machines, number, ranged, table
 
 mpl.use("svg")
@@ -26,6 +28,9 @@ def main() -> None:
         "coldstart": coldstart,
         "ablation": ablation,
         "training": training,
+        "scorer": scorer,
+        "fidelity": fidelity,
+        "attempts": attempts,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []

@@ -388,6 +388,7 @@ def test_the_command_prints_a_table_or_json(capsys):
         "k": 3,
         "exclude_seen": True,
         "scorer": "auto",
+        "threads": 1,
         "data": None,
     }
     rank_command(user="4", history=None, candidates=None, explain=True, as_json=False, **common)

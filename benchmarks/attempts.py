@@ -1,0 +1,78 @@
+"""Keep what an attempt at a better model gave: one row from a finished run.
+
+    python -m benchmarks.attempts RUN "what was tried"
+
+The row holds the best validation metric of the run. Attempts are judged by validation alone. One
+whose code was not kept says so in its words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.rows import write_row
+from benchmarks.tables import Row, grouped, machines, number, table
+
+SHOWN = ("model", "rate", "table_rate", "epochs")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    parser.add_argument("words", help="what was tried")
+    given = parser.parse_args(arguments)
+    config = json.loads((given.run / "config.json").read_text(encoding="utf-8"))
+    last = json.loads((given.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    if not last.get("done"):
+        raise SystemExit(f"{given.run} is not finished")
+    settings = {**config["model"], **config["train"]}
+    name, value = next((key, value) for key, value in last.items() if "/" in key)
+    case = {
+        "dataset": Path(config["data"]).name,
+        "tried": given.words,
+        **{key: settings[key] for key in SHOWN},
+    }
+    metrics = {"metric": name.removeprefix("best_"), "validation": value}
+    write_row("attempts", case, metrics, seed=settings["seed"])
+    print(case, metrics)
+
+
+def attempts(found: list[Row]) -> str:
+    """The page: what was tried, by data set and model."""
+    lines = [
+        "# What was tried",
+        "",
+        "Attempts at a better model, one run each, judged by the best validation metric alone.",
+        "Seeds of one setting differ by about 0.001 on ml1m: smaller differences say little.",
+        "What has been measured with several seeds and on the test split stands in",
+        "[quality](quality.md) and [ablation](ablation.md). A row comes from",
+        "`python -m benchmarks.attempts RUN WORDS`.",
+        "",
+        *machines(found),
+    ]
+    groups = grouped(found, lambda row: f"{row['case']['dataset']}, {row['case']['model']}")
+    for name, part in groups.items():
+        part = sorted(part, key=lambda row: -row["metrics"]["validation"])
+        body = [
+            [
+                row["case"]["tried"],
+                f"{row['case']['rate']:g}, {row['case']['table_rate']:g}",
+                str(row["case"]["epochs"]),
+                str(row["seed"]),
+                number(row["metrics"]["validation"]),
+            ]
+            for row in part
+        ]
+        metric = part[0]["metrics"]["metric"]
+        heads = ["what was tried", "rates", "epochs", "seed", f"validation {metric}"]
+        lines += ["", f"## {name}", "", *table(heads, body)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Every user's best items, beside one user after another and beside a FAISS batch search.
+
+    python -m benchmarks.bulk --items 100_000 1_000_000
+
+The user stage, the whole catalogue, 100 items for each user, what they have met left out. `one by
+one`: ``Recommender.rank`` for each user, as a server without batches would; with the same threads.
+FAISS: ``IndexFlatIP`` over as many vectors of 64 float32, as many queries, and no user stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from benchmarks.index import catalogue, random_run
+from benchmarks.rows import write_row
+from limerank.bulk import BATCH, rank_all
+from limerank.checkpoint import load_run
+from limerank.config import ModelConfig
+from limerank.dataset import Dataset
+from limerank.indexing import build_index
+from limerank.rank import Recommender
+
+K = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--users", type=int, default=256, help="at most so many")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="limerank-bulk-") as held:
+        for items in given.items:
+            folder = Path(held) / str(items)
+            folder.mkdir()
+            dataset = Dataset(catalogue(folder, items))
+            for model in given.model:
+                run = folder / model
+                random_run(run, dataset, ModelConfig(model=model))
+                build_index(load_run(run), folder / f"index-{model}", data=dataset)
+                for threads in given.threads:
+                    measure(folder, model, dataset, given.users, threads, given.repeats)
+
+
+def measure(
+    folder: Path, model: str, dataset: Dataset, most: int, threads: int, repeats: int
+) -> None:
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
+    users = dataset.user_ids[:most].tolist()
+    recommender = Recommender(folder / model, folder / f"index-{model}", dataset, threads=threads)
+    items = len(recommender.index)
+    flat = faiss.IndexFlatIP(64)
+    rng = np.random.default_rng(0)
+    for at in range(0, items, 1 << 16):
+        size = min(1 << 16, items - at)
+        flat.add(rng.normal(size=(size, 64)).astype(np.float32))
+    queries = rng.normal(size=(len(users), 64)).astype(np.float32)
+    few = users[: max(8, len(users) // 8)]
+    recommender.rank(users[0], k=K)
+    rates: dict[str, list[float]] = {"bulk": [], "one": [], "faiss": []}
+    for _ in range(repeats):
+        started = time.perf_counter()
+        rank_all(recommender, folder / "out.parquet", users=users, k=K, overwrite=True)
+        rates["bulk"].append(len(users) / (time.perf_counter() - started))
+        started = time.perf_counter()
+        for user in few:
+            recommender.rank(user, k=K)
+        rates["one"].append(len(few) / (time.perf_counter() - started))
+        started = time.perf_counter()
+        flat.search(queries, K)
+        rates["faiss"].append(len(users) / (time.perf_counter() - started))
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    ratios = [a / b for a, b in zip(rates["bulk"], rates["one"], strict=True)]
+    config = recommender.ranker.config
+    row = write_row(
+        "bulk",
+        {
+            "model": model,
+            "items": items,
+            "weights": config.heads * config.links,
+            "hidden": config.hidden,
+            "threads": threads,
+            "k": K,
+        },
+        {
+            "users": len(users),
+            "batch": BATCH,
+            "users_per_s": middle["bulk"],
+            "users_per_s_one_by_one": middle["one"],
+            "ratio_to_one_by_one": statistics.median(ratios),
+            "faiss_users_per_s": middle["faiss"],
+            "ratio_to_faiss": middle["bulk"] / middle["faiss"],
+        },
+        repeats=repeats,
+        spread={
+            "users_per_s": [min(rates["bulk"]), max(rates["bulk"])],
+            "ratio_to_one_by_one": [min(ratios), max(ratios)],
+        },
+    )
+    print(row["case"], {name: round(v, 2) for name, v in row["metrics"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
