@@ -71,8 +71,8 @@ STRIPES = 64
 """Locks of users: two users share one now and then."""
 PEOPLE = 512
 """Sets of user features whose encodings are kept."""
-ENTRY_BYTES = 4096
-"""Of a user in memory besides arrays, about."""
+ENTRY_BYTES = 12 << 10
+"""Of a user in memory besides arrays, as measured: objects, and gaps between allocations."""
 DAY_MS = 86_400_000
 
 Mode = Literal["window", "streaming"]

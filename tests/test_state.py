@@ -393,11 +393,11 @@ def test_memory_is_bounded(store):
     of = shop("lime-mha")
     for user in range(30):
         store.append(events_of(of.data, user))
-    states = UserStates(of.run, of.index, store, mode="streaming", memory=30_000)
+    states = UserStates(of.run, of.index, store, mode="streaming", memory=100_000)
     for user in of.data.user_ids[:30]:
         states.ready(user)
         count, size = states.users_in_memory
-        assert size <= 30_000 and count >= 1
+        assert size <= 100_000 and count >= 1
     assert 2 < count < 30
     states.ready(of.data.user_ids[0])
     assert states.made["rebuilds"] == 31, "it had left"
@@ -646,7 +646,7 @@ def test_forgotten_users(store):
 
 def test_many_threads_see_what_was_acknowledged(store):
     of = shop("lime-mha")
-    states = UserStates(of.run, of.index, store, mode="streaming", memory=20_000, keep=True)
+    states = UserStates(of.run, of.index, store, mode="streaming", memory=40_000, keep=True)
     errors = []
 
     def work(thread):
