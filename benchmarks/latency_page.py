@@ -400,8 +400,9 @@ def plot(timed: list[Row], path: Path) -> None:
         one.grid(axis="y", color="#dddddd", lw=0.6)
         for side in ("top", "right"):
             one.spines[side].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    names = axes[0].get_legend_handles_labels()
+    figure.legend(*names, frameon=False, fontsize=9, ncols=len(ORDER), loc="upper center")
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
