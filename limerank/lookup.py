@@ -8,6 +8,7 @@ sorting anew: what is added goes into a small level before the large one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -175,6 +176,9 @@ def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Values as integers, and which of them are integers or their plain text."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values.astype(np.int64), np.ones(len(values), dtype=bool)
+    if all(type(value) is int for value in values):
+        with contextlib.suppress(OverflowError):  # one is no 64-bit integer: looked at one by one
+            return np.array(values, dtype=np.int64), np.ones(len(values), dtype=bool)
     numbers = np.zeros(len(values), dtype=np.int64)
     legal = np.zeros(len(values), dtype=bool)
     for place, value in enumerate(values):

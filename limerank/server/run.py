@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -64,6 +65,9 @@ def serve(
         threads=threads,
     )
     app = application(engine, settings)
+    # What is loaded stays: the collector of garbage need not look at it with every request.
+    gc.collect()
+    gc.freeze()
     stop = threading.Event()
     looking = threading.Thread(target=_look, args=(engine, watch, stop), daemon=True)
     looking.start()
