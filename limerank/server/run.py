@@ -71,23 +71,23 @@ def serve(
     stop = threading.Event()
     looking = threading.Thread(target=_look, args=(engine, watch, stop), daemon=True)
     looking.start()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=settings.drain_seconds,
-            limit_concurrency=settings.waiting + settings.threads + 1000,
-            h11_max_incomplete_event_size=64 << 10,
-        )
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=settings.drain_seconds,
+        limit_concurrency=settings.waiting + settings.threads + 1000,
+        h11_max_incomplete_event_size=64 << 10,
     )
-    print(f"serving {run} on http://{settings.host}:{settings.port}", flush=True)
+    socket = config.bind_socket()
+    host, port = socket.getsockname()[:2]
+    print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     try:
-        server.run()
+        uvicorn.Server(config).run(sockets=[socket])
     finally:
         stop.set()
         looking.join(timeout=LOOK_SECONDS + 1)
