@@ -483,6 +483,34 @@ def rank(
 
 
 @app.command()
+def fill(
+    store: Annotated[
+        str,
+        typer.Argument(help="An SQLite file, made if it is not there, or valkey://HOST:PORT/0."),
+    ],
+    data: Annotated[Path, typer.Option(help="A prepared dataset.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the description's paths begin in, for the user table."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Put a dataset's events into an event store: a server then knows the users of the log.
+
+    Filling again changes nothing: an event that the store holds is a duplicate.
+    """
+    from limerank.filling import fill as run
+    from limerank.stores import open_store
+
+    with open_store(store) as opened:
+        done = run(opened, data, base=base, quiet=quiet)
+    print(
+        f"{store}: {done['accepted']:,} new of {done['events']:,} events of {done['users']:,} users"
+    )
+    print(f"Next: limerank serve --run RUN --index INDEX --store {store} --open")
+
+
+@app.command()
 def serve(
     run: Annotated[Path, typer.Option(help="A run folder.")],
     index: Annotated[Path, typer.Option(help="The index of the run.")],
@@ -576,13 +604,34 @@ def demo(
     small: Annotated[
         bool, typer.Option("--small", help="In a minute, only to see it work.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve the demo's model on this machine's address.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of --serve.")] = 8000,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
     from limerank.demo import demo as run
 
-    run(out, small=small, overwrite=overwrite, quiet=quiet)
+    made = run(out, small=small, overwrite=overwrite, quiet=quiet)
+    if serve:
+        from limerank.filling import fill
+        from limerank.server.run import serve as serve_
+        from limerank.server.settings import Settings
+        from limerank.stores import SqliteStore
+
+        events = out / "events.db"
+        if not events.exists():
+            with SqliteStore(events) as store:
+                fill(store, out / "data", base=out / "logs", quiet=quiet)
+        serve_(
+            run=made["run"],
+            index=out / "index",
+            store=str(events),
+            settings=Settings(open=True, port=port),
+            items=out / "logs" / "items.parquet",
+        )
 
 
 def _bytes(text: str) -> int:

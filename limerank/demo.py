@@ -51,6 +51,10 @@ Next, with your own logs (the README's walkthrough says what spec.toml holds):
   limerank evaluate runs/mine
   limerank index runs/mine --out index/mine
   limerank rank --run runs/mine --index index/mine --user ID -k 20 --explain
+
+Or talk to this one over HTTP (docs/serving.md):
+
+  limerank demo --serve
 """
 
 
@@ -155,6 +159,7 @@ def demo(
         "results": results,
         "quantisation": quantised,
         "report": page,
+        "run": run_path,
         "seconds": time.monotonic() - started,
     }
 

@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"request"}),
     frozenset({"state"}),
     frozenset({"rank", "server"}),
-    frozenset({"bulk", "fidelity"}),
+    frozenset({"bulk", "fidelity", "filling"}),
     frozenset({"report", "demo", "cli"}),
     frozenset({"__main__"}),
 )

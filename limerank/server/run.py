@@ -17,18 +17,11 @@ from limerank.server.app import JsonLines, application
 from limerank.server.engine import Serving
 from limerank.server.settings import Settings
 from limerank.state import Mode
-from limerank.stores import EventStore, SqliteStore, ValkeyStore
+from limerank.stores import open_store
 
 log = logging.getLogger("limerank.server")
 LOOK_SECONDS = 2.0
 """Between two looks at what is watched."""
-
-
-def open_store(where: str, most: int | None) -> EventStore:
-    """The store of an address: ``valkey://`` or ``redis://``, else the path of an SQLite file."""
-    if where.startswith(("valkey://", "valkeys://", "redis://", "rediss://", "unix://")):
-        return ValkeyStore(where, most=most)
-    return SqliteStore(Path(where), most=most)
 
 
 def serve(
