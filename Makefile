@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick constraints clean distclean
+.PHONY: help demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -70,10 +70,13 @@ bench-coldstart: bench-data  ## items and users that training never saw (DATA=FO
 bench-ablation: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
 bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
 
-# faiss-cpu is the peer of the pure scan; it is fetched here and nowhere else.
-bench-latency: $(VENV)/.dev  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
-	@$(PIP) install $(QUIET) -c constraints.txt 'faiss-cpu>=1.9'
+bench-latency: $(VENV)/.bench  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
 	$(PY) -m benchmarks.latency $(ARGS)
+	$(PY) -m benchmarks.report
+
+bench-serving: $(VENV)/.dev  ## the server under load from another process; size and speed of the event store
+	$(PY) -m benchmarks.state
+	$(PY) -m benchmarks.serving $(ARGS)
 	$(PY) -m benchmarks.report
 
 bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; nothing is kept
