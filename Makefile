@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints clean distclean
+.PHONY: help api demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -86,6 +86,10 @@ bench-data: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "make bench-$(NAME) DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }
 	$(PY) -m benchmarks.$(NAME) --data $(DATA) $(ARGS)
 	$(PY) -m benchmarks.report
+
+api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
+	$(PY) -c "from limerank.server.app import WAYS; from limerank.server.openapi import describe, reference; \
+	  print(reference(describe('', WAYS, open_=False)), end='')" > docs/api.md
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from limerank.errors import StoreError
 from limerank.losses import predictions
 from limerank.server.app import WAYS, application
 from limerank.server.engine import Serving
+from limerank.server.openapi import describe, reference
 from limerank.server.settings import Settings, keys_of_environment
 from limerank.stores import SqliteStore
 from tests.catalogues import ITEMS, folder, make_run, shop
@@ -344,6 +346,11 @@ def test_the_description_knows_every_route(client):
         assert operation["summary"] and (way.access is None or "security" in operation)
     refs = [part for part in json.dumps(said).split('"') if part.startswith("#/components/schemas")]
     assert refs and all(ref.rsplit("/", 1)[1] in said["components"]["schemas"] for ref in refs)
+
+
+def test_the_page_on_the_api_is_the_description_s():
+    written = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    assert written == reference(describe("", WAYS, open_=False)), "make api writes it anew"
 
 
 def test_no_request_makes_an_error_of_ours(client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -101,3 +102,58 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
     if not open_:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return found
+
+
+def reference(description: dict[str, Any]) -> str:
+    """A description as a page to read, in Markdown."""
+    lines = [
+        "# The API",
+        "",
+        "Made from the server's own description (`/openapi.json`): `make api`.",
+    ]
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            lines += ["", f"## {method.upper()} {path}", "", operation["summary"]]
+            if "description" in operation:
+                lines += ["", operation["description"]]
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for schema in body.get("schema", {}).get("anyOf", [body.get("schema", {})]):
+                if "$ref" in schema:
+                    name = schema["$ref"].rsplit("/", 1)[1]
+                    lines += ["", f"Body: [{name}](#{name.lower()})."]
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "query":
+                    lines += ["", f"Query: `{parameter['name']}`, {_type(parameter['schema'])}."]
+            example = operation["responses"]["200"].get("content", {}).get("application/json")
+            if example:
+                lines += ["", f"Answer, such as `{json.dumps(example['example'])}`."]
+    lines += ["", "# Bodies"]
+    for name, schema in description["components"]["schemas"].items():
+        lines += ["", f"## {name}", "", schema.get("description", ""), ""]
+        lines += ["| field | type | |", "| --- | --- | --- |"]
+        for field, of in schema.get("properties", {}).items():
+            needed = "needed. " if field in schema.get("required", []) else ""
+            lines.append(f"| `{field}` | {_type(of)} | {needed}{of.get('description', '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        parts = dict.fromkeys(_type(part) for part in schema["anyOf"])
+        return " or ".join(part for part in parts if part != "null")
+    kind: str = schema.get("type", "anything")
+    if kind == "array":
+        most = f", at most {schema['maxItems']:,}" if "maxItems" in schema else ""
+        return f"list of {_type(schema.get('items', {}))}{most}"
+    if kind == "object":
+        values = schema.get("additionalProperties")
+        return f"object of {_type(values)}" if isinstance(values, dict) else "object"
+    limits = [
+        f"{word} {schema[key]:,}"
+        for key, word in (("minimum", "from"), ("maximum", "to"))
+        if key in schema and abs(schema[key]) < 1 << 40
+    ]
+    return " ".join([kind, *limits])
