@@ -4,6 +4,7 @@ config.json              format, model and training settings, data shape, where 
 model.safetensors        the best weights so far
 encoding.json            how events, items and users become tokens: the dataset's manifest
 vocab/                   the dataset's vocabularies (Parquet)
+selftest.safetensors     what the weights say of a few requests, to be compared with
 metrics.jsonl            one line per report of the training
 trainer/state.safetensors    everything that an exact resume needs, until training ends
 """

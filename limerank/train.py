@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limerank import selftest
 from limerank.batch import Batch, Sequences
 from limerank.checkpoint import (
     create_run,
@@ -37,6 +38,8 @@ from limerank.progress import Bar
 HIGHER_IS_BETTER = {"auc": True, "gauc": True, "xauc": True, "wtauc": True}
 BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
+TRIED = 4
+"""Requests whose scores are kept beside the weights; see limerank.selftest."""
 REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
 
@@ -318,6 +321,8 @@ class Trainer:
         if state["best"] is None or sign * value > sign * state["best"]:
             state["best"], state["best_step"], state["waited"] = value, state["step"], 0
             save_weights(self.out, self.ranker)
+            few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
+            selftest.keep(self.out, self.ranker, few.to(self.device))
         else:
             state["waited"] += 1
 

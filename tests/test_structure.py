@@ -34,6 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"logs", "readers"}),
     frozenset({"models", "losses"}),
     frozenset({"trained", "checkpoint", "optimise"}),
+    frozenset({"selftest"}),
     frozenset({"train", "evaluate", "index", "catalogue"}),
     frozenset({"index_writing", "indexing", "index_changes"}),
     frozenset({"scorer", "explain", "compare"}),

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limerank import selftest
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.events import Event, event_of, external_id
 from limerank.explain import Explanation, explain
@@ -98,6 +99,10 @@ class Serving:
     def _load(self, run: Path, index: Path) -> Served:
         """Load, check and warm a run and an index; raises before anything in use is touched."""
         trained = load_trained(run)
+        if not selftest.passes(trained):
+            log.warning(
+                "%s has no scores to be compared with: it was trained before they were", run
+            )
         opened = Index.open(index, trained.fingerprint)
         states = UserStates(trained, opened, self.store, mode=self.mode)
         scorer = scorer_for(self.scorer, trained.ranker, opened, threads=self.threads)
