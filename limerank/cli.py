@@ -553,7 +553,7 @@ def serve(
 
     Needs the extra `serve` (pip install "limerank[serve]"). Keys come from --keys or from
     LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS; /openapi.json describes the
-    API, and / is a page to try it.
+    API.
     """
     from pydantic import ValidationError
 
