@@ -13,6 +13,7 @@ multiply-adds of bytes over their peak, whichever takes longer; both measured in
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -20,6 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+# Read when OpenMP is loaded: threads of one peer that wait by spinning take the cores of the other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import faiss
 import numpy as np

@@ -61,11 +61,14 @@ Out<T> array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) 
     return Out<T>(held->data(), shape, owner);
 }
 
+constexpr std::int64_t LEAST_PER_THREAD = 2048;  // fewer items take less time than a thread
+
 // Run function(low, high) over [0, count) in `threads` threads, cut at multiples of `step`.
 template <class Function>
 void in_threads(std::int64_t count, std::int64_t step, int threads, Function function) {
     const std::int64_t steps = (count + step - 1) / step;
-    const int used = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, steps)));
+    const int used = static_cast<int>(
+        std::max<std::int64_t>(1, std::min<std::int64_t>(threads, count / LEAST_PER_THREAD)));
     const auto edge = [&](int t) { return std::min(count, steps * t / used * step); };
     if (used == 1) return function(0, std::int64_t{0}, count);
     std::vector<std::thread> running;
