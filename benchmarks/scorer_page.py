@@ -95,7 +95,7 @@ def plot(found: list[Row]) -> None:
         panel.axvspan(min(faiss), max(faiss), color=GREY, alpha=0.4, lw=0)
         panel.set_yticks(places, names)
         panel.invert_yaxis()
-        panel.set_xlabel("ms (grey: FAISS; black: what the machine allows)")
+        panel.set_xlabel("ms; grey: FAISS, black: allowed")
         panel.set_title(f"{most:,} items, {threads} thread(s)", loc="left", fontsize=9)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
