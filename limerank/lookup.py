@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limerank.errors import DataError
+from limerank.kernels import _native
 
 
 class Level(NamedTuple):
@@ -101,7 +102,7 @@ class IdTable:
             if self.text:
                 found[todo] = self._find_texts(level, [texts[k] for k in todo], wanted[todo])
             else:
-                at = np.minimum(np.searchsorted(level.keys, wanted[todo]), len(level.keys) - 1)
+                at = np.minimum(_native.search(level.keys, wanted[todo]), len(level.keys) - 1)
                 hit = level.keys[at] == wanted[todo]
                 found[todo[hit]] = level.rows[at[hit]]
             todo = todo[found[todo] < 0]
@@ -111,7 +112,7 @@ class IdTable:
         self, level: Level, texts: list[str], wanted: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         found = np.full(len(texts), -1, dtype=np.int64)
-        at = np.searchsorted(level.keys, wanted)
+        at = _native.search(level.keys, wanted)
         todo = np.arange(len(texts))
         while len(todo):  # a second time only where two texts have one hash
             todo = todo[at[todo] < len(level.keys)]
@@ -176,7 +177,7 @@ def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Values as integers, and which of them are integers or their plain text."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return values.astype(np.int64), np.ones(len(values), dtype=bool)
-    if all(type(value) is int for value in values):
+    if set(map(type, values)) == {int}:
         with contextlib.suppress(OverflowError):  # one is no 64-bit integer: looked at one by one
             return np.array(values, dtype=np.int64), np.ones(len(values), dtype=bool)
     numbers = np.zeros(len(values), dtype=np.int64)

@@ -272,8 +272,9 @@ class _Entry:
     """What is in memory of a user.
 
     ``stage`` is what was computed of it, and for which request context; of LIME, whose links depend
-    on none, the time of the newest event, and the links. ``written`` is the version last kept in
-    the store.
+    on none, the time of the newest event, and the links. ``asked`` is the state of the request
+    before this one, and what it depends on: most requests of a user have the same.
+    ``written`` is the version last kept in the store.
     """
 
     version: Version | None
@@ -283,6 +284,7 @@ class _Entry:
     seen: Rows
     written: Version | None
     stage: tuple[Any, Any] | None = None
+    asked: tuple[bytes, LinkState] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -701,8 +703,12 @@ class UserStates:
             entry.stage = stage
         newest, (links,) = stage
         tokens = self._context(newest, entry.kept.events, now, context)
-        c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
-        return LinkState(links, self._ranker.head.from_request(entry.person.u, c_bd))
+        asked = entry.person.digest + tokens.numpy().tobytes()
+        if entry.asked is None or entry.asked[0] != asked or entry.asked[1].links is not links:
+            c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
+            head = self._ranker.head.from_request(entry.person.u, c_bd)
+            entry.asked = asked, LinkState(links, head)
+        return entry.asked[1]
 
     def _past_of(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Past:
         assert isinstance(entry.kept, Window)

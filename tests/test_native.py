@@ -33,8 +33,8 @@ class World(NamedTuple):
     head: np.ndarray
     shape: dict
 
-    def scorer(self, path=None):
-        return _native.Scorer(**self.arrays, **self.shape, path=path)
+    def scorer(self, path=None, held=True):
+        return _native.Scorer(**self.arrays, **self.shape, path=path, held=held)
 
 
 def world(
@@ -128,6 +128,9 @@ def test_every_path_gives_the_same_bits(w, k, threads, seed):
         ends = np.zeros(len(w.links), np.int64)
         top = scorer.top(requests, k, weights, None, NONE, ends, None, threads)
         found.append((whole, *top))
+        anew = w.scorer(path, held=False)
+        requests = anew.requests(w.links, w.head)
+        found.append((whole, *anew.top(requests, k, weights, None, NONE, ends, None, threads)))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, same)
@@ -168,7 +171,9 @@ def test_silu_is_within_its_bound(path):
             "out": np.ones((1, 1), np.float32),
             "bias": np.zeros(1, np.float32),
         }
-        scorer = _native.Scorer(**arrays, heads=1, activation="silu", gated=False, path=path)
+        scorer = _native.Scorer(
+            **arrays, heads=1, activation="silu", gated=False, path=path, held=True
+        )
         requests = scorer.requests(np.zeros((1, 1, 3), np.float32), np.zeros((1, 1), np.float32))
         most = max(
             most, abs(float(scorer.scores(requests, None, 1)[0, 0, 0]) - x / (1 + np.exp(-x)))
@@ -306,3 +311,14 @@ def test_calls_from_several_threads_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert not wrong and alone.rows.shape == (12, min(10, ITEMS))
+
+
+@given(
+    keys=st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=200).map(sorted),
+    wanted=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=60),
+)
+def test_searches_side_by_side_are_numpys(keys, wanted):
+    held = np.array(keys, np.int64)
+    asked = np.array([*wanted, *keys[::3]], np.int64)
+    found = _native.search(held, asked)
+    assert found.dtype == np.int64 and (found == np.searchsorted(held, asked)).all()

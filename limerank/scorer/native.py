@@ -16,6 +16,9 @@ from limerank.models import Ranker
 from limerank.scorer.contract import TopK
 from limerank.scorer.quantised import QuantisedScorer
 
+HELD_BYTES = 1 << 30
+"""A laid-out catalogue that takes more is not held, unless asked for."""
+
 
 def paths() -> list[str]:
     """The implementations that this machine can run, the fastest first: "avx512-vnni", "avx2",
@@ -28,14 +31,20 @@ class NativeScorer(QuantisedScorer):
 
     Integer products are the same numbers; floating-point sums are in another order, so scores
     differ from it by rounding, and for SiLU by an approximation that is off by at most
-    ``SILU_ERROR`` (1.5e-4) per hidden unit. Items of the index are read as they lie in memory and
-    nothing is kept of them. Python's lock is released, so calls may run side by side.
+    ``SILU_ERROR`` (1.5e-4) per hidden unit. Python's lock is released, so calls may run side by
+    side.
+
+    Lists of items are read as they lie in the index. To rank the whole catalogue, all items are
+    laid out for vector registers, when that is first asked for, in memory of this process: as much
+    as the index's weights and terms take.
 
     Args:
         ranker: a LIME model.
         index: that it built.
         threads: that one call shares its items among.
         path: the implementation, one of :func:`paths`; the fastest when not given.
+        held: whether the laid-out catalogue is held; if not, it is laid out anew for every request,
+            which then takes half as long again. By default it is where it takes at most 1 GiB.
 
     Raises:
         SpecError: the model has no links, or this machine has no such path.
@@ -44,7 +53,13 @@ class NativeScorer(QuantisedScorer):
     name = "native"
 
     def __init__(
-        self, ranker: Ranker, index: Index, *, threads: int = 1, path: str | None = None
+        self,
+        ranker: Ranker,
+        index: Index,
+        *,
+        threads: int = 1,
+        path: str | None = None,
+        held: bool | None = None,
     ) -> None:
         super().__init__(ranker, index)
         if not 1 <= threads <= 1024:
@@ -56,7 +71,9 @@ class NativeScorer(QuantisedScorer):
         if ranker.config.activation == "silu":
             self.activation_error = _native.SILU_ERROR
         scales, head, config = index.scales, self.lime.head, self.lime.config
-        assert scales is not None
+        assert scales is not None and index.weights is not None and index.terms is not None
+        if held is None:
+            held = index.weights.nbytes + index.terms.nbytes <= HELD_BYTES
         self._native = _native.Scorer(
             weights=np.asarray(index.weights),
             terms=np.asarray(index.terms),
@@ -73,6 +90,7 @@ class NativeScorer(QuantisedScorer):
             activation=config.activation,
             gated=config.gated,
             path=path,
+            held=held,
         )
 
     @property

@@ -219,7 +219,9 @@ class Serving:
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
-            "candidates": len(index) - len(index.hidden) if rows is None else len(np.unique(rows)),
+            "candidates": len(index) - len(index.hidden)
+            if rows is None
+            else len(set(rows.tolist())),
             "run": served.trained.fingerprint,
             "index_version": index.version,
             "items": [
@@ -283,6 +285,7 @@ class Serving:
         if held is None:
             raise UnknownError(f"nothing is held of the user {id!r}")
         latest = held.events[-served.states.length :]
+        met = list(dict.fromkeys(event.item for event in latest))
         return {
             "user": id,
             "known": True,
@@ -296,6 +299,10 @@ class Serving:
                     "features": dict(event.features),
                 }
                 for event in latest
+            ],
+            "items": [
+                {"item": item, "features": of}
+                for item, of in zip(met, served.items.features(met), strict=True)
             ],
         }
 
@@ -452,7 +459,10 @@ class Serving:
             "item_columns": [] if layout is None else layout.read,
             "item_features": []
             if layout is None
-            else [{"name": one.name, "kind": one.kind} for one in layout.features],
+            else [
+                {"name": one.name, "kind": one.kind, "column": one.column, "split": one.split}
+                for one in layout.features
+            ],
             "context": [
                 {"name": one["name"], "kind": one["kind"], "values": self._values(one)}
                 for one in encoding["event_features"]

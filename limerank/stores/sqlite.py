@@ -151,8 +151,8 @@ class SqliteStore(EventStore):
             raise _error(self.path, error) from error
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """A connection in a transaction: all that is read is of one moment."""
+    def _reading(self, *, several: bool = True) -> Iterator[Connection]:
+        """A connection; in a transaction where several statements read what is of one moment."""
         self._check_open()
         with self._told():
             try:
@@ -160,7 +160,8 @@ class SqliteStore(EventStore):
             except queue.Empty:
                 connection = self._connect()
             try:
-                connection.execute("BEGIN")
+                if several:
+                    connection.execute("BEGIN")
                 yield connection
             finally:
                 if connection.in_transaction:
@@ -342,7 +343,7 @@ class SqliteStore(EventStore):
     # Reading
 
     def version(self, user: Id) -> Version | None:
-        with self._reading() as connection:
+        with self._reading(several=False) as connection:
             found = connection.execute(
                 "SELECT born, count FROM users WHERE id=?", (str(user),)
             ).fetchone()

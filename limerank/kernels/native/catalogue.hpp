@@ -17,13 +17,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace limerank {
 
 constexpr int LANES = 16;         // items of a block: one per vector lane
 constexpr int WIDE = 4;           // first-layer sums computed together; layouts are padded to it
-constexpr int TILE = 16 * LANES;  // items that are laid out at once: they stay in the first cache
+constexpr int TILE = 16 * LANES;  // items that are scored at once: they stay in the first cache
 
 enum class Activation { relu, silu, hardswish };
 
@@ -70,18 +71,24 @@ struct Head {
     int outputs;
 };
 
-// Up to TILE items laid out for the lanes: block after block, of each
+// Room for items laid out for the lanes: block after block, of each
 //     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords.
-struct Tile {
-    std::vector<std::uint32_t> dwords;
-    int count = 0;
-    explicit Tile(const Catalogue& catalogue)
-        : dwords(static_cast<std::size_t>(TILE / LANES) * stride(catalogue) + 16) {}
-    static int stride(const Catalogue& c) { return (c.quads + c.parts * c.padded / 4) * LANES; }
-    std::uint32_t* data() {  // aligned to 64 bytes
-        auto at = reinterpret_cast<std::uintptr_t>(dwords.data());
-        return dwords.data() + ((64 - at % 64) % 64) / 4;
+class Blocks {
+  public:
+    Blocks(const Catalogue& catalogue, std::int64_t items);
+    static std::int64_t stride(const Catalogue& c) {  // dwords of a block
+        return static_cast<std::int64_t>(c.quads + c.parts * c.padded / 4) * LANES;
     }
+    std::uint32_t* data() { return dwords_.get(); }  // aligned to 64 bytes
+    // Where the block that begins with an item lies, a multiple of LANES.
+    std::uint32_t* of(std::int64_t item) { return data() + item / LANES * stride_; }
+
+  private:
+    struct Free {
+        void operator()(std::uint32_t* at) const;
+    };
+    std::int64_t stride_;
+    std::unique_ptr<std::uint32_t[], Free> dwords_;
 };
 
 // What a request is folded from: links [l, d], their head's terms [g] and the layer between.
@@ -99,9 +106,12 @@ struct Path {
     const char* name;
     bool (*supported)();
     // Lay out `count` items, rows[0 .. count) or, without rows, first ... first + count - 1.
-    void (*pack)(const Catalogue&, const std::int64_t* rows, std::int64_t first, int count, Tile&);
-    // Outputs [blocks][outputs][LANES] of a tile's items; those behind its count are undefined.
-    void (*score)(const Catalogue&, Tile&, const Request&, const Head&, float* out);
+    void (*pack)(const Catalogue&, const std::int64_t* rows, std::int64_t first, int count,
+                 std::uint32_t* blocks);
+    // Outputs [blocks][outputs][LANES] of `count` items; those behind the last are undefined.
+    // What lies `ahead` dwords further is fetched meanwhile; 0: nothing is.
+    void (*score)(const Catalogue&, const std::uint32_t* blocks, int count, std::int64_t ahead,
+                  const Request&, const Head&, float* out);
     // Quantise one request; `scratch` holds (columns + 1) * sums floats.
     void (*fold)(const Catalogue&, const Fold&, const float* links, const float* head,
                  float* scratch, std::int8_t* codes, float* step, float* constant);

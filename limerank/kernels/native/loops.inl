@@ -24,7 +24,7 @@ inline F activate(F x, const SiluTable& table) {
 
 // WIDE first-layer sums, from row `j` on, of BLOCKS blocks.
 template <int BLOCKS>
-inline void sums(const Catalogue& c, const std::uint32_t* first, int stride,
+inline void sums(const Catalogue& c, const std::uint32_t* first, std::int64_t stride,
                  const Request& request, int j, F (&out)[BLOCKS][WIDE]) {
     I total[BLOCKS][WIDE];
     for (int b = 0; b < BLOCKS; b++)
@@ -54,16 +54,21 @@ inline void sums(const Catalogue& c, const std::uint32_t* first, int stride,
 }
 
 template <Activation ACTIVATION, bool GATED, int BLOCKS>
-inline void score_some(const Catalogue& c, const std::uint32_t* first, int stride,
-                       const Request& request, const Head& head, float* out) {
+inline void score_some(const Catalogue& c, const std::uint32_t* first, std::int64_t stride,
+                       std::int64_t ahead, const Request& request, const Head& head, float* out) {
     const SiluTable& table = silu_table();
     const int line = head.outputs * LANES;
+    // While these blocks are scored, the memory fetches those that come a tile later.
+    const std::uint32_t* next = first + ahead;
+    const std::int64_t lines = ahead ? BLOCKS * stride / LANES : 0, steps = c.padded / WIDE;
+    const std::int64_t each = (lines + steps - 1) / steps;
     F sum[BLOCKS];
     for (int b = 0; b < BLOCKS; b++) {
         sum[b] = splat(head.bias[0]);
         for (int k = 1; k < head.outputs; k++) store(out + b * line + k * LANES, splat(head.bias[k]));
     }
     for (int j = 0; j < c.padded; j += WIDE) {
+        for (std::int64_t i = 0; i < each; i++, next += LANES) __builtin_prefetch(next, 0, 2);
         F a[BLOCKS][WIDE];
         sums<BLOCKS>(c, first, stride, request, j, a);
         for (int b = 0; b < BLOCKS; b++)
@@ -89,31 +94,29 @@ inline void score_some(const Catalogue& c, const std::uint32_t* first, int strid
 }
 
 template <Activation ACTIVATION, bool GATED>
-void score_blocks(const Catalogue& c, Tile& tile, const Request& request, const Head& head,
-                  float* out) {
-    const int blocks = (tile.count + LANES - 1) / LANES;
-    const int stride = Tile::stride(c);
-    int b = 0;
-    for (; b + TOGETHER <= blocks; b += TOGETHER)
-        score_some<ACTIVATION, GATED, TOGETHER>(c, tile.data() + static_cast<std::ptrdiff_t>(b) * stride, stride,
-                                                request, head, out + static_cast<std::ptrdiff_t>(b) * head.outputs * LANES);
-    for (; b < blocks; b++)
-        score_some<ACTIVATION, GATED, 1>(c, tile.data() + static_cast<std::ptrdiff_t>(b) * stride, stride, request,
-                                         head, out + static_cast<std::ptrdiff_t>(b) * head.outputs * LANES);
+void score_blocks(const Catalogue& c, const std::uint32_t* blocks, int count, std::int64_t ahead,
+                  const Request& request, const Head& head, float* out) {
+    const std::int64_t stride = Blocks::stride(c), line = head.outputs * LANES;
+    int left = (count + LANES - 1) / LANES;
+    for (; left >= TOGETHER; left -= TOGETHER, blocks += TOGETHER * stride, out += TOGETHER * line)
+        score_some<ACTIVATION, GATED, TOGETHER>(c, blocks, stride, ahead, request, head, out);
+    for (; left > 0; left--, blocks += stride, out += line)
+        score_some<ACTIVATION, GATED, 1>(c, blocks, stride, ahead, request, head, out);
 }
 
-void score(const Catalogue& c, Tile& tile, const Request& request, const Head& head, float* out) {
+void score(const Catalogue& c, const std::uint32_t* blocks, int count, std::int64_t ahead,
+           const Request& request, const Head& head, float* out) {
     const bool gated = c.parts == 2;
     switch (c.activation) {
         case Activation::relu:
-            return gated ? score_blocks<Activation::relu, true>(c, tile, request, head, out)
-                         : score_blocks<Activation::relu, false>(c, tile, request, head, out);
+            return gated ? score_blocks<Activation::relu, true>(c, blocks, count, ahead, request, head, out)
+                         : score_blocks<Activation::relu, false>(c, blocks, count, ahead, request, head, out);
         case Activation::silu:
-            return gated ? score_blocks<Activation::silu, true>(c, tile, request, head, out)
-                         : score_blocks<Activation::silu, false>(c, tile, request, head, out);
+            return gated ? score_blocks<Activation::silu, true>(c, blocks, count, ahead, request, head, out)
+                         : score_blocks<Activation::silu, false>(c, blocks, count, ahead, request, head, out);
         case Activation::hardswish:
-            return gated ? score_blocks<Activation::hardswish, true>(c, tile, request, head, out)
-                         : score_blocks<Activation::hardswish, false>(c, tile, request, head, out);
+            return gated ? score_blocks<Activation::hardswish, true>(c, blocks, count, ahead, request, head, out)
+                         : score_blocks<Activation::hardswish, false>(c, blocks, count, ahead, request, head, out);
     }
 }
 
@@ -122,9 +125,9 @@ inline void fetch(const std::uint8_t* from, std::int64_t size, std::int64_t at, 
         __builtin_prefetch(from + at, 0, 2);
 }
 
-void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int count, Tile& tile) {
-    const int stride = Tile::stride(c);
-    tile.count = count;
+void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int count,
+          std::uint32_t* blocks) {
+    const std::int64_t stride = Blocks::stride(c);
     const std::uint8_t* weights[LANES];
     const std::uint8_t* terms[LANES];
     const auto* all_terms = reinterpret_cast<const std::uint8_t*>(c.terms);
@@ -148,7 +151,7 @@ void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int 
                 __builtin_prefetch(all_terms + row * size);
             }
         }
-        std::uint32_t* block = tile.data() + static_cast<std::ptrdiff_t>(at / LANES) * stride;
+        std::uint32_t* block = blocks + at / LANES * stride;
         transpose(weights, c.columns, block);
         block += c.quads * LANES;
         for (int part = 0; part < c.parts; part++) {

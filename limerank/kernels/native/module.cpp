@@ -1,5 +1,5 @@
 // The face towards Python: arguments are checked here, then the work is shared among threads
-// without the interpreter's lock. See limerank/native.py for what the arrays are.
+// without the interpreter's lock. See limerank/scorer/native.py for what the arrays are.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -9,12 +9,14 @@
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
 #include "catalogue.hpp"
+#include "search.hpp"
 #include "select.hpp"
 
 namespace nb = nanobind;
@@ -109,8 +111,9 @@ class Scorer {
            In<float, 1> weight_step, In<float, 1> mean, In<float, 1> middle,
            In<float, 1> term_step, In<float, 2> from_links, In<float, 2> out, In<float, 1> bias,
            In<std::int32_t, 1> hidden_rows, int heads, const std::string& activation, bool gated,
-           const std::optional<std::string>& path)
-        : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), path_(&path_named(path)) {
+           const std::optional<std::string>& path, bool held)
+        : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), path_(&path_named(path)),
+          held_(held) {
         const auto columns = static_cast<std::int64_t>(weights.shape(1));
         const auto sums = static_cast<std::int64_t>(terms.shape(1));
         const auto tasks = static_cast<std::int64_t>(out.shape(0));
@@ -220,15 +223,15 @@ class Scorer {
             nb::gil_scoped_release free;
             const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
             in_threads(count, TILE, threads, [&](int, std::int64_t low, std::int64_t high) {
-                Tile tile(c_);
+                Blocks blocks(c_, TILE);
                 std::vector<float> room(TILE * tasks_);
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int size = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
                     for (std::size_t b = 0; b < batch; b++) {
                         const std::int64_t* of = nullptr;
                         if (rows) of = rows->data() + (own ? b : 0) * rows->shape(1) + at;
-                        if (b == 0 || own) path_->pack(c_, of, at, size, tile);
-                        path_->score(c_, tile, requests.at(b), head, room.data());
+                        if (b == 0 || own) path_->pack(c_, of, at, size, blocks.data());
+                        path_->score(c_, blocks.data(), size, 0, requests.at(b), head, room.data());
                         float* to = found.data() +
                                     (b * static_cast<std::size_t>(count) + static_cast<std::size_t>(at)) * tasks_;
                         unpack(room.data(), size, to);
@@ -292,19 +295,23 @@ class Scorer {
                 combine(weights.data() + b * tasks_, combined.data() + b * static_cast<std::size_t>(c_.padded), bias[b]);
             const auto used = static_cast<std::size_t>(std::max(1, threads));
             std::vector<std::vector<Best>> of_threads(used);
+            Blocks* const whole = rows ? nullptr : laid_out(threads);
+            const std::int64_t next = whole ? TILE / LANES * Blocks::stride(c_) : 0;
             in_threads(count, TILE, threads, [&](int t, std::int64_t low, std::int64_t high) {
                 std::vector<Best>& held = of_threads[static_cast<std::size_t>(t)];
                 held.assign(batch, Best(size));
-                Tile tile(c_);
+                Blocks blocks(c_, whole ? 0 : TILE);
                 alignas(64) float room[TILE];
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int here = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
                     const std::int64_t* of = rows ? rows + at : nullptr;
                     if (everyone && !any(allow->data(), of, at, here)) continue;
-                    path_->pack(c_, of, at, here, tile);
+                    const std::uint32_t* tile = whole ? whole->of(at) : blocks.data();
+                    if (!whole) path_->pack(c_, of, at, here, blocks.data());
                     for (std::size_t b = 0; b < batch; b++) {
                         const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1};
-                        path_->score(c_, tile, requests.at(b), head, room);
+                        const std::int64_t ahead = b == 0 && at + TILE < high ? next : 0;
+                        path_->score(c_, tile, here, ahead, requests.at(b), head, room);
                         const std::int64_t from = b ? exclude_ends.data()[b - 1] : 0;
                         const std::int64_t* gone = exclude.data() + from;
                         const std::int64_t* gone_end = exclude.data() + exclude_ends.data()[b];
@@ -314,7 +321,7 @@ class Scorer {
                     }
                 }
             });
-            Tile tile(c_);
+            Blocks blocks(c_, TILE);
             std::vector<float> room(TILE * tasks_);
             const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
             for (std::size_t b = 0; b < batch; b++) {
@@ -332,8 +339,8 @@ class Scorer {
                 }
                 for (std::size_t at = 0; at < there; at += TILE) {
                     const int here = static_cast<int>(std::min<std::size_t>(TILE, there - at));
-                    path_->pack(c_, best.data() + b * size + at, 0, here, tile);
-                    path_->score(c_, tile, requests.at(b), head, room.data());
+                    path_->pack(c_, best.data() + b * size + at, 0, here, blocks.data());
+                    path_->score(c_, blocks.data(), here, 0, requests.at(b), head, room.data());
                     unpack(room.data(), here, logits.data() + (b * size + at) * tasks_);
                 }
             }
@@ -344,6 +351,21 @@ class Scorer {
     }
 
   private:
+    // All items, laid out when they are first scored; none where the scorer is not to hold them.
+    Blocks* laid_out(int threads) const {
+        if (!held_) return nullptr;
+        std::call_once(once_, [&] {
+            blocks_.emplace(c_, c_.items);
+            in_threads(c_.items, TILE, threads, [&](int, std::int64_t low, std::int64_t high) {
+                for (std::int64_t at = low; at < high; at += TILE) {
+                    const int size = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
+                    path_->pack(c_, nullptr, at, size, blocks_->of(at));
+                }
+            });
+        });
+        return &*blocks_;
+    }
+
     void check(const Requests& requests, int threads) const {
         expect(requests.of == this, "these requests were made by another scorer");
         expect(threads >= 1 && threads <= 1024, "expected 1 to 1024 threads");
@@ -441,6 +463,9 @@ class Scorer {
     In<std::int8_t, 2> terms_;
     In<std::int32_t, 1> hidden_rows_;
     const Path* path_;
+    const bool held_;
+    mutable std::once_flag once_;
+    mutable std::optional<Blocks> blocks_;
     Catalogue c_;
     Fold fold_{};
     std::size_t tasks_ = 0;
@@ -452,7 +477,7 @@ class Scorer {
 
 NB_MODULE(_native, m) {
     using namespace limerank;
-    m.doc() = "Scores the items of an index in integer arithmetic; see limerank.native.";
+    m.doc() = "Scores the items of an index in integer arithmetic; see limerank.scorer.native.";
     m.attr("SILU_ERROR") = SILU_ERROR;
     m.def("paths", [] {
         std::vector<std::string> names;
@@ -466,17 +491,26 @@ NB_MODULE(_native, m) {
         return chosen.peak(rounds, sink);
     }, nb::arg("path"), nb::arg("rounds"),
        "Multiply bytes in registers alone; returns how many multiply-adds that were.");
+    m.def("search", [](In<std::int64_t, 1> keys, In<std::int64_t, 1> wanted) {
+        std::vector<std::int64_t> at(wanted.shape(0));
+        {
+            nb::gil_scoped_release free;
+            lower_bounds(keys.data(), keys.shape(0), wanted.data(), at.size(), at.data());
+        }
+        return array(std::move(at), {wanted.shape(0)});
+    }, nb::arg("keys").noconvert(), nb::arg("wanted").noconvert(),
+       "numpy.searchsorted(keys, wanted), several times as fast.");
     nb::class_<Requests>(m, "Requests").def("__len__", [](const Requests& r) { return r.count; });
     nb::class_<Scorer>(m, "Scorer")
         .def(nb::init<In<std::uint8_t, 2>, In<std::int8_t, 2>, In<float, 1>, In<float, 1>,
                       In<float, 1>, In<float, 1>, In<float, 1>, In<float, 2>, In<float, 2>,
                       In<float, 1>, In<std::int32_t, 1>, int, const std::string&, bool,
-                      const std::optional<std::string>&>(),
+                      const std::optional<std::string>&, bool>(),
              nb::arg("weights").noconvert(), nb::arg("terms").noconvert(), nb::arg("weight_low"),
              nb::arg("weight_step"), nb::arg("weight_mean"), nb::arg("term_middle"),
              nb::arg("term_step"), nb::arg("from_links"), nb::arg("out"), nb::arg("bias"),
              nb::arg("hidden_rows").noconvert(), nb::arg("heads"), nb::arg("activation"),
-             nb::arg("gated"), nb::arg("path").none())
+             nb::arg("gated"), nb::arg("path").none(), nb::arg("held"))
         .def_prop_ro("path", &Scorer::path)
         .def("requests", &Scorer::requests, nb::arg("links").noconvert(),
              nb::arg("head").noconvert())
