@@ -41,7 +41,7 @@ from limerank.logs import prepare
 from limerank.models import build
 from limerank.rank import Recommender
 from limerank.schema import Spec
-from limerank.scorer import ModelScorer, QuantisedScorer, Scorer
+from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer
 
 FEATURES = {"author": 50_000, "category": 20, "brand": 5_000, "language": 30, "band": 100}
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor", "two-tower"])
-    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--hidden", type=int, default=ModelConfig(model="lime-mha").hidden)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--table", type=int, help="items of a table to index with each run")
@@ -152,6 +152,7 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
     scorers: list[Scorer] = [ModelScorer(run.ranker, index)]
     if index.weights is not None:
         scorers.append(QuantisedScorer(run.ranker, index))
+        scorers.append(NativeScorer(run.ranker, index, threads=threads))
     rng = np.random.default_rng(0)
     candidates = index.ids[rng.choice(items, 512, replace=False)].tolist()
     user = dataset.user_ids[np.argmax(np.bincount(dataset.requests["user"]))]
