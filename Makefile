@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints clean distclean
+.PHONY: help api demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -73,6 +73,9 @@ bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
 bench-latency: $(VENV)/.bench  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
 	$(PY) -m benchmarks.latency $(ARGS)
 	$(PY) -m benchmarks.report
+
+faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the tests have a few of each)
+	LIMERANK_KILLS=100 LIMERANK_FUZZ=10000 $(PY) -m pytest -q tests/test_faults.py
 
 bench-serving: $(VENV)/.dev  ## the server under load from another process; size and speed of the event store
 	$(PY) -m benchmarks.state

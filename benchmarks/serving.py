@@ -5,7 +5,10 @@
 An index of random items, a model with random weights, users with 200 events each in an SQLite
 store. A client process keeps a number of connections busy, one request after another on each, with
 bodies that are made beforehand. Every rate stands beside that of a route that does nothing, in the
-same run.
+same run. Users are warm where every body was sent once before.
+
+With a Valkey or Redis server installed, two servers that share one are measured as well, and how
+often an event that one has acknowledged is missing in the other's next ranking.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -26,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import numpy as np
 
 from benchmarks.index import catalogue, random_run
@@ -35,11 +40,15 @@ from limerank.config import ModelConfig
 from limerank.dataset import Dataset
 from limerank.events import event_of
 from limerank.indexing import build_index
-from limerank.stores import SqliteStore
+from limerank.stores import open_store
 
 START = 1_700_000_000_000
 BODIES = 2000
 """Distinct requests of each kind."""
+SHARED_USERS = 1000
+"""Users of the store that two servers share."""
+ROUNDS = 500
+"""Events posted to one of them, each followed by a ranking of the other."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--history", type=int, default=200)
     parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor"])
-    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--connections", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seconds", type=float, default=10.0)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="limerank-serving-") as held:
@@ -63,13 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{given.users * given.history / filled:,.0f} events/s into the store", flush=True)
         for model in given.model:
             measure(folder, model, given)
+        measure_shared(folder, given.model[0], given)
 
 
-def fill(path: Path, users: int, items: int, history: int) -> float:
-    """Events of users who exist already; returns the seconds it took."""
+def fill(path: str | Path, users: int, items: int, history: int) -> float:
+    """Events of users; returns the seconds it took."""
     rng = np.random.default_rng(0)
     started = time.perf_counter()
-    with SqliteStore(path) as store:
+    with open_store(str(path)) as store:
         for first in range(0, users, 64):
             chosen = rng.integers(0, items, (64, history))
             store.append(
@@ -90,14 +100,14 @@ def fill(path: Path, users: int, items: int, history: int) -> float:
 
 
 @contextlib.contextmanager
-def server(folder: Path, model: str) -> Iterator[int]:
+def server(folder: Path, model: str, store: str = "events.db", place: int = 0) -> Iterator[int]:
     """A server as a user starts it; gives its port."""
-    port = 8700 + os.getpid() % 200
+    port = 8700 + os.getpid() % 200 + 200 * place
     command = [sys.executable, "-m", "limerank", "serve", "--open", "--port", str(port)]
     command += ["--run", str(folder / model), "--index", str(folder / f"index-{model}")]
-    command += ["--store", str(folder / "events.db")]
+    command += ["--store", store if "://" in store else str(folder / store)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(folder / "log", "w", encoding="utf-8") as log:
+    with open(folder / f"log-{place}", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             asyncio.run(_ready(port, process))
@@ -119,38 +129,60 @@ async def _ready(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not answer within a minute")
 
 
+KINDS = {
+    "no-op": 0,
+    "512 candidates, cold users": 0,
+    "512 candidates": 0,
+    "512 candidates, unknown users": 0,
+    "whole catalogue": 0,
+    "events, one a request": 1,
+    "events, 50 a request": 50,
+}
+"""What is measured, and how many events a request has."""
+
+
 def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
     """Requests, ready to be written."""
     rng = np.random.default_rng(1)
     if what == "no-op":
         return [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]
-    found = []
+    found, when = [], START + 10**9
     for place in range(BODIES):
         user = int(rng.integers(0, given.users))
-        body: dict[str, Any] = {"user": user, "k": 20}
         path = "/v1/rank"
-        if what == "512 candidates":
+        body: dict[str, Any] = {"user": user, "k": 20}
+        if what.startswith("512"):
             body["candidates"] = rng.choice(given.items, 512, replace=False).tolist()
-        elif what == "512 candidates, unknown users":
+        if what.endswith("unknown users"):
             body["user"] = given.users + place
-            body["candidates"] = rng.choice(given.items, 512, replace=False).tolist()
-        elif what == "events":
-            path = "/v1/events"
-            item, when = int(rng.integers(0, given.items)), START + 10**9 + place
-            body = {"user": user, "item": item, "time": when, "labels": {"click": 1}}
+        if what.endswith("cold users"):  # each body is of another user, and sent once
+            body["user"] = place % given.users
+        if KINDS[what]:
+            path, events = "/v1/events", []
+            for _ in range(KINDS[what]):
+                when += 1
+                item = int(rng.integers(0, given.items))
+                events.append({"user": user, "item": item, "time": when, "labels": {"click": 1}})
+                user = int(rng.integers(0, given.users))
+            body = {"events": events}
         data = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
         found.append(head.encode() + data)
     return found
 
 
-def load(port: int, requests: list[bytes], connections: int, seconds: float) -> list[float]:
-    """Seconds of each answered request; raises where one is not a 200."""
+def load(
+    ports: list[int], requests: list[bytes], connections: int, seconds: float, *, once: bool
+) -> tuple[list[float], float]:
+    """Seconds of each answered request, and of all; raises where one is not a 200.
+
+    Connections share the requests among them: ``once`` through, or for so many seconds.
+    """
 
     async def one(place: int, until: float, taken: list[float]) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        at = place * 7919
-        while time.perf_counter() < until:
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports[place % len(ports)])
+        at = place
+        while at < len(requests) if once else time.perf_counter() < until:
             started = time.perf_counter()
             writer.write(requests[at % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
@@ -162,53 +194,130 @@ def load(port: int, requests: list[bytes], connections: int, seconds: float) -> 
             at += connections
         writer.close()
 
-    async def all_of_them() -> list[float]:
+    async def all_of_them() -> tuple[list[float], float]:
         taken: list[float] = []
-        until = time.perf_counter() + seconds
+        started = time.perf_counter()
+        until = started + seconds
         await asyncio.gather(*(one(place, until, taken) for place in range(connections)))
-        return taken
+        return taken, time.perf_counter() - started
 
     return asyncio.run(all_of_them())
 
 
 def measure(folder: Path, model: str, given: argparse.Namespace) -> None:
-    kinds = [
-        "no-op",
-        "512 candidates",
-        "whole catalogue",
-        "events",
-        "512 candidates, unknown users",
-    ]
-    rates: dict[str, float] = {}
-    context = multiprocessing.get_context("spawn")
-    with server(folder, model) as port, context.Pool(1) as pool:
-        for kind in kinds:
-            requests = requests_of(kind, given)
-            given_to = (port, requests, given.connections)
-            pool.apply(load, (*given_to, min(3.0, given.seconds)))  # warm: users' states are made
-            taken = sorted(pool.apply(load, (*given_to, given.seconds)))
-            rates[kind] = len(taken) / given.seconds
-            row = write_row(
-                "serving",
-                {
-                    "model": model,
-                    "what": kind,
-                    "items": given.items,
-                    "history": given.history,
-                    "users": given.users,
-                    "connections": given.connections,
-                    "processes": 1,
-                },
-                {
-                    "requests_per_s": rates[kind],
-                    "ratio_to_no_op": rates[kind] / rates["no-op"],
-                    "ms_p50": 1e3 * statistics.median(taken),
-                    "ms_p99": 1e3 * taken[int(0.99 * len(taken))],
-                },
-                repeats=len(taken),
-            )
-            shown = {name: round(value, 3) for name, value in row["metrics"].items()}
-            print(model, kind, shown, flush=True)
+    for connections in given.connections:
+        with server(folder, model) as port, loader() as pool:
+            measure_kinds(pool, [port], model, connections, "sqlite", list(KINDS), given)
+
+
+def loader() -> Any:
+    """The client's process."""
+    return multiprocessing.get_context("spawn").Pool(1)
+
+
+def measure_kinds(
+    pool: Any,
+    ports: list[int],
+    model: str,
+    connections: int,
+    store: str,
+    kinds: list[str],
+    given: argparse.Namespace,
+) -> None:
+    noop = 0.0
+    for kind in kinds:
+        requests, cold = requests_of(kind, given), kind.endswith("cold users")
+        sent = (ports, requests, connections, given.seconds)
+        if kind == "512 candidates, cold users" and given.users < BODIES:
+            continue
+        if not cold and not KINDS[kind]:
+            pool.apply(load, sent, {"once": True})
+        taken, seconds = pool.apply(load, sent, {"once": cold})
+        taken.sort()
+        rate = len(taken) / seconds
+        noop = rate if kind == "no-op" else noop
+        row = write_row(
+            "serving",
+            {
+                "model": model,
+                "what": kind,
+                "items": given.items,
+                "history": given.history,
+                "users": given.users,
+                "connections": connections,
+                "servers": len(ports),
+                "store": store,
+            },
+            {
+                "requests_per_s": rate,
+                "events_per_s": rate * KINDS[kind] or None,
+                "ratio_to_no_op": rate / noop,
+                "ms_p50": 1e3 * statistics.median(taken),
+                "ms_p99": 1e3 * taken[int(0.99 * len(taken))],
+            },
+            repeats=len(taken),
+        )
+        shown = {name: value and round(value, 3) for name, value in row["metrics"].items()}
+        print(model, store, len(ports), connections, kind, shown, flush=True)
+
+
+@contextlib.contextmanager
+def valkey(folder: Path) -> Iterator[str | None]:
+    """A Valkey or Redis server of its own, durable; its address, or None where none is there."""
+    program = shutil.which("valkey-server") or shutil.which("redis-server")
+    if program is None:
+        print("neither valkey-server nor redis-server is installed: not measured", flush=True)
+        yield None
+        return
+    socket = folder / "socket"
+    command = [program, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while not socket.exists():
+            time.sleep(0.05)
+        yield f"unix://{socket}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def measure_shared(folder: Path, model: str, given: argparse.Namespace) -> None:
+    """Servers that share a Valkey store: one, two, and whether they agree."""
+    with valkey(folder) as store:
+        if store is None:
+            return
+        fewer = argparse.Namespace(**vars(given) | {"users": min(given.users, SHARED_USERS)})
+        fill(store, fewer.users, given.items, given.history)
+        kinds = ["no-op", "512 candidates", "events, one a request", "events, 50 a request"]
+        with server(folder, model, store) as one, server(folder, model, store, 1) as two:
+            for ports in ([one], [one, two]):
+                with loader() as pool:
+                    measure_kinds(pool, ports, model, 4, "valkey", kinds, fewer)
+            missing, rounds = agreement([one, two], given.items), ROUNDS
+        write_row(
+            "serving",
+            {"model": model, "what": "agreement of two servers", "store": "valkey", "servers": 2},
+            {"rounds": rounds, "missing": missing},
+            repeats=rounds,
+        )
+        print(f"an event was missing {missing} times of {rounds} in the other's next ranking")
+
+
+def agreement(ports: list[int], items: int) -> int:
+    """Post an event to one server and rank with the other, in turns; how often it was missing."""
+    missing = 0
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")) for port in ports
+        ]
+        for place in range(ROUNDS):
+            user, sent = f"of both {place // 50}", place % 50 + 1
+            body = {"user": user, "item": place % items, "time": START + place}
+            clients[place % 2].post("/v1/events", json=body).raise_for_status()
+            told = clients[1 - place % 2].post("/v1/rank", json={"user": user, "k": 1}).json()
+            missing += told["events"] != sent
+    return missing
 
 
 if __name__ == "__main__":

@@ -384,6 +384,15 @@ class UserStates:
 
     # What a server asks
 
+    def at_hand(self, user: Any) -> bool:
+        """Whether a user's state is in memory, or nobody's where the store does not hold the user.
+        Events that came since may have made it stale."""
+        user = None if user is None else external_id("user", user)
+        entry = self._entries.get(user)
+        if entry is None and user is not None and self.store.version(user) is None:
+            entry = self._entries.get(None)
+        return entry is not None and entry.stage is not None
+
     def check(self, event: Event) -> None:
         """Refuse an event that the run cannot read: UnknownError or DataError. An item that the
         index does not hold is no error: it is one of which nothing is known yet."""

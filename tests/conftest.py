@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,23 @@ torch.set_num_threads(2)
 # No deadline: a slow machine is not a wrong answer. Examples come from the test, not from a clock.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture
+def start():  # type: ignore[no-untyped-def]
+    """Starts server processes, see :class:`tests.running.Running`; ends what is left of them."""
+    from tests.running import Running
+
+    running: list[Running] = []
+
+    def begin(*given, **more):  # type: ignore[no-untyped-def]
+        running.append(Running(*given, **more))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        if one.process.poll() is None:
+            one.stop(signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)

@@ -315,7 +315,7 @@ def test_a_store_that_fails_is_a_503(client, tmp_path, monkeypatch):
     def down(*_):
         raise StoreError("the store is away; try again")
 
-    monkeypatch.setattr(SqliteStore, "append", down)
+    monkeypatch.setattr(SqliteStore, "appending", down)
     answer = client.post("/v1/events", json=event(7, 3))
     assert answer.status_code == 503 and answer.headers["retry-after"]
     monkeypatch.undo()

@@ -3,76 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import random
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import httpx2 as httpx
-import pytest
 
 from tests.catalogues import shop
-
-START = 1_700_000_000_000
-
-
-class Running:
-    """A server process and its address."""
-
-    def __init__(self, place, *more, env=None):
-        of = shop("lime-mha")
-        if not (place / "index").exists():
-            shutil.copytree(of.index.path, place / "index")
-        command = [sys.executable, "-m", "limerank", "serve", "--port", "0", "--run", of.run.path]
-        command += ["--index", place / "index", "--store", place / "events.db", *more]
-        self.log = open(place / "log", "a", encoding="utf-8")  # noqa: SIM115  # closed by stop
-        self.process = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            env=os.environ | (env or {}),
-        )
-        line = self.process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, (line, (place / "log").read_text())
-        self.url = found[0]
-
-    def stop(self, how=signal.SIGTERM):
-        self.process.send_signal(how)
-        code = self.process.wait(timeout=60)
-        self.process.stdout.close()
-        self.log.close()
-        return code
-
-
-@pytest.fixture
-def start():
-    running = []
-
-    def begin(*given, **more):
-        running.append(Running(*given, **more))
-        return running[-1]
-
-    yield begin
-    for one in running:
-        if one.process.poll() is None:
-            one.stop(signal.SIGKILL)
-
-
-def event(user, place):
-    return {
-        "user": user,
-        "item": 1 + place % 80,
-        "time": START + 1000 * place,
-        "labels": {"click": 1},
-        "id": str(place),
-    }
+from tests.running import event
 
 
 def test_it_serves_and_stops(start, tmp_path):
@@ -106,48 +45,6 @@ def test_it_says_what_it_needs(call, tmp_path):
     ):
         status, told, error = call(*given, *wrong)
         assert status != 0 and what in " ".join((told + error).split())
-
-
-@pytest.mark.slow
-def test_a_killed_server_loses_nothing_that_it_acknowledged(start, tmp_path):
-    rng, acknowledged, sent = random.Random(0), set(), 0
-    for _ in range(5):
-        server = start(tmp_path, "--open")
-        done = threading.Event()
-
-        def post(first):
-            with httpx.Client(base_url=server.url) as client:  # noqa: B023  # joined below
-                for place in range(first, first + 10_000):
-                    if done.is_set():  # noqa: B023
-                        return
-                    try:
-                        answer = client.post("/v1/events", json=event(place % 5, place))
-                    except httpx.TransportError:
-                        return
-                    if answer.status_code == 200:
-                        acknowledged.add(place)
-
-        threads = [threading.Thread(target=post, args=(sent + 10_000 * k,)) for k in range(3)]
-        sent += 30_000
-        for thread in threads:
-            thread.start()
-        before = len(acknowledged)
-        limit = time.monotonic() + 30
-        wanted = before + rng.randrange(5, 60)
-        while len(acknowledged) < wanted and time.monotonic() < limit:
-            done.wait(0.005)
-        server.stop(signal.SIGKILL)
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert len(acknowledged) > 25
-    server = start(tmp_path, "--open")
-    with httpx.Client(base_url=server.url) as client:
-        held = sum(client.get(f"/v1/users/{user}").json()["events"] for user in range(5))
-        assert held >= len(acknowledged)
-        for place in acknowledged:
-            again = client.post("/v1/events", json=event(place % 5, place)).json()
-            assert again == {"accepted": 0, "duplicates": 1, "expired": 0}
 
 
 def test_reloading_under_load_fails_no_request(start, tmp_path):

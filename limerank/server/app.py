@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -67,7 +67,8 @@ class Engine(Protocol):
     def model(self) -> dict[str, Any]: ...
     def rank(self, asked: Rank) -> dict[str, Any]: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
-    def append(self, events: list[Happened]) -> dict[str, Any]: ...
+    def append(self, events: list[Happened]) -> Future[dict[str, Any]]: ...
+    def brief(self, asked: Rank | list[Happened]) -> bool: ...
     def user(self, user: str) -> dict[str, Any]: ...
     def users(self, text: str, limit: int) -> dict[str, Any]: ...
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]: ...
@@ -121,8 +122,9 @@ class Way(Described):
     """A described route, and the engine's method behind it."""
 
     answers: Callable[[Engine, Told], Any] = lambda engine, told: None
-    light: bool = False
-    """Answered at once, without a place in the queue."""
+    """What is answered, or a promise of it."""
+    light: Callable[[Engine, Told], bool] = lambda engine, told: False
+    """Whether it is answered at once, by no other thread."""
 
 
 def _limit(told: Told) -> int:
@@ -142,12 +144,14 @@ WAYS: tuple[Way, ...] = (
     Way("GET", "/v1/model", "read", "The model, the index and what they know.",
         answers=lambda engine, told: engine.model()),
     Way("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
-        answers=lambda engine, told: engine.rank(told.body)),
+        answers=lambda engine, told: engine.rank(told.body),
+        light=lambda engine, told: engine.brief(told.body)),
     Way("POST", "/v1/explain", "read", "Say which events and links carried items.", (Explain,),
         answers=lambda engine, told: engine.explain(told.body)),
     Way("POST", "/v1/events", "write", "Keep events; answered when they are durable.",
         (Events, Happened), answer={"accepted": 1, "duplicates": 0, "expired": 0},
-        answers=lambda engine, told: engine.append(_events(told))),
+        answers=lambda engine, told: engine.append(_events(told)),
+        light=lambda engine, told: engine.brief(_events(told))),
     Way("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
         answers=lambda engine, told: engine.users(told.query.get("q", ""), _limit(told))),
     Way("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
@@ -167,7 +171,7 @@ WAYS: tuple[Way, ...] = (
         answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(told.path["item"])),
     Way("POST", "/v1/admin/reload", "admin", "Serve another run or index if it passes its tests.",
         (Reload,), answers=lambda engine, told: engine.reload(told.body.run, told.body.index)),
-    Way("GET", "/healthz", None, "Whether the process is alive.", light=True,
+    Way("GET", "/healthz", None, "Whether the process is alive.", light=lambda engine, told: True,
         answer={"status": "ok"}, answers=lambda engine, told: {"status": "ok"}),
     Way("GET", "/readyz", None, "Whether requests can be answered.",
         answer={"status": "ok"}, answers=lambda engine, told: engine.ready()),
@@ -221,33 +225,47 @@ class Gate:
         self._admit(way, request)
         body = await self._body(way, request) if way.body else None
         told = Told(body, request.path_params, request.query_params)
-        if way.light:
+        if way.light(self.engine, told):
             found = way.answers(self.engine, told)
+        elif self.inside >= self.settings.waiting + self.settings.threads:
+            raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
         else:
-            if self.inside >= self.settings.waiting + self.settings.threads:
-                raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
-            self.inside += 1
-            self.numbers.queue.labels("requests").set(self.inside)
-            work = asyncio.get_running_loop().run_in_executor(
+            found = asyncio.get_running_loop().run_in_executor(
                 self.pool, way.answers, self.engine, told
             )
-            work.add_done_callback(self._left)
-            try:
-                found = await asyncio.wait_for(asyncio.shield(work), self.settings.seconds)
-            except TimeoutError:
-                raise Problem(
-                    503,
-                    f"not answered within {self.settings.seconds:g} s; try again",
-                    {"Retry-After": "1"},
-                ) from None
+        if isinstance(found, (asyncio.Future, Future)):
+            found = await self._kept(found)
         data = orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
         return Response(data, headers=HEADERS, media_type="application/json")
 
-    def _left(self, work: asyncio.Future[Any]) -> None:
-        self.inside -= 1
+    async def _kept(self, promise: Future[Any] | asyncio.Future[Any]) -> Any:
+        """What was promised, and what that promised, within the time that a request has."""
+
+        async def all_of_it() -> Any:
+            found: Any = promise
+            try:
+                while isinstance(found, (asyncio.Future, Future)):
+                    found = await (
+                        asyncio.wrap_future(found) if isinstance(found, Future) else found
+                    )
+            finally:
+                self.inside -= 1
+                self.numbers.queue.labels("requests").set(self.inside)
+            return found
+
+        self.inside += 1
         self.numbers.queue.labels("requests").set(self.inside)
-        if not work.cancelled():
-            work.exception()  # taken, whoever still waits for it
+        work = asyncio.ensure_future(all_of_it())
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), self.settings.seconds)
+        except TimeoutError:
+            # What it ends with is taken, though nobody waits for it any more.
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise Problem(
+                503,
+                f"not answered within {self.settings.seconds:g} s; try again",
+                {"Retry-After": "1"},
+            ) from None
 
     def _admit(self, way: Way, request: Request) -> None:
         """Key and rate, or a problem."""

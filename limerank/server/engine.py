@@ -11,6 +11,7 @@ import logging
 import threading
 import time as clock
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -42,6 +43,8 @@ PATHS = 24
 """Ways from an event over a link to an item that an explanation names."""
 LINKS = 8
 """Links that an explanation names."""
+BRIEF_ITEMS, BRIEF_EVENTS = 2048, 16
+"""Items that are ranked, and events that are taken, by a request that is answered at once."""
 PATIENCE = 20.0
 """Seconds for which the change of an index is tried again while another process changes it."""
 
@@ -259,7 +262,8 @@ class Serving:
 
     # Events
 
-    def append(self, events: list[Happened]) -> dict[str, Any]:
+    def append(self, events: list[Happened]) -> Future[dict[str, Any]]:
+        """Check events and have them kept: a promise, so that nobody waits for the disk alone."""
         served = self._served
         checked: list[Event] = []
         for place, given in enumerate(events):
@@ -269,13 +273,46 @@ class Serving:
             except (DataError, UnknownError) as error:
                 raise type(error)(f"events[{place}]: {error}") from None
             checked.append(event)
-        with self.numbers.stage("append"):
-            outcomes = self.store.append(checked)
-        return {
-            "accepted": outcomes.count(Outcome.ACCEPTED),
-            "duplicates": outcomes.count(Outcome.DUPLICATE),
-            "expired": outcomes.count(Outcome.EXPIRED),
-        }
+        answer: Future[dict[str, Any]] = Future()
+        started = clock.perf_counter()
+
+        def told(kept: Future[list[Outcome]]) -> None:
+            self.numbers.stages.labels("append").observe(clock.perf_counter() - started)
+            error = kept.exception()
+            if error is not None:
+                answer.set_exception(error)
+                return
+            outcomes = kept.result()
+            answer.set_result(
+                {
+                    "accepted": outcomes.count(Outcome.ACCEPTED),
+                    "duplicates": outcomes.count(Outcome.DUPLICATE),
+                    "expired": outcomes.count(Outcome.EXPIRED),
+                }
+            )
+
+        self.store.appending(checked).add_done_callback(told)
+        return answer
+
+    # What takes a thread of its own
+
+    def brief(self, asked: Rank | list[Happened]) -> bool:
+        """Whether a request takes about a millisecond and waits for nothing: then handing it to
+        another thread takes longer than answering it."""
+        if not self.store.local:
+            return False
+        if isinstance(asked, list):
+            return len(asked) <= BRIEF_EVENTS
+        served = self._served
+        count = len(served.index) if asked.candidates is None else len(asked.candidates)
+        return (
+            served.scorer.name == "native"
+            and count <= BRIEF_ITEMS
+            and asked.k <= BRIEF_ITEMS
+            and asked.history is None
+            and not asked.filter
+            and served.states.at_hand(asked.user)
+        )
 
     # Users
 

@@ -15,7 +15,7 @@ MOST_EXPLAINED = 50
 Text = Annotated[str, Field(max_length=256)]
 Id = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | Text
 """An external id: what the log has, an integer or text."""
-Time = Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
+Time = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
 Value = int | float | Text | bool | None
 Number = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -77,6 +77,7 @@ def serve(
         h11_max_incomplete_event_size=64 << 10,
     )
     socket = config.bind_socket()
+    socket.listen(config.backlog)  # who reads the next line may connect
     host, port = socket.getsockname()[:2]
     print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
     try:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -96,7 +97,10 @@ class EventStore(abc.ABC):
 
     Attributes:
         most: events held of a user, at most; None: all.
+        local: whether questions are answered by this process itself, in microseconds.
     """
+
+    local = False
 
     def __init__(self, most: int | None) -> None:
         if most is not None and most < 1:
@@ -106,6 +110,13 @@ class EventStore(abc.ABC):
     @abc.abstractmethod
     def append(self, events: Sequence[Event]) -> list[Outcome]:
         """Keep events; returns what became of each, when it is durable."""
+
+    def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
+        """:meth:`append` without waiting, where a store can: what is given at about the same time
+        becomes durable at once. A promise that is not kept may still come true."""
+        promise: Future[list[Outcome]] = Future()
+        promise.set_result(self.append(events))
+        return promise
 
     @abc.abstractmethod
     def version(self, user: Id) -> Version | None:

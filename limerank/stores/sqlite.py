@@ -79,6 +79,8 @@ class SqliteStore(EventStore):
         FormatError: the file is no store, or of another format.
     """
 
+    local = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -178,17 +180,20 @@ class SqliteStore(EventStore):
     # Writing
 
     def _change(self, work: Callable[[Connection], T]) -> T:
+        result: T = self._promised(work, BUSY_SECONDS).result()
+        return result
+
+    def _promised(self, work: Callable[[Connection], Any], patience: float) -> _Job:
         self._check_open()
         job = _Job(work)
         try:
-            self._jobs.put(job, timeout=BUSY_SECONDS)
+            self._jobs.put(job, patience > 0, patience)
         except queue.Full:
             raise StoreError(
                 f"{WAITING} writes wait for {self.path}: it is too busy; try again later"
             ) from None
         # Closing lets all that wait finish, and a job that came too late is refused there.
-        result: T = job.result()
-        return result
+        return job
 
     def _write(self) -> None:
         """The writer's thread: all that waits, one transaction after another."""
@@ -224,6 +229,12 @@ class SqliteStore(EventStore):
             job.future.set_result(result)
 
     def append(self, events: Sequence[Event]) -> list[Outcome]:
+        return self._change(self._appended(events)) if events else []
+
+    def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
+        return self._promised(self._appended(events), 0).future
+
+    def _appended(self, events: Sequence[Event]) -> Callable[[Connection], list[Outcome]]:
         packed = [pack(event) for event in events]
         parts = by_user(events)
 
@@ -269,7 +280,7 @@ class SqliteStore(EventStore):
             _count(connection, users, added)
             return outcomes
 
-        return self._change(work) if events else []
+        return work
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
         user, text = external_id("user", user), json.dumps(dict(features))

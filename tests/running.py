@@ -1,0 +1,57 @@
+"""A server as a process, started by the command, for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+from tests.catalogues import shop
+
+START = 1_700_000_000_000
+
+
+class Running:
+    """A server process and its address; ``more``: of the command, in place of what stands there."""
+
+    def __init__(self, place, *more, env=None, limits=None):
+        of = shop("lime-mha")
+        if not (place / "index").exists():
+            shutil.copytree(of.index.path, place / "index")
+        command = [sys.executable, "-m", "limerank", "serve", "--port", "0", "--run", of.run.path]
+        command += ["--index", place / "index", "--store", place / "events.db", *more]
+        self.log = open(place / "log", "a", encoding="utf-8")  # noqa: SIM115  # closed by stop
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=os.environ | (env or {}),
+            preexec_fn=limits,  # noqa: PLW1509  # sets a limit and no more
+        )
+        line = self.process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, (line, (place / "log").read_text())
+        self.url = found[0]
+
+    def stop(self, how=signal.SIGTERM):
+        """End it; returns the exit status."""
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=60)
+        self.process.stdout.close()
+        self.log.close()
+        return code
+
+
+def event(user, place):
+    """The ``place``-th of a row of different events."""
+    return {
+        "user": user,
+        "item": 1 + place % 80,
+        "time": START + 1000 * place,
+        "labels": {"click": 1},
+        "id": str(place),
+    }
