@@ -1,0 +1,117 @@
+"""Pictures of the page for the README: docs/images/page-*.png.
+
+    python -m benchmarks.pictures                        # makes the small demo first, a minute
+    python -m benchmarks.pictures --demo limerank-demo   # of a demo that was made before
+
+Needs Chromium (apt-get install chromium) and playwright.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+WIDE = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+LOAD_MS = 45_000
+"""How long the operations tab looks at requests before its picture is taken."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="limerank-pictures-") as held:
+        demo = given.demo or Path(held) / "demo"
+        command = [sys.executable, "-m", "limerank", "demo", "--out", str(demo), "--serve"]
+        command += ["--port", "0", *([] if given.demo else ["--small"])]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="")
+                found = re.search(r" on (http://\S+)", line)
+                if found:
+                    take(found[1])
+                    return
+            sys.exit("the demo did not come to serving")
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def take(url: str) -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as started, httpx.Client(base_url=url) as client:
+        browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        user = someone(client)
+        page = visit(browser, url, WIDE, user)
+        page.locator("#ranked button.what").first.click()
+        page.wait_for_selector("#why .flow")
+        save(page, "page-wide")
+        page.locator("#why").screenshot(path=IMAGES / "page-why.png")
+        page.locator("#tab-operations").click()
+        stop = threading.Event()
+        asking = threading.Thread(target=ask, args=(url, stop))
+        asking.start()
+        page.wait_for_timeout(LOAD_MS)
+        save(page, "page-operations")
+        stop.set()
+        asking.join()
+        page = visit(browser, url, PHONE, user)
+        save(page, "page-phone")
+        browser.close()
+    print(f"{IMAGES}: page-wide, page-why, page-operations, page-phone")
+
+
+def someone(client: httpx.Client) -> Any:
+    """One of the users, with a history to look at."""
+    users = client.get("/v1/users", params={"limit": 60}).json()["users"]
+    held = {user: client.get(f"/v1/users/{user}").json()["events"] for user in users}
+    return max(users, key=lambda user: held[user])
+
+
+def visit(browser: Any, url: str, size: dict[str, int], user: Any) -> Page:
+    page: Page = browser.new_context(viewport=size).new_page()
+    page.goto(url)
+    page.wait_for_selector("#ranked > li")
+    page.locator("#user-search").fill(str(user))
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".timeline .event")
+    return page
+
+
+def save(page: Page, name: str) -> None:
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(700)  # what moves has come to rest
+    page.screenshot(path=IMAGES / f"{name}.png")
+
+
+def ask(url: str, stop: threading.Event) -> None:
+    """Requests of many users, as long as they are wanted."""
+    with httpx.Client(base_url=url) as client:
+        users = client.get("/v1/users", params={"limit": 500}).json()["users"]
+        place = 0
+        while not stop.wait(0.004):
+            user = users[place % len(users)]
+            client.post("/v1/rank", json={"user": user, "k": 20})
+            if place % 5 == 0:
+                event = {"user": user, "item": 1 + place % 200, "time": 1_800_000_000_000 + place}
+                client.post("/v1/events", json=event)
+            place += 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+// Numbers, times, ids and features as a reader wants them.
+
+const COUNT = new Intl.NumberFormat("en");
+const SIGNED = new Intl.NumberFormat("en", { signDisplay: "exceptZero", minimumFractionDigits: 3, maximumFractionDigits: 3 });
+const DAY = new Intl.DateTimeFormat("en", { dateStyle: "medium" });
+const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
+export const count = (value) => COUNT.format(value);
+export const signed = (value) => SIGNED.format(value).replace("-", "−");
+export const day = (time) => DAY.format(new Date(time));
+export const clock = (time) => CLOCK.format(new Date(time));
+export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+
+export function value(number) {
+  return number.toFixed(3).replace("-", "−");
+}
+
+export function seconds(number) {
+  if (number >= 600) return `${(number / 60).toFixed(0)} min`;
+  return `${number.toFixed(number < 10 ? 1 : 0)} s`;
+}
+
+export function milliseconds(number) {
+  if (number >= 1000) return `${(number / 1000).toFixed(number < 10_000 ? 2 : 1)} s`;
+  return `${number.toFixed(number < 1 ? 2 : number < 100 ? 1 : 0)} ms`;
+}
+
+/** What a task says: a probability, or seconds. */
+export function score(task, number) {
+  return task.kind === "duration" ? seconds(number) : percent(number);
+}
+
+/** The features of an item in one line: texts as they are, numbers with their names. */
+export function features(of) {
+  const texts = [];
+  const numbers = [];
+  for (const [name, held] of Object.entries(of ?? {})) {
+    if (held === null || held === undefined || held === "") continue;
+    const parts = Array.isArray(held) ? held : [held];
+    if (parts.every((part) => typeof part === "string")) texts.push(...parts.map((part) => part.replaceAll("|", ", ")));
+    else if (parts.length > 4) numbers.push(`${name} of ${parts.length} numbers`);
+    else numbers.push(`${name} ${parts.map((part) => (typeof part === "number" && !name.toLowerCase().includes("id") ? count(part) : part)).join(", ")}`);
+  }
+  return [...texts, ...numbers].join(" · ");
+}
+
+/** The labels of an event, each as { text, good }. */
+export function labels(of, tasks) {
+  const told = [];
+  for (const task of tasks) {
+    const held = of?.[task.name];
+    if (held === undefined) continue;
+    if (task.kind === "duration") {
+      if (held > 0) told.push({ text: `${task.name} ${seconds(held)}`, good: true });
+    } else if (held > 0) told.push({ text: task.name, good: true });
+    else if (task === tasks[0]) told.push({ text: `no ${task.name}`, good: false });
+  }
+  return told;
+}
+
+/** An id that was typed: a whole number becomes one where JavaScript can hold it. */
+export function id(text) {
+  return /^-?(0|[1-9]\d{0,14})$/.test(text) ? Number(text) : text;
+}

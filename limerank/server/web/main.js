@@ -1,0 +1,399 @@
+// What is shown, and what happens when something is chosen: the page's state is here alone.
+
+import { Latest, Problem, call, key } from "./api.js";
+import { combobox } from "./combobox.js";
+import { byId, el } from "./dom.js";
+import * as format from "./format.js";
+import { newItem } from "./newitem.js";
+import { operationsView } from "./operations.js";
+import { personView } from "./person.js";
+import { facts, rankingView, weightsView } from "./ranking.js";
+import { whyView } from "./why.js";
+
+const FIRST = 20; // rows at first, and so many more each time
+const MOST = 10_000; // that one request ranks
+const OFFERED = 12; // users or items that a search offers
+const PAUSE = 90; // ms that a slider rests before it counts
+const TOLD = 6000; // ms that a message stays
+const USUAL_SECONDS = 30; // watched, where no history says more
+const LAST = "limerank-user";
+
+const items = new Map(); // item id as text -> features, of all answers
+const asked = { rank: new Latest(), person: new Latest(), why: new Latest() };
+
+let model;
+let settings;
+let views;
+let subject = { kind: "user", user: null }; // or { kind: "made", history: [...] }
+let made = [];
+let shown = FIRST;
+let pins = new Set();
+let ranking = null;
+let usual = USUAL_SECONDS;
+
+// Messages
+
+function tell(text) {
+  const place = byId("told");
+  place.textContent = text;
+  place.classList.add("on");
+  clearTimeout(tell.timer);
+  tell.timer = setTimeout(() => place.classList.remove("on"), TOLD);
+}
+
+/** Say what went wrong; `again` does it once more. What is no problem of the server is thrown on. */
+function failed(problem, again) {
+  if (!(problem instanceof Problem)) throw problem;
+  byId("ranked").setAttribute("aria-busy", "false");
+  if (problem.status === 401) {
+    askForKey(key.get() ? `The server does not know this key (${problem.detail}).` : "");
+    return;
+  }
+  byId("banner-text").textContent = problem.words;
+  byId("banner-again").hidden = !again || problem.status === 403;
+  byId("banner-again").onclick = () => {
+    calm();
+    again();
+  };
+  byId("banner-key").hidden = problem.status !== 403;
+  byId("banner").hidden = false;
+}
+
+function calm() {
+  byId("banner").hidden = true;
+}
+
+// Keys
+
+function askForKey(wrong = "") {
+  const dialog = byId("key");
+  byId("key-wrong").textContent = wrong;
+  byId("key-wrong").hidden = !wrong;
+  byId("key-forget").hidden = !key.get();
+  byId("key-text").value = "";
+  if (!dialog.open) dialog.showModal();
+  byId("key-text").focus();
+}
+
+function keys() {
+  byId("change-key").addEventListener("click", () => askForKey());
+  byId("banner-key").addEventListener("click", () => askForKey());
+  byId("banner-close").addEventListener("click", calm);
+  byId("key-cancel").addEventListener("click", () => byId("key").close());
+  byId("key-forget").addEventListener("click", () => {
+    key.forget();
+    byId("change-key").hidden = true;
+    byId("key").close();
+    tell("The key is forgotten.");
+  });
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key.set(byId("key-text").value.trim());
+    byId("key-text").value = "";
+    byId("change-key").hidden = false;
+    byId("key").close();
+    calm();
+    if (model) {
+      refresh({ person: true });
+      views.operations.again();
+    } else start();
+  });
+  byId("change-key").hidden = !key.get();
+}
+
+// Ranking
+
+function learn(found) {
+  for (const one of found) if (Object.keys(one.features ?? {}).length) items.set(String(one.item), one.features);
+}
+
+/** Who asks, as the API wants it. */
+function asking() {
+  const who = subject.kind === "made" ? { history: subject.history } : subject.user === null ? {} : { user: subject.user };
+  return { ...who, task_weights: settings.weights, context: settings.context };
+}
+
+/** Rank anew. person: the history may have changed too; compare: tell what moved. */
+async function refresh({ person = false, compare = false } = {}) {
+  views.ranking.busy();
+  const began = performance.now();
+  try {
+    const k = pins.size ? MOST : shown;
+    const answer = await asked.rank.run((signal) => call("POST", "v1/rank", { signal, body: { ...asking(), k, exclude_seen: !settings.seen } }));
+    if (answer === undefined) return;
+    calm();
+    learn(answer.items);
+    ranking = answer;
+    facts(answer, performance.now() - began);
+    views.ranking.show(answer, { shown, pins, compare });
+    note(answer);
+    byId("more").hidden = answer.items.length < shown || shown >= Math.min(answer.candidates, MOST);
+    if (person) await showPerson(answer);
+    const why = views.why.current();
+    if (why) await explain(answer.items.find((one) => String(one.item) === String(why.item)) ?? why);
+  } catch (problem) {
+    failed(problem, () => refresh({ person, compare }));
+  }
+}
+
+function note(answer) {
+  const place = byId("ranking-note");
+  let text = "";
+  if (answer.items.length === 0) text = "Nothing is left to rank: every item was met already. Tick “include items already met”.";
+  else if (subject.kind === "made" && !subject.history.length) text = "An empty history: this is what the model offers someone new. Pick items on the left, or press Watched here.";
+  else if (subject.kind === "user" && subject.user === null) text = "No user is chosen: this is what the model offers someone new.";
+  else if (subject.kind === "user" && !answer.known)
+    text = `Nothing is held of user ${subject.user}: a cold start. With an empty history every value comes from the items themselves. Press Watched on an item, and the history begins.`;
+  place.textContent = text;
+  place.hidden = !text;
+}
+
+async function showPerson(answer) {
+  if (subject.kind === "made") {
+    views.person.made(subject.history);
+    return;
+  }
+  if (!answer.known) {
+    views.person.stranger(subject.user);
+    return;
+  }
+  const held = await asked.person.run((signal) => call("GET", `v1/users/${encodeURIComponent(subject.user)}`, { signal }));
+  if (held === undefined) return;
+  learn(held.items);
+  const durations = model.tasks.filter((task) => task.kind === "duration");
+  const watched = held.history.flatMap((event) => durations.map((task) => event.labels[task.name] ?? 0)).filter((one) => one > 0);
+  if (watched.length) usual = Math.round(watched.sort((a, b) => a - b)[Math.floor(0.75 * (watched.length - 1))]) || 1;
+  views.person.user(held);
+}
+
+async function explain(row) {
+  views.ranking.choose(row.item);
+  views.why.loading(row);
+  try {
+    const answer = await asked.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...asking(), items: [row.item] } }));
+    if (answer === undefined || views.why.current() === null) return;
+    views.why.show(answer.items[0]);
+  } catch (problem) {
+    views.why.close();
+    failed(problem, () => explain(row));
+  }
+}
+
+/** The labels of an event: watched to what is usual, or seen and not watched. */
+function labelsOf(watched) {
+  const found = {};
+  model.tasks.forEach((task, at) => {
+    if (task.kind === "duration") found[task.name] = watched ? usual : 0;
+    else if (at === 0) found[task.name] = watched ? 1 : 0;
+  });
+  return found;
+}
+
+async function happened(row, watched) {
+  const labels = labelsOf(watched);
+  const said = watched ? `Watched ${row.item}` : `${row.item} was seen and not watched`;
+  if (subject.kind === "made" || subject.user === null) {
+    if (subject.kind !== "made") await choose({ kind: "made", history: made }, { quiet: true });
+    pick(row.item, labels);
+    tell(`${said}: it is in the made-up history now.`);
+    return;
+  }
+  const event = { user: subject.user, item: row.item, time: moment(), labels, context: settings.context, id: chance() };
+  const post = async () => {
+    try {
+      await call("POST", "v1/events", { body: event });
+      const told = Object.entries(labels).map(([task, value]) => `${task} ${value}`);
+      tell(`${said}: an event of user ${event.user} (${told.join(", ")}).`);
+      if (views.why.current() && !settings.seen) views.why.close();
+      await refresh({ person: true, compare: true });
+    } catch (problem) {
+      failed(problem, post); // with the same id: it counts once, however often it is sent
+    }
+  };
+  await post();
+}
+
+/** When an event happens: now, or behind all others where the log has an order and no clock. */
+function moment() {
+  if (model.clock) return Date.now();
+  moment.last = Math.max((moment.last ?? 0) + 1, 1_000_000_000 + (ranking?.events ?? 0));
+  return moment.last;
+}
+
+/** An id that nobody else has. */
+function chance() {
+  return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// Who
+
+async function choose(next, { quiet = false } = {}) {
+  const same = next.kind === subject.kind && next.user === subject.user;
+  subject = next;
+  if (!same) {
+    views.why.close();
+    views.ranking.forget();
+    shown = FIRST;
+  }
+  const user = next.kind === "user";
+  byId("who-user").hidden = !user;
+  byId("who-made").hidden = user;
+  document.querySelector(`#kind input[value=${next.kind}]`).checked = true;
+  if (user) {
+    byId("user-search").value = next.user === null ? "" : String(next.user);
+    if (next.user !== null) sessionStorage.setItem(LAST, String(next.user));
+  }
+  if (!quiet) await refresh({ person: true });
+}
+
+function pick(item, labels = labelsOf(true)) {
+  made = [...made, { item, labels }];
+  subject = { kind: "made", history: made };
+  return refresh({ person: true, compare: true });
+}
+
+function searches() {
+  combobox(byId("user-search"), byId("user-options"), {
+    find: async (text, signal) => {
+      const same = subject.kind === "user" && text === String(subject.user ?? "");
+      const answer = await call("GET", "v1/users", { signal, query: { q: same ? "" : text, limit: OFFERED } });
+      return answer.users.map((user) => ({ value: user, name: String(user) }));
+    },
+    choose: (found) => choose({ kind: "user", user: found.value }),
+    typed: (text) => choose({ kind: "user", user: format.id(text) }),
+    failed,
+  });
+  byId("user-search").addEventListener("focus", (event) => event.target.select());
+  combobox(byId("item-search"), byId("item-options"), {
+    find: async (text, signal) => {
+      const answer = await call("GET", "v1/items", { signal, query: { q: text, limit: OFFERED } });
+      learn(answer.items);
+      return answer.items.map((one) => ({ value: one.item, name: String(one.item), detail: format.features(one.features) }));
+    },
+    choose: (found) => {
+      byId("item-search").value = "";
+      pick(found.value);
+    },
+    failed,
+  });
+  for (const one of document.querySelectorAll("#kind input"))
+    one.addEventListener("change", () => {
+      if (one.value === "made") choose({ kind: "made", history: made });
+      else {
+        const last = sessionStorage.getItem(LAST);
+        choose({ kind: "user", user: last === null ? null : format.id(last) });
+      }
+    });
+}
+
+// Tabs
+
+function tabs() {
+  const all = [...document.querySelectorAll("[role=tab]")];
+  const select = (tab, focus = true) => {
+    for (const one of all) {
+      const on = one === tab;
+      one.setAttribute("aria-selected", String(on));
+      one.tabIndex = on ? 0 : -1;
+      byId(one.getAttribute("aria-controls")).hidden = !on;
+    }
+    if (focus) tab.focus();
+    history.replaceState(null, "", tab.id === "tab-operations" ? "#operations" : "#");
+    views.operations.show(tab.id === "tab-operations");
+  };
+  all.forEach((tab, at) => {
+    tab.addEventListener("click", () => select(tab));
+    tab.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      select(all[(to + all.length) % all.length]);
+    });
+  });
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input:not([type=range], [type=checkbox], [type=radio]), select, textarea");
+    if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog:modal")) return;
+    event.preventDefault();
+    select(all[0], false);
+    byId(subject.kind === "made" ? "item-search" : "user-search").focus();
+  });
+  if (location.hash === "#operations") select(all[1], false);
+}
+
+// The start
+
+async function start() {
+  try {
+    model = await call("GET", "v1/model");
+  } catch (problem) {
+    failed(problem, start);
+    return;
+  }
+  calm();
+  const links = model.links === null ? "" : ` · ${model.links} links`;
+  byId("served").replaceChildren(el("b", {}, model.model), `${links} · history of ${model.history} · run ${model.run.slice(0, 8)}`);
+  let timer = 0;
+  settings = weightsView(model, () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => refresh({ compare: true }), PAUSE);
+  });
+  views = {
+    ranking: rankingView({ tasks: model.tasks, explain, happened }),
+    person: personView(byId("person"), {
+      tasks: model.tasks,
+      timed: model.clock,
+      items,
+      remove: (at) => {
+        made = made.filter((_, place) => place !== at);
+        choose({ kind: "made", history: made });
+      },
+      clear: () => {
+        made = [];
+        choose({ kind: "made", history: made });
+      },
+    }),
+    why: whyView({
+      model,
+      items,
+      happened,
+      closed: (row) => {
+        asked.why.stop();
+        views.ranking.choose(null);
+        if (row && !document.querySelector("dialog:modal")) views.ranking.focus(row.item);
+      },
+    }),
+    operations: operationsView(byId("panel-operations"), { failed }),
+  };
+  const open = newItem({
+    model,
+    items,
+    sample: () => ranking?.items.find((one) => Object.keys(one.features).length),
+    added: async (item, said) => {
+      pins = new Set([...pins, String(item)]);
+      await refresh({ compare: true });
+      const row = ranking.items.find((one) => String(one.item) === String(item));
+      const where = row ? `ranks ${format.count(row.rank)} of ${format.count(ranking.candidates)}` : `is not among the first ${format.count(ranking.items.length)} here`;
+      tell(`${said.added ? "Added" : "Changed"}: ${item} ${where}. The index is at version ${said.index_version}.`);
+      views.ranking.focus(item);
+    },
+  });
+  byId("open-new").addEventListener("click", open);
+  byId("more").addEventListener("click", () => {
+    shown += FIRST;
+    refresh();
+  });
+  searches();
+  tabs();
+  const last = sessionStorage.getItem(LAST);
+  let first = last === null ? null : format.id(last);
+  try {
+    if (first === null) [first = null] = (await call("GET", "v1/users", { query: { limit: 1 } })).users;
+  } catch (problem) {
+    failed(problem, () => choose({ kind: "user", user: null }));
+    return;
+  }
+  await choose({ kind: "user", user: first });
+}
+
+keys();
+start();

@@ -1,0 +1,82 @@
+// Prometheus' text format, and what two readings of it say together.
+
+const LINE = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
+const LABEL = /([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"/g;
+
+/** Text -> name -> [{ labels, value }]. */
+export function parse(text) {
+  const found = new Map();
+  for (const line of text.split("\n")) {
+    if (line === "" || line.startsWith("#")) continue;
+    const part = LINE.exec(line);
+    if (!part) continue;
+    const labels = {};
+    for (const [, name, value] of (part[2] ?? "").matchAll(LABEL)) labels[name] = value.replace(/\\(.)/g, (_, sign) => (sign === "n" ? "\n" : sign));
+    if (!found.has(part[1])) found.set(part[1], []);
+    found.get(part[1]).push({ labels, value: Number(part[3].replace("Inf", "Infinity")) });
+  }
+  return found;
+}
+
+/** What the page reads of one answer of /metrics. */
+export function reading(text, time) {
+  const found = parse(text);
+  const gauge = (name) => found.get(name)?.[0]?.value ?? null;
+  const routes = new Map();
+  for (const { labels, value } of found.get("limerank_requests_total") ?? []) {
+    const of = routes.get(labels.route) ?? { requests: 0, errors: 0, refused: 0 };
+    of.requests += value;
+    if (Number(labels.status) >= 500) of.errors += value;
+    else if (Number(labels.status) >= 400) of.refused += value;
+    routes.set(labels.route, of);
+  }
+  return {
+    time,
+    routes,
+    seconds: histograms(found.get("limerank_request_seconds_bucket") ?? [], "route"),
+    stages: histograms(found.get("limerank_stage_seconds_bucket") ?? [], "stage"),
+    users: gauge("limerank_users"),
+    events: gauge("limerank_events"),
+    items: gauge("limerank_items"),
+    version: gauge("limerank_index_version"),
+    queues: (found.get("limerank_queue_depth") ?? []).map(({ labels, value }) => [labels.queue, value]),
+    run: found.get("limerank_model_info")?.[0]?.labels ?? null,
+  };
+}
+
+/** Name -> [[upper bound, cumulative count]], ascending. */
+function histograms(lines, label) {
+  const found = new Map();
+  for (const { labels, value } of lines) {
+    if (!found.has(labels[label])) found.set(labels[label], []);
+    found.get(labels[label]).push([labels.le === "+Inf" ? Infinity : Number(labels.le), value]);
+  }
+  for (const buckets of found.values()) buckets.sort((a, b) => a[0] - b[0]);
+  return found;
+}
+
+/** What was counted between two readings of one histogram; all of it where there is no earlier. */
+export function between(later, earlier) {
+  if (!later) return [];
+  const before = new Map(earlier ?? []);
+  return later.map(([bound, count]) => [bound, Math.max(0, count - (before.get(bound) ?? 0))]);
+}
+
+export const counted = (buckets) => buckets.at(-1)?.[1] ?? 0;
+
+/** A quantile of a histogram, linear inside a bucket; null where nothing was counted. */
+export function quantile(buckets, share) {
+  const total = counted(buckets);
+  if (total === 0) return null;
+  const wanted = share * total;
+  let low = 0;
+  let below = 0;
+  for (const [bound, count] of buckets) {
+    if (count >= wanted) {
+      if (bound === Infinity) return low;
+      return count === below ? bound : low + ((bound - low) * (wanted - below)) / (count - below);
+    }
+    [low, below] = [bound, count];
+  }
+  return low;
+}

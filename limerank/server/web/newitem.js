@@ -1,0 +1,154 @@
+// A form for a new item, made from the columns of the item table that the model reads.
+
+import { byId, el } from "./dom.js";
+import { call } from "./api.js";
+import * as format from "./format.js";
+
+const OFFERED = 60; // known values that a field offers
+
+/**
+ * @param model the answer of /v1/model; `items` item id (as text) -> features.
+ * @param sample () -> the features of an item to begin with, or undefined.
+ * @param added called with the id and the answer when the item is rankable.
+ */
+export function newItem({ model, items, sample, added }) {
+  const dialog = byId("new-item");
+  const byColumn = new Map(model.item_features.map((one) => [one.column, one]));
+  const rest = model.item_columns.filter((column) => column !== model.item_id);
+  let fields = new Map();
+
+  const close = () => dialog.close();
+
+  function open() {
+    if (model.item_id === null) {
+      dialog.replaceChildren(
+        el("h2", { id: "new-title" }, "No items can be added"),
+        el("p", {}, "The run’s data had no item table, so the model knows nothing but the items that it was trained on."),
+        el("div", { class: "actions" }, el("button", { type: "button", onclick: close }, "Close")),
+      );
+      dialog.showModal();
+      return;
+    }
+    const like = sample();
+    fields = new Map();
+    const wrong = el("p", { class: "wrong", role: "alert", hidden: true });
+    const go = el("button", { type: "submit", class: "first" }, "Add and rank it");
+    const form = el(
+      "form",
+      {},
+      el("h2", { id: "new-title" }, "Add an item"),
+      el("p", { class: "hint" }, "It is encoded by its content and rankable with the next request; no training. An id that is known is changed."),
+      wrong,
+      field(model.item_id, null, "id"),
+      rest.map((column) => field(column, byColumn.get(column))),
+      like && el("button", { type: "button", class: "plain", onclick: () => fill(like.features) }, `Fill in the features of ${like.item}`),
+      el("div", { class: "actions" }, go, el("button", { type: "button", class: "plain", onclick: close }, "Cancel")),
+    );
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      wrong.hidden = true;
+      go.disabled = true;
+      try {
+        const item = values();
+        const said = await call("PUT", "v1/items", { body: { items: [item] } });
+        dialog.close();
+        added(item[model.item_id], said);
+      } catch (problem) {
+        if (problem.status === undefined) throw problem;
+        wrong.textContent = problem.words;
+        wrong.hidden = false;
+      } finally {
+        go.disabled = false;
+      }
+    });
+    dialog.replaceChildren(form);
+    dialog.showModal();
+    fields.get(model.item_id).focus();
+  }
+
+  function field(column, feature, kind = feature?.kind) {
+    const name = `new-${column}`;
+    const shape = feature ? example(feature.name) : undefined;
+    const many = Array.isArray(shape);
+    const input = el("input", {
+      id: name,
+      type: kind === "numeric" ? "number" : "text",
+      step: kind === "numeric" ? "any" : null,
+      required: kind === "id",
+      maxlength: kind === "numeric" ? null : kind === "text-vector" ? 100_000 : 256,
+      autocomplete: "off",
+      spellcheck: "false",
+      autocapitalize: "off",
+      list: kind === "categorical" && !many ? `${name}-known` : null,
+    });
+    fields.set(column, input);
+    const hint =
+      kind === "id"
+        ? "a new one"
+        : kind === "text-vector"
+          ? "numbers, separated by commas"
+          : feature?.split
+            ? `several are separated by ${feature.split}`
+            : many
+              ? "several are separated by commas"
+              : feature === undefined
+                ? "0: never offered; 1 or empty: offered"
+                : "";
+    return el(
+      "div",
+      { class: "field" },
+      el("label", { for: name }, column, hint && el("span", { class: "quiet" }, ` ${hint}`)),
+      input,
+      kind === "categorical" && !many && el("datalist", { id: `${name}-known` }, known(feature.name).map((one) => el("option", { value: one }))),
+    );
+  }
+
+  /** A value of a feature as some known item has it. */
+  function example(name) {
+    for (const of of items.values()) if (of[name] !== null && of[name] !== undefined) return of[name];
+    return undefined;
+  }
+
+  function known(name) {
+    const found = new Set();
+    for (const of of items.values()) {
+      const held = of[name];
+      if (held !== null && held !== undefined && !Array.isArray(held)) found.add(String(held));
+      if (found.size >= OFFERED) break;
+    }
+    return [...found].sort();
+  }
+
+  function fill(of) {
+    for (const column of rest) {
+      const feature = byColumn.get(column);
+      const held = feature && of[feature.name];
+      if (held === undefined || held === null) continue;
+      fields.get(column).value = Array.isArray(held) ? held.join(", ") : String(held);
+    }
+  }
+
+  function values() {
+    const item = { [model.item_id]: format.id(fields.get(model.item_id).value.trim()) };
+    for (const column of rest) {
+      const feature = byColumn.get(column);
+      const text = fields.get(column).value.trim();
+      const shape = feature ? example(feature.name) : undefined;
+      if (text === "") item[column] = null;
+      else if (feature === undefined || feature.kind === "numeric") item[column] = Number(text);
+      else if (feature.kind === "text-vector") item[column] = parts(text).map(Number);
+      else if (Array.isArray(shape)) item[column] = parts(text).map((part) => (typeof shape[0] === "number" ? Number(part) : part));
+      else item[column] = typeof shape === "number" ? Number(text) : text;
+    }
+    return item;
+  }
+
+  return open;
+}
+
+function parts(text) {
+  return text
+    .split(",")
+    .map((part) => part.trim())
+    .filter((part) => part !== "");
+}

@@ -1,0 +1,186 @@
+// Operations: what /metrics says, as differences between readings; read only while it is looked at.
+
+import { call } from "./api.js";
+import { lineChart } from "./chart.js";
+import { el } from "./dom.js";
+import * as format from "./format.js";
+import { between, counted, quantile, reading } from "./metrics.js";
+
+const EVERY = 2000; // ms between readings
+const KEPT = 5 * 60_000; // ms that charts go back
+const WINDOW = 60_000; // ms over which tables and tiles count
+const MAIN = "POST /v1/rank";
+
+const rate = (value) => (value === 0 ? "0" : value < 10 ? value.toFixed(value < 1 ? 2 : 1) : format.count(Math.round(value)));
+const time = (seconds) => (seconds === null ? "–" : format.milliseconds(1000 * seconds));
+const name = (route) => route.replace(":path}", "}");
+
+/** @param failed called with a problem that needs a key; others are told here. */
+export function operationsView(place, { failed }) {
+  let readings = [];
+  let timer = 0;
+  let shown = false;
+  let paused = false;
+  let route = MAIN;
+
+  const tiles = el("dl", { class: "tiles" });
+  const state = el("p", { class: "quiet live", role: "status" });
+  const pause = el("button", { type: "button", "aria-pressed": "false" }, "Pause");
+  const chosen = el("select", { id: "ops-route" }, el("option", { value: MAIN }, MAIN));
+  const throughput = lineChart("Throughput", "Requests answered per second, between two readings.", (value) => `${rate(value)}/s`);
+  const latency = lineChart("Latency", "Time in the server, estimated from histogram buckets.", time);
+  const routes = table("Routes", ["route", "per s", "p50", "p99", "refused", "errors", "in all"]);
+  const stages = table("Stages", ["stage", "per s", "p50", "p99", "in all"]);
+  latency.node.querySelector("figcaption").append(el("label", { for: "ops-route", class: "unseen" }, "Route"), chosen);
+
+  place.replaceChildren(
+    el("div", { class: "heading" }, el("h2", {}, "Operations"), el("div", { class: "heading-right" }, state, pause)),
+    tiles,
+    el("div", { class: "charts" }, throughput.node, latency.node),
+    el("div", { class: "tables" }, routes.node, stages.node),
+  );
+
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.textContent = paused ? "Go on" : "Pause";
+    pause.setAttribute("aria-pressed", String(paused));
+    schedule();
+  });
+  chosen.addEventListener("input", () => {
+    route = chosen.value;
+    draw();
+  });
+  document.addEventListener("visibilitychange", schedule);
+
+  const running = () => shown && !paused && !document.hidden;
+
+  function schedule() {
+    clearTimeout(timer);
+    if (running()) poll();
+    else if (paused) state.textContent = "paused";
+  }
+
+  async function poll() {
+    clearTimeout(timer);
+    try {
+      const text = await call("GET", "metrics", { text: true });
+      const read = reading(text, Date.now());
+      // A server that began anew counts from nothing: what was read before says nothing about it.
+      const total = (one) => [...one.routes.values()].reduce((sum, of) => sum + of.requests, 0);
+      if (readings.length && total(read) < total(readings.at(-1))) readings = [];
+      readings.push(read);
+      readings = readings.filter((one) => one.time >= read.time - KEPT);
+      state.textContent = "live, every 2 s";
+      state.classList.remove("wrong");
+      draw();
+    } catch (problem) {
+      if (problem.status === undefined) throw problem;
+      state.textContent = problem.words;
+      state.classList.add("wrong");
+      if (problem.status === 401 || problem.status === 403) {
+        failed(problem);
+        return;
+      }
+    }
+    if (running()) timer = setTimeout(poll, EVERY);
+  }
+
+  function draw() {
+    const now = readings.at(-1);
+    if (!now || !shown) return;
+    const first = readings.find((one) => one.time >= now.time - WINDOW);
+    const span = Math.max((now.time - first.time) / 1000, 1e-3);
+    const fresh = first === now;
+    const per = (later, earlier) => (fresh ? null : Math.max(0, later - (earlier ?? 0)) / span);
+
+    let all = 0;
+    let wrong = 0;
+    const rows = [];
+    for (const of of [...now.routes.keys()].sort()) {
+      const [here, before] = [now.routes.get(of), first.routes.get(of)];
+      const took = between(now.seconds.get(of), fresh ? null : first.seconds.get(of));
+      const speed = per(here.requests, before?.requests);
+      all += speed ?? 0;
+      wrong += per(here.errors, before?.errors) ?? 0;
+      rows.push([name(of), speed === null ? "–" : rate(speed), time(quantile(took, 0.5)), time(quantile(took, 0.99)), format.count(here.refused), format.count(here.errors), format.count(here.requests)]);
+    }
+    routes.fill(rows);
+    stages.fill(
+      [...now.stages.keys()].map((of) => {
+        const whole = now.stages.get(of);
+        const took = between(whole, fresh ? null : first.stages.get(of));
+        const speed = fresh ? "–" : rate(counted(took) / span);
+        return [of, speed, time(quantile(took, 0.5)), time(quantile(took, 0.99)), format.count(counted(whole))];
+      }),
+    );
+    const rank = between(now.seconds.get(MAIN), fresh ? null : first.seconds.get(MAIN));
+    const queue = now.queues.reduce((sum, [, value]) => sum + value, 0);
+    const said = [
+      ["requests/s", fresh ? "–" : rate(all)],
+      ["rank p50", time(quantile(rank, 0.5))],
+      ["rank p99", time(quantile(rank, 0.99))],
+      ["errors/s", fresh ? "–" : rate(wrong), wrong > 0 ? "bad" : null],
+      ["queue depth", format.count(queue), queue > 0 ? "busy" : null],
+      ["users", now.users === null ? "–" : format.count(now.users)],
+      ["events", now.events === null ? "–" : format.count(now.events)],
+      ["items", now.items === null ? "–" : format.count(now.items)],
+      ["index version", now.version === null ? "–" : String(now.version)],
+    ];
+    tiles.replaceChildren(...said.map(([of, value, kind]) => el("div", { class: kind ?? null }, el("dt", {}, of), el("dd", {}, value))));
+    charts(now);
+  }
+
+  function charts(now) {
+    const known = [...now.seconds.keys()].sort();
+    if (!known.includes(route)) known.push(route);
+    if (chosen.options.length !== known.length) chosen.replaceChildren(...known.map((of) => el("option", { value: of, selected: of === route }, name(of))));
+    const from = Math.min(readings[0].time, now.time - WINDOW);
+    const pairs = readings.slice(1).map((one, at) => [one, readings[at]]);
+    const speed = (count) =>
+      pairs.map(([later, earlier]) => {
+        let sum = 0;
+        for (const [of, held] of later.routes) sum += count(of, held) - (earlier.routes.has(of) ? count(of, earlier.routes.get(of)) : 0);
+        return [later.time, Math.max(0, sum) / ((later.time - earlier.time) / 1000)];
+      });
+    throughput.draw(
+      [
+        { name: "all routes", kind: "first", points: speed((of, held) => held.requests) },
+        { name: MAIN, kind: "second", points: speed((of, held) => (of === MAIN ? held.requests : 0)) },
+        { name: "errors", kind: "bad", points: speed((of, held) => held.errors) },
+      ],
+      from,
+      now.time,
+    );
+    const at = (share) => pairs.map(([later, earlier]) => [later.time, quantile(between(later.seconds.get(route), earlier.seconds.get(route)), share)]);
+    latency.draw(
+      [
+        { name: "p50", kind: "first", points: at(0.5) },
+        { name: "p99", kind: "third", points: at(0.99) },
+      ],
+      from,
+      now.time,
+    );
+  }
+
+  return {
+    show: (yes) => {
+      shown = yes;
+      schedule();
+    },
+    again: schedule,
+  };
+}
+
+function table(title, columns) {
+  const body = el("tbody");
+  const node = el(
+    "div",
+    { class: "card wide" },
+    el("h3", {}, title),
+    el("p", { class: "hint" }, "Over the last minute; refused, errors and the last column since the server began."),
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, el("table", {}, el("thead", {}, el("tr", {}, columns.map((one) => el("th", { scope: "col" }, one)))), body)),
+  );
+  if (title === "Stages") node.querySelector(".hint").textContent = "What requests do in the server, over the last minute; the last column since it began.";
+  const fill = (rows) => body.replaceChildren(...rows.map((cells) => el("tr", {}, cells.map((one, at) => (at === 0 ? el("th", { scope: "row" }, one) : el("td", {}, one))))));
+  return { node, fill };
+}

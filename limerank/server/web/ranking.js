@@ -1,0 +1,202 @@
+// The ranking: rows with what every task says, what is weighed, and what changed.
+
+import { byId, el } from "./dom.js";
+import * as format from "./format.js";
+
+const MOVE_MS = 320;
+
+/**
+ * @param tasks of the model.
+ * @param explain called with a row of the answer; `happened` with a row and whether it was watched.
+ */
+export function rankingView({ tasks, explain, happened }) {
+  const list = byId("ranked");
+  const pinned = byId("pinned");
+  let chosen = null;
+  let ranks = null; // item -> rank, of the ranking before
+
+  byId("ranking").style.setProperty("--tasks", String(tasks.length));
+  byId("rank-head").replaceChildren(
+    el("span", { class: "place" }, "#"),
+    el("span", { class: "what" }, "Item"),
+    ...tasks.map((task) => el("span", { class: "score" }, task.name)),
+    el("span", { class: "value" }, "value"),
+  );
+
+  function row(one, most) {
+    const mine = String(one.item);
+    const scores = tasks.map((task) => {
+      const said = one.scores[task.name];
+      const bar = el("span", { class: "bar", "aria-hidden": "true" }, el("span", {}));
+      bar.firstChild.style.width = `${Math.max(0, Math.min(100, (100 * said) / (task.kind === "duration" ? most[task.name] : 1)))}%`;
+      return el("span", { class: "score" }, el("span", { class: "name" }, task.name), el("span", { class: "number" }, format.score(task, said)), bar);
+    });
+    return el(
+      "li",
+      { "data-item": mine, class: mine === chosen ? "chosen" : null },
+      el("span", { class: "place" }, format.count(one.rank), moved(one)),
+      el(
+        "button",
+        { type: "button", class: "what", "aria-haspopup": "dialog", "data-what": "why", onclick: () => explain(one) },
+        el("span", { class: "id" }, mine),
+        el("span", { class: "unseen" }, ", why?"),
+        el("span", { class: "detail" }, format.features(one.features)),
+      ),
+      ...scores,
+      el("span", { class: "value" }, el("span", { class: "name" }, "value"), el("span", { class: "number" }, format.value(one.value))),
+      el(
+        "button",
+        { type: "button", class: "watched", "data-what": "watched", "aria-label": `Watched ${mine}`, onclick: () => happened(one, true) },
+        "Watched",
+      ),
+    );
+  }
+
+  function moved(one) {
+    if (ranks === null) return null;
+    const before = ranks.get(String(one.item));
+    if (before === undefined) return el("span", { class: "moved new", title: "was not among those shown" }, "new");
+    const by = before - one.rank;
+    if (by === 0) return null;
+    const text = by > 0 ? `▲${by}` : `▼${-by}`;
+    return el("span", { class: by > 0 ? "moved up" : "moved down", title: `was ${before}` }, text);
+  }
+
+  /**
+   * @param answer of /v1/rank; `shown` rows of it are shown, those of `pins` above them.
+   * @param compare whether to tell what changed since the ranking before.
+   */
+  function show(answer, { shown, pins, compare }) {
+    const focus = focused();
+    const before = places();
+    const rows = answer.items.slice(0, shown);
+    if (!compare) ranks = null;
+    const most = {};
+    for (const task of tasks) most[task.name] = Math.max(1e-9, ...rows.map((one) => one.scores[task.name]));
+    list.replaceChildren(...rows.map((one) => row(one, most)));
+    const added = answer.items.filter((one) => pins.has(String(one.item)));
+    pinned.replaceChildren(...added.map((one) => row(one, most)));
+    pinned.hidden = added.length === 0;
+    list.setAttribute("aria-busy", "false");
+    byId("rank-head").hidden = rows.length === 0;
+    ranks = new Map(rows.map((one) => [String(one.item), one.rank]));
+    refocus(focus);
+    animate(before);
+  }
+
+  function choose(item) {
+    chosen = item === null ? null : String(item);
+    for (const one of document.querySelectorAll(".ranked > li")) one.classList.toggle("chosen", one.dataset.item === chosen);
+  }
+
+  function focused() {
+    const at = document.activeElement?.closest?.(".ranked > li");
+    if (!at) return null;
+    const what = document.activeElement.dataset.what;
+    return { list: at.parentElement, item: at.dataset.item, place: [...at.parentElement.children].indexOf(at), what };
+  }
+
+  /** The row that had the focus keeps it; where it went, the one in its place gets it. */
+  function refocus(was) {
+    if (was === null || document.querySelector("dialog:modal")) return;
+    const rows = [...was.list.children];
+    const to = rows.find((one) => one.dataset.item === was.item) ?? rows[Math.min(was.place, rows.length - 1)];
+    to?.querySelector(`[data-what=${was.what}]`)?.focus({ preventScroll: true });
+  }
+
+  function places() {
+    return new Map([...list.children].map((one) => [one.dataset.item, one.getBoundingClientRect().top]));
+  }
+
+  function animate(before) {
+    if (!before.size || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    for (const one of list.children) {
+      const was = before.get(one.dataset.item);
+      const by = was === undefined ? null : was - one.getBoundingClientRect().top;
+      if (by === 0) continue;
+      const from = by === null ? { opacity: 0 } : { transform: `translateY(${by}px)` };
+      one.animate([from, by === null ? { opacity: 1 } : { transform: "none" }], { duration: MOVE_MS, easing: "cubic-bezier(.2,.7,.3,1)" });
+    }
+  }
+
+  function keys(event) {
+    if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+    const at = focused();
+    if (at === null) return;
+    const rows = [...document.querySelectorAll(".ranked:not([hidden]) > li")];
+    const place = rows.findIndex((one) => one.contains(document.activeElement));
+    const to = rows[place + (event.key === "ArrowDown" ? 1 : -1)];
+    if (!to) return;
+    event.preventDefault();
+    to.querySelector(`[data-what=${at.what}]`)?.focus();
+  }
+  list.addEventListener("keydown", keys);
+  pinned.addEventListener("keydown", keys);
+
+  return {
+    show,
+    choose,
+    busy: () => list.setAttribute("aria-busy", "true"),
+    forget: () => {
+      ranks = null;
+    },
+    focus: (item) => [...document.querySelectorAll(".ranked > li")].find((one) => one.dataset.item === String(item))?.querySelector(".what")?.focus(),
+  };
+}
+
+/** What the server told about a ranking: time by stage, and of what it was made. */
+export function facts(answer, travelled) {
+  const { total, ...stages } = answer.milliseconds;
+  const said = [
+    ["ranked", `${format.count(answer.candidates)} item${answer.candidates === 1 ? "" : "s"}`],
+    ["in", format.milliseconds(total), "strong"],
+    ...Object.entries(stages).map(([name, one]) => [name, format.milliseconds(one)]),
+    ["round trip", format.milliseconds(travelled)],
+    ["index version", String(answer.index_version)],
+    ["run", answer.run.slice(0, 8)],
+  ];
+  byId("facts").replaceChildren(...said.map(([name, one, strong]) => el("div", { class: strong ?? null }, el("dt", {}, name), el("dd", {}, one))));
+}
+
+/**
+ * What counts: a slider for each task, a choice for each context feature, and whether items that
+ * were met already are ranked. `changed` is called with all of it.
+ */
+export function weightsView(model, changed) {
+  const state = { weights: Object.fromEntries(model.tasks.map((task, at) => [task.name, at === 0 ? 1 : 0])), context: {}, seen: false };
+  const sliders = model.tasks.map((task) => {
+    const told = el("output", { for: `weight-${task.name}` }, format.value(state.weights[task.name]).slice(0, -1));
+    const input = el("input", { type: "range", id: `weight-${task.name}`, min: "-1", max: "2", step: "0.05", value: state.weights[task.name] });
+    input.addEventListener("input", () => {
+      state.weights[task.name] = Number(input.value);
+      told.textContent = format.value(Number(input.value)).slice(0, -1);
+      changed(state);
+    });
+    return el("div", { class: "weight" }, el("label", { for: input.id }, task.name), input, told);
+  });
+  const choices = model.context.map((one) => {
+    const name = `context-${one.name}`;
+    const field =
+      one.kind === "categorical"
+        ? el("select", { id: name }, el("option", { value: "" }, "not told"), one.values.map((known) => el("option", { value: known }, known)))
+        : el("input", { id: name, type: "number", step: "any", placeholder: "not told" });
+    field.addEventListener("input", () => {
+      if (field.value === "") delete state.context[one.name];
+      else state.context[one.name] = one.kind === "categorical" ? field.value : Number(field.value);
+      changed(state);
+    });
+    return el("div", { class: "context" }, el("label", { for: name }, one.name), field);
+  });
+  const seen = el("input", { type: "checkbox", id: "seen" });
+  seen.addEventListener("input", () => {
+    state.seen = seen.checked;
+    changed(state);
+  });
+  byId("weights").replaceChildren(
+    el("p", { class: "weights-title" }, "Task weights", el("span", { class: "quiet" }, " of each task’s logit in the ranking value")),
+    el("div", { class: "sliders" }, sliders),
+    el("div", { class: "choices" }, choices, el("div", { class: "context check" }, seen, el("label", { for: "seen" }, "include items already met"))),
+  );
+  byId("weights").addEventListener("submit", (event) => event.preventDefault());
+  return state;
+}

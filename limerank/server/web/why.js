@@ -1,0 +1,285 @@
+// Why an item stands where it stands: events -> links -> item, drawn with the model's own weights.
+
+import { byId, el, svg } from "./dom.js";
+import * as format from "./format.js";
+
+const EVENTS = 10; // drawn, those with the greatest shares
+const LINKS = 6;
+const ROW = 36; // pixels of a drawn event
+const LISTED = 8; // events in the table at first
+
+/**
+ * @param model the answer of /v1/model; `items` item id (as text) -> features.
+ * @param closed called when it is closed; `happened` with the row and whether it was watched.
+ */
+export function whyView({ model, items, closed, happened }) {
+  const dialog = byId("why");
+  const wide = matchMedia("(min-width: 1180px)");
+  let row = null;
+  let all = false;
+
+  function open(of) {
+    if (row === null || String(row.item) !== String(of.item)) all = false;
+    row = of;
+    if (!dialog.open) {
+      if (wide.matches) dialog.show();
+      else dialog.showModal();
+    }
+    byId("why-empty").hidden = true;
+  }
+
+  dialog.addEventListener("close", () => {
+    if (dialog.open) return; // opened again meanwhile
+    byId("why-empty").hidden = false;
+    const was = row;
+    row = null;
+    closed(was);
+  });
+  // A dialog that stands in the page has no Escape of its own.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && dialog.open && !event.defaultPrevented && !document.querySelector("dialog:modal")) dialog.close();
+  });
+  wide.addEventListener("change", () => {
+    if (dialog.open) dialog.close();
+  });
+
+  function head() {
+    return el(
+      "div",
+      { class: "heading" },
+      el("h2", { id: "why-title" }, "Why ", el("span", { class: "id" }, String(row.item))),
+      el("button", { type: "button", class: "plain", onclick: () => dialog.close(), "aria-label": "Close (Escape)" }, "Close"),
+    );
+  }
+
+  function loading(of) {
+    const was = dialog.open;
+    open(of);
+    if (was && dialog.dataset.item === String(of.item) && dialog.childElementCount > 1) return; // the old one stays meanwhile
+    dialog.dataset.item = String(of.item);
+    dialog.replaceChildren(head(), el("p", { class: "quiet" }, "Asking the model …"));
+    dialog.querySelector("button").focus({ preventScroll: wide.matches });
+  }
+
+  /** @param found one item of the answer of /v1/explain. */
+  function show(found) {
+    const had = dialog.contains(document.activeElement);
+    const at = document.activeElement?.dataset?.what;
+    const gained = found.value - found.without_history;
+    const parts = [
+      head(),
+      el("p", { class: "quiet" }, format.features(items.get(String(found.item)))),
+      el(
+        "dl",
+        { class: "sum" },
+        el("div", {}, el("dt", {}, "without a history"), el("dd", {}, format.value(found.without_history))),
+        el("div", { class: "sign" }, el("dt", {}, "the history"), el("dd", { class: gained >= 0 ? "up" : "down" }, format.signed(gained))),
+        el("div", { class: "strong" }, el("dt", {}, "ranking value"), el("dd", {}, format.value(found.value))),
+      ),
+    ];
+    if (found.events.length) parts.push(...diagram(found), table(found));
+    else parts.push(el("p", { class: "note" }, "There is no history: the value comes from the item itself and from what is known of the request."));
+    parts.push(
+      el(
+        "div",
+        { class: "actions" },
+        el("button", { type: "button", class: "first", "data-what": "did", onclick: () => happened(row, true) }, "Watched"),
+        el("button", { type: "button", "data-what": "skipped", onclick: () => happened(row, false) }, "Seen, not watched"),
+      ),
+    );
+    dialog.dataset.item = String(found.item);
+    dialog.replaceChildren(...parts);
+    if (had) (dialog.querySelector(at ? `[data-what=${at}]` : "button") ?? dialog.querySelector("button")).focus({ preventScroll: true });
+  }
+
+  function diagram(found) {
+    const linked = found.links.length > 0;
+    const drawn = linked ? flows(found) : straight(found);
+    const share = format.percent(drawn.share, 0);
+    const what = !linked
+      ? `This model has no links. Width: the size of each event’s effect, scaled to one. Drawn: ${share}.`
+      : model.model === "lime-mha"
+        ? `Width: the share of what the item receives, the model’s own attention weights averaged over heads. Drawn: the ${drawn.ways} widest ways, ${share} of all.`
+        : `Width: the share of what the item receives; event to link by the size of the last block’s weights. Drawn: the ${drawn.ways} widest ways, ${share} of all.`;
+    return [el("h3", {}, linked ? "Events → links → item" : "Events → item"), el("p", { class: "hint" }, what), drawn.picture];
+  }
+
+  /** Left events, in the middle links, on the right the item: everything in one scale. */
+  function flows(found) {
+    const links = found.links.slice(0, LINKS);
+    const place = new Map(links.map((one, at) => [one.link, at]));
+    const total = new Map();
+    for (const way of found.paths) if (place.has(way.link)) total.set(way.event, (total.get(way.event) ?? 0) + way.weight);
+    const kept = [...total].sort((a, b) => b[1] - a[1]).slice(0, EVENTS).map(([event]) => event).sort((a, b) => a - b);
+    const ways = found.paths.filter((way) => place.has(way.link) && kept.includes(way.event));
+    const { width, left, right, middle } = columns();
+    const height = Math.max(kept.length, links.length, 4) * ROW;
+    const gap = 14;
+    const sum = links.reduce((so_far, one) => so_far + one.weight, 0);
+    const widest = Math.max(...kept.map((event) => total.get(event)));
+    const scale = Math.min((ROW - 10) / widest, (height - gap * (links.length + 1) - 20) / sum);
+    // Where each link and the item stand.
+    let y = (height - sum * scale - gap * (links.length - 1)) / 2;
+    const tops = links.map((one) => {
+      const top = y;
+      y += one.weight * scale + gap;
+      return top;
+    });
+    const itemTop = (height - sum * scale) / 2;
+    const step = height / kept.length;
+    const reached = links.map(() => 0);
+    const groups = kept.map((event, at) => {
+      const own = ways.filter((way) => way.event === event).sort((a, b) => place.get(a.link) - place.get(b.link));
+      let from = step * (at + 0.5) - (total.get(event) * scale) / 2;
+      const ribbons = own.map((way) => {
+        const link = place.get(way.link);
+        const thick = way.weight * scale;
+        const to = tops[link] + reached[link];
+        reached[link] += thick;
+        const drawn = ribbon(left + 5, from, middle, to, thick);
+        from += thick;
+        return drawn;
+      });
+      return eventGroup(found.events[event], step * (at + 0.5), total.get(event) * scale, left, ribbons);
+    });
+    let into = itemTop;
+    const outs = links.map((one, at) => {
+      const thick = one.weight * scale;
+      const drawn = ribbon(middle + 5, tops[at], right, into, thick, "out");
+      into += thick;
+      return svg(
+        "g",
+        { class: "link" },
+        svg("title", {}, `link ${one.link} carries ${format.percent(one.weight)} of what the item receives`),
+        drawn,
+        svg("rect", { x: middle, y: tops[at], width: 5, height: Math.max(1, thick), rx: 1.5 }),
+        svg("text", { x: middle + 10, y: tops[at] + Math.max(1, thick) / 2 + 4 }, `link ${one.link}`, svg("tspan", { class: "quiet" }, `  ${format.percent(one.weight, 0)}`)),
+      );
+    });
+    const shown = ways.reduce((so_far, way) => so_far + way.weight, 0);
+    return {
+      ways: ways.length,
+      share: shown,
+      picture: picture(width, height, found, [groups, outs, itemNode(found, right, itemTop, sum * scale)], `${kept.length} events, ${links.length} links and item ${found.item}`),
+    };
+  }
+
+  function straight(found) {
+    const order = found.events.map((_, at) => at).sort((a, b) => found.events[b].share - found.events[a].share);
+    const kept = order.slice(0, EVENTS).sort((a, b) => a - b);
+    const { width, left, right } = columns();
+    const height = Math.max(kept.length, 4) * ROW;
+    const step = height / kept.length;
+    const sum = kept.reduce((so_far, event) => so_far + found.events[event].share, 0);
+    const widest = Math.max(...kept.map((event) => found.events[event].share));
+    const scale = Math.min((ROW - 10) / widest, (height - 40) / sum);
+    let into = (height - sum * scale) / 2;
+    const top = into;
+    const groups = kept.map((event, at) => {
+      const thick = found.events[event].share * scale;
+      const drawn = ribbon(left + 5, step * (at + 0.5) - thick / 2, right, into, thick);
+      into += thick;
+      return eventGroup(found.events[event], step * (at + 0.5), thick, left, [drawn]);
+    });
+    return { ways: kept.length, share: sum, picture: picture(width, height, found, [groups, itemNode(found, right, top, sum * scale)], `${kept.length} events and item ${found.item}`) };
+  }
+
+  function columns() {
+    const width = Math.max(300, Math.min(560, dialog.clientWidth - 2 * parseFloat(getComputedStyle(dialog).paddingLeft)));
+    const left = Math.round(width * 0.34);
+    return { width, left, right: width - 7, middle: Math.round(left + (width - left) * 0.42) };
+  }
+
+  function picture(width, height, found, parts, label) {
+    return svg("svg", { class: "flow", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${label}; the table below says the same in numbers` }, ...parts.flat());
+  }
+
+  function eventGroup(event, y, thick, left, ribbons) {
+    const of = items.get(String(event.item));
+    const raised = event.effect === null || event.effect >= 0;
+    const more = format.features(of).split(" · ")[0];
+    return svg(
+      "g",
+      { class: raised ? "event" : "event against" },
+      svg("title", {}, `${event.item}: share ${format.percent(event.share)}${event.effect === null ? "" : `, effect ${format.signed(event.effect)}`}`),
+      ribbons,
+      svg("rect", { x: left, y: y - Math.max(1.5, thick) / 2, width: 5, height: Math.max(1.5, thick), rx: 1.5 }),
+      svg("text", { x: left - 8, y: y - 2, "text-anchor": "end" }, svg("tspan", { class: "id" }, cut(String(event.item), 16))),
+      svg("text", { x: left - 8, y: y + 12, "text-anchor": "end", class: "quiet" }, cut(more, 18) || format.percent(event.share)),
+    );
+  }
+
+  function itemNode(found, right, top, tall) {
+    return svg(
+      "g",
+      { class: "item" },
+      svg("rect", { x: right, y: top, width: 7, height: Math.max(2, tall), rx: 2 }),
+      svg("text", { x: right + 7, y: Math.max(12, top - 8), "text-anchor": "end", class: "id" }, cut(String(found.item), 20)),
+    );
+  }
+
+  function table(found) {
+    const timed = model.clock;
+    const order = [...found.events].sort((a, b) => Math.abs(b.effect ?? 0) - Math.abs(a.effect ?? 0) || b.share - a.share);
+    const most = Math.max(1e-9, ...order.map((event) => Math.abs(event.effect ?? 0)));
+    const rows = order.slice(0, all ? order.length : LISTED).map((event) => {
+      const bar = el("span", { class: "effect-bar", "aria-hidden": "true" }, el("span", {}));
+      bar.firstChild.style.width = `${(50 * Math.abs(event.effect ?? 0)) / most}%`;
+      const sign = event.effect === null ? "" : event.effect >= 0 ? "up" : "down";
+      bar.classList.add(sign || "none");
+      return el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, el("span", { class: "id" }, String(event.item)), el("span", { class: "detail" }, format.features(items.get(String(event.item))))),
+        timed && el("td", { class: "when" }, format.day(event.time)),
+        el("td", {}, format.percent(event.share)),
+        el("td", { class: sign }, event.effect === null ? "–" : format.signed(event.effect), bar),
+      );
+    });
+    const more =
+      order.length > LISTED &&
+      el(
+        "button",
+        {
+          type: "button",
+          class: "plain all",
+          "data-what": "all",
+          onclick: () => {
+            all = !all;
+            show(found);
+          },
+        },
+        all ? "Show fewer" : `Show all ${order.length} events`,
+      );
+    return el(
+      "div",
+      { class: "effects" },
+      el("h3", {}, "What each event did"),
+      el("p", { class: "hint" }, "Effect: the ranking value minus what it would be had the event never happened. Effects do not add up: events repeat each other."),
+      el(
+        "table",
+        {},
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "event"), timed && el("th", { scope: "col" }, "day"), el("th", { scope: "col" }, "share"), el("th", { scope: "col" }, "effect"))),
+        el("tbody", {}, rows),
+      ),
+      more,
+    );
+  }
+
+  return {
+    loading,
+    show,
+    current: () => (dialog.open ? row : null),
+    close: () => dialog.open && dialog.close(),
+  };
+}
+
+function ribbon(x0, y0, x1, y1, thick, kind = "way") {
+  const m = (x0 + x1) / 2;
+  const t = Math.max(0.7, thick);
+  return svg("path", { class: kind, d: `M${x0} ${y0}C${m} ${y0} ${m} ${y1} ${x1} ${y1}V${y1 + t}C${m} ${y1 + t} ${m} ${y0 + t} ${x0} ${y0 + t}Z` });
+}
+
+function cut(text, most) {
+  return text.length > most ? `${text.slice(0, most - 1)}…` : text;
+}

@@ -1,0 +1,263 @@
+"""The page in a real browser: what a visitor does, and what must never happen meanwhile."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import httpx2 as httpx
+import pytest
+
+from tests.running import START, Running
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
+expect = playwright.expect
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.skipif(
+        BROWSER is None, reason="no Chromium is installed: apt-get install chromium"
+    ),
+    pytest.mark.slow,
+]
+WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+KEY = "a-key-that-may-do-all-of-it-123456"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    running = Running(tmp_path_factory.mktemp("page"), "--open")
+    with httpx.Client(base_url=running.url) as client:
+        events = [
+            {"user": 7, "item": item, "time": START + 60_000 * item, "labels": {"click": item % 2}}
+            for item in range(1, 12)
+        ]
+        client.post("/v1/events", json={"events": events}).raise_for_status()
+    yield running.url
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@contextmanager
+def visited(browser, url, size=WIDE, *, wrong=()):
+    """The page, loaded. Ends with a look at what went wrong in it: nothing may, but ``wrong``."""
+    context = browser.new_context(viewport=size)
+    page, bad, host = context.new_page(), [], urlsplit(url).netloc
+    page.set_default_timeout(15_000)
+    page.on(
+        "console", lambda said: bad.append(said.text) if said.type in ("error", "warning") else None
+    )
+    page.on("pageerror", lambda error: bad.append(str(error)))
+    page.on("request", lambda asked: urlsplit(asked.url).netloc == host or bad.append(asked.url))
+    page.on(
+        "response",
+        lambda answer: (
+            bad.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
+        ),
+    )
+    page.goto(url)
+    yield page
+    context.close()
+    assert [one for one in bad if not any(part in one for part in wrong)] == []
+
+
+def rows(page):
+    """Items of the ranking, in order."""
+    return page.locator("#ranked > li").evaluate_all("all => all.map(one => one.dataset.item)")
+
+
+def choose(page, user):
+    page.locator("#user-search").fill(str(user))
+    page.keyboard.press("Enter")
+    expect(page.locator("#person .person")).to_contain_text(str(user))
+    expect(page.locator("#ranked")).to_have_attribute("aria-busy", "false")
+
+
+def test_a_user_s_ranking(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 7)
+        told = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
+        assert rows(page) == [str(one["item"]) for one in told["items"]]
+        expect(page.locator("#person")).to_contain_text("11 events")
+        assert page.locator(".timeline .event").count() == 11
+        first = page.locator("#ranked > li").first
+        for task in client.get("/v1/model").json()["tasks"]:
+            expect(first).to_contain_text(task["name"])
+        expect(page.locator("#facts")).to_contain_text(re.compile(r"ranked\s*\d+ items.*ms", re.S))
+        page.locator("#more").click()
+        expect(page.locator("#ranked > li")).to_have_count(40)
+        choose(page, "nobody-knows-me")
+        expect(page.locator("#ranking-note")).to_contain_text("cold start")
+        assert page.title() == "limerank"
+
+
+def test_why(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 7)
+        item = rows(page)[2]
+        page.locator(f'#ranked > li[data-item="{item}"] button.what').click()
+        expect(page.locator("#why")).to_be_visible()
+        expect(page.locator("#why .flow")).to_be_visible()
+        told = client.post("/v1/explain", json={"user": 7, "items": [int(item)]}).json()
+        (one,) = told["items"]
+        expect(page.locator("#why")).to_contain_text(f"Why {item}")
+        shown = float(page.locator("#why .sum .strong dd").inner_text().replace("\u2212", "-"))
+        assert shown == pytest.approx(one["value"], abs=2e-3)
+        assert page.locator("#why .flow .link").count() > 0
+        page.keyboard.press("Escape")
+        expect(page.locator("#why")).to_be_hidden()
+
+
+def test_feedback_changes_the_list(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 21)
+        before = rows(page)
+        watched = before[0]
+        page.locator(f'#ranked > li[data-item="{watched}"] button.watched').click()
+        expect(page.locator("#told")).to_contain_text(f"Watched {watched}")
+        expect(page.locator(".timeline .event")).to_have_count(1)
+        after = rows(page)
+        assert watched not in after and after != before[1:] + after[-1:]
+        held = client.get("/v1/users/21").json()["history"]
+        assert [str(one["item"]) for one in held] == [watched] and held[0]["labels"]["click"] == 1
+
+
+def test_someone_made_up(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        users = client.get("/v1/users").json()
+        page.get_by_text("Make one up").click()
+        expect(page.locator("#item-search")).to_be_visible()
+        empty = rows(page)
+        for item in ("4", "9"):
+            page.locator("#item-search").fill(item)
+            expect(page.locator("#item-options li").first).to_contain_text(item)
+            page.keyboard.press("Enter")
+            expect(page.locator(".timeline")).to_contain_text(item)
+        expect(page.locator(".timeline .event")).to_have_count(2)
+        expect(page.locator("#ranked")).to_have_attribute("aria-busy", "false")
+        told = client.post("/v1/rank", json={"history": [{"item": 4}, {"item": 9}], "k": 20}).json()
+        assert {"4", "9"}.isdisjoint(rows(page)) and rows(page) != empty
+        assert len(set(rows(page)) & {str(one["item"]) for one in told["items"]}) > 10
+        page.locator(".timeline .remove").first.click()
+        expect(page.locator(".timeline .event")).to_have_count(1)
+        assert client.get("/v1/users").json() == users  # nothing of it is stored
+
+
+def test_a_new_item_is_ranked(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 7)
+        page.locator("#open-new").click()
+        dialog = page.locator("#new-item")
+        columns = client.get("/v1/model").json()["item_columns"]
+        fields = dialog.locator("input")
+        assert fields.count() == len(columns)
+        fields.first.fill("9001")
+        dialog.locator("button.first").click()
+        expect(page.locator("#told")).to_contain_text("Added: 9001 ranks")
+        expect(page.locator('#pinned > li[data-item="9001"]')).to_be_visible()
+        assert client.get("/v1/items/9001").json()["rankable"]
+
+
+def test_task_weights(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 7)
+        before = rows(page)
+        names = [task["name"] for task in client.get("/v1/model").json()["tasks"]]
+        slider = page.locator(f"#weight-{names[0]}")
+        slider.focus()
+        page.keyboard.press("Home")  # the least: the order of the first task turned round
+        with page.expect_response("**/v1/rank") as answer:
+            pass
+        sent = answer.value.request.post_data_json["task_weights"]
+        assert sent[names[0]] == -1
+        expect(page.locator("#ranked > li").first).not_to_have_attribute("data-item", before[0])
+        assert rows(page) != before
+
+
+def test_operations(served, browser):
+    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+        choose(page, 7)
+        page.locator("#tab-operations").click()
+        for _ in range(3):
+            client.post("/v1/rank", json={"user": 7})
+            page.wait_for_timeout(900)
+        panel = page.locator("#panel-operations")
+        expect(panel).to_contain_text("POST /v1/rank")
+        expect(panel.locator(".plot path.line").first).to_be_attached()
+        events = client.get("/v1/users/7").json()["events"]
+        tile = panel.locator(".tiles > div", has=page.get_by_text("events", exact=True))
+        assert int(tile.locator("dd").inner_text().replace(",", "")) >= events
+        page.get_by_role("button", name="Pause").click()
+        expect(panel.locator(".live")).not_to_contain_text("every 2 s")
+
+
+def test_by_keyboard_alone(served, browser):
+    with visited(browser, served) as page:
+        expect(page.locator("#ranked > li").first).to_be_visible()
+        page.keyboard.press("/")
+        page.keyboard.type("7")
+        page.keyboard.press("Enter")
+        expect(page.locator("#person .person")).to_contain_text("7")
+        for _ in range(60):  # tab until a row of the ranking has the focus
+            page.keyboard.press("Tab")
+            if page.evaluate("!!document.activeElement.closest('#ranked > li')"):
+                break
+        here = page.evaluate("document.activeElement.closest('li').dataset.item")
+        page.keyboard.press("ArrowDown")
+        below = page.evaluate("document.activeElement.closest('li').dataset.item")
+        assert [here, below] == rows(page)[:2]
+        page.keyboard.press("Enter")
+        expect(page.locator("#why .flow")).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#why")).to_be_hidden()
+        assert page.evaluate("document.activeElement.closest('li')?.dataset.item") == below
+        page.locator("#tab-rank").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#panel-operations")).to_be_visible()
+
+
+def test_on_a_phone(served, browser):
+    with visited(browser, served, PHONE) as page:
+        choose(page, 7)
+        fits = "document.documentElement.scrollWidth <= innerWidth"
+        assert page.evaluate(fits)
+        page.locator("#ranked button.what").first.click()
+        expect(page.locator("#why .flow")).to_be_visible()
+        assert page.evaluate(fits)
+        page.keyboard.press("Escape")
+        page.locator("#tab-operations").click()
+        expect(page.locator("#panel-operations .tiles")).to_be_visible()
+        assert page.evaluate(fits)
+
+
+def test_keys_and_a_server_that_goes_away(browser, tmp_path):
+    running = Running(tmp_path, env={"LIMERANK_ADMIN_KEYS": KEY})
+    wrong = ("401", "ERR_CONNECTION_REFUSED", "Failed to load resource")
+    with visited(browser, running.url, wrong=wrong) as page:
+        dialog = page.locator("#key")
+        expect(dialog).to_be_visible()
+        page.locator("#key-text").fill("some-other-key-that-is-wrong")
+        page.keyboard.press("Enter")
+        expect(dialog).to_contain_text("does not know this key")
+        page.locator("#key-text").fill(KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#ranked > li").first).to_be_visible()
+        assert KEY not in page.url and KEY not in page.content()
+        running.stop()
+        page.locator("#seen").check()
+        expect(page.locator("#banner")).to_be_visible()
+        expect(page.locator("#banner-again")).to_be_visible()
+    assert KEY not in (tmp_path / "log").read_text()
