@@ -145,8 +145,8 @@ def milliseconds(value: Any) -> int:
     legal = not isinstance(value, (bool, str)) and hasattr(value, "__float__")
     if not legal or not math.isfinite(value) or abs(value) >= LARGEST_TIME:
         raise DataError(
-            f"the time {value!r:.80} is neither a datetime nor a number below 2^53 in size; expected "
-            "milliseconds since 1970, or an order where the log has no clock"
+            f"the time {value!r:.80} is neither a datetime nor a number below 2^53 in size; "
+            "expected milliseconds since 1970, or an order where the log has no clock"
         )
     return int(value)
 

@@ -209,7 +209,7 @@ def test_serving_never_reaches_the_logs() -> None:
 
 def test_reading_an_index_takes_little() -> None:
     """What opens an index needs neither models nor data, and never reaches what writes one."""
-    allowed = {f"limerank.{name}" for name in ("errors", "files", "lookup")}
+    allowed = {f"limerank.{name}" for name in ("errors", "files", "kernels", "lookup")}
     assert reached("limerank.index") <= allowed, sorted(reached("limerank.index") - allowed)
     writers = {f"limerank.{name}" for name in ("catalogue", "index_writing", "indexing")}
     writers.add("limerank.index_changes")
