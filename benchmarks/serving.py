@@ -100,18 +100,20 @@ def fill(path: str | Path, users: int, items: int, history: int) -> float:
 
 
 @contextlib.contextmanager
-def server(folder: Path, model: str, store: str = "events.db", place: int = 0) -> Iterator[int]:
-    """A server as a user starts it; gives its port."""
+def server(
+    folder: Path, model: str, store: str = "events.db", place: int = 0, more: Sequence[str] = ()
+) -> Iterator[tuple[int, int]]:
+    """A server as a user starts it; gives its port and its process' id."""
     port = 8700 + os.getpid() % 200 + 200 * place
     command = [sys.executable, "-m", "limerank", "serve", "--open", "--port", str(port)]
     command += ["--run", str(folder / model), "--index", str(folder / f"index-{model}")]
-    command += ["--store", store if "://" in store else str(folder / store)]
+    command += ["--store", store if "://" in store else str(folder / store), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(folder / f"log-{place}", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             asyncio.run(_ready(port, process))
-            yield port
+            yield port, process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
@@ -206,7 +208,7 @@ def load(
 
 def measure(folder: Path, model: str, given: argparse.Namespace) -> None:
     for connections in given.connections:
-        with server(folder, model) as port, loader() as pool:
+        with server(folder, model) as (port, _), loader() as pool:
             measure_kinds(pool, [port], model, connections, "sqlite", list(KINDS), given)
 
 
@@ -290,7 +292,10 @@ def measure_shared(folder: Path, model: str, given: argparse.Namespace) -> None:
         fewer = argparse.Namespace(**vars(given) | {"users": min(given.users, SHARED_USERS)})
         fill(store, fewer.users, given.items, given.history)
         kinds = ["no-op", "512 candidates", "events, one a request", "events, 50 a request"]
-        with server(folder, model, store) as one, server(folder, model, store, 1) as two:
+        with (
+            server(folder, model, store) as (one, _),
+            server(folder, model, store, 1) as (two, _),
+        ):
             for ports in ([one], [one, two]):
                 with loader() as pool:
                     measure_kinds(pool, ports, model, 4, "valkey", kinds, fewer)

@@ -3,7 +3,7 @@
     python -m benchmarks.state                                         # 2,000 users x 200 events
     python -m benchmarks.state --users 1_000_000 --folder /large/disk  # about 20 GB, hours
 
-Each user's events are written together, users one after another, then single events of users drawn
+Events of 64 users are written together, one lot after another, then single events of users drawn
 at random: appends that are durable when they return, reads of all that is held of a user, and
 events per second where 1, 8 and 32 threads write (group commit). The disk decides much of it:
 ``fsync_ms_p50`` is what one flush of a small file takes in the same folder.
@@ -41,6 +41,8 @@ from limerank.stores import SqliteStore
 from limerank.trained import Trained
 
 ITEMS = 20_000
+TOGETHER = 64
+"""Users whose events are written at once when the store is filled."""
 START = 1_700_000_000_000
 
 
@@ -71,8 +73,9 @@ def measure_store(folder: Path, options: argparse.Namespace) -> None:
     rng, users, events = np.random.default_rng(0), options.users, options.events
     filling = time.perf_counter()
     with SqliteStore(folder / "events.db") as store:
-        for user in range(users):
-            store.append([random_event(rng, user, 60_000 * k) for k in range(events)])
+        for first in range(0, users, TOGETHER):
+            some = range(first, min(first + TOGETHER, users))
+            store.append([random_event(rng, u, 60_000 * k) for u in some for k in range(events)])
     filled = users * events / (time.perf_counter() - filling)
     size = (folder / "events.db").stat().st_size  # closed: nothing is left in the log
     with SqliteStore(folder / "events.db") as store:

@@ -259,12 +259,20 @@ class _Person:
     u: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """One version of the index; ``print`` tells whether its vectors are those of another."""
+
+    print: str
+
+
 @dataclass(frozen=True)
 class _Catalogue:
-    """An index, and what tells whether its vectors are still those that a state was made of."""
+    """An index in use, and its mark. Only requests under way hold it, no entry does: a catalogue
+    that changes all day would leave every version open that some user once met."""
 
     index: Index
-    print: str
+    mark: _Mark
 
 
 @dataclass
@@ -280,7 +288,7 @@ class _Entry:
     version: Version | None
     person: _Person
     kept: Window | Stream
-    catalogue: _Catalogue
+    mark: _Mark
     seen: Rows
     written: Version | None
     stage: tuple[Any, Any] | None = None
@@ -375,7 +383,7 @@ class UserStates:
                 f"{index.path} was built by the model {index.fingerprint}, not by "
                 f"{self.trained.fingerprint}; build an index with this run"
             )
-        self._catalogue = _Catalogue(index, catalogue_of(index))
+        self._catalogue = _Catalogue(index, _Mark(catalogue_of(index)))
 
     @property
     def index(self) -> Index:
@@ -414,8 +422,9 @@ class UserStates:
         """
         user = None if user is None else external_id("user", user)
         with self._stripe(user):
-            entry = self._entry(user)
-            state = self._stage(entry, self._now(now), context or {})
+            catalogue = self._catalogue
+            entry = self._entry(user, catalogue)
+            state = self._stage(entry, catalogue.index, self._now(now), context or {})
             self._remember(user, entry)
             version = entry.version
             return Ready(state, entry.seen, version is not None, entry.kept.events, version)
@@ -504,11 +513,11 @@ class UserStates:
             user = external_id("user", user)
             with self._stripe(user):
                 held = self.store.state(user, self.mode)
-                entry = self._entry(user, keep=False)
+                entry = self._entry(user, self._catalogue, keep=False)
                 if entry.version is None or (
                     held is not None
                     and held.version == entry.version
-                    and held.fingerprint == self._fingerprint(entry.person, entry.catalogue)
+                    and held.fingerprint == self._fingerprint(entry.person, entry.mark)
                 ):
                     continue
                 written += self._keep(user, entry)
@@ -516,15 +525,16 @@ class UserStates:
 
     # From the store to an entry
 
-    def _entry(self, user: int | str | None, keep: bool | None = None) -> _Entry:
+    def _entry(
+        self, user: int | str | None, catalogue: _Catalogue, keep: bool | None = None
+    ) -> _Entry:
         """What is to be known of a user, up to date. Under the user's lock."""
-        catalogue = self._catalogue
         version = None if user is None else self.store.version(user)
         if user is None or version is None:
             return self._nobody(catalogue)
         with self._lock:
             entry = self._entries.get(user)
-        if entry is not None and entry.version == version and entry.catalogue is catalogue:
+        if entry is not None and entry.version == version and entry.mark is catalogue.mark:
             return entry
         made = self._made(user, entry)
         held = self.store.held(user, None if made is None else made.version)
@@ -547,12 +557,12 @@ class UserStates:
             assert fresh is not None
             written = None
             self.made["rebuilds"] += 1
-        if entry is not None and entry.catalogue is catalogue and not held.whole:
+        if entry is not None and entry.mark is catalogue.mark and not held.whole:
             more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
             seen = np.union1d(entry.seen, more)
         else:
             seen = fresh.seen.rows(catalogue.index)
-        entry = _Entry(held.version, person, fresh, catalogue, seen, written)
+        entry = _Entry(held.version, person, fresh, catalogue.mark, seen, written)
         if self.keep if keep is None else keep:
             behind = KEEP if written is None else held.version.changes - written.changes
             if behind >= KEEP:
@@ -562,7 +572,7 @@ class UserStates:
     def _made(self, user: int | str, entry: _Entry | None) -> _Made | None:
         """What was made of the user before: in memory, or in the store."""
         if entry is not None and entry.version is not None:
-            fingerprint = self._fingerprint(entry.person, entry.catalogue)
+            fingerprint = self._fingerprint(entry.person, entry.mark)
             return _Made(entry.kept, entry.version, fingerprint, entry.written)
         state = self.store.state(user, self.mode)
         if state is None:
@@ -576,7 +586,7 @@ class UserStates:
 
     def _holds(self, made: _Made, person: _Person, catalogue: _Catalogue) -> bool:
         """Whether what was made before is what this model, index and user would make."""
-        if made.fingerprint != self._fingerprint(person, catalogue):
+        if made.fingerprint != self._fingerprint(person, catalogue.mark):
             return False
         if isinstance(made.kept, Stream):
             # An item that was unknown may be known now.
@@ -585,20 +595,20 @@ class UserStates:
 
     def _keep(self, user: int | str, entry: _Entry) -> bool:
         assert entry.version is not None
-        fingerprint = self._fingerprint(entry.person, entry.catalogue)
+        fingerprint = self._fingerprint(entry.person, entry.mark)
         state = State(fingerprint, entry.version, entry.kept.pack())
         done = self.store.put_state(user, self.mode, state)
         if done:
             entry.written = entry.version
         return done
 
-    def _fingerprint(self, person: _Person, catalogue: _Catalogue) -> bytes:
+    def _fingerprint(self, person: _Person, mark: _Mark) -> bytes:
         """Of all but the events that a state is made of."""
         parts: list[Any] = [VERSION, self.mode]
         if self.mode == "window":  # events as they are: any model reads them
             parts += [self.length, self.form.keep]
         else:
-            parts += [self.trained.fingerprint, catalogue.print, person.digest.hex()]
+            parts += [self.trained.fingerprint, mark.print, person.digest.hex()]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 
     def _empty(self, user: int | str) -> Window | Stream:
@@ -607,9 +617,9 @@ class UserStates:
     def _nobody(self, catalogue: _Catalogue) -> _Entry:
         with self._lock:
             entry = self._entries.get(None)
-        if entry is None or entry.catalogue is not catalogue:
+        if entry is None or entry.mark is not catalogue.mark:
             rows = np.zeros(0, np.int64)
-            entry = _Entry(None, self._person({}), self._empty(0), catalogue, rows, None)
+            entry = _Entry(None, self._person({}), self._empty(0), catalogue.mark, rows, None)
         return entry
 
     def _updated(
@@ -689,10 +699,10 @@ class UserStates:
     # From an entry to a state
 
     @torch.inference_mode()
-    def _stage(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Any:
+    def _stage(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Any:
         """The user's state for a request; of the entry's stage, what is not there yet."""
         if not isinstance(self._ranker, Lime):
-            past = self._past_of(entry, now, context)
+            past = self._past_of(entry, index, now, context)
             key, stage = tuple(past.users.context[0].tolist()), entry.stage
             if stage is None or stage[0] != key:
                 stage = key, self._ranker.encode_users(past.users, past.vectors)
@@ -704,7 +714,7 @@ class UserStates:
             if isinstance(entry.kept, Stream):
                 links, newest = self._read(entry.kept, entry.person), entry.kept.newest[0]
             else:
-                past = self._past_of(entry, now, context)
+                past = self._past_of(entry, index, now, context)
                 links = self._ranker.encode_users(past.users, past.vectors).links
                 newest = int(past.times[-1]) if len(past.times) else 0
             stage = newest, (links,)
@@ -719,12 +729,12 @@ class UserStates:
             entry.asked = asked, LinkState(links, head)
         return entry.asked[1]
 
-    def _past_of(self, entry: _Entry, now: int, context: Mapping[str, Any]) -> Past:
+    def _past_of(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Past:
         assert isinstance(entry.kept, Window)
         events = entry.kept.open or unpack_list(entry.kept.packed)[1]
         entry.kept = replace(entry.kept, open=None)
         log = self.form.log(events)
-        return self._past(log, entry.person, now, context, entry.catalogue.index)
+        return self._past(log, entry.person, now, context, index)
 
     def _read(self, kept: Stream, person: _Person) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,24 @@ def test_items_come_and_go_and_survive(client, tmp_path):
         assert ids(answer.json()) == [5]
         assert other.delete("/v1/items/9001").status_code == 404
         assert other.put("/v1/items", json={"items": [{"item_id": 1}]}).status_code == 422
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
+def test_versions_of_the_index_that_were_replaced_are_closed(model, tmp_path):
+    """Users stay in memory, who once met every one of them."""
+    engine = engine_of(shop(model), tmp_path)
+    seen = []
+    with client_of(engine) as client:
+        columns = client.get("/v1/model").json()["item_columns"]
+        for place in range(4):
+            seen.append(weakref.ref(engine._served.index))
+            client.post("/v1/events", json=event(place, 3))
+            client.post("/v1/rank", json={"user": place, "filter": {"group": ["x"]}})
+            client.post("/v1/rank", json={"k": 3})
+            item = dict.fromkeys(columns) | {"item_id": 9001 + place}
+            assert client.put("/v1/items", json={"items": [item]}).status_code == 200
+        gc.collect()
+        assert [one() for one in seen] == [None] * 4
 
 
 def test_what_other_processes_change_is_followed(client, tmp_path):

@@ -1,0 +1,163 @@
+"""A server under mixed load for a while: do memory and latency stay where they are?
+
+    python -m benchmarks.soak --minutes 20
+
+Clients rank candidates, the whole catalogue and for people whom nobody knows, post events, explain,
+change items, forget users and load the run again, at a steady pace; each minute is a row: resident
+memory of the server, p50 and p99 of rankings, and what failed. Users hold at most 200 events, as a
+store with ``--most`` does, so that what is held does not grow either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx2 as httpx
+
+from benchmarks.index import catalogue, random_run
+from benchmarks.rows import write_row
+from benchmarks.serving import START, fill, server
+from limerank.checkpoint import load_run
+from limerank.config import ModelConfig
+from limerank.dataset import Dataset
+from limerank.indexing import build_index
+
+CLIENTS = 4
+KINDS = {"candidates": 60, "catalogue": 15, "unknown": 8, "events": 12, "explain": 2, "items": 1,
+         "forget": 1, "reload": 0.05}  # fmt: skip
+"""What is asked, and how often of about a hundred times."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--users", type=int, default=2_000)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--model", default="lime-mha")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second, all together")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="limerank-soak-") as held:
+        folder = Path(held)
+        dataset = Dataset(catalogue(folder, given.items))
+        random_run(folder / given.model, dataset, ModelConfig(model=given.model))
+        build_index(load_run(folder / given.model), folder / f"index-{given.model}", data=dataset)
+        fill(folder / "events.db", given.users, given.items, 200)
+        with server(folder, given.model, more=("--most", "200")) as (port, pid):
+            soak(f"http://127.0.0.1:{port}", Path(f"/proc/{pid}"), given)
+
+
+def soak(url: str, process: Path, given: argparse.Namespace) -> None:
+    stop, lock = threading.Event(), threading.Lock()
+    taken: list[float] = []
+    failed: list[str] = []
+    threads = [
+        threading.Thread(target=ask, args=(url, place, given, stop, lock, taken, failed))
+        for place in range(CLIENTS)
+    ]
+    for thread in threads:
+        thread.start()
+    memory: list[float] = []
+    began = time.monotonic()
+    try:
+        while time.monotonic() - began < 60 * given.minutes:
+            stop.wait(min(60.0, 60 * given.minutes))
+            with lock:
+                minute, wrong = sorted(taken), list(failed)
+                taken.clear()
+                failed.clear()
+            pages = int((process / "statm").read_text().split()[1])
+            memory.append(pages * resource.getpagesize() / (1 << 20))
+            row = write_row(
+                "soak",
+                {"model": given.model, "users": given.users, "items": given.items,
+                 "rate": given.rate, "minute": len(memory)},
+                {
+                    "requests": len(minute),
+                    "failed": len(wrong),
+                    "rss_mib": memory[-1],
+                    "threads": len(list((process / "task").iterdir())),
+                    "files": len(list((process / "fd").iterdir())),
+                    "ms_p50": 1e3 * statistics.median(minute),
+                    "ms_p99": 1e3 * minute[int(0.99 * len(minute))],
+                },
+                repeats=len(minute),
+            )  # fmt: skip
+            shown = {name: round(value, 2) for name, value in row["metrics"].items()}
+            print(len(memory), shown, wrong[:3], flush=True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def ask(
+    url: str,
+    place: int,
+    given: argparse.Namespace,
+    stop: threading.Event,
+    lock: threading.Lock,
+    taken: list[float],
+    failed: list[str],
+) -> None:
+    rng = random.Random(place)
+    pause, sent = CLIENTS / given.rate, 0
+    due = time.monotonic()
+    with httpx.Client(base_url=url, timeout=30) as client:
+        while not stop.is_set():
+            due = max(due + pause, time.monotonic() - 1)
+            stop.wait(max(0.0, due - time.monotonic()))
+            (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
+            method, path, body = request(kind, rng, given, sent, place)
+            sent += 1
+            started = time.perf_counter()
+            answer = client.request(method, path, json=body)
+            seconds = time.perf_counter() - started
+            with lock:
+                if kind in ("candidates", "catalogue", "unknown"):
+                    taken.append(seconds)
+                # Who was forgotten may be forgotten again, an item taken out again.
+                if answer.status_code not in (
+                    (200, 404) if kind in ("forget", "items") else (200,)
+                ):
+                    failed.append(f"{kind} {answer.status_code} {answer.text[:200]}")
+
+
+def request(
+    kind: str, rng: random.Random, given: argparse.Namespace, sent: int, place: int
+) -> tuple[str, str, object]:
+    user = rng.randrange(given.users)
+    if kind == "events":
+        events = [
+            {"user": rng.randrange(given.users), "item": rng.randrange(given.items),
+             "time": START + 10**9 + 100 * sent + k, "labels": {"click": k % 2},
+             "id": f"{place}-{sent}-{k}"}
+            for k in range(5)
+        ]  # fmt: skip
+        return "POST", "/v1/events", {"events": events}
+    if kind == "explain":
+        return "POST", "/v1/explain", {"user": user, "items": [rng.randrange(given.items // 2)]}
+    if kind == "items":  # of the upper half, so that lists of candidates are always there
+        item = given.items // 2 + rng.randrange(given.items // 2)
+        return "DELETE", f"/v1/items/{item}", None
+    if kind == "forget":
+        return "DELETE", f"/v1/users/{user}", None
+    if kind == "reload":
+        return "POST", "/v1/admin/reload", {}
+    asked: dict[str, object] = {"user": user, "k": 20}
+    if kind == "unknown":
+        asked["user"] = f"nobody {rng.random()}"
+    if kind != "catalogue":
+        asked["candidates"] = rng.sample(range(given.items // 2), 512)
+    return "POST", "/v1/rank", asked
+
+
+if __name__ == "__main__":
+    main()
