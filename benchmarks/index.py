@@ -1,11 +1,11 @@
-"""The index: building, size, opening, changing; ranking with the torch scorers.
+"""The index: building, size, opening, changing; ranking with every scorer.
 
     python -m benchmarks.index --items 1_000_000
     python -m benchmarks.index --items 100_000 --model lime-mha --hidden 32 --table 10_000_000
 
 A catalogue with five categorical features, a model with random weights (speed does not depend on
 them), one user with a full history. Ranking: the best 100 of the whole catalogue, and 512 given
-candidates, by the torch scorers; one request at a time.
+candidates, one request at a time; the user stage and what is told of the winners included.
 
 With ``--table`` the catalogue is a Parquet file of so many items, most of which the run does not
 know, and ``--items`` the size of the run's own. Another process ranks it by the default scorer, and

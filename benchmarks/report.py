@@ -5,6 +5,8 @@ python -m benchmarks.report
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable
 
 import matplotlib as mpl
@@ -15,7 +17,10 @@ from benchmarks.parts_pages import ablation, coldstart
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
-from benchmarks.tables import DOCS, Row, machines, number, ranged, table
+from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
+
+MADE_BY = {"ranking": "index"}
+"""Measurements whose rows another module writes."""
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
@@ -93,20 +98,28 @@ def training(found: list[Row]) -> str:
 
 
 def plain(found: list[Row]) -> str:
-    """Any other measurement: a row a line."""
+    """Any other measurement: a row a line, and a table for all that measured the same."""
     bench = found[0]["bench"]
-    names = list(dict.fromkeys(name for row in found for name in row["metrics"]))
-    keys = list(dict.fromkeys(name for row in found for name in row["case"]))
-    lines = [f"# {bench.capitalize()}", "", f"Reproduce with `python -m benchmarks.{bench}`.", ""]
-    lines += [*machines(found), ""]
-    lines += table(
-        [*keys, *names],
-        [
-            [str(row["case"].get(key, "")) for key in keys]
-            + [number(row["metrics"].get(name)) for name in names]
-            for row in found
-        ],
+    told = inspect.getdoc(importlib.import_module(f"benchmarks.{MADE_BY.get(bench, bench)}")) or ""
+    lines = [f"# {bench.capitalize()}", "", told, "", *machines(found)]
+    groups = grouped(
+        found, lambda row: tuple(name for name, one in row["metrics"].items() if one is not None)
     )
+    for names, part in groups.items():
+        keys = [key for key in part[0]["case"] if any(row["case"].get(key) for row in part)]
+        told_once = [key for key in keys if len({str(row["case"].get(key)) for row in part}) == 1]
+        if len(part) > 1:
+            keys = [key for key in keys if key not in told_once]
+            lines += ["", ", ".join(f"{key} {part[0]['case'][key]}" for key in told_once) + ":"]
+        lines.append("")
+        lines += table(
+            [name.replace("_", " ") for name in (*keys, *names)],
+            [
+                [str(row["case"].get(key, "")) for key in keys]
+                + [number(row["metrics"][name]) for name in names]
+                for row in part
+            ],
+        )
     return "\n".join(lines)
 
 

@@ -6,10 +6,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 DOCS = Path("docs/results")
 Row = dict[str, Any]
+K = TypeVar("K")
 MODELS = (
     "popularity",
     "two-tower",
@@ -26,8 +27,8 @@ COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha
 GREY = "#8a8f98"
 
 
-def grouped(found: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = defaultdict(list)
+def grouped(found: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
+    groups: dict[K, list[Row]] = defaultdict(list)
     for row in found:
         groups[key(row)].append(row)
     return dict(groups)
