@@ -24,7 +24,7 @@ from limerank.server.openapi import describe
 from tests.running import START, event
 from tests.valkey_server import needs_server, server
 
-KILLS = int(os.environ.get("LIMERANK_KILLS", "4"))
+KILLS = int(os.environ.get("LIMERANK_KILLS", "3"))
 FUZZ = int(os.environ.get("LIMERANK_FUZZ", "1500"))
 PATIENCE = 30.0
 

@@ -373,38 +373,6 @@ def test_the_page_on_the_api_is_the_description_s():
     assert written == reference(describe("", WAYS, open_=False)), "make api writes it anew"
 
 
-def test_no_request_makes_an_error_of_ours(client):
-    """Bodies made at random from what the routes take, and from what they do not."""
-    rng = random.Random(0)
-    scraps = [
-        None, True, -1, 0, 3, 7, 1 << 63, 1e308, -0.0, "", "x", "7", "\x00", "ü" * 300, [], {},
-        [1, [2]], {"item": 3}, {"click": 1}, START, {"item": 4, "time": START}, ["a", None],
-    ]  # fmt: skip
-    names = ["user", "item", "time", "labels", "k", "history", "candidates", "exclude", "filter",
-             "context", "task_weights", "exclude_seen", "items", "events", "features", "ratios",
-             "id", "run", "index", "item_id", "group", "tags", "length", "extra"]  # fmt: skip
-
-    def thing(depth=0):
-        if depth < 3 and rng.random() < 0.5:
-            kind = rng.random()
-            if kind < 0.7:
-                return {rng.choice(names): thing(depth + 1) for _ in range(rng.randrange(5))}
-            return [thing(depth + 1) for _ in range(rng.randrange(4))]
-        return rng.choice(scraps)
-
-    ways = [way for way in WAYS if "reload" not in way.path]
-    for _ in range(1500):
-        way = rng.choice(ways)
-        of = rng.choice(["5", "7", "x", "%00", "a%2Fb", "\uff19", "-1"])
-        path = way.path.replace("{user:path}", of).replace("{item:path}", of)
-        body = json.dumps({rng.choice(names): thing() for _ in range(rng.randrange(5))}).encode()
-        if rng.random() < 0.1:
-            body = bytes(rng.randrange(256) for _ in range(20))
-        answer = client.request(way.method, path, content=body)
-        assert answer.status_code < 500, (way.method, path, body, answer.text)
-    assert client.get("/v1/model").status_code == 200
-
-
 # The keystone
 
 

@@ -21,7 +21,7 @@ def test_it_serves_and_stops(start, tmp_path):
         assert client.post("/v1/rank", json={"user": 7}).json()["events"] == 1
     assert server.stop() in (0, -signal.SIGTERM)
     log = (tmp_path / "log").read_text()
-    assert '"route": "POST /v1/rank"' in log and '"user"' not in log
+    assert '"route":"POST /v1/rank"' in log and '"user"' not in log
 
 
 def test_keys_of_the_environment(start, tmp_path):

@@ -61,6 +61,7 @@ def serve(
     # What is loaded stays: the collector of garbage need not look at it with every request.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
     stop = threading.Event()
     looking = threading.Thread(target=_look, args=(engine, watch, stop), daemon=True)
     looking.start()
