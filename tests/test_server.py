@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import random
 import shutil
 import weakref
 from pathlib import Path
