@@ -26,7 +26,7 @@ from limerank.bulk import BATCH, rank_all
 from limerank.checkpoint import load_run
 from limerank.config import ModelConfig
 from limerank.dataset import Dataset
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.rank import Recommender
 
 K = 100

@@ -21,7 +21,7 @@ from benchmarks.rows import write_row
 from limerank.checkpoint import load_run
 from limerank.fidelity import quantisation_report
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.scorer import NativeScorer, paths
 
 USERS = 100

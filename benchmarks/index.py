@@ -35,8 +35,8 @@ from limerank.checkpoint import Run, create_run, load_run, save_weights
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.index import Index
-from limerank.index_changes import add_items, compact_index, remove_items
-from limerank.indexing import build_index
+from limerank.index.building import build_index
+from limerank.index.changes import add_items, compact_index, remove_items
 from limerank.logs import prepare
 from limerank.models import build
 from limerank.rank import Recommender

@@ -46,7 +46,7 @@ from limerank.checkpoint import Run, load_run
 from limerank.config import ModelConfig
 from limerank.dataset import Dataset
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.models.ranker import gather
 from limerank.scorer import NativeScorer
 

@@ -35,7 +35,7 @@ from limerank.checkpoint import load_run
 from limerank.config import ModelConfig
 from limerank.dataset import Dataset
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.kernels import _native
 from limerank.models.lime import LinkState
 from limerank.scorer import NativeScorer, paths

@@ -39,7 +39,7 @@ from limerank.checkpoint import load_run
 from limerank.config import ModelConfig
 from limerank.dataset import Dataset
 from limerank.events import event_of
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.stores import open_store
 
 START = 1_700_000_000_000

@@ -28,7 +28,7 @@ from benchmarks.serving import START, fill, server
 from limerank.checkpoint import load_run
 from limerank.config import ModelConfig
 from limerank.dataset import Dataset
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 
 CLIENTS = 4
 KINDS = {"candidates": 60, "catalogue": 15, "unknown": 8, "events": 12, "explain": 2, "items": 1,

@@ -34,7 +34,7 @@ from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.events import Event, event_of
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.models import build
 from limerank.state import Mode, UserStates
 from limerank.stores import SqliteStore

@@ -373,14 +373,14 @@ def index(
     if forget and not compact:
         raise SpecError("--forget goes with --compact")
     if given in ([], ["building"]):
-        from limerank.indexing import build_index
+        from limerank.index.building import build_index
 
         build_index(run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet)
         print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
         return
     from limerank.checkpoint import load_run
     from limerank.index import Index
-    from limerank.index_changes import change_items, change_text, compact_index
+    from limerank.index.changes import change_items, change_text, compact_index
 
     loaded = load_run(run)
     if verify:

@@ -22,7 +22,7 @@ from limerank.evaluate import evaluate
 from limerank.fidelity import quantisation_report
 from limerank.files import read_json, write_json
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.logs import prepare, summary_text
 from limerank.rank import Recommender, ranking_text
 from limerank.report import some_users, write_report

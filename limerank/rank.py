@@ -31,7 +31,7 @@ from limerank.explain import Explanation, Past, explain
 from limerank.features import FeatureTable
 from limerank.history import latest
 from limerank.index import Index
-from limerank.lookup import IdTable
+from limerank.index.lookup import IdTable
 from limerank.losses import predictions
 from limerank.request import past_of, plain
 from limerank.scorer import Scorer, ScorerName, TopK, scorer_for

@@ -15,7 +15,7 @@ from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.files import read_json, write_json
 from limerank.index import Index, manifest_checksum
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.models import build
 from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from tests.worlds import prepare_log

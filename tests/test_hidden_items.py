@@ -11,7 +11,7 @@ from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError, UnknownError
 from limerank.evaluate import evaluate
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.logs import prepare
 from limerank.rank import Recommender
 from limerank.schema import Spec, load_spec, validate

@@ -9,13 +9,13 @@ import pytest
 from limerank.config import ModelConfig, TrainConfig
 from limerank.dataset import SPLITS, Dataset
 from limerank.evaluate import evaluate
-from limerank.holdout import FirstSeen, held_out_users
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.logs import prepare
+from limerank.logs.holdout import FirstSeen, held_out_users
+from limerank.logs.summary import summary_text
 from limerank.rank import Recommender
 from limerank.schema import load_spec
-from limerank.summary import summary_text
 from limerank.train import train
 from tests.worlds import write_log
 

@@ -15,16 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank import catalogue, index_writing, lookup
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
-from limerank.index import Index
-from limerank.index_changes import change_items
-from limerank.indexing import build_index
+from limerank.index import Index, catalogue, lookup, writing
+from limerank.index.building import build_index
+from limerank.index.changes import change_items
+from limerank.index.lookup import IdTable
 from limerank.logs import prepare
-from limerank.lookup import IdTable
 from limerank.schema import load_spec
 from tests.catalogues import (
     ITEMS,
@@ -81,7 +80,7 @@ def test_codes_are_within_half_a_step(model):
 
 def test_chunks_do_not_matter(monkeypatch, tmp_path):
     of = shop("lime-xor")
-    monkeypatch.setattr(index_writing, "CHUNK", 7)
+    monkeypatch.setattr(writing, "CHUNK", 7)
     build_index(of.run, tmp_path / "small", data=of.data)
     small = Index.open(tmp_path / "small", verify=True)
     np.testing.assert_allclose(small.vectors, of.index.vectors, atol=1e-6)

@@ -15,14 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank import index as index_module
-from limerank import index_changes, index_writing, indexing
-from limerank.catalogue import of_source
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.index import Index, read_manifest
-from limerank.index_changes import (
+from limerank.index import Index, building, changes, read_manifest, reading
+from limerank.index import writing as writing_module
+from limerank.index.building import build_index
+from limerank.index.catalogue import of_source
+from limerank.index.changes import (
     add_items,
     change_items,
     change_text,
@@ -31,8 +31,7 @@ from limerank.index_changes import (
     remove_items,
     update_items,
 )
-from limerank.index_writing import writing
-from limerank.indexing import build_index
+from limerank.index.writing import writing
 from limerank.logs import prepare
 from limerank.rank import Recommender
 from limerank.schema import load_spec
@@ -268,7 +267,7 @@ def test_any_changes_are_those_of_a_dictionary(text_run, text, start, todo):
     gone: dict[int, str | None] = {}
     readers = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index_changes, "TAIL", 3)
+        patch.setattr(changes, "TAIL", 3)
         build_index(run, path, items=[item(name(i), g) for i, g in start], overwrite=True)
         for kind, what in todo:
             readers.append((index := Index.open(path), content(index)))
@@ -352,12 +351,12 @@ SCRIPT = """
 import json, os, shutil, signal, sys, threading
 import torch
 torch.set_num_threads(1)
-from limerank import index_writing, index_changes, indexing
+from limerank.index import building, changes, writing
 from limerank.checkpoint import load_run
-from limerank.index_changes import change_items, compact_index
-from limerank.indexing import build_index
+from limerank.index.changes import change_items, compact_index
+from limerank.index.building import build_index
 
-index_writing.CHUNK, indexing.SHARD, index_changes.TAIL = 16, 32, 3
+writing.CHUNK, building.SHARD, changes.TAIL = 16, 32, 3
 source, work, run, kind, arguments = json.loads(sys.argv[1])
 run = load_run(run)
 
@@ -448,16 +447,16 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     run, items = shop("lime-mha").run, [item(id) for id in range(100)]
     paths = killed(tmp_path, "build", items=items)
     whole = content(Index.open(paths[-1], verify=True))
-    monkeypatch.setattr(index_writing, "CHUNK", 16)
-    monkeypatch.setattr(indexing, "SHARD", 32)
+    monkeypatch.setattr(writing_module, "CHUNK", 16)
+    monkeypatch.setattr(building, "SHARD", 32)
     encoded: list[int] = []
-    encode = index_writing.Encoder.__call__
+    encode = writing_module.Encoder.__call__
 
     def counting(self, items):
         encoded[-1] += len(items.ids)
         return encode(self, items)
 
-    monkeypatch.setattr(index_writing.Encoder, "__call__", counting)
+    monkeypatch.setattr(writing_module.Encoder, "__call__", counting)
     for path in paths:
         if path.exists():  # then it is whole
             assert content(Index.open(path, verify=True)) == whole
@@ -473,9 +472,9 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_an_unfinished_build_of_other_things_is_refused(tmp_path, monkeypatch):
     run, items = shop("lime-mha").run, [item(id) for id in range(100)]
-    monkeypatch.setattr(index_writing, "CHUNK", 16)
-    monkeypatch.setattr(indexing, "SHARD", 32)
-    encode = index_writing.Encoder.__call__
+    monkeypatch.setattr(writing_module, "CHUNK", 16)
+    monkeypatch.setattr(building, "SHARD", 32)
+    encode = writing_module.Encoder.__call__
 
     def stop(self, items):
         if self.codes > 40 * 22:
@@ -486,7 +485,7 @@ def test_an_unfinished_build_of_other_things_is_refused(tmp_path, monkeypatch):
 
     def interrupt(**arguments):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(index_writing.Encoder, "__call__", stop)
+            patch.setattr(writing_module.Encoder, "__call__", stop)
             build_index(run, out, **arguments)
 
     interrupt(items=items)
@@ -516,7 +515,7 @@ def test_an_unfinished_build_of_other_things_is_refused(tmp_path, monkeypatch):
 
 def test_scales_come_from_a_sample_of_many(tmp_path, monkeypatch):
     of = shop("lime-xor")
-    monkeypatch.setattr(indexing, "SAMPLE", 20)
+    monkeypatch.setattr(building, "SAMPLE", 20)
     build_index(of.run, tmp_path / "index", data=of.data)
     index = Index.open(tmp_path / "index", verify=True)
     scales = index.scales
@@ -556,7 +555,7 @@ def test_a_reader_that_is_overtaken_opens_the_newer_version(live, monkeypatch):
     def read(path):
         return next(newer, None) or read_manifest(path)
 
-    monkeypatch.setattr(index_module, "read_manifest", read)
+    monkeypatch.setattr(reading, "read_manifest", read)
     index = Index(live)
     assert index.version == old["version"] + 1 and index.fingerprint == run.fingerprint
     monkeypatch.undo()
@@ -569,7 +568,7 @@ def test_a_reader_that_is_overtaken_opens_the_newer_version(live, monkeypatch):
 def test_readers_and_a_writer_at_once(live):
     script = (
         "import sys; from limerank.checkpoint import load_run\n"
-        "from limerank.index_changes import compact_index, put_items\n"
+        "from limerank.index.changes import compact_index, put_items\n"
         "run, path = load_run(sys.argv[1]), sys.argv[2]\n"
         "for k in range(60):\n"
         "    row = dict(item_id=1000 + k % 7, group=f'g{k % 5}', tags='t1', length=20)\n"

@@ -318,7 +318,7 @@ def test_many_partitions_make_the_same_dataset(tmp_path: Path) -> None:
 def test_partitions_that_turn_out_too_large_are_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limerank.spooling import Spooling
+    from limerank.logs.spooling import Spooling
 
     lists = [
         {"user": k % 50, "item": list(range(k % 5 + 1)), "time": 10**12 + k} for k in range(500)
@@ -959,16 +959,16 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
     program = f"""
         import os, signal
         from pathlib import Path
-        from limerank import logs
+        from limerank.logs import preparation
         from limerank.schema import Spec
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        logs._Job.{step} = die
+        preparation._Job.{step} = die
         folder = Path({str(tmp_path)!r})
         spec = Spec.model_validate_json((folder / "spec.json").read_text())
-        logs.prepare(spec, folder / "data", base=folder)
+        preparation.prepare(spec, folder / "data", base=folder)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert done.returncode == -signal.SIGKILL

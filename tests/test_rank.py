@@ -16,7 +16,7 @@ from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.evaluate import predict
 from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index.building import build_index
 from limerank.logs import prepare
 from limerank.losses import predictions
 from limerank.rank import Recommender, rank_command, ranking_text

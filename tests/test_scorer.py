@@ -8,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limerank import catalogue
 from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.fidelity import quantisation_report
-from limerank.index import Index
-from limerank.indexing import build_index
+from limerank.index import Index, catalogue
+from limerank.index.building import build_index
 from limerank.scorer import (
     ModelScorer,
     NativeScorer,

@@ -195,7 +195,7 @@ def test_versions_of_the_index_that_were_replaced_are_closed(model, tmp_path):
 
 
 def test_what_other_processes_change_is_followed(client, tmp_path):
-    from limerank.index_changes import remove_items
+    from limerank.index.changes import remove_items
 
     engine = engine_of(shop("lime-mha"), tmp_path)
     remove_items(tmp_path / "index", [5])

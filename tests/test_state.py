@@ -20,8 +20,8 @@ from limerank.errors import DataError, FingerprintError, FormatError, SpecError,
 from limerank.events import event_of
 from limerank.explain import explain
 from limerank.index import Index
-from limerank.index_changes import add_items, compact_index, update_items
-from limerank.indexing import build_index
+from limerank.index.building import build_index
+from limerank.index.changes import add_items, compact_index, update_items
 from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
 from limerank.logs import prepare

@@ -27,7 +27,7 @@ from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.events import Event, event_of, external_id
 from limerank.explain import Explanation, explain
 from limerank.index import Index
-from limerank.index_changes import change_items
+from limerank.index.changes import change_items
 from limerank.losses import predictions
 from limerank.request import plain
 from limerank.scorer import Scorer, ScorerName, scorer_for

@@ -14,7 +14,7 @@ MIX = np.uint64(0xD6E8FEB86659FD93)
 
 
 def held_out_users(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """Which users are held out, about ``share`` of them, by their keys (limerank.partition)."""
+    """Which users are held out, about ``share`` of them, by their keys (see partition)."""
     mixed = (keys ^ (keys >> np.uint64(32))) * MIX
     mixed = (mixed ^ (mixed >> np.uint64(32))) * MIX
     held: NDArray[np.bool_] = (mixed >> np.uint64(40)) < share * 2.0**24

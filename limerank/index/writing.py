@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Items
-from limerank.catalogue import Catalogue
 from limerank.errors import DataError, FormatError
 from limerank.files import sync_directory, write_json
-from limerank.index import DTYPES, FORMAT, Scales, manifest_checksum, versioned
-from limerank.lookup import Level, flattened
+from limerank.index.catalogue import Catalogue
+from limerank.index.lookup import Level, flattened
+from limerank.index.reading import DTYPES, FORMAT, Scales, manifest_checksum, versioned
 from limerank.models import Lime, Ranker
 
 CHUNK = 16384

@@ -1,11 +1,11 @@
 """Logs in, dataset out: ``limerank prepare``.
 
 Rows are read in batches, checked, and spooled to disk in partitions by user
-(:mod:`limerank.spooling`); each partition is sorted by user and time in memory
-(:mod:`limerank.sorting`); then the sorted events are streamed twice, once to learn vocabularies
-from the training window and once to write codes and requests. Memory stays below the limit
-whatever the log's size, apart from what is kept of each user and each item (the vocabularies and
-tables) and apart from the events of a single user, which are sorted together.
+(:mod:`~limerank.logs.spooling`); each partition is sorted by user and time in memory
+(:mod:`~limerank.logs.sorting`); then the sorted events are streamed twice, once to learn
+vocabularies from the training window and once to write codes and requests. Memory stays below the
+limit whatever the log's size, apart from what is kept of each user and each item (the vocabularies
+and tables) and apart from the events of a single user, which are sorted together.
 
 The folder's format is described in :mod:`limerank.dataset`.
 """
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
-from limerank.holdout import FirstSeen, held_out_users
-from limerank.ids import CodeCounter, CodeMap, Ids
-from limerank.partition import (
+from limerank.logs.holdout import FirstSeen, held_out_users
+from limerank.logs.ids import CodeCounter, CodeMap, Ids
+from limerank.logs.partition import (
     Array,
     Histogram,
     NpyWriter,
@@ -35,14 +35,12 @@ from limerank.partition import (
     unshuffle,
     values_at_ranks,
 )
+from limerank.logs.sorting import Block, SortedEvents
+from limerank.logs.spooling import BATCH_BYTES, Spooling
+from limerank.logs.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts
 from limerank.progress import Bar
 from limerank.schema import Spec, Table, write_spec
-from limerank.sorting import Block, SortedEvents
-from limerank.spooling import BATCH_BYTES, Spooling
-from limerank.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts, summary_text
 from limerank.tables import Encoding, Reader, as_text, candidates, encode, fit, vocabulary_of
-
-__all__ = ["prepare", "summary_text"]
 
 FORMAT = 1
 EDGES = [k / 32 for k in range(1, 32)]

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.errors import DataError
-from limerank.partition import Array
+from limerank.logs.partition import Array
 from limerank.tables import as_text, whole_numbers
 
 Mask = NDArray[np.bool_] | None

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.checks import request_steps
 from limerank.errors import DataError
-from limerank.ids import Mask
-from limerank.partition import (
+from limerank.logs.checks import request_steps
+from limerank.logs.ids import Mask
+from limerank.logs.partition import (
     MULTIPLIER,
     Array,
     NpyReader,
@@ -27,8 +27,8 @@ from limerank.partition import (
     stable_order,
     sync,
 )
+from limerank.logs.spooling import Spooling, stretch
 from limerank.progress import Bar
-from limerank.spooling import Spooling, stretch
 
 FINAL = ("time", "label_", "ratio_")
 """Columns of the sorted events that are part of the dataset as they are."""

@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.errors import DataError
-from limerank.ids import Mask
-from limerank.partition import Array, shuffle
+from limerank.logs.ids import Mask
+from limerank.logs.partition import Array, shuffle
 from limerank.schema import EventSource, Label
 from limerank.tables import as_numbers
 

@@ -1,4 +1,4 @@
-"""Building an index, a shard at a time. Its format: :mod:`limerank.index`."""
+"""Building an index, a shard at a time. Its format: :mod:`limerank.index.reading`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.catalogue import Catalogue, ItemSource, of_source
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import read_json, sync_directory, write_json
-from limerank.index import DTYPES, FORMAT, Scales
-from limerank.index_writing import (
+from limerank.index.catalogue import Catalogue, ItemSource, of_source
+from limerank.index.lookup import Level, level_of
+from limerank.index.reading import DTYPES, FORMAT, Scales
+from limerank.index.writing import (
     CHUNK,
     Encoder,
     Files,
@@ -32,7 +33,6 @@ from limerank.index_writing import (
     write_lookup,
     writing,
 )
-from limerank.lookup import Level, level_of
 from limerank.models import Lime
 from limerank.progress import Bar
 

@@ -1,7 +1,7 @@
 """Changing a live index in place: add, update and remove items, compact.
 
 One process writes at a time; any number read meanwhile, each the version that it opened. How that
-is possible: :mod:`limerank.index`.
+is possible: :mod:`limerank.index.reading`.
 
 >>> add_items("runs/mine", "index/mine", {"item_id": 900, "category": "books", "price": 12.5})
 >>> remove_items("index/mine", [17])
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.catalogue import Catalogue, ItemSource, of_source
 from limerank.errors import DataError, SpecError, UnknownError
-from limerank.index import Index
-from limerank.index_writing import (
+from limerank.index.catalogue import Catalogue, ItemSource, of_source
+from limerank.index.lookup import Level, level_of, merged
+from limerank.index.reading import Index
+from limerank.index.writing import (
     CHUNK,
     Encoder,
     Files,
@@ -33,7 +34,6 @@ from limerank.index_writing import (
     write_lookup,
     writing,
 )
-from limerank.lookup import Level, level_of, merged
 from limerank.progress import Bar
 from limerank.trained import Trained, load_trained
 

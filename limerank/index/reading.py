@@ -1,6 +1,6 @@
 """The index: the catalogue, encoded once, as a folder that is mapped into memory.
 
-This module is the format and its reading; :mod:`limerank.indexing` builds and changes.
+This module is the format and its reading; :mod:`limerank.index.building` builds and changes.
 
 The folder (``n`` rows, one per item and more after changes; width ``d``; LIME models have
 ``C = H l`` link weights per row and ``g`` head terms). Files are bare little-endian arrays, row
@@ -70,7 +70,7 @@ from numpy.typing import NDArray
 
 from limerank.errors import FingerprintError, FormatError, UnknownError
 from limerank.files import read_json
-from limerank.lookup import IdTable, Level
+from limerank.index.lookup import IdTable, Level
 
 FORMAT = 2
 

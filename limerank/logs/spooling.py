@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.checks import Good, as_float32, label_columns, request_keys, times_of
 from limerank.errors import DataError
-from limerank.ids import Ids, Mask, TextIdsError
-from limerank.partition import Array, Spool, ahead, shuffle
+from limerank.logs.checks import Good, as_float32, label_columns, request_keys, times_of
+from limerank.logs.ids import Ids, Mask, TextIdsError
+from limerank.logs.partition import Array, Spool, ahead, shuffle
 from limerank.progress import Bar
 from limerank.schema import EventSource, Feature, Spec
 from limerank.tables import Reader, as_numbers, as_text, find_files
