@@ -599,8 +599,8 @@ def test_events_that_the_run_cannot_read(store):
     with pytest.raises(UnknownError, match="no context feature is called 'tab'"):
         states.ready(1, context={"tab": 1})
     with pytest.raises(UnknownError, match="the user table has no column 'city'; it has 'country'"):
-        states.check_features({"city": "x"})
-    states.check_features({"country": None})
+        states.people.check({"city": "x"})
+    states.people.check({"country": None})
     store.set_features(1, {"city": "x", "country": [1]})
     assert states.ready(1).known
 

@@ -354,7 +354,7 @@ class Serving:
 
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]:
         served, id = self._served, _id(user)
-        served.states.check_features(features)
+        served.states.people.check(features)
         self.store.set_features(id, features)
         return {"user": id, "features": features}
 

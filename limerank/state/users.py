@@ -12,16 +12,6 @@ Two modes, of what of a user's events the model sees:
 A state is a function of the events that the store holds, of the user's features and of the model:
 never of the order of arrival. It carries a *fingerprint* of all else that made it, and one that is
 not what it should be is made anew from the events.
-
-The bytes of a kept state, little-endian, all of which a CRC-32 (u32, at the end) covers::
-
-    window       "LRSW" | version u8 | count, size u32 | events (limerank.events.pack_list) | seen
-    streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
-                 | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
-    seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between
-
-``seen`` are the items that the user has met, ``unknown`` counts events whose item the index did not
-hold, ``order`` bytes are the id of the newest event, which orders events of one time.
 """
 
 from __future__ import annotations
@@ -31,21 +21,19 @@ import json
 import struct
 import threading
 import time as clock
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Features, Items, Users
-from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
+from limerank.errors import FingerprintError, FormatError, SpecError
 from limerank.eventlog import EventForm, EventLog
 from limerank.events import Event, external_id, pack_list, unpack_list
 from limerank.explain import Past
@@ -57,28 +45,22 @@ from limerank.models import Lime, LimeMha
 from limerank.models.layers import split_heads
 from limerank.models.lime import LinkState
 from limerank.request import past_of
-from limerank.schema import Spec, validate
+from limerank.state.kept import VERSION, Rows, Seen, Stream, Window
+from limerank.state.people import People, Person
 from limerank.stores import EventStore, State, Version
-from limerank.tables import Encoding, encode
 from limerank.trained import Trained
 
-VERSION = 1
 KEEP = 32
 """A state in the store is replaced when its user has come so many changes further."""
 CHUNK = 1024
 """Events that are merged into a carry at once."""
 STRIPES = 64
 """Locks of users: two users share one now and then."""
-PEOPLE = 512
-"""Sets of user features whose encodings are kept."""
 ENTRY_BYTES = 12 << 10
 """Of a user in memory besides arrays, as measured: objects, and gaps between allocations."""
 DAY_MS = 86_400_000
 
 Mode = Literal["window", "streaming"]
-Rows = NDArray[np.int64]
-HEADER = struct.Struct("<4sB")
-SHAPE = struct.Struct("<IIIqqqqBd")
 
 
 class Ready(NamedTuple):
@@ -97,166 +79,6 @@ class Ready(NamedTuple):
     known: bool
     events: int
     version: Version | None
-
-
-# What is kept of a user
-
-
-@dataclass(frozen=True)
-class Seen:
-    """External ids of items: integers, ascending, and texts."""
-
-    integers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    texts: tuple[str, ...] = ()
-
-    def add(self, items: Sequence[int | str]) -> Seen:
-        """With more items."""
-        whole = np.unique(np.array([item for item in items if isinstance(item, int)], np.int64))
-        at = np.searchsorted(self.integers, whole)
-        held = at < len(self.integers)
-        held[held] = self.integers[at[held]] == whole[held]
-        texts = [item for item in items if isinstance(item, str)]
-        return Seen(
-            np.insert(self.integers, at[~held], whole[~held]),
-            tuple(dict.fromkeys([*self.texts, *texts])) if texts else self.texts,
-        )
-
-    def rows(self, index: Index) -> Rows:
-        """Rows of the items that an index holds."""
-        found = [index.ids.find(self.integers)] if len(self.integers) else []
-        if self.texts:
-            found.append(index.ids.find(list(self.texts)))
-        rows = np.concatenate([np.zeros(0, np.int64), *found])
-        return np.unique(rows[rows >= 0])
-
-    def pack(self) -> bytes:
-        texts = "\0".join(self.texts).encode()
-        parts = (struct.pack("<I", len(self.integers)), self.integers.astype("<i8").tobytes())
-        return b"".join((*parts, struct.pack("<I", len(texts)), texts))
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Seen:
-        (count,) = struct.unpack_from("<I", data)
-        integers = np.frombuffer(data, "<i8", count, 4).astype(np.int64)
-        (size,) = struct.unpack_from("<I", data, 4 + 8 * count)
-        texts = data[8 + 8 * count :]
-        if len(texts) != size:
-            raise ValueError("the ids of seen items end too early")
-        return cls(integers, tuple(texts.decode().split("\0")) if size else ())
-
-
-@dataclass(frozen=True)
-class Window:
-    """The latest events that histories hold, packed; how many; and what was seen."""
-
-    packed: bytes
-    events: int
-    seen: Seen
-    open: tuple[Event, ...] | None = field(default=None, compare=False)
-    """The events as they are, as long as a user stage is to be computed of them."""
-
-    def pack(self) -> bytes:
-        sizes = struct.pack("<II", self.events, len(self.packed))
-        return _sealed(HEADER.pack(b"LRSW", VERSION) + sizes + self.packed + self.seen.pack())
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Window:
-        """What :meth:`pack` packed; FormatError where it is damaged."""
-        body = _opened(data, b"LRSW")
-        count, size = struct.unpack_from("<II", body)
-        return cls(body[8 : 8 + size], count, Seen.unpack(body[8 + size :]))
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.packed) + self.seen.integers.nbytes + 64 * len(self.seen.texts)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """What links have read of all events.
-
-    Attributes:
-        carry: None before the first event. Its time is in days, or in events where the log has no
-            clock.
-        events: how many there were.
-        unknown: of them, those whose item the index did not hold.
-        index_rows: rows of the index at that time.
-        newest: time and id of the newest event.
-        seen: items that the user has met.
-    """
-
-    carry: Carry | None = None
-    events: int = 0
-    unknown: int = 0
-    index_rows: int = 0
-    newest: tuple[int, bytes] = (0, b"")
-    seen: Seen = field(default_factory=Seen)
-
-    def pack(self) -> bytes:
-        shape: tuple[int, ...] = (0, 0, 0)
-        parts, at = b"", 0.0
-        if self.carry is not None:
-            shape, at = tuple(self.carry.mean.shape), float(self.carry.time)
-            parts = self.carry.log.cpu().numpy().astype("<f8").tobytes()
-            parts += self.carry.mean.cpu().numpy().astype("<f4").tobytes()
-        counts = (self.events, self.unknown, self.index_rows, self.newest[0])
-        head = HEADER.pack(b"LRSS", VERSION)
-        head += SHAPE.pack(*shape, *counts, len(self.newest[1]), at)
-        return _sealed(head + self.newest[1] + parts + self.seen.pack())
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Stream:
-        """What :meth:`pack` packed; FormatError where it is damaged."""
-        body = _opened(data, b"LRSS")
-        heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
-        place = SHAPE.size + order
-        id, carry = body[SHAPE.size : place], None
-        if heads:
-            log = np.frombuffer(body, "<f8", heads * links, place).reshape(heads, links)
-            place += log.nbytes
-            mean = np.frombuffer(body, "<f4", heads * links * e, place)
-            place += mean.nbytes
-            carry = Carry(
-                torch.from_numpy(mean.reshape(heads, links, e).astype(np.float32)),
-                torch.from_numpy(log.astype(np.float64)),
-                torch.tensor(at, dtype=torch.float64),
-            )
-        seen = Seen.unpack(body[place:])
-        return cls(carry, events, unknown, rows, (newest, id), seen)
-
-    @property
-    def nbytes(self) -> int:
-        carry = 0 if self.carry is None else self.carry.mean.nbytes + self.carry.log.nbytes
-        return carry + self.seen.integers.nbytes + 64 * len(self.seen.texts)
-
-
-def _sealed(data: bytes) -> bytes:
-    return data + zlib.crc32(data).to_bytes(4, "little")
-
-
-def _opened(data: bytes, magic: bytes) -> bytes:
-    """The bytes behind the header of a state whose checksum is right."""
-    if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise FormatError(f"a state of {len(data)} bytes is damaged; it is made anew from events")
-    found, version = HEADER.unpack_from(data)
-    if found != magic or version != VERSION:
-        raise FormatError(
-            f"a state is {found!r} of version {version}, expected {magic!r} of {VERSION}; it is "
-            "made anew from events"
-        )
-    return data[HEADER.size : -4]
-
-
-# The user's own features, and all that follows from them alone
-
-
-@dataclass(frozen=True)
-class _Person:
-    """One set of user features: ``features`` encoded, ``u`` [1, d]."""
-
-    digest: bytes
-    features: Features
-    u: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,7 +108,7 @@ class _Entry:
     """
 
     version: Version | None
-    person: _Person
+    person: Person
     kept: Window | Stream
     mark: _Mark
     seen: Rows
@@ -365,8 +187,7 @@ class UserStates:
         self._ranker: Any = ranker
         self._device = next(ranker.parameters()).device
         self._entries: OrderedDict[int | str | None, _Entry] = OrderedDict()
-        self._people: OrderedDict[bytes, _Person] = OrderedDict()
-        self._links: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self.people = People(trained)
         self._sizes: dict[int | str | None, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -447,7 +268,7 @@ class UserStates:
             else max(self._now(None), *(event.time for event in events))
         )
         index = self.index
-        past = self._past(log, self._person(features or {}), at, context or {}, index)
+        past = self._past(log, self.people.of(features or {}), at, context or {}, index)
         with torch.inference_mode():
             state = self._ranker.encode_users(past.users, past.vectors)
         seen = Seen().add([event.item for event in events]).rows(index)
@@ -459,7 +280,7 @@ class UserStates:
         """The user's latest N events, for explanations."""
         held = None if user is None else self.store.held(user)
         events = [] if held is None else [event for event in held.events if self.form.kept(event)]
-        person = self._person({} if held is None else held.features)
+        person = self.people.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])
         return self._past(log, person, self._now(now), context or {}, self.index)
 
@@ -473,7 +294,7 @@ class UserStates:
         """The same of events that are given here, as for :meth:`given`."""
         events = self.form.given(self.form.entries(history), now)
         log = self.form.log(events, now)
-        return self._past(log, self._person({}), self._now(now), context or {}, self.index)
+        return self._past(log, self.people.of({}), self._now(now), context or {}, self.index)
 
     def forget(self, user: Any) -> bool:
         """Delete a user from the store and from memory; False: the store did not hold it."""
@@ -483,24 +304,6 @@ class UserStates:
             with self._lock:
                 self._drop(user)
         return found
-
-    def check_features(self, features: Mapping[str, Any]) -> None:
-        """Refuse features of a user, columns of the user table, that the run cannot read.
-
-        Features that are stored already and that another model cannot read are unknown to it.
-
-        Raises:
-            UnknownError: the user table has no such column.
-            DataError: a value is none that the column can have.
-        """
-        known = self._columns
-        wrong = [name for name in features if name not in known]
-        if wrong:
-            raise UnknownError(
-                f"the user table has no column {', '.join(map(repr, wrong))}; it has "
-                f"{', '.join(map(repr, known)) or 'none'}"
-            )
-        self._table(features)
 
     def rebuild(self, users: Iterable[Any] | None = None) -> int:
         """Bring the kept states of users, or of all, up to date; returns how many were written.
@@ -540,7 +343,7 @@ class UserStates:
         held = self.store.held(user, None if made is None else made.version)
         if held is None:  # deleted in between
             return self._nobody(catalogue)
-        person, fresh = self._person(held.features), None
+        person, fresh = self.people.of(held.features), None
         if made is not None and not held.whole and self._holds(made, person, catalogue):
             fresh = self._updated(user, made.kept, held.events, person, catalogue.index)
         if fresh is not None:
@@ -551,7 +354,7 @@ class UserStates:
                 held = self.store.held(user)
                 if held is None:
                     return self._nobody(catalogue)
-                person = self._person(held.features)
+                person = self.people.of(held.features)
             empty = self._empty(user)
             fresh = self._updated(user, empty, held.events, person, catalogue.index)
             assert fresh is not None
@@ -584,7 +387,7 @@ class UserStates:
             return None  # damaged, or of another format: it is made anew
         return _Made(kept, state.version, state.fingerprint, state.version)
 
-    def _holds(self, made: _Made, person: _Person, catalogue: _Catalogue) -> bool:
+    def _holds(self, made: _Made, person: Person, catalogue: _Catalogue) -> bool:
         """Whether what was made before is what this model, index and user would make."""
         if made.fingerprint != self._fingerprint(person, catalogue.mark):
             return False
@@ -602,7 +405,7 @@ class UserStates:
             entry.written = entry.version
         return done
 
-    def _fingerprint(self, person: _Person, mark: _Mark) -> bytes:
+    def _fingerprint(self, person: Person, mark: _Mark) -> bytes:
         """Of all but the events that a state is made of."""
         parts: list[Any] = [VERSION, self.mode]
         if self.mode == "window":  # events as they are: any model reads them
@@ -619,7 +422,7 @@ class UserStates:
             entry = self._entries.get(None)
         if entry is None or entry.mark is not catalogue.mark:
             rows = np.zeros(0, np.int64)
-            entry = _Entry(None, self._person({}), self._empty(0), catalogue.mark, rows, None)
+            entry = _Entry(None, self.people.of({}), self._empty(0), catalogue.mark, rows, None)
         return entry
 
     def _updated(
@@ -627,7 +430,7 @@ class UserStates:
         user: int | str,
         kept: Window | Stream,
         events: Sequence[Event],
-        person: _Person,
+        person: Person,
         index: Index,
     ) -> Window | Stream | None:
         """With more events; None where it must be made of all of them."""
@@ -646,7 +449,7 @@ class UserStates:
         return Window(pack_list(user, every), len(every), seen, tuple(every))
 
     def _streamed(
-        self, kept: Stream, events: Sequence[Event], person: _Person, index: Index
+        self, kept: Stream, events: Sequence[Event], person: Person, index: Index
     ) -> Stream | None:
         if not events:
             return replace(kept, index_rows=len(index))
@@ -674,7 +477,7 @@ class UserStates:
         )
 
     @torch.inference_mode()
-    def _carry(self, log: EventLog, vectors: Tensor, count: int, person: _Person) -> Carry:
+    def _carry(self, log: EventLog, vectors: Tensor, count: int, person: Person) -> Carry:
         """What links read of some events; ``count``: how many there are by now."""
         n = len(log.rows)
         zero, end = np.zeros(1, np.int64), np.array([n])
@@ -693,7 +496,7 @@ class UserStates:
         )
         at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
-        rate_hl, queries = self._ranker.log_rate.exp(), self._links_of(person)[1]
+        rate_hl, queries = self._ranker.log_rate.exp(), self.people.links(person)[1]
         return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
 
     # From an entry to a state
@@ -736,9 +539,9 @@ class UserStates:
         log = self.form.log(events)
         return self._past(log, entry.person, now, context, index)
 
-    def _read(self, kept: Stream, person: _Person) -> Tensor:
+    def _read(self, kept: Stream, person: Person) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""
-        links_bld, queries_hle = self._links_of(person)
+        links_bld, queries_hle = self.people.links(person)
         read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
         personal: Tensor = self._ranker.norm(
             self._ranker.absorb(links_bld, read_hle.to(self._device)[None])
@@ -754,7 +557,7 @@ class UserStates:
     def _past(
         self,
         log: EventLog,
-        person: _Person,
+        person: Person,
         now: int,
         context: Mapping[str, Any],
         index: Index,
@@ -792,88 +595,6 @@ class UserStates:
 
     def _now(self, now: int | None) -> int:
         return int(clock.time() * 1000) if now is None else now
-
-    # Features of users
-
-    def _person(self, features: Mapping[str, Any]) -> _Person:
-        """Encoded features of a user, which are the same for all who have the same ones."""
-        text = json.dumps(features, sort_keys=True, default=str)
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        with self._lock:
-            if digest in self._people:
-                self._people.move_to_end(digest)
-                return self._people[digest]
-        person = self._encoded(digest, features)
-        with self._lock:
-            self._people[digest] = person
-            while len(self._people) > PEOPLE:
-                self._people.popitem(last=False)
-        return person
-
-    @torch.inference_mode()
-    def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> _Person:
-        try:
-            table = self._table(features)
-        except DataError:
-            table = FeatureTable.unknown(self.trained.manifest["encoding"]["users"])
-        encoded = table.take(np.zeros(1, np.int64)).to(self._device)
-        empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
-        users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
-        u_bd: Tensor = self._ranker.user_tower(users)[0]
-        return _Person(digest, encoded, u_bd)
-
-    @torch.inference_mode()
-    def _links_of(self, person: _Person) -> tuple[Tensor, Tensor]:
-        """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
-        with self._lock:
-            found = self._links.get(person.digest)
-        if found is None:
-            links_bld = self._ranker.contextualise(person.u)
-            q_bhle = split_heads(self._ranker.query(links_bld), self._ranker.config.heads)
-            found = links_bld, q_bhle[0]
-            with self._lock:
-                self._links[person.digest] = found
-                while len(self._links) > PEOPLE:
-                    self._links.popitem(last=False)
-        return found
-
-    def _table(self, features: Mapping[str, Any]) -> FeatureTable:
-        encoding = self.trained.manifest["encoding"]["users"]
-        spec, known = self._spec.users, self._columns
-        if spec is None or all(features.get(name) is None for name in known):
-            return FeatureTable.unknown(encoding)
-        try:
-            frame = pl.DataFrame(
-                [pl.Series(name, [features.get(name)], strict=False) for name in known]
-            )
-            found = encode(
-                frame, spec.features, Encoding(encoding, self._vocabularies), pl.Series(["user"])
-            )
-        except (TypeError, pl.exceptions.PolarsError) as error:
-            raise DataError(
-                f"the features {dict(features)!r:.200} cannot be read: {error}"
-            ) from None
-        return FeatureTable(found.tokens, found.weights, found.offsets, found.numeric)
-
-    @cached_property
-    def _columns(self) -> tuple[str, ...]:
-        """Columns of the user table."""
-        spec = self._spec.users
-        return () if spec is None else tuple(dict.fromkeys(f.column for f in spec.features))
-
-    @cached_property
-    def _spec(self) -> Spec:
-        return validate(Spec, self.trained.manifest["spec"], str(self.trained.path))
-
-    @cached_property
-    def _vocabularies(self) -> dict[str, pl.DataFrame]:
-        folder = self.trained.path / "vocab"
-        features = () if self._spec.users is None else self._spec.users.features
-        return {
-            feature.name: pl.read_parquet(folder / f"user_{feature.name}.parquet")
-            for feature in features
-            if feature.kind == "categorical"
-        }
 
     # Memory
 

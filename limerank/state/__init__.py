@@ -1,0 +1,6 @@
+"""From live events to the state of a user that a scorer needs: see :mod:`limerank.state.users`."""
+
+from limerank.state.kept import Seen, Stream, Window
+from limerank.state.users import Mode, Ready, UserStates
+
+__all__ = ["Mode", "Ready", "Seen", "Stream", "UserStates", "Window"]
