@@ -546,7 +546,9 @@ def serve(
     rate: Annotated[float | None, typer.Option(help="Requests a second and key, at most.")] = None,
     watch: Annotated[
         Path | None,
-        typer.Option(help='JSON file {"run": ..., "index": ...}: loaded when it changes.'),
+        typer.Option(
+            help="Folder with links run and index, or a JSON file of both: loaded when they change."
+        ),
     ] = None,
 ) -> None:
     """Serve rankings over HTTP: events in, rankings out, new items rankable at once.

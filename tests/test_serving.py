@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import threading
@@ -76,6 +75,13 @@ def test_reloading_under_load_fails_no_request(start, tmp_path):
     assert set(codes) == {200}
 
 
+def becomes(client, model):
+    limit = time.monotonic() + 30
+    while client.get("/v1/model").json()["model"] != model:
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
 def test_what_is_watched_is_loaded(start, tmp_path):
     of, watched = shop("lime-xor"), tmp_path / "serving.json"
     server = start(tmp_path, "--open", "--watch", watched)
@@ -83,8 +89,20 @@ def test_what_is_watched_is_loaded(start, tmp_path):
         assert client.get("/v1/model").json()["model"] == "lime-mha"
         watched.write_text("{")  # half written: told in the log, and nothing changes
         watched.write_text(f'{{"run": "{of.run.path}", "index": "{of.index.path}"}}')
-        limit = time.monotonic() + 30
-        while client.get("/v1/model").json()["model"] != "lime-xor":
-            assert time.monotonic() < limit
-            with contextlib.suppress(TimeoutError):
-                threading.Event().wait(0.1)
+        becomes(client, "lime-xor")
+
+
+def test_links_in_a_watched_folder_are_followed(start, tmp_path):
+    mine, other, live = shop("lime-mha"), shop("lime-xor"), tmp_path / "live"
+    live.mkdir()
+    (live / "run").symlink_to(mine.run.path)
+    server = start(tmp_path, "--open", "--watch", live)
+    (live / "index").symlink_to(tmp_path / "index")
+    with httpx.Client(base_url=server.url) as client:
+        for name, to in (("run", other.run.path), ("index", other.index.path)):
+            (tmp_path / "new").symlink_to(to)
+            (tmp_path / "new").replace(live / name)  # the run first: refused with the old index
+            time.sleep(2.5)
+            assert client.post("/v1/rank", json={"user": 1, "k": 3}).status_code == 200
+        becomes(client, "lime-xor")
+    assert "what is served stays as it is" in (tmp_path / "log").read_text()

@@ -43,7 +43,8 @@ def serve(
         store: an SQLite file, or the address of a Valkey or Redis server.
         settings: keys, limits, times.
         most: events held of a user, at most; all when not given.
-        watch: a JSON file ``{"run": PATH, "index": PATH}``: when it changes, they are loaded.
+        watch: a folder with the links ``run`` and ``index``, or a JSON file
+            ``{"run": PATH, "index": PATH}``: when they lead elsewhere, that is loaded.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -105,6 +106,9 @@ def _look(engine: Serving, watch: Path | None, stop: threading.Event) -> None:
 def _wanted(watch: Path | None) -> dict[str, Any]:
     if watch is None or not watch.exists():
         return {}
+    if watch.is_dir():
+        links = {name: watch / name for name in ("run", "index")}
+        return {name: str(link.resolve()) for name, link in links.items() if link.exists()}
     try:
         found = json.loads(watch.read_text(encoding="utf-8"))
     except ValueError as error:
