@@ -95,6 +95,31 @@ def test_duplicates_change_nothing(store):
     assert store.append([]) == [] and store.counts() == (2, 2)
 
 
+def test_users_by_the_beginning_of_their_ids(store):
+    users = [1, 10, 105, 2, -1, "10a", "a*b", "a?c", "[x]", "\\y", "\u00fc", "\U0001f600", "100%"]
+    store.append([event(user=user, at=3, id=str(user)) for user in users])
+    for text in (
+        "",
+        "1",
+        "10",
+        "a",
+        "a*",
+        "a?",
+        "[",
+        "\\",
+        "\u00fc",
+        "\U0001f600",
+        "-",
+        "100%",
+        "z",
+    ):
+        wanted = {user for user in users if str(user).startswith(text)}
+        found = store.named(text, 100)
+        assert set(found) == wanted and len(found) == len(wanted), text
+        assert [str(user) for user in found] == sorted(str(user) for user in wanted)
+        assert len(store.named(text, 2)) == min(2, len(wanted))
+
+
 def test_users_nobody_knows(store):
     assert store.version(5) is None and store.held(5) is None and store.state(5, "k") is None
     assert not store.delete_user(5)

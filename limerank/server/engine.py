@@ -344,13 +344,7 @@ class Serving:
         }
 
     def users(self, text: str, limit: int) -> dict[str, Any]:
-        found: list[int | str] = []
-        for user in self.store.users():
-            if str(user).startswith(text):
-                found.append(user)
-                if len(found) == limit:
-                    break
-        return {"users": sorted(found, key=str)}
+        return {"users": self.store.named(text, limit)}
 
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]:
         served, id = self._served, _id(user)

@@ -157,6 +157,11 @@ class EventStore(abc.ABC):
         """All users, in no order. Users that come or go meanwhile may or may not be among them."""
 
     @abc.abstractmethod
+    def named(self, text: str, limit: int) -> list[Id]:
+        """Users whose id begins with a text, in the order of text, at most ``limit``. A store that
+        keeps no order gives any of them."""
+
+    @abc.abstractmethod
     def counts(self) -> Counts:
         """How many users and events are held."""
 

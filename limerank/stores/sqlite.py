@@ -409,6 +409,14 @@ class SqliteStore(EventStore):
             last = rows[-1][0]
             yield from (external_id("user", id) for _, id in rows)
 
+    def named(self, text: str, limit: int) -> list[Id]:
+        with self._reading(several=False) as connection:
+            rows = connection.execute(
+                "SELECT id FROM users WHERE id>=? AND id<? ORDER BY id LIMIT ?",
+                (text, text + "\U0010ffff", limit),
+            ).fetchall()
+        return [external_id("user", id) for (id,) in rows]
+
     def counts(self) -> Counts:
         with self._reading() as connection:
             return Counts(*connection.execute("SELECT users, events FROM totals").fetchone())

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -363,6 +364,19 @@ class ValkeyStore(EventStore):
             fresh = [user for user in found if user not in seen]
             seen.update(fresh)
             yield from (external_id("user", user.decode()) for user in fresh)
+
+    def named(self, text: str, limit: int) -> list[Id]:
+        pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", text) + "*"
+        found: set[bytes] = set()
+        cursor = -1
+        while cursor and len(found) < limit:
+            with self._told():
+                cursor, some = self._client.sscan(
+                    self._all[0], max(cursor, 0), match=pattern, count=1000
+                )
+            found.update(some)
+        users = sorted(user.decode() for user in found)[:limit]
+        return [external_id("user", user) for user in users]
 
     def counts(self) -> Counts:
         with self._told():
