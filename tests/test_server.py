@@ -210,6 +210,37 @@ def test_what_other_processes_change_is_followed(client, tmp_path):
     engine.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("/", ["text/html"]),
+        ("/main.js", ["text/javascript", "application/javascript"]),
+        ("/style.css", ["text/css"]),
+        ("/icon.svg", ["image/svg+xml"]),
+    ],
+)
+def test_the_page_s_files(client, path, kinds):
+    """Shown to everybody, never taken from a cache unasked, and no script from elsewhere runs."""
+    client.headers.clear()
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].split(";")[0] in kinds
+    assert answer.headers["cache-control"] == "no-cache"
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert again.status_code == 304 and client.get("/nothing.js").status_code == 404
+
+
+def test_what_the_page_shows_of_items(client):
+    """Which columns a new item has, and what the items of a history are."""
+    features = {one["name"]: one for one in client.get("/v1/model").json()["item_features"]}
+    assert features["tags"]["column"] == "tags" and features["tags"]["split"] == "|"
+    client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
+    held = client.get("/v1/users/7").json()
+    assert [one["item"] for one in held["items"]] == [3, 9]
+    assert held["items"][0]["features"]["group"] == "g3"
+
+
 def test_a_bad_run_or_index_is_refused(client, tmp_path):
     of = shop("lime-xor")
     before = client.get("/v1/model").json()

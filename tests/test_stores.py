@@ -95,6 +95,16 @@ def test_duplicates_change_nothing(store):
     assert store.append([]) == [] and store.counts() == (2, 2)
 
 
+def test_appending_keeps_its_promises(store):
+    promises = [store.appending([event(user=k % 3, at=k, id=str(k // 2))]) for k in range(60)]
+    outcomes = [promise.result(30) for promise in promises]
+    assert all(len(one) == 1 for one in outcomes)
+    accepted = sum(one == ["accepted"] for one in outcomes)
+    held = sum(len(store.held(user).events) for user in range(3))
+    assert held == accepted == store.counts().events
+    assert store.appending([event(user=0, at=0, id="0")]).result(30) == ["duplicate"]
+
+
 def test_users_by_the_beginning_of_their_ids(store):
     users = [1, 10, 105, 2, -1, "10a", "a*b", "a?c", "[x]", "\\y", "\u00fc", "\U0001f600", "100%"]
     store.append([event(user=user, at=3, id=str(user)) for user in users])

@@ -255,11 +255,11 @@ class Gate:
         self.inside += 1
         self.numbers.queue.labels("requests").set(self.inside)
         work = asyncio.ensure_future(all_of_it())
+        # What it ends with is taken, also where nobody waits for it any more.
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             return await asyncio.wait_for(asyncio.shield(work), self.settings.seconds)
         except TimeoutError:
-            # What it ends with is taken, though nobody waits for it any more.
-            work.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise Problem(
                 503,
                 f"not answered within {self.settings.seconds:g} s; try again",

@@ -274,6 +274,7 @@ class Serving:
                 raise type(error)(f"events[{place}]: {error}") from None
             checked.append(event)
         answer: Future[dict[str, Any]] = Future()
+        answer.set_running_or_notify_cancel()  # it is kept, whoever goes away
         started = clock.perf_counter()
 
         def told(kept: Future[list[Outcome]]) -> None:

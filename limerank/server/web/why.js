@@ -101,7 +101,8 @@ export function whyView({ model, items, closed, happened }) {
       : model.model === "lime-mha"
         ? `Width: the share of what the item receives, the model’s own attention weights averaged over heads. Drawn: the ${drawn.ways} widest ways, ${share} of all.`
         : `Width: the share of what the item receives; event to link by the size of the last block’s weights. Drawn: the ${drawn.ways} widest ways, ${share} of all.`;
-    return [el("h3", {}, linked ? "Events → links → item" : "Events → item"), el("p", { class: "hint" }, what), drawn.picture];
+    const sign = "Blue: the event raised the value; orange: it lowered it.";
+    return [el("h3", {}, linked ? "Events → links → item" : "Events → item"), el("p", { class: "hint" }, `${what} ${sign}`), drawn.picture];
   }
 
   /** Left events, in the middle links, on the right the item: everything in one scale. */
