@@ -32,11 +32,12 @@ LOAD_MS = 45_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path)
+    parser.add_argument("--small", action="store_true", help="it was made with --small")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="limerank-pictures-") as held:
         demo = given.demo or Path(held) / "demo"
         command = [sys.executable, "-m", "limerank", "demo", "--out", str(demo), "--serve"]
-        command += ["--port", "0", *([] if given.demo else ["--small"])]
+        command += ["--port", "0", *(["--small"] if given.small or not given.demo else [])]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None

@@ -44,7 +44,7 @@ class NativeScorer(QuantisedScorer):
         threads: that one call shares its items among.
         path: the implementation, one of :func:`paths`; the fastest when not given.
         held: whether the laid-out catalogue is held; if not, it is laid out anew for every request,
-            which then takes half as long again. By default it is where it takes at most 128 MiB.
+            which then takes longer. By default it is where it takes at most 128 MiB.
 
     Raises:
         SpecError: the model has no links, or this machine has no such path.
