@@ -322,3 +322,15 @@ def test_searches_side_by_side_are_numpys(keys, wanted):
     asked = np.array([*wanted, *keys[::3]], np.int64)
     found = _native.search(held, asked)
     assert found.dtype == np.int64 and (found == np.searchsorted(held, asked)).all()
+
+
+def test_no_candidates_are_not_the_whole_catalogue():
+    w = world(items=40)
+    w.arrays["hidden_rows"] = np.array([3, 5], np.int32)
+    weights = np.ones((2, 1), np.float32)
+    for held in (True, False):
+        scorer = w.scorer(held=held)
+        requests = scorer.requests(w.links, w.head)
+        ends = np.zeros(2, np.int64)
+        rows, values, logits = scorer.top(requests, 5, weights, NONE, NONE, ends, None, 1)
+        assert rows.shape == values.shape == (2, 0) and logits.shape == (2, 0, 1)

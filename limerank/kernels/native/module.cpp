@@ -282,7 +282,8 @@ class Scorer {
                    "allow is not [1 or requests, items]");
 
         const bool everyone = allow && allow->shape(0) == 1;
-        k = std::min(k, places(rows, count, everyone ? allow->data() : nullptr));
+        const bool none = given_rows && chosen.empty();  // no rows, and not all of them
+        k = none ? 0 : std::min(k, places(rows, count, everyone ? allow->data() : nullptr));
         const auto size = static_cast<std::size_t>(k);
         std::vector<std::int64_t> best(batch * size, -1);
         std::vector<float> values(batch * size, -std::numeric_limits<float>::infinity());
