@@ -62,6 +62,7 @@ def take(url: str) -> None:
         page = visit(browser, url, WIDE, user)
         page.locator("#ranked button.what").first.click()
         page.wait_for_selector("#why .flow")
+        page.evaluate("scrollTo(0, 0)")
         save(page, "page-wide")
         page.locator("#why").screenshot(path=IMAGES / "page-why.png")
         shrink("page-why")
