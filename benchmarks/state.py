@@ -1,7 +1,7 @@
 """Live state: what a user takes in the embedded store, and what an event costs.
 
     python -m benchmarks.state                                         # 2,000 users x 200 events
-    python -m benchmarks.state --users 1_000_000 --folder /large/disk  # about 20 GB, hours
+    python -m benchmarks.state --users 1_000_000 --folder /large/disk  # about 11 GB, hours
 
 Events of 64 users are written together, one lot after another, then single events of users drawn
 at random: appends that are durable when they return, reads of all that is held of a user, and
