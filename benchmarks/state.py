@@ -1,7 +1,7 @@
 """Live state: what a user takes in the embedded store, and what an event costs.
 
     python -m benchmarks.state                                         # 2,000 users x 200 events
-    python -m benchmarks.state --users 1_000_000 --folder /large/disk  # about 11 GB, hours
+    python -m benchmarks.state --users 1_000_000 --folder /large/disk  # 11 GB, an hour
 
 Events of 64 users are written together, one lot after another, then single events of users drawn
 at random: appends that are durable when they return, reads of all that is held of a user, and
@@ -36,6 +36,7 @@ from limerank.events import Event, event_of
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models import build
+from limerank.progress import Bar
 from limerank.state import Mode, UserStates
 from limerank.stores import SqliteStore
 from limerank.trained import Trained
@@ -69,14 +70,34 @@ def random_event(rng: np.random.Generator, user: int, at: int) -> Event:
     )
 
 
+def histories(rng: np.random.Generator, users: range, events: int) -> list[Event]:
+    """What :func:`random_event` makes, for a lot of users and as large, without its checks."""
+    many = len(users) * events
+    items, clicks = rng.integers(ITEMS, size=many).tolist(), rng.random(many) < 0.3
+    ids, labels = rng.bytes(11 * many), ({"click": 0.0}, {"click": 1.0})
+    return [
+        Event(
+            users[at // events],
+            items[at],
+            START + 60_000 * (at % events),
+            labels[int(clicks[at])],
+            id=b"\0" + ids[11 * at : 11 * at + 11],
+        )
+        for at in range(many)
+    ]
+
+
 def measure_store(folder: Path, options: argparse.Namespace) -> None:
     rng, users, events = np.random.default_rng(0), options.users, options.events
-    filling = time.perf_counter()
-    with SqliteStore(folder / "events.db") as store:
+    filling = 0.0
+    bar = Bar("filling the store", total=users, unit="users")
+    with SqliteStore(folder / "events.db") as store, bar:
         for first in range(0, users, TOGETHER):
             some = range(first, min(first + TOGETHER, users))
-            store.append([random_event(rng, u, 60_000 * k) for u in some for k in range(events)])
-    filled = users * events / (time.perf_counter() - filling)
+            lot = histories(rng, some, events)
+            filling += once(lambda lot=lot: store.append(lot))  # type: ignore[misc]
+            bar.advance(len(some))
+    filled = users * events / filling
     size = (folder / "events.db").stat().st_size  # closed: nothing is left in the log
     with SqliteStore(folder / "events.db") as store:
         measure_access(
