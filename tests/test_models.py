@@ -287,3 +287,18 @@ def test_lime_mha_starts_with_items_that_read_what_is_like_them():
     reads_ul = (keys_ud @ queries_ld.T / 32**0.5).softmax(-1)
     alike_uu = weights_ul @ reads_ul.T
     assert (alike_uu.diagonal() > alike_uu.mean(1)).all()
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "mha"])
+def test_nothing_drowns_the_rest_when_training_starts(model):
+    """What small logs hang on: a number weighs as much as a category, and what happened in an event
+    shows beside the item it happened to."""
+    torch.manual_seed(0)
+    fresh = build(SHAPE, ModelConfig(model=model))
+    content = fresh.item_tower.content
+    number, category = content.numeric.weight.std(), content.table.weight.std()
+    assert 0.5 < number / category < 2
+    whole = batch(LENGTHS, COUNTS)
+    items_ud = fresh.item_vectors(whole.items)
+    happened = fresh.event_tower(whole.users, items_ud)[0, :5] - items_ud[whole.users.items[0, :5]]
+    assert 0.5 < happened.std() / items_ud.std() < 2

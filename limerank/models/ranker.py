@@ -29,7 +29,11 @@ from limerank.config import DataShape, ModelConfig
 MULTI_HOT_ROWS = 256
 """In training, event tables of at most so many rows are summed as a product with zeros and ones."""
 TABLE_STD = 0.1
-"""Spread of embedding tables at the start."""
+"""Spread of embedding tables at the start, and of what a number of usual size adds to them: from
+PyTorch's own start a number would drown every category."""
+HAPPENED_STD = 0.5
+"""Spread of what happened in an event, beside an item vector of spread 1: a click on an item and
+its mere impression differ from the first step on. From 0.1 small logs end before they do."""
 
 
 class Table(nn.Embedding):
@@ -49,6 +53,8 @@ class Content(nn.Module):
         super().__init__()
         self.table = Table(max(tokens, 1), width)
         self.numeric = nn.Linear(numeric, width, bias=False) if numeric else None
+        if self.numeric is not None:
+            nn.init.normal_(self.numeric.weight, std=TABLE_STD)
 
     def forward(self, features: Features) -> Tensor:
         vectors_nd = F.embedding_bag(
@@ -93,7 +99,7 @@ class EventTower(nn.Module):
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
         self.table = nn.Embedding(shape.event_tokens, config.width)
-        nn.init.normal_(self.table.weight, std=TABLE_STD)
+        nn.init.normal_(self.table.weight, std=HAPPENED_STD)
 
     def forward(self, users: Users, vectors_ud: Tensor) -> Tensor:
         return _sum(F.embedding(users.items, vectors_ud), self._happened(users, self.table.weight))
