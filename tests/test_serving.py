@@ -63,6 +63,7 @@ def test_reloading_under_load_fails_no_request(start, tmp_path):
     with httpx.Client(base_url=server.url, timeout=60) as client:
         for run, index in (
             (of.run.path, tmp_path / "other"),
+            (of.run.path, of.index.path),  # the same run: what is in memory stays
             (first.run.path, tmp_path / "index"),
         ):
             answer = client.post("/v1/admin/reload", json={"run": str(run), "index": str(index)})

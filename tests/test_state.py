@@ -21,7 +21,7 @@ from limerank.events import event_of
 from limerank.explain import explain
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.index.changes import add_items, compact_index, update_items
+from limerank.index.changes import add_items, compact_index, remove_items, update_items
 from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
 from limerank.logs import prepare
@@ -521,6 +521,39 @@ def test_items_come_and_change(store, tmp_path):
     assert both[0].made["rebuilds"] == 4, "first, known, updated, compacted"
     with pytest.raises(FingerprintError, match="was built by the model"):
         both[0].use_index(shop("lime-xor").index)
+
+
+@pytest.mark.parametrize("mode", ["window", "streaming"])
+def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, tmp_path):
+    of = shop("lime-mha")
+    shutil.copytree(of.index.path, tmp_path / "index")
+    events = events_of(of.data, 0)
+    store.append(events)
+    user, met = events[0].user, {event.item for event in events}
+    ids = [int(id) for id in of.index.ids[:]]
+    other, mine = next(id for id in ids if id not in met), events[-1].item
+    index = Index.open(tmp_path / "index", of.run.fingerprint)
+    states = UserStates(of.run, index, store, mode=mode)
+    states.ready(user, now=0)
+    item = {"group": "g1", "tags": "t1", "length": 12.0}
+    for change, stages in (
+        (lambda: add_items(of.run, index.path, {**item, "item_id": 900}), 1),
+        (lambda: update_items(of.run, index.path, {**item, "item_id": other}), 1),
+        (lambda: remove_items(index.path, [other]), 1),
+        (lambda: remove_items(index.path, [mine]), 1),  # its vector is what it was
+        (lambda: add_items(of.run, index.path, {**item, "item_id": mine}), 2),
+        (lambda: update_items(of.run, index.path, {**item, "item_id": mine, "length": 99.0}), 3),
+        (lambda: compact_index(index.path), 4),
+    ):
+        change()
+        states.use_index(Index.open(index.path, of.run.fingerprint))
+        found, fresh = (
+            one.ready(user, now=0)
+            for one in (states, UserStates(of.run, states.index, store, mode=mode))
+        )
+        assert states.made["stages"] == stages
+        assert (found.seen == fresh.seen).all()
+        torch.testing.assert_close(logits(of, found), logits(of, fresh), **TOLERANCE)
 
 
 # Users nobody knows, and bad input

@@ -166,6 +166,7 @@ def _build(
         "superseded": 0,
         "clamped": state["clamped"],
         "scales": state["scales"],
+        "built": state["files"]["vectors.f32"]["crc32"],
         "files": state["files"],
     }
 

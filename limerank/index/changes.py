@@ -345,6 +345,7 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
             files.write("removed_rows.i32", _places(kept, removed))
             manifest["files"] = files.entries()
         manifest |= {"version": version, "rows": len(kept), "superseded": 0}
+        manifest["built"] = manifest["files"]["vectors.f32"]["crc32"]
         manifest["items"] = len(kept) - len(removed)
         manifest = commit(path, manifest)
         sweep(path, manifest)

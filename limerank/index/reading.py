@@ -72,7 +72,7 @@ from limerank.errors import FingerprintError, FormatError, UnknownError
 from limerank.files import read_json
 from limerank.index.lookup import IdTable, Level
 
-FORMAT = 2
+FORMAT = 3
 
 DTYPES = {
     "vectors.f32": "<f4",
@@ -189,6 +189,8 @@ class Index:
             hold, of items that were removed, and old rows of items that were updated.
         removed: rows of items that were removed, i32, ascending.
         superseded: how many old rows of updated or re-added items there are.
+        base: what the rows were first written as. Versions with the same one agree in every row that
+            both have; they differ in rows added, in what is found and in what is hidden.
 
     Raises:
         FormatError: it is no index, of another format, or a file is missing, cut off or, of the
@@ -249,6 +251,7 @@ class Index:
             self._rows = int(manifest["rows"])
             self.items = int(manifest["items"])
             self.superseded = int(manifest["superseded"])
+            self.base = f"{manifest['files']['vectors.f32']['file']} {int(manifest['built']):08x}"
             arrays = {name: self._map(name, entry) for name, entry in manifest["files"].items()}
             for name in SMALL:
                 self._check(name, arrays[name])

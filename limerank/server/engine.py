@@ -132,6 +132,12 @@ class Serving:
             )
             self._changes = 0
             self._catch_up(new)
+            if new.trained.fingerprint == old.trained.fingerprint:
+                # The model is the same: what is in memory of its users stays. Requests under way
+                # go on with the new index, too.
+                new.states = old.states
+                new.states.use_index(new.index)
+                old.scorer = new.scorer
             self._served = new
         log.info(
             "loaded",

@@ -83,9 +83,11 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Mark:
-    """One version of the index; ``print`` tells whether its vectors are those of another."""
+    """One version of the index. ``print`` tells whether the vectors of all its items are those of
+    another; ``base``, whether its rows are (:attr:`limerank.index.Index.base`)."""
 
     print: str
+    base: str
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class UserStates:
                 f"{index.path} was built by the model {index.fingerprint}, not by "
                 f"{self.trained.fingerprint}; build an index with this run"
             )
-        self._catalogue = _Catalogue(index, _Mark(catalogue_of(index)))
+        self._catalogue = _Catalogue(index, _Mark(catalogue_of(index), index.base))
 
     @property
     def index(self) -> Index:
@@ -337,7 +339,7 @@ class UserStates:
             return self._nobody(catalogue)
         with self._lock:
             entry = self._entries.get(user)
-        if entry is not None and entry.version == version and entry.mark is catalogue.mark:
+        if entry is not None and entry.version == version and self._still(entry, catalogue):
             return entry
         made = self._made(user, entry)
         held = self.store.held(user, None if made is None else made.version)
@@ -371,6 +373,23 @@ class UserStates:
             if behind >= KEEP:
                 self._keep(user, entry)
         return entry
+
+    def _still(self, entry: _Entry, catalogue: _Catalogue) -> bool:
+        """Whether what is in memory is right for this version of the index. Most changes of a
+        catalogue change no item that a user has met: then each is still found in the same row."""
+        if entry.mark is catalogue.mark:
+            return True
+        if entry.mark.base != catalogue.mark.base or not np.array_equal(
+            entry.seen, entry.kept.seen.rows(catalogue.index)
+        ):
+            return False
+        if isinstance(entry.kept, Stream):
+            entry.kept = replace(entry.kept, index_rows=len(catalogue.index))
+        before = self._fingerprint(entry.person, entry.mark)
+        if before != self._fingerprint(entry.person, catalogue.mark):
+            entry.written = None  # what the store keeps is another's now
+        entry.mark = catalogue.mark
+        return True
 
     def _made(self, user: int | str, entry: _Entry | None) -> _Made | None:
         """What was made of the user before: in memory, or in the store."""
@@ -420,7 +439,7 @@ class UserStates:
     def _nobody(self, catalogue: _Catalogue) -> _Entry:
         with self._lock:
             entry = self._entries.get(None)
-        if entry is None or entry.mark is not catalogue.mark:
+        if entry is None or not self._still(entry, catalogue):
             rows = np.zeros(0, np.int64)
             entry = _Entry(None, self.people.of({}), self._empty(0), catalogue.mark, rows, None)
         return entry
@@ -627,12 +646,7 @@ class UserStates:
 def catalogue_of(index: Index) -> str:
     """Changes whenever a vector of an item that the index holds may have: its files were written
     anew, or an item was updated. Adding items changes nothing."""
-    parts = [
-        index.manifest["files"]["vectors.f32"]["file"],
-        index.superseded,
-        index.manifest.get("scales"),
-    ]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    return f"{index.base} {index.superseded}"
 
 
 def _times(features: Features, count: int) -> Features:
