@@ -120,7 +120,8 @@ def test_a_history_in_the_request(client):
     client.post("/v1/events", json={"events": [event(7, 3, START), event(7, 9, START + 60_000)]})
     time = START + 120_000
     kept = client.post("/v1/rank", json={"user": 7, "time": time, "k": 5}).json()
-    given = {"history": [{"item": 3, "time": START}, {"item": 9, "time": START + 60_000}]}
+    past = [event(7, 3, START), event(7, 9, START + 60_000)]
+    given = {"history": [{k: v for k, v in one.items() if k != "user"} for one in past]}
     told = client.post("/v1/rank", json={**given, "time": time, "k": 5}).json()
     assert ids(kept) == ids(told) and told["known"] is False and told["events"] == 2
     both = client.post("/v1/rank", json={**given, "user": 7})

@@ -189,8 +189,8 @@ class Index:
             hold, of items that were removed, and old rows of items that were updated.
         removed: rows of items that were removed, i32, ascending.
         superseded: how many old rows of updated or re-added items there are.
-        base: what the rows were first written as. Versions with the same one agree in every row that
-            both have; they differ in rows added, in what is found and in what is hidden.
+        base: what the rows were first written as. Versions with the same one agree in every row
+            that both have; they differ in rows added, in what is found and in what is hidden.
 
     Raises:
         FormatError: it is no index, of another format, or a file is missing, cut off or, of the

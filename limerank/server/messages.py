@@ -32,7 +32,7 @@ class Past(Message):
     item: Id
     time: Time | None = Field(None, description="Milliseconds since 1970; all events or none.")
     labels: dict[Text, Number] | None = Field(
-        None, description="Task to 0 or 1, or to seconds. Without: the main task's label is 1."
+        None, description="Task to 0 or 1, or to seconds. Without: nothing is known of the event."
     )
     ratios: dict[Text, Number] | None = None
     features: dict[Text, Value] | None = None
