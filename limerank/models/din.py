@@ -19,6 +19,9 @@ from limerank.models.ranker import Ranker
 
 UNITS = 36
 """Of the activation unit's hidden layer, as in the paper."""
+UNIT_STD = 0.01
+"""Spread of its last layer at the start. Nothing divides the sum by the number of events: from
+PyTorch's own start, a hundred of them begin with logits in the hundreds."""
 
 
 class ActivationTerms(NamedTuple):
@@ -57,6 +60,8 @@ class Din(Ranker):
         self.of_both = nn.Linear(d, UNITS, bias=False)
         self.slope = nn.PReLU(UNITS)
         self.unit = nn.Linear(UNITS, 1)
+        nn.init.normal_(self.unit.weight, std=UNIT_STD)
+        nn.init.zeros_(self.unit.bias)
         self.head = self.new_head()
 
     def encode_items(self, vectors_ud: Tensor) -> ActivationTerms:

@@ -188,24 +188,17 @@ class Gate:
 
     def route(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of a route."""
+        name = f"{way.method} {way.path}"
 
         async def endpoint(request: Request) -> Response:
             started = time.perf_counter()
             try:
                 response = await self._answer(way, request)
-            except Problem as problem:
-                response = problem.response()
-            except HTTPException as error:
-                response = Problem(error.status_code, str(error.detail)).response()
-            except LimerankError as error:
-                response = _told(error).response()
-            except ClientDisconnect:
-                response = Problem(400, "the client went away").response()
-            except Exception:  # the last resort: told, and logged with its trace
-                log.exception("a request failed", extra={"route": f"{way.method} {way.path}"})
-                response = Problem(500, "an error of the server; its log says more").response()
+            except Exception as error:  # noqa: BLE001  (each has its answer)
+                response = _told(error, name).response()
+                # Its frames hold the task that holds it, and what they had loaded: let go of both.
+                error.__traceback__ = None
             seconds = time.perf_counter() - started
-            name = f"{way.method} {way.path}"
             self.numbers.requests.labels(name, str(response.status_code)).inc()
             self.numbers.seconds.labels(name).observe(seconds)
             log.info(
@@ -347,8 +340,14 @@ def parse(way: Way, data: bytes) -> BaseModel:
         ) from None
 
 
-def _told(error: LimerankError) -> Problem:
-    """An error of ours as an answer."""
+def _told(error: Exception, route: str) -> Problem:
+    """An error as an answer."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, str(error.detail))
+    if isinstance(error, ClientDisconnect):
+        return Problem(400, "the client went away")
     if isinstance(error, UnknownError):
         return Problem(404, str(error))
     if isinstance(error, (SpecError, DataError)):
@@ -357,7 +356,10 @@ def _told(error: LimerankError) -> Problem:
         return Problem(503, str(error), {"Retry-After": "2"})
     if isinstance(error, FormatError):
         return Problem(409, str(error))
-    return Problem(500, str(error))
+    if isinstance(error, LimerankError):
+        return Problem(500, str(error))
+    log.error("a request failed", exc_info=error, extra={"route": route})
+    return Problem(500, "an error of the server; its log says more")
 
 
 class _Headers:
