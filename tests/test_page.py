@@ -16,6 +16,7 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
 )
 expect = playwright.expect
+expect.set_options(timeout=15_000)  # as long as a page has, on a machine that has much to do
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -102,6 +103,22 @@ def test_a_user_s_ranking(served, browser):
         choose(page, "nobody-knows-me")
         expect(page.locator("#ranking-note")).to_contain_text("cold start")
         assert page.title() == "limerank"
+
+
+def test_a_visitor_who_is_fast_is_not_overtaken_by_the_page(served, browser):
+    """Whom the page begins with is asked for while it loads: nobody can choose before that."""
+    with visited(browser, served) as page:
+
+        def later(route):
+            page.wait_for_timeout(700)
+            route.continue_()
+
+        page.route("**/v1/users?*limit=1", later)
+        page.evaluate("sessionStorage.clear()")
+        page.reload(wait_until="commit")
+        choose(page, 21)
+        page.wait_for_timeout(1000)
+        expect(page.locator("#person .person")).to_contain_text("21")
 
 
 def test_why(served, browser):

@@ -252,7 +252,9 @@ function pick(item, labels = labelsOf(true)) {
   return refresh({ person: true, compare: true });
 }
 
+/** Let the visitor choose. Not before it is known whom the page begins with: that would replace it. */
 function searches() {
+  for (const one of document.querySelectorAll("#kind, #user-search, #item-search")) one.disabled = false;
   combobox(byId("user-search"), byId("user-options"), {
     find: async (text, signal) => {
       const same = subject.kind === "user" && text === String(subject.user ?? "");
@@ -382,17 +384,18 @@ async function start() {
     shown += FIRST;
     refresh();
   });
-  searches();
   tabs();
   const last = sessionStorage.getItem(LAST);
   let first = last === null ? null : format.id(last);
+  let wrong = null;
   try {
     if (first === null) [first = null] = (await call("GET", "v1/users", { query: { limit: 1 } })).users;
   } catch (problem) {
-    failed(problem, () => choose({ kind: "user", user: null }));
-    return;
+    wrong = problem;
   }
-  await choose({ kind: "user", user: first });
+  searches();
+  if (wrong) failed(wrong, () => choose({ kind: "user", user: null }));
+  else await choose({ kind: "user", user: first });
 }
 
 keys();
