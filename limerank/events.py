@@ -220,6 +220,11 @@ def _event_id(value: Any) -> bytes:
     )
 
 
+def derived_id(id: bytes) -> bool:
+    """Whether the id of an event follows from all that the event says, its time included."""
+    return id[:1] == b"\0"
+
+
 def _content_id(event: Event) -> bytes:
     """No given id begins with a zero byte."""
     return b"\0" + hashlib.blake2b(pack(event), digest_size=11).digest()

@@ -105,6 +105,30 @@ def test_appending_keeps_its_promises(store):
     assert store.appending([event(user=0, at=0, id="0")]).result(30) == ["duplicate"]
 
 
+def test_appends_side_by_side_are_each_told_their_own(store):
+    """Of many that wait together each gets its own outcomes: with ids and without, of users that
+    are new, twice within one and in several."""
+    parts = [
+        [
+            event(user=k % 7 if k % 2 else f"u{k % 5}", at=at, id=f"{at}" if at % 3 else None)
+            for at in range(k % 4, k % 4 + 1 + k % 6)
+        ]
+        for k in range(60)
+    ]
+    promises = [store.appending(part) for part in parts]
+    outcomes = [promise.result(30) for promise in promises]
+    assert [len(one) for one in outcomes] == [len(part) for part in parts]
+    seen: dict = {}
+    for part, one in zip(parts, outcomes, strict=True):
+        for found, outcome in zip(part, one, strict=True):
+            seen.setdefault((found.user, found.id), []).append(str(outcome))
+    assert all(sorted(told)[0] == "accepted" for told in seen.values())
+    assert all(told.count("accepted") == 1 for told in seen.values())
+    assert store.counts() == (len({user for user, _ in seen}), len(seen))
+    for user in {user for user, _ in seen}:
+        assert len(store.held(user).events) == sum(one == user for one, _ in seen)
+
+
 def test_users_by_the_beginning_of_their_ids(store):
     users = [1, 10, 105, 2, -1, "10a", "a*b", "a?c", "[x]", "\\y", "\u00fc", "\U0001f600", "100%"]
     store.append([event(user=user, at=3, id=str(user)) for user in users])
@@ -361,6 +385,41 @@ def test_a_deleted_user_leaves_no_bytes(tmp_path):
         store.delete_user("somebody")
         for file in tmp_path.iterdir():
             assert b"secret-of" not in file.read_bytes(), file
+
+
+def test_no_statement_reads_a_whole_table(tmp_path, monkeypatch):
+    """However many users and events there are, appending and reading one user's looks at its own:
+    each statement finds its rows by a key."""
+    statements: set[str] = set()
+    connect = SqliteStore._connect
+
+    def listening(self):
+        connection = connect(self)
+        connection.set_trace_callback(statements.add)
+        return connection
+
+    monkeypatch.setattr(SqliteStore, "_connect", listening)
+    path = tmp_path / "events.db"
+    with SqliteStore(path, most=4) as store:
+        store.append([event(user=user, at=at) for user in range(3) for at in range(3)])
+        store.append([event(at=at, id=f"n{at}") for at in range(3)])
+        store.set_features(1, {"age": 3})
+        version = store.version(1)
+        store.put_state(1, "window", State(b"f", version, b"data"))
+        other = store.version(0)
+        store.append([event(user=0, at=9)])
+        assert len(store.held(0, other).events) == 1 and len(store.latest(1, 2)) == 2
+        store.state(1, "window")
+        store.counts()
+        store.delete_user(2)
+    looked = {one for one in statements if one.startswith(("SELECT", "WITH", "UPDATE", "DELETE"))}
+    assert len(looked) > 12
+    plain = sqlite3.connect(path)
+    for statement in looked:
+        plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        scanned = [one for one in plan if one in ("SCAN users", "SCAN events", "SCAN states")]
+        assert not scanned, statement
+    plain.close()
 
 
 def test_one_bad_write_does_not_stop_the_others(tmp_path):

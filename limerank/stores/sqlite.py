@@ -20,11 +20,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from limerank.errors import FormatError, StoreError
-from limerank.events import Event, external_id, pack, unpack
+from limerank.events import Event, derived_id, external_id, pack, unpack
 from limerank.stores.contract import (
     Counts,
     EventStore,
@@ -38,12 +40,15 @@ from limerank.stores.contract import (
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
+Row = tuple[Any, ...]
 
 FORMAT = 1
 APPLICATION = 0x4C494D45
 """Marks the file as one of ours."""
 GROUP = 256
 """Writes of one transaction, at most."""
+ROWS = 256
+"""Rows that one statement reads or writes, at most."""
 WAITING = 4096
 """Writes that may wait for their turn; with more, the store is too busy."""
 BUSY_SECONDS = 10.0
@@ -212,7 +217,7 @@ class SqliteStore(EventStore):
         try:
             with self._told():
                 self._connection.execute("BEGIN IMMEDIATE")
-                found = [job.work(self._connection) for job in jobs]
+                found = self._done(jobs)
                 self._connection.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001  (whoever waits for the job is told)
             with contextlib.suppress(sqlite3.Error):
@@ -228,59 +233,26 @@ class SqliteStore(EventStore):
         for job, result in zip(jobs, found, strict=True):
             job.future.set_result(result)
 
+    def _done(self, jobs: list[_Job]) -> list[Any]:
+        """The results of writes, in a transaction. What is appended side by side is appended at
+        once: a statement per event would take longer than its work, for each gives Python's lock
+        to the other threads and waits to have it back."""
+        found: list[Any] = []
+        for _, some in groupby([job.work for job in jobs], lambda work: isinstance(work, _Append)):
+            works = list(some)
+            appends = [work for work in works if isinstance(work, _Append)]
+            if appends:
+                outcomes = iter(_Append.of(appends)(self._connection))
+                found += [list(islice(outcomes, len(one.events))) for one in appends]
+            else:
+                found += [work(self._connection) for work in works]
+        return found
+
     def append(self, events: Sequence[Event]) -> list[Outcome]:
-        return self._change(self._appended(events)) if events else []
+        return self._change(_Append.packed(events, self.most)) if events else []
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
-        return self._promised(self._appended(events), 0).future
-
-    def _appended(self, events: Sequence[Event]) -> Callable[[Connection], list[Outcome]]:
-        packed = [pack(event) for event in events]
-        parts = by_user(events)
-
-        def work(connection: Connection) -> list[Outcome]:
-            outcomes = [Outcome.DUPLICATE] * len(events)
-            users = added = 0
-            for user, placed in parts.items():
-                known = connection.execute(
-                    "SELECT key, count, events, dropped FROM users WHERE id=?", (str(user),)
-                ).fetchone()
-                users += known is None
-                key, count, held, dropped = known or (_new_user(connection, user, "{}"), 0, 0, 0)
-                before = held
-                ids = _held_ids(connection, key, [event.id for _, event in placed])
-                fresh: dict[bytes, tuple[int, Event]] = {}
-                for place, event in placed:
-                    if event.id not in ids:
-                        fresh.setdefault(event.id, (place, event))
-                for place, event in sorted(fresh.values(), key=_by_time):
-                    if self.most is not None and held >= self.most:
-                        oldest = connection.execute(
-                            "SELECT time, id FROM events WHERE user=? ORDER BY time, id LIMIT 1",
-                            (key,),
-                        ).fetchone()
-                        if (event.time, event.id) < oldest:
-                            outcomes[place] = Outcome.EXPIRED
-                            continue
-                        connection.execute(
-                            "DELETE FROM events WHERE user=? AND time=? AND id=?", (key, *oldest)
-                        )
-                        held, dropped = held - 1, count + 1
-                    count, held = count + 1, held + 1
-                    connection.execute(
-                        "INSERT INTO events VALUES (?,?,?,?,?)",
-                        (key, event.time, event.id, count, packed[place]),
-                    )
-                    outcomes[place] = Outcome.ACCEPTED
-                connection.execute(
-                    "UPDATE users SET count=?, events=?, dropped=? WHERE key=?",
-                    (count, held, dropped, key),
-                )
-                added += held - before
-            _count(connection, users, added)
-            return outcomes
-
-        return work
+        return self._promised(_Append.packed(events, self.most), 0).future
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
         user, text = external_id("user", user), json.dumps(dict(features))
@@ -484,15 +456,146 @@ def _count(connection: Connection, users: int, events: int) -> None:
     connection.execute("UPDATE totals SET users=users+?, events=events+?", (users, events))
 
 
-def _held_ids(connection: Connection, key: int, ids: list[bytes]) -> set[bytes]:
-    """Which of these event ids a user has."""
-    found: set[bytes] = set()
-    for at in range(0, len(ids), 500):
-        some = ids[at : at + 500]
-        marks = ",".join("?" * len(some))
-        query = f"SELECT id FROM events WHERE user=? AND id IN ({marks})"
-        found.update(id for (id,) in connection.execute(query, (key, *some)))
+@dataclass(frozen=True)
+class _Append:
+    """Events to be kept, and their bytes."""
+
+    events: Sequence[Event]
+    data: Sequence[bytes]
+    most: int | None
+
+    @classmethod
+    def packed(cls, events: Sequence[Event], most: int | None) -> _Append:
+        return cls(events, [pack(event) for event in events], most)
+
+    @classmethod
+    def of(cls, parts: Sequence[_Append]) -> _Append:
+        """All of several, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            [event for part in parts for event in part.events],
+            [data for part in parts for data in part.data],
+            parts[0].most,
+        )
+
+    def __call__(self, connection: Connection) -> list[Outcome]:
+        parts = by_user(self.events)
+        known = _known(connection, [str(user) for user in parts])
+        fresh = [user for user in parts if str(user) not in known]
+        known |= {str(user): (_new_user(connection, user, "{}"), 0, 0, 0) for user in fresh}
+        keys = {user: known[str(user)][0] for user in parts}
+        held = _held_ids(connection, [(keys[one.user], one.time, one.id) for one in self.events])
+        outcomes = [Outcome.DUPLICATE] * len(self.events)
+        rows: list[Row] = []
+        changed: list[Row] = []
+        added = 0
+        for user, placed in parts.items():
+            key, count, events, dropped = known[str(user)]
+            new: dict[bytes, tuple[int, Event]] = {}
+            for place, event in placed:
+                if (key, event.id) not in held:
+                    new.setdefault(event.id, (place, event))
+            if not new:
+                continue
+            own: list[Row] = []
+            before = events
+            full = self.most is not None and events + len(new) > self.most
+            for place, event in sorted(new.values(), key=_by_time):
+                if full and events == self.most:
+                    _insert(connection, own)
+                    own = []
+                    if not _makes_room(connection, key, event):
+                        outcomes[place] = Outcome.EXPIRED
+                        continue
+                    events, dropped = events - 1, count + 1
+                count, events = count + 1, events + 1
+                own.append((key, event.time, event.id, count, self.data[place]))
+                outcomes[place] = Outcome.ACCEPTED
+            rows += own
+            changed.append((key, count, events, dropped))
+            added += events - before
+        _insert(connection, rows)
+        _update(connection, changed)
+        _count(connection, len(fresh), added)
+        return outcomes
+
+
+def _makes_room(connection: Connection, key: int, event: Event) -> bool:
+    """Delete a full user's oldest event for a newer one; False: there is no older one."""
+    oldest = connection.execute(
+        "SELECT time, id FROM events WHERE user=? ORDER BY time, id LIMIT 1", (key,)
+    ).fetchone()
+    if (event.time, event.id) < oldest:
+        return False
+    connection.execute("DELETE FROM events WHERE user=? AND time=? AND id=?", (key, *oldest))
+    return True
+
+
+def _in_parts(rows: Sequence[Row]) -> Iterator[tuple[int, int, list[Any]]]:
+    """Rows in parts of few different sizes, so that SQLite knows the statements: how many there
+    are, how many places the statement has, and the values. The last one is repeated."""
+    for at in range(0, len(rows), ROWS):
+        some = rows[at : at + ROWS]
+        places = 1 << (len(some) - 1).bit_length()
+        values = [value for row in some for value in row]
+        yield len(some), places, values + [*some[-1]] * (places - len(some))
+
+
+def _places(columns: int, count: int) -> str:
+    return ",".join([f"({','.join('?' * columns)})"] * count)
+
+
+def _known(connection: Connection, users: list[str]) -> dict[str, tuple[int, int, int, int]]:
+    """Key, count, events and dropped of those users that are known."""
+    found = {}
+    for _, places, values in _in_parts([(user,) for user in users]):
+        query = "SELECT id, key, count, events, dropped FROM users WHERE id IN "
+        for id, *rest in connection.execute(f"{query}({','.join('?' * places)})", values):
+            found[id] = tuple(rest)
     return found
+
+
+def _held_ids(
+    connection: Connection, events: list[tuple[int, int, bytes]]
+) -> set[tuple[int, bytes]]:
+    """Which of these events, (user's key, time, id), are held: (user's key, id). An id that was
+    given is looked for at all times of its user; one that follows from the content, at its own."""
+    found: set[tuple[int, bytes]] = set()
+    derived = [event for event in events if derived_id(event[2])]
+    for _, places, values in _in_parts(derived):
+        query = (
+            f"WITH new(user, time, id) AS (VALUES {_places(3, places)}) SELECT user, id FROM new "
+            "CROSS JOIN events USING (user, time, id)"  # one by one, by the events' own order
+        )
+        found.update(connection.execute(query, values))
+    given: dict[int, list[bytes]] = {}
+    for key, _, id in events:
+        if not derived_id(id):
+            given.setdefault(key, []).append(id)
+    for key, ids in given.items():
+        for _, places, values in _in_parts([(id,) for id in ids]):
+            query = f"SELECT user, id FROM events WHERE user=? AND id IN ({','.join('?' * places)})"
+            found.update(connection.execute(query, [key, *values]))
+    return found
+
+
+def _insert(connection: Connection, rows: Sequence[Row]) -> None:
+    for count, places, values in _in_parts(rows):
+        # Only repeated rows can be in conflict: those that are held are known.
+        statement = f"INSERT INTO events VALUES {_places(5, places)} ON CONFLICT DO NOTHING"
+        done = connection.execute(statement, values)
+        assert done.rowcount == count, "an event that is held was not known"
+
+
+def _update(connection: Connection, users: Sequence[Row]) -> None:
+    for _, places, values in _in_parts(users):
+        connection.execute(
+            f"WITH new(key, count, events, dropped) AS (VALUES {_places(4, places)}) "
+            "UPDATE users SET count=new.count, events=new.events, dropped=new.dropped "
+            "FROM new WHERE users.key=new.key",
+            values,
+        )
 
 
 def _error(path: Path, error: sqlite3.Error | OSError) -> StoreError | FormatError:
