@@ -322,6 +322,23 @@ def test_searches_side_by_side_are_numpys(keys, wanted):
     asked = np.array([*wanted, *keys[::3]], np.int64)
     found = _native.search(held, asked)
     assert found.dtype == np.int64 and (found == np.searchsorted(held, asked)).all()
+    rows = np.arange(len(keys), dtype=np.int32)[::-1].copy()
+    table = dict(zip(keys, rows.tolist(), strict=True))
+    assert _native.find(held, rows, asked).tolist() == [table.get(k, -1) for k in asked.tolist()]
+
+
+def test_rows_for_other_keys_are_refused():
+    with pytest.raises(ValueError, match="one row for each key"):
+        _native.find(np.arange(3), np.arange(2, dtype=np.int32), np.arange(3))
+
+
+def test_lists_of_integers_are_read_and_others_are_not():
+    numbers = [0, -1, 2**63 - 1, -(2**63)]
+    found = _native.integers(numbers)
+    assert found.dtype == np.int64 and found.tolist() == numbers
+    assert _native.integers([]).tolist() == []
+    for other in (2**63, -(2**63) - 1, 1.0, True, "1", None, np.int64(1)):
+        assert _native.integers([1, other]) is None
 
 
 def test_no_candidates_are_not_the_whole_catalogue():

@@ -8,7 +8,6 @@ sorting anew: what is added goes into a small level before the large one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -88,24 +87,23 @@ class IdTable:
             first: look through the levels from this one on.
         """
         given = np.asarray(ids).ravel() if isinstance(ids, np.ndarray) else list(ids)  # type: ignore[arg-type]
-        found = np.full(len(given), -1, dtype=np.int64)
         levels = [level for level in self.levels[first:] if len(level.keys)]
         if not len(given) or not levels:
-            return found
-        if self.text:
-            texts = [str(value) for value in given]
-            wanted, legal = hashes(texts), np.ones(len(texts), dtype=bool)
-        else:
+            return np.full(len(given), -1, dtype=np.int64)
+        if not self.text:
             wanted, legal = _as_integers(given)
-        todo = np.flatnonzero(legal)
+            found = _native.find(*levels[0], wanted)
+            for level in levels[1:]:
+                todo = np.flatnonzero(found < 0)
+                found[todo] = _native.find(*level, wanted[todo])
+            if legal is not None:
+                found[~legal] = -1
+            return found
+        texts = [str(value) for value in given]
+        wanted, found = hashes(texts), np.full(len(given), -1, dtype=np.int64)
         for level in levels:
-            if self.text:
-                found[todo] = self._find_texts(level, [texts[k] for k in todo], wanted[todo])
-            else:
-                at = np.minimum(_native.search(level.keys, wanted[todo]), len(level.keys) - 1)
-                hit = level.keys[at] == wanted[todo]
-                found[todo[hit]] = level.rows[at[hit]]
-            todo = todo[found[todo] < 0]
+            todo = np.flatnonzero(found < 0)
+            found[todo] = self._find_texts(level, [texts[k] for k in todo], wanted[todo])
         return found
 
     def _find_texts(
@@ -173,13 +171,12 @@ def hashes(texts: Sequence[str]) -> NDArray[np.int64]:
     return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
 
 
-def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Values as integers, and which of them are integers or their plain text."""
+def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Values as integers, and which of them are integers or their plain text; None: all."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
-        return values.astype(np.int64), np.ones(len(values), dtype=bool)
-    if set(map(type, values)) == {int}:
-        with contextlib.suppress(OverflowError):  # one is no 64-bit integer: looked at one by one
-            return np.array(values, dtype=np.int64), np.ones(len(values), dtype=bool)
+        return np.ascontiguousarray(values, dtype=np.int64), None
+    if isinstance(values, list) and (whole := _native.integers(values)) is not None:
+        return whole, None
     numbers = np.zeros(len(values), dtype=np.int64)
     legal = np.zeros(len(values), dtype=bool)
     for place, value in enumerate(values):

@@ -298,7 +298,8 @@ class Index:
             with open(self.path / file, "rb") as opened:
                 held = os.fstat(opened.fileno()).st_size
                 if held >= size > 0:
-                    return np.memmap(opened, dtype, "r", shape=shape)
+                    # As a plain array: numpy's own class takes microseconds at each access.
+                    return np.memmap(opened, dtype, "r", shape=shape).view(np.ndarray)
         except FileNotFoundError:
             raise FormatError(
                 f"{self.path} is damaged: it holds no {file}; build the index again"

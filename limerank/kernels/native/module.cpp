@@ -501,6 +501,29 @@ NB_MODULE(_native, m) {
         return array(std::move(at), {wanted.shape(0)});
     }, nb::arg("keys").noconvert(), nb::arg("wanted").noconvert(),
        "numpy.searchsorted(keys, wanted), several times as fast.");
+    m.def("find", [](In<std::int64_t, 1> keys, In<std::int32_t, 1> rows, In<std::int64_t, 1> wanted) {
+        expect(keys.shape(0) == rows.shape(0), "there is not one row for each key");
+        std::vector<std::int64_t> found(wanted.shape(0));
+        {
+            nb::gil_scoped_release free;
+            rows_of(keys.data(), rows.data(), keys.shape(0), wanted.data(), found.size(), found.data());
+        }
+        return array(std::move(found), {wanted.shape(0)});
+    }, nb::arg("keys").noconvert(), nb::arg("rows").noconvert(), nb::arg("wanted").noconvert(),
+       "The row of each wanted key among ascending keys; -1 where there is none.");
+    m.def("integers", [](nb::list values) -> nb::object {
+        std::vector<std::int64_t> numbers(values.size());
+        for (std::size_t j = 0; j < numbers.size(); ++j) {
+            PyObject* value = PyList_GET_ITEM(values.ptr(), static_cast<Py_ssize_t>(j));
+            if (!PyLong_CheckExact(value)) return nb::none();
+            int beyond = 0;
+            numbers[j] = PyLong_AsLongLongAndOverflow(value, &beyond);
+            if (beyond != 0) return nb::none();
+        }
+        const std::size_t count = numbers.size();
+        return nb::cast(array(std::move(numbers), {count}));
+    }, nb::arg("values"),
+       "A list of nothing but 64-bit integers as an array; None for any other list.");
     nb::class_<Requests>(m, "Requests").def("__len__", [](const Requests& r) { return r.count; });
     nb::class_<Scorer>(m, "Scorer")
         .def(nb::init<In<std::uint8_t, 2>, In<std::int8_t, 2>, In<float, 1>, In<float, 1>,
