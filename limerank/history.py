@@ -132,6 +132,17 @@ class EventEncoder:
             np.add(part, self._context_starts[place], out=tokens[:, place], casting="unsafe")
         return tokens
 
+    def context_until(self, time: int, newest: int, length: int) -> float:
+        """Until when a request has the same :meth:`context` as one at ``time``, all else being
+        equal: the first time at which a token is another."""
+        if not self.clock:
+            return np.inf
+        hour = (time // HOUR_MS + 1) * HOUR_MS
+        edge = int(np.searchsorted(GAP_EDGES_MS, time - newest, side="right"))
+        if not length or edge == len(GAP_EDGES_MS):
+            return hour
+        return min(hour, newest + float(GAP_EDGES_MS[edge]))
+
 
 def _hour_and_weekday(time: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [(time // HOUR_MS) % 24, (time // DAY_MS + 3) % 7]

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limerank.dataset import Dataset, _distinct
 from limerank.errors import FormatError, UnknownError
@@ -92,6 +94,26 @@ def test_histories_come_from_one_function(dataset):
         np.testing.assert_array_equal(alone.items[0], together.items[b, :n])
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[b, :n])
         np.testing.assert_array_equal(alone.age[0], together.age[b, :n])
+
+
+@given(
+    newest=st.integers(-(10**13), 10**13),
+    after=st.integers(-(10**8), 4 * 10**10),
+    length=st.integers(0, 2),
+    part=st.floats(0, 1),
+)
+def test_a_context_lasts_as_long_as_it_says(dataset, newest, after, length, part):
+    encoder, time = dataset.encoder, newest + after
+    nothing = {name: np.zeros(1, np.int64) for name in encoder.context_columns}
+
+    def tokens(at):
+        found = encoder.context(nothing, np.array([at]), np.array([newest]), np.array([length]))
+        return found.tolist()
+
+    until = encoder.context_until(time, newest, length)
+    assert time < until == int(until)
+    assert tokens(time) == tokens(time + int(part * (int(until) - 1 - time)))
+    assert tokens(time) == tokens(int(until) - 1) != tokens(int(until))
 
 
 def test_tokens_stay_in_their_table(dataset):

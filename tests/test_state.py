@@ -371,6 +371,9 @@ def test_a_stage_is_computed_once_per_change(model, mode, store):
     assert states.made["stages"] == 1, "the context enters through the head alone"
     assert not torch.equal(one.state.head, later.state.head)
     assert one.state.links is later.state.links
+    again = states.ready(user, now=now + 86_400_000 * 40 + 1)
+    assert again.state is later.state, "nothing of the request is another"
+    assert torch.equal(states.ready(user, now=now).state.head, one.state.head)
     store.append(events[-1:])
     states.ready(user, now=now)
     assert states.made == {"stages": 2, "rebuilds": 1, "updates": 1}

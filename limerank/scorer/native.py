@@ -138,7 +138,7 @@ class NativeScorer(QuantisedScorer):
                 raise SpecError(f"exclude is for {len(exclude)} requests, the state is of {batch}")
             parts = [self._integers(part).ravel() for part in exclude]
             ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-            gone = np.concatenate([gone, *parts])
+            gone = parts[0] if batch == 1 else np.concatenate([gone, *parts])
         try:
             return TopK(
                 *self._native.top(

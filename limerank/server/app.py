@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -107,13 +107,19 @@ class Problem(Exception):  # noqa: N818  # it is an answer
         )
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a route is told of a request: its body, path and query."""
+class Told(NamedTuple):
+    """What a route is told of a request: its checked body, and the rest as it came."""
 
     body: Any
-    path: Mapping[str, Any]
-    query: Mapping[str, str]
+    request: Request
+
+    @property
+    def path(self) -> Mapping[str, Any]:
+        return self.request.path_params
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query_params
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ class Gate:
     async def _answer(self, way: Way, request: Request) -> Response:
         self._admit(way, request)
         body = await self._body(way, request) if way.body else None
-        told = Told(body, request.path_params, request.query_params)
+        told = Told(body, request)
         if way.light(self.engine, told):
             found = way.answers(self.engine, told)
         elif self.inside >= self.settings.waiting + self.settings.threads:
@@ -232,32 +238,30 @@ class Gate:
 
     async def _kept(self, promise: Future[Any] | asyncio.Future[Any]) -> Any:
         """What was promised, and what that promised, within the time that a request has."""
+        found: Any = promise
+        until = time.monotonic() + self.settings.seconds
+        while isinstance(found, (asyncio.Future, Future)):
+            work = asyncio.wrap_future(found) if isinstance(found, Future) else found
+            self._count(1)
+            work.add_done_callback(self._ended)  # it goes on, also where nobody waits any more
+            done, _ = await asyncio.wait((work,), timeout=until - time.monotonic())
+            if not done:
+                raise Problem(
+                    503,
+                    f"not answered within {self.settings.seconds:g} s; try again",
+                    {"Retry-After": "1"},
+                )
+            found = work.result()
+        return found
 
-        async def all_of_it() -> Any:
-            found: Any = promise
-            try:
-                while isinstance(found, (asyncio.Future, Future)):
-                    found = await (
-                        asyncio.wrap_future(found) if isinstance(found, Future) else found
-                    )
-            finally:
-                self.inside -= 1
-                self.numbers.queue.labels("requests").set(self.inside)
-            return found
+    def _ended(self, work: asyncio.Future[Any]) -> None:
+        self._count(-1)
+        if not work.cancelled():
+            work.exception()  # it is taken, whoever asks for it
 
-        self.inside += 1
-        self.numbers.queue.labels("requests").set(self.inside)
-        work = asyncio.ensure_future(all_of_it())
-        # What it ends with is taken, also where nobody waits for it any more.
-        work.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            return await asyncio.wait_for(asyncio.shield(work), self.settings.seconds)
-        except TimeoutError:
-            raise Problem(
-                503,
-                f"not answered within {self.settings.seconds:g} s; try again",
-                {"Retry-After": "1"},
-            ) from None
+    def _count(self, more: int) -> None:
+        self.inside += more
+        self.numbers.waiting.set(self.inside)
 
     def _admit(self, way: Way, request: Request) -> None:
         """Key and rate, or a problem."""

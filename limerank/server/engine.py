@@ -203,17 +203,17 @@ class Serving:
             rows = None
             if asked.candidates is not None:
                 rows = self._rows(index, "candidates", asked.candidates)
-            gone = [ready.seen] if asked.exclude_seen else []
+            gone = ready.seen if asked.exclude_seen else np.zeros(0, np.int64)
             if asked.exclude:
-                gone.append(index.ids.find(asked.exclude))
-            excluded = np.concatenate([np.zeros(0, np.int64), *gone])
+                more = index.ids.find(asked.exclude)
+                gone = np.concatenate([gone, more[more >= 0]])
             allow = None if not asked.filter else served.items.allowed(index, asked.filter)
             top = scorer.top(
                 ready.state,
                 asked.k,
                 weights=weights,
                 rows=rows,
-                exclude=[excluded[excluded >= 0]],
+                exclude=[gone],
                 allow=allow,
             )
         found = top.rows[0][top.rows[0] >= 0]
@@ -228,9 +228,7 @@ class Serving:
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
-            "candidates": len(index) - len(index.hidden)
-            if rows is None
-            else len(set(rows.tolist())),
+            "candidates": len(index) - len(index.hidden) if rows is None else _distinct(rows),
             "run": served.trained.fingerprint,
             "index_version": index.version,
             "items": [
@@ -274,7 +272,7 @@ class Serving:
         checked: list[Event] = []
         for place, given in enumerate(events):
             try:
-                event = event_of(given.model_dump(exclude_none=True))
+                event = event_of(given.__dict__)  # its fields, checked
                 served.states.check(event)
             except (DataError, UnknownError) as error:
                 raise type(error)(f"events[{place}]: {error}") from None
@@ -546,6 +544,12 @@ def _id(text: str) -> int | str:
 
 def _plain(value: Any) -> Any:
     return plain(value)
+
+
+def _distinct(rows: NDArray[np.int64]) -> int:
+    """How many different rows there are."""
+    ordered = np.sort(rows)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + bool(len(rows))
 
 
 def _explained(found: Explanation) -> dict[str, Any]:

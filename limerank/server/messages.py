@@ -81,10 +81,12 @@ class Happened(Message):
     user: Id
     item: Id
     time: Time = Field(description="Milliseconds since 1970; an order where the log has no clock.")
-    labels: dict[Text, Number] = Field({}, description="Task to 0 or 1, or to seconds.")
-    ratios: dict[Text, Number] = Field({}, description="Duration task to the share of the item.")
-    features: dict[Text, Value] = Field({}, description="Event feature to its value.")
-    context: dict[Text, Value] = Field({}, description="Context feature to its value.")
+    labels: dict[Text, Number] | None = Field(None, description="Task to 0 or 1, or to seconds.")
+    ratios: dict[Text, Number] | None = Field(
+        None, description="Duration task to the share of the item."
+    )
+    features: dict[Text, Value] | None = Field(None, description="Event feature to its value.")
+    context: dict[Text, Value] | None = Field(None, description="Context feature to its value.")
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
         None, description="The same id twice is the same event; follows from the rest if not given."
     )

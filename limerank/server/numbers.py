@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -30,23 +28,34 @@ class Numbers:
         self.events = Gauge("limerank_events", "Events in the store.", registry=into)
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
         self.index_version = Gauge("limerank_index_version", "Version of the index.", registry=into)
-        self.queue = Gauge("limerank_queue_depth", "Requests that wait.", ["queue"], registry=into)
+        queue = Gauge("limerank_queue_depth", "Requests that wait.", ["queue"], registry=into)
+        self.waiting = queue.labels("requests")
         self.model = Gauge(
             "limerank_model_info", "The model in use: 1.", ["run", "model"], registry=into
         )
 
-    @contextmanager
-    def stage(self, name: str, taken: dict[str, float] | None = None) -> Iterator[None]:
+    def stage(self, name: str, taken: dict[str, float] | None = None) -> Stage:
         """Time a stage; ``taken`` gets its milliseconds as well."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - started
-            self.stages.labels(name).observe(seconds)
-            if taken is not None:
-                taken[name] = round(1e3 * seconds, 3)
+        return Stage(self.stages.labels(name), name, taken)
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class Stage:
+    """A block that is timed. No generator: it stands in the way of every request."""
+
+    __slots__ = ("_name", "_observed", "_started", "_taken")
+
+    def __init__(self, observed: Histogram, name: str, taken: dict[str, float] | None) -> None:
+        self._observed, self._name, self._taken = observed, name, taken
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self._observed.observe(seconds)
+        if self._taken is not None:
+            self._taken[self._name] = round(1e3 * seconds, 3)

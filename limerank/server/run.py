@@ -50,6 +50,8 @@ def serve(
     handler.setFormatter(JsonLines())
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
+    # Records never show these: they need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     engine = Serving(
         run,
         index,

@@ -99,13 +99,23 @@ class _Catalogue:
     mark: _Mark
 
 
+class _Asked(NamedTuple):
+    """LIME: the state of a request, which is that of all with the same context that are made from
+    ``since`` on and before ``until``."""
+
+    context: Mapping[str, Any]
+    since: int
+    until: float
+    state: LinkState
+
+
 @dataclass
 class _Entry:
     """What is in memory of a user.
 
     ``stage`` is what was computed of it, and for which request context; of LIME, whose links depend
     on none, the time of the newest event, and the links. ``asked`` is the state of the request
-    before this one, and what it depends on: most requests of a user have the same.
+    before this one: most requests of a user have the same.
     ``written`` is the version last kept in the store.
     """
 
@@ -116,7 +126,7 @@ class _Entry:
     seen: Rows
     written: Version | None
     stage: tuple[Any, Any] | None = None
-    asked: tuple[bytes, LinkState] | None = None
+    asked: _Asked | None = None
 
     @property
     def nbytes(self) -> int:
@@ -520,9 +530,16 @@ class UserStates:
 
     # From an entry to a state
 
-    @torch.inference_mode()
     def _stage(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Any:
-        """The user's state for a request; of the entry's stage, what is not there yet."""
+        """The user's state for a request."""
+        asked = entry.asked
+        if asked is not None and asked.since <= now < asked.until and asked.context == context:
+            return asked.state
+        return self._computed(entry, index, now, context)
+
+    @torch.inference_mode()
+    def _computed(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Any:
+        """The same, of the entry's stage what is not there yet."""
         if not isinstance(self._ranker, Lime):
             past = self._past_of(entry, index, now, context)
             key, stage = tuple(past.users.context[0].tolist()), entry.stage
@@ -542,14 +559,13 @@ class UserStates:
             stage = newest, (links,)
             self.made["stages"] += 1
             entry.stage = stage
-        newest, (links,) = stage
-        tokens = self._context(newest, entry.kept.events, now, context)
-        asked = entry.person.digest + tokens.numpy().tobytes()
-        if entry.asked is None or entry.asked[0] != asked or entry.asked[1].links is not links:
-            c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
-            head = self._ranker.head.from_request(entry.person.u, c_bd)
-            entry.asked = asked, LinkState(links, head)
-        return entry.asked[1]
+        (newest, (links,)), count = stage, entry.kept.events
+        tokens = self._context(newest, count, now, context)
+        c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
+        state = LinkState(links, self._ranker.head.from_request(entry.person.u, c_bd))
+        until = self.form.encoder.context_until(now, newest, count)
+        entry.asked = _Asked(context, now, until, state)
+        return state
 
     def _past_of(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Past:
         assert isinstance(entry.kept, Window)
