@@ -18,7 +18,7 @@ from limerank.eventlog import EventForm, EventLog
 from limerank.explain import Past
 from limerank.history import latest
 
-POSITIONS = 1 << 16
+POSITIONS = 1 << 13
 """History positions of an explanation encoded at once."""
 
 Rows = NDArray[np.int64]
