@@ -18,7 +18,7 @@ PIP   := $(PY) -m pip --disable-pip-version-check
 QUIET := -qq
 
 # Names of the measurements in benchmarks/, in the order in which they run.
-BENCHMARKS := prepare synth training index scorer bulk
+BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
