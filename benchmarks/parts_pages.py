@@ -17,6 +17,9 @@ from benchmarks.tables import (
     table,
 )
 
+NOISE = 0.001
+"""Differences in validation AUC on ml1m that another seed may make."""
+
 
 def coldstart(found: list[Row]) -> str:
     """Held-out items by their content; held-out users by how much of their history is seen."""
@@ -105,7 +108,7 @@ def ablation(found: list[Row]) -> str:
     ]
     models = by_model(found)
     plot_links(models)
-    lines += ["", "![AUC and cost by links](ablation.svg)"]
+    lines += ["", "![AUC and cost by links](ablation.svg)", "", *choices(models)]
     for model, of_model in models.items():
         base = {
             row["seed"]: row["metrics"]["auc"] for row in of_model if row["case"]["what"] == "base"
@@ -131,6 +134,57 @@ def ablation(found: list[Row]) -> str:
         heads += ["multiply-adds", "microseconds", "seeds"]
         lines += ["", f"## {model}", "", *table(heads, body)]
     return "\n".join(lines)
+
+
+def choices(models: dict[str, list[Row]]) -> list[str]:
+    """For each part what is best by validation, and what it costs; never by the test split."""
+    body = []
+    for model, of_model in models.items():
+        base = [row for row in of_model if row["case"]["what"] == "base"]
+        parts = grouped(of_model, lambda row: row["case"]["what"])
+        for part, rows in parts.items():
+            if part == "base" or not base:
+                continue
+            values = grouped(rows, lambda row: row["case"]["value"])
+            gains = {value: gain(of_value, base) for value, of_value in values.items()}
+            best = max(gains, key=lambda value: gains[value])
+            own, changed = cost(base), cost(values[best])
+            better = gains[best] > NOISE
+            body.append(
+                [
+                    model,
+                    part,
+                    f"**{best}**" if better else "as it is",
+                    f"{best} {gains[best]:+.4f}",
+                    f"{changed / own:.2f}",
+                    str(len(values[best])),
+                ]
+            )
+    told = [
+        "## What should I choose?",
+        "",
+        "Of each part the value with the best validation AUC, what it gained over the unchanged",
+        "model, and what a candidate then costs beside it. Gains up to",
+        f"{NOISE:g} say nothing: seeds differ by as much.",
+        "",
+    ]
+    heads = ["model", "part", "choose", "best by validation", "cost", "seeds"]
+    return [*told, *table(heads, body)]
+
+
+def gain(rows: list[Row], base: list[Row]) -> float:
+    """Mean difference in validation AUC to the unchanged model of the same seeds."""
+    of_base = {row["seed"]: row["metrics"]["best_like/auc"] for row in base}
+    found = [
+        row["metrics"]["best_like/auc"] - of_base[row["seed"]]
+        for row in rows
+        if row["seed"] in of_base
+    ]
+    return statistics.mean(found) if found else float("-inf")
+
+
+def cost(rows: list[Row]) -> float:
+    return statistics.mean(row["metrics"]["score_multiply_adds_per_candidate"] for row in rows)
 
 
 def plot_links(models: dict[str, list[Row]]) -> None:
