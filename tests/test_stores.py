@@ -474,6 +474,13 @@ def test_another_process_holds_the_file(tmp_path, monkeypatch):
         assert store.append([event(at=1)]) == ["accepted"]
 
 
+def test_an_old_sqlite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(StoreError, match=r"expected 3\.35 or later"):
+        SqliteStore(tmp_path / "events.db")
+    assert not any(tmp_path.iterdir())
+
+
 def test_files_that_are_no_store(tmp_path):
     (tmp_path / "text").write_text("hello, this is no database at all\n" * 50)
     with pytest.raises(FormatError, match="damaged or no event store"):

@@ -42,6 +42,8 @@ T = TypeVar("T")
 Connection = sqlite3.Connection
 Row = tuple[Any, ...]
 
+OLDEST = (3, 35)
+"""Of SQLite: it has UPDATE ... FROM and RETURNING."""
 FORMAT = 1
 APPLICATION = 0x4C494D45
 """Marks the file as one of ours."""
@@ -82,6 +84,7 @@ class SqliteStore(EventStore):
 
     Raises:
         FormatError: the file is no store, or of another format.
+        StoreError: Python's SQLite is too old.
     """
 
     local = True
@@ -94,6 +97,11 @@ class SqliteStore(EventStore):
         max_bytes: int | None = None,
     ) -> None:
         super().__init__(most)
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise StoreError(
+                f"this Python has SQLite {sqlite3.sqlite_version}, expected "
+                f"{'.'.join(map(str, OLDEST))} or later; use a newer Python, or a Valkey server"
+            )
         self.path = Path(path)
         self._closed = threading.Event()
         self._readers: queue.LifoQueue[Connection] = queue.LifoQueue()
