@@ -71,6 +71,8 @@ def visited(browser, url, size=WIDE, *, wrong=()):
     )
     page.goto(url)
     yield page
+    shown = page.locator("body").inner_text().splitlines()
+    bad += [f"{one!r} is shown" for one in ("false", "null", "undefined", "NaN") if one in shown]
     context.close()
     assert [one for one in bad if not any(part in one for part in wrong)] == []
 

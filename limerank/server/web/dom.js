@@ -12,6 +12,11 @@ export function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
 
+/** Put other children into a node; null, undefined and false are left out here, too. */
+export function fill(node, ...children) {
+  node.replaceChildren(...real(children));
+}
+
 export function byId(id) {
   return document.getElementById(id);
 }
@@ -22,6 +27,10 @@ function filled(node, attributes, children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...children.flat().filter((one) => one !== null && one !== undefined && one !== false));
+  node.append(...real(children));
   return node;
+}
+
+function real(children) {
+  return children.flat().filter((one) => one !== null && one !== undefined && one !== false);
 }

@@ -1,6 +1,6 @@
 // Who is ranked for: what is known of them, and their history as a timeline, newest first.
 
-import { el, svg } from "./dom.js";
+import { el, fill, svg } from "./dom.js";
 import * as format from "./format.js";
 
 const SHORT = 6;
@@ -20,18 +20,20 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
     const history = held.history.map((event, at) => ({ ...event, at }));
     const kept = held.events > history.length ? `, the latest ${format.count(history.length)} shown` : "";
     const known = Object.entries(held.features ?? {}).filter(([, one]) => one !== null && one !== "");
-    place.replaceChildren(
+    fill(
+      place,
       el("h3", { class: "person" }, "User ", el("span", { class: "id" }, String(held.user))),
       el("p", { class: "quiet" }, `${format.count(held.events)} event${held.events === 1 ? "" : "s"}${kept}`),
       known.length > 0 && el("dl", { class: "tags" }, known.map(([name, one]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(one))))),
-      strip(history) ?? "",
+      strip(history),
       timeline(history, false),
     );
   }
 
   /** Someone whom the store does not hold. */
   function stranger(id) {
-    place.replaceChildren(
+    fill(
+      place,
       el("h3", { class: "person" }, id === null ? "Someone new" : "User ", id !== null && el("span", { class: "id" }, String(id))),
       el("p", { class: "quiet" }, "No events are held. The first one that is posted makes the history begin."),
     );
@@ -40,7 +42,8 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
   /** A history that is made up here: events oldest first. */
   function made(history) {
     const numbered = history.map((event, at) => ({ ...event, at }));
-    place.replaceChildren(
+    fill(
+      place,
       el(
         "div",
         { class: "heading" },
