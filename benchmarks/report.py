@@ -110,17 +110,25 @@ def plain(found: list[Row]) -> str:
         told_once = [key for key in keys if len({str(row["case"].get(key)) for row in part}) == 1]
         if len(part) > 1:
             keys = [key for key in keys if key not in told_once]
-            lines += ["", ", ".join(f"{key} {part[0]['case'][key]}" for key in told_once) + ":"]
+            if told_once:
+                said = ", ".join(f"{key} {part[0]['case'][key]}" for key in told_once)
+                lines += ["", f"{said}:"]
         lines.append("")
         lines += table(
             [name.replace("_", " ") for name in (*keys, *names)],
             [
-                [str(row["case"].get(key, "")) for key in keys]
-                + [number(row["metrics"][name]) for name in names]
+                ["" if row["case"].get(key) is None else str(row["case"][key]) for key in keys]
+                + [with_spread(row, name) for name in names]
                 for row in part
             ],
         )
     return "\n".join(lines)
+
+
+def with_spread(row: Row, name: str) -> str:
+    """A number, and the least and the most of its repeats where they are known."""
+    told, spread = number(row["metrics"][name]), (row["spread"] or {}).get(name)
+    return f"{told} [{number(spread[0])}, {number(spread[1])}]" if spread else told
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     print(json.dumps({"case": case, "metrics": metrics, "events_per_s": speeds}, indent=2))
     if not options.dry:
-        spread = {"events_per_s": speeds[-1] - speeds[0]}
+        spread = {"events_per_s": [speeds[0], speeds[-1]]}
         write_row("synth", case, metrics, seed=0, repeats=options.repeats, spread=spread)
 
 
