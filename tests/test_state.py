@@ -382,6 +382,21 @@ def test_a_stage_is_computed_once_per_change(model, mode, store):
     assert states.made["stages"] == 2, "duplicates change nothing"
 
 
+def test_a_context_that_its_owner_changes_is_another(odd, store):
+    """The state of the request before is compared with what was asked then, not with what became
+    of the caller's mapping."""
+    rows, shops = odd
+    of = shops["lime-mha"]
+    states = UserStates(of.run, of.index, store)
+    store.append([event_of({"user": 1, "item": rows[0]["item_id"], "time": 5, "id": "a"})])
+    context = {"tab": "t2"}
+    before = states.ready(1, now=9, context=context).state.head.clone()
+    context["tab"] = "t1"
+    found = states.ready(1, now=9, context=context).state.head
+    assert not torch.equal(found, before)
+    assert torch.equal(found, states.ready(1, now=9, context={"tab": "t1"}).state.head)
+
+
 def test_another_context_is_another_stage_of_other_models(store):
     of = shop("two-tower")
     events = events_of(of.data, 0)

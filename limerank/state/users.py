@@ -564,7 +564,8 @@ class UserStates:
         c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
         state = LinkState(links, self._ranker.head.from_request(entry.person.u, c_bd))
         until = self.form.encoder.context_until(now, newest, count)
-        entry.asked = _Asked(context, now, until, state)
+        # A copy: the caller may change its own.
+        entry.asked = _Asked(dict(context), now, until, state)
         return state
 
     def _past_of(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Past:
