@@ -1,4 +1,4 @@
-"""The pages on cold starts and on what each part of LIME is worth."""
+"""The pages on cold starts, on exact histories and on what each part of LIME is worth."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from benchmarks.tables import (
 AS_IS = "as it is"
 NOISE = 0.001
 """Differences in validation AUC on ml1m that another seed may make."""
+COSTS = ("score_multiply_adds_per_candidate", "user_multiply_adds")
 
 
 def coldstart(found: list[Row]) -> str:
@@ -95,6 +96,51 @@ def plot_coldstart(by_dataset: dict[str, list[Row]]) -> None:
     plt.close(figure)
 
 
+def exact(found: list[Row]) -> str:
+    """What each form of training reached, read in two ways, and what it took."""
+    lines = [
+        "# Exact histories",
+        "",
+        "LIME-MHA on ml1m, histories of up to 512 events, two epochs. Impressions of a request",
+        "share the history before it; a form trains with requests of so many impressions, or all",
+        "impressions of a user's sequence in one pass, each on exactly the events before it. Test",
+        "AUC, mean over seeds with the largest distance of a seed from it, once with exactly the",
+        "events before each test impression and once with requests of 16. Times were taken with",
+        "one thread while another run had the other core.",
+        "Reproduce with `python -m benchmarks.exact --data FOLDER`.",
+        "",
+        *machines(found),
+        "",
+    ]
+    base = {row["seed"]: row["metrics"] for row in found if row["case"]["trained with"] == "16"}
+    body = []
+    for form, part in grouped(found, lambda row: row["case"]["trained with"]).items():
+        times = [
+            row["metrics"]["train_seconds"] / base[row["seed"]]["train_seconds"]
+            for row in part
+            if row["seed"] in base
+        ]
+        body.append(
+            [
+                form if form == "exact" else f"requests of {form}",
+                *(spread_of(part, name) for name in EXACT_METRICS),
+                f"{statistics.median(times):.2f}" if times else "-",
+                str(len(part)),
+            ]
+        )
+    heads = ["trained with", *EXACT_METRICS.values(), "time, requests of 16 = 1", "seeds"]
+    return "\n".join([*lines, *table(heads, body)])
+
+
+EXACT_METRICS = {
+    "auc, exact histories": "AUC, exact histories",
+    "auc, requests of 16": "AUC, requests of 16",
+    "ne, exact histories": "NE, exact histories",
+    "ne, requests of 16": "NE, requests of 16",
+    "train_impressions_per_s_one_thread": "impressions/s, training",
+}
+
+
 def ablation(found: list[Row]) -> str:
     """One part changed at a time, beside what a candidate then costs."""
     lines = [
@@ -102,7 +148,8 @@ def ablation(found: list[Row]) -> str:
         "",
         "One part changed at a time, on ml1m, two epochs; mean over seeds with the largest",
         "distance of a seed from it. `difference` is to the unchanged model of the same seeds. A",
-        "candidate's cost: scoring by the torch model, item and user encoded already, one thread.",
+        "candidate's cost: scoring by the torch model, item and user encoded already, one thread;",
+        "a user's: encoding the links from a full history.",
         "Reproduce with `python -m benchmarks.ablation --data FOLDER`.",
         "",
         *machines(found),
@@ -126,13 +173,13 @@ def ablation(found: list[Row]) -> str:
                     spread_of(part, "auc"),
                     f"{statistics.mean(gaps):+.4f}" if gaps and "base|" not in name else "",
                     number(statistics.mean(r["metrics"]["best_like/auc"] for r in part)),
-                    spread_of(part, "score_multiply_adds_per_candidate"),
+                    *(spread_of(part, name) for name in COSTS),
                     number(statistics.median(r["metrics"]["us_per_candidate"] for r in part)),
                     str(len(part)),
                 ]
             )
         heads = ["part", "changed to", "test AUC", "difference", "validation AUC"]
-        heads += ["multiply-adds", "microseconds", "seeds"]
+        heads += ["multiply-adds of a candidate", "of a user", "microseconds", "seeds"]
         lines += ["", f"## {model}", "", *table(heads, body)]
     return "\n".join(lines)
 
@@ -148,18 +195,19 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
                 continue
             values = grouped(rows, lambda row: row["case"]["value"])
             gains = {AS_IS: 0.0} | {value: gain(of, base) for value, of in values.items()}
-            costs = {AS_IS: 1.0} | {value: cost(of) / cost(base) for value, of in values.items()}
+            costs = {AS_IS: (1.0, 1.0)} | {value: cost(of, base) for value, of in values.items()}
             best = max(gains, key=lambda value: gains[value])
             good = [value for value in gains if gains[value] >= gains[best] - NOISE]
-            choice = min(good, key=lambda value: costs[value])
+            choice = min(good, key=lambda value: (costs[value], value != AS_IS))
             body.append(
                 [
                     model,
                     part,
                     choice,
                     f"{gains[choice]:+.4f}",
-                    f"{costs[choice]:.2f}",
-                    f"{best}: {gains[best]:+.4f}, {costs[best]:.2f}",
+                    *(f"{share:.2f}" for share in costs[choice]),
+                    f"{best}: {gains[best]:+.4f}, "
+                    + ", ".join(f"{share:.2f}" for share in costs[best]),
                     str(min(len(rows) for rows in values.values())),
                 ]
             )
@@ -168,10 +216,11 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
         "",
         "Of each part the cheapest value whose validation AUC is within",
         f"{NOISE:g} of the best one (seeds differ by as much), what it gained over the unchanged",
-        "model, and what a candidate costs beside it, in multiply-adds.",
+        "model, and what scoring a candidate and encoding a user cost beside it, in multiply-adds.",
         "",
     ]
-    heads = ["model", "part", "choose", "gain", "cost", "best: gain, cost", "seeds"]
+    heads = ["model", "part", "choose", "gain", "candidate", "user"]
+    heads += ["best: gain, candidate, user", "seeds"]
     return [*told, *table(heads, body)]
 
 
@@ -186,8 +235,14 @@ def gain(rows: list[Row], base: list[Row]) -> float:
     return statistics.mean(found) if found else float("-inf")
 
 
-def cost(rows: list[Row]) -> float:
-    return statistics.mean(row["metrics"]["score_multiply_adds_per_candidate"] for row in rows)
+def cost(rows: list[Row], base: list[Row]) -> tuple[float, float]:
+    """Multiply-adds of a candidate and of a user, as shares of the unchanged model's."""
+
+    def share(name: str) -> float:
+        ours, theirs = (statistics.mean(row["metrics"][name] for row in of) for of in (rows, base))
+        return ours / theirs
+
+    return share(COSTS[0]), share(COSTS[1])
 
 
 def plot_links(models: dict[str, list[Row]]) -> None:

@@ -250,8 +250,8 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
 
 
 def costs(run: Path, folder: Path) -> dict[str, float]:
-    """Weights outside of embedding tables, and multiply-adds of scoring with a full history:
-    what a candidate costs when its item and its user are encoded already."""
+    """Weights outside of embedding tables, and multiply-adds with a full history: of encoding a
+    user once, and of scoring a candidate whose item and user are encoded already."""
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -266,14 +266,17 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
     lengths = dataset.history_lengths(requests, dataset.history_length)
     batch = dataset.batch(requests[[int(np.argmax(lengths))]])
     with torch.inference_mode():
-        state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+        events = ranker.item_vectors(batch.items)
+        with FlopCounterMode(display=False) as of_user:
+            state = ranker.encode_users(batch.users, events)
         items = ranker.item_vectors(dataset.item_batch(np.arange(min(512, len(dataset.items)))))
         terms = ranker.encode_items(items)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as of_items:
             ranker.score(state, terms)
     return {
         "dense_weights": sum(weight.numel() for weight in ranker.parameters()) - tables,
-        "score_multiply_adds_per_candidate": counter.get_total_flops() / 2 / len(items),
+        "user_multiply_adds": of_user.get_total_flops() / 2,
+        "score_multiply_adds_per_candidate": of_items.get_total_flops() / 2 / len(items),
         "score_history": int(lengths.max()),
     }
 

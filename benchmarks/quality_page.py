@@ -63,6 +63,8 @@ def quality(found: list[Row]) -> str:
         "Differences have 95 % intervals of a paired bootstrap over users (the same draw for both",
         "models) and are means over the seeds: how sure a difference is for other users,",
         "not for other seeds.",
+        "",
+        *side_by_side(by_dataset, pairs),
     ]
     for dataset, of_dataset in by_dataset.items():
         models = grouped(of_dataset, lambda row: row["case"]["model"])
@@ -82,6 +84,54 @@ def quality(found: list[Row]) -> str:
         lines += ["", f"Slices of {dataset}:", ""]
         lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
     return "\n".join([*lines, "", PAPER])
+
+
+def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str]:
+    """Every model on every data set: the main metric, what it costs, and how far from HSTU."""
+    cells = {
+        (dataset, model): part
+        for dataset, of_dataset in by_dataset.items()
+        for model, part in grouped(of_dataset, lambda row: row["case"]["model"]).items()
+    }
+    models = [model for model in MODELS if any(name == model for _, name in cells)]
+    main = {
+        dataset: next(iter(of_dataset[0]["metrics"])) for dataset, of_dataset in by_dataset.items()
+    }
+    best = {
+        dataset: max(
+            statistics.mean(row["metrics"][metric] for row in part)
+            for (of, _), part in cells.items()
+            if of == dataset
+        )
+        for dataset, metric in main.items()
+    }
+
+    def shown(dataset: str, model: str) -> str:
+        part = cells.get((dataset, model))
+        if part is None:
+            return "-"
+        text = spread_of(part, main[dataset])
+        mean = statistics.mean(row["metrics"][main[dataset]] for row in part)
+        return f"**{text}**" if mean == best[dataset] else text
+
+    body = [[model, *(shown(dataset, model) for dataset in main)] for model in models]
+    lines = ["## Side by side", "", "Main metric on the test split, the greatest mean in bold:", ""]
+    lines += table(["model", *(f"{name}, {metric}" for name, metric in main.items())], body)
+    to_hstu = {
+        (row["case"]["dataset"], row["case"]["model"]): row["metrics"]
+        for row in pairs
+        if row["case"]["against"] == "hstu"
+    }
+    lines += ["", "Difference to HSTU, bold where the interval does not hold 0:", ""]
+    lines += table(
+        ["model", *main],
+        [
+            [model, *(interval(to_hstu.get((dataset, model)), "difference") for dataset in main)]
+            for model in models
+            if model != "hstu"
+        ],
+    )
+    return lines
 
 
 def difference_table(of_pairs: list[Row]) -> list[str]:
