@@ -9,19 +9,26 @@ A tenth of the items (the last to appear) and a tenth of the users are held out 
 - about the held-out users' requests with at least 20 events before them, seeing 0, 1, 2, 5, 10, 20
   of the latest ones or as many as in training: the same impressions every time.
 
+LIME is asked about the held-out items a second time through an index that was built without them
+and that they were then added to, with no training between.
+
 Settings are those that ``benchmarks.quality`` chose on the whole data set. Finished rows are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import quality
 from benchmarks.rows import has_row, write_row
+
+if TYPE_CHECKING:
+    import polars as pl
 
 DATASETS = ("ml1m", "synth_short")
 MODELS = ("popularity", "two-tower", "lime-mha", "lime-xor")
@@ -45,7 +52,7 @@ def prepare_cold(name: str, data: Path | None) -> Path | None:
     return out
 
 
-def measure(name: str, folder: Path, model: str, seed: int) -> None:
+def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -> None:
     """Train once, ask about items and users; a row each."""
     from limerank.evaluate import evaluate
 
@@ -69,8 +76,63 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
         "impressions": parts["0"]["impressions"],
         **{f"{key} of all items": value for key, value in first_task(found["tasks"]).items()},
     }
+    if model.startswith("lime"):
+        metrics |= added(run, folder, *item_table(name, data))
     write_row("coldstart", case_of(name, model), metrics, seed=seed)
     print(f"{name} {model} seed {seed}: {metrics}", flush=True)
+
+
+def item_table(name: str, data: Path | None) -> tuple[pl.DataFrame, str]:
+    """The data set's items as its owner has them, and the column that names them."""
+    import polars as pl
+
+    found = quality.describe(name, data)
+    assert found is not None, f"{name} is not in --data"
+    table, base = found[0].items, found[1]
+    assert table is not None, f"{name} has no item table"
+    return pl.concat([pl.read_parquet(base / file) for file in table.files]), table.id
+
+
+def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str, float]:
+    """AUC of the held-out items as a server scores them once they were added to an index, and the
+    time that adding them took, the new version on the disk included."""
+    import tempfile
+
+    import numpy as np
+    import polars as pl
+    import torch
+
+    from limerank import Dataset, Index, add_items, build_index, load_run, metrics
+    from limerank.scorer import scorer_for
+
+    of, dataset = load_run(run), Dataset(folder)
+    new = pl.col(column).is_in(dataset.item_ids[dataset.trained_items :].tolist())
+    requests = dataset.requests_of("test")
+    with tempfile.TemporaryDirectory(prefix="limerank-cold-") as scratch, torch.inference_mode():
+        items.filter(~new).write_parquet(f"{scratch}/known.parquet")
+        items.filter(new).write_parquet(f"{scratch}/new.parquet")
+        build_index(of, f"{scratch}/index", items=f"{scratch}/known.parquet")
+        started = time.perf_counter()
+        change = add_items(of, f"{scratch}/index", f"{scratch}/new.parquet")
+        taken = time.perf_counter() - started
+        index = Index.open(f"{scratch}/index", of.fingerprint)
+        scorer = scorer_for("native", of.ranker, index)
+        said, labels = [], []
+        for request in requests:
+            first, count = (int(dataset.requests[key][request]) for key in ("first", "count"))
+            asked = dataset.events["item"][first : first + count]
+            cold = np.flatnonzero(asked >= dataset.trained_items)
+            if len(cold):
+                batch = dataset.batch(np.array([request]), of.train.history)
+                state = of.ranker.encode_users(batch.users, of.ranker.item_vectors(batch.items))
+                rows = index.ids.find(dataset.item_ids[asked[cold]])
+                said.append(scorer.scores(state, rows)[0, :, 0])
+                labels.append(batch.labels[0, cold, 0].numpy())
+    return {
+        "auc through the index": metrics.auc(np.concatenate(labels), np.concatenate(said)),
+        "items added to the index": change.added,
+        "ms to add them": 1e3 * taken,
+    }
 
 
 def first_task(tasks: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -102,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
         for future in as_completed([pool.submit(*job) for job in quality.searches(whole, MODELS)]):
             future.result()
         waiting = [
-            pool.submit(measure, name, cold, model, seed)
+            pool.submit(measure, name, given.data, cold, model, seed)
             for name in whole
             if (cold := prepare_cold(name, given.data)) is not None
             for model in MODELS
