@@ -3,8 +3,9 @@
     python -m benchmarks.exact --data FOLDER
 
 LIME-MHA on ml1m, histories of up to 512 events, two epochs. Trained with requests of 16, of 4
-and of 1 impressions (those of a request share the history before it), and in one pass over each
-user's history with exactly the events before every impression. All are evaluated alike, twice: with
+and of 1 impressions (those of a request share the history before it), and with exactly the events
+before every impression: of 16 impressions in one pass (a step then sees as many users as with
+requests of 16), and of all impressions of a user in one pass. All are evaluated alike, twice: with
 exactly the events before each test impression, and with requests of 16. Settings are those of
 ``benchmarks.quality``. Finished rows are kept.
 """
@@ -23,7 +24,14 @@ from benchmarks.rows import has_row, write_row
 DATASET, MODEL = "ml1m", "lime-mha"
 HISTORY = 512
 EPOCHS = 2
-FORMS = ("16", "4", "1", "exact")
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "requests of 16": ("16", {}),
+    "requests of 4": ("4", {}),
+    "requests of 1": ("1", {}),
+    "exact, 16 in a pass": ("16", {"exact": True}),
+    "exact, users in a pass": ("16", {"exact": True, "exact_requests": 0}),
+}
+"""Trained with -> size of requests, and what differs in the settings."""
 
 
 def prepare_sizes(data: Path) -> dict[str, Path]:
@@ -48,16 +56,15 @@ def measure(folders: dict[str, Path], form: str, seed: int) -> None:
     """Train in one form, evaluate in both."""
     from limerank.evaluate import evaluate
 
+    size, differs = FORMS[form]
     setting: dict[str, Any] = {
         **quality.chosen(DATASET, MODEL),
         "history": HISTORY,
         "epochs": EPOCHS,
+        **differs,
     }
-    if form == "exact":
-        setting["exact"] = True
-    folder = folders.get(form, folders["16"])
-    last = quality.fit(f"exact-{form}", folder, MODEL, seed, setting)
-    run = quality.run_folder(f"exact-{form}", MODEL, seed, setting)
+    last = quality.fit(f"exact-{size}", folders[size], MODEL, seed, setting)
+    run = quality.run_folder(f"exact-{size}", MODEL, seed, setting)
     metrics: dict[str, Any] = {}
     for name, read in (("exact histories", folders["1"]), ("requests of 16", folders["16"])):
         found = evaluate(run, data=read, lists=0, out=run / "read.json")
@@ -78,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the real data sets")
-    parser.add_argument("--forms", choices=FORMS, action="append")
+    parser.add_argument("--forms", choices=tuple(FORMS), action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)

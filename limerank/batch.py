@@ -117,15 +117,15 @@ class Batch(_Movable):
 
 @dataclass(frozen=True)
 class Sequences(_Movable):
-    """B users with their whole histories, and M impressions of theirs, each of which sees exactly
-    the events before it.
+    """B whole histories, each of a user up to some instant, and M impressions, each of which sees
+    exactly the events before it.
 
     Attributes:
         items: the distinct items, candidates first.
         distinct: how many of the items are candidates.
         users: whole histories and features; their contexts are empty, [B, 0].
-        owner: the user of each impression, i64 [M], ascending.
-        prefix: how many events of the history each one sees, i64 [M], ascending within a user.
+        owner: the history that each impression belongs to, i64 [M], ascending.
+        prefix: how many of its events each one sees, i64 [M], ascending within a history.
         context: what is known of each one's request, i64 [M, C].
         candidates: positions among ``items``, i64 [M].
         labels: f32 [M, K].

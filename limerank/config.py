@@ -141,9 +141,13 @@ class TrainConfig(Frozen):
     history: int | None = Field(None, ge=1)
     """Events per history; the dataset's own length when not given."""
     exact: bool = False
-    """LIME-MHA: every impression is trained on all events before it, in one pass over each user's
-    history, however long. Else impressions of a request share the history before the request. (It
-    is evaluated like any other run: with the latest ``history`` events.)"""
+    """LIME-MHA: every impression is trained on all events before it, however many. Else impressions
+    of a request share the history before the request. (It is evaluated like any other run: with
+    the latest ``history`` events.)"""
+    exact_requests: int = Field(1, ge=0)
+    """With exact histories: consecutive requests of a user that are trained in one pass over what
+    came before; 0: all of them, in time linear in the history. More cost less where histories are
+    long, but a step then sees few users, which costs accuracy."""
     task_weights: dict[str, float] = Field(default_factory=dict)
     """Weights of the tasks' losses; 1 where not given."""
     metric: str | None = None

@@ -188,28 +188,31 @@ class Dataset:
             torch.from_numpy(labels),
         )
 
-    def sequences(self, users: NDArray[np.int64], split: str) -> Sequences:
-        """The users' impressions of a split, each with exactly the events before it.
+    def sequences(self, requests: NDArray[np.int64]) -> Sequences:
+        """The requests' impressions, each with exactly the events before it: consecutive requests
+        of a user are one history, the whole of it up to the last impression.
 
         Args:
-            users: user rows, each with at least one request of the split.
+            requests: rows of requests.
         """
         columns = self.requests
+        user = columns["user"][requests].astype(np.int64)
+        apart = (np.diff(user) != 0) | (np.diff(requests) != 1)
         rows, prefixes, newest, starts = [], [], [], []
-        for user in users:
-            start, end = self.event_offsets[user : user + 2]
+        for together in np.split(requests, np.flatnonzero(apart) + 1):
+            one = columns["user"][together[0]]
+            start, end = self.event_offsets[one : one + 2]
             if self.kept is not None:
                 start, end = np.searchsorted(self.kept, [start, end])
             times = self.events["time"]
             times = times[start:end] if self.kept is None else times[self.kept[start:end]]
-            first, last = np.searchsorted(columns["user"], [user, user + 1])
-            chosen = np.flatnonzero(columns["split"][first:last] == SPLITS.index(split)) + first
-            shown = self.impression_rows(chosen)
+            shown = self.impression_rows(together)
             prefix = np.searchsorted(times, self.events["time"][shown], side="left")
             rows.append(shown)
             prefixes.append(prefix)
             newest.append(np.concatenate([[0], times])[prefix])
             starts.append(start)
+        users = user[np.concatenate([[True], apart])]
         owner = np.repeat(np.arange(len(users)), [len(shown) for shown in rows])
         most = np.array([prefix.max() for prefix in prefixes])
         row, prefix, start = np.concatenate(rows), np.concatenate(prefixes), np.array(starts)
@@ -249,48 +252,40 @@ class Dataset:
         """Event rows of the impressions of these requests, request by request."""
         return ranges(self.requests["first"][requests], self.requests["count"][requests])
 
-    def plan_users(
-        self, requests: NDArray[np.int64], impressions: int, generator: np.random.Generator
-    ) -> list[NDArray[np.int64]]:
-        """Batches of users with about ``impressions`` impressions in the requests, in random order,
-        users of like many impressions together."""
-        users, places = np.unique(self.requests["user"][requests], return_inverse=True)
-        counts = np.bincount(places, self.requests["count"][requests])
-        order = generator.permutation(len(users))
-        mean = max(counts.mean(), 1.0)
-        size = max(1, int(POOL_BATCHES * impressions / mean))
-        batches = []
-        for at in range(0, len(order), size):
-            pool = order[at : at + size]
-            pool = pool[np.argsort(counts[pool], kind="stable")]
-            ends = np.cumsum(counts[pool]) // impressions
-            cuts = np.flatnonzero(np.diff(ends)) + 1
-            batches += [users[part].astype(np.int64) for part in np.split(pool, cuts)]
-        return [batches[place] for place in generator.permutation(len(batches))]
-
     def plan(
         self,
         requests: NDArray[np.int64],
         impressions: int,
         length: int | None = None,
         generator: np.random.Generator | None = None,
+        together: int = 1,
     ) -> list[NDArray[np.int64]]:
         """Batches of about ``impressions`` impressions, of requests that are alike in size.
 
         With a ``generator`` the order is random (shuffled, like ones gathered within pools, batches
-        shuffled); without, all requests are one pool: the fewest padded positions.
+        shuffled); without, all requests are one pool: the fewest padded positions. So many
+        consecutive requests of a user stay ``together``; 0: all of them.
         """
         counts = self.requests["count"][requests].astype(np.int64)
         lengths = self.history_lengths(requests, self.history_length if length is None else length)
-        order = np.arange(len(requests))
+        first = np.arange(len(requests))
+        if together != 1 and len(requests):
+            user = self.requests["user"][requests]
+            of_user = np.flatnonzero(np.diff(user, prepend=user[0] - 1))
+            rank = first - np.repeat(of_user, np.diff(of_user, append=len(user)))
+            first = np.flatnonzero(rank % together == 0 if together else rank == 0)
+            counts = np.add.reduceat(counts, first)
+            lengths = np.maximum.reduceat(lengths, first)
+        order = np.arange(len(first))
         pools = [order]
         if generator is not None:
             order = generator.permutation(order)
             mean = max(counts.mean(), 1.0) if len(counts) else 1.0
             size = max(1, int(POOL_BATCHES * impressions / mean))
             pools = [order[at : at + size] for at in range(0, len(order), size)]
+        size_of = np.diff(first, append=len(requests))
         batches = [
-            requests[part]
+            requests[ranges(first[part], size_of[part])]
             for pool in pools
             if len(pool)
             for part in _alike(pool, lengths, counts, impressions)
@@ -303,9 +298,9 @@ class Dataset:
         """The planned batches, each made while the one before is in use."""
         return _ahead(lambda requests: self.batch(requests, length), plan)
 
-    def sequence_batches(self, plan: list[NDArray[np.int64]], split: str) -> Iterator[Sequences]:
-        """The same of :meth:`plan_users`."""
-        return _ahead(lambda users: self.sequences(users, split), plan)
+    def sequence_batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Sequences]:
+        """The same with exact histories."""
+        return _ahead(self.sequences, plan)
 
 
 def _ahead(make: Callable[[NDArray[np.int64]], B], plan: list[NDArray[np.int64]]) -> Iterator[B]:

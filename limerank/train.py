@@ -216,13 +216,14 @@ class Trainer:
         """The batches of an epoch: the same for the same seed, whenever they are asked for."""
         config = self.config
         generator = np.random.default_rng([config.seed, epoch])
+        length, together = config.history, 1
         if config.exact:
-            return self.dataset.plan_users(self.requests, self.impressions, generator)
-        return self.dataset.plan(self.requests, self.impressions, config.history, generator)
+            length, together = len(self.dataset.events["time"]), config.exact_requests
+        return self.dataset.plan(self.requests, self.impressions, length, generator, together)
 
     def _batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Batch | Sequences]:
         if self.config.exact:
-            return self.dataset.sequence_batches(plan, "train")
+            return self.dataset.sequence_batches(plan)
         return self.dataset.batches(plan, self.config.history)
 
     def _logits(self, batch: Batch | Sequences) -> torch.Tensor:

@@ -23,16 +23,19 @@ from limerank.train import train
 
 def whole_pass(q, k, v, rate, time, prefixes, size):
     """Reads of all prefixes, ``size`` events at a time."""
-    carry, reads = nothing_yet(q, time[0]), []
-    for start in range(0, len(time), size):
-        stop = min(start + size, len(time))
-        last = stop == len(time)
-        some = prefixes[(prefixes >= start) & ((prefixes < stop) | last)]
+    carry, reads = nothing_yet(q, time[:, 0]), []
+    n = time.shape[1]
+    for start in range(0, n, size):
+        some = slice(start, min(start + size, n))
+        # Some histories are shorter, or have ended: what is behind their end is never read.
+        counts = (prefixes.max(1).values - start).clamp(0, some.stop - start)
+        here = (prefixes - start).clamp(min=0).minimum(counts[:, None])
         read, carry = prefix_attention(
-            q, k[:, start:stop], v[:, start:stop], rate, time[start:stop], some - start, carry
+            q, k[:, :, some], v[:, :, some], rate, time[:, some], here, counts, carry
         )
-        reads.append(read)
-    return torch.cat(reads)
+        ends = (prefixes > start) & (prefixes <= some.stop) | ((prefixes == 0) & (start == 0))
+        reads.append(torch.where(ends[..., None, None, None], read, 0.0))
+    return torch.stack(reads).sum(0)
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
@@ -40,22 +43,34 @@ def whole_pass(q, k, v, rate, time, prefixes, size):
 def test_every_prefix_reads_what_the_reference_reads(size, span):
     """Outputs and gradients against the loop over prefixes, with ages from hours to years."""
     g = torch.Generator().manual_seed(0)
-    heads, links, n, e = 2, 3, 13, 4
-    q = torch.randn(heads, links, e, generator=g).requires_grad_()
-    k = torch.randn(heads, n, e, generator=g).requires_grad_()
-    v = torch.randn(heads, n, e, generator=g).requires_grad_()
+    users, heads, links, n, e = 3, 2, 3, 13, 4
+    q = torch.randn(users, heads, links, e, generator=g).requires_grad_()
+    k = torch.randn(users, heads, n, e, generator=g).requires_grad_()
+    v = torch.randn(users, heads, n, e, generator=g).requires_grad_()
     rate = (torch.rand(heads, links, generator=g) / span * 20).requires_grad_()
-    time = (torch.rand(n, generator=g) * span / n).cumsum(0)
-    prefixes = torch.tensor([0, 0, 1, 2, 2, 3, 4, 5, 7, 8, 9, 12, 13, 13])
+    time = (torch.rand(users, n, generator=g) * span / n).cumsum(1)
+    prefixes = torch.tensor(
+        [[0, 0, 1, 2, 2, 3, 4, 9, 12, 13, 13], [0, 1, 1, 1, 2, 3, 4, 5, 5, 5, 6], [0] * 11]
+    )
     found = whole_pass(q, k, v, rate, time, prefixes, size)
-    expected = []
-    for p in prefixes.tolist():
-        age = time[max(p - 1, 0)] - time
-        length = torch.tensor([p])
-        expected.append(
-            reference.link_attention(q[None], k[None], v[None], rate, age[None], length)[0]
-        )
-    expected = torch.stack(expected)
+    expected = torch.stack(
+        [
+            torch.stack(
+                [
+                    reference.link_attention(
+                        q[b : b + 1],
+                        k[b : b + 1],
+                        v[b : b + 1],
+                        rate,
+                        (time[b, max(p - 1, 0)] - time[b])[None],
+                        torch.tensor([p]),
+                    )[0]
+                    for p in prefixes[b].tolist()
+                ]
+            )
+            for b in range(users)
+        ]
+    )
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
     pull = torch.randn(found.shape, generator=g)
     ours = torch.autograd.grad((found * pull).sum(), [q, k, v, rate])
@@ -118,15 +133,26 @@ def ranker_of(dataset):
 
 
 @pytest.mark.parametrize("chunk", [3, 64])
-def test_one_pass_is_a_request_for_each_impression(data, monkeypatch, chunk):
+@pytest.mark.parametrize("together", [0, 1, 3])
+def test_one_pass_is_a_request_for_each_impression(data, monkeypatch, chunk, together):
     """Logits, and the gradients of every weight."""
     monkeypatch.setattr(lime, "PREFIX_CHUNK", chunk)
+    monkeypatch.setattr(lime, "PREFIX_PART", 2 * chunk)
     single, wide = data
     ranker = ranker_of(single)
     requests = single.requests_of("train")
-    users = np.unique(single.requests["user"][requests]).astype(np.int64)
-    sequences = wide.sequences(users, "train")
-    batch = single.batch(requests)
+    stretches = wide.plan(wide.requests_of("train"), 1, 10**6, together=together)
+    stretches.sort(key=lambda rows: rows[0])
+    assert {len(rows) for rows in stretches if len(rows) > 1} <= (
+        {2, 3} if together else {*range(99)}
+    )
+    # Every other one first: neighbours that stand side by side would be one history.
+    shuffled = [*stretches[::2], *stretches[1::2]]
+    sequences = wide.sequences(np.concatenate(shuffled))
+    assert len(sequences.users.lengths) == len(stretches) or not together
+    at = {int(row): place for place, row in enumerate(single.requests["first"][requests])}
+    order = [at[int(row)] for rows in shuffled for row in wide.impression_rows(rows)]
+    batch = single.batch(requests[order])
     gradients = []
     for logits, labels in (
         (ranker.sequence_logits(sequences), sequences.labels),
@@ -152,15 +178,18 @@ def test_one_pass_is_a_request_for_each_impression(data, monkeypatch, chunk):
         )
 
 
-def test_every_impression_is_trained_once(data):
+@pytest.mark.parametrize("together", [0, 1, 2])
+def test_every_impression_is_trained_once(data, together):
     wide = data[1]
     requests = wide.requests_of("train")
-    plan = wide.plan_users(requests, 64, np.random.default_rng(0))
-    users = np.concatenate(plan)
-    assert sorted(users) == sorted(np.unique(wide.requests["user"][requests]))
-    batches = list(wide.sequence_batches(plan, "train"))
+    plan = wide.plan(requests, 64, 10**6, np.random.default_rng(0), together)
+    assert sorted(np.concatenate(plan)) == sorted(requests)
+    if not together:
+        users = [set(wide.requests["user"][rows].tolist()) for rows in plan]
+        assert len(set().union(*users)) == sum(map(len, users))
+    batches = list(wide.sequence_batches(plan))
     assert sum(batch.impressions for batch in batches) == wide.requests["count"][requests].sum()
-    again = wide.plan_users(requests, 64, np.random.default_rng(0))
+    again = wide.plan(requests, 64, 10**6, np.random.default_rng(0), together)
     assert all((one == other).all() for one, other in zip(plan, again, strict=True))
 
 
@@ -204,22 +233,21 @@ def test_memory_does_not_hold_every_prefix(monkeypatch):
         return tensor
 
     n, links, e = 512, 8, 32
-    q, k, v = torch.randn(1, links, e), torch.randn(1, n, e), torch.randn(1, n, e)
-    rate, time = torch.rand(1, links), torch.arange(n) / 10.0
+    q, k, v = torch.randn(1, 1, links, e), torch.randn(1, 1, n, e), torch.randn(1, 1, n, e)
+    rate, time = torch.rand(1, links), torch.arange(n)[None] / 10.0
     q.requires_grad_()
 
     def run(start, *carry):
         from limerank.kernels.prefix import Carry
 
-        stop = start + 64
-        some = torch.arange(0, 64)
+        part, some, count = slice(start, start + 64), torch.arange(64)[None], torch.tensor([64])
         read, after = prefix_attention(
-            q, k[:, start:stop], v[:, start:stop], rate, time[start:stop], some, Carry(*carry)
+            q, k[:, :, part], v[:, :, part], rate, time[:, part], some, count, Carry(*carry)
         )
         return read.square().sum(), *after
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        carry, total = nothing_yet(q, time[0]), torch.zeros(())
+        carry, total = nothing_yet(q, time[:, 0]), torch.zeros(())
         for start in range(0, n, 64):
             found, *carry = torch.utils.checkpoint.checkpoint(
                 run, start, *carry, use_reentrant=False

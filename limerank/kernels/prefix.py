@@ -1,4 +1,4 @@
-"""Attention of links over every prefix of one history, in a single pass.
+"""Attention of links over every prefix of histories, in a single pass.
 
 Softmax with a term ``-rate * age`` is a ratio of running sums, so what the links read of the first
 p events follows from what they read of the events before and from the few in between. Chunks of
@@ -6,8 +6,8 @@ events are taken in turn: within a chunk prefixes are weighed by matrix products
 :class:`Carry` of constant size brings what came before. Time is linear in the history and memory
 does not grow with it when each chunk is recomputed in the backward pass.
 
-The definition is ``reference.link_attention`` on each prefix. Shape letters: H heads, l links,
-n events of a chunk, m prefixes, e numbers per head.
+The definition is ``reference.link_attention`` on each prefix. Shape letters: B histories, H heads,
+l links, n events of a chunk, m prefixes, e numbers per head.
 """
 
 from __future__ import annotations
@@ -22,61 +22,67 @@ NOTHING = -1e30
 
 
 class Carry(NamedTuple):
-    """What links read of all events so far: ``mean`` [H, l, e]; ``log`` [H, l], the logarithm of
-    the sum of their weights as of ``time`` [], that of the newest."""
+    """What links read of all events so far: ``mean`` [..., H, l, e]; ``log`` [..., H, l], the
+    logarithm of the sum of their weights as of ``time`` [...], that of the newest."""
 
     mean: Tensor
     log: Tensor
     time: Tensor
 
 
-def nothing_yet(q_hle: Tensor, time: Tensor) -> Carry:
-    """The carry before the first event; ``time`` [] is at most that event's."""
+def nothing_yet(q_bhle: Tensor, time_b: Tensor) -> Carry:
+    """The carry before the first event; ``time_b`` [B] is at most that event's."""
     return Carry(
-        torch.zeros_like(q_hle, dtype=torch.float32),
-        torch.full(q_hle.shape[:2], NOTHING, device=q_hle.device),
-        time,
+        torch.zeros_like(q_bhle, dtype=torch.float32),
+        torch.full(q_bhle.shape[:3], NOTHING, device=q_bhle.device),
+        time_b,
     )
 
 
 def prefix_attention(
-    q_hle: Tensor,
-    k_hne: Tensor,
-    v_hne: Tensor,
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
     rate_hl: Tensor,
-    time_n: Tensor,
-    prefix_m: Tensor,
+    time_bn: Tensor,
+    prefix_bm: Tensor,
+    count_b: Tensor,
     carry: Carry,
 ) -> tuple[Tensor, Carry]:
     """What links read of everything before the chunk and of its first few events.
 
     Args:
-        q_hle, k_hne, v_hne: queries of the links; keys and values of the chunk's n >= 1 events.
+        q_bhle, k_bhne, v_bhne: queries of the links; keys and values of the chunk's n events.
         rate_hl: fall of a logit per unit of age, at least 0.
-        time_n: times of the events, ascending, in the unit of ages.
-        prefix_m: how many of the chunk's events each prefix holds, 0 .. n.
+        time_bn: times of the events, ascending, in the unit of ages.
+        prefix_bm: how many of the chunk's events each prefix holds, 0 .. ``count_b``.
+        count_b: how many events of the chunk are real, 0 .. n; the others are never read.
         carry: of the events before the chunk.
 
     Returns:
-        ``softmax(q k^T / sqrt(e) - rate * age) v`` over each prefix, [m, H, l, e], zeros for a
+        ``softmax(q k^T / sqrt(e) - rate * age) v`` over each prefix, [B, m, H, l, e], zeros for a
         prefix without events; and the carry of all events up to the chunk's end.
     """
-    n = len(time_n)
-    upto_m = torch.cat([prefix_m, prefix_m.new_tensor([n])])  # the last one: the whole chunk
+    n = k_bhne.shape[2]
+    upto_bm = torch.cat([prefix_bm, count_b[:, None]], 1)  # the last one: the whole chunk
     # Column 0 stands for all events before the chunk. Ages count from each prefix's own newest
     # event, so that large ones never cancel.
-    time_x = torch.cat([carry.time[None], time_n])
-    age_mx = time_x[upto_m][:, None] - time_x
-    seen_mx = torch.arange(n + 1, device=upto_m.device) <= upto_m[:, None]
-    of_events_hln = ((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float()
-    of_all_hlx = torch.cat([carry.log[..., None], of_events_hln], -1)
-    logits_hlmx = of_all_hlx[:, :, None] - rate_hl[..., None, None] * age_mx
-    logits_hlmx = logits_hlmx.masked_fill(~seen_mx, -torch.inf)
-    weights_hlmx = logits_hlmx.softmax(-1)
-    read_hlme = weights_hlmx[..., 1:] @ v_hne[:, None].float()
-    read_hlme = read_hlme + weights_hlmx[..., :1] * carry.mean[:, :, None]
-    read_mhle = read_hlme.permute(2, 0, 1, 3)
-    return read_mhle[:-1], Carry(read_mhle[-1], logits_hlmx[:, :, -1].logsumexp(-1), time_n[-1])
+    time_bx = torch.cat([carry.time[:, None], time_bn], 1)
+    newest_bm = time_bx.gather(1, upto_bm)
+    age_bmx = newest_bm[..., None] - time_bx[:, None]
+    seen_bmx = torch.arange(n + 1, device=upto_bm.device) <= upto_bm[..., None]
+    of_events_bhln = ((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT).float()
+    of_all_bhlx = torch.cat([carry.log[..., None], of_events_bhln], -1)
+    logits_bhlmx = of_all_bhlx[:, :, :, None] - rate_hl[..., None, None] * age_bmx[:, None, None]
+    logits_bhlmx = logits_bhlmx.masked_fill(~seen_bmx[:, None, None], -torch.inf)
+    weights_bhlmx = logits_bhlmx.softmax(-1)
+    # Links and prefixes side by side: one product for each history and head.
+    read_bhje = weights_bhlmx[..., 1:].flatten(2, 3) @ v_bhne.float()
+    of_past_bhlme = weights_bhlmx[..., :1] * carry.mean[:, :, :, None]
+    read_bhlme = read_bhje.view(of_past_bhlme.shape) + of_past_bhlme
+    read_bmhle = read_bhlme.permute(0, 3, 1, 2, 4)
+    log_bhl = logits_bhlmx[:, :, :, -1].logsumexp(-1)
+    return read_bmhle[:, :-1], Carry(read_bmhle[:, -1], log_bhl, newest_bm[:, -1])
 
 
 def carry_of(

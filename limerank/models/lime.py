@@ -16,6 +16,7 @@ e = d / H, l links, g first-layer outputs of the head, K tasks.
 from __future__ import annotations
 
 import abc
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ START_GAIN = 2.0
 """LIME-MHA: spread of the logits between links and vectors at the start; see ``_start_alike``."""
 PREFIX_CHUNK = 64
 """Events whose prefixes are computed at once."""
+PREFIX_PART = 512
+"""Events before the first prefix that are read at once."""
 
 
 class LinkTerms(NamedTuple):
@@ -214,74 +217,93 @@ class LimeMha(Lime):
     def sequence_logits(self, batch: Sequences) -> Tensor:
         """Logits [M, K] of impressions that each see exactly the events before them.
 
-        One pass over each user's history, :data:`PREFIX_CHUNK` events at a time; each chunk is
-        computed anew in the backward pass, so that memory holds no more than one chunk's links.
+        One pass over each history. What lies before its first impression is read
+        :data:`PREFIX_PART` events at a time; of the rest, :data:`PREFIX_CHUNK` at a time, each
+        impression has links of its own. Where these are several pieces, each is computed anew in
+        the backward pass, so that memory holds no more than one.
         """
-        heads, users = self.config.heads, batch.users
+        users, heads, owner_m = batch.users, self.config.heads, batch.owner
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         u_bd = self.user_tower(users)[0]
         c_md = self.user_tower.contexts(batch.context)
-        head_mg = terms.head + self.head.from_request(F.embedding(batch.owner, u_bd), c_md)
+        head_mg = terms.head + self.head.from_request(F.embedding(owner_m, u_bd), c_md)
         links_bld = self.contextualise(u_bd)
         q_bhle = split_heads(self.query(links_bld), heads)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
-        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
-        rate_hl, logits = self.log_rate.exp(), []
-        ends = torch.bincount(batch.owner, minlength=len(u_bd)).cumsum(0).tolist()
-        for b, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            length = int(users.lengths[b])
-            time_n = users.age[b, :1] - users.age[b, :length]  # since the first event
-            carry = nothing_yet(q_bhle[b], time_n.new_zeros(()))
-            prefix_m = batch.prefix[first:end]
-            for start in range(0, max(length, 1), PREFIX_CHUNK):
-                stop = min(start + PREFIX_CHUNK, length)
-                upto = stop if stop < length else length + 1
-                low, high = torch.searchsorted(
-                    prefix_m, prefix_m.new_tensor([start, upto])
-                ).tolist()
-                some = slice(first + low, first + high)
-                found, *parts = checkpoint(
-                    self._chunk,
-                    links_bld[b],
-                    q_bhle[b],
-                    k_bhne[b, :, start:stop],
-                    v_bhne[b, :, start:stop],
-                    rate_hl,
-                    time_n[start:stop],
-                    prefix_m[low:high] - start,
-                    terms.weights[some],
-                    head_mg[some],
-                    *carry,
-                    use_reentrant=False,
-                )
-                carry = Carry(*parts)
-                logits.append(found)
-        return torch.cat(logits)
+        time_bn = users.age[:, :1] - users.age  # since the first event
+        pass_over = partial(self._pass, links_bld, q_bhle, self.log_rate.exp())
+        carry = nothing_yet(q_bhle, users.age.new_zeros(len(u_bd)))
 
-    def _chunk(
+        shared_b = users.lengths.new_zeros(len(u_bd))
+        shared_b = shared_b.scatter_reduce(0, owner_m, batch.prefix, "amin", include_self=False)
+        own_b = users.lengths - shared_b
+        parts = range(0, int(shared_b.max()), PREFIX_PART)
+        chunks = range(0, max(int(own_b.max()), 1), PREFIX_CHUNK)
+        if len(parts) + len(chunks) > 2:
+            pass_over = partial(checkpoint, pass_over, use_reentrant=False)
+        none_m = owner_m[:0]
+        for start in parts:
+            part = slice(start, start + PREFIX_PART)
+            count_b = (shared_b - start).clamp(0, PREFIX_PART)
+            events = kv_bnd[:, part], time_bn[:, part], count_b
+            nobody = none_m, none_m, terms.weights[:0], head_mg[:0]
+            carry = Carry(*pass_over(*events, *nobody, *carry)[1:])
+
+        prefix_m = batch.prefix - shared_b[owner_m]  # of each one's own events
+        chunk_m = (prefix_m - 1).clamp(min=0).div(PREFIX_CHUNK, rounding_mode="floor")
+        logits, places = [], []
+        for chunk, start in enumerate(chunks):
+            size = min(PREFIX_CHUNK, int(own_b.max()) - start)
+            at_bn = (shared_b + start)[:, None] + torch.arange(size, device=shared_b.device)
+            at_bn = at_bn.clamp(max=kv_bnd.shape[1] - 1)
+            kv_chunk = kv_bnd.gather(1, at_bn[..., None].expand(-1, -1, kv_bnd.shape[-1]))
+            count_b = (own_b - start).clamp(0, size)
+            some = (chunk_m == chunk).nonzero()[:, 0]
+            found, *after = pass_over(
+                kv_chunk,
+                time_bn.gather(1, at_bn),
+                count_b,
+                owner_m[some],
+                prefix_m[some] - start,
+                terms.weights[some],
+                head_mg[some],
+                *carry,
+            )
+            carry = Carry(*after)
+            logits.append(found)
+            places.append(some)
+        return torch.cat(logits)[torch.cat(places).argsort()]
+
+    def _pass(
         self,
-        links_ld: Tensor,
-        q_hle: Tensor,
-        k_hne: Tensor,
-        v_hne: Tensor,
+        links_bld: Tensor,
+        q_bhle: Tensor,
         rate_hl: Tensor,
-        time_n: Tensor,
+        kv_bnd: Tensor,
+        time_bn: Tensor,
+        count_b: Tensor,
+        owner_m: Tensor,
         prefix_m: Tensor,
         weights_mj: Tensor,
         head_mg: Tensor,
         *carry: Tensor,
     ) -> tuple[Tensor, ...]:
         """Logits of the impressions whose prefixes end in a chunk of events, and the new carry."""
-        if len(time_n):
-            read_mhle, after = prefix_attention(
-                q_hle, k_hne, v_hne, rate_hl, time_n, prefix_m, Carry(*carry)
-            )
-        else:
-            read_mhle, after = q_hle.new_zeros(len(prefix_m), *q_hle.shape), Carry(*carry)
-        personal_mld = self.norm(self.absorb(links_ld, read_mhle.to(links_ld.dtype)))
-        links_mhle = split_heads(personal_mld, self.config.heads)
-        w_mhl = weights_mj.unflatten(-1, (self.config.heads, -1))
+        heads = self.config.heads
+        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
+        counts_b = torch.bincount(owner_m, minlength=len(links_bld))
+        column_m = torch.arange(len(owner_m), device=owner_m.device)
+        column_m = column_m - (counts_b.cumsum(0) - counts_b)[owner_m]
+        prefix_bm = prefix_m.new_zeros((len(links_bld), int(counts_b.max())))
+        prefix_bm[owner_m, column_m] = prefix_m
+        read_bmhle, after = prefix_attention(
+            q_bhle, k_bhne, v_bhne, rate_hl, time_bn, prefix_bm, count_b, Carry(*carry)
+        )
+        read_mhle = read_bmhle[owner_m, column_m].to(links_bld.dtype)
+        personal_mld = self.norm(self.absorb(links_bld[owner_m], read_mhle))
+        links_mhle = split_heads(personal_mld, heads)
+        w_mhl = weights_mj.unflatten(-1, (heads, -1))
         o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
         return self.head(self.head.from_links(o_md) + head_mg), *after
 
