@@ -289,6 +289,19 @@ def test_lime_mha_starts_with_items_that_read_what_is_like_them():
     assert (alike_uu.diagonal() > alike_uu.mean(1)).all()
 
 
+def test_lime_xor_starts_with_items_that_read_what_is_like_them():
+    """The same of every block, before its SiLU: these start with a far smaller spread."""
+    torch.manual_seed(0)
+    ranker = build(SHAPE, ModelConfig(model="lime-xor", width=32, links=64)).eval()
+    vectors_ud = ranker.item_vectors(batch([12], [8], items=20).items)
+    items_ul = ranker.item_query(vectors_ud) @ ranker.link_key(ranker.links).T
+    for block in ranker.stack:
+        keys_ud = block.kv(block.norm(vectors_ud))[:, :32]
+        reads_ul = keys_ud @ block.uq(block.norm(ranker.links))[:, 32:].T
+        both = torch.stack([items_ul.flatten(), reads_ul.flatten()])
+        assert torch.corrcoef(both)[0, 1] > 0.8
+
+
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "mha"])
 def test_nothing_drowns_the_rest_when_training_starts(model):
     """What small logs hang on: a number weighs as much as a category, and what happened in an event
