@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("run", type=Path, help="a finished run folder")
     parser.add_argument("words", help="what was tried")
+    parser.add_argument("--dataset", help="its name; that of its folder when not given")
     given = parser.parse_args(arguments)
     config = json.loads((given.run / "config.json").read_text(encoding="utf-8"))
     last = json.loads((given.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {**config["model"], **config["train"]}
     name, value = next((key, value) for key, value in last.items() if "/" in key)
     case = {
-        "dataset": Path(config["data"]).name,
+        "dataset": given.dataset or Path(config["data"]).name,
         "tried": given.words,
         **{key: settings[key] for key in SHOWN},
     }
