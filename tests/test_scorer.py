@@ -309,8 +309,10 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     assert (error <= scorer.bound(state) + 1e-5).all()
     assert (error > 0).any()
     model_scores = ModelScorer(ranker, of.index).scores(state)
-    quantised = scorer.scores(state)
-    assert np.abs(quantised - model_scores).max() < 0.05 * model_scores.std() + 0.01
+    off = np.abs(scorer.scores(state) - model_scores)
+    assert (off <= scorer.logit_bound(state) + 1e-4).all()
+    # How far the farthest of all lies from it hangs on the draw of the weights; the mean does not.
+    assert np.sqrt(np.square(off).mean()) < 0.02 * model_scores.std()
 
 
 def test_the_quantised_arithmetic_is_what_the_module_says():
