@@ -311,7 +311,7 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     model_scores = ModelScorer(ranker, of.index).scores(state)
     off = np.abs(scorer.scores(state) - model_scores)
     assert (off <= scorer.logit_bound(state) + 1e-4).all()
-    # How far the farthest of all lies from it hangs on the draw of the weights; the mean does not.
+    assert off.max() < 0.05 * model_scores.std() + 0.01
     assert np.sqrt(np.square(off).mean()) < 0.02 * model_scores.std()
 
 
