@@ -162,3 +162,12 @@ class TrainConfig(Frozen):
     seed: int = Field(0, ge=0)
     checkpoint_seconds: float = Field(60.0, ge=0)
     """A killed run loses at most about this much work."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.exact_requests != 1 and not self.exact:
+            raise ValueError(
+                f"exact_requests is {self.exact_requests}, but histories are not exact; "
+                "set exact=true as well, or leave exact_requests out"
+            )
+        return self

@@ -193,9 +193,17 @@ def test_every_impression_is_trained_once(data, together):
     assert all((one == other).all() for one, other in zip(plan, again, strict=True))
 
 
-def test_training_learns_and_resumes_like_any_other(data, tmp_path):
+@pytest.mark.parametrize("together", [0, 1])
+def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
     wide = data[1]
-    config = TrainConfig(exact=True, epochs=3, impressions=64, table_rate=0.1, checkpoint_seconds=0)
+    config = TrainConfig(
+        exact=True,
+        exact_requests=together,
+        epochs=3,
+        impressions=64,
+        table_rate=0.1,
+        checkpoint_seconds=0,
+    )
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
     train(wide, tmp_path / "whole", model=model, config=config)
     assert evaluate(tmp_path / "whole", split="train", lists=0)["tasks"]["click"]["auc"] > 0.55
@@ -222,6 +230,12 @@ def test_other_models_say_that_they_cannot(data, tmp_path):
             model=ModelConfig(model="hstu", width=16),
             config=TrainConfig(exact=True),
         )
+
+
+def test_requests_together_are_for_exact_histories():
+    assert TrainConfig(exact=True, exact_requests=0).exact_requests == 0
+    with pytest.raises(ValueError, match=r"exact_requests is 0.*set exact=true as well"):
+        TrainConfig(exact_requests=0)
 
 
 def test_memory_does_not_hold_every_prefix(monkeypatch):
