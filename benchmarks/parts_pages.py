@@ -203,6 +203,14 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
             if part == "base" or not base:
                 continue
             values = grouped(rows, lambda row: row["case"]["value"])
+            seeds = {row["seed"] for row in base}
+            for of in values.values():
+                seeds &= {row["seed"] for row in of}
+            if not seeds:  # values of different seeds do not compare
+                continue
+            values = {
+                value: [row for row in of if row["seed"] in seeds] for value, of in values.items()
+            }
             gains = {AS_IS: 0.0} | {value: gain(of, base) for value, of in values.items()}
             costs = {AS_IS: (1.0, 1.0)} | {value: cost(of, base) for value, of in values.items()}
             best = max(gains, key=lambda value: gains[value])
@@ -217,7 +225,7 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
                     *(f"{share:.2f}" for share in costs[choice]),
                     f"{best}: {gains[best]:+.4f}, "
                     + ", ".join(f"{share:.2f}" for share in costs[best]),
-                    str(min(len(rows) for rows in values.values())),
+                    str(len(seeds)),
                 ]
             )
     told = [
@@ -225,7 +233,8 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
         "",
         "Of each part the cheapest value whose validation AUC is within",
         f"{NOISE:g} of the best one (seeds differ by as much), what it gained over the unchanged",
-        "model, and what scoring a candidate and encoding a user cost beside it, in multiply-adds.",
+        "model, and what scoring a candidate and encoding a user cost beside it, in multiply-adds;",
+        "by the seeds that all values of a part have.",
         "",
     ]
     heads = ["model", "part", "choose", "gain", "candidate", "user"]
@@ -236,12 +245,7 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
 def gain(rows: list[Row], base: list[Row]) -> float:
     """Mean difference in validation AUC to the unchanged model of the same seeds."""
     of_base = {row["seed"]: row["metrics"]["best_like/auc"] for row in base}
-    found = [
-        row["metrics"]["best_like/auc"] - of_base[row["seed"]]
-        for row in rows
-        if row["seed"] in of_base
-    ]
-    return statistics.mean(found) if found else float("-inf")
+    return statistics.mean(row["metrics"]["best_like/auc"] - of_base[row["seed"]] for row in rows)
 
 
 def cost(rows: list[Row], base: list[Row]) -> tuple[float, float]:
