@@ -263,16 +263,19 @@ def plot_links(models: dict[str, list[Row]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(5, 4.4), sharex=True)
+    every: set[int] = set()
     for model, of_model in models.items():
         points: dict[int, list[Row]] = {}
         for row in of_model:
             if row["case"]["what"] in ("links", "base"):
                 points.setdefault(int(row["case"]["value"] or 32), []).append(row)
         links = sorted(points)
+        every.update(links)
         for axes, name in ((upper, "auc"), (lower, "us_per_candidate")):
             values = [statistics.mean(r["metrics"][name] for r in points[n]) for n in links]
             axes.plot(links, values, "o-", ms=4, color=COLOURS[model], label=model)
     upper.set_xscale("log", base=2)
+    upper.set_xticks(sorted(every), [str(n) for n in sorted(every)])
     upper.set_ylabel("test AUC")
     lower.set_ylabel("microseconds\nper candidate")
     lower.set_xlabel("links")
