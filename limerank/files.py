@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -45,6 +46,28 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     else:
         partial.rename(path)
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; a process that dies lets go of it.
+
+    Raises:
+        FormatError: another process holds it. ``whose`` says in the message what that one does.
+    """
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FormatError(
+                f"{whose} (process {file.read().strip() or 'unknown'}); wait for it or stop it, "
+                "or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

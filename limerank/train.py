@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluate import effective_links, predict, task_metrics
-from limerank.files import new_folder, read_json, write_text
+from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.losses import task_losses, total_loss
 from limerank.models import LimeMha, build
 from limerank.optimise import Optimiser
@@ -78,20 +78,30 @@ def train(
         The last line of the report: steps, seconds, the best validation metrics.
 
     Raises:
-        FormatError: ``out`` holds a finished run, or one with other settings.
+        FormatError: ``out`` holds a finished run, or one with other settings, or one that another
+            process is training.
         DataError: the training or the validation split is empty, or the loss became NaN.
     """
     model, config, out = model or ModelConfig(), config or TrainConfig(), Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
-    if out.exists() and not overwrite:
-        _check_resumable(out, settings(dataset, shape, model, config))
-    else:
-        with new_folder(out, overwrite=overwrite) as partial:
+    if not out.exists() or overwrite:
+        with _not_in_training(out), new_folder(out, overwrite=overwrite) as partial:
             create_run(partial, dataset, shape, model, config)
+    else:
+        _check_resumable(out, settings(dataset, shape, model, config))
     curves = _curves(out / "tensorboard") if tensorboard else None
     listeners = [listen for listen in (report, curves) if listen is not None]
-    return Trainer(dataset, out, shape, model, config, device, listeners, quiet).run()
+    with _not_in_training(out):
+        return Trainer(dataset, out, shape, model, config, device, listeners, quiet).run()
+
+
+def _not_in_training(out: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training in this folder; nothing where there is no training."""
+    state = out / "trainer"
+    if not state.exists():
+        return nullcontext()
+    return held_alone(state / "lock", f"another process is training in {out}")
 
 
 def _curves(folder: Path) -> Report:

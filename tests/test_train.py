@@ -166,6 +166,26 @@ def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
     train(data, tmp_path / "cut", model=model, config=other, overwrite=True)
 
 
+def test_a_folder_in_which_another_process_trains_is_refused(data, tmp_path):
+    """With --overwrite too; the one that is training is not disturbed."""
+    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    train(data, tmp_path / "alone", model=model, config=config)
+    refused = []
+
+    def try_as_well(line):
+        for overwrite in (False, True):
+            if len(refused) < 2:
+                with pytest.raises(FormatError, match=rf"another process.*{os.getpid()}.*wait"):
+                    train(data, tmp_path / "run", model=model, config=config, overwrite=overwrite)
+                refused.append(overwrite)
+
+    train(data, tmp_path / "run", model=model, config=config, report=try_as_well)
+    assert refused == [False, True]
+    assert _equal(tmp_path / "alone", tmp_path / "run")
+    train(data, tmp_path / "run", model=model, config=config, overwrite=True)
+    assert _equal(tmp_path / "alone", tmp_path / "run")
+
+
 def test_early_stopping_keeps_the_best(data, tmp_path):
     seen = []
     last = train(
