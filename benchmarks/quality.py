@@ -76,7 +76,10 @@ SEARCH: tuple[dict[str, Any], ...] = (
     {"rate": 0.003, "table_rate": 0.1, "epochs": 2},
     {"rate": 0.003, "table_rate": 0.4, "epochs": 4},
 )
-"""What every model tries on every data set. Small logs are known by heart after two epochs."""
+"""What every model tries on a data set of some 100,000 impressions: two epochs can be enough."""
+SEARCH_LARGE = tuple({**setting, "epochs": 4} for setting in SEARCH)
+"""What every model tries on one of a million, where two epochs never are."""
+LARGE = ("ml1m",)
 Job = tuple[Any, ...]
 
 
@@ -134,11 +137,18 @@ def prepare_dataset(name: str, data: Path | None) -> Path | None:
 # Phase 1: settings
 
 
+def settings(name: str) -> tuple[dict[str, Any], ...]:
+    """What every model tries on a data set."""
+    if name == QUICK:
+        return SEARCH[:1]
+    return SEARCH_LARGE if name in LARGE else SEARCH
+
+
 def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]:
     """What of the search is still to do."""
     for name, folder in folders.items():
         for model in models:
-            for setting in SEARCH[:1] if name == QUICK else SEARCH:
+            for setting in settings(name):
                 if not has_row("search", {"dataset": name, "model": model, **setting}, 0):
                     yield search, name, folder, model, setting
 
@@ -154,7 +164,7 @@ def chosen(name: str, model: str) -> dict[str, Any]:
     """The setting with the best validation metric."""
     case = {"dataset": name, "model": model}
     found = [row for row in rows("search") if row["case"] == {**row["case"], **case}]
-    found = [row for row in found if {k: row["case"][k] for k in SEARCH[0]} in SEARCH]
+    found = [row for row in found if {k: row["case"][k] for k in SEARCH[0]} in settings(name)]
     best = max(found, key=lambda row: next(v for k, v in row["metrics"].items() if "/" in k))
     return {key: best["case"][key] for key in SEARCH[0]}
 
