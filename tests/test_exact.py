@@ -19,6 +19,7 @@ from limerank.losses import task_losses, total_loss
 from limerank.models import LimeMha, build, lime
 from limerank.schema import Spec
 from limerank.train import train
+from tests.worlds import unsure
 
 
 def whole_pass(q, k, v, rate, time, prefixes, size):
@@ -125,6 +126,7 @@ def ranker_of(dataset):
     config = ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8)
     ranker = build(DataShape.of(dataset.manifest), config).eval()
     assert isinstance(ranker, LimeMha)
+    unsure(ranker)
     with torch.no_grad():
         for weight in ranker.parameters():
             if weight.dim() > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,9 @@ from limerank.batch import Batch
 from limerank.config import ModelConfig, Variant
 from limerank.losses import predictions, task_losses, total_loss
 from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
+from limerank.models.layers import Evidence
 from limerank.models.ranker import gather
-from tests.worlds import SHAPE, batch
+from tests.worlds import SHAPE, batch, unsure
 
 LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -29,7 +31,9 @@ def ranker(request) -> Ranker:
     config = ModelConfig(
         model=model, variant=variant, width=16, heads=2, links=5, blocks=2, hidden=12
     )
-    return build(SHAPE, config).eval()
+    ranker = build(SHAPE, config).eval()
+    unsure(ranker)
+    return ranker
 
 
 def _widened(whole: Batch, more: int) -> Batch:
@@ -125,6 +129,7 @@ def test_serving_takes_shorter_ways_to_the_same_links(model, heads, links, lengt
     """Without gradients: folded projections, no padding, events in pieces."""
     config = ModelConfig(model=model, width=16, heads=heads, links=links, blocks=3, hidden=12)
     ranker = build(SHAPE, config).eval()
+    unsure(ranker)
     whole = batch(lengths, [2] * len(lengths))
     trained = ranker(whole).detach()
     with torch.inference_mode():
@@ -212,6 +217,50 @@ def test_link_weights_are_shares_that_no_user_enters(model):
     weights = ranker.encode_items(ranker.item_vectors(whole.items)).weights.unflatten(-1, (2, 5))
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), **CLOSE)
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
+def test_few_events_say_less_than_many(model):
+    """Of the same event n times, what links read is the same; n / (n + k) of it counts."""
+    torch.manual_seed(0)
+    config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=1)
+    ranker, whole = build(SHAPE, config).eval(), batch([9], [4])
+    lime = ranker.evidence if model == "lime-mha" else ranker.stack[0].evidence
+
+    def scores(count: int, log_prior: float) -> torch.Tensor:
+        lime.log_prior.data.fill_(log_prior)
+        users = whole.users
+        same = replace(
+            users,
+            items=users.items[:, :1].expand(-1, count),
+            tokens=users.tokens[:, :1].expand(-1, count, -1),
+            age=torch.zeros(1, count),
+            lengths=torch.tensor([count]),
+        )
+        return ranker(replace(whole, users=same))
+
+    sure, none = -30.0, scores(0, 0.0)
+    torch.testing.assert_close(scores(1, sure), scores(9, sure), **CLOSE)
+    torch.testing.assert_close(scores(0, sure), none, **CLOSE)
+    assert not torch.allclose(scores(1, 0.0), scores(9, 0.0), atol=1e-3)
+    # One event of which 1 / (1 + 1) counts, and three of which 3 / (3 + 3) does.
+    torch.testing.assert_close(scores(1, 0.0), scores(3, float(np.log(3))), **CLOSE)
+    far = [(scores(count, 0.0) - none).norm() for count in (1, 3, 9)]
+    assert far == sorted(far)
+
+
+def test_evidence_grows_with_events():
+    evidence = Evidence(2, 3)
+    unsure(evidence)
+    count = torch.tensor([0, 1, 7])
+    found = evidence(count)
+    k = evidence.log_prior.exp()
+    torch.testing.assert_close(found, count[:, None, None] / (count[:, None, None] + k))
+    for place, one in enumerate(count.tolist()):
+        torch.testing.assert_close(evidence.of_one(one), found[place])
+    found.sum().backward()
+    gradient = evidence.log_prior.grad
+    assert gradient is not None and (gradient < 0).all()
 
 
 def test_mha_does_not_depend_on_the_order_of_events():

@@ -82,6 +82,14 @@ def batch(
     )
 
 
+def unsure(ranker: torch.nn.Module) -> None:
+    """Every link asks for another count of events than training starts from."""
+    with torch.no_grad():
+        for name, weight in ranker.named_parameters():
+            if name.endswith("log_prior"):
+                weight.normal_()
+
+
 def write_log(
     folder: Path, *, users: int = 40, items: int = 30, seed: int = 0, **spec: object
 ) -> Path:

@@ -5,6 +5,7 @@ Shape letters: B requests, N history positions, d width, H heads, e = d / H.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,29 @@ class Ages(nn.Embedding):
 
     def forward(self, age_bn: Tensor) -> Tensor:
         return super().forward(age_bucket(age_bn))
+
+
+class Evidence(nn.Module):
+    """n / (n + k), with a learned k: how much of what was read of n events counts.
+
+    What softmax or a mean reads of one event is as large as what it reads of a hundred that agree;
+    but one says less than a hundred. k starts as 1 event. Of none, nothing counts.
+
+    Args:
+        shape: of k, [...]; :meth:`forward` takes counts i64 [B] and returns f32 [B, ...].
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.log_prior = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, count_b: Tensor) -> Tensor:
+        of_events = count_b.log().view(-1, *(1 for _ in self.log_prior.shape))
+        return torch.sigmoid(of_events - self.log_prior)
+
+    def of_one(self, count: int) -> Tensor:
+        """The same for one request, [...], in the fewest operations."""
+        return torch.sigmoid((math.log(count) if count else -math.inf) - self.log_prior)
 
 
 class FeedForward(nn.Module):

@@ -27,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import link_attention, whole, xor_attention
+from limerank.kernels.attention import link_attention, xor_attention
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
-from limerank.models.layers import Ages, FeedForward, join_heads, split_heads
+from limerank.models.layers import Ages, Evidence, FeedForward, join_heads, split_heads
 from limerank.models.ranker import Ranker, gather
 
 START_GAIN = 2.0
@@ -156,7 +156,8 @@ class Lime(Ranker):
 
 
 class LimeMha(Lime):
-    """LP = LC + attention of the links over the history, then a feed-forward layer.
+    """LP = LC + attention of the links over the history, as far as it is evidence, then a
+    feed-forward layer.
 
     The logit of an event holds ``-rate * age`` with a learned rate per head and link. Ages count
     from the newest event; softmax cancels whatever instant they count from, so that the layer is
@@ -170,6 +171,7 @@ class LimeMha(Lime):
         self.key_value = nn.Linear(d, 2 * d)
         self.out = nn.Linear(d, d)
         self.feed = FeedForward(d, config.dropout)
+        self.evidence = Evidence(config.heads, config.links)
         half_lives = torch.logspace(1, 3, config.heads * config.links)
         half_lives = half_lives.view(config.links, config.heads).T
         self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
@@ -181,13 +183,14 @@ class LimeMha(Lime):
         heads = self.config.heads
         q_bhle = split_heads(self.query(links_bld), heads)
         if not torch.is_grad_enabled() and heads * self.config.links <= self.config.width:
-            return self.absorb(links_bld, self._read(q_bhle, users, vectors_ud))
+            read_bhle = self._read(q_bhle, users, vectors_ud)
+            return self.absorb(links_bld, read_bhle, users.lengths)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
         k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
         read_bhle = link_attention(
             q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
         )
-        return self.absorb(links_bld, read_bhle)
+        return self.absorb(links_bld, read_bhle, users.lengths)
 
     def _read(self, q_bhle: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         """What links read, [B, H, l, e], without keys or values of any event.
@@ -217,12 +220,11 @@ class LimeMha(Lime):
         else:
             read_bhld = read_b1jd.reshape(batch, heads, links, d)
             read_bhle = read_bhld @ value_hed.mT + bias_d.view(heads, 1, e)
-        if whole(users.lengths, x_bnd.shape[1]):
-            return read_bhle
-        return read_bhle * (users.lengths > 0)[:, None, None, None]
+        return read_bhle
 
-    def absorb(self, links_bld: Tensor, read_bhle: Tensor) -> Tensor:
-        """What was read enters the links, then the feed-forward layer."""
+    def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
+        """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
+        read_bhle = read_bhle * self.evidence(count_b)[..., None].to(read_bhle.dtype)
         links_bld = links_bld + self.out(join_heads(read_bhle))
         return links_bld + self.feed(links_bld)
 
@@ -259,7 +261,7 @@ class LimeMha(Lime):
             part = slice(start, start + PREFIX_PART)
             count_b = (shared_b - start).clamp(0, PREFIX_PART)
             events = kv_bnd[:, part], time_bn[:, part], count_b
-            nobody = none_m, none_m, terms.weights[:0], head_mg[:0]
+            nobody = none_m, none_m, none_m, terms.weights[:0], head_mg[:0]
             carry = Carry(*pass_over(*events, *nobody, *carry)[1:])
 
         prefix_m = batch.prefix - shared_b[owner_m]  # of each one's own events
@@ -278,6 +280,7 @@ class LimeMha(Lime):
                 count_b,
                 owner_m[some],
                 prefix_m[some] - start,
+                batch.prefix[some],
                 terms.weights[some],
                 head_mg[some],
                 *carry,
@@ -297,11 +300,15 @@ class LimeMha(Lime):
         count_b: Tensor,
         owner_m: Tensor,
         prefix_m: Tensor,
+        events_m: Tensor,
         weights_mj: Tensor,
         head_mg: Tensor,
         *carry: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Logits of the impressions whose prefixes end in a chunk of events, and the new carry."""
+        """Logits of the impressions whose prefixes end in a chunk of events, and the new carry.
+
+        Of an impression, ``prefix_m`` counts its events within the chunk, ``events_m`` all of them.
+        """
         heads = self.config.heads
         k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
         counts_b = torch.bincount(owner_m, minlength=len(links_bld))
@@ -313,7 +320,7 @@ class LimeMha(Lime):
             q_bhle, k_bhne, v_bhne, rate_hl, time_bn, prefix_bm, count_b, Carry(*carry)
         )
         read_mhle = read_bmhle[owner_m, column_m].to(links_bld.dtype)
-        personal_mld = self.norm(self.absorb(links_bld[owner_m], read_mhle))
+        personal_mld = self.norm(self.absorb(links_bld[owner_m], read_mhle, events_m))
         links_mhle = split_heads(personal_mld, heads)
         w_mhl = weights_mj.unflatten(-1, (heads, -1))
         o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
@@ -392,7 +399,8 @@ class LimeXor(Lime):
 
 class XorBlock(nn.Module):
     """U, V, Q, K = SiLU(Linear(LN(X))); A = SiLU(Q K^T / sqrt(e)) * Mxor / n;
-    X <- X + Linear(LN(A V) * U), for links and events in turn."""
+    X <- X + Linear(LN(A V) * U), for links and events in turn; of what links read, as much counts
+    as it is evidence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -402,6 +410,7 @@ class XorBlock(nn.Module):
         self.uq = nn.Linear(d, 2 * d)
         self.kv = nn.Linear(d, 2 * d)
         self.norm_read = nn.LayerNorm(d)
+        self.evidence = Evidence(config.links)
         self.out = nn.Linear(d, d)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -413,12 +422,12 @@ class XorBlock(nn.Module):
         k_bhne, v_bhne = self._split(F.silu(self.kv(normal_bnd)))
         if last:
             read_bld, _ = xor_attention(q_bhle, k_bhne, v_bhne, None, None, None, lengths)
-            return links_bld + self.dropout(self._read(read_bld, u_bld)), events_bnd
+            return links_bld + self.dropout(self.heard(read_bld, u_bld, lengths)), events_bnd
         k_bhle, v_bhle = self._split(F.silu(self.kv(normal_bld)))
         u_bnd, q_bhne = self._two(self.uq, normal_bnd)
         read_bld, read_bnd = xor_attention(q_bhle, k_bhne, v_bhne, q_bhne, k_bhle, v_bhle, lengths)
         assert read_bnd is not None
-        links_bld = links_bld + self.dropout(self._read(read_bld, u_bld))
+        links_bld = links_bld + self.dropout(self.heard(read_bld, u_bld, lengths))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
 
     def at_once(self, x_xd: Tensor, links: int, last: bool) -> None:
@@ -438,7 +447,9 @@ class XorBlock(nn.Module):
         if not last:
             b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
             read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
-        x_xd += self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
+        update_xd = self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
+        update_xd[:links] *= self.evidence.of_one(events)[:, None]
+        x_xd += update_xd
 
     def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
         """:meth:`forward` of one request without padding: returns the links, writes the events in
@@ -461,7 +472,13 @@ class XorBlock(nn.Module):
                 read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
                 piece_nd += self._read(read_nd, u_nd)
         read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
-        return links_ld + self._read(read_ld, u_ld)
+        heard_l = self.evidence.of_one(len(events_nd))
+        return links_ld + self._read(read_ld, u_ld) * heard_l[:, None]
+
+    def heard(self, read_bld: Tensor, u_bld: Tensor, count_b: Tensor) -> Tensor:
+        """What links take from what they read of ``count_b`` events."""
+        update_bld = self._read(read_bld, u_bld)
+        return update_bld * self.evidence(count_b)[..., None].to(update_bld.dtype)
 
     def _four(
         self, x_xd: Tensor, weight_dy: Tensor, bias_y: Tensor

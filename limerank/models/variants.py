@@ -64,7 +64,9 @@ class Dense(LimeXor):
             v_bxd = v_bxd * share_bx[..., None].to(v_bxd.dtype)
             q, k, v = (split_heads(part, block.heads) for part in (q_bxd, k_bxd, v_bxd))
             read_bxd = join_heads(F.silu((q * q.shape[-1] ** -0.5) @ k.mT) @ v)
-            x_bxd = x_bxd + block.dropout(block.out(block.norm_read(read_bxd) * u_bxd))
+            update_bxd = block.dropout(block.out(block.norm_read(read_bxd) * u_bxd))
+            heard_bl1 = block.evidence(real_bx.sum(1))[..., None]
+            x_bxd = x_bxd + torch.cat([update_bxd[:, :links] * heard_bl1, update_bxd[:, links:]], 1)
         return x_bxd[:, :links]
 
 
@@ -74,7 +76,6 @@ class SoftmaxXor(LimeXor):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         real_bn = real_positions(users.lengths, events_bnd.shape[1])
-        any_b11 = (users.lengths > 0)[:, None, None]
         padding_b11n = torch.where(real_bn, 0.0, -1e30)[:, None, None]
         for place, block in enumerate(self.stack):
             assert isinstance(block, XorBlock)
@@ -85,8 +86,8 @@ class SoftmaxXor(LimeXor):
             (kl, vl), (kn, vn) = (
                 F.silu(block.kv(x)).chunk(2, -1) for x in (normal_bld, normal_bnd)
             )
-            new_bld = _softmax(ql, kn, vn, padding_b11n, block.heads) * any_b11
-            update_bld = block.dropout(block.out(block.norm_read(new_bld) * ul))
+            new_bld = _softmax(ql, kn, vn, padding_b11n, block.heads)
+            update_bld = block.dropout(block.heard(new_bld, ul, users.lengths))
             if place + 1 < len(self.stack):
                 new_bnd = _softmax(qn, kl, vl, None, block.heads)
                 events_bnd = events_bnd + block.out(block.norm_read(new_bnd) * un)
@@ -117,7 +118,7 @@ class SiluMha(LimeMha):
         kept_bhln = torch.exp(-self.log_rate.exp()[..., None] * users.age[:, None, None])
         a_bhln = F.silu((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT) * kept_bhln
         read_bhle = (a_bhln * share_bn[:, None, None]).to(v_bhne.dtype) @ v_bhne
-        return self.absorb(links_bld, read_bhle)
+        return self.absorb(links_bld, read_bhle, users.lengths)
 
 
 # How candidates meet the links

@@ -579,9 +579,9 @@ class UserStates:
         """Personalised links [1, l, d] of a streaming state."""
         links_bld, queries_hle = self.people.links(person)
         read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
-        personal: Tensor = self._ranker.norm(
-            self._ranker.absorb(links_bld, read_hle.to(self._device)[None])
-        )
+        count = torch.tensor([kept.events], device=self._device)
+        read_bhle = read_hle.to(self._device)[None]
+        personal: Tensor = self._ranker.norm(self._ranker.absorb(links_bld, read_bhle, count))
         return personal
 
     def _context(self, newest: int, count: int, now: int, context: Mapping[str, Any]) -> Tensor:
