@@ -152,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     parser.add_argument("--only", choices=DATASETS, action="append")
+    parser.add_argument("--models", choices=MODELS, action="append", help="this model")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)
@@ -161,13 +162,14 @@ def main(arguments: list[str] | None = None) -> None:
             for name in given.only or DATASETS
             if (folder := quality.prepare_dataset(name, given.data)) is not None
         }
-        for future in as_completed([pool.submit(*job) for job in quality.searches(whole, MODELS)]):
+        models = tuple(given.models or MODELS)
+        for future in as_completed([pool.submit(*job) for job in quality.searches(whole, models)]):
             future.result()
         waiting = [
             pool.submit(measure, name, given.data, cold, model, seed)
             for name in whole
             if (cold := prepare_cold(name, given.data)) is not None
-            for model in MODELS
+            for model in models
             for seed in range(given.seeds)
             if not has_row("coldstart", case_of(name, model), seed)
         ]
