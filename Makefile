@@ -63,11 +63,11 @@ bench: $(VENV)/.bench  ## run the measurements and write docs/results from their
 
 bench-quality: NAME := quality
 bench-coldstart: NAME := coldstart
-bench-ablation: NAME := ablation
+bench-ablations: NAME := ablations
 bench-exact: NAME := exact
 bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
 bench-coldstart: bench-data  ## items and users that training never saw (DATA=FOLDER, as below)
-bench-ablation: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
+bench-ablations: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
 bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
 
 bench-latency: $(VENV)/.bench  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")

@@ -51,7 +51,7 @@ def attempts(found: list[Row]) -> str:
         "Attempts at a better model, one run each, judged by the best validation metric alone.",
         "Seeds of one setting differ by about 0.001 on ml1m: smaller differences say little.",
         "What has been measured with several seeds and on the test split stands in",
-        "[quality](quality.md) and [ablation](ablation.md). A row comes from",
+        "[quality](quality.md) and [ablations](ablations.md). A row comes from",
         "`python -m benchmarks.attempts RUN WORDS`.",
         "",
         *machines(found),

@@ -150,7 +150,7 @@ EXACT_METRICS = {
 }
 
 
-def ablation(found: list[Row]) -> str:
+def ablations(found: list[Row]) -> str:
     """One part changed at a time, beside what a candidate then costs."""
     lines = [
         "# What each part of LIME is worth",
@@ -159,13 +159,13 @@ def ablation(found: list[Row]) -> str:
         "distance of a seed from it. `difference` is to the unchanged model of the same seeds. A",
         "candidate's cost: scoring by the torch model, item and user encoded already, one thread;",
         "a user's: encoding the links from a full history.",
-        "Reproduce with `python -m benchmarks.ablation --data FOLDER`.",
+        "Reproduce with `python -m benchmarks.ablations --data FOLDER`.",
         "",
         *machines(found),
     ]
     models = by_model(found)
     plot_links(models)
-    lines += ["", "![AUC and cost by links](ablation.svg)", "", *choices(models)]
+    lines += ["", "![AUC and cost by links](ablations.svg)", "", *choices(models)]
     for model, of_model in models.items():
         base = {
             row["seed"]: row["metrics"]["auc"] for row in of_model if row["case"]["what"] == "base"
@@ -285,5 +285,5 @@ def plot_links(models: dict[str, list[Row]]) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(DOCS / "ablation.svg", metadata={"Date": None})
+    figure.savefig(DOCS / "ablations.svg", metadata={"Date": None})
     plt.close(figure)

@@ -13,7 +13,7 @@ import matplotlib as mpl
 
 from benchmarks.attempts import attempts
 from benchmarks.latency_page import latency
-from benchmarks.parts_pages import ablation, coldstart, exact
+from benchmarks.parts_pages import ablations, coldstart, exact
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
@@ -33,7 +33,7 @@ def main() -> None:
         "search": search,
         "coldstart": coldstart,
         "exact": exact,
-        "ablation": ablation,
+        "ablations": ablations,
         "latency": latency,
         "training": training,
         "scorer": scorer,

@@ -1,7 +1,7 @@
 """What each part of LIME is worth: one part changed at a time, everything else as it is.
 
-    python -m benchmarks.ablation --data FOLDER
-    python -m benchmarks.ablation --data FOLDER --what links --what heads --seeds 1
+    python -m benchmarks.ablations --data FOLDER
+    python -m benchmarks.ablations --data FOLDER --what links --what heads --seeds 1
 
 Learning rates are those that ``benchmarks.quality`` chose for the unchanged model; two epochs, so
 that all of it can be run in an afternoon: differences count here, not heights.
@@ -84,7 +84,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     metrics |= quality.costs(run, folder)
     metrics["us_per_candidate"] = microseconds(run, folder)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
-    write_row("ablation", case_of(model, what, value), metrics, seed=seed)
+    write_row("ablations", case_of(model, what, value), metrics, seed=seed)
     print(f"{model} {what} {value} seed {seed}: AUC {found['auc']:.4f}", flush=True)
 
 
@@ -132,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
             pool.submit(measure, folder, *case, seed)
             for seed in range(given.seeds)
             for case in cases(models, tuple(given.what or CHANGES))
-            if not has_row("ablation", case_of(*case), seed)
+            if not has_row("ablations", case_of(*case), seed)
         ]
         print(f"{len(waiting)} to do", flush=True)
         for future in as_completed(waiting):
