@@ -64,6 +64,8 @@ def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
                 f"{whose} (process {file.read().strip() or 'unknown'}); wait for it or stop it, "
                 "or choose another folder"
             ) from None
+        except OSError:
+            pass  # a file system without locks: nobody can be kept away
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

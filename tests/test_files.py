@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import pytest
 
 from limerank.errors import FormatError
-from limerank.files import new_folder, read_json, write_json
+from limerank.files import held_alone, new_folder, read_json, write_json
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
@@ -82,3 +84,36 @@ def test_json_is_replaced_in_one_step(tmp_path):
         read_json(path, "a test")
     with pytest.raises(FormatError, match="is not a test"):
         read_json(tmp_path / "b.json", "a test")
+
+
+HOLD = """
+import sys, time
+from limerank.files import held_alone
+with held_alone(sys.argv[1], "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_alone_and_dies_with_its_process(tmp_path):
+    lock = tmp_path / "lock"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(FormatError, match=rf"somebody is here \(process {other.pid}\); wait"),
+        held_alone(lock, "somebody is here"),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    with held_alone(lock, "somebody is here"):
+        assert lock.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_file_system_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with held_alone(tmp_path / "lock", "somebody"), held_alone(tmp_path / "lock", "somebody"):
+        pass
