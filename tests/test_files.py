@@ -105,7 +105,7 @@ def test_a_lock_is_held_alone_and_dies_with_its_process(tmp_path):
     ):
         pass
     other.kill()
-    other.wait()
+    other.communicate()
     with held_alone(lock, "somebody is here"):
         assert lock.read_text() == f"{os.getpid()}\n"
 
