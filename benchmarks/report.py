@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 
+from benchmarks.ablations_page import ablations
 from benchmarks.attempts import attempts
+from benchmarks.coldstart_page import coldstart
+from benchmarks.exact_page import exact
 from benchmarks.latency_page import latency
-from benchmarks.parts_pages import ablations, coldstart, exact
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer

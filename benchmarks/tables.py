@@ -34,6 +34,12 @@ def grouped(found: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]
     return dict(groups)
 
 
+def by_model(found: list[Row]) -> dict[str, list[Row]]:
+    """In the order in which pages show them."""
+    groups = grouped(found, lambda row: row["case"]["model"])
+    return {name: groups[name] for name in MODELS if name in groups}
+
+
 def machines(found: list[Row]) -> list[str]:
     """Where and with what the rows were measured."""
     where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}

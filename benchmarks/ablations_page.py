@@ -1,4 +1,4 @@
-"""The pages on cold starts, on exact histories and on what each part of LIME is worth."""
+"""The page on what each part of LIME is worth, and what follows for who has to choose."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import statistics
 from benchmarks.tables import (
     COLOURS,
     DOCS,
-    GREY,
-    MODELS,
     Row,
+    by_model,
     grouped,
     machines,
     number,
@@ -17,137 +16,10 @@ from benchmarks.tables import (
     table,
 )
 
-OF_ITEMS = (
-    "auc",
-    "auc through the index",
-    "ne",
-    "impressions",
-    "auc of all items",
-    "items added to the index",
-    "ms to add them",
-)
 AS_IS = "as it is"
 NOISE = 0.001
 """Differences in validation AUC on ml1m that another seed may make."""
 COSTS = ("score_multiply_adds_per_candidate", "user_multiply_adds")
-
-
-def coldstart(found: list[Row]) -> str:
-    """Held-out items by their content; held-out users by how much of their history is seen."""
-    lines = [
-        "# Cold starts",
-        "",
-        "A tenth of the items, the last to appear, and a tenth of the users were held out of",
-        "training. AUC of the main task, mean over seeds with the largest distance of a seed from",
-        "it. `popularity` is a model of item ids and content, user features and context, without",
-        "history: of a held-out item it knows the content, as all models do. LIME was asked about",
-        "them a second time through an index that was built without them: they were added to it",
-        "as a server adds items, with no training between.",
-        "Reproduce with `python -m benchmarks.coldstart --data FOLDER`.",
-        "",
-        *machines(found),
-    ]
-    by_dataset = grouped(found, lambda row: row["case"]["dataset"])
-    plot_coldstart(by_dataset)
-    lines += ["", "![AUC by events seen](coldstart.svg)"]
-    for dataset, of_dataset in by_dataset.items():
-        models = by_model(of_dataset)
-        items = {m: [r for r in part if r["case"]["what"] == "items"] for m, part in models.items()}
-        lines += ["", f"## {dataset}", "", "Held-out items in the test split:", ""]
-        body = [[name, *(spread_of(part, name) for part in items.values())] for name in OF_ITEMS]
-        lines += table(["", *models], body)
-        lines += ["", "Held-out users, the same requests with more and more of the history:", ""]
-        body = [
-            [str(events), *(spread_of(of_users(part, events), "auc") for part in models.values())]
-            for events in steps(of_dataset)
-        ]
-        lines += table(["events seen", *models], body)
-    return "\n".join(lines)
-
-
-def by_model(found: list[Row]) -> dict[str, list[Row]]:
-    groups = grouped(found, lambda row: row["case"]["model"])
-    return {name: groups[name] for name in MODELS if name in groups}
-
-
-def steps(found: list[Row]) -> list[int | str]:
-    """How many events were seen, in order; "all" last."""
-    seen = {row["case"]["events"] for row in found if row["case"]["what"] == "users"}
-    return [*sorted(events for events in seen if events != "all"), "all"]
-
-
-def of_users(found: list[Row], events: int | str) -> list[Row]:
-    return [row for row in found if row["case"].get("events") == events]
-
-
-def plot_coldstart(by_dataset: dict[str, list[Row]]) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(by_dataset), figsize=(3.6 * len(by_dataset), 3))
-    panels = [panels] if len(by_dataset) == 1 else list(panels)
-    for axes, (dataset, of_dataset) in zip(panels, by_dataset.items(), strict=True):
-        seen = steps(of_dataset)
-        for model, part in by_model(of_dataset).items():
-            values = [[row["metrics"]["auc"] for row in of_users(part, step)] for step in seen]
-            means = [statistics.mean(of_step) for of_step in values]
-            style = "--" if model in ("popularity", "two-tower") else "-"
-            colour = COLOURS.get(model, GREY if model == "popularity" else "#444444")
-            axes.plot(range(len(seen)), means, style, marker="o", ms=3, color=colour, label=model)
-        axes.set_xticks(range(len(seen)), [str(step) for step in seen])
-        axes.set_xlabel("events of a held-out user that are seen")
-        axes.set_title(f"{dataset}, AUC", loc="left", fontsize=9)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(DOCS / "coldstart.svg", metadata={"Date": None})
-    plt.close(figure)
-
-
-def exact(found: list[Row]) -> str:
-    """What each form of training reached, read in two ways, and what it took."""
-    lines = [
-        "# Exact histories",
-        "",
-        "LIME-MHA on ml1m, histories of up to 512 events, two epochs. Impressions of a request",
-        "share the history before it; `exact` trains each impression on exactly the events before",
-        "it, 16 consecutive ones or all of a user in one pass (a step of about 1,024 impressions",
-        "then sees some 64 users, or about 6). Test AUC, mean over seeds with the largest distance",
-        "of a seed from it, once with exactly the events before each test impression and once with",
-        "requests of 16. Times were taken with one thread while another run had the other core.",
-        "Reproduce with `python -m benchmarks.exact --data FOLDER`.",
-        "",
-        *machines(found),
-        "",
-    ]
-    base = {row["seed"]: row["metrics"] for row in found if row["case"]["trained with"] == BASE}
-    body = []
-    for form, part in grouped(found, lambda row: row["case"]["trained with"]).items():
-        times = [
-            row["metrics"]["train_seconds"] / base[row["seed"]]["train_seconds"]
-            for row in part
-            if row["seed"] in base
-        ]
-        body.append(
-            [
-                form,
-                *(spread_of(part, name) for name in EXACT_METRICS),
-                f"{statistics.median(times):.2f}" if times else "-",
-                str(len(part)),
-            ]
-        )
-    heads = ["trained with", *EXACT_METRICS.values(), f"time, {BASE} = 1", "seeds"]
-    return "\n".join([*lines, *table(heads, body)])
-
-
-BASE = "requests of 16"
-EXACT_METRICS = {
-    "auc, exact histories": "AUC, exact histories",
-    "auc, requests of 16": "AUC, requests of 16",
-    "ne, exact histories": "NE, exact histories",
-    "ne, requests of 16": "NE, requests of 16",
-    "train_impressions_per_s_one_thread": "impressions/s, training",
-}
 
 
 def ablations(found: list[Row]) -> str:
