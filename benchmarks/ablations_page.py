@@ -37,17 +37,16 @@ def ablations(found: list[Row]) -> str:
     ]
     models = by_model(found)
     plot_links(models)
+    plot_parts(models)
     lines += ["", "![AUC and cost by links](ablations.svg)", "", *choices(models)]
+    lines += ["", "![What every change did to the AUC](ablations-parts.svg)", ""]
+    lines += ["Grey: what another seed may make. In brackets: a candidate's cost, 1 as it is."]
     for model, of_model in models.items():
-        base = {
-            row["seed"]: row["metrics"]["auc"] for row in of_model if row["case"]["what"] == "base"
-        }
+        base = {row["seed"]: row for row in of_model if row["case"]["what"] == "base"}
         body = []
         changes = grouped(of_model, lambda row: f"{row['case']['what']}|{row['case']['value']}")
         for name, part in changes.items():
-            gaps = [
-                row["metrics"]["auc"] - base[row["seed"]] for row in part if row["seed"] in base
-            ]
+            gaps = [gap(row, base, "auc") for row in part if row["seed"] in base]
             body.append(
                 [
                     *name.split("|"),
@@ -116,8 +115,14 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
 
 def gain(rows: list[Row], base: list[Row]) -> float:
     """Mean difference in validation AUC to the unchanged model of the same seeds."""
-    of_base = {row["seed"]: row["metrics"]["best_like/auc"] for row in base}
-    return statistics.mean(row["metrics"]["best_like/auc"] - of_base[row["seed"]] for row in rows)
+    of_base = {row["seed"]: row for row in base}
+    return statistics.mean(gap(row, of_base, "best_like/auc") for row in rows)
+
+
+def gap(row: Row, base: dict[int, Row], name: str) -> float:
+    """A metric minus that of the unchanged model of the same seed."""
+    change: float = row["metrics"][name] - base[row["seed"]]["metrics"][name]
+    return change
 
 
 def cost(rows: list[Row], base: list[Row]) -> tuple[float, float]:
@@ -158,4 +163,38 @@ def plot_links(models: dict[str, list[Row]]) -> None:
             axes.spines[side].set_visible(False)
     figure.tight_layout()
     figure.savefig(DOCS / "ablations.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def plot_parts(models: dict[str, list[Row]]) -> None:
+    """What every change did to the test AUC, and what it makes of a candidate's cost."""
+    import matplotlib.pyplot as plt
+
+    bars = {}
+    for model, of_model in models.items():
+        base = {row["seed"]: row for row in of_model if row["case"]["what"] == "base"}
+        values = grouped(of_model, lambda row: f"{row['case']['what']}: {row['case']['value']}")
+        bars[model] = [
+            (name, statistics.mean(gaps), cost(part, list(base.values()))[0])
+            for name, part in values.items()
+            if (gaps := [gap(row, base, "auc") for row in part if row["seed"] in base])
+            and part[0]["case"]["what"] != "base"
+        ]
+    high = 0.19 * max(len(part) for part in bars.values()) + 0.8
+    figure, panels = plt.subplots(1, len(bars), figsize=(4.8 * len(bars), high), squeeze=False)
+    for axes, (model, part) in zip(panels[0], bars.items(), strict=True):
+        places = range(len(part))
+        axes.axvspan(-NOISE, NOISE, color="#eeeeee")
+        axes.hlines(places, 0, [change for _, change, _ in part], color=COLOURS[model], lw=1)
+        axes.plot([change for _, change, _ in part], places, "o", ms=4, color=COLOURS[model])
+        names = [f"{name}  (x {share:.2g})" for name, _, share in part]
+        axes.set_yticks(places, names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set_title(model, loc="left", fontsize=9)
+        axes.set_xlabel("change of the test AUC (and of a candidate's cost)")
+        axes.locator_params(axis="x", nbins=5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(DOCS / "ablations-parts.svg", metadata={"Date": None})
     plt.close(figure)
