@@ -16,7 +16,20 @@ from benchmarks.tables import (
     table,
 )
 
-AS_IS = "as it is"
+DEFAULTS: dict[str, str | dict[str, str]] = {
+    "links": "32",
+    "heads": "1",
+    "blocks": "3",
+    "mask": "links and events read each other",
+    "phi": {"lime-mha": "softmax", "lime-xor": "SiLU"},
+    "contextual links": "on",
+    "item weights": "from raw links",
+    "head": "gated ReLU, 32 units",
+    "hidden": "32",
+    "id dropout": "0.1",
+    "history": "128",
+}
+"""What the unchanged model has, in the words of a reader."""
 NOISE = 0.001
 """Differences in validation AUC on ml1m that another seed may make."""
 COSTS = ("score_multiply_adds_per_candidate", "user_multiply_adds")
@@ -65,13 +78,12 @@ def ablations(found: list[Row]) -> str:
 
 
 def choices(models: dict[str, list[Row]]) -> list[str]:
-    """For each part what is best by validation, and what it costs; never by the test split."""
+    """For each part what is as good for less and what is better; never by the test split."""
     body = []
     for model, of_model in models.items():
         base = [row for row in of_model if row["case"]["what"] == "base"]
-        parts = grouped(of_model, lambda row: row["case"]["what"])
-        for part, rows in parts.items():
-            if part == "base" or not base:
+        for part, rows in grouped(of_model, lambda row: row["case"]["what"]).items():
+            if part == "base":
                 continue
             values = grouped(rows, lambda row: row["case"]["value"])
             seeds = {row["seed"] for row in base}
@@ -79,38 +91,46 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
                 seeds &= {row["seed"] for row in of}
             if not seeds:  # values of different seeds do not compare
                 continue
-            values = {
-                value: [row for row in of if row["seed"] in seeds] for value, of in values.items()
+            found = {
+                value: (gain(of, base), *cost(of, base))
+                for value, rows in values.items()
+                if (of := [row for row in rows if row["seed"] in seeds])
             }
-            gains = {AS_IS: 0.0} | {value: gain(of, base) for value, of in values.items()}
-            costs = {AS_IS: (1.0, 1.0)} | {value: cost(of, base) for value, of in values.items()}
-            best = max(gains, key=lambda value: gains[value])
-            good = [value for value in gains if gains[value] >= gains[best] - NOISE]
-            choice = min(good, key=lambda value: (costs[value], value != AS_IS))
+            less = [
+                value
+                for value, (gained, candidate, user) in found.items()
+                if gained >= -NOISE and max(candidate, user) <= 1.01 and min(candidate, user) < 0.99
+            ]
+            more = [value for value, (gained, _, _) in found.items() if gained >= NOISE]
+            default = DEFAULTS[part]
             body.append(
                 [
                     model,
                     part,
-                    choice,
-                    f"{gains[choice]:+.4f}",
-                    *(f"{share:.2f}" for share in costs[choice]),
-                    f"{best}: {gains[best]:+.4f}, "
-                    + ", ".join(f"{share:.2f}" for share in costs[best]),
+                    default if isinstance(default, str) else default[model],
+                    told(found, min(less, key=lambda value: found[value][1:], default=None)),
+                    told(found, max(more, key=lambda value: found[value][0], default=None)),
                     str(len(seeds)),
                 ]
             )
-    told = [
+    words = [
         "## What should I choose?",
         "",
-        "Of each part the cheapest value whose validation AUC is within",
-        f"{NOISE:g} of the best one (seeds differ by as much), what it gained over the unchanged",
-        "model, and what scoring a candidate and encoding a user cost beside it, in multiply-adds;",
-        "by the seeds that all values of a part have.",
+        "The defaults, and what is worth leaving them for: the cheapest value whose validation",
+        f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the best",
+        "one, where it gains at least that. In brackets the difference in validation AUC, and what",
+        "scoring a candidate and encoding a user cost in multiply-adds, 1 being the default's.",
         "",
     ]
-    heads = ["model", "part", "choose", "gain", "candidate", "user"]
-    heads += ["best: gain, candidate, user", "seeds"]
-    return [*told, *table(heads, body)]
+    heads = ["model", "part", "default", "as good for less", "better", "seeds"]
+    return [*words, *table(heads, body)]
+
+
+def told(found: dict[str, tuple[float, float, float]], value: str | None) -> str:
+    if value is None:
+        return "-"
+    gained, candidate, user = found[value]
+    return f"{value} ({gained:+.4f}; {candidate:.2f}, {user:.2f})"
 
 
 def gain(rows: list[Row], base: list[Row]) -> float:

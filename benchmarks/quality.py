@@ -270,11 +270,12 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
     from limerank.dataset import Dataset
     from limerank.models.ranker import Table
 
-    ranker, dataset = load_run(run).ranker, Dataset(folder)
+    of, dataset = load_run(run), Dataset(folder)
+    ranker = of.ranker
     tables = sum(part.weight.numel() for part in ranker.modules() if isinstance(part, Table))
     requests = dataset.requests_of("test")
-    lengths = dataset.history_lengths(requests, dataset.history_length)
-    batch = dataset.batch(requests[[int(np.argmax(lengths))]])
+    lengths = dataset.history_lengths(requests, of.history)
+    batch = dataset.batch(requests[[int(np.argmax(lengths))]], of.history)
     with torch.inference_mode():
         events = ranker.item_vectors(batch.items)
         with FlopCounterMode(display=False) as of_user:
