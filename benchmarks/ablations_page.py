@@ -117,9 +117,9 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
         "## What should I choose?",
         "",
         "The defaults, and what is worth leaving them for: the cheapest value whose validation",
-        f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the best",
-        "one, where it gains at least that. In brackets the difference in validation AUC, and what",
-        "scoring a candidate and encoding a user cost in multiply-adds, 1 being the default's.",
+        f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the",
+        "best one, where it gains at least that. In brackets the difference in validation AUC, and",
+        "what scoring a candidate and encoding a user cost in multiply-adds, the default's being 1.",
         "",
     ]
     heads = ["model", "part", "default", "as good for less", "better", "seeds"]
