@@ -119,7 +119,7 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
         "The defaults, and what is worth leaving them for: the cheapest value whose validation",
         f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the",
         "best one, where it gains at least that. In brackets the difference in validation AUC, and",
-        "what scoring a candidate and encoding a user cost in multiply-adds, the default's being 1.",
+        "what scoring a candidate and encoding a user cost in multiply-adds; the default's: 1.",
         "",
     ]
     heads = ["model", "part", "default", "as good for less", "better", "seeds"]
