@@ -17,7 +17,7 @@ from limerank.dataset import Dataset
 from limerank.files import read_json, write_json
 from limerank.index import Index, manifest_checksum
 from limerank.index.building import build_index
-from limerank.models import build
+from limerank.models import build, layers
 from limerank.models.lime import Lime
 from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from tests.worlds import prepare_log
@@ -68,11 +68,12 @@ def data(**options: object) -> Dataset:
 
 def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     """A run with random weights, louder than at the start of a training, and by chance alone: how
-    links and items are made alike at the start is nothing that an index or a scorer knows of."""
+    links and items are made alike at the start, and from what count of events links are heard, is
+    nothing that an index or a scorer knows of."""
     torch.manual_seed(1)
     config = ModelConfig(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
     shape = DataShape.of(dataset.manifest)
-    with mock.patch.object(Lime, "_start_alike"):
+    with mock.patch.object(Lime, "_start_alike"), mock.patch.object(layers, "START_EVENTS", 1):
         ranker = build(shape, config)
     with torch.no_grad():
         for weight in ranker.parameters():

@@ -16,6 +16,9 @@ from limerank.models.ranker import TABLE_STD
 
 AGE_BUCKETS = 48
 """Buckets of the logarithm of an age."""
+START_EVENTS = 4
+"""Events of which half counts when training starts; see :class:`Evidence`. With 1, users with one
+event were ranked worse than such with none on a log; with 16, users with many were."""
 
 
 def age_bucket(age: Tensor) -> Tensor:
@@ -40,7 +43,8 @@ class Evidence(nn.Module):
     """n / (n + k), with a learned k: how much of what was read of n events counts.
 
     What softmax or a mean reads of one event is as large as what it reads of a hundred that agree;
-    but one says less than a hundred. k starts as 1 event. Of none, nothing counts.
+    but one says less than a hundred. Of none, nothing counts. Logs hold few short histories to
+    learn k from, so that it stays near :data:`START_EVENTS`.
 
     Args:
         shape: of k, [...]; :meth:`forward` takes counts i64 [B] and returns f32 [B, ...].
@@ -48,7 +52,7 @@ class Evidence(nn.Module):
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.log_prior = nn.Parameter(torch.zeros(shape))
+        self.log_prior = nn.Parameter(torch.full(shape, math.log(START_EVENTS)))
 
     def forward(self, count_b: Tensor) -> Tensor:
         of_events = count_b.log().view(-1, *(1 for _ in self.log_prior.shape))
