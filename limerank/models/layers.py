@@ -17,8 +17,8 @@ from limerank.models.ranker import TABLE_STD
 AGE_BUCKETS = 48
 """Buckets of the logarithm of an age."""
 START_EVENTS = 4
-"""Events of which half counts when training starts; see :class:`Evidence`. With 1, users with one
-event were ranked worse than such with none on a log; with 16, users with many were."""
+"""Events of which half counts when training starts; see :class:`Evidence`. Other values:
+docs/results/attempts.md."""
 
 
 def age_bucket(age: Tensor) -> Tensor:
