@@ -30,6 +30,7 @@ DEFAULTS: dict[str, str | dict[str, str]] = {
     "history": "128",
 }
 """What the unchanged model has, in the words of a reader."""
+BASE = "base"
 NOISE = 0.001
 """Differences in validation AUC on ml1m that another seed may make."""
 COSTS = ("score_multiply_adds_per_candidate", "user_multiply_adds")
@@ -48,14 +49,14 @@ def ablations(found: list[Row]) -> str:
         "",
         *machines(found),
     ]
-    models = by_model(found)
+    models = by_model(sorted(found, key=in_order))
     plot_links(models)
     plot_parts(models)
     lines += ["", "![AUC and cost by links](ablations.svg)", "", *choices(models)]
     lines += ["", "![What every change did to the AUC](ablations-parts.svg)", ""]
     lines += ["Grey: what another seed may make. In brackets: a candidate's cost, 1 as it is."]
     for model, of_model in models.items():
-        base = {row["seed"]: row for row in of_model if row["case"]["what"] == "base"}
+        base = {row["seed"]: row for row in of_model if row["case"]["what"] == BASE}
         body = []
         changes = grouped(of_model, lambda row: f"{row['case']['what']}|{row['case']['value']}")
         for name, part in changes.items():
@@ -77,13 +78,20 @@ def ablations(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def in_order(row: Row) -> tuple[int, float]:
+    """The unchanged model, then part by part; numbers rise, other values stay as they came."""
+    what, value = row["case"]["what"], row["case"]["value"]
+    number_of_it = value.replace(".", "", 1).isdigit()
+    return [BASE, *DEFAULTS].index(what), float(value) if number_of_it else 0.0
+
+
 def choices(models: dict[str, list[Row]]) -> list[str]:
     """For each part what is as good for less and what is better; never by the test split."""
     body = []
     for model, of_model in models.items():
-        base = [row for row in of_model if row["case"]["what"] == "base"]
+        base = [row for row in of_model if row["case"]["what"] == BASE]
         for part, rows in grouped(of_model, lambda row: row["case"]["what"]).items():
-            if part == "base":
+            if part == BASE:
                 continue
             values = grouped(rows, lambda row: row["case"]["value"])
             seeds = {row["seed"] for row in base}
@@ -164,7 +172,7 @@ def plot_links(models: dict[str, list[Row]]) -> None:
     for model, of_model in models.items():
         points: dict[int, list[Row]] = {}
         for row in of_model:
-            if row["case"]["what"] in ("links", "base"):
+            if row["case"]["what"] in ("links", BASE):
                 points.setdefault(int(row["case"]["value"] or 32), []).append(row)
         links = sorted(points)
         every.update(links)
@@ -192,13 +200,13 @@ def plot_parts(models: dict[str, list[Row]]) -> None:
 
     bars = {}
     for model, of_model in models.items():
-        base = {row["seed"]: row for row in of_model if row["case"]["what"] == "base"}
+        base = {row["seed"]: row for row in of_model if row["case"]["what"] == BASE}
         values = grouped(of_model, lambda row: f"{row['case']['what']}: {row['case']['value']}")
         bars[model] = [
             (name, statistics.mean(gaps), cost(part, list(base.values()))[0])
             for name, part in values.items()
             if (gaps := [gap(row, base, "auc") for row in part if row["seed"] in base])
-            and part[0]["case"]["what"] != "base"
+            and part[0]["case"]["what"] != BASE
         ]
     high = 0.19 * max(len(part) for part in bars.values()) + 0.8
     figure, panels = plt.subplots(1, len(bars), figsize=(4.8 * len(bars), high), squeeze=False)
