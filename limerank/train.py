@@ -30,6 +30,7 @@ from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluate import effective_links, predict, task_metrics
 from limerank.files import held_alone, new_folder, read_json, write_text
+from limerank.kernels.attention import real_positions
 from limerank.losses import task_losses, total_loss
 from limerank.models import LimeMha, build
 from limerank.optimise import Optimiser
@@ -40,6 +41,8 @@ BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
 TRIED = 4
 """Requests whose scores are kept beside the weights; see limerank.selftest."""
+LOOKED_AT = 256
+"""Histories, about, whose events' ages are looked at before training starts."""
 REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
 
@@ -186,7 +189,9 @@ class Trainer:
         total = int(dataset.requests["count"][self.requests].sum())
         self.impressions = batch_size(config, total)
         torch.manual_seed(config.seed)
-        self.ranker = build(shape, model).to(self.device)
+        self.ranker = build(shape, model)
+        self.ranker.start_at(self._ages())
+        self.ranker.to(self.device)
         if config.exact and (model.model != "lime-mha" or model.variant is not None):
             raise SpecError(
                 "exact histories are for lime-mha, whose state at every prefix is a running sum; "
@@ -221,6 +226,12 @@ class Trainer:
             choices = [f"{task}/{part}" for task, kind in kinds.items() for part in known[kind]]
             raise SpecError(f"metric is {name!r}, expected one of {', '.join(choices)}")
         return task, metric
+
+    def _ages(self) -> torch.Tensor:
+        """Ages [n] of the events in some histories of the training split."""
+        some = self.requests[:: max(len(self.requests) // LOOKED_AT, 1)]
+        users = self.dataset.batch(some, self.config.history).users
+        return users.age[real_positions(users.lengths, users.age.shape[1])]
 
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """The batches of an epoch: the same for the same seed, whenever they are asked for."""

@@ -13,7 +13,7 @@ from limerank.batch import Batch
 from limerank.config import ModelConfig, Variant
 from limerank.losses import predictions, task_losses, total_loss
 from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
-from limerank.models.layers import Evidence
+from limerank.models.layers import HALF_LIVES, Evidence, start_forgetting
 from limerank.models.ranker import gather
 from tests.worlds import SHAPE, batch, unsure
 
@@ -261,6 +261,30 @@ def test_evidence_grows_with_events():
     found.sum().backward()
     gradient = evidence.log_prior.grad
     assert gradient is not None and (gradient < 0).all()
+
+
+def test_half_lives_start_spread_over_the_ages_of_a_log():
+    log_rate = torch.empty(2, 4)
+
+    def half_lives(ages: torch.Tensor | None) -> torch.Tensor:
+        start_forgetting(log_rate, ages)
+        return np.log(2) / log_rate.exp()
+
+    torch.manual_seed(0)
+    ages = torch.cat([torch.zeros(300), torch.rand(1000) * 7])
+    found = half_lives(ages)
+    torch.testing.assert_close(found.min(), torch.tensor(0.35), rtol=0.2, atol=0)
+    torch.testing.assert_close(found.max(), torch.tensor(66.5), rtol=0.02, atol=0)
+    # Heads of one link forget about alike, and steps between half-lives are equal factors.
+    in_turn = found.T.flatten().log().diff()
+    torch.testing.assert_close(in_turn, in_turn.mean().expand(7), **CLOSE)
+    # A log in hours starts as the same log in days does.
+    torch.testing.assert_close(half_lives(24 * ages), 24 * found)
+    for nothing in (None, torch.empty(0), torch.zeros(3)):
+        untold = half_lives(nothing)
+        assert (untold.min().item(), untold.max().item()) == pytest.approx(HALF_LIVES)
+    alone = half_lives(torch.tensor([5.0]))
+    assert (alone.min().item(), alone.max().item()) == pytest.approx((5.0, 50.0))
 
 
 def test_mha_does_not_depend_on_the_order_of_events():

@@ -87,6 +87,24 @@ def test_the_same_seed_gives_the_same_weights(data, tmp_path):
     assert not _equal(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.parametrize("model", ["lime-mha", "mha", "truncated-mha"])
+def test_half_lives_start_at_the_ages_of_the_log(data, tmp_path, model):
+    train(
+        data,
+        tmp_path / "run",
+        model=ModelConfig(model=model, **MODEL),
+        config=TrainConfig(epochs=1, rate=1e-9),
+    )
+    dataset = Dataset(data)
+    users = dataset.batch(dataset.requests_of("train")).users
+    ages = users.age[users.age > 0]
+    found = float(torch.log(torch.tensor(2.0))) / _weights(tmp_path / "run")["log_rate"].exp()
+    low, high = ages.quantile(0.02), ages.quantile(0.1)
+    assert low <= found.min() <= high
+    low, high = 10 * ages.quantile(0.9), 10 * ages.quantile(0.98)
+    assert low <= found.max() <= high
+
+
 class StoppedError(Exception):
     pass
 

@@ -19,6 +19,8 @@ AGE_BUCKETS = 48
 START_EVENTS = 4
 """Events of which half counts when training starts; see :class:`Evidence`. Other values:
 docs/results/attempts.md."""
+HALF_LIVES = 10.0, 1000.0
+"""Shortest and longest half-life of a model that has not been told of a log's ages."""
 
 
 def age_bucket(age: Tensor) -> Tensor:
@@ -37,6 +39,29 @@ class Ages(nn.Embedding):
 
     def forward(self, age_bn: Tensor) -> Tensor:
         return super().forward(age_bucket(age_bn))
+
+
+@torch.no_grad()
+def start_forgetting(log_rate_hl: Tensor, ages_n: Tensor | None = None) -> None:
+    """Spread half-lives over heads and links before training starts, evenly in the logarithm.
+
+    From an age that one event in twenty is younger than, of those that are not as old as the
+    newest, to ten times the age that one in twenty is older than: some forget within a session,
+    some never, whether a log's users come for an afternoon or for years.
+
+    Args:
+        log_rate_hl: logarithms of the rates, f32 [H, l], written in place; a rate is ln 2 over the
+            half-life.
+        ages_n: ages of the log's events; :data:`HALF_LIVES` without any above 0.
+    """
+    shortest, longest = HALF_LIVES
+    if ages_n is not None and bool((ages_n > 0).any()):
+        ages_n = ages_n[ages_n > 0].double().sort().values
+        shortest = float(ages_n[len(ages_n) // 20])
+        longest = 10 * float(ages_n[-1 - len(ages_n) // 20])
+    heads, links = log_rate_hl.shape
+    spread = torch.linspace(math.log(shortest), math.log(longest), heads * links)
+    log_rate_hl.copy_(math.log(math.log(2)) - spread.view(links, heads).T)
 
 
 class Evidence(nn.Module):

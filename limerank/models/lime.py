@@ -29,7 +29,14 @@ from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention, xor_attention
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
-from limerank.models.layers import Ages, Evidence, FeedForward, join_heads, split_heads
+from limerank.models.layers import (
+    Ages,
+    Evidence,
+    FeedForward,
+    join_heads,
+    split_heads,
+    start_forgetting,
+)
 from limerank.models.ranker import Ranker, gather
 
 START_GAIN = 2.0
@@ -172,12 +179,13 @@ class LimeMha(Lime):
         self.out = nn.Linear(d, d)
         self.feed = FeedForward(d, config.dropout)
         self.evidence = Evidence(config.heads, config.links)
-        half_lives = torch.logspace(1, 3, config.heads * config.links)
-        half_lives = half_lives.view(config.links, config.heads).T
-        self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
-        d = config.width
+        self.log_rate = nn.Parameter(torch.empty(config.heads, config.links))
+        start_forgetting(self.log_rate)
         parts = [(self.query.weight, self.key_value.weight[:d])]
         self._start_alike(parts, gain=START_GAIN, item_gain=START_GAIN)
+
+    def start_at(self, ages_n: Tensor) -> None:
+        start_forgetting(self.log_rate, ages_n)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         heads = self.config.heads

@@ -205,6 +205,10 @@ class Ranker(nn.Module, abc.ABC):
         """The head that all models share the form of."""
         return Head(self.shape, self.config)
 
+    def start_at(self, ages_n: Tensor) -> None:
+        """Told before training how old the events of its log are, f32 [n] in the unit of
+        ``Users.age``, a ranker may start in another place. Most do not."""
+
     def scratch(self, state: Any) -> int:
         """Numbers that :meth:`score` holds per request and candidate, about; callers cut their
         work by it."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention
-from limerank.models.layers import FeedForward, join_heads, split_heads
+from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
 from limerank.models.ranker import Ranker, at_once, pieces
 
 PIECE = 1024
@@ -94,8 +94,11 @@ class TargetAttention(CandidateAttention):
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
-        half_lives = torch.logspace(-1, 3, config.heads)
-        self.log_rate = nn.Parameter((torch.log(torch.tensor(2.0)) / half_lives).log())
+        self.log_rate = nn.Parameter(torch.empty(config.heads))
+        start_forgetting(self.log_rate[:, None])
+
+    def start_at(self, ages_n: Tensor) -> None:
+        start_forgetting(self.log_rate[:, None], ages_n)
 
     def rate(self) -> Tensor:
         return self.log_rate.exp()
