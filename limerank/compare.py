@@ -119,19 +119,18 @@ def differences(
     users: NDArray[Any],
     ours: list[NDArray[np.float32]],
     theirs: list[NDArray[np.float32]],
-    history: NDArray[np.int64],
-    items: NDArray[np.int64],
+    ages: Mapping[str, NDArray[np.int64]],
     **options: Any,
 ) -> Iterator[tuple[str, int, Interval]]:
     """(slice, impressions, :func:`paired_auc`) of all impressions, slice "", and of each slice that
     holds both classes.
 
     Args:
-        history, items: [n] what :func:`limerank.evaluate.ages` gives.
+        ages: what :func:`limerank.evaluate.ages` gives, [n] each.
         options: of :func:`paired_auc`, as are the others.
     """
     parts = [("", np.ones(len(labels), dtype=bool))]
-    parts += [(f"{kind} {name}", chosen) for kind, name, chosen in cut(history, items)]
+    parts += [(f"{kind} {name}", chosen) for kind, name, chosen in cut(ages)]
     for name, chosen in parts:
         if 0 < labels[chosen].sum() < chosen.sum():
             found = paired_auc(
@@ -188,7 +187,7 @@ def compare(
         dataset.requests["user"][first.requests],
         scores[0],
         scores[1],
-        *ages(first, dataset),
+        ages(first, dataset),
         resamples=resamples,
     )
     return {

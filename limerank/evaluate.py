@@ -17,12 +17,20 @@ from limerank.checkpoint import load_run
 from limerank.config import Task
 from limerank.dataset import Dataset
 from limerank.files import write_json
+from limerank.history import DAY_MS
 from limerank.losses import predictions
 from limerank.models import Lime, Ranker
 from limerank.progress import Bar
 
-HISTORY_EDGES = (0, 1, 10, 50, 200)
-ITEM_EDGES = (0, 1, 10, 100)
+EDGES = {
+    "history": (0, 1, 10, 50, 200),
+    "item impressions": (0, 1, 10, 100),
+    "user days": (0, 1, 7, 30),
+    "item days": (0, 1, 7, 30),
+}
+"""Where slices of each kind begin; see :func:`ages`."""
+EVENTS_AT_ONCE = 1 << 20
+"""Events whose times are looked through at once, so that what is held does not grow with a log."""
 LIST_DEPTHS = (10, 50)
 LIST_NUMBERS = 1 << 22
 """First-layer sums held at once while lists are scored, about."""
@@ -139,25 +147,43 @@ def task_metrics(
 
 def slices(said: Predictions, dataset: Dataset) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """The slices that every report shows: (kind, name, which impressions)."""
-    return cut(*ages(said, dataset))
+    return cut(ages(said, dataset))
 
 
-def ages(said: Predictions, dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each impression: events that its user had before it, and how often its item was shown in
-    the training window; both i64 [n]."""
+def ages(said: Predictions, dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+    """How well the log knows the user and the item of each impression, i64 [n] by kind of slice:
+    ``history``, events that the user had before it; ``item impressions``, how often the item was
+    shown in the training window; and where the log has a clock ``user days`` and ``item days``,
+    whole days since the first event of either."""
     starts, ends = dataset.requests["history_start"], dataset.requests["history_end"]
-    history = (ends - starts)[said.requests]
-    return history, dataset.train_count[dataset.events["item"][said.rows]]
+    items = np.asarray(dataset.events["item"][said.rows])
+    found = {
+        "history": (ends - starts)[said.requests],
+        "item impressions": dataset.train_count[items],
+    }
+    if dataset.clock:
+        times = dataset.events["time"]
+        begun = times[dataset.event_offsets[dataset.requests["user"][said.requests]]]
+        first = _first_times(dataset)[items]
+        found["user days"] = (times[said.rows] - begun) // DAY_MS
+        found["item days"] = (times[said.rows] - first) // DAY_MS
+    return found
 
 
-def cut(
-    history: NDArray[np.int64], items: NDArray[np.int64]
-) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+def _first_times(dataset: Dataset) -> NDArray[np.int64]:
+    """When each item is first met in the log, [items]."""
+    items, times = dataset.events["item"], dataset.events["time"]
+    found = np.full(len(dataset.items), np.iinfo(np.int64).max)
+    for start in range(0, len(items), EVENTS_AT_ONCE):
+        some = slice(start, start + EVENTS_AT_ONCE)
+        np.minimum.at(found, items[some], times[some])
+    return found
+
+
+def cut(ages: Mapping[str, NDArray[np.int64]]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Slices by what :func:`ages` gives: (kind, name, which impressions)."""
-    for kind, values, edges in (
-        ("history", history, HISTORY_EDGES),
-        ("item impressions", items, ITEM_EDGES),
-    ):
+    for kind, values in ages.items():
+        edges = EDGES[kind]
         group = np.searchsorted(edges, values, side="right") - 1
         for place, low in enumerate(edges):
             if place + 1 == len(edges):
@@ -296,8 +322,8 @@ def evaluate(
         out: where to write; ``metrics.json`` in the run folder when not given, and where anything
             but the test split with all history is read, ``metrics-WHAT.json`` beside it.
         predictions: a Parquet file to write what was said of each impression to: columns user,
-            item, time, request, history (events before it), item_impressions (in the training
-            window), and per task ``TASK`` and ``TASK_predicted``.
+            item, time, request, what :func:`ages` gives (history, item_impressions, user_days,
+            item_days), and per task ``TASK`` and ``TASK_predicted``.
     """
     loaded = load_run(run)
     dataset = loaded.dataset(data)
@@ -352,19 +378,22 @@ def _file_name(split: str, history: int | None, at_least: int) -> str:
 def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:
     import polars as pl
 
-    history, items = ages(said, dataset)
     columns = {
         "user": dataset.user_ids[dataset.requests["user"][said.requests]],
         "item": dataset.item_ids[dataset.events["item"][said.rows]],
         "time": np.asarray(dataset.events["time"][said.rows]),
         "request": said.requests,
-        "history": history,
-        "item_impressions": items,
+        **{column(kind): values for kind, values in ages(said, dataset).items()},
     }
     for place, task in enumerate(dataset.tasks):
         columns[task] = said.labels[:, place]
         columns[f"{task}_predicted"] = said.values[:, place]
     pl.DataFrame(columns).write_parquet(path)
+
+
+def column(kind: str) -> str:
+    """The name of a kind of :func:`ages` in a table of predictions."""
+    return kind.replace(" ", "_")
 
 
 def table_text(result: Mapping[str, Any]) -> str:

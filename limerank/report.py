@@ -158,6 +158,8 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
     for kind, what in (
         ("history", "events in the user's history (impressions below)"),
         ("item impressions", "the item's impressions in training (below: in the test)"),
+        ("user days", "days since the user's first event (impressions below)"),
+        ("item days", "days since the item's first event (impressions below)"),
     ):
         parts = [part for part in results[0]["slices"] if part["kind"] == kind]
         lines = []

@@ -15,7 +15,7 @@ from limerank.checkpoint import load_run
 from limerank.config import ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import FingerprintError, FormatError, UnknownError
-from limerank.evaluate import effective_links, evaluate, list_metrics, predict, table_text
+from limerank.evaluate import ages, effective_links, evaluate, list_metrics, predict, table_text
 from limerank.logs import prepare
 from limerank.losses import predictions
 from limerank.schema import load_spec
@@ -63,7 +63,7 @@ def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     assert click["auc"] == metrics.auc(said.labels[:, 0], said.values[:, 0])
     assert click["gauc"] == metrics.gauc(said.labels[:, 0], said.values[:, 0], users)
     assert result["tasks"]["watch"]["xauc"] == metrics.xauc(said.labels[:, 1], said.values[:, 1])
-    for kind in ("history", "item impressions"):
+    for kind in ("history", "item impressions", "user days", "item days"):
         parts = [part for part in result["slices"] if part["kind"] == kind]
         assert sum(part["impressions"] for part in parts) == result["impressions"]
     text = table_text(result)
@@ -96,8 +96,27 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
     assert (both["click"] == both["click_right"]).all()
     counts = dict(zip(dataset.item_ids, dataset.train_count, strict=True))
     assert said["item_impressions"].to_list() == [counts[item] for item in said["item"]]
+    begun = log.group_by("user_id").agg(pl.col("time").min())
+    first = log.group_by("item_id").agg(pl.col("time").min())
+    day = 24 * 3600
+    for ours, since in (("user", begun), ("item", first)):
+        known = dict(since.iter_rows())
+        days = [
+            (time // 1000 - known[one]) // day
+            for one, time in zip(said[ours], said["time"], strict=True)
+        ]
+        assert said[f"{ours}_days"].to_list() == days
+        assert max(days) >= 1
     young = next(p for p in result["slices"] if (p["kind"], p["slice"]) == ("history", "1-9"))
     assert said["history"].is_between(1, 9).sum() == young["impressions"]
+
+
+def test_a_log_without_a_clock_has_no_slices_by_days(run, data):
+    dataset = Dataset(data)
+    said = predict(load_run(run).ranker, dataset, dataset.requests_of("test")[:3])
+    clocked = ages(said, dataset)
+    dataset.clock = False
+    assert list(ages(said, dataset)) == list(clocked)[:2] == ["history", "item impressions"]
 
 
 def test_ranks_over_the_catalogue_by_hand(run, data):
