@@ -31,22 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import has_row, rows, write_row
+from benchmarks.tables import MODELS
 
 if TYPE_CHECKING:
     from limerank.schema import Spec
 
-MODELS = (
-    "popularity",
-    "two-tower",
-    "lrea",
-    "truncated-mha",
-    "mha",
-    "lime-mha",
-    "din",
-    "lime-xor",
-    "hstu",
-    "sasrec",
-)
 AGAINST = ("two-tower", "hstu")
 SIMULATED: dict[str, dict[str, int]] = {
     "synth_short": {"users": 4000, "items": 2000, "events": 200_000, "history": 50},
@@ -61,7 +50,6 @@ DATASETS = (
     "ml1m",
     "kuairand_slice",
     "mind_sample",
-    "ml_latest_small",
     "synth_short",
     "synth_long",
 )
@@ -116,8 +104,6 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     converted = WORK / "converted" / name
     if name == "kuairand_slice":
         return read("kuairand", data / name, converted, history=128, log_durations=True)
-    if name == "ml_latest_small":
-        return read("movielens", data / name, converted, history=128)
     return load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
 
 
@@ -330,6 +316,7 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     import polars as pl
 
     from limerank.compare import differences
+    from limerank.evaluate import EDGES, column
 
     ours, theirs = (
         [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]
@@ -347,8 +334,7 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
         frame["user"].to_numpy(),
         [said[f"{task}_predicted"].to_numpy() for said in ours],
         [said[f"{task}_predicted"].to_numpy() for said in theirs],
-        frame["history"].to_numpy(),
-        frame["item_impressions"].to_numpy(),
+        {kind: frame[column(kind)].to_numpy() for kind in EDGES if column(kind) in frame.columns},
         resamples=RESAMPLES,
     ):
         of_part = f" | {part}" if part else ""
@@ -399,7 +385,7 @@ def quick(processes: int) -> None:
             [*again, "--processes", str(processes)], check=True, env={**os.environ, **places}
         )
         page = "from benchmarks import quality_page, rows; "
-        page += "print(quality_page.difference_table(list(rows.rows('paired')))[-1])"
+        page += "print(quality_page.difference_tables(list(rows.rows('paired')))[-1])"
         subprocess.run([sys.executable, "-c", page], check=True, env={**os.environ, **places})
 
 

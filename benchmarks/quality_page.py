@@ -81,8 +81,7 @@ def quality(found: list[Row]) -> str:
         )
         of_pairs = [row for row in pairs if row["case"]["dataset"] == dataset]
         if of_pairs:
-            lines += ["", f"Differences on {dataset}, AUC of the main task:", ""]
-            lines += difference_table(of_pairs)
+            lines += difference_tables(of_pairs)
         lines += ["", f"Slices of {dataset}:", ""]
         lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
     return "\n".join([*lines, "", PAPER])
@@ -136,18 +135,24 @@ def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str
     return lines
 
 
-def difference_table(of_pairs: list[Row]) -> list[str]:
-    """Each model against the two-tower and against HSTU, and where a slice tells them apart."""
-    against = list(dict.fromkeys(row["case"]["against"] for row in of_pairs))
-    cells = {(row["case"]["model"], row["case"]["against"]): row["metrics"] for row in of_pairs}
+def difference_tables(of_pairs: list[Row]) -> list[str]:
+    """Each model against HSTU and against the two-tower, over all impressions and in each slice."""
     parts = list(dict.fromkeys(k for row in of_pairs for k in row["metrics"] if "difference" in k))
-    body = []
-    for part in parts:
-        for model in MODELS:
-            line = [interval(cells.get((model, other)), part) for other in against]
-            if any(cell != "-" for cell in line):
-                body.append([part.partition(" | ")[2] or "**all**", model, *line])
-    return table(["impressions", "model", *(f"minus {other}" for other in against)], body)
+    lines = []
+    for other in sorted({row["case"]["against"] for row in of_pairs}):
+        found = {
+            row["case"]["model"]: row["metrics"]
+            for row in of_pairs
+            if row["case"]["against"] == other
+        }
+        models = [model for model in MODELS if model in found]
+        body = [
+            [part.partition(" | ")[2] or "all", *(interval(found[model], part) for model in models)]
+            for part in parts
+        ]
+        lines += ["", f"AUC of the main task minus that of {other}:", ""]
+        lines += table(["impressions", *models], body)
+    return lines
 
 
 def interval(metrics: dict[str, float] | None, part: str) -> str:
