@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -339,7 +340,8 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     ):
         of_part = f" | {part}" if part else ""
         metrics[f"difference{of_part}"] = found.difference
-        metrics[f"low{of_part}"], metrics[f"high{of_part}"] = found.low, found.high
+        if not math.isnan(found.low):
+            metrics[f"low{of_part}"], metrics[f"high{of_part}"] = found.low, found.high
     write_row(
         "paired", {"dataset": name, "model": model, "against": against}, metrics, repeats=seeds
     )

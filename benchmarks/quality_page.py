@@ -12,6 +12,7 @@ from benchmarks.tables import (
     GREY,
     MODELS,
     Row,
+    by_model,
     grouped,
     machines,
     number,
@@ -19,6 +20,9 @@ from benchmarks.tables import (
     table,
 )
 
+LIME = ("lime-mha", "lime-xor")
+WIDE = 0.1
+"""Intervals of slices that hold too few impressions to say anything do not set a plot's scale."""
 PAPER = """## The paper's own figures
 
 Not reproduced here: its data sets are not at hand (LIME, arXiv 2510.18239, as cited by others):
@@ -58,6 +62,7 @@ def quality(found: list[Row]) -> str:
     by_dataset = grouped(found, lambda row: row["case"]["dataset"])
     pairs = list(rows("paired"))
     plot_differences(by_dataset, pairs)
+    plot_slices(pairs)
     lines += [
         "",
         "![Difference to the two-tower](quality.svg)",
@@ -67,10 +72,13 @@ def quality(found: list[Row]) -> str:
         "not for other seeds.",
         "",
         *side_by_side(by_dataset, pairs),
+        "",
+        "On no slice should LIME be below HSTU by more than the interval:",
+        "",
+        "![Difference to HSTU in each slice](quality-slices.svg)",
     ]
     for dataset, of_dataset in by_dataset.items():
-        models = grouped(of_dataset, lambda row: row["case"]["model"])
-        models = {name: models[name] for name in MODELS if name in models}
+        models = by_model(of_dataset)
         names = list(dict.fromkeys(key for row in of_dataset for key in row["metrics"]))
         seeds = sorted({row["seed"] for row in of_dataset})
         lines += ["", f"## {dataset}", "", f"Seeds: {', '.join(map(str, seeds))}.", ""]
@@ -156,9 +164,11 @@ def difference_tables(of_pairs: list[Row]) -> list[str]:
 
 
 def interval(metrics: dict[str, float] | None, part: str) -> str:
-    """A difference with its bounds; bold where they do not hold 0."""
+    """A difference with its bounds, which a single user has not; bold where they do not hold 0."""
     if metrics is None or part not in metrics:
         return "-"
+    if part.replace("difference", "low") not in metrics:
+        return f"{metrics[part]:+.4f}"
     low, high = (metrics[part.replace("difference", bound)] for bound in ("low", "high"))
     text = f"{metrics[part]:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
@@ -244,6 +254,63 @@ def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None
     plt.close(figure)
 
 
+def plot_slices(pairs: list[Row]) -> None:
+    """AUC of both forms of LIME minus HSTU's in each slice, with the interval over users."""
+    import matplotlib.pyplot as plt
+
+    found = {
+        (row["case"]["dataset"], row["case"]["model"]): row["metrics"]
+        for row in pairs
+        if row["case"]["against"] == "hstu" and row["case"]["model"] in LIME
+    }
+    parts = {
+        dataset: [
+            key.removeprefix("difference | ")
+            for key in reversed(metrics)
+            if key.startswith("difference | ")
+        ]
+        for (dataset, _), metrics in found.items()
+    }
+    if not parts:
+        return
+    heights = [len(names) + 1.5 for names in parts.values()]
+    figure, panels = plt.subplots(
+        len(parts),
+        1,
+        figsize=(7, 0.9 + 0.22 * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    for axes, (dataset, names) in zip(panels[:, 0], parts.items(), strict=True):
+        widest = 0.0
+        for place, model in enumerate(LIME):
+            metrics = found.get((dataset, model), {})
+            for y, name in enumerate(names):
+                if f"low | {name}" not in metrics:
+                    continue
+                low, middle, high = (
+                    metrics[f"{what} | {name}"] for what in ("low", "difference", "high")
+                )
+                at, colour = y + 0.16 - 0.32 * place, COLOURS[model]
+                axes.plot([low, high], [at, at], color=colour, lw=1.3)
+                axes.plot([middle], [at], "o", color=colour, ms=4, label=model if not y else None)
+                if high - low < WIDE:
+                    widest = max(widest, abs(low), abs(high))
+        axes.axvline(0, color=GREY, lw=1)
+        axes.set_xlim(-widest, widest)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.7, len(names) - 0.3)
+        axes.set_title(f"{dataset}, AUC minus HSTU's", loc="left", fontsize=9)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    panels[0, 0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    panels[-1, 0].set_xlabel(f"lines: 95 % over users; those wider than {WIDE} are cut off")
+    figure.tight_layout()
+    figure.savefig(DOCS / "quality-slices.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 def search(found: list[Row]) -> str:
     """What every model tried on each data set, the taken one in bold."""
     lines = [
@@ -257,8 +324,7 @@ def search(found: list[Row]) -> str:
     ]
     keys = ("rate", "table_rate", "epochs")
     for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
-        models = grouped(of_dataset, lambda row: row["case"]["model"])
-        models = {name: models[name] for name in MODELS if name in models}
+        models = by_model(of_dataset)
         metric = next(name for name in of_dataset[0]["metrics"] if "/" in name)
         values = {
             name: {

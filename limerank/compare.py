@@ -8,6 +8,7 @@ Shapes: n impressions, U users, R resamples.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ from limerank.evaluate import Predictions, ages, cut, predict
 
 
 class Interval(NamedTuple):
-    """A difference, and the bounds between which ``level`` of its resamples lie."""
+    """A difference, and the bounds between which ``level`` of its resamples lie; NaN where there
+    is nothing to draw from: one user alone."""
 
     difference: float
     low: float
@@ -108,7 +110,7 @@ def paired_auc(
         axis=0,
     )
     drawn = gaps[1:][~np.isnan(gaps[1:])]
-    if not len(drawn):
+    if not len(drawn) or len(np.unique(np.asarray(users))) < 2:
         return Interval(float(gaps[0]), float("nan"), float("nan"))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(gaps[0]), float(low), float(high))
@@ -165,7 +167,8 @@ def compare(
 
     Returns:
         ``task``, ``split``, ``runs`` and ``differences``: per slice (the first one holds all
-        impressions) ``slice``, ``impressions``, ``difference``, ``low`` and ``high``.
+        impressions) ``slice``, ``impressions``, ``difference``, ``low`` and ``high``, None where
+        there are no bounds.
 
     Raises:
         DataError: not as many runs of either.
@@ -195,9 +198,15 @@ def compare(
         "split": split,
         "runs": [[str(run) for run in runs] for runs in (ours, theirs)],
         "differences": [
-            {"slice": name, "impressions": impressions, **interval._asdict()}
+            {"slice": name, "impressions": impressions, **_bounds(interval)}
             for name, impressions, interval in found
         ],
+    }
+
+
+def _bounds(interval: Interval) -> dict[str, float | None]:
+    return {
+        name: None if math.isnan(value) else value for name, value in interval._asdict().items()
     }
 
 
@@ -214,7 +223,8 @@ def _said(run: str | os.PathLike[str], dataset: Dataset, split: str, quiet: bool
 
 
 def comparison_text(result: Mapping[str, Any]) -> str:
-    """What :func:`compare` found, to read; an asterisk where the bounds do not hold 0."""
+    """What :func:`compare` found, to read; an asterisk where the bounds do not hold 0, no bounds
+    where the impressions are of a single user."""
     ours, theirs = (", ".join(runs) for runs in result["runs"])
     lines = [
         f"{result['task']} AUC of {ours}",
@@ -228,8 +238,11 @@ def comparison_text(result: Mapping[str, Any]) -> str:
 
 def _lines(parts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for part in parts:
-        sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
+        sure, between = " ", "-"
+        if part["low"] is not None:
+            sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
+            between = f"{part['low']:+.4f} and {part['high']:+.4f}"
         yield (
             f"  {part['slice'] or 'all':<26}{part['impressions']:>12,}"
-            f"{part['difference']:>+12.4f} {sure} {part['low']:+.4f} and {part['high']:+.4f}"
+            f"{part['difference']:>+12.4f} {sure} {between}"
         )

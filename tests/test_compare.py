@@ -64,6 +64,16 @@ def test_about_as_many_intervals_hold_the_truth_as_they_say():
     assert 0.65 <= inside / 60 <= 0.92
 
 
+def test_a_single_user_gives_no_bounds():
+    _, labels, scores = log()
+    found = paired_auc(labels, np.zeros(len(labels)), [scores], [-scores])
+    assert found.difference == pytest.approx(2 * metrics.auc(labels, scores) - 1)
+    assert np.isnan(found.low) and np.isnan(found.high)
+    part = {"slice": "history 0", "impressions": 9, "difference": 0.1, "low": None, "high": None}
+    result = {"task": "t", "split": "test", "runs": [["a"], ["b"]], "differences": [part]}
+    assert comparison_text(result).splitlines()[-1].split() == ["history", "0", "9", "+0.1000", "-"]
+
+
 def test_runs_must_match():
     users, labels, scores = log()
     with pytest.raises(DataError, match="got 1 and 0 runs"):
