@@ -161,14 +161,10 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
         ("user days", "days since the user's first event (impressions below)"),
         ("item days", "days since the item's first event (impressions below)"),
     ):
-        parts = [part for part in results[0]["slices"] if part["kind"] == kind]
+        parts = _held(results[0], kind)
         lines = []
         for place, (name, result) in enumerate(zip(names, results, strict=True)):
-            values = [
-                part["tasks"].get(task, {}).get(metric)
-                for part in result["slices"]
-                if part["kind"] == kind
-            ]
+            values = [part["tasks"].get(task, {}).get(metric) for part in _held(result, kind)]
             numbers = [float("nan") if value is None else value for value in values]
             lines.append(Series(name, place, list(range(len(numbers))), numbers))
         if any(np.isfinite(line.y).any() for line in lines):
@@ -183,6 +179,11 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
                 )
             )
     return pictures
+
+
+def _held(result: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The slices of a kind that hold impressions."""
+    return [part for part in result["slices"] if part["kind"] == kind and part["impressions"]]
 
 
 def _curves(names: list[str], runs: Sequence[Run]) -> list[str]:
