@@ -138,7 +138,7 @@ def test_serving_takes_shorter_ways_to_the_same_links(model, heads, links, lengt
     torch.testing.assert_close(served, trained, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["mha", "truncated-mha", "lrea", "hstu", "two-tower"])
+@pytest.mark.parametrize("model", ["mha", "truncated-mha", "lrea", "din", "hstu", "two-tower"])
 @pytest.mark.parametrize("lengths", [[5, 0, 9], [1300], [300, 0, 1, 129, 128]], ids=str)
 def test_serving_takes_shorter_ways_to_the_same_logits(model, lengths):
     """Without gradients: fused attention, histories and candidates in pieces."""

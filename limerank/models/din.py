@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,13 +16,16 @@ from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import real_positions
 from limerank.models.layers import Ages
-from limerank.models.ranker import Ranker
+from limerank.models.ranker import Ranker, at_once, pieces
 
 UNITS = 36
 """Of the activation unit's hidden layer, as in the paper."""
 UNIT_STD = 0.01
 """Spread of its last layer at the start. Nothing divides the sum by the number of events: from
 PyTorch's own start, a hundred of them begin with logits in the hundreds."""
+PAIRS = 4096
+"""Events times candidates that go through the activation unit at once without gradients: what
+they hold stays in the processor's cache."""
 
 
 class ActivationTerms(NamedTuple):
@@ -76,6 +80,9 @@ class Din(Ranker):
 
     def score(self, state: EventState, terms: ActivationTerms) -> Tensor:
         batch, size, _ = state.events.shape
+        some = at_once(PAIRS, batch * size, state.events.device)
+        if not torch.is_grad_enabled() and terms.unit.shape[-2] > some:
+            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         vectors_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         unit_bma = terms.unit.expand(batch, *terms.unit.shape[-2:])
         # W_both (e * t), as a product of the events with each candidate's own matrix.
