@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import rows
 from benchmarks.tables import (
@@ -19,6 +19,10 @@ from benchmarks.tables import (
     spread_of,
     table,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LIME = ("lime-mha", "lime-xor")
 WIDE = 0.1
@@ -200,14 +204,8 @@ def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None
         for dataset, of_dataset in by_dataset.items()
     }
     heights = [max(len(models), 1) + 0.8 for models in shown.values()]
-    figure, panels = plt.subplots(
-        len(shown),
-        1,
-        figsize=(7, 0.9 + 0.3 * sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-    )
-    for axes, (dataset, models) in zip(panels[:, 0], shown.items(), strict=True):
+    figure, panels = stacked(heights, 0.3)
+    for axes, (dataset, models) in zip(panels, shown.items(), strict=True):
         main_metric = next(iter(by_dataset[dataset][0]["metrics"]))
         values = {
             (row["case"]["model"], row["seed"]): row["metrics"][main_metric]
@@ -243,15 +241,29 @@ def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None
         axes.set_yticks(range(len(models)), list(reversed(models)))
         axes.set_ylim(-0.7, len(models) - 0.3)
         axes.set_title(f"{dataset}, {main_metric}", loc="left", fontsize=9)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    panels[-1, 0].set_xlabel(
+    panels[-1].set_xlabel(
         "difference to the two-tower (dots: seeds, ticks: means, lines: 95 % over users)"
     )
     figure.tight_layout()
     figure.savefig(DOCS / "quality.svg", metadata={"Date": None})
     plt.close(figure)
+
+
+def stacked(heights: list[float], line: float) -> tuple[Figure, list[Axes]]:
+    """One panel below the other, each as high as so many lines of ``line`` inches."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(
+        len(heights),
+        1,
+        figsize=(7, 0.9 + line * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+    )
+    for axes in panels[:, 0]:
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return figure, list(panels[:, 0])
 
 
 def plot_slices(pairs: list[Row]) -> None:
@@ -274,14 +286,8 @@ def plot_slices(pairs: list[Row]) -> None:
     if not parts:
         return
     heights = [len(names) + 1.5 for names in parts.values()]
-    figure, panels = plt.subplots(
-        len(parts),
-        1,
-        figsize=(7, 0.9 + 0.22 * sum(heights)),
-        height_ratios=heights,
-        squeeze=False,
-    )
-    for axes, (dataset, names) in zip(panels[:, 0], parts.items(), strict=True):
+    figure, panels = stacked(heights, 0.22)
+    for axes, (dataset, names) in zip(panels, parts.items(), strict=True):
         widest = 0.0
         for place, model in enumerate(LIME):
             metrics = found.get((dataset, model), {})
@@ -301,11 +307,8 @@ def plot_slices(pairs: list[Row]) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(-0.7, len(names) - 0.3)
         axes.set_title(f"{dataset}, AUC minus HSTU's", loc="left", fontsize=9)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-    panels[0, 0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    panels[-1, 0].set_xlabel(f"lines: 95 % over users; those wider than {WIDE} are cut off")
+    panels[0].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    panels[-1].set_xlabel(f"lines: 95 % over users; those wider than {WIDE} are cut off")
     figure.tight_layout()
     figure.savefig(DOCS / "quality-slices.svg", metadata={"Date": None})
     plt.close(figure)
