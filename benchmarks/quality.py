@@ -6,8 +6,8 @@
 
 In three phases, each with rows of its own in ``benchmarks/results``:
 
-1. ``search``: every model tries the same few settings on each data set, with seed 0, and is judged
-   by the validation split alone.
+1. ``search``: every model tries the same few settings on each data set and is judged by the
+   validation split alone: with seed 0, and on the smallest sets with three seeds.
 2. ``quality``: the best of them is trained with each seed and read once on the test split.
 3. ``paired``: differences in test AUC to the two-tower and to HSTU, over all impressions and in
    each slice, with an interval from a paired bootstrap over users.
@@ -69,6 +69,8 @@ SEARCH: tuple[dict[str, Any], ...] = (
 SEARCH_LARGE = tuple({**setting, "epochs": 4} for setting in SEARCH)
 """What every model tries on one of a million, where two epochs never are."""
 LARGE = ("ml1m",)
+SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
+"""Seeds that settings are tried with, where seeds differ by more than settings do; else one."""
 Job = tuple[Any, ...]
 
 
@@ -136,24 +138,30 @@ def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]
     for name, folder in folders.items():
         for model in models:
             for setting in settings(name):
-                if not has_row("search", {"dataset": name, "model": model, **setting}, 0):
-                    yield search, name, folder, model, setting
+                for seed in range(SEARCH_SEEDS.get(name, 1)):
+                    if not has_row("search", {"dataset": name, "model": model, **setting}, seed):
+                        yield search, name, folder, model, setting, seed
 
 
-def search(name: str, folder: Path, model: str, setting: dict[str, Any]) -> None:
+def search(name: str, folder: Path, model: str, setting: dict[str, Any], seed: int) -> None:
     """One row of the search: the best validation metrics of one setting."""
-    last = fit(name, folder, model, 0, setting)
+    last = fit(name, folder, model, seed, setting)
     metrics = {key: value for key, value in last.items() if key.startswith("best_")}
-    write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=0)
+    write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=seed)
 
 
 def chosen(name: str, model: str) -> dict[str, Any]:
-    """The setting with the best validation metric."""
+    """The setting with the best validation metric, in the mean over seeds."""
     case = {"dataset": name, "model": model}
-    found = [row for row in rows("search") if row["case"] == {**row["case"], **case}]
-    found = [row for row in found if {k: row["case"][k] for k in SEARCH[0]} in settings(name)]
-    best = max(found, key=lambda row: next(v for k, v in row["metrics"].items() if "/" in k))
-    return {key: best["case"][key] for key in SEARCH[0]}
+    tried = [
+        [row for row in rows("search") if row["case"] == {**case, **setting}]
+        for setting in settings(name)
+    ]
+    means = [
+        statistics.mean(v for row in found for k, v in row["metrics"].items() if "/" in k)
+        for found in tried
+    ]
+    return settings(name)[means.index(max(means))]
 
 
 def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:

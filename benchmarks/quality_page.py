@@ -55,7 +55,7 @@ def quality(found: list[Row]) -> str:
         "Mean over seeds, with the largest distance of a seed from it. All models of a data set",
         "share requests, histories, features and towers; impressions of a request share the",
         "history before its first one. Every model tried the same settings on each data set; the",
-        "best by the validation metric of seed 0 was taken ([search](search.md)). What training",
+        "best by the validation metric was taken ([search](search.md)). What training",
         "starts from is part of a model: LIME's links start alike to items and events",
         "([model](../model.md)), the other models as their papers have it. Rows name the",
         "commits they are of; a `+` is a tree with changes not yet committed.",
@@ -319,8 +319,9 @@ def search(found: list[Row]) -> str:
     lines = [
         "# Settings tried",
         "",
-        "Seed 0; the best validation metric of each training. The best of each model (bold)",
-        "went into [quality](quality.md); nothing here has read a test split.",
+        "The best validation metric of each training, seed 0 or the mean over several seeds. The",
+        "best of each model (bold) went into [quality](quality.md); nothing here has read a test",
+        "split.",
         "Made by `python -m benchmarks.quality --data FOLDER`.",
         "",
         *machines(found),
@@ -331,11 +332,16 @@ def search(found: list[Row]) -> str:
         metric = next(name for name in of_dataset[0]["metrics"] if "/" in name)
         values = {
             name: {
-                tuple(row["case"][key] for key in keys): row["metrics"][metric] for row in of_model
+                setting: statistics.mean(row["metrics"][metric] for row in tried)
+                for setting, tried in grouped(
+                    of_model, lambda row: tuple(row["case"][key] for key in keys)
+                ).items()
             }
             for name, of_model in models.items()
         }
+        seeds = sorted({row["seed"] for row in of_dataset})
         lines += ["", f"## {dataset}: {metric.removeprefix('best_')}, validation", ""]
+        lines += [f"Seeds: {', '.join(map(str, seeds))}.", ""]
         lines += table(
             ["rate", "rate of tables", "epochs", *models],
             [
