@@ -161,10 +161,15 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
         ("user days", "days since the user's first event (impressions below)"),
         ("item days", "days since the item's first event (impressions below)"),
     ):
-        parts = _held(results[0], kind)
+        parts = [
+            part for part in results[0]["slices"] if part["kind"] == kind and part["impressions"]
+        ]
         lines = []
         for place, (name, result) in enumerate(zip(names, results, strict=True)):
-            values = [part["tasks"].get(task, {}).get(metric) for part in _held(result, kind)]
+            tasks = {
+                part["slice"]: part["tasks"] for part in result["slices"] if part["kind"] == kind
+            }
+            values = [tasks.get(part["slice"], {}).get(task, {}).get(metric) for part in parts]
             numbers = [float("nan") if value is None else value for value in values]
             lines.append(Series(name, place, list(range(len(numbers))), numbers))
         if any(np.isfinite(line.y).any() for line in lines):
@@ -179,11 +184,6 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
                 )
             )
     return pictures
-
-
-def _held(result: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The slices of a kind that hold impressions."""
-    return [part for part in result["slices"] if part["kind"] == kind and part["impressions"]]
 
 
 def _curves(names: list[str], runs: Sequence[Run]) -> list[str]:

@@ -6,9 +6,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from limerank import demo as module
+from limerank import report
 from limerank.config import ModelConfig, TrainConfig
 from limerank.demo import demo
 from limerank.errors import FormatError
@@ -111,3 +113,26 @@ def test_a_report_of_one_run(tmp_path):
     _check(tmp_path / "page.html")
     write_report(tmp_path / "again.html", runs=[run])
     assert (tmp_path / "page.html").read_bytes() == (tmp_path / "again.html").read_bytes()
+
+
+def test_slices_of_two_runs_stand_below_each_other(monkeypatch):
+    def run(**aucs):
+        return {
+            "tasks": {"click": {"auc": 0.6}},
+            "slices": [
+                {
+                    "kind": "history",
+                    "slice": name,
+                    "impressions": 0 if auc is None else 9,
+                    "tasks": {} if auc is None else {"click": {"auc": auc}},
+                }
+                for name, auc in aucs.items()
+            ],
+        }
+
+    drawn = []
+    monkeypatch.setattr(report.plots, "slices", lambda *given: drawn.append(given) or "")
+    report._slices(["a", "b"], [run(few=None, some=0.6, many=0.7), run(few=0.5, some=None, many=1)])
+    ((_, names, counts, lines, *_),) = drawn
+    assert (names, counts) == (["some", "many"], [9, 9])
+    np.testing.assert_array_equal([line.y for line in lines], [[0.6, 0.7], [np.nan, 1]])
