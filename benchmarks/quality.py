@@ -157,6 +157,11 @@ def chosen(name: str, model: str) -> dict[str, Any]:
         [row for row in rows("search") if row["case"] == {**case, **setting}]
         for setting in settings(name)
     ]
+    if not all(tried):
+        raise SystemExit(
+            f"{model} has not tried all settings on {name}; first run "
+            f"python -m benchmarks.quality --data FOLDER --only {name} --models {model}"
+        )
     means = [
         statistics.mean(v for row in found for k, v in row["metrics"].items() if "/" in k)
         for found in tried
@@ -209,8 +214,25 @@ def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) 
     for name, folder in folders.items():
         for model in models:
             for seed in range(seeds):
-                if not has_row("quality", case_of(name, model), seed):
+                if not measured(name, model, seed):
                     yield measure, name, folder, model, seed
+
+
+def measured(name: str, model: str, seed: int) -> bool:
+    """Whether there is a row, and not of a setting that more seeds have since spoken against."""
+    case = {"dataset": name, "model": model}
+    found = [row for row in rows("quality") if same(row, case_of(name, model), seed)]
+    tried = [row for row in rows("search") if same(row, {**case, **chosen(name, model)}, seed)]
+    return bool(found) and all(
+        found[0]["metrics"][key] == value
+        for row in tried
+        for key, value in row["metrics"].items()
+        if "/" in key
+    )
+
+
+def same(row: dict[str, Any], case: dict[str, Any], seed: int) -> bool:
+    return bool(row["case"] == case and row["seed"] == seed)
 
 
 def case_of(name: str, model: str) -> dict[str, Any]:
