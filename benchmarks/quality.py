@@ -220,19 +220,13 @@ def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) 
 
 def measured(name: str, model: str, seed: int) -> bool:
     """Whether there is a row, and not of a setting that more seeds have since spoken against."""
-    case = {"dataset": name, "model": model}
-    found = [row for row in rows("quality") if same(row, case_of(name, model), seed)]
-    tried = [row for row in rows("search") if same(row, {**case, **chosen(name, model)}, seed)]
-    return bool(found) and all(
-        found[0]["metrics"][key] == value
-        for row in tried
-        for key, value in row["metrics"].items()
-        if "/" in key
+    setting = chosen(name, model)
+    return any(
+        row["seed"] == seed
+        and row["case"] == case_of(name, model)
+        and all(row["metrics"].get(key) == value for key, value in setting.items())
+        for row in rows("quality")
     )
-
-
-def same(row: dict[str, Any], case: dict[str, Any], seed: int) -> bool:
-    return bool(row["case"] == case and row["seed"] == seed)
 
 
 def case_of(name: str, model: str) -> dict[str, Any]:
@@ -267,6 +261,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
         metrics["effective_links"] = result["effective_links"]
     metrics |= costs(run, folder)
     metrics |= {key: value for key, value in last.items() if key.startswith("best_")}
+    metrics |= setting
     metrics["real_positions"] = real_positions(run)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
     row = write_row("quality", case_of(name, model), metrics, seed=seed)
