@@ -35,7 +35,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "heads": {str(n): {"heads": n} for n in (2, 4)},
     "blocks": {str(n): {"blocks": n} for n in (1, 2, 4)},
     "mask": {name: {"variant": name} for name in ("read-only", "dense")},
-    "phi": {name: {"variant": name} for name in ("silu", "softmax")},
+    "phi": {"softmax": {"variant": "softmax"}},
     "contextual links": {"off": {"variant": "raw-links"}},
     "item weights": {"from personalised links": {"variant": "coupled"}},
     "head": {

@@ -16,12 +16,12 @@ from benchmarks.tables import (
     table,
 )
 
-DEFAULTS: dict[str, str | dict[str, str]] = {
+DEFAULTS: dict[str, str] = {
     "links": "32",
     "heads": "1",
     "blocks": "3",
     "mask": "links and events read each other",
-    "phi": {"lime-mha": "softmax", "lime-xor": "SiLU"},
+    "phi": "SiLU",
     "contextual links": "on",
     "item weights": "from raw links",
     "head": "gated ReLU, 32 units",
@@ -110,12 +110,11 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
                 if gained >= -NOISE and max(candidate, user) <= 1.01 and min(candidate, user) < 0.99
             ]
             more = [value for value, (gained, _, _) in found.items() if gained >= NOISE]
-            default = DEFAULTS[part]
             body.append(
                 [
                     model,
                     part,
-                    default if isinstance(default, str) else default[model],
+                    DEFAULTS[part],
                     told(found, min(less, key=lambda value: found[value][1:], default=None)),
                     told(found, max(more, key=lambda value: found[value][0], default=None)),
                     str(len(seeds)),

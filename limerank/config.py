@@ -22,8 +22,8 @@ ModelName = Literal[
     "mha",
     "hstu",
 ]
-Variant = Literal["raw-links", "coupled", "product", "silu", "softmax", "read-only", "dense"]
-OF_MHA = ("raw-links", "coupled", "product", "silu")
+Variant = Literal["raw-links", "coupled", "product", "softmax", "read-only", "dense"]
+OF_MHA = ("raw-links", "coupled", "product", "softmax")
 OF_XOR = ("raw-links", "coupled", "product", "softmax", "read-only", "dense")
 Activation = Literal["relu", "hardswish", "silu"]
 

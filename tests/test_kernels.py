@@ -27,8 +27,9 @@ def _grads(
     return list(torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True))
 
 
+@pytest.mark.parametrize("name", ["link_attention", "softmax_attention"])
 @pytest.mark.parametrize(("batch", "heads", "links", "history", "e", "lengths"), SHAPES)
-def test_link_attention_is_its_reference(batch, heads, links, history, e, lengths):
+def test_reading_events_is_its_reference(batch, heads, links, history, e, lengths, name):
     torch.manual_seed(0)
     q, k, v = (
         _leaf(batch, heads, links, e),
@@ -38,8 +39,8 @@ def test_link_attention_is_its_reference(batch, heads, links, history, e, length
     rate = torch.rand(heads, links, requires_grad=True)
     age = torch.rand(batch, history) * 5
     lengths = torch.tensor(lengths)
-    fast = attention.link_attention(q, k, v, rate, age, lengths)
-    slow = reference.link_attention(q, k, v, rate, age, lengths)
+    fast = getattr(attention, name)(q, k, v, rate, age, lengths)
+    slow = getattr(reference, name)(q, k, v, rate, age, lengths)
     torch.testing.assert_close(fast, slow, atol=TOLERANCE, rtol=TOLERANCE)
     if not slow.requires_grad:
         return
@@ -51,15 +52,16 @@ def test_link_attention_is_its_reference(batch, heads, links, history, e, length
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["link_attention", "softmax_attention"])
 @pytest.mark.parametrize(("batch", "heads", "links", "history", "e", "lengths"), SHAPES)
-def test_link_attention_without_gradients(batch, heads, links, history, e, lengths, shared):
+def test_reading_events_without_gradients(batch, heads, links, history, e, lengths, name, shared):
     torch.manual_seed(0)
     q, k, v = (torch.randn(batch, heads, size, e) for size in (links, history, history))
     rate = torch.rand(heads, 1 if shared else links)
     age, lengths = torch.rand(batch, history) * 5, torch.tensor(lengths)
     with torch.inference_mode():
-        fast = attention.link_attention(q, k, v, rate, age, lengths)
-    slow = reference.link_attention(q, k, v, rate.expand(-1, links), age, lengths)
+        fast = getattr(attention, name)(q, k, v, rate, age, lengths)
+    slow = getattr(reference, name)(q, k, v, rate.expand(-1, links), age, lengths)
     torch.testing.assert_close(fast, slow, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -88,23 +90,35 @@ def test_xor_attention_is_the_masked_dense_one(batch, heads, links, history, e, 
         torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_padding_never_enters():
+@pytest.mark.parametrize("name", ["link_attention", "softmax_attention"])
+def test_padding_never_enters(name):
     torch.manual_seed(2)
     q, k, v = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 6, 4), torch.randn(2, 2, 6, 4)
     rate, age, lengths = torch.rand(2, 3), torch.rand(2, 6), torch.tensor([2, 6])
-    linked = attention.link_attention(q, k, v, rate, age, lengths)
+    read = getattr(attention, name)(q, k, v, rate, age, lengths)
     crossed, _ = attention.xor_attention(q, k, v, None, None, None, lengths)
     k[0, :, 2:], v[0, :, 2:], age[0, 2:] = 1e6, -1e6, 1e6
-    torch.testing.assert_close(attention.link_attention(q, k, v, rate, age, lengths), linked)
+    torch.testing.assert_close(getattr(attention, name)(q, k, v, rate, age, lengths), read)
     torch.testing.assert_close(
         attention.xor_attention(q, k, v, None, None, None, lengths)[0], crossed
     )
 
 
-def test_links_cancel_the_instant_that_ages_count_from():
+@pytest.mark.parametrize("name", ["link_attention", "softmax_attention"])
+def test_the_instant_that_ages_count_from_does_not_matter(name):
     torch.manual_seed(3)
     q, k, v = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
     rate, age, lengths = torch.rand(2, 3), torch.rand(1, 6), torch.tensor([6])
-    now = attention.link_attention(q, k, v, rate, age, lengths)
-    later = attention.link_attention(q, k, v, rate, age + 100.0, lengths)
+    now = getattr(attention, name)(q, k, v, rate, age, lengths)
+    later = getattr(attention, name)(q, k, v, rate, age + 100.0, lengths)
     torch.testing.assert_close(now, later, atol=1e-4, rtol=1e-4)
+
+
+def test_links_read_nothing_of_events_unlike_them():
+    """However many there are, and whatever their ages; a softmax reads as much as ever."""
+    torch.manual_seed(4)
+    q, v = torch.ones(1, 1, 2, 4), torch.randn(1, 1, 50, 4)
+    k = torch.full((1, 1, 50, 4), -20.0)
+    given = torch.rand(1, 2), torch.rand(1, 50), torch.tensor([50])
+    assert attention.link_attention(q, k, v, *given).abs().max() < 1e-6
+    assert attention.softmax_attention(q, k, v, *given).abs().max() > 0.1

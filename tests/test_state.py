@@ -336,8 +336,9 @@ def test_years_of_single_events_stay_exact():
     for at in range(n):
         one = carry_of(q, k[:, at : at + 1], v[:, at : at + 1], rate, torch.zeros(1), time[at])
         found = one if found is None else merged(found, one, rate)
-    logits = (q[0] @ k[0].T / e**0.5).double() - rate[0][:, None] * (time.max() - time)
-    expected = logits.softmax(-1) @ v[0].double()
+    share = (-rate[0][:, None] * (time.max() - time)).softmax(-1)
+    alike = torch.nn.functional.silu((q[0] @ k[0].T / e**0.5).double())
+    expected = (alike * share) @ v[0].double()
     torch.testing.assert_close(found.mean[0].double(), expected, atol=2e-5, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Attention between links and events: references that are the definition, and fast forms.
+"""Attention to events, in its fast forms; limerank.kernels.reference defines them.
 
 Shape letters: B requests, H heads, l links, N history positions (padded), e numbers per head.
 """
@@ -29,16 +29,61 @@ def link_attention(
     rate_hl: Tensor,
     age_bn: Tensor,
     lengths_b: Tensor,
+) -> Tensor:
+    """SiLU(q k^T / sqrt(e)) v, averaged over each request's real events by shares that fall with
+    age: [B, H, l, e]. A request without events reads zeros; see :func:`link_weights`."""
+    weights_bhln = link_weights(q_bhle, k_bhne, rate_hl, age_bn, lengths_b)
+    return weights_bhln.to(v_bhne.dtype) @ v_bhne
+
+
+def link_weights(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    rate_hl: Tensor,
+    age_bn: Tensor,
+    lengths_b: Tensor,
+    *,
     scale: float | None = None,
+    bias_bhl: Tensor | None = None,
+) -> Tensor:
+    """SiLU(q k^T / sqrt(e)) softmax(-rate * age) over each request's real events, [B, H, l, N].
+
+    The shares of events fall with their age and sum to one, whatever instant ages count from; how
+    alike a link and an event are is no share of anything: links may read nothing of all events.
+
+    Args:
+        scale: in place of 1 / sqrt(e).
+        bias_bhl: what every logit of a link gets added.
+    """
+    size, e = age_bn.shape[1], q_bhle.shape[-1]
+    share_bhln = age_bn[:, None, None] * -rate_hl.unsqueeze(-1)
+    if whole(lengths_b, size):
+        share_bhln = share_bhln.softmax(-1)
+    else:
+        real_b11n = real_positions(lengths_b, size)[:, None, None]
+        share_bhln = share_bhln.masked_fill(~real_b11n, -1e30).softmax(-1) * real_b11n
+    logits_bhln = (q_bhle * (e**-0.5 if scale is None else scale)) @ k_bhne.mT
+    if bias_bhl is not None:
+        logits_bhln = logits_bhln + bias_bhl[..., None]
+    if torch.is_grad_enabled():
+        return F.silu(logits_bhln) * share_bhln
+    return F.silu(logits_bhln, inplace=True).mul_(share_bhln)
+
+
+def softmax_attention(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
+    rate_hl: Tensor,
+    age_bn: Tensor,
+    lengths_b: Tensor,
 ) -> Tensor:
     """softmax(q k^T / sqrt(e) - rate * age) v over each request's real events: [B, H, l, e].
 
-    A request without events reads zeros. ``rate_hl`` may be [H, 1], the same for all links;
-    ``scale`` stands in for 1 / sqrt(e).
+    A request without events reads zeros. ``rate_hl`` may be [H, 1], the same for all queries.
     """
     batch, heads, links, e = q_bhle.shape
-    scale = e**-0.5 if scale is None else scale
-    kind = q_bhle.dtype
+    scale, kind = e**-0.5, q_bhle.dtype
     size = age_bn.shape[1]
     if not torch.is_grad_enabled() and size:
         # Fused: nothing of the size l x N is written but the mask, and not even that where links
@@ -46,13 +91,11 @@ def link_attention(
         mask_bhln = age_bn.view(batch, 1, 1, size) * -rate_hl.unsqueeze(-1)
         if whole(lengths_b, size):
             return F.scaled_dot_product_attention(
-                q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln.to(kind), scale=scale
+                q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln.to(kind)
             )
         real_b11n = real_positions(lengths_b, size)[:, None, None]
         mask_bhln = mask_bhln.masked_fill_(~real_b11n, -1e30).to(kind)
-        read_bhle = F.scaled_dot_product_attention(
-            q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln, scale=scale
-        )
+        read_bhle = F.scaled_dot_product_attention(q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln)
         return read_bhle * (lengths_b > 0)[:, None, None, None]
     real_bn = real_positions(lengths_b, size)
     rate_hl = rate_hl.expand(-1, links)

@@ -1,8 +1,8 @@
 """Attention of links over every prefix of histories, in a single pass.
 
-Softmax with a term ``-rate * age`` is a ratio of running sums, so what the links read of the first
-p events follows from what they read of the events before and from the few in between. Chunks of
-events are taken in turn: within a chunk prefixes are weighed by matrix products, and a
+Shares that fall as ``exp(-rate * age)`` are ratios of running sums, so what the links read of the
+first p events follows from what they read of the events before and from the few in between. Chunks
+of events are taken in turn: within a chunk prefixes are weighed by matrix products, and a
 :class:`Carry` of constant size brings what came before. Time is linear in the history and memory
 does not grow with it when each chunk is recomputed in the backward pass.
 
@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NOTHING = -1e30
-"""The logarithm of the weight of no events; finite, so that a prefix without any reads zeros."""
+"""The logarithm of the sum over no events; finite, so that a prefix without any reads zeros."""
 
 
 class Carry(NamedTuple):
     """What links read of all events so far: ``mean`` [..., H, l, e]; ``log`` [..., H, l], the
-    logarithm of the sum of their weights as of ``time`` [...], that of the newest."""
+    logarithm of the sum of exp(-rate * age) as of ``time`` [...], that of the newest."""
 
     mean: Tensor
     log: Tensor
@@ -53,15 +54,15 @@ def prefix_attention(
 
     Args:
         q_bhle, k_bhne, v_bhne: queries of the links; keys and values of the chunk's n events.
-        rate_hl: fall of a logit per unit of age, at least 0.
+        rate_hl: by how much the logarithm of a share falls per unit of age, at least 0.
         time_bn: times of the events, ascending, in the unit of ages.
         prefix_bm: how many of the chunk's events each prefix holds, 0 .. ``count_b``.
         count_b: how many events of the chunk are real, 0 .. n; the others are never read.
         carry: of the events before the chunk.
 
     Returns:
-        ``softmax(q k^T / sqrt(e) - rate * age) v`` over each prefix, [B, m, H, l, e], zeros for a
-        prefix without events; and the carry of all events up to the chunk's end.
+        ``SiLU(q k^T / sqrt(e)) softmax(-rate * age) v`` over each prefix, [B, m, H, l, e], zeros
+        for a prefix without events; and the carry of all events up to the chunk's end.
     """
     n = k_bhne.shape[2]
     upto_bm = torch.cat([prefix_bm, count_b[:, None]], 1)  # the last one: the whole chunk
@@ -71,14 +72,15 @@ def prefix_attention(
     newest_bm = time_bx.gather(1, upto_bm)
     age_bmx = newest_bm[..., None] - time_bx[:, None]
     seen_bmx = torch.arange(n + 1, device=upto_bm.device) <= upto_bm[..., None]
-    of_events_bhln = ((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT).float()
-    of_all_bhlx = torch.cat([carry.log[..., None], of_events_bhln], -1)
+    of_all_bhlx = F.pad(carry.log[..., None], (0, n))  # an event's own logarithm is 0
     logits_bhlmx = of_all_bhlx[:, :, :, None] - rate_hl[..., None, None] * age_bmx[:, None, None]
     logits_bhlmx = logits_bhlmx.masked_fill(~seen_bmx[:, None, None], -torch.inf)
-    weights_bhlmx = logits_bhlmx.softmax(-1)
+    share_bhlmx = logits_bhlmx.softmax(-1)
+    alike_bhln = F.silu(((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT).float())
+    weights_bhlmn = share_bhlmx[..., 1:] * alike_bhln[:, :, :, None]
     # Links and prefixes side by side: one product for each history and head.
-    read_bhje = weights_bhlmx[..., 1:].flatten(2, 3) @ v_bhne.float()
-    of_past_bhlme = weights_bhlmx[..., :1] * carry.mean[:, :, :, None]
+    read_bhje = weights_bhlmn.flatten(2, 3) @ v_bhne.float()
+    of_past_bhlme = share_bhlmx[..., :1] * carry.mean[:, :, :, None]
     read_bhlme = read_bhje.view(of_past_bhlme.shape) + of_past_bhlme
     read_bmhle = read_bhlme.permute(0, 3, 1, 2, 4)
     log_bhl = logits_bhlmx[:, :, :, -1].logsumexp(-1)
@@ -94,11 +96,10 @@ def carry_of(
         age_n: of each event, counted from the newest one, f32.
         time: that of the newest, f64 [], in the unit of ages.
     """
-    logits_hln = ((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float()
-    logits_hln = logits_hln - rate_hl[..., None] * age_n
-    return Carry(
-        logits_hln.softmax(-1) @ v_hne.float(), logits_hln.double().logsumexp(-1), time.double()
-    )
+    logits_hln = -rate_hl[..., None] * age_n
+    alike_hln = F.silu(((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float())
+    mean_hle = (alike_hln * logits_hln.softmax(-1)) @ v_hne.float()
+    return Carry(mean_hle, logits_hln.double().logsumexp(-1), time.double())
 
 
 def merged(one: Carry, other: Carry, rate_hl: Tensor) -> Carry:

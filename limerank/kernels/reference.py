@@ -18,6 +18,29 @@ def link_attention(
     age_bn: Tensor,
     lengths_b: Tensor,
 ) -> Tensor:
+    """SiLU(q k^T / sqrt(e)) softmax(-rate * age) v, one request, head and link at a time."""
+    batch, heads, links, e = q_bhle.shape
+    out = torch.zeros(batch, heads, links, e, dtype=v_bhne.dtype)
+    for b in range(batch):
+        n = int(lengths_b[b])
+        if n == 0:
+            continue
+        for h in range(heads):
+            for i in range(links):
+                logits_n = k_bhne[b, h, :n] @ q_bhle[b, h, i] / e**0.5
+                share_n = (-rate_hl[h, i] * age_bn[b, :n]).softmax(0)
+                out[b, h, i] = (F.silu(logits_n) * share_n) @ v_bhne[b, h, :n]
+    return out
+
+
+def softmax_attention(
+    q_bhle: Tensor,
+    k_bhne: Tensor,
+    v_bhne: Tensor,
+    rate_hl: Tensor,
+    age_bn: Tensor,
+    lengths_b: Tensor,
+) -> Tensor:
     """softmax(q k^T / sqrt(e) - rate * age) v, one request, head and link at a time."""
     batch, heads, links, e = q_bhle.shape
     out = torch.zeros(batch, heads, links, e, dtype=v_bhne.dtype)

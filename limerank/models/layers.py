@@ -19,6 +19,8 @@ AGE_BUCKETS = 48
 START_EVENTS = 4
 """Events of which half counts when training starts; see :class:`Evidence`. Other values:
 docs/results/attempts.md."""
+START_FLOOR = 0.5
+"""See :class:`FlooredNorm`. Other values: docs/results/attempts.md."""
 HALF_LIVES = 10.0, 1000.0
 """Shortest and longest half-life of a model that has not been told of a log's ages."""
 
@@ -67,7 +69,7 @@ def start_forgetting(log_rate_hl: Tensor, ages_n: Tensor | None = None) -> None:
 class Evidence(nn.Module):
     """n / (n + k), with a learned k: how much of what was read of n events counts.
 
-    What softmax or a mean reads of one event is as large as what it reads of a hundred that agree;
+    What a mean reads of one event is as large as what it reads of a hundred that agree;
     but one says less than a hundred. Of none, nothing counts. Logs hold few short histories to
     learn k from, so that it stays near :data:`START_EVENTS`.
 
@@ -86,6 +88,23 @@ class Evidence(nn.Module):
     def of_one(self, count: int) -> Tensor:
         """The same for one request, [...], in the fewest operations."""
         return torch.sigmoid((math.log(count) if count else -math.inf) - self.log_prior)
+
+
+class FlooredNorm(nn.Module):
+    """x / sqrt(mean(x^2) + c^2), with a learned c that starts as :data:`START_FLOOR`.
+
+    Much is brought to one size, as by any norm, so that the few events that are like a link are
+    heard among hundreds that are not; little stays little, so that a link of which nothing is like
+    says nothing. [..., d] -> [..., d].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_floor = nn.Parameter(torch.tensor(math.log(START_FLOOR)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.float().square().mean(-1, keepdim=True) + (2 * self.log_floor).exp()
+        return x * torch.rsqrt(size).to(x.dtype)
 
 
 class FeedForward(nn.Module):

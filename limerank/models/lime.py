@@ -27,12 +27,13 @@ from torch.utils.checkpoint import checkpoint
 
 from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import link_attention, xor_attention
+from limerank.kernels.attention import link_attention, link_weights, xor_attention
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import (
     Ages,
     Evidence,
     FeedForward,
+    FlooredNorm,
     join_heads,
     split_heads,
     start_forgetting,
@@ -134,9 +135,9 @@ class Lime(Ranker):
 
     @abc.abstractmethod
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        """With what weights links read events where they last do so, [B, H, l, N]; 0: padding.
+        """With what weights links read events where they last do so, of either sign, [B, H, l, N];
+        0: padding. LIME-XOR: those of the last block.
 
-        LIME-MHA: shares of one per head and link. LIME-XOR: of the last block, of either sign.
         For explanations; scoring never asks for it.
         """
 
@@ -166,9 +167,11 @@ class LimeMha(Lime):
     """LP = LC + attention of the links over the history, as far as it is evidence, then a
     feed-forward layer.
 
-    The logit of an event holds ``-rate * age`` with a learned rate per head and link. Ages count
-    from the newest event; softmax cancels whatever instant they count from, so that the layer is
-    three running sums over events in any order (see limerank.kernels.prefix).
+    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events by shares that fall as
+    exp(-rate * age), with a learned rate per head and link. Whatever instant ages count from, the
+    shares are the same, so that the layer is two running sums over events in any order (see
+    limerank.kernels.prefix). A softmax over the events would have every link read as much of a
+    history without anything like it as of one that is full of it.
     """
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
@@ -176,9 +179,10 @@ class LimeMha(Lime):
         d = config.width
         self.query = nn.Linear(d, d)
         self.key_value = nn.Linear(d, 2 * d)
+        self.norm_read = FlooredNorm()
         self.out = nn.Linear(d, d)
         self.feed = FeedForward(d, config.dropout)
-        self.evidence = Evidence(config.heads, config.links)
+        self.evidence = Evidence(config.links)
         self.log_rate = nn.Parameter(torch.empty(config.heads, config.links))
         start_forgetting(self.log_rate)
         parts = [(self.query.weight, self.key_value.weight[:d])]
@@ -203,37 +207,33 @@ class LimeMha(Lime):
     def _read(self, q_bhle: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         """What links read, [B, H, l, e], without keys or values of any event.
 
-        q (Wk x + bk) = (q Wk) x + q bk, and softmax cancels what all events share;
-        sum a (Wv x + bv) = Wv (sum a x) + bv, for shares sum to one. So links meet the events
-        themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand side by side
-        as more links.
+        q (Wk x + bk) = (q Wk) x + q bk, and sum a (Wv x + bv) = Wv (sum a x) + bv (sum a). So links
+        meet the events themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand
+        side by side as more links.
         """
         batch, heads, links, e = q_bhle.shape
         d = heads * e
         key_hed, value_hed = self.key_value.weight.view(2, heads, e, d).unbind()
-        x_bnd = self.event_tower(users, vectors_ud)
-        x_b1nd = x_bnd.unsqueeze(1)
-        read_b1jd = link_attention(
-            (q_bhle @ (key_hed[0] if heads == 1 else key_hed)).reshape(batch, 1, heads * links, d),
-            x_b1nd,
+        key_he, value_he = self.key_value.bias.view(2, heads, e).unbind()
+        x_b1nd = self.event_tower(users, vectors_ud).unsqueeze(1)
+        weights_b1jn = link_weights(
+            (q_bhle @ key_hed).reshape(batch, 1, heads * links, d),
             x_b1nd,
             self.log_rate.exp().reshape(1, heads * links),
             users.age,
             users.lengths,
             scale=e**-0.5,
+            bias_bhl=(q_bhle @ key_he[..., None]).reshape(batch, 1, heads * links) * e**-0.5,
         )
-        bias_d = self.key_value.bias[d:]
-        if heads == 1:
-            read_bhle = F.linear(read_b1jd, value_hed[0], bias_d)
-        else:
-            read_bhld = read_b1jd.reshape(batch, heads, links, d)
-            read_bhle = read_bhld @ value_hed.mT + bias_d.view(heads, 1, e)
-        return read_bhle
+        read_bhld = (weights_b1jn @ x_b1nd).view(batch, heads, links, d)
+        total_bhl1 = weights_b1jn.sum(-1).view(batch, heads, links, 1)
+        return read_bhld @ value_hed.mT + total_bhl1 * value_he[:, None]
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
         """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
-        read_bhle = read_bhle * self.evidence(count_b)[..., None].to(read_bhle.dtype)
-        links_bld = links_bld + self.out(join_heads(read_bhle))
+        update_bld = self.out(self.norm_read(join_heads(read_bhle)))
+        heard_bl1 = self.evidence(count_b)[..., None].to(update_bld.dtype)
+        links_bld = links_bld + update_bld * heard_bl1
         return links_bld + self.feed(links_bld)
 
     def sequence_logits(self, batch: Sequences) -> Tensor:
@@ -335,15 +335,13 @@ class LimeMha(Lime):
         return self.head(self.head.from_links(o_md) + head_mg), *after
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        heads, length = self.config.heads, users.items.shape[1]
+        heads = self.config.heads
         links_bld = self.contextualise(self.user_tower(users)[0])
         q_bhle = split_heads(self.query(links_bld), heads)
         k_bnd = self.event_tower.through(self.key_value, users, vectors_ud).chunk(2, -1)[0]
-        k_bhne = split_heads(k_bnd, heads)
-        # Values that are unit vectors are read as the weights themselves.
-        v_bhnn = torch.eye(length, dtype=k_bhne.dtype, device=k_bhne.device)
-        v_bhnn = v_bhnn.expand(*k_bhne.shape[:2], -1, -1)
-        return link_attention(q_bhle, k_bhne, v_bhnn, self.log_rate.exp(), users.age, users.lengths)
+        return link_weights(
+            q_bhle, split_heads(k_bnd, heads), self.log_rate.exp(), users.age, users.lengths
+        )
 
 
 LONG = 256

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import link_attention
+from limerank.kernels.attention import softmax_attention
 from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
 from limerank.models.ranker import Ranker, at_once, pieces
 
@@ -73,7 +73,7 @@ class CandidateAttention(Ranker):
         if not torch.is_grad_enabled() and terms.query.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
-        read_bhme = link_attention(
+        read_bhme = softmax_attention(
             split_heads(query_bmd, heads),
             split_heads(state.keys, heads),
             split_heads(state.values, heads),

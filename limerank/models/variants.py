@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import real_positions
+from limerank.kernels.attention import real_positions, softmax_attention
 from limerank.models.layers import join_heads, split_heads
 from limerank.models.lime import Lime, LimeMha, LimeXor, LinkState, LinkTerms, XorBlock
 from limerank.models.ranker import Ranker
@@ -105,19 +105,17 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int) -
     return join_heads(logits.softmax(-1).to(v.dtype) @ v)
 
 
-class SiluMha(LimeMha):
-    """phi is SiLU, shared out over the events: exp(-rate * age) SiLU(q k^T / sqrt(e)) / n."""
+class SoftmaxMha(LimeMha):
+    """phi is a softmax: softmax(q k^T / sqrt(e) - rate * age)."""
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         heads = self.config.heads
         q_bhle = split_heads(self.query(links_bld), heads)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
         k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
-        real_bn = real_positions(users.lengths, k_bhne.shape[2])
-        share_bn = real_bn / users.lengths.clamp(min=1)[:, None]
-        kept_bhln = torch.exp(-self.log_rate.exp()[..., None] * users.age[:, None, None])
-        a_bhln = F.silu((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT) * kept_bhln
-        read_bhle = (a_bhln * share_bn[:, None, None]).to(v_bhne.dtype) @ v_bhne
+        read_bhle = softmax_attention(
+            q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
+        )
         return self.absorb(links_bld, read_bhle, users.lengths)
 
 
@@ -170,7 +168,7 @@ class Product(Lime):
 
 
 VARIANTS: dict[tuple[str, str], type[Ranker]] = {
-    ("lime-mha", "silu"): SiluMha,
+    ("lime-mha", "softmax"): SoftmaxMha,
     ("lime-xor", "softmax"): SoftmaxXor,
     ("lime-xor", "read-only"): ReadOnly,
     ("lime-xor", "dense"): Dense,
