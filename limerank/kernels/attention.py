@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEAST_SHARE = 1e-30
+"""Of an event among others. Smaller ones have no normal number in f32, and arithmetic with those is
+many times as slow."""
+
 
 def real_positions(lengths_b: Tensor, size: int) -> Tensor:
     """Which of ``size`` history positions hold events, bool [B, N]."""
@@ -32,6 +36,7 @@ def link_attention(
 ) -> Tensor:
     """SiLU(q k^T / sqrt(e)) v, averaged over each request's real events by shares that fall with
     age: [B, H, l, e]. A request without events reads zeros; see :func:`link_weights`."""
+    q_bhle = q_bhle * q_bhle.shape[-1] ** -0.5
     weights_bhln = link_weights(q_bhle, k_bhne, rate_hl, age_bn, lengths_b)
     return weights_bhln.to(v_bhne.dtype) @ v_bhne
 
@@ -42,32 +47,33 @@ def link_weights(
     rate_hl: Tensor,
     age_bn: Tensor,
     lengths_b: Tensor,
-    *,
-    scale: float | None = None,
     bias_bhl: Tensor | None = None,
 ) -> Tensor:
-    """SiLU(q k^T / sqrt(e)) softmax(-rate * age) over each request's real events, [B, H, l, N].
+    """SiLU(q k^T + bias) softmax(-rate * age) over each request's real events, [B, H, l, N].
 
     The shares of events fall with their age and sum to one, whatever instant ages count from; how
     alike a link and an event are is no share of anything: links may read nothing of all events.
-
-    Args:
-        scale: in place of 1 / sqrt(e).
-        bias_bhl: what every logit of a link gets added.
+    Queries come divided by sqrt(e).
     """
-    size, e = age_bn.shape[1], q_bhle.shape[-1]
+    size = age_bn.shape[1]
     share_bhln = age_bn[:, None, None] * -rate_hl.unsqueeze(-1)
     if whole(lengths_b, size):
-        share_bhln = share_bhln.softmax(-1)
+        share_bhln = shares(share_bhln)
     else:
         real_b11n = real_positions(lengths_b, size)[:, None, None]
-        share_bhln = share_bhln.masked_fill(~real_b11n, -1e30).softmax(-1) * real_b11n
-    logits_bhln = (q_bhle * (e**-0.5 if scale is None else scale)) @ k_bhne.mT
+        share_bhln = shares(share_bhln.masked_fill(~real_b11n, -1e30)) * real_b11n
+    logits_bhln = q_bhle @ k_bhne.mT
     if bias_bhl is not None:
-        logits_bhln = logits_bhln + bias_bhl[..., None]
+        logits_bhln += bias_bhl[..., None]
     if torch.is_grad_enabled():
         return F.silu(logits_bhln) * share_bhln
     return F.silu(logits_bhln, inplace=True).mul_(share_bhln)
+
+
+def shares(logarithms: Tensor) -> Tensor:
+    """Softmax over the last dimension, without shares below :data:`LEAST_SHARE`."""
+    found = logarithms.softmax(-1)
+    return F.threshold(found, LEAST_SHARE, 0.0, inplace=not torch.is_grad_enabled())
 
 
 def softmax_attention(

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limerank.kernels.attention import shares
+
 NOTHING = -1e30
 """The logarithm of the sum over no events; finite, so that a prefix without any reads zeros."""
 
@@ -75,7 +77,7 @@ def prefix_attention(
     of_all_bhlx = F.pad(carry.log[..., None], (0, n))  # an event's own logarithm is 0
     logits_bhlmx = of_all_bhlx[:, :, :, None] - rate_hl[..., None, None] * age_bmx[:, None, None]
     logits_bhlmx = logits_bhlmx.masked_fill(~seen_bmx[:, None, None], -torch.inf)
-    share_bhlmx = logits_bhlmx.softmax(-1)
+    share_bhlmx = shares(logits_bhlmx)
     alike_bhln = F.silu(((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT).float())
     weights_bhlmn = share_bhlmx[..., 1:] * alike_bhln[:, :, :, None]
     # Links and prefixes side by side: one product for each history and head.
@@ -98,7 +100,7 @@ def carry_of(
     """
     logits_hln = -rate_hl[..., None] * age_n
     alike_hln = F.silu(((q_hle * q_hle.shape[-1] ** -0.5) @ k_hne.mT).float())
-    mean_hle = (alike_hln * logits_hln.softmax(-1)) @ v_hne.float()
+    mean_hle = (alike_hln * shares(logits_hln)) @ v_hne.float()
     return Carry(mean_hle, logits_hln.double().logsumexp(-1), time.double())
 
 

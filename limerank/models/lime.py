@@ -213,21 +213,23 @@ class LimeMha(Lime):
         """
         batch, heads, links, e = q_bhle.shape
         d = heads * e
-        key_hed, value_hed = self.key_value.weight.view(2, heads, e, d).unbind()
-        key_he, value_he = self.key_value.bias.view(2, heads, e).unbind()
+        key, value = self.key_value.weight.view(2, heads, e, d).unbind()
+        of_key, of_value = self.key_value.bias.view(2, heads, 1, e).unbind()
+        if heads == 1:  # matrices instead of stacks of one: fewer operations
+            key, value, of_key, of_value = key[0], value[0], of_key[0], of_value[0]
+        q_bhle = q_bhle * e**-0.5
         x_b1nd = self.event_tower(users, vectors_ud).unsqueeze(1)
         weights_b1jn = link_weights(
-            (q_bhle @ key_hed).reshape(batch, 1, heads * links, d),
+            (q_bhle @ key).view(batch, 1, heads * links, d),
             x_b1nd,
-            self.log_rate.exp().reshape(1, heads * links),
+            self.log_rate.exp().view(1, heads * links),
             users.age,
             users.lengths,
-            scale=e**-0.5,
-            bias_bhl=(q_bhle @ key_he[..., None]).reshape(batch, 1, heads * links) * e**-0.5,
+            (q_bhle @ of_key.mT).view(batch, 1, heads * links),
         )
         read_bhld = (weights_b1jn @ x_b1nd).view(batch, heads, links, d)
         total_bhl1 = weights_b1jn.sum(-1).view(batch, heads, links, 1)
-        return read_bhld @ value_hed.mT + total_bhl1 * value_he[:, None]
+        return torch.addcmul(read_bhld @ value.mT, total_bhl1, of_value)
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
         """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
@@ -339,9 +341,8 @@ class LimeMha(Lime):
         links_bld = self.contextualise(self.user_tower(users)[0])
         q_bhle = split_heads(self.query(links_bld), heads)
         k_bnd = self.event_tower.through(self.key_value, users, vectors_ud).chunk(2, -1)[0]
-        return link_weights(
-            q_bhle, split_heads(k_bnd, heads), self.log_rate.exp(), users.age, users.lengths
-        )
+        k_bhne = split_heads(k_bnd * (self.config.width // heads) ** -0.5, heads)
+        return link_weights(q_bhle, k_bhne, self.log_rate.exp(), users.age, users.lengths)
 
 
 LONG = 256
