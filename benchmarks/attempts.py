@@ -54,7 +54,7 @@ def attempts(found: list[Row]) -> str:
         "[quality](quality.md) and [ablations](ablations.md). A row comes from",
         "`python -m benchmarks.attempts RUN WORDS`.",
         "",
-        *machines(found),
+        machines(found)[0],
     ]
     groups = grouped(found, lambda row: f"{row['case']['dataset']}, {row['case']['model']}")
     for name, part in groups.items():

@@ -27,6 +27,11 @@ COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha
 GREY = "#8a8f98"
 
 
+PRESENT = {"lime-mha": ("2026-11-23", "a softmax over events")}
+"""Model -> since when it is as it is, and what its former form had: a new form has rows of its own
+only as they are measured again."""
+
+
 def grouped(found: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
     groups: dict[K, list[Row]] = defaultdict(list)
     for row in found:
@@ -45,10 +50,16 @@ def machines(found: list[Row]) -> list[str]:
     where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}
     what = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in found}
     commits = sorted({row["commit"] for row in found})
-    return [
+    lines = [
         f"Machine: {'; '.join(sorted(where))}. Versions: {'; '.join(sorted(what))}. "
         f"Commits: {', '.join(commits)}."
     ]
+    for model, (since, had) in PRESENT.items():
+        of_model = [row for row in found if row["case"].get("model") == model]
+        if former := sum(row["date"] < since for row in of_model):
+            some = "All" if former == len(of_model) else f"{former} of {len(of_model)}"
+            lines += ["", f"**{some} rows of {model} are of its former form, {had}.**"]
+    return lines
 
 
 def spread_of(found: list[Row], name: str) -> str:

@@ -94,7 +94,7 @@ class FlooredNorm(nn.Module):
     """x / sqrt(mean(x^2) + c^2), with a learned c that starts as :data:`START_FLOOR`.
 
     Much is brought to one size, as by any norm, so that the few events that are like a link are
-    heard among hundreds that are not; little stays little, so that a link of which nothing is like
+    heard among hundreds that are not; little stays little, so that a link that nothing is like
     says nothing. [..., d] -> [..., d].
     """
 
