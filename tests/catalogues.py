@@ -68,12 +68,15 @@ def data(**options: object) -> Dataset:
 
 def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     """A run with random weights, louder than at the start of a training, and by chance alone: how
-    links and items are made alike at the start, and from what count of events links are heard, is
-    nothing that an index or a scorer knows of."""
+    links and items are made alike at the start, and from what count of events and what size links
+    are heard, is nothing that an index or a scorer knows of."""
     torch.manual_seed(1)
     config = ModelConfig(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
     shape = DataShape.of(dataset.manifest)
-    with mock.patch.object(Lime, "_start_alike"), mock.patch.object(layers, "START_EVENTS", 1):
+    with (
+        mock.patch.object(Lime, "_start_alike"),
+        mock.patch.multiple(layers, START_EVENTS=1, START_FLOOR=1.0),
+    ):
         ranker = build(shape, config)
     with torch.no_grad():
         for weight in ranker.parameters():

@@ -122,3 +122,16 @@ def test_links_read_nothing_of_events_unlike_them():
     given = torch.rand(1, 2), torch.rand(1, 50), torch.tensor([50])
     assert attention.link_attention(q, k, v, *given).abs().max() < 1e-6
     assert attention.softmax_attention(q, k, v, *given).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_no_weight_is_too_small_for_a_normal_number(gradients):
+    """Events of long ago beside new ones: arithmetic with their shares would be many times as
+    slow, and they weigh nothing."""
+    q, k = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 400, 4)
+    age = torch.arange(400.0)[None]
+    with torch.set_grad_enabled(gradients):
+        found = attention.link_weights(q, k, torch.ones(1, 2), age, torch.tensor([400]))
+    least = torch.finfo(torch.float32).tiny
+    assert ((found == 0) | (found > least)).all()
+    assert (found[..., :60] > 0).all() and (found[..., 100:] == 0).all()

@@ -14,7 +14,7 @@ from limerank.batch import Batch
 from limerank.config import ModelConfig, Variant
 from limerank.losses import predictions, task_losses, total_loss
 from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
-from limerank.models.layers import HALF_LIVES, Evidence, start_forgetting
+from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
 from limerank.models.ranker import gather
 from tests.worlds import SHAPE, batch, unsure
 
@@ -262,6 +262,23 @@ def test_evidence_grows_with_events():
     found.sum().backward()
     gradient = evidence.log_prior.grad
     assert gradient is not None and (gradient < 0).all()
+
+
+def test_a_floored_norm_keeps_little_little():
+    """With gradients and without; much is brought to a size of one, little to its share of c."""
+    norm = FlooredNorm()
+    with torch.no_grad():
+        norm.log_floor.fill_(float(np.log(0.2)))
+    x = torch.tensor([[300.0, -400.0], [0.003, -0.004], [0.0, 0.0]])
+    size = x.square().mean(-1, keepdim=True).sqrt()
+    found = norm(x)
+    torch.testing.assert_close(found, x / (size.square() + 0.04).sqrt(), **CLOSE)
+    assert found[0].detach().square().mean().sqrt() == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(found[1], x[1] / 0.2, rtol=1e-3, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x), found.detach(), **CLOSE)
+    found.sum().backward()
+    assert norm.log_floor.grad.isfinite()
 
 
 def test_half_lives_start_spread_over_the_ages_of_a_log():
