@@ -243,7 +243,13 @@ def test_by_keyboard_alone(served, browser):
         page.keyboard.press("Escape")
         expect(page.locator("#why")).to_be_hidden()
         assert page.evaluate("document.activeElement.closest('li')?.dataset.item") == below
-        page.locator("#tab-rank").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("#why .flow")).to_be_visible()
+        page.evaluate(  # who has gone on before the page is told of the closing is not called back
+            "document.querySelector('#why').close(); document.querySelector('#tab-rank').focus()"
+        )
+        page.wait_for_function("!document.querySelector('#why-empty').hidden")
+        assert page.evaluate("document.activeElement.id") == "tab-rank"
         page.keyboard.press("ArrowRight")
         expect(page.locator("#panel-operations")).to_be_visible()
 

@@ -361,7 +361,8 @@ async function start() {
       closed: (row) => {
         asked.why.stop();
         views.ranking.choose(null);
-        if (row && !document.querySelector("dialog:modal")) views.ranking.focus(row.item);
+        const at = document.activeElement; // told late: the visitor may be elsewhere by now
+        if (row && (at === document.body || at.closest(".ranked"))) views.ranking.focus(row.item);
       },
     }),
     operations: operationsView(byId("panel-operations"), { failed }),
