@@ -88,7 +88,7 @@ class ModelConfig(Frozen):
     links: int = Field(32, ge=1)
     """l: learned links between history and candidates; LREA: slots; truncated MHA: events."""
     blocks: int = Field(3, ge=1)
-    """LIME-XOR, SASRec, HSTU: depth of the stack."""
+    """LIME-XOR, SASRec, HSTU: depth of the stack; in the last of LIME-XOR links read for good."""
     places: int = Field(1024, ge=1)
     """SASRec, HSTU, LREA: places of a history that are told apart; older ones share the last."""
     hidden: int = Field(32, ge=1)

@@ -4,9 +4,9 @@ Two answers, and neither is an estimate of what the model did:
 
 - **Shares**: of what a LIME item receives from the links, ``o_t = sum over links of W[t] LP``,
   the part that each event has in it. ``share_j = sum_l w[l] a[l, j]``, where ``w[l]`` is the item's
-  weight of link l, averaged over heads. Links weigh events by SiLU, with either sign (LIME-XOR: in
-  several blocks, of which the last is taken): ``a[l, j]`` is the size of the link's weight of
-  event j, over heads, scaled to one per link: a picture of where links look. Shares sum to one.
+  weight of link l, averaged over heads. Links weigh events by SiLU, with either sign (LIME-XOR:
+  events that links have written to before): ``a[l, j]`` is the size of the link's weight of event
+  j, over heads, scaled to one per link: a picture of where links look. Shares sum to one.
 - **Effects**: by how much the ranking value would be lower had the event never happened. Exact by
   definition: the state is computed anew without the event and the item is scored again; the
   request's context (its hour, the gap since the newest event) stays what it was. A negative effect:

@@ -22,7 +22,7 @@ from limerank.files import checksum, read_json
 from limerank.models import Ranker, build
 from limerank.schema import validate
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""What each baseline computes, by definition: one request and one candidate at a time, in float32.
+"""What each model computes, by definition: one request and one candidate at a time, in float32.
 
 Every function takes a ranker in evaluation mode, the events of one request without padding
-(``events_nd``: what the event tower gives; ``age_n``), and one candidate's item vector ``t_d``; it
-gives what the head reads of the history for that candidate, o [d]. Written from the papers'
-equations, with the ranker's weights and nothing else of its code.
+(``events_nd``: what the event tower gives; ``age_n``), one candidate's item vector ``t_d`` and,
+where it has links, the user's vector ``u_d``; it gives what the head reads of the history for that
+candidate, o [d]. Written from the equations (of baselines in their papers, of LIME in
+docs/model.md), with the ranker's weights and nothing else of its code.
 """
 
 from __future__ import annotations
@@ -150,7 +151,81 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     return layer_norm(ranker.norm, x[-1])
 
 
+def contextualised(ranker, u_d: Tensor) -> list[Tensor]:
+    links = []
+    for link in ranker.links:
+        inner = F.silu(linear(ranker.context_in, torch.cat([link, u_d])))
+        links.append(link + linear(ranker.context_out, inner))
+    return links
+
+
+def heard(evidence, link: int, n: int) -> Tensor:
+    return n / (n + evidence.log_prior[link].exp())
+
+
+def read(reading, links: list[Tensor], events: list[Tensor], age_n: Tensor) -> list[Tensor]:
+    """The links after they have read the events for good."""
+    heads, new = reading.heads, []
+    pairs = [halves(linear(reading.key_value, e), 2) for e in events]
+    for place, link in enumerate(links):
+        found = []
+        for h, q in enumerate(halves(linear(reading.query, link), heads)):
+            shares = (-reading.log_rate[h, place].exp() * age_n).softmax(0)
+            total = torch.zeros_like(q)
+            for share, (key, value) in zip(shares, pairs, strict=True):
+                k, v = halves(key, heads)[h], halves(value, heads)[h]
+                total = total + share * F.silu(q @ k / math.sqrt(len(q))) * v
+            found.append(total)
+        x = torch.cat(found)
+        x = x / (x.square().mean() + (2 * reading.norm_read.log_floor).exp()).sqrt()
+        link = link + linear(reading.out, x) * heard(reading.evidence, place, len(events))
+        new.append(link + feed(reading.feed, link))
+    return new
+
+
+def of_links(ranker, links: list[Tensor], t_d: Tensor) -> Tensor:
+    """What a candidate takes of personalised links, by its weights of the raw ones."""
+    heads, found = ranker.config.heads, []
+    personal = [halves(layer_norm(ranker.norm, link), heads) for link in links]
+    keys = [halves(linear(ranker.link_key, link), heads) for link in ranker.links]
+    zero = [torch.zeros(())] * len(links)
+    for h, q in enumerate(halves(linear(ranker.item_query, t_d), heads)):
+        found.append(attend(q, [key[h] for key in keys], [link[h] for link in personal], zero))
+    return torch.cat(found)
+
+
+def lime_mha(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor, u_d: Tensor) -> Tensor:
+    links = read(ranker.reading, contextualised(ranker, u_d), list(events_nd), age_n)
+    return of_links(ranker, links, t_d)
+
+
+def lime_xor(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor, u_d: Tensor) -> Tensor:
+    """Blocks over [links ; events] in which only links and events see each other."""
+    x = [*contextualised(ranker, u_d), *aged(ranker, events_nd, age_n)]
+    links = len(ranker.links)
+    for block in ranker.stack:
+        normal = [layer_norm(block.norm, one) for one in x]
+        uq = [halves(F.silu(linear(block.uq, one)), 2) for one in normal]
+        kv = [halves(F.silu(linear(block.kv, one)), 2) for one in normal]
+        new = []
+        for i, one in enumerate(x):
+            seen = [j for j in range(len(x)) if (i < links) != (j < links)]
+            found = []
+            for h, q in enumerate(halves(uq[i][1], block.heads)):
+                total = torch.zeros_like(q)
+                for j in seen:
+                    k, v = (halves(part, block.heads)[h] for part in kv[j])
+                    total = total + F.silu(q @ k / math.sqrt(len(q))) / len(seen) * v
+                found.append(total)
+            gated = linear(block.out, layer_norm(block.norm_read, torch.cat(found)) * uq[i][0])
+            new.append(one + gated * (heard(block.evidence, i, len(seen)) if i < links else 1))
+        x = new
+    return of_links(ranker, read(ranker.reading, x[:links], x[links:], age_n), t_d)
+
+
+WITH_LINKS = {"lime-mha": lime_mha, "lime-xor": lime_xor}
 REFERENCES = {
+    **WITH_LINKS,
     "mha": mha,
     "truncated-mha": truncated_mha,
     "lrea": lrea,
@@ -162,7 +237,7 @@ REFERENCES = {
 
 def logits(ranker: Ranker, batch: Batch) -> list[Tensor]:
     """Logits [K] of every real candidate, request by request."""
-    reference, found = REFERENCES[ranker.config.model], []
+    model, found = ranker.config.model, []
     vectors = ranker.item_vectors(batch.items)
     events = ranker.event_tower(batch.users, vectors)
     u, c = ranker.user_tower(batch.users)
@@ -171,7 +246,8 @@ def logits(ranker: Ranker, batch: Batch) -> list[Tensor]:
         n = int(batch.users.lengths[b])
         for m in range(count):
             t_d = vectors[batch.candidates[b, m]]
-            o_d = reference(ranker, events[b, :n], batch.users.age[b, :n], t_d)
+            of_user = (u[b],) if model in WITH_LINKS else ()
+            o_d = REFERENCES[model](ranker, events[b, :n], batch.users.age[b, :n], t_d, *of_user)
             a = linear(head.from_links, o_d) + linear(head.from_item, t_d)
             a = a + linear(head.from_user, u[b]) + linear(head.from_context, c[b])
             first, gate = a.chunk(2)

@@ -176,16 +176,19 @@ def test_weights_of_reading_are_the_model_s_own(model):
         real = torch.arange(n) < users.lengths[:, None]
         assert (weights * ~real[:, None, None]).abs().max() == 0
         values = []
-        last = ranker if model == "lime-mha" else ranker.stack[-1]
-        layer = last.out
+        layer = ranker.reading.out
         handle = layer.register_forward_pre_hook(lambda _, given: values.append(given[0]))
         ranker.encode_users(users, vectors)
         handle.remove()
         if model == "lime-mha":
-            v = ranker.event_tower.through(ranker.key_value, users, vectors).chunk(2, -1)[1]
-            v = v.unflatten(-1, (heads, -1)).transpose(1, 2)
-            read = ranker.norm_read((weights @ v).transpose(1, 2).flatten(-2))
-            torch.testing.assert_close(read, values[-1], atol=1e-5, rtol=1e-4)
+            kv = ranker.event_tower.through(ranker.reading.key_value, users, vectors)
+        else:
+            events = ranker.event_tower(users, vectors) + ranker.ages(users.age)
+            links = ranker.contextualise(ranker.user_tower(users)[0])
+            kv = ranker.reading.key_value(ranker.through(links, events, users.lengths)[1])
+        v = kv.chunk(2, -1)[1].unflatten(-1, (heads, -1)).transpose(1, 2)
+        read = ranker.reading.norm_read((weights @ v).transpose(1, 2).flatten(-2))
+        torch.testing.assert_close(read, values[-1], atol=1e-5, rtol=1e-4)
 
 
 def test_a_request_of_one_s_own():

@@ -96,12 +96,10 @@ def test_padding_never_enters(name):
     q, k, v = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 6, 4), torch.randn(2, 2, 6, 4)
     rate, age, lengths = torch.rand(2, 3), torch.rand(2, 6), torch.tensor([2, 6])
     read = getattr(attention, name)(q, k, v, rate, age, lengths)
-    crossed, _ = attention.xor_attention(q, k, v, None, None, None, lengths)
+    crossed = attention.pointwise_attention(q, k, v, lengths)
     k[0, :, 2:], v[0, :, 2:], age[0, 2:] = 1e6, -1e6, 1e6
     torch.testing.assert_close(getattr(attention, name)(q, k, v, rate, age, lengths), read)
-    torch.testing.assert_close(
-        attention.xor_attention(q, k, v, None, None, None, lengths)[0], crossed
-    )
+    torch.testing.assert_close(attention.pointwise_attention(q, k, v, lengths), crossed)
 
 
 @pytest.mark.parametrize("name", ["link_attention", "softmax_attention"])

@@ -226,7 +226,7 @@ def test_few_events_say_less_than_many(model):
     torch.manual_seed(0)
     config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=1)
     ranker, whole = build(SHAPE, config).eval(), batch([9], [4])
-    lime = ranker.evidence if model == "lime-mha" else ranker.stack[0].evidence
+    lime = ranker.reading.evidence
 
     def scores(count: int, log_prior: float) -> torch.Tensor:
         lime.log_prior.data.fill_(log_prior)
@@ -373,22 +373,27 @@ def test_lime_mha_starts_with_items_that_read_what_is_like_them():
     whole = batch([12], [8], items=20)
     vectors = ranker.item_vectors(whole.items)
     weights_ul = ranker.encode_items(vectors).weights
-    keys_ud = ranker.key_value(vectors).chunk(2, -1)[0]
-    queries_ld = ranker.query(ranker.links)
+    keys_ud = ranker.reading.key_value(vectors).chunk(2, -1)[0]
+    queries_ld = ranker.reading.query(ranker.links)
     reads_ul = F.silu(keys_ud @ queries_ld.T / 32**0.5)
     alike_uu = weights_ul @ reads_ul.T
     assert (alike_uu.diagonal() > alike_uu.mean(1)).all()
 
 
 def test_lime_xor_starts_with_items_that_read_what_is_like_them():
-    """The same of every block, before its SiLU: these start with a far smaller spread."""
+    """The same of every block and of the reading, before SiLU: blocks start with a small spread."""
     torch.manual_seed(0)
     ranker = build(SHAPE, ModelConfig(model="lime-xor", width=32, links=64)).eval()
     vectors_ud = ranker.item_vectors(batch([12], [8], items=20).items)
     items_ul = ranker.item_query(vectors_ud) @ ranker.link_key(ranker.links).T
-    for block in ranker.stack:
-        keys_ud = block.kv(block.norm(vectors_ud))[:, :32]
-        reads_ul = keys_ud @ block.uq(block.norm(ranker.links))[:, 32:].T
+    layers = [
+        (block.kv(block.norm(vectors_ud))[:, :32], block.uq(block.norm(ranker.links))[:, 32:])
+        for block in ranker.stack
+    ]
+    last = ranker.reading
+    layers.append((last.key_value(vectors_ud)[:, :32], last.query(ranker.links)))
+    for keys_ud, queries_ld in layers:
+        reads_ul = keys_ud @ queries_ld.T
         both = torch.stack([items_ul.flatten(), reads_ul.flatten()])
         assert torch.corrcoef(both)[0, 1] > 0.8
 

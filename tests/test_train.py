@@ -98,7 +98,9 @@ def test_half_lives_start_at_the_ages_of_the_log(data, tmp_path, model):
     dataset = Dataset(data)
     users = dataset.batch(dataset.requests_of("train")).users
     ages = users.age[users.age > 0]
-    found = float(torch.log(torch.tensor(2.0))) / _weights(tmp_path / "run")["log_rate"].exp()
+    found = (
+        float(torch.log(torch.tensor(2.0))) / _weights(tmp_path / "run")["reading.log_rate"].exp()
+    )
     low, high = ages.quantile(0.02), ages.quantile(0.1)
     assert low <= found.min() <= high
     low, high = 10 * ages.quantile(0.9), 10 * ages.quantile(0.98)

@@ -116,29 +116,33 @@ def softmax_attention(
     return (weights_bhln.to(kind) @ v_bhne) * (lengths_b > 0)[:, None, None, None]
 
 
+def pointwise_attention(
+    q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, lengths_b: Tensor
+) -> Tensor:
+    """SiLU(q k^T / sqrt(e)) v / n over each request's n real events: [B, l, H e]."""
+    real_bn = real_positions(lengths_b, k_bhne.shape[2])
+    share_bn = (real_bn / lengths_b.clamp(min=1)[:, None]).to(v_bhne.dtype)
+    a_bhln = F.silu((q_bhle * q_bhle.shape[-1] ** -0.5) @ k_bhne.mT)
+    read_bhle = a_bhln @ (v_bhne * share_bn[:, None, :, None])
+    return read_bhle.transpose(1, 2).flatten(-2)
+
+
 def xor_attention(
     q_bhle: Tensor,
     k_bhne: Tensor,
     v_bhne: Tensor,
-    q_bhne: Tensor | None,
-    k_bhle: Tensor | None,
-    v_bhle: Tensor | None,
+    q_bhne: Tensor,
+    k_bhle: Tensor,
+    v_bhle: Tensor,
     lengths_b: Tensor,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """The two rectangles of pointwise attention under the mask that keeps link-event pairs only.
 
     Returns:
-        What each link reads of the events, SiLU(q k^T / sqrt(e)) v / n over real events,
-        [B, l, H e], and what each event reads of the links, [B, N, H e] (None without queries).
+        What each link reads of the events, [B, l, H e]: see :func:`pointwise_attention`; and what
+        each event reads of the links, [B, N, H e].
     """
-    scale = q_bhle.shape[-1] ** -0.5
-    real_bn = real_positions(lengths_b, k_bhne.shape[2])
-    share_bn = (real_bn / lengths_b.clamp(min=1)[:, None]).to(v_bhne.dtype)
-    a_bhln = F.silu((q_bhle * scale) @ k_bhne.mT)
-    read_bhle = a_bhln @ (v_bhne * share_bn[:, None, :, None])
-    read_bld = read_bhle.transpose(1, 2).flatten(-2)
-    if q_bhne is None or k_bhle is None or v_bhle is None:
-        return read_bld, None
-    a_bhnl = F.silu(q_bhne @ (k_bhle * scale).mT)
+    read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, lengths_b)
+    a_bhnl = F.silu(q_bhne @ (k_bhle * q_bhle.shape[-1] ** -0.5).mT)
     read_bhne = a_bhnl @ (v_bhle / k_bhle.shape[2])
     return read_bld, read_bhne.transpose(1, 2).flatten(-2)

@@ -2,8 +2,9 @@
 
 What this model has (LIME, arXiv 2510.18239; equations in docs/model.md):
 - links that are contextualised by the user's features and personalised by the history, in time
-  linear in the history: one attention layer (LIME-MHA), or HSTU-style blocks under a mask that
-  keeps only link-event pairs, computed as two rectangles (LIME-XOR);
+  linear in the history: one attention layer reads the events as they are (LIME-MHA), or as they
+  come out of HSTU-style blocks under a mask that keeps only link-event pairs, computed as two
+  rectangles (LIME-XOR);
 - attention of candidates to the raw links, which no user enters: computed once per item;
 - a shallow head whose first layer is additive, so that the links are folded through it once per
   request and a candidate costs H l g + h K multiply-adds.
@@ -16,7 +17,7 @@ e = d / H, l links, g first-layer outputs of the head, K tasks.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ from limerank.models.layers import (
 from limerank.models.ranker import Ranker, gather
 
 START_GAIN = 2.0
-"""LIME-MHA: spread of the logits between links and vectors at the start; see ``_start_alike``."""
+"""Spread of the logits between links and vectors at the start; see ``_start_alike``."""
 ITEM_GAIN = 3**-0.5
 """LIME-XOR: that between links and items, as of any linear layer; with 2 it ends lower on ml1m."""
 PREFIX_CHUNK = 64
@@ -64,11 +65,102 @@ class LinkState(NamedTuple):
     head: Tensor
 
 
+class Reading(nn.Module):
+    """How links read events for good: one attention layer, of which as much counts as it is
+    evidence, then a feed-forward layer.
+
+    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events by shares that fall as
+    exp(-rate * age), with a learned rate per head and link. Whatever instant ages count from, the
+    shares are the same, so that the layer is two running sums over events in any order (see
+    limerank.kernels.prefix). A softmax over the events would have every link read as much of a
+    history without anything like it as of one that is full of it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.heads, self.links = config.heads, config.links
+        self.query = nn.Linear(d, d)
+        self.key_value = nn.Linear(d, 2 * d)
+        self.norm_read = FlooredNorm()
+        self.out = nn.Linear(d, d)
+        self.feed = FeedForward(d, config.dropout)
+        self.evidence = Evidence(config.links)
+        self.log_rate = nn.Parameter(torch.empty(config.heads, config.links))
+        start_forgetting(self.log_rate)
+
+    def queries(self, links_bld: Tensor) -> Tensor:
+        """[B, l, d] -> [B, H, l, e]."""
+        return split_heads(self.query(links_bld), self.heads)
+
+    def forward(self, links_bld: Tensor, kv_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
+        """Links that have read events, given as their keys and values, [B, N, 2 d]."""
+        k_bhne, v_bhne = (split_heads(part, self.heads) for part in kv_bnd.chunk(2, -1))
+        read_bhle = self.attend(self.queries(links_bld), k_bhne, v_bhne, age_bn, count_b)
+        return self.absorb(links_bld, read_bhle, count_b)
+
+    def attend(
+        self, q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, age_bn: Tensor, count_b: Tensor
+    ) -> Tensor:
+        """What links read, [B, H, l, e]."""
+        return link_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
+
+    def shorter(self) -> bool:
+        """Whether :meth:`of_vectors` is: it is not for many links, nor where gradients are due."""
+        few = self.heads * self.links <= self.query.in_features
+        return few and not torch.is_grad_enabled()
+
+    def of_vectors(
+        self, links_bld: Tensor, x_bnd: Tensor, age_bn: Tensor, count_b: Tensor
+    ) -> Tensor:
+        """:meth:`forward` of event vectors [B, N, d], without keys or values of any event.
+
+        q (Wk x + bk) = (q Wk) x + q bk, and sum a (Wv x + bv) = Wv (sum a x) + bv (sum a). So links
+        meet the events themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand
+        side by side as more links.
+        """
+        q_bhle = self.queries(links_bld)
+        batch, heads, links, e = q_bhle.shape
+        d = heads * e
+        key, value = self.key_value.weight.view(2, heads, e, d).unbind()
+        of_key, of_value = self.key_value.bias.view(2, heads, 1, e).unbind()
+        if heads == 1:  # matrices instead of stacks of one: fewer operations
+            key, value, of_key, of_value = key[0], value[0], of_key[0], of_value[0]
+        q_bhle = q_bhle * e**-0.5
+        x_b1nd = x_bnd.unsqueeze(1)
+        weights_b1jn = link_weights(
+            (q_bhle @ key).view(batch, 1, heads * links, d),
+            x_b1nd,
+            self.log_rate.exp().view(1, heads * links),
+            age_bn,
+            count_b,
+            (q_bhle @ of_key.mT).view(batch, 1, heads * links),
+        )
+        read_bhld = (weights_b1jn @ x_b1nd).view(batch, heads, links, d)
+        total_bhl1 = weights_b1jn.sum(-1).view(batch, heads, links, 1)
+        read_bhle = torch.addcmul(read_bhld @ value.mT, total_bhl1, of_value)
+        return self.absorb(links_bld, read_bhle, count_b)
+
+    def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
+        """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
+        update_bld = self.out(self.norm_read(join_heads(read_bhle)))
+        heard_bl1 = self.evidence(count_b)[..., None].to(update_bld.dtype)
+        links_bld = links_bld + update_bld * heard_bl1
+        return links_bld + self.feed(links_bld)
+
+    def weights(self, links_bld: Tensor, k_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
+        """With what weights :meth:`attend` reads: [B, H, l, N]."""
+        q_bhle, k_bhne = self.queries(links_bld), split_heads(k_bnd, self.heads)
+        scaled_bhle = q_bhle * q_bhle.shape[-1] ** -0.5
+        return link_weights(scaled_bhle, k_bhne, self.log_rate.exp(), age_bn, count_b)
+
+
 class Lime(Ranker):
     """What the two forms share; they differ in how the history reaches the links."""
 
     folds = True
     """Whether an item's part of scoring is its weights of links and its head terms, and no more."""
+    reads = Reading
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
@@ -78,6 +170,7 @@ class Lime(Ranker):
         self.context_out = nn.Linear(2 * d, d)
         self.item_query = nn.Linear(d, d)
         self.link_key = nn.Linear(d, d)
+        self.reading = self.reads(config)
         self.norm = nn.LayerNorm(d)
         self.head = self.new_head()
 
@@ -105,9 +198,12 @@ class Lime(Ranker):
         sums_blx = F.linear(self.links, of_link) + user_bx[:, None]
         return self.links + self.context_out(F.silu(sums_blx))
 
+    def start_at(self, ages_n: Tensor) -> None:
+        start_forgetting(self.reading.log_rate, ages_n)
+
     @torch.no_grad()
     def _start_alike(
-        self, parts: Iterable[tuple[Tensor, Tensor]], *, gain: float, item_gain: float
+        self, blocks: Iterable[tuple[Tensor, Tensor]] = (), *, item_gain: float
     ) -> None:
         """Let items weigh links as links weigh events: by the same directions.
 
@@ -116,16 +212,20 @@ class Lime(Ranker):
         training has found a way out of that.
 
         Args:
-            parts: weights [d, d] of the links' queries and of the events' keys, of each layer.
-            gain, item_gain: spread of the logits of events and of items.
+            blocks: weights [d, d] of the links' queries and of the events' keys, of each block.
+            item_gain: spread of the logits of items; of events it is :data:`START_GAIN` where they
+                are read for good, and 1 in the blocks.
         """
-        d = self.config.width
+        d, reading = self.config.width, self.reading
         of_vectors, of_links = torch.empty(d, d), torch.empty(d, d)
         nn.init.orthogonal_(of_vectors)
         nn.init.orthogonal_(of_links)
         self.item_query.weight.copy_(item_gain * of_vectors)
         self.link_key.weight.copy_(of_links)
-        for query, key in parts:
+        for query, key, gain in [
+            *((query, key, 1.0) for query, key in blocks),
+            (reading.query.weight, reading.key_value.weight[:d], START_GAIN),
+        ]:
             query.copy_(of_links)
             key.copy_(gain * of_vectors)
 
@@ -135,8 +235,7 @@ class Lime(Ranker):
 
     @abc.abstractmethod
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        """With what weights links read events where they last do so, of either sign, [B, H, l, N];
-        0: padding. LIME-XOR: those of the last block.
+        """With what weights links read events for good, of either sign, [B, H, l, N]; 0: padding.
 
         For explanations; scoring never asks for it.
         """
@@ -164,79 +263,19 @@ class Lime(Ranker):
 
 
 class LimeMha(Lime):
-    """LP = LC + attention of the links over the history, as far as it is evidence, then a
-    feed-forward layer.
-
-    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events by shares that fall as
-    exp(-rate * age), with a learned rate per head and link. Whatever instant ages count from, the
-    shares are the same, so that the layer is two running sums over events in any order (see
-    limerank.kernels.prefix). A softmax over the events would have every link read as much of a
-    history without anything like it as of one that is full of it.
-    """
+    """LP = what the contextualised links have after reading the events as they are."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
-        d = config.width
-        self.query = nn.Linear(d, d)
-        self.key_value = nn.Linear(d, 2 * d)
-        self.norm_read = FlooredNorm()
-        self.out = nn.Linear(d, d)
-        self.feed = FeedForward(d, config.dropout)
-        self.evidence = Evidence(config.links)
-        self.log_rate = nn.Parameter(torch.empty(config.heads, config.links))
-        start_forgetting(self.log_rate)
-        parts = [(self.query.weight, self.key_value.weight[:d])]
-        self._start_alike(parts, gain=START_GAIN, item_gain=START_GAIN)
-
-    def start_at(self, ages_n: Tensor) -> None:
-        start_forgetting(self.log_rate, ages_n)
+        self._start_alike(item_gain=START_GAIN)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        heads = self.config.heads
-        q_bhle = split_heads(self.query(links_bld), heads)
-        if not torch.is_grad_enabled() and heads * self.config.links <= self.config.width:
-            read_bhle = self._read(q_bhle, users, vectors_ud)
-            return self.absorb(links_bld, read_bhle, users.lengths)
-        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
-        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
-        read_bhle = link_attention(
-            q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
-        )
-        return self.absorb(links_bld, read_bhle, users.lengths)
-
-    def _read(self, q_bhle: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        """What links read, [B, H, l, e], without keys or values of any event.
-
-        q (Wk x + bk) = (q Wk) x + q bk, and sum a (Wv x + bv) = Wv (sum a x) + bv (sum a). So links
-        meet the events themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand
-        side by side as more links.
-        """
-        batch, heads, links, e = q_bhle.shape
-        d = heads * e
-        key, value = self.key_value.weight.view(2, heads, e, d).unbind()
-        of_key, of_value = self.key_value.bias.view(2, heads, 1, e).unbind()
-        if heads == 1:  # matrices instead of stacks of one: fewer operations
-            key, value, of_key, of_value = key[0], value[0], of_key[0], of_value[0]
-        q_bhle = q_bhle * e**-0.5
-        x_b1nd = self.event_tower(users, vectors_ud).unsqueeze(1)
-        weights_b1jn = link_weights(
-            (q_bhle @ key).view(batch, 1, heads * links, d),
-            x_b1nd,
-            self.log_rate.exp().view(1, heads * links),
-            users.age,
-            users.lengths,
-            (q_bhle @ of_key.mT).view(batch, 1, heads * links),
-        )
-        read_bhld = (weights_b1jn @ x_b1nd).view(batch, heads, links, d)
-        total_bhl1 = weights_b1jn.sum(-1).view(batch, heads, links, 1)
-        return torch.addcmul(read_bhld @ value.mT, total_bhl1, of_value)
-
-    def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
-        """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
-        update_bld = self.out(self.norm_read(join_heads(read_bhle)))
-        heard_bl1 = self.evidence(count_b)[..., None].to(update_bld.dtype)
-        links_bld = links_bld + update_bld * heard_bl1
-        return links_bld + self.feed(links_bld)
+        if self.reading.shorter():
+            x_bnd = self.event_tower(users, vectors_ud)
+            return self.reading.of_vectors(links_bld, x_bnd, users.age, users.lengths)
+        kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
+        read: Tensor = self.reading(links_bld, kv_bnd, users.age, users.lengths)
+        return read
 
     def sequence_logits(self, batch: Sequences) -> Tensor:
         """Logits [M, K] of impressions that each see exactly the events before them.
@@ -246,17 +285,17 @@ class LimeMha(Lime):
         impression has links of its own. Where these are several pieces, each is computed anew in
         the backward pass, so that memory holds no more than one.
         """
-        users, heads, owner_m = batch.users, self.config.heads, batch.owner
+        users, owner_m = batch.users, batch.owner
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         u_bd = self.user_tower(users)[0]
         c_md = self.user_tower.contexts(batch.context)
         head_mg = terms.head + self.head.from_request(F.embedding(owner_m, u_bd), c_md)
         links_bld = self.contextualise(u_bd)
-        q_bhle = split_heads(self.query(links_bld), heads)
-        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
+        q_bhle = self.reading.queries(links_bld)
+        kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
         time_bn = users.age[:, :1] - users.age  # since the first event
-        pass_over = partial(self._pass, links_bld, q_bhle, self.log_rate.exp())
+        pass_over = partial(self._pass, links_bld, q_bhle, self.reading.log_rate.exp())
         carry = nothing_yet(q_bhle, users.age.new_zeros(len(u_bd)))
 
         shared_b = users.lengths.new_zeros(len(u_bd))
@@ -330,19 +369,16 @@ class LimeMha(Lime):
             q_bhle, k_bhne, v_bhne, rate_hl, time_bn, prefix_bm, count_b, Carry(*carry)
         )
         read_mhle = read_bmhle[owner_m, column_m].to(links_bld.dtype)
-        personal_mld = self.norm(self.absorb(links_bld[owner_m], read_mhle, events_m))
+        personal_mld = self.norm(self.reading.absorb(links_bld[owner_m], read_mhle, events_m))
         links_mhle = split_heads(personal_mld, heads)
         w_mhl = weights_mj.unflatten(-1, (heads, -1))
         o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
         return self.head(self.head.from_links(o_md) + head_mg), *after
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        heads = self.config.heads
         links_bld = self.contextualise(self.user_tower(users)[0])
-        q_bhle = split_heads(self.query(links_bld), heads)
-        k_bnd = self.event_tower.through(self.key_value, users, vectors_ud).chunk(2, -1)[0]
-        k_bhne = split_heads(k_bnd * (self.config.width // heads) ** -0.5, heads)
-        return link_weights(q_bhle, k_bhne, self.log_rate.exp(), users.age, users.lengths)
+        kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
+        return self.reading.weights(links_bld, kv_bnd.chunk(2, -1)[0], users.age, users.lengths)
 
 
 LONG = 256
@@ -353,55 +389,80 @@ PIECE = 512
 
 
 class LimeXor(Lime):
-    """A stack of blocks in which links read events and events read links, and nothing else."""
+    """A stack of blocks in which links read events and events read links, and nothing else; then
+    the links read, as in LIME-MHA, what has become of the events."""
+
+    unpadded = True
+    """Whether requests may go through the blocks one by one."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
         self.ages = Ages(config.width)
-        blocks = [XorBlock(config) for _ in range(config.blocks)]
+        blocks = [XorBlock(config) for _ in range(config.blocks - 1)]
         self.stack = nn.ModuleList(blocks)
         d = config.width
         parts = [(block.uq.weight[d:], block.kv.weight[:d]) for block in blocks]
-        self._start_alike(parts, gain=1, item_gain=ITEM_GAIN)
+        self._start_alike(parts, item_gain=ITEM_GAIN)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         events_bnd = self.event_tower(users, vectors_ud)
         ages_bnd = self.ages(users.age)
         events_bnd = events_bnd + ages_bnd if torch.is_grad_enabled() else events_bnd.add_(ages_bnd)
-        last = len(self.stack) - 1
-        one_by_one = events_bnd.device.type == "cpu" and (
-            len(links_bld) == 1 or events_bnd.shape[1] >= LONG
-        )
-        if one_by_one and not (self.training or torch.is_grad_enabled()):
-            found = []
-            for links_ld, events_nd, length in zip(
-                links_bld, events_bnd, users.lengths.tolist(), strict=True
-            ):
-                events_nd = events_nd[:length].clone() if len(links_bld) > 1 else events_nd[:length]
-                if length <= PIECE:
-                    x_xd = torch.cat([links_ld, events_nd])
-                    for place, block in enumerate(self.stack):
-                        assert isinstance(block, XorBlock)
-                        block.at_once(x_xd, len(links_ld), place == last)
-                    links_ld = x_xd[: len(links_ld)]
-                else:
-                    for place, block in enumerate(self.stack):
-                        assert isinstance(block, XorBlock)
-                        links_ld = block.in_pieces(links_ld, events_nd, place == last)
-                found.append(links_ld)
-            return torch.stack(found)
-        for place, block in enumerate(self.stack):
-            links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, place == last)
-        return links_bld
+        if not self._one_by_one(events_bnd):
+            links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
+            return self.read(links_bld, events_bnd, users.age, users.lengths)
+        found = []
+        for place, length in enumerate(users.lengths.tolist()):
+            one = slice(place, place + 1)
+            links_ld, events_nd = self._alone(links_bld[place], events_bnd[place, :length])
+            age_bn, count_b = users.age[one, :length], users.lengths[one]
+            found.append(self.read(links_ld[None], events_nd[None], age_bn, count_b))
+        return torch.cat(found)
+
+    def _one_by_one(self, events_bnd: Tensor) -> bool:
+        if not self.unpadded or self.training or torch.is_grad_enabled():
+            return False
+        long = len(events_bnd) == 1 or events_bnd.shape[1] >= LONG
+        return long and events_bnd.device.type == "cpu"
+
+    def _alone(self, links_ld: Tensor, events_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`through` of one request without padding; events may be written to."""
+        if len(events_nd) <= PIECE:
+            x_xd = torch.cat([links_ld, events_nd])
+            for block in self.blocks():
+                block.at_once(x_xd, len(links_ld))
+            return x_xd[: len(links_ld)], x_xd[len(links_ld) :]
+        for block in self.blocks():
+            links_ld = block.in_pieces(links_ld, events_nd)
+        return links_ld, events_nd
+
+    def blocks(self) -> Iterator[XorBlock]:
+        for block in self.stack:
+            assert isinstance(block, XorBlock)
+            yield block
+
+    def through(
+        self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Links and events after the blocks."""
+        for block in self.blocks():
+            links_bld, events_bnd = block(links_bld, events_bnd, count_b)
+        return links_bld, events_bnd
+
+    def read(
+        self, links_bld: Tensor, events_bnd: Tensor, age_bn: Tensor, count_b: Tensor
+    ) -> Tensor:
+        if self.reading.shorter():
+            return self.reading.of_vectors(links_bld, events_bnd, age_bn, count_b)
+        read: Tensor = self.reading(links_bld, self.reading.key_value(events_bnd), age_bn, count_b)
+        return read
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         links_bld = self.contextualise(self.user_tower(users)[0])
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
-        for block in self.stack[:-1]:
-            links_bld, events_bnd = block(links_bld, events_bnd, users.lengths, False)
-        last = self.stack[-1]
-        assert isinstance(last, XorBlock)
-        return last.read_weights(links_bld, events_bnd, users.lengths)
+        links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
+        k_bnd = self.reading.key_value(events_bnd).chunk(2, -1)[0]
+        return self.reading.weights(links_bld, k_bnd, users.age, users.lengths)
 
 
 class XorBlock(nn.Module):
@@ -422,22 +483,16 @@ class XorBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor, last: bool
+        self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor]:
         normal_bld, normal_bnd = self.norm(links_bld), self.norm(events_bnd)
-        u_bld, q_bhle = self._two(self.uq, normal_bld)
-        k_bhne, v_bhne = self._split(F.silu(self.kv(normal_bnd)))
-        if last:
-            read_bld, _ = xor_attention(q_bhle, k_bhne, v_bhne, None, None, None, lengths)
-            return links_bld + self.dropout(self.heard(read_bld, u_bld, lengths)), events_bnd
-        k_bhle, v_bhle = self._split(F.silu(self.kv(normal_bld)))
-        u_bnd, q_bhne = self._two(self.uq, normal_bnd)
+        (u_bld, q_bhle), (u_bnd, q_bhne) = (self.two(x) for x in (normal_bld, normal_bnd))
+        (k_bhle, v_bhle), (k_bhne, v_bhne) = (self.pair(x) for x in (normal_bld, normal_bnd))
         read_bld, read_bnd = xor_attention(q_bhle, k_bhne, v_bhne, q_bhne, k_bhle, v_bhle, lengths)
-        assert read_bnd is not None
         links_bld = links_bld + self.dropout(self.heard(read_bld, u_bld, lengths))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
 
-    def at_once(self, x_xd: Tensor, links: int, last: bool) -> None:
+    def at_once(self, x_xd: Tensor, links: int) -> None:
         """:meth:`forward` of one short request without padding, X = [links ; events], in place: as
         few operations as there can be, for what they cost by themselves is most of its time."""
         d, events = x_xd.shape[1], len(x_xd) - links
@@ -445,39 +500,33 @@ class XorBlock(nn.Module):
         normal_xd = self.norm(x_xd)
         kv_xy = F.silu(self.kv(normal_xd), inplace=True)
         k_hxe, v_hxe = kv_xy.view(len(kv_xy), 2, self.heads, e).permute(1, 2, 0, 3).unbind()
-        if last:
-            x_xd, normal_xd = x_xd[:links], normal_xd[:links]
         u_xd, q_xd = F.silu(self.uq(normal_xd), inplace=True).split(d, 1)
         q_hxe = q_xd.unflatten(1, (self.heads, e)).transpose(0, 1) * e**-0.5
         a_hln = F.silu(q_hxe[:, :links] @ k_hxe[:, links:].mT, inplace=True)
         read_hxe = a_hln @ v_hxe[:, links:] * (1 / max(events, 1))
-        if not last:
-            b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
-            read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
+        b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
+        read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
         update_xd = self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
         update_xd[:links] *= self.evidence.of_one(events)[:, None]
         x_xd += update_xd
 
-    def in_pieces(self, links_ld: Tensor, events_nd: Tensor, last: bool) -> Tensor:
+    def in_pieces(self, links_ld: Tensor, events_nd: Tensor) -> Tensor:
         """:meth:`forward` of one request without padding: returns the links, writes the events in
-        place (but in the last block). Each piece of the events passes through the whole block."""
+        place. Each piece of the events passes through the whole block."""
         layers = (self.kv, self.uq)
         weight_dy = torch.cat([layer.weight for layer in layers]).T
         bias_y = torch.cat([layer.bias for layer in layers])
         u_ld, (k_hle, v_hle, _, q_hle) = self._four(links_ld, weight_dy, bias_y)
         scale = q_hle.shape[-1] ** -0.5
         q_hle, k_hle, v_hle = q_hle * scale, k_hle * scale, v_hle / len(links_ld)
-        if last:
-            weight_dy, bias_y = self.kv.weight.T, self.kv.bias
         read_hle = torch.zeros_like(q_hle)
         for piece_nd in events_nd.split(PIECE):
-            u_nd, (k_hne, v_hne, *rest) = self._four(piece_nd, weight_dy, bias_y)
+            u_nd, (k_hne, v_hne, _, q_hne) = self._four(piece_nd, weight_dy, bias_y)
             a_hnl = F.silu(k_hne @ q_hle.mT, inplace=True)
             read_hle.baddbmm_(a_hnl.mT, v_hne)
-            if not last:
-                b_hnl = F.silu(rest[1] @ k_hle.mT, inplace=True)
-                read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
-                piece_nd += self._read(read_nd, u_nd)
+            b_hnl = F.silu(q_hne @ k_hle.mT, inplace=True)
+            read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
+            piece_nd += self._read(read_nd, u_nd)
         read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
         heard_l = self.evidence.of_one(len(events_nd))
         return links_ld + self._read(read_ld, u_ld) * heard_l[:, None]
@@ -490,29 +539,21 @@ class XorBlock(nn.Module):
     def _four(
         self, x_xd: Tensor, weight_dy: Tensor, bias_y: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """U [x, d], and K, V, U, Q, each [H, x, e]; of the last two nothing where y = 2 d."""
+        """U [x, d], and K, V, U, Q, each [H, x, e]."""
         d = x_xd.shape[1]
         y_xy = F.silu(torch.addmm(bias_y, self.norm(x_xd), weight_dy), inplace=True)
         e = d // self.heads
         of_heads = y_xy.view(len(x_xd), len(bias_y) // d, self.heads, e).permute(1, 2, 0, 3)
         return y_xy[:, 2 * d : 3 * d], of_heads.unbind()
 
-    def read_weights(self, links_bld: Tensor, events_bnd: Tensor, lengths: Tensor) -> Tensor:
-        """SiLU(q k^T / sqrt(e)) / n, as :meth:`forward` uses it: [B, H, l, N]."""
-        _, q_bhle = self._two(self.uq, self.norm(links_bld))
-        k_bhne, _ = self._split(F.silu(self.kv(self.norm(events_bnd))))
-        # Values that are unit vectors are read as the weights themselves.
-        v_bhnn = torch.eye(k_bhne.shape[2], dtype=k_bhne.dtype, device=k_bhne.device)
-        v_bhnn = v_bhnn.expand(*k_bhne.shape[:2], -1, -1)
-        read_blx, _ = xor_attention(q_bhle, k_bhne, v_bhnn, None, None, None, lengths)
-        return read_blx.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def _two(self, linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-        u, q = F.silu(linear(x)).chunk(2, -1)
+    def two(self, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """U [B, n, d] and Q [B, H, n, e]."""
+        u, q = F.silu(self.uq(normal)).chunk(2, -1)
         return u, split_heads(q, self.heads)
 
-    def _split(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = (split_heads(part, self.heads) for part in kv.chunk(2, -1))
+    def pair(self, normal: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V, [B, H, n, e]."""
+        k, v = (split_heads(part, self.heads) for part in F.silu(self.kv(normal)).chunk(2, -1))
         return k, v
 
     def _read(self, read: Tensor, u: Tensor) -> Tensor:

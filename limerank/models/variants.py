@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
-from limerank.kernels.attention import real_positions, softmax_attention
+from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
 from limerank.models.layers import join_heads, split_heads
-from limerank.models.lime import Lime, LimeMha, LimeXor, LinkState, LinkTerms, XorBlock
+from limerank.models.lime import Lime, LimeMha, LimeXor, LinkState, LinkTerms, Reading
 from limerank.models.ranker import Ranker
 
 # What links are
@@ -39,84 +38,92 @@ class RawLinks(Lime):
 class ReadOnly(LimeXor):
     """Events are never updated: links read the same events in every block."""
 
-    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
-        for block in self.stack:
-            links_bld, _ = block(links_bld, events_bnd, users.lengths, True)
-        return links_bld
+    unpadded = False
+
+    def through(
+        self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        for block in self.blocks():
+            u_bld, q_bhle = block.two(block.norm(links_bld))
+            k_bhne, v_bhne = block.pair(block.norm(events_bnd))
+            read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, count_b)
+            links_bld = links_bld + block.dropout(block.heard(read_bld, u_bld, count_b))
+        return links_bld, events_bnd
 
 
 class Dense(LimeXor):
     """No mask but padding: links read links and events read events as well, in (l + N)^2."""
 
-    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
+    unpadded = False
+
+    def through(
+        self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
         links = links_bld.shape[1]
         x_bxd = torch.cat([links_bld, events_bnd], 1)
-        real_bn = real_positions(users.lengths, events_bnd.shape[1])
+        real_bn = real_positions(count_b, events_bnd.shape[1])
         real_bx = torch.cat([real_bn.new_ones(len(real_bn), links), real_bn], 1)
         share_bx = real_bx / real_bx.sum(1, keepdim=True)
-        for block in self.stack:
-            assert isinstance(block, XorBlock)
+        for block in self.blocks():
             normal_bxd = block.norm(x_bxd)
-            u_bxd, q_bxd = F.silu(block.uq(normal_bxd)).chunk(2, -1)
-            k_bxd, v_bxd = F.silu(block.kv(normal_bxd)).chunk(2, -1)
-            v_bxd = v_bxd * share_bx[..., None].to(v_bxd.dtype)
-            q, k, v = (split_heads(part, block.heads) for part in (q_bxd, k_bxd, v_bxd))
+            u_bxd, q = block.two(normal_bxd)
+            k, v = block.pair(normal_bxd)
+            v = v * share_bx[:, None, :, None].to(v.dtype)
             read_bxd = join_heads(F.silu((q * q.shape[-1] ** -0.5) @ k.mT) @ v)
             update_bxd = block.dropout(block.out(block.norm_read(read_bxd) * u_bxd))
             heard_bl1 = block.evidence(real_bx.sum(1))[..., None]
             x_bxd = x_bxd + torch.cat([update_bxd[:, :links] * heard_bl1, update_bxd[:, links:]], 1)
-        return x_bxd[:, :links]
+        return x_bxd[:, :links], x_bxd[:, links:]
+
+
+class SoftmaxReading(Reading):
+    """phi is a softmax: softmax(q k^T / sqrt(e) - rate * age)."""
+
+    def attend(
+        self, q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, age_bn: Tensor, count_b: Tensor
+    ) -> Tensor:
+        return softmax_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
+
+    def shorter(self) -> bool:
+        return False
+
+
+class SoftmaxMha(LimeMha):
+    """Links read events by a softmax."""
+
+    reads = SoftmaxReading
 
 
 class SoftmaxXor(LimeXor):
-    """phi is a softmax in both rectangles instead of SiLU / n."""
+    """The same, and a softmax instead of SiLU / n in both rectangles."""
 
-    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
-        real_bn = real_positions(users.lengths, events_bnd.shape[1])
+    reads = SoftmaxReading
+    unpadded = False
+
+    def through(
+        self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        real_bn = real_positions(count_b, events_bnd.shape[1])
         padding_b11n = torch.where(real_bn, 0.0, -1e30)[:, None, None]
-        for place, block in enumerate(self.stack):
-            assert isinstance(block, XorBlock)
+        for block in self.blocks():
             normal_bld, normal_bnd = block.norm(links_bld), block.norm(events_bnd)
-            (ul, ql), (un, qn) = (
-                F.silu(block.uq(x)).chunk(2, -1) for x in (normal_bld, normal_bnd)
-            )
-            (kl, vl), (kn, vn) = (
-                F.silu(block.kv(x)).chunk(2, -1) for x in (normal_bld, normal_bnd)
-            )
-            new_bld = _softmax(ql, kn, vn, padding_b11n, block.heads)
-            update_bld = block.dropout(block.heard(new_bld, ul, users.lengths))
-            if place + 1 < len(self.stack):
-                new_bnd = _softmax(qn, kl, vl, None, block.heads)
-                events_bnd = events_bnd + block.out(block.norm_read(new_bnd) * un)
-            links_bld = links_bld + update_bld
-        return links_bld
+            (u_bld, ql), (u_bnd, qn) = block.two(normal_bld), block.two(normal_bnd)
+            (kl, vl), (kn, vn) = block.pair(normal_bld), block.pair(normal_bnd)
+            update_bld = block.heard(_softmax(ql, kn, vn, padding_b11n), u_bld, count_b)
+            update_bnd = block.out(block.norm_read(_softmax(qn, kl, vl)) * u_bnd)
+            links_bld = links_bld + block.dropout(update_bld)
+            events_bnd = events_bnd + update_bnd
+        return links_bld, events_bnd
 
 
-def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, heads: int) -> Tensor:
-    if k.shape[1] == 0:
-        return torch.zeros_like(q)
-    q, k, v = (split_heads(part, heads) for part in (q, k, v))
+def _softmax(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B, H, n, e] each -> what is read, [B, n, d]; zeros where there is nothing to read."""
+    if k.shape[2] == 0:
+        return join_heads(torch.zeros_like(q))
     logits = (q * q.shape[-1] ** -0.5) @ k.mT
     if bias is not None:
         logits = logits + bias.to(logits.dtype)
     return join_heads(logits.softmax(-1).to(v.dtype) @ v)
-
-
-class SoftmaxMha(LimeMha):
-    """phi is a softmax: softmax(q k^T / sqrt(e) - rate * age)."""
-
-    def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        heads = self.config.heads
-        q_bhle = split_heads(self.query(links_bld), heads)
-        kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
-        k_bhne, v_bhne = (split_heads(part, heads) for part in kv_bnd.chunk(2, -1))
-        read_bhle = softmax_attention(
-            q_bhle, k_bhne, v_bhne, self.log_rate.exp(), users.age, users.lengths
-        )
-        return self.absorb(links_bld, read_bhle, users.lengths)
 
 
 # How candidates meet the links
@@ -134,7 +141,8 @@ class Coupled(Lime):
     def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
         q_bmd = terms.weights.expand(batch, *terms.weights.shape[-2:])
-        o_bmd = _softmax(q_bmd, self.link_key(state.links), state.links, None, heads)
+        keys_bld = self.link_key(state.links)
+        o_bmd = _softmax(*(split_heads(x, heads) for x in (q_bmd, keys_bld, state.links)))
         return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from limerank.batch import Features, Users
 from limerank.errors import DataError, UnknownError
 from limerank.features import FeatureTable
-from limerank.models.layers import split_heads
 from limerank.schema import Spec, validate
 from limerank.tables import Encoding, encode
 from limerank.trained import Trained
@@ -104,7 +103,7 @@ class People:
             found = self._links.get(person.digest)
         if found is None:
             links_bld = self._ranker.contextualise(person.u)
-            q_bhle = split_heads(self._ranker.query(links_bld), self._ranker.config.heads)
+            q_bhle = self._ranker.reading.queries(links_bld)
             found = links_bld, q_bhle[0]
             with self._lock:
                 self._links[person.digest] = found

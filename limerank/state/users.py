@@ -486,7 +486,7 @@ class UserStates:
         if not self.form.clock and kept.events and _by_time(events[0]) < kept.newest:
             return None  # ages are places here, and an event in between changes those of older ones
         found, carry, count, unknown = kept.newest, kept.carry, kept.events, kept.unknown
-        rate_hl = self._ranker.log_rate.exp()
+        rate_hl = self._ranker.reading.log_rate.exp()
         for at in range(0, len(events), CHUNK):
             some = events[at : at + CHUNK]
             log = self.form.log(some)
@@ -519,13 +519,13 @@ class UserStates:
             person.features,
             torch.zeros((1, 0), dtype=torch.int64),
         ).to(self._device)
-        kv_bnd = self._ranker.event_tower.through(self._ranker.key_value, users, vectors)
+        kv_bnd = self._ranker.event_tower.through(self._ranker.reading.key_value, users, vectors)
         k_bhne, v_bhne = (
             split_heads(part, self._ranker.config.heads) for part in kv_bnd.chunk(2, -1)
         )
         at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
-        rate_hl, queries = self._ranker.log_rate.exp(), self.people.links(person)[1]
+        rate_hl, queries = self._ranker.reading.log_rate.exp(), self.people.links(person)[1]
         return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
 
     # From an entry to a state
@@ -581,7 +581,9 @@ class UserStates:
         read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
         count = torch.tensor([kept.events], device=self._device)
         read_bhle = read_hle.to(self._device)[None]
-        personal: Tensor = self._ranker.norm(self._ranker.absorb(links_bld, read_bhle, count))
+        personal: Tensor = self._ranker.norm(
+            self._ranker.reading.absorb(links_bld, read_bhle, count)
+        )
         return personal
 
     def _context(self, newest: int, count: int, now: int, context: Mapping[str, Any]) -> Tensor:
