@@ -36,6 +36,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "blocks": {str(n): {"blocks": n} for n in (1, 2, 4)},
     "mask": {name: {"variant": name} for name in ("read-only", "dense")},
     "phi": {"softmax": {"variant": "softmax"}},
+    "reading": {"a last block": {"variant": "last-block"}},
     "contextual links": {"off": {"variant": "raw-links"}},
     "item weights": {"from personalised links": {"variant": "coupled"}},
     "head": {

@@ -22,9 +22,9 @@ ModelName = Literal[
     "mha",
     "hstu",
 ]
-Variant = Literal["raw-links", "coupled", "product", "softmax", "read-only", "dense"]
+Variant = Literal["raw-links", "coupled", "product", "softmax", "last-block", "read-only", "dense"]
 OF_MHA = ("raw-links", "coupled", "product", "softmax")
-OF_XOR = ("raw-links", "coupled", "product", "softmax", "read-only", "dense")
+OF_XOR = ("raw-links", "coupled", "product", "softmax", "last-block", "read-only", "dense")
 Activation = Literal["relu", "hardswish", "silu"]
 
 

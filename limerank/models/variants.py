@@ -15,7 +15,16 @@ from torch.nn import functional as F
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
 from limerank.models.layers import join_heads, split_heads
-from limerank.models.lime import Lime, LimeMha, LimeXor, LinkState, LinkTerms, Reading
+from limerank.models.lime import (
+    START_GAIN,
+    Lime,
+    LimeMha,
+    LimeXor,
+    LinkState,
+    LinkTerms,
+    Reading,
+    XorBlock,
+)
 from limerank.models.ranker import Ranker
 
 # What links are
@@ -44,11 +53,16 @@ class ReadOnly(LimeXor):
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
     ) -> tuple[Tensor, Tensor]:
         for block in self.blocks():
-            u_bld, q_bhle = block.two(block.norm(links_bld))
-            k_bhne, v_bhne = block.pair(block.norm(events_bnd))
-            read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, count_b)
-            links_bld = links_bld + block.dropout(block.heard(read_bld, u_bld, count_b))
+            links_bld = links_read(block, links_bld, events_bnd, count_b)
         return links_bld, events_bnd
+
+
+def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor) -> Tensor:
+    """A block without what events read of the links."""
+    u_bld, q_bhle = block.two(block.norm(links_bld))
+    k_bhne, v_bhne = block.pair(block.norm(events_bnd))
+    read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, count_b)
+    return links_bld + block.dropout(block.heard(read_bld, u_bld, count_b))
 
 
 class Dense(LimeXor):
@@ -74,6 +88,27 @@ class Dense(LimeXor):
             heard_bl1 = block.evidence(real_bx.sum(1))[..., None]
             x_bxd = x_bxd + torch.cat([update_bxd[:, :links] * heard_bl1, update_bxd[:, links:]], 1)
         return x_bxd[:, :links], x_bxd[:, links:]
+
+
+class LastBlock(LimeXor):
+    """Candidates meet the links of a last block that is like the others, as in the paper."""
+
+    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+        super().__init__(shape, config)
+        d = config.width
+        self.last = XorBlock(config)
+        with torch.no_grad():
+            self.last.uq.weight[d:] = self.reading.query.weight
+            self.last.kv.weight[:d] = self.reading.key_value.weight[:d] / START_GAIN
+        del self.reading
+
+    def start_at(self, ages_n: Tensor) -> None:
+        """Ages are known by their embedding alone."""
+
+    def read(
+        self, links_bld: Tensor, events_bnd: Tensor, age_bn: Tensor, count_b: Tensor
+    ) -> Tensor:
+        return links_read(self.last, links_bld, events_bnd, count_b)
 
 
 class SoftmaxReading(Reading):
@@ -178,6 +213,7 @@ class Product(Lime):
 VARIANTS: dict[tuple[str, str], type[Ranker]] = {
     ("lime-mha", "softmax"): SoftmaxMha,
     ("lime-xor", "softmax"): SoftmaxXor,
+    ("lime-xor", "last-block"): LastBlock,
     ("lime-xor", "read-only"): ReadOnly,
     ("lime-xor", "dense"): Dense,
     **{
