@@ -27,7 +27,10 @@ COLOURS = {"lime-mha": "#0072b2", "lime-xor": "#d55e00", "hstu": "#009e73", "mha
 GREY = "#8a8f98"
 
 
-PRESENT = {"lime-mha": ("2026-11-23", "a softmax over events")}
+PRESENT = {
+    "lime-mha": ("2026-11-23", "a softmax over events"),
+    "lime-xor": ("2026-11-23", "a last block like the others"),
+}
 """Model -> since when it is as it is, and what its former form had: a new form has rows of its own
 only as they are measured again."""
 
