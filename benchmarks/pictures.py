@@ -1,4 +1,4 @@
-"""Pictures of the page for the README: docs/images/page-*.png.
+"""Pictures for the README, docs/images: of a demo's report, and of the page.
 
     python -m benchmarks.pictures                        # makes the small demo first, a minute
     python -m benchmarks.pictures --demo limerank-demo   # of a demo that was made before
@@ -24,6 +24,7 @@ from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WIDE = {"width": 1440, "height": 900}
+REPORT = {"width": 1100, "height": 450}
 PHONE = {"width": 390, "height": 844}
 LOAD_MS = 45_000
 """How long the operations tab looks at requests before its picture is taken."""
@@ -45,7 +46,7 @@ def main() -> None:
                 print(line, end="")
                 found = re.search(r" on (http://\S+)", line)
                 if found:
-                    take(found[1])
+                    take(found[1], demo / "report.html")
                     return
             sys.exit("the demo did not come to serving")
         finally:
@@ -53,11 +54,16 @@ def main() -> None:
             process.wait(timeout=60)
 
 
-def take(url: str) -> None:
+def take(url: str, report: Path) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as started, httpx.Client(base_url=url) as client:
         browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_context(viewport=REPORT).new_page()
+        page.goto(report.resolve().as_uri())
+        save(page, "report")
+        page.locator(".card:has(svg.flow)").first.screenshot(path=IMAGES / "why.png")
+        shrink("why")
         user = someone(client)
         page = visit(browser, url, WIDE, user)
         page.locator("#ranked button.what").first.click()
@@ -78,7 +84,7 @@ def take(url: str) -> None:
         stop.set()
         asking.join()
         browser.close()
-    print(f"{IMAGES}: page-wide, page-why, page-phone, page-operations")
+    print(f"{IMAGES}: report, why, page-wide, page-why, page-phone, page-operations")
 
 
 def someone(client: httpx.Client) -> Any:
