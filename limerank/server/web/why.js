@@ -98,9 +98,7 @@ export function whyView({ model, items, closed, happened }) {
     const share = format.percent(drawn.share, 0);
     const what = !linked
       ? `This model has no links. Width: the size of each event’s effect, scaled to one. Drawn: ${share}.`
-      : model.model === "lime-mha"
-        ? `Width: the share of what the item receives, the model’s own attention weights averaged over heads. Drawn: the ${drawn.ways} widest ways, ${share} of all.`
-        : `Width: the share of what the item receives; event to link by the size of the last block’s weights. Drawn: the ${drawn.ways} widest ways, ${share} of all.`;
+      : `Width: the share of what the item receives; event to link by the size of the model’s own weights, over heads. Drawn: the ${drawn.ways} widest ways, ${share} of all.`;
     const sign = "Blue: the event raised the value; orange: it lowered it.";
     return [el("h3", {}, linked ? "Events → links → item" : "Events → item"), el("p", { class: "hint" }, `${what} ${sign}`), drawn.picture];
   }
