@@ -350,6 +350,35 @@ def test_variants_differ_from_what_they_vary(model, variant):
     assert not torch.allclose(plain(whole)[real], other(whole)[real], atol=1e-4)
 
 
+@pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
+def test_variants_hand_out_weights_of_their_own_reading(model, variant):
+    """They read by them: what the last layer is given is these weights times its values."""
+    torch.manual_seed(0)
+    config = ModelConfig(model=model, variant=variant, width=16, heads=2, links=5, blocks=2)
+    ranker, whole = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
+    given, values = [], []
+    last = ranker.last if variant == "last-block" else ranker.reading
+    norms = last.norm_read.register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    of_values = last.kv if variant == "last-block" else last.key_value
+    vectors = ranker.item_vectors(whole.items)
+    weights = ranker.read_weights(whole.users, vectors)
+    real = torch.arange(weights.shape[-1]) < whole.users.lengths[:, None]
+    assert (weights * ~real[:, None, None]).abs().max() == 0
+    if model == "lime-mha":
+        kv = ranker.event_tower.through(of_values, whole.users, vectors)
+    else:
+        taken = of_values.register_forward_hook(lambda *x: values.append(x[-1]))
+        ranker.encode_users(whole.users, vectors)
+        taken.remove()
+        kv = F.silu(values[-1]) if variant == "last-block" else values[-1]
+    given.clear()
+    ranker.encode_users(whole.users, vectors)
+    norms.remove()
+    v = kv.chunk(2, -1)[1].unflatten(-1, (2, -1)).transpose(1, 2)
+    read = (weights @ v).transpose(1, 2).flatten(-2)
+    torch.testing.assert_close(read, given[-1], **CLOSE)
+
+
 def test_a_model_has_its_own_variants_alone():
     for model, variant in (("lime-mha", "dense"), ("popularity", "softmax"), ("hstu", "coupled")):
         with pytest.raises(ValueError, match=f"{model} has no variant '{variant}'"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limerank.batch import Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
 from limerank.models.layers import join_heads, split_heads
@@ -110,6 +111,21 @@ class LastBlock(LimeXor):
     ) -> Tensor:
         return links_read(self.last, links_bld, events_bnd, count_b)
 
+    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        links_bld = self.contextualise(self.user_tower(users)[0])
+        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
+        links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
+        q_bhle = self.last.two(self.last.norm(links_bld))[1]
+        k_bhne = self.last.pair(self.last.norm(events_bnd))[0]
+        read_bld = pointwise_attention(q_bhle, k_bhne, unit_values(k_bhne), users.lengths)
+        return split_heads(read_bld, self.config.heads)
+
+
+def unit_values(k_bhne: Tensor) -> Tensor:
+    """Values [B, H, N, N] that are read as the weights themselves."""
+    unit_nn = torch.eye(k_bhne.shape[2], dtype=k_bhne.dtype, device=k_bhne.device)
+    return unit_nn.expand(*k_bhne.shape[:2], -1, -1)
+
 
 class SoftmaxReading(Reading):
     """phi is a softmax: softmax(q k^T / sqrt(e) - rate * age)."""
@@ -118,6 +134,10 @@ class SoftmaxReading(Reading):
         self, q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, age_bn: Tensor, count_b: Tensor
     ) -> Tensor:
         return softmax_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
+
+    def weights(self, links_bld: Tensor, k_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
+        q_bhle, k_bhne = self.queries(links_bld), split_heads(k_bnd, self.heads)
+        return self.attend(q_bhle, k_bhne, unit_values(k_bhne), age_bn, count_b)
 
     def shorter(self) -> bool:
         return False
