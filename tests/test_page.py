@@ -248,7 +248,7 @@ def test_by_keyboard_alone(served, browser):
         page.evaluate(  # who has gone on before the page is told of the closing is not called back
             "document.querySelector('#why').close(); document.querySelector('#tab-rank').focus()"
         )
-        page.wait_for_function("!document.querySelector('#why-empty').hidden")
+        expect(page.locator("#why-empty")).to_be_visible()
         assert page.evaluate("document.activeElement.id") == "tab-rank"
         page.keyboard.press("ArrowRight")
         expect(page.locator("#panel-operations")).to_be_visible()
