@@ -1,4 +1,4 @@
-"""Keep what an attempt at a better model gave: one row from a finished run.
+"""What was tried for a better model, and what it gave: one row from a finished run each.
 
     python -m benchmarks.attempts RUN "what was tried"
 

@@ -21,7 +21,7 @@ from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 
-MADE_BY = {"ranking": "index"}
+MADE_BY = {"ranking": "index", "search": "quality"}
 """Measurements whose rows another module writes."""
 
 mpl.use("svg")
@@ -56,7 +56,11 @@ def main() -> None:
         "`benchmarks/results`; every row names its machine, versions and commit. Rows come from"
     ]
     index += ["`make bench`, `make bench-quality` and its like, and `make bench-latency`.", ""]
-    index += [f"- [{bench}]({bench}.md)" for bench in written]
+    for maker, pages_of in grouped(written, made_by).items():
+        links = ", ".join(f"[{bench}]({bench}.md)" for bench in pages_of)
+        first = told(maker).replace("``", "`").split("\n\n")[0]
+        what = " ".join(first.split()).split(". ")[0].rstrip(".")
+        index.append(f"- {links}: {what[0].lower()}{what[1:]}")
     (DOCS / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
     print(f"{DOCS}: {', '.join(written)}")
 
@@ -100,11 +104,19 @@ def training(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def made_by(bench: str) -> str:
+    return MADE_BY.get(bench, bench)
+
+
+def told(module: str) -> str:
+    """What a module says of itself."""
+    return inspect.getdoc(importlib.import_module(f"benchmarks.{module}")) or ""
+
+
 def plain(found: list[Row]) -> str:
     """Any other measurement: a row a line, and a table for all that measured the same."""
     bench = found[0]["bench"]
-    told = inspect.getdoc(importlib.import_module(f"benchmarks.{MADE_BY.get(bench, bench)}")) or ""
-    lines = [f"# {bench.capitalize()}", "", told, "", *machines(found)]
+    lines = [f"# {bench.capitalize()}", "", told(made_by(bench)), "", *machines(found)]
     groups = grouped(
         found, lambda row: tuple(name for name, one in row["metrics"].items() if one is not None)
     )

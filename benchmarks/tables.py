@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 DOCS = Path("docs/results")
 Row = dict[str, Any]
 K = TypeVar("K")
+V = TypeVar("V")
 MODELS = (
     "popularity",
     "two-tower",
@@ -35,10 +36,10 @@ PRESENT = {
 only as they are measured again."""
 
 
-def grouped(found: Iterable[Row], key: Callable[[Row], K]) -> dict[K, list[Row]]:
-    groups: dict[K, list[Row]] = defaultdict(list)
-    for row in found:
-        groups[key(row)].append(row)
+def grouped(found: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
+    groups: dict[K, list[V]] = defaultdict(list)
+    for one in found:
+        groups[key(one)].append(one)
     return dict(groups)
 
 
