@@ -43,12 +43,12 @@ lint: $(VENV)/.dev  ## ruff: rules and formatting, nothing is changed
 	$(VENV)/bin/ruff format --check .
 
 # The sanitizers' runtime has to be there before Python is: hence the preload. Python itself leaks.
-sanitize: $(VENV)/.dev  ## the scorer's tests on a build with the address and undefined-behaviour sanitizers
+sanitize: $(VENV)/.dev  ## the tests of what is C++ on a build with the address and undefined-behaviour sanitizers
 	@$(VENV)/bin/cmake -G Ninja -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DLIMERANK_SANITIZE=ON \
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) > /dev/null
 	@$(VENV)/bin/cmake --build build/sanitize > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(VENV)/bin/pytest tests/test_native.py tests/test_scorer.py
+	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(VENV)/bin/pytest tests/test_native.py tests/test_scorer.py tests/test_personal.py
 
 types: $(VENV)/.dev  ## mypy, strict
 	$(VENV)/bin/mypy

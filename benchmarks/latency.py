@@ -47,6 +47,8 @@ from limerank.config import ModelConfig
 from limerank.dataset import Dataset
 from limerank.index import Index
 from limerank.index.building import build_index
+from limerank.kernels.personal import Personaliser
+from limerank.models.lime import Lime
 from limerank.models.ranker import gather
 from limerank.scorer import NativeScorer
 
@@ -505,14 +507,6 @@ def expected(case: Case, known: dict[Any, dict[str, float]]) -> float:
     return min(known_guesses, default=0.0)
 
 
-def multiply_adds(model: str, n: int, d: int, links: int, blocks: int) -> int:
-    """Of the user stage's matrix products that grow with the history; one head."""
-    if model == "lime-mha":
-        return 2 * n * links * d  # links meet the events themselves, and read them
-    every = 2 * d * d + 2 * links * d  # keys and values; links read
-    return n * (blocks * every + (blocks - 1) * (3 * d * d + 2 * links * d))
-
-
 @torch.inference_mode()
 def user_stages(
     store: Store,
@@ -525,8 +519,8 @@ def user_stages(
     compiled: bool,
 ) -> None:
     """Time of LIME's user stages alone, and the share of what a large product of matrices, in turns
-    with them, makes of the device. Beside it other forms of the same: in bfloat16 by autocast, and
-    compiled where that is asked for."""
+    with them, makes of the device. Beside it, on a GPU, other forms of the same: in bfloat16 by
+    autocast, and compiled where that is asked for."""
     square = torch.randn(1024, 1024, device=device)
     peak = Case("product", None, None, device=device, state="kept")
     for d in plan.stage_widths:
@@ -538,8 +532,10 @@ def user_stages(
                 if tuple(case.row().items()) in known:
                     continue
                 encode = request(store, replace(case, M=1), items).encode
-                forms = {"": encode, "bf16_": in_bfloat16(encode, device)}
-                if compiled:
+                forms = {"": encode}
+                if device == "cuda":
+                    forms["bf16_"] = in_bfloat16(encode, device)
+                if device == "cuda" and compiled:
                     forms["compiled_"] = torch.compile(encode, dynamic=False)
                     forms["compiled_"]()
                 cases[case] = {form: replace(case, state=f"kept {form}") for form in forms}
@@ -556,8 +552,10 @@ def user_stages(
         for case, of_forms in cases.items():
             times = {f"{form}user_ms_p50": found[of][0] for form, of in of_forms.items()}
             ms, spread, calls = found[of_forms[""]]
-            blocks = ModelConfig(model=case.model).blocks
-            done = 2 * multiply_adds(case.model, case.N or 0, d, case.links or 0, blocks)
+            ranker = store.run(case.model, items, d, case.links or 32).ranker
+            assert isinstance(ranker, Lime)
+            stage = Personaliser(ranker.config.heads, ranker.stage())
+            done = 2 * stage.multiply_adds(case.N or 0)
             metrics = {
                 **times,
                 "gflops": done / ms / 1e6,
@@ -599,7 +597,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plan", choices=tuple(PLANS), default="full")
     parser.add_argument("--seconds", type=float, default=BURST_SECONDS, help="of each burst")
     parser.add_argument("--longest", type=float, default=60.0, help="seconds of a call; else left")
-    parser.add_argument("--compile", action="store_true", help="user stages compiled, too (slow)")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a GPU: user stages compiled, too (slow)"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():

@@ -29,7 +29,9 @@ def latency(found: list[Row], docs: Path | None = DOCS) -> str:
         "order; d = 64 and 32 links unless said otherwise. What a model can know of items is",
         "computed beforehand; with `fresh` user states the history is encoded within the request,",
         "with `kept` ones that is at hand. Models took turns at each point, so that ratios compare",
-        "times of the same minute; medians over calls. Each was checked against its reference.",
+        "times of the same minute; medians over calls. Each was checked against its reference. On",
+        "a processor LIME is C++ (its user stage and its scorer), the others torch operations",
+        "without gradients; FAISS is C++.",
         "Reproduce with `python -m benchmarks.latency`.",
         "",
         *machines(found),
@@ -343,8 +345,8 @@ def stage_table(stages: list[Row]) -> list[str]:
     if not body:
         return []
     lines = [
-        "Multiply-adds of the products that grow with the history, beside what a product of",
-        "matrices of 1,024 x 1,024 reaches in turns with them (both as GFLOP/s). In milliseconds",
+        "Multiply-adds of matrix products, beside what a product of matrices of 1,024 x 1,024",
+        "reaches in turns with them (both as GFLOP/s). In milliseconds, where they were measured,",
         "also forms that are not in use: bfloat16 by autocast, and compiled by torch.compile.",
         "",
     ]

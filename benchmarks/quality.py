@@ -293,13 +293,15 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
         fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}
         with FlopCounterMode(display=False, custom_mapping=fused) as of_user:
             state = ranker.encode_users(batch.users, events)
+        personaliser = getattr(ranker, "personaliser", None)  # of LIME
+        in_cpp = personaliser.multiply_adds(int(lengths.max())) if personaliser else 0
         items = ranker.item_vectors(dataset.item_batch(np.arange(min(512, len(dataset.items)))))
         terms = ranker.encode_items(items)
         with FlopCounterMode(display=False, custom_mapping=fused) as of_items:
             ranker.score(state, terms)
     return {
         "dense_weights": sum(weight.numel() for weight in ranker.parameters()) - tables,
-        "user_multiply_adds": of_user.get_total_flops() / 2,
+        "user_multiply_adds": of_user.get_total_flops() / 2 + in_cpp,
         "score_multiply_adds_per_candidate": of_items.get_total_flops() / 2 / len(items),
         "score_history": int(lengths.max()),
     }

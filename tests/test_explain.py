@@ -178,14 +178,13 @@ def test_weights_of_reading_are_the_model_s_own(model):
         values = []
         layer = ranker.reading.out
         handle = layer.register_forward_pre_hook(lambda _, given: values.append(given[0]))
-        ranker.encode_users(users, vectors)
+        links = ranker.contextualise(ranker.user_tower(users)[0])
+        ranker.personalise(links, users, vectors)
         handle.remove()
-        if model == "lime-mha":
-            kv = ranker.event_tower.through(ranker.reading.key_value, users, vectors)
-        else:
-            events = ranker.event_tower(users, vectors) + ranker.ages(users.age)
-            links = ranker.contextualise(ranker.user_tower(users)[0])
-            kv = ranker.reading.key_value(ranker.through(links, events, users.lengths)[1])
+        events = ranker.events(users, vectors)
+        if model == "lime-xor":
+            events = ranker.through(links, events, users.lengths)[1]
+        kv = ranker.reading.key_value(events)
         v = kv.chunk(2, -1)[1].unflatten(-1, (heads, -1)).transpose(1, 2)
         read = ranker.reading.norm_read((weights @ v).transpose(1, 2).flatten(-2))
         torch.testing.assert_close(read, values[-1], atol=1e-5, rtol=1e-4)

@@ -53,3 +53,20 @@ class Scorer:
         allow: NDArray[np.bool_] | None,
         threads: int,
     ) -> tuple[Any, Any, Any]: ...
+
+class Personaliser:
+    def __init__(
+        self,
+        heads: int,
+        links: NDArray[np.float32],
+        weights: list[NDArray[np.float32]],
+        path: str | None = None,
+    ) -> None: ...
+    def __call__(
+        self,
+        users: NDArray[np.float32],
+        events: NDArray[np.float32],
+        ages: NDArray[np.float32],
+        lengths: NDArray[np.int64],
+        threads: int,
+    ) -> NDArray[np.float32]: ...

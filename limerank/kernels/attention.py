@@ -47,27 +47,17 @@ def link_weights(
     rate_hl: Tensor,
     age_bn: Tensor,
     lengths_b: Tensor,
-    bias_bhl: Tensor | None = None,
 ) -> Tensor:
-    """SiLU(q k^T + bias) softmax(-rate * age) over each request's real events, [B, H, l, N].
+    """SiLU(q k^T) softmax(-rate * age) over each request's real events, [B, H, l, N].
 
     The shares of events fall with their age and sum to one, whatever instant ages count from; how
     alike a link and an event are is no share of anything: links may read nothing of all events.
     Queries come divided by sqrt(e).
     """
-    size = age_bn.shape[1]
+    real_b11n = real_positions(lengths_b, age_bn.shape[1])[:, None, None]
     share_bhln = age_bn[:, None, None] * -rate_hl.unsqueeze(-1)
-    if whole(lengths_b, size):
-        share_bhln = shares(share_bhln)
-    else:
-        real_b11n = real_positions(lengths_b, size)[:, None, None]
-        share_bhln = shares(share_bhln.masked_fill(~real_b11n, -1e30)) * real_b11n
-    logits_bhln = q_bhle @ k_bhne.mT
-    if bias_bhl is not None:
-        logits_bhln += bias_bhl[..., None]
-    if torch.is_grad_enabled():
-        return F.silu(logits_bhln) * share_bhln
-    return F.silu(logits_bhln, inplace=True).mul_(share_bhln)
+    share_bhln = shares(share_bhln.masked_fill(~real_b11n, -1e30)) * real_b11n
+    return F.silu(q_bhle @ k_bhne.mT) * share_bhln
 
 
 def shares(logarithms: Tensor) -> Tensor:

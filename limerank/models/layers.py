@@ -85,10 +85,6 @@ class Evidence(nn.Module):
         of_events = count_b.log().view(-1, *(1 for _ in self.log_prior.shape))
         return torch.sigmoid(of_events - self.log_prior)
 
-    def of_one(self, count: int) -> Tensor:
-        """The same for one request, [...], in the fewest operations."""
-        return torch.sigmoid((math.log(count) if count else -math.inf) - self.log_prior)
-
 
 class FlooredNorm(nn.Module):
     """x / sqrt(mean(x^2) + c^2), with a learned c that starts as :data:`START_FLOOR`.

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from limerank.batch import Sequences, Users
 from limerank.config import DataShape, ModelConfig
 from limerank.kernels.attention import link_attention, link_weights, xor_attention
+from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.models.layers import (
     Ages,
@@ -105,42 +106,6 @@ class Reading(nn.Module):
         """What links read, [B, H, l, e]."""
         return link_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
 
-    def shorter(self) -> bool:
-        """Whether :meth:`of_vectors` is: it is not for many links, nor where gradients are due."""
-        few = self.heads * self.links <= self.query.in_features
-        return few and not torch.is_grad_enabled()
-
-    def of_vectors(
-        self, links_bld: Tensor, x_bnd: Tensor, age_bn: Tensor, count_b: Tensor
-    ) -> Tensor:
-        """:meth:`forward` of event vectors [B, N, d], without keys or values of any event.
-
-        q (Wk x + bk) = (q Wk) x + q bk, and sum a (Wv x + bv) = Wv (sum a x) + bv (sum a). So links
-        meet the events themselves, and N d^2 multiply-adds become l d^2. Queries of all heads stand
-        side by side as more links.
-        """
-        q_bhle = self.queries(links_bld)
-        batch, heads, links, e = q_bhle.shape
-        d = heads * e
-        key, value = self.key_value.weight.view(2, heads, e, d).unbind()
-        of_key, of_value = self.key_value.bias.view(2, heads, 1, e).unbind()
-        if heads == 1:  # matrices instead of stacks of one: fewer operations
-            key, value, of_key, of_value = key[0], value[0], of_key[0], of_value[0]
-        q_bhle = q_bhle * e**-0.5
-        x_b1nd = x_bnd.unsqueeze(1)
-        weights_b1jn = link_weights(
-            (q_bhle @ key).view(batch, 1, heads * links, d),
-            x_b1nd,
-            self.log_rate.exp().view(1, heads * links),
-            age_bn,
-            count_b,
-            (q_bhle @ of_key.mT).view(batch, 1, heads * links),
-        )
-        read_bhld = (weights_b1jn @ x_b1nd).view(batch, heads, links, d)
-        total_bhl1 = weights_b1jn.sum(-1).view(batch, heads, links, 1)
-        read_bhle = torch.addcmul(read_bhld @ value.mT, total_bhl1, of_value)
-        return self.absorb(links_bld, read_bhle, count_b)
-
     def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
         """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
         update_bld = self.out(self.norm_read(join_heads(read_bhle)))
@@ -161,6 +126,8 @@ class Lime(Ranker):
     folds = True
     """Whether an item's part of scoring is its weights of links and its head terms, and no more."""
     reads = Reading
+    in_one_call = True
+    """Whether limerank.kernels.personal has the user stage of this form."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
@@ -173,6 +140,7 @@ class Lime(Ranker):
         self.reading = self.reads(config)
         self.norm = nn.LayerNorm(d)
         self.head = self.new_head()
+        self.personaliser: Personaliser | None = None
 
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
         """W = softmax(t Wq (L Wk)^T / sqrt(e)) per head, over the raw links; and A_t t + b."""
@@ -184,17 +152,43 @@ class Lime(Ranker):
 
     def encode_users(self, users: Users, vectors_ud: Tensor) -> LinkState:
         u_bd, c_bd = self.user_tower(users)
-        links_bld = self.contextualise(u_bd)
-        personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
+        if self._serves(u_bd):
+            self.personaliser = self.personaliser or Personaliser(self.config.heads, self.stage())
+            events_bnd = self.events(users, vectors_ud)
+            personal_bld = self.personaliser(u_bd, events_bnd, users.age, users.lengths)
+        else:
+            links_bld = self.contextualise(u_bd)
+            personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
         return LinkState(personal_bld, self.head.from_request(u_bd, c_bd))
+
+    def _serves(self, u_bd: Tensor) -> bool:
+        """Whether no gradient is wanted of numbers that C++ has at hand."""
+        quiet = not torch.is_grad_enabled() and not self.training
+        at_hand = u_bd.device.type == "cpu" and u_bd.dtype == torch.float32
+        return self.in_one_call and quiet and at_hand
+
+    def stage(self) -> Stage:
+        """The parameters of the user stage, in the order of :class:`Stage`."""
+        reading = self.reading
+        norm, up, _, _, down = reading.feed.layers
+        return [
+            (self, "links"),
+            *affine(self.context_in, self.context_out),
+            *affine(reading.query, reading.key_value, reading.out),
+            (reading.norm_read, "log_floor"),
+            (reading.evidence, "log_prior"),
+            (reading, "log_rate"),
+            *affine(norm, up, down, self.norm),
+        ]
+
+    @abc.abstractmethod
+    def events(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        """What links are shown of the history, [B, N, d]."""
 
     def contextualise(self, u_bd: Tensor) -> Tensor:
         """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
         of_link, of_user = self.context_in.weight.chunk(2, dim=1)
         user_bx = F.linear(u_bd, of_user, self.context_in.bias)
-        if len(u_bd) == 1:
-            sums_lx = torch.addmm(user_bx, self.links, of_link.T)
-            return (self.links + self.context_out(F.silu(sums_lx)))[None]
         sums_blx = F.linear(self.links, of_link) + user_bx[:, None]
         return self.links + self.context_out(F.silu(sums_blx))
 
@@ -270,12 +264,13 @@ class LimeMha(Lime):
         self._start_alike(item_gain=START_GAIN)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        if self.reading.shorter():
-            x_bnd = self.event_tower(users, vectors_ud)
-            return self.reading.of_vectors(links_bld, x_bnd, users.age, users.lengths)
         kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
         read: Tensor = self.reading(links_bld, kv_bnd, users.age, users.lengths)
         return read
+
+    def events(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        events_bnd: Tensor = self.event_tower(users, vectors_ud)
+        return events_bnd
 
     def sequence_logits(self, batch: Sequences) -> Tensor:
         """Logits [M, K] of impressions that each see exactly the events before them.
@@ -381,19 +376,9 @@ class LimeMha(Lime):
         return self.reading.weights(links_bld, kv_bnd.chunk(2, -1)[0], users.age, users.lengths)
 
 
-LONG = 256
-"""LIME-XOR without gradients: several histories of this length or longer, and a single one of any
-length, go through the blocks one at a time and without padding."""
-PIECE = 512
-"""Events of them that go through a block at once: what they hold stays in the processor's cache."""
-
-
 class LimeXor(Lime):
     """A stack of blocks in which links read events and events read links, and nothing else; then
     the links read, as in LIME-MHA, what has become of the events."""
-
-    unpadded = True
-    """Whether requests may go through the blocks one by one."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
@@ -405,36 +390,20 @@ class LimeXor(Lime):
         self._start_alike(parts, item_gain=ITEM_GAIN)
 
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
-        events_bnd = self.event_tower(users, vectors_ud)
-        ages_bnd = self.ages(users.age)
-        events_bnd = events_bnd + ages_bnd if torch.is_grad_enabled() else events_bnd.add_(ages_bnd)
-        if not self._one_by_one(events_bnd):
-            links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
-            return self.read(links_bld, events_bnd, users.age, users.lengths)
-        found = []
-        for place, length in enumerate(users.lengths.tolist()):
-            one = slice(place, place + 1)
-            links_ld, events_nd = self._alone(links_bld[place], events_bnd[place, :length])
-            age_bn, count_b = users.age[one, :length], users.lengths[one]
-            found.append(self.read(links_ld[None], events_nd[None], age_bn, count_b))
-        return torch.cat(found)
+        events_bnd = self.events(users, vectors_ud)
+        links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
+        return self.read(links_bld, events_bnd, users.age, users.lengths)
 
-    def _one_by_one(self, events_bnd: Tensor) -> bool:
-        if not self.unpadded or self.training or torch.is_grad_enabled():
-            return False
-        long = len(events_bnd) == 1 or events_bnd.shape[1] >= LONG
-        return long and events_bnd.device.type == "cpu"
+    def events(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        events_bnd: Tensor = self.event_tower(users, vectors_ud) + self.ages(users.age)
+        return events_bnd
 
-    def _alone(self, links_ld: Tensor, events_nd: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`through` of one request without padding; events may be written to."""
-        if len(events_nd) <= PIECE:
-            x_xd = torch.cat([links_ld, events_nd])
-            for block in self.blocks():
-                block.at_once(x_xd, len(links_ld))
-            return x_xd[: len(links_ld)], x_xd[len(links_ld) :]
+    def stage(self) -> Stage:
+        stage = super().stage()
         for block in self.blocks():
-            links_ld = block.in_pieces(links_ld, events_nd)
-        return links_ld, events_nd
+            stage += affine(block.norm, block.uq, block.kv, block.norm_read)
+            stage += [(block.evidence, "log_prior"), *affine(block.out)]
+        return stage
 
     def blocks(self) -> Iterator[XorBlock]:
         for block in self.stack:
@@ -452,14 +421,12 @@ class LimeXor(Lime):
     def read(
         self, links_bld: Tensor, events_bnd: Tensor, age_bn: Tensor, count_b: Tensor
     ) -> Tensor:
-        if self.reading.shorter():
-            return self.reading.of_vectors(links_bld, events_bnd, age_bn, count_b)
         read: Tensor = self.reading(links_bld, self.reading.key_value(events_bnd), age_bn, count_b)
         return read
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         links_bld = self.contextualise(self.user_tower(users)[0])
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
+        events_bnd = self.events(users, vectors_ud)
         links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
         k_bnd = self.reading.key_value(events_bnd).chunk(2, -1)[0]
         return self.reading.weights(links_bld, k_bnd, users.age, users.lengths)
@@ -492,59 +459,10 @@ class XorBlock(nn.Module):
         links_bld = links_bld + self.dropout(self.heard(read_bld, u_bld, lengths))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
 
-    def at_once(self, x_xd: Tensor, links: int) -> None:
-        """:meth:`forward` of one short request without padding, X = [links ; events], in place: as
-        few operations as there can be, for what they cost by themselves is most of its time."""
-        d, events = x_xd.shape[1], len(x_xd) - links
-        e = d // self.heads
-        normal_xd = self.norm(x_xd)
-        kv_xy = F.silu(self.kv(normal_xd), inplace=True)
-        k_hxe, v_hxe = kv_xy.view(len(kv_xy), 2, self.heads, e).permute(1, 2, 0, 3).unbind()
-        u_xd, q_xd = F.silu(self.uq(normal_xd), inplace=True).split(d, 1)
-        q_hxe = q_xd.unflatten(1, (self.heads, e)).transpose(0, 1) * e**-0.5
-        a_hln = F.silu(q_hxe[:, :links] @ k_hxe[:, links:].mT, inplace=True)
-        read_hxe = a_hln @ v_hxe[:, links:] * (1 / max(events, 1))
-        b_hnl = F.silu(q_hxe[:, links:] @ k_hxe[:, :links].mT, inplace=True)
-        read_hxe = torch.cat([read_hxe, b_hnl @ v_hxe[:, :links] * (1 / links)], 1)
-        update_xd = self._read(read_hxe.transpose(0, 1).flatten(-2), u_xd)
-        update_xd[:links] *= self.evidence.of_one(events)[:, None]
-        x_xd += update_xd
-
-    def in_pieces(self, links_ld: Tensor, events_nd: Tensor) -> Tensor:
-        """:meth:`forward` of one request without padding: returns the links, writes the events in
-        place. Each piece of the events passes through the whole block."""
-        layers = (self.kv, self.uq)
-        weight_dy = torch.cat([layer.weight for layer in layers]).T
-        bias_y = torch.cat([layer.bias for layer in layers])
-        u_ld, (k_hle, v_hle, _, q_hle) = self._four(links_ld, weight_dy, bias_y)
-        scale = q_hle.shape[-1] ** -0.5
-        q_hle, k_hle, v_hle = q_hle * scale, k_hle * scale, v_hle / len(links_ld)
-        read_hle = torch.zeros_like(q_hle)
-        for piece_nd in events_nd.split(PIECE):
-            u_nd, (k_hne, v_hne, _, q_hne) = self._four(piece_nd, weight_dy, bias_y)
-            a_hnl = F.silu(k_hne @ q_hle.mT, inplace=True)
-            read_hle.baddbmm_(a_hnl.mT, v_hne)
-            b_hnl = F.silu(q_hne @ k_hle.mT, inplace=True)
-            read_nd = (b_hnl @ v_hle).transpose(0, 1).flatten(-2)
-            piece_nd += self._read(read_nd, u_nd)
-        read_ld = read_hle.transpose(0, 1).flatten(-2) / max(len(events_nd), 1)
-        heard_l = self.evidence.of_one(len(events_nd))
-        return links_ld + self._read(read_ld, u_ld) * heard_l[:, None]
-
     def heard(self, read_bld: Tensor, u_bld: Tensor, count_b: Tensor) -> Tensor:
         """What links take from what they read of ``count_b`` events."""
         update_bld = self._read(read_bld, u_bld)
         return update_bld * self.evidence(count_b)[..., None].to(update_bld.dtype)
-
-    def _four(
-        self, x_xd: Tensor, weight_dy: Tensor, bias_y: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """U [x, d], and K, V, U, Q, each [H, x, e]."""
-        d = x_xd.shape[1]
-        y_xy = F.silu(torch.addmm(bias_y, self.norm(x_xd), weight_dy), inplace=True)
-        e = d // self.heads
-        of_heads = y_xy.view(len(x_xd), len(bias_y) // d, self.heads, e).permute(1, 2, 0, 3)
-        return y_xy[:, 2 * d : 3 * d], of_heads.unbind()
 
     def two(self, normal: Tensor) -> tuple[Tensor, Tensor]:
         """U [B, n, d] and Q [B, H, n, e]."""

@@ -34,6 +34,8 @@ from limerank.models.ranker import Ranker
 class RawLinks(Lime):
     """Links are not contextualised by the user's features: LC = L."""
 
+    in_one_call = False
+
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
         del self.context_in, self.context_out
@@ -48,7 +50,7 @@ class RawLinks(Lime):
 class ReadOnly(LimeXor):
     """Events are never updated: links read the same events in every block."""
 
-    unpadded = False
+    in_one_call = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -69,7 +71,7 @@ def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: 
 class Dense(LimeXor):
     """No mask but padding: links read links and events read events as well, in (l + N)^2."""
 
-    unpadded = False
+    in_one_call = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -94,6 +96,8 @@ class Dense(LimeXor):
 class LastBlock(LimeXor):
     """Candidates meet the links of a last block that is like the others, as in the paper."""
 
+    in_one_call = False
+
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__(shape, config)
         d = config.width
@@ -113,7 +117,7 @@ class LastBlock(LimeXor):
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         links_bld = self.contextualise(self.user_tower(users)[0])
-        events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
+        events_bnd = self.events(users, vectors_ud)
         links_bld, events_bnd = self.through(links_bld, events_bnd, users.lengths)
         q_bhle = self.last.two(self.last.norm(links_bld))[1]
         k_bhne = self.last.pair(self.last.norm(events_bnd))[0]
@@ -139,13 +143,11 @@ class SoftmaxReading(Reading):
         q_bhle, k_bhne = self.queries(links_bld), split_heads(k_bnd, self.heads)
         return self.attend(q_bhle, k_bhne, unit_values(k_bhne), age_bn, count_b)
 
-    def shorter(self) -> bool:
-        return False
-
 
 class SoftmaxMha(LimeMha):
     """Links read events by a softmax."""
 
+    in_one_call = False
     reads = SoftmaxReading
 
 
@@ -153,7 +155,7 @@ class SoftmaxXor(LimeXor):
     """The same, and a softmax instead of SiLU / n in both rectangles."""
 
     reads = SoftmaxReading
-    unpadded = False
+    in_one_call = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor

@@ -101,6 +101,9 @@ struct Fold {
     const float* middle;            // term_middle [sums]
 };
 
+struct Weights;  // of the user stage: see personal.hpp
+struct History;
+
 // One implementation of the inner loops.
 struct Path {
     const char* name;
@@ -117,6 +120,8 @@ struct Path {
                  float* scratch, std::int8_t* codes, float* step, float* constant);
     // Do `rounds` times 64 products of vectors in registers; returns multiply-adds done.
     double (*peak)(std::int64_t rounds, std::int32_t* sink);
+    // The personalised links of a request, [l, d]; `room` holds `personal_room` floats.
+    void (*personalise)(const Weights&, const History&, float* room, float* out);
 };
 
 extern const Path avx512_path, avx2_path, portable_path;

@@ -1,98 +1,18 @@
 // The face towards Python: arguments are checked here, then the work is shared among threads
 // without the interpreter's lock. See limerank/scorer/native.py for what the arrays are.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "python.hpp"
 
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <mutex>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <thread>
 
-#include "catalogue.hpp"
 #include "search.hpp"
 #include "select.hpp"
-
-namespace nb = nanobind;
 
 namespace limerank {
 namespace {
 
-template <class T, int DIMENSIONS>
-using In = nb::ndarray<const T, nb::ndim<DIMENSIONS>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Out = nb::ndarray<nb::numpy, T>;
-
-constexpr std::int64_t MOST_COLUMNS = 1 << 16;  // 2^16 * 255 * 127 < 2^31: sums never overflow
-
-void expect(bool fine, const std::string& message) {
-    if (!fine) throw std::invalid_argument(message);
-}
-
-std::vector<const Path*> paths() {
-    std::vector<const Path*> found;
-#if defined(__x86_64__)
-    for (const Path* path : {&avx512_path, &avx2_path})
-        if (path->supported()) found.push_back(path);
-#endif
-    found.push_back(&portable_path);
-    return found;
-}
-
-const Path& path_named(const std::optional<std::string>& name) {
-    const std::vector<const Path*> found = paths();
-    if (!name) return *found[0];
-    std::string known;
-    for (const Path* path : found) {
-        if (*name == path->name) return *path;
-        known += (known.empty() ? "" : ", ") + std::string(path->name);
-    }
-    throw std::invalid_argument("no path '" + *name + "' on this machine; it has " + known);
-}
-
-template <class T>
-Out<T> array(std::vector<T>&& values, std::initializer_list<std::size_t> shape) {
-    auto* held = new std::vector<T>(std::move(values));
-    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    return Out<T>(held->data(), shape, owner);
-}
-
 constexpr std::int64_t LEAST_PER_THREAD = 2048;  // fewer items take less time than a thread
-
-// Run function(low, high) over [0, count) in `threads` threads, cut at multiples of `step`.
-template <class Function>
-void in_threads(std::int64_t count, std::int64_t step, int threads, Function function) {
-    const std::int64_t steps = (count + step - 1) / step;
-    const int used = static_cast<int>(
-        std::max<std::int64_t>(1, std::min<std::int64_t>(threads, count / LEAST_PER_THREAD)));
-    const auto edge = [&](int t) { return std::min(count, steps * t / used * step); };
-    if (used == 1) return function(0, std::int64_t{0}, count);
-    std::vector<std::thread> running;
-    std::vector<std::exception_ptr> failed(static_cast<std::size_t>(used));
-    const auto guarded = [&](int t) {
-        try {
-            function(t, edge(t), edge(t + 1));
-        } catch (...) {
-            failed[static_cast<std::size_t>(t)] = std::current_exception();
-        }
-    };
-    try {
-        for (int t = 1; t < used; t++) running.emplace_back(guarded, t);
-    } catch (...) {
-        for (std::thread& thread : running) thread.join();
-        throw;
-    }
-    guarded(0);
-    for (std::thread& thread : running) thread.join();
-    for (const std::exception_ptr& error : failed)
-        if (error) std::rethrow_exception(error);
-}
 
 // Requests, quantised.
 struct Requests {
@@ -222,7 +142,7 @@ class Scorer {
         {
             nb::gil_scoped_release free;
             const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
-            in_threads(count, TILE, threads, [&](int, std::int64_t low, std::int64_t high) {
+            in_threads(count, TILE, LEAST_PER_THREAD, threads, [&](int, std::int64_t low, std::int64_t high) {
                 Blocks blocks(c_, TILE);
                 std::vector<float> room(TILE * tasks_);
                 for (std::int64_t at = low; at < high; at += TILE) {
@@ -298,7 +218,7 @@ class Scorer {
             std::vector<std::vector<Best>> of_threads(used);
             Blocks* const whole = rows ? nullptr : laid_out(threads);
             const std::int64_t next = whole ? TILE / LANES * Blocks::stride(c_) : 0;
-            in_threads(count, TILE, threads, [&](int t, std::int64_t low, std::int64_t high) {
+            in_threads(count, TILE, LEAST_PER_THREAD, threads, [&](int t, std::int64_t low, std::int64_t high) {
                 std::vector<Best>& held = of_threads[static_cast<std::size_t>(t)];
                 held.assign(batch, Best(size));
                 Blocks blocks(c_, whole ? 0 : TILE);
@@ -357,7 +277,7 @@ class Scorer {
         if (!held_) return nullptr;
         std::call_once(once_, [&] {
             blocks_.emplace(c_, c_.items);
-            in_threads(c_.items, TILE, threads, [&](int, std::int64_t low, std::int64_t high) {
+            in_threads(c_.items, TILE, LEAST_PER_THREAD, threads, [&](int, std::int64_t low, std::int64_t high) {
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int size = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
                     path_->pack(c_, nullptr, at, size, blocks_->of(at));
@@ -478,7 +398,8 @@ class Scorer {
 
 NB_MODULE(_native, m) {
     using namespace limerank;
-    m.doc() = "Scores the items of an index in integer arithmetic; see limerank.scorer.native.";
+    m.doc() = "Scores the items of an index in integer arithmetic, see limerank.scorer.native; and the "
+              "user stage of LIME, see limerank.kernels.personal.";
     m.attr("SILU_ERROR") = SILU_ERROR;
     m.def("paths", [] {
         std::vector<std::string> names;
@@ -544,4 +465,5 @@ NB_MODULE(_native, m) {
              nb::arg("weights").noconvert(), nb::arg("rows").noconvert().none(),
              nb::arg("exclude").noconvert(), nb::arg("exclude_ends").noconvert(),
              nb::arg("allow").noconvert().none(), nb::arg("threads"));
+    add_personaliser(m);
 }

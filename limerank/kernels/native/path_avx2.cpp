@@ -1,10 +1,13 @@
 // AVX2 with FMA: a block is two registers of 8 items. Bytes are widened to 16 bits before they are
 // multiplied, for the instruction that multiplies bytes saturates.
 #include "catalogue.hpp"
+#include "personal.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace limerank {
@@ -17,6 +20,7 @@ struct I {
     __m256i low, high;
 };
 constexpr int TOGETHER = 1;  // blocks that share what is read of the request
+constexpr int SUMS = 6, MOST = 1;  // vectors of sums that a product holds, in so many columns
 
 inline F splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 inline I zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -85,6 +89,12 @@ inline F absolute(F x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
 }
+inline F mad(F x, F y, F z) { return fma(x, y, z); }
+inline F plus(F x, F y) { return {_mm256_add_ps(x.low, y.low), _mm256_add_ps(x.high, y.high)}; }
+inline F divide(F x, F y) { return {_mm256_div_ps(x.low, y.low), _mm256_div_ps(x.high, y.high)}; }
+inline F root(F x) { return {_mm256_sqrt_ps(x.low), _mm256_sqrt_ps(x.high)}; }
+inline F as_floats(I x) { return {_mm256_castsi256_ps(x.low), _mm256_castsi256_ps(x.high)}; }
+inline F reciprocal(F x) { return divide(splat(1.0f), x); }
 inline F look_up(const float* table, I at) {
     return {_mm256_i32gather_ps(table, at.low, 4), _mm256_i32gather_ps(table, at.high, 4)};
 }
@@ -103,12 +113,13 @@ inline int transpose(const std::uint8_t* const* rows, int bytes, std::uint32_t* 
 }
 
 #include "loops.inl"
+#include "personal.inl"
 
 bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 }  // namespace
 
-const Path avx2_path = {"avx2", supported, pack, score, fold, peak};
+const Path avx2_path = {"avx2", supported, pack, score, fold, peak, personalise};
 
 }  // namespace limerank
 #endif

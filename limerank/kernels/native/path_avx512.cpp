@@ -1,9 +1,12 @@
 // AVX-512 with VNNI: 16 items a register, four products a lane and instruction.
 #include "catalogue.hpp"
+#include "personal.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace limerank {
@@ -12,6 +15,7 @@ namespace {
 using F = __m512;
 using I = __m512i;
 constexpr int TOGETHER = 4;  // blocks that share what is read of the request
+constexpr int SUMS = 16, MOST = 4;  // vectors of sums that a product holds, in so many columns
 
 inline F splat(float x) { return _mm512_set1_ps(x); }
 inline I zero() { return _mm512_setzero_si512(); }
@@ -42,6 +46,15 @@ inline F subtract(F x, F y) { return _mm512_sub_ps(x, y); }
 inline F minimum(F x, F y) { return _mm512_min_ps(x, y); }
 inline F maximum(F x, F y) { return _mm512_max_ps(x, y); }
 inline F absolute(F x) { return _mm512_abs_ps(x); }
+inline F mad(F x, F y, F z) { return fma(x, y, z); }
+inline F plus(F x, F y) { return _mm512_add_ps(x, y); }
+inline F divide(F x, F y) { return _mm512_div_ps(x, y); }
+inline F root(F x) { return _mm512_sqrt_ps(x); }
+inline F as_floats(I x) { return _mm512_castsi512_ps(x); }
+inline F reciprocal(F x) {  // a step of Newton's from 14 bits: within two units of the last place
+    const F near = _mm512_rcp14_ps(x);
+    return _mm512_fmadd_ps(near, _mm512_fnmadd_ps(x, near, _mm512_set1_ps(1.0f)), near);
+}
 inline F look_up(const float* table, I at) {
     return _mm512_permutex2var_ps(_mm512_load_ps(table), at, _mm512_load_ps(table + 16));
 }
@@ -86,6 +99,7 @@ inline int transpose(const std::uint8_t* const* rows, int bytes, std::uint32_t* 
 }
 
 #include "loops.inl"
+#include "personal.inl"
 
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -95,7 +109,7 @@ bool supported() {
 
 }  // namespace
 
-const Path avx512_path = {"avx512-vnni", supported, pack, score, fold, peak};
+const Path avx512_path = {"avx512-vnni", supported, pack, score, fold, peak, personalise};
 
 }  // namespace limerank
 #endif
