@@ -16,12 +16,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
+from benchmarks.jobs import finish, workers
 from benchmarks.rows import has_row, write_row
 
 DATASET = "ml1m"
@@ -74,7 +73,7 @@ def case_of(model: str, what: str, value: str) -> dict[str, Any]:
 
 def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     """Train with one change, read the test split, time the scoring."""
-    from limerank.evaluate import evaluate
+    from limerank.evaluation import evaluate
 
     setting = {**quality.chosen(DATASET, model), "epochs": EPOCHS, **CHANGES[what][value]}
     last = quality.fit(DATASET, folder, model, seed, setting)
@@ -125,19 +124,15 @@ def main(arguments: list[str] | None = None) -> None:
     if folder is None:
         raise SystemExit(1)
     models = tuple(given.models or MODELS)
-    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        jobs = quality.searches({DATASET: folder}, models)
-        for future in as_completed([pool.submit(*job) for job in jobs]):
-            future.result()
+    with workers(given.processes) as pool:
+        finish(pool, "settings", quality.searches({DATASET: folder}, models))
         waiting = [
-            pool.submit(measure, folder, *case, seed)
+            (measure, folder, *case, seed)
             for seed in range(given.seeds)
             for case in cases(models, tuple(given.what or CHANGES))
             if not has_row("ablations", case_of(*case), seed)
         ]
-        print(f"{len(waiting)} to do", flush=True)
-        for future in as_completed(waiting):
-            future.result()
+        finish(pool, "runs", waiting)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import quality
+from benchmarks.jobs import finish, workers
 from benchmarks.rows import has_row, write_row
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def prepare_cold(name: str, data: Path | None) -> Path | None:
 
 def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -> None:
     """Train once, ask about items and users; a row each."""
-    from limerank.evaluate import evaluate
+    from limerank.evaluation import evaluate
 
     setting = quality.chosen(name, model)
     quality.fit(f"cold-{name}", folder, model, seed, setting)
@@ -156,26 +155,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)
-    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+    with workers(given.processes) as pool:
         whole = {
             name: folder
             for name in given.only or DATASETS
             if (folder := quality.prepare_dataset(name, given.data)) is not None
         }
         models = tuple(given.models or MODELS)
-        for future in as_completed([pool.submit(*job) for job in quality.searches(whole, models)]):
-            future.result()
+        finish(pool, "settings", quality.searches(whole, models))
         waiting = [
-            pool.submit(measure, name, given.data, cold, model, seed)
+            (measure, name, given.data, cold, model, seed)
             for name in whole
             if (cold := prepare_cold(name, given.data)) is not None
             for model in models
             for seed in range(given.seeds)
             if not has_row("coldstart", case_of(name, model), seed)
         ]
-        print(f"{len(waiting)} to do", flush=True)
-        for future in as_completed(waiting):
-            future.result()
+        finish(pool, "runs", waiting)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ exactly the events before each test impression, and with requests of 16. Setting
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
+from benchmarks.jobs import finish, workers
 from benchmarks.rows import has_row, write_row
 
 DATASET, MODEL = "ml1m", "lime-mha"
@@ -54,7 +53,7 @@ def prepare_sizes(data: Path) -> dict[str, Path]:
 
 def measure(folders: dict[str, Path], form: str, seed: int) -> None:
     """Train in one form, evaluate in both."""
-    from limerank.evaluate import evaluate
+    from limerank.evaluation import evaluate
 
     size, differs = FORMS[form]
     setting: dict[str, Any] = {
@@ -90,16 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)
     folders = prepare_sizes(given.data)
-    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
+    with workers(given.processes) as pool:
         waiting = [
-            pool.submit(measure, folders, form, seed)
+            (measure, folders, form, seed)
             for seed in range(given.seeds)
             for form in given.forms or FORMS
             if not has_row("exact", case_of(form), seed)
         ]
-        print(f"{len(waiting)} to do", flush=True)
-        for future in as_completed(waiting):
-            future.result()
+        finish(pool, "runs", waiting)
 
 
 if __name__ == "__main__":

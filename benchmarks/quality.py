@@ -26,11 +26,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.jobs import Job, finish, workers
 from benchmarks.rows import has_row, rows, write_row
 from benchmarks.tables import MODELS
 
@@ -71,7 +70,6 @@ SEARCH_LARGE = tuple({**setting, "epochs": 4} for setting in SEARCH)
 LARGE = ("ml1m",)
 SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
 """Seeds that settings are tried with, where seeds differ by more than settings do; else one."""
-Job = tuple[Any, ...]
 
 
 # Data
@@ -177,7 +175,7 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
     import torch
 
     from limerank.config import ModelConfig, TrainConfig
-    from limerank.train import train
+    from limerank.training import train
 
     torch.set_num_threads(1)
     run = run_folder(name, model, seed, setting)
@@ -240,7 +238,7 @@ def said_by(name: str, model: str, seed: int) -> Path:
 
 def measure(name: str, folder: Path, model: str, seed: int) -> None:
     """One row of quality: the chosen setting, evaluated once on test."""
-    from limerank.evaluate import evaluate
+    from limerank.evaluation import evaluate
 
     setting = chosen(name, model)
     last = fit(name, folder, model, seed, setting)
@@ -343,8 +341,8 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     """One row of paired: differences in the main task's AUC, with the bounds of each."""
     import polars as pl
 
-    from limerank.compare import differences
-    from limerank.evaluate import EDGES, column
+    from limerank.comparison import differences
+    from limerank.evaluation import EDGES, column
 
     ours, theirs = (
         [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]
@@ -393,16 +391,10 @@ def main(arguments: list[str] | None = None) -> None:
         if (folder := prepare_dataset(name, given.data)) is not None:
             folders[name] = folder
     models = tuple(given.models or MODELS)
-    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
-        for phase in (
-            searches(folders, models),
-            measurements(folders, models, given.seeds),
-            comparisons(folders, models, given.seeds),
-        ):
-            waiting = [pool.submit(*job) for job in phase]
-            print(f"{len(waiting)} to do", flush=True)
-            for future in as_completed(waiting):
-                future.result()
+    with workers(given.processes) as pool:
+        finish(pool, "settings", searches(folders, models))
+        finish(pool, "runs", measurements(folders, models, given.seeds))
+        finish(pool, "comparisons", comparisons(folders, models, given.seeds))
 
 
 def quick(processes: int) -> None:

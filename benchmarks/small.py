@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import write_row
 from limerank.config import ModelConfig, TrainConfig
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.logs import prepare
 from limerank.metrics import auc
 from limerank.models import ranker
 from limerank.schema import Spec, validate
-from limerank.train import train
+from limerank.training import train
 
 USERS, ITEMS, CATEGORIES, EVENTS = 150, 300, 5, 20_000
 LIKED, OTHERS = 0.5, 0.12

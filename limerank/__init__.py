@@ -40,8 +40,8 @@ _HOMES = {
     "build_index": "index.building",
     "change_items": "index.changes",
     "compact_index": "index.changes",
-    "compare": "compare",
-    "evaluate": "evaluate",
+    "compare": "comparison",
+    "evaluate": "evaluation",
     "event_of": "events",
     "load_run": "checkpoint",
     "load_spec": "schema",
@@ -49,7 +49,7 @@ _HOMES = {
     "put_items": "index.changes",
     "remove_items": "index.changes",
     "simulate": "synthetic",
-    "train": "train",
+    "train": "training",
     "update_items": "index.changes",
 }
 

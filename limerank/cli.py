@@ -191,7 +191,7 @@ def train(
 
     from limerank.config import ModelConfig, TrainConfig
     from limerank.schema import validate
-    from limerank.train import train as run
+    from limerank.training import train as run
 
     given = {
         "epochs": epochs,
@@ -253,8 +253,8 @@ def evaluate(
 ) -> None:
     """Measure a run exactly: metrics.json (of another split, metrics-SPLIT.json) in the run folder,
     and a table here."""
-    from limerank.evaluate import evaluate as measure
-    from limerank.evaluate import table_text
+    from limerank.evaluation import evaluate as measure
+    from limerank.evaluation import table_text
 
     result = measure(
         run,
@@ -291,8 +291,8 @@ def compare(
     """
     import json
 
-    from limerank.compare import compare as run
-    from limerank.compare import comparison_text
+    from limerank.comparison import compare as run
+    from limerank.comparison import comparison_text
 
     result = run(ours, against, data=data, split=split, task=task, resamples=resamples, quiet=quiet)
     print(json.dumps(result) if as_json else comparison_text(result))

@@ -18,7 +18,7 @@ from limerank.checkpoint import load_run
 from limerank.config import ModelConfig, ModelName, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import FormatError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.fidelity import quantisation_report
 from limerank.files import read_json, write_json
 from limerank.index import Index
@@ -28,7 +28,7 @@ from limerank.rank import Recommender, ranking_text
 from limerank.report import some_users, write_report
 from limerank.schema import load_spec
 from limerank.synthetic import simulate
-from limerank.train import train
+from limerank.training import train
 
 MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
 

@@ -18,7 +18,7 @@ from limerank import metrics, plots
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import FormatError
-from limerank.evaluate import predict
+from limerank.evaluation import predict
 from limerank.files import read_json, write_text
 from limerank.index import Index
 from limerank.logs import summary_text

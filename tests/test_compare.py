@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from limerank import metrics
-from limerank.compare import compare, comparison_text, draws, paired_auc, resampled_auc
+from limerank.comparison import compare, comparison_text, draws, paired_auc, resampled_auc
 from limerank.errors import DataError, SpecError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from tests.catalogues import data, shop
 
 

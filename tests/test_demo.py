@@ -14,9 +14,9 @@ from limerank import report
 from limerank.config import ModelConfig, TrainConfig
 from limerank.demo import demo
 from limerank.errors import FormatError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.report import write_report
-from limerank.train import train
+from limerank.training import train
 from tests.worlds import prepare_log
 
 TINY = {

@@ -15,11 +15,11 @@ from limerank.checkpoint import load_run
 from limerank.config import ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import FingerprintError, FormatError, UnknownError
-from limerank.evaluate import ages, effective_links, evaluate, list_metrics, predict, table_text
+from limerank.evaluation import ages, effective_links, evaluate, list_metrics, predict, table_text
 from limerank.logs import prepare
 from limerank.losses import predictions
 from limerank.schema import load_spec
-from limerank.train import train
+from limerank.training import train
 from tests.worlds import prepare_log, write_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}

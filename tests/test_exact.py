@@ -11,14 +11,14 @@ from limerank.checkpoint import load_run
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import SpecError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.kernels import reference
 from limerank.kernels.prefix import nothing_yet, prefix_attention
 from limerank.logs import prepare
 from limerank.losses import task_losses, total_loss
 from limerank.models import LimeMha, build, lime
 from limerank.schema import Spec
-from limerank.train import train
+from limerank.training import train
 from tests.worlds import unsure
 
 

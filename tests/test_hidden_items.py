@@ -9,7 +9,7 @@ import torch
 
 from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError, UnknownError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.logs import prepare

@@ -8,7 +8,7 @@ import pytest
 
 from limerank.config import ModelConfig, TrainConfig
 from limerank.dataset import SPLITS, Dataset
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.logs import prepare
@@ -16,7 +16,7 @@ from limerank.logs.holdout import FirstSeen, held_out_users
 from limerank.logs.summary import summary_text
 from limerank.rank import Recommender
 from limerank.schema import load_spec
-from limerank.train import train
+from limerank.training import train
 from tests.worlds import write_log
 
 USERS, ITEMS = 120, 40

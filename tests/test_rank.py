@@ -14,7 +14,7 @@ import torch
 
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.evaluate import predict
+from limerank.evaluation import predict
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.logs import prepare

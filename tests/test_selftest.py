@@ -13,8 +13,8 @@ from limerank.checkpoint import save_weights
 from limerank.config import ModelConfig, TrainConfig
 from limerank.errors import FormatError
 from limerank.files import checksum
-from limerank.train import train
 from limerank.trained import load_trained
+from limerank.training import train
 from tests.catalogues import MODELS, data, make_run, shop
 
 NAME = selftest.NAME

@@ -34,8 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"models", "losses"}),
     frozenset({"trained", "checkpoint", "optimise"}),
     frozenset({"selftest"}),
-    frozenset({"train", "evaluate", "index"}),
-    frozenset({"scorer", "explain", "compare"}),
+    frozenset({"training", "evaluation", "index"}),
+    frozenset({"scorer", "explain", "comparison"}),
     frozenset({"request"}),
     frozenset({"state"}),
     frozenset({"rank", "server"}),
@@ -138,6 +138,18 @@ def test_nothing_imports_the_public_names_from_inside() -> None:
     assert not inside, f"import from the module that defines the name: {inside}"
 
 
+def test_public_names_are_what_they_say() -> None:
+    """A module of the same name would stand before a function as soon as it is imported."""
+    import limerank
+
+    modules = {name.split(".")[1] for name in SOURCES if name.count(".") == 1}
+    assert not modules & set(limerank.__all__)
+    code = "from limerank import *; import limerank; from types import ModuleType as M\n"
+    code += "print([n for n in limerank.__all__ if isinstance(globals()[n], M)])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_no_circles() -> None:
     try:
         TopologicalSorter(ARROWS).prepare()
@@ -183,7 +195,7 @@ def test_baselines_and_lime_do_not_know_each_other() -> None:
 
 def test_serving_never_reaches_the_logs() -> None:
     """Nor what needs them: live items are encoded, and a run is loaded, without its dataset."""
-    forbidden = {"logs", "dataset", "train", "synthetic"}
+    forbidden = {"logs", "dataset", "training", "synthetic"}
     serving = {"server", "state", "stores", "events", "eventlog", "request", "trained"}
     changing = {"limerank.index.catalogue", "limerank.index.changes"}
     reaching = [

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.evaluate import evaluate
+from limerank.evaluation import evaluate
 from limerank.models import build
 from limerank.optimise import Optimiser
-from limerank.train import batch_size, train
+from limerank.training import batch_size, train
 from tests.worlds import prepare_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
@@ -112,7 +112,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("at", [1, 4, 11])
 def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, monkeypatch, at):
-    import limerank.train as module
+    import limerank.training as module
 
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
     model = ModelConfig(model="lime-xor", **MODEL)
@@ -133,7 +133,7 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 SCRIPT = """
 import sys
 from limerank.config import ModelConfig, TrainConfig
-from limerank.train import train
+from limerank.training import train
 import torch
 torch.set_num_threads(2)
 train(sys.argv[1], sys.argv[2],

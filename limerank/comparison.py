@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError
-from limerank.evaluate import Predictions, ages, cut, predict
+from limerank.evaluation import Predictions, ages, cut, predict
 
 
 class Interval(NamedTuple):
@@ -128,7 +128,7 @@ def differences(
     holds both classes.
 
     Args:
-        ages: what :func:`limerank.evaluate.ages` gives, [n] each.
+        ages: what :func:`limerank.evaluation.ages` gives, [n] each.
         options: of :func:`paired_auc`, as are the others.
     """
     parts = [("", np.ones(len(labels), dtype=bool))]

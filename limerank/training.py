@@ -28,7 +28,7 @@ from limerank.checkpoint import (
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.evaluate import effective_links, predict, task_metrics
+from limerank.evaluation import effective_links, predict, task_metrics
 from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.kernels.attention import real_positions
 from limerank.losses import task_losses, total_loss
