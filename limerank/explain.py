@@ -63,7 +63,7 @@ class Explanation:
         without_history: what it would be with an empty history.
         events: every event of the history, oldest first.
         links: the item's weights of the links, f32 [H, l]; None for models without links.
-        reads: the links' weights of the events, f32 [l, N], rows sum to one; None likewise.
+        reads: how much the links weigh the events, f32 [l, N], rows sum to one; None likewise.
     """
 
     item: Any

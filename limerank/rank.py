@@ -55,7 +55,7 @@ class Ranked:
     row: int
     value: float
     scores: dict[str, float]
-    explanation: Explanation | None = None
+    explanation: Explanation | None = field(default=None, repr=False)
 
     def because(self, most: int = 3) -> list[Any]:
         """Ids of the history's items that raised this item's value most."""

@@ -1,0 +1,70 @@
+"""What the README and the documents tell people to type."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [code for name, code in BLOCK.findall(text) if name == language]
+
+
+def run(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readmes_description_and_its_way_in_python(tmp_path, call):
+    rng = np.random.default_rng(0)
+    given = next(code for code in blocks(README, "") if code.startswith("user_id,"))
+    lines = [given.splitlines()[0]]
+    for user in range(30):
+        time = 1_718_000_000 + user * 977
+        for _ in range(30):
+            time += int(rng.integers(20, 40_000))
+            item, click = int(rng.integers(0, 40)), int(rng.integers(0, 2))
+            lines.append(f"{user},{item},{time},{click},{rng.exponential(9):.1f}")
+    (tmp_path / "events.csv").write_text("\n".join(lines) + "\n")
+    items = [f"{item},c{item % 4},a{item % 3}|b{item % 5}" for item in range(40)]
+    (tmp_path / "items.csv").write_text("item_id,category,tags\n" + "\n".join(items) + "\n")
+    (spec,) = blocks(README, "toml")
+    (tmp_path / "shop.toml").write_text(spec)
+    assert call("prepare", tmp_path / "shop.toml", "--out", tmp_path / "data" / "shop")[0] == 0
+    (way,) = blocks(README, "python")
+    auc, *ranking = run(way, tmp_path).splitlines()
+    assert 0 < float(auc) < 1
+    assert len(ranking) == 5
+    assert all("'click': " in line and "'watch': " in line for line in ranking)
+    assert all(re.search(r"because of \[\d+", line) for line in ranking[:3])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))],
+    ids=lambda page: page.name,
+)
+def test_what_documents_import_is_there(page, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    imports = [
+        line
+        for code in blocks(text, "python")
+        for line in code.splitlines()
+        if re.match(r"(from|import) limerank", line)
+    ]
+    told = "from types import ModuleType as M\nprint([n for n, x in [*globals().items()]"
+    told += " if n[0] != '_' and isinstance(x, M)])"
+    if imports:
+        assert run("\n".join([*imports, told]), tmp_path) == "[]\n"
