@@ -22,6 +22,7 @@ DEFAULTS: dict[str, str] = {
     "blocks": "3",
     "mask": "links and events read each other",
     "phi": "SiLU",
+    "reading": "as LIME-MHA reads",
     "contextual links": "on",
     "item weights": "from raw links",
     "head": "gated ReLU, 32 units",
