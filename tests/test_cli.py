@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import pytest
 
 from limerank.config import ModelName
+from tests.worlds import write_csv
 
 SPEC = """
 name = "shop"
@@ -43,17 +43,7 @@ features = [
 
 @pytest.fixture
 def shop(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    lines = ["user_id,item_id,time,clicked,seconds"]
-    for user in range(30):
-        time = 1_718_000_000 + user * 977
-        for _ in range(30):
-            time += int(rng.integers(20, 40_000))
-            item, click = int(rng.integers(0, 40)), int(rng.integers(0, 2))
-            lines.append(f"{user},{item},{time},{click},{rng.exponential(9):.1f}")
-    (tmp_path / "events.csv").write_text("\n".join(lines) + "\n")
-    items = [f"{item},c{item % 4},a{item % 3}|b{item % 5}" for item in range(40)]
-    (tmp_path / "items.csv").write_text("item_id,category,tags\n" + "\n".join(items) + "\n")
+    write_csv(tmp_path)
     (tmp_path / "shop.toml").write_text(SPEC)
     return tmp_path
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from tests.worlds import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,18 +29,9 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_the_readmes_description_and_its_way_in_python(tmp_path, call):
-    rng = np.random.default_rng(0)
+    write_csv(tmp_path)
     given = next(code for code in blocks(README, "") if code.startswith("user_id,"))
-    lines = [given.splitlines()[0]]
-    for user in range(30):
-        time = 1_718_000_000 + user * 977
-        for _ in range(30):
-            time += int(rng.integers(20, 40_000))
-            item, click = int(rng.integers(0, 40)), int(rng.integers(0, 2))
-            lines.append(f"{user},{item},{time},{click},{rng.exponential(9):.1f}")
-    (tmp_path / "events.csv").write_text("\n".join(lines) + "\n")
-    items = [f"{item},c{item % 4},a{item % 3}|b{item % 5}" for item in range(40)]
-    (tmp_path / "items.csv").write_text("item_id,category,tags\n" + "\n".join(items) + "\n")
+    assert (tmp_path / "events.csv").read_text().startswith(given.splitlines()[0] + "\n")
     (spec,) = blocks(README, "toml")
     (tmp_path / "shop.toml").write_text(spec)
     assert call("prepare", tmp_path / "shop.toml", "--out", tmp_path / "data" / "shop")[0] == 0

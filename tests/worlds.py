@@ -158,3 +158,18 @@ def prepare_log(folder: Path, **options: object) -> Path:
     spec = write_log(folder / "log", **options)
     prepare(load_spec(spec), folder / "data", base=spec.parent)
     return folder / "data"
+
+
+def write_csv(folder: Path) -> None:
+    """Files as the README has them, of 30 users and 40 items: events.csv and items.csv."""
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,time,clicked,seconds"]
+    for user in range(30):
+        time = 1_718_000_000 + user * 977
+        for _ in range(30):
+            time += int(rng.integers(20, 40_000))
+            item, click = int(rng.integers(0, 40)), int(rng.integers(0, 2))
+            lines.append(f"{user},{item},{time},{click},{rng.exponential(9):.1f}")
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    items = [f"{item},c{item % 4},a{item % 3}|b{item % 5}" for item in range(40)]
+    (folder / "items.csv").write_text("item_id,category,tags\n" + "\n".join(items) + "\n")
