@@ -602,6 +602,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
     given = parser.parse_args(arguments)
+    if given.compile and given.device != "cuda":
+        parser.error("--compile is for --device cuda: on a processor the user stage is C++")
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here (torch.cuda.is_available() is False)")
     if given.quick:

@@ -29,8 +29,8 @@ GREY = "#8a8f98"
 
 
 PRESENT = {
-    "lime-mha": ("2026-11-23", "a softmax over events"),
-    "lime-xor": ("2026-11-23", "a last block like the others"),
+    "lime-mha": ("2026-11-23", "a softmax over events, its user stage torch operations"),
+    "lime-xor": ("2026-11-23", "a last block like the others, its user stage torch operations"),
 }
 """Model -> since when it is as it is, and what its former form had: a new form has rows of its own
 only as they are measured again."""

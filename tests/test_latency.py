@@ -142,3 +142,9 @@ def test_a_model_off_its_reference_is_not_timed(monkeypatch, tmp_path):
     monkeypatch.setattr(ranker, "score", wrong)
     with pytest.raises(AssertionError, match="mha is not its reference"):
         latency.verify(store, 500, "cpu", ["mha"])
+
+
+def test_an_option_that_would_do_nothing_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        latency.main(["--compile"])
+    assert "--compile is for --device cuda" in capsys.readouterr().err
