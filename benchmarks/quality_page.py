@@ -84,6 +84,8 @@ def quality(found: list[Row]) -> str:
         "By slices; a line that lies left of 0 as a whole says that LIME is below HSTU there:",
         "",
         "![Difference to HSTU in each slice](quality-slices.svg)",
+        "",
+        *below_and_above(pairs),
     ]
     for dataset, of_dataset in by_dataset.items():
         models = by_model(of_dataset)
@@ -154,6 +156,37 @@ def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str
             if model != "hstu"
         ],
     )
+    return lines
+
+
+def below_and_above(pairs: list[Row]) -> list[str]:
+    """In how many slices of all data sets each model is below and above HSTU, and LIME's losses."""
+    body = []
+    losses = []
+    for model, of_model in by_model([p for p in pairs if p["case"]["against"] == "hstu"]).items():
+        signs = []
+        for row in of_model:
+            metrics = row["metrics"]
+            for name in metrics:
+                measure, _, part = name.partition(" | ")
+                if measure == "low" and part:
+                    low, high = metrics[name], metrics[f"high | {part}"]
+                    signs.append((low > 0) - (high < 0))
+                    if high < 0 and model in LIME:
+                        where = f"{row['case']['dataset']}, {part}"
+                        losses.append([model, where, interval(metrics, f"difference | {part}")])
+        counts = [signs.count(sign) for sign in (-1, 0, 1)]
+        body.append([model, str(len(signs)), *map(str, counts)])
+    lines = [
+        "Slices of all data sets by their interval: below HSTU as a whole, holding 0, above as a",
+        "whole. Of two models that are alike a slice in 40 is below and one in 40 above by chance;",
+        "slices overlap.",
+        "",
+        *table(["model", "slices", "below", "level", "above"], body),
+    ]
+    if losses:
+        lines += ["", "Where LIME is below:", ""]
+        lines += table(["model", "slice", "difference to HSTU"], losses)
     return lines
 
 
