@@ -12,6 +12,9 @@ A tenth of the items (the last to appear) and a tenth of the users are held out 
 LIME is asked about the held-out items a second time through an index that was built without them
 and that they were then added to, with no training between.
 
+Training hides a share of the ids so that content can place an item. What that is worth for items
+without an id, and costs the others, is measured with LIME-MHA: all models have the same towers.
+
 Settings are those that ``benchmarks.quality`` chose on the whole data set. Finished rows are kept.
 """
 
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import quality
-from benchmarks.jobs import finish, workers
+from benchmarks.jobs import Job, finish, workers
 from benchmarks.rows import has_row, write_row
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ DATASETS = ("ml1m", "synth_short")
 MODELS = ("popularity", "two-tower", "lime-mha", "lime-xor")
 SHARE = 0.1
 EVENTS = (0, 1, 2, 5, 10, 20)
+ID_DROPOUT = (0.0, 0.3)
+"""Shares of hidden ids beside the default."""
 
 
 def prepare_cold(name: str, data: Path | None) -> Path | None:
@@ -68,17 +73,34 @@ def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -
             {**first_task(found["tasks"]), "impressions": found["impressions"]},
             seed=seed,
         )
-    found = evaluate(run, **options)
-    parts = {part["slice"]: part for part in found["slices"] if part["kind"] == "item impressions"}
-    metrics = {
-        **first_task(parts["0"]["tasks"]),
-        "impressions": parts["0"]["impressions"],
-        **{f"{key} of all items": value for key, value in first_task(found["tasks"]).items()},
-    }
+    metrics = of_items(evaluate(run, **options))
     if model.startswith("lime"):
         metrics |= added(run, folder, *item_table(name, data))
     write_row("coldstart", case_of(name, model), metrics, seed=seed)
     print(f"{name} {model} seed {seed}: {metrics}", flush=True)
+
+
+def measure_share(name: str, folder: Path, share: float, seed: int) -> None:
+    """Train with another share of hidden ids, ask about items."""
+    from limerank.evaluation import evaluate
+
+    model = "lime-mha"
+    setting = {**quality.chosen(name, model), "id_dropout": share}
+    quality.fit(f"cold-{name}", folder, model, seed, setting)
+    run = quality.run_folder(f"cold-{name}", model, seed, setting)
+    metrics = of_items(evaluate(run, data=folder, lists=0, out=run / "cold.json"))
+    write_row("coldstart", share_case(name, share), metrics, seed=seed)
+    print(f"{name} id dropout {share} seed {seed}: {metrics}", flush=True)
+
+
+def of_items(found: dict[str, Any]) -> dict[str, float]:
+    """The main task of the held-out items, and of all."""
+    parts = {part["slice"]: part for part in found["slices"] if part["kind"] == "item impressions"}
+    return {
+        **first_task(parts["0"]["tasks"]),
+        "impressions": parts["0"]["impressions"],
+        **{f"{key} of all items": value for key, value in first_task(found["tasks"]).items()},
+    }
 
 
 def item_table(name: str, data: Path | None) -> tuple[pl.DataFrame, str]:
@@ -145,6 +167,10 @@ def case_of(name: str, model: str) -> dict[str, Any]:
     return {"dataset": name, "model": model, "what": "items"}
 
 
+def share_case(name: str, share: float) -> dict[str, Any]:
+    return {"dataset": name, "model": "lime-mha", "what": "id dropout", "share": share}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -163,13 +189,21 @@ def main(arguments: list[str] | None = None) -> None:
         }
         models = tuple(given.models or MODELS)
         finish(pool, "settings", quality.searches(whole, models))
-        waiting = [
-            (measure, name, given.data, cold, model, seed)
-            for name in whole
-            if (cold := prepare_cold(name, given.data)) is not None
+        cold = {name: prepare_cold(name, given.data) for name in whole}
+        waiting: list[Job] = [
+            (measure, name, given.data, folder, model, seed)
+            for name, folder in cold.items()
             for model in models
             for seed in range(given.seeds)
-            if not has_row("coldstart", case_of(name, model), seed)
+            if folder and not has_row("coldstart", case_of(name, model), seed)
+        ]
+        waiting += [
+            (measure_share, name, folder, share, seed)
+            for name, folder in cold.items()
+            for seed in range(given.seeds)
+            for share in ID_DROPOUT
+            if folder and not has_row("coldstart", share_case(name, share), seed)
+            if "lime-mha" in models
         ]
         finish(pool, "runs", waiting)
 

@@ -15,6 +15,7 @@ from benchmarks.tables import (
     spread_of,
     table,
 )
+from limerank.config import ModelConfig
 
 OF_ITEMS = (
     "auc",
@@ -57,7 +58,27 @@ def coldstart(found: list[Row]) -> str:
             for events in steps(of_dataset)
         ]
         lines += table(["events seen", *models], body)
+        lines += hidden_ids(of_dataset)
     return "\n".join(lines)
+
+
+def hidden_ids(found: list[Row]) -> list[str]:
+    """What the share of ids that training hides is worth for items that have none."""
+    others = grouped(
+        [row for row in found if row["case"]["what"] == "id dropout"],
+        lambda row: row["case"]["share"],
+    )
+    if not others:
+        return []
+    model = next(iter(others.values()))[0]["case"]["model"]
+    usual = [r for r in found if r["case"]["what"] == "items" and r["case"]["model"] == model]
+    shares = {**others, ModelConfig().id_dropout: usual}
+    body = [
+        [str(share), spread_of(part, "auc"), spread_of(part, "auc of all items"), str(len(part))]
+        for share, part in sorted(shares.items())
+    ]
+    heads = ["share", "held-out items", "all items", "seeds"]
+    return ["", f"Ids that training hides from {model}, AUC:", "", *table(heads, body)]
 
 
 def steps(found: list[Row]) -> list[int | str]:
