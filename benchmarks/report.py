@@ -117,6 +117,8 @@ def plain(found: list[Row]) -> str:
     """Any other measurement: a row a line, and a table for all that measured the same."""
     bench = found[0]["bench"]
     lines = [f"# {bench.capitalize()}", "", told(made_by(bench)), "", *machines(found)]
+    if any(row["spread"] for row in found):
+        lines += ["", "In brackets: the least and the most of the repeats whose median it is."]
     groups = grouped(
         found, lambda row: tuple(name for name, one in row["metrics"].items() if one is not None)
     )
