@@ -129,6 +129,9 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
         f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the",
         "best one, where it gains at least that. In brackets the difference in validation AUC, and",
         "what scoring a candidate and encoding a user cost in multiply-adds; the default's: 1.",
+        "Two epochs favour what is learned fast. Ids are hidden for the sake of items without one:",
+        "what that is worth there, and costs all items after more epochs, stands under",
+        "[cold starts](coldstart.md).",
         "",
     ]
     heads = ["model", "part", "default", "as good for less", "better", "seeds"]
