@@ -527,12 +527,17 @@ class _Job:
                 self.warnings.append(
                     f"times run from {iso(low)} to {iso(high)}: check the source's time_unit"
                 )
+            self.warnings += events.clock.warnings()
         dropped = dict(spools.bad.most_common())
         noted = {name: count for name, count in spools.noted.items() if count}
         if "duplicate row" in noted:
             dropped["duplicate row"] = noted.pop("duplicate row")
         summary = {
-            "time": {"first": events.time_range[0], "last": events.time_range[1]},
+            "time": {
+                "first": events.time_range[0],
+                "last": events.time_range[1],
+                "now": events.clock.now if spec.clock else events.time_range[1],
+            },
             "cuts": self.cuts,
             "labels": {
                 split: {

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from limerank.errors import DataError
 from limerank.logs.checks import request_steps
+from limerank.logs.clock import Clock
 from limerank.logs.ids import Mask
 from limerank.logs.partition import (
     MULTIPLIER,
@@ -68,6 +69,7 @@ class SortedEvents:
         keys, user_counts, total: the users in order, how many events each has, and all have.
         time_range, shown_range: the first and the last time of all events, and of those shown.
         shown_total: how many events are shown.
+        clock: which times are outliers.
     """
 
     def __init__(self, spools: Spooling, folder: Path) -> None:
@@ -109,6 +111,7 @@ class SortedEvents:
             for name, dtype in dtypes.items()
         }
         total = int(spools.spool.rows.sum())
+        self.clock = Clock(total)
         with Bar("sorting", total=total, unit="events", quiet=self._quiet) as bar:
             for part in in_order(self._sort_part, self._parts(spools.spool, spools.lists)):
                 n = len(part.columns["time"])
@@ -123,6 +126,7 @@ class SortedEvents:
                     writer.append(part.columns[name])
                 times = part.columns["time"]
                 stretch(self.time_range, times)
+                self.clock.add(times)
                 if self.some_hidden:
                     times = times[part.columns["shown"]]
                 if len(times):
@@ -133,6 +137,7 @@ class SortedEvents:
             writer.close()
             if name.startswith(FINAL):
                 aside.submit(sync, writer.path)
+        self.clock.finish()
         if not user_keys:
             raise DataError(f"the log has no usable events: {spools.rows:,} rows read")
         self.keys = np.concatenate(user_keys)
