@@ -505,9 +505,10 @@ def fill(
     with open_store(store) as opened:
         done = run(opened, data, base=base, quiet=quiet)
     print(
-        f"{store}: {done['accepted']:,} new of {done['events']:,} events of {done['users']:,} users"
+        f"{opened.address}: "
+        f"{done['accepted']:,} new of {done['events']:,} events of {done['users']:,} users"
     )
-    print(f"Next: limerank serve --run RUN --index INDEX --store {store} --open")
+    print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --open")
 
 
 @app.command()
@@ -683,7 +684,7 @@ def main() -> None:
     try:
         app()
     except LimerankError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.detail}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

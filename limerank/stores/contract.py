@@ -98,9 +98,11 @@ class EventStore(abc.ABC):
     Attributes:
         most: events held of a user, at most; None: all.
         local: whether questions are answered by this process itself, in microseconds.
+        address: where the store is, for logs and the command line; never with a password.
     """
 
     local = False
+    address: str
 
     def __init__(self, most: int | None) -> None:
         if most is not None and most < 1:
@@ -160,6 +162,20 @@ class EventStore(abc.ABC):
     def named(self, text: str, limit: int) -> list[Id]:
         """Users whose id begins with a text, in the order of text, at most ``limit``. A store that
         keeps no order gives any of them."""
+
+    @abc.abstractmethod
+    def event_count(self, user: Id) -> int | None:
+        """How many events are held of a user; None for one that the store does not hold. No event
+        is read, so that it can be told of a damaged user, too."""
+
+    @abc.abstractmethod
+    def check(self) -> list[str]:
+        """What an operator has to look after, a line each; empty: nothing.
+
+        Asked every few seconds by whoever serves from the store: its settings and its files may
+        change while it is open. The lines name neither address nor path. StoreError where the store
+        cannot be reached at all.
+        """
 
     @abc.abstractmethod
     def counts(self) -> Counts:

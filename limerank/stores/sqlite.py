@@ -103,6 +103,7 @@ class SqliteStore(EventStore):
                 f"{'.'.join(map(str, OLDEST))} or later; use a newer Python, or a Valkey server"
             )
         self.path = Path(path)
+        self.address = str(self.path)
         self._closed = threading.Event()
         self._readers: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
@@ -396,6 +397,17 @@ class SqliteStore(EventStore):
                 (text, text + "\U0010ffff", limit),
             ).fetchall()
         return [external_id("user", id) for (id,) in rows]
+
+    def event_count(self, user: Id) -> int | None:
+        with self._reading(several=False) as connection:
+            found = connection.execute(
+                "SELECT events FROM users WHERE id=?", (str(external_id("user", user)),)
+            ).fetchone()
+        return None if found is None else int(found[0])
+
+    def check(self) -> list[str]:
+        self.counts()
+        return []
 
     def counts(self) -> Counts:
         with self._reading() as connection:

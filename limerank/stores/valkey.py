@@ -153,6 +153,28 @@ return out
 """
 
 
+def redacted(url: str) -> str:
+    """An address without its secrets: ``valkey://user:***@host:6379/0``.
+
+    Whatever stands before the last ``@`` is taken for a user and a password, also where the address
+    is none; of the options behind ``?`` only the number of the database is shown.
+    """
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    before, at, place = rest.rpartition("@")
+    user, colon, _ = before.partition(":")
+    hidden = f"{user}:***" if colon else "***" if at else ""  # a lone word may be a password
+    place, question, query = place.partition("#")[0].partition("?")
+    host, slash, path = place.partition("/")
+    name, port_mark, port = host.rpartition(":")
+    if port_mark and not port.isdecimal() and not port.endswith("]"):
+        host = f"{name}:***"
+    options = [option.partition("=")[::2] for option in query.split("&")]
+    shown = "&".join(
+        f"{name}={value if name == 'db' else '***'}" if value else "***" for name, value in options
+    )
+    return f"{scheme}{mark}{hidden}{at}{host}{slash}{path}{question}{shown if question else ''}"
+
+
 class ValkeyStore(EventStore):
     """An event store in a server that speaks the protocol of Valkey and Redis (6.2 or later).
 
@@ -179,6 +201,7 @@ class ValkeyStore(EventStore):
                 "a Valkey store needs the valkey package: pip install 'limerank[valkey]'"
             ) from None
         self.url, self.prefix = url, prefix
+        self.address = redacted(url)
         self._valkey: Any = valkey
         for scheme in ("redis", "rediss"):
             if url.startswith(f"{scheme}://"):
@@ -377,6 +400,18 @@ class ValkeyStore(EventStore):
             found.update(some)
         users = sorted(user.decode() for user in found)[:limit]
         return [external_id("user", user) for user in users]
+
+    def event_count(self, user: Id) -> int | None:
+        keys = self._keys(external_id("user", user), "ut")
+        with self._told():
+            pipeline = self._client.pipeline()
+            pipeline.exists(keys[0]).zcard(keys[1])
+            known, count = pipeline.execute()
+        return int(count) if known else None
+
+    def check(self) -> list[str]:
+        self.counts()
+        return []
 
     def counts(self) -> Counts:
         with self._told():
