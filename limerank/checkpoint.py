@@ -3,10 +3,13 @@
 config.json              format, model and training settings, data shape, where the data was
 model.safetensors        the best weights so far
 encoding.json            how events, items and users become tokens: the dataset's manifest
-vocab/                   the dataset's vocabularies (Parquet)
+vocab/                   the dataset's vocabularies (Parquet), but for its users' ids
 selftest.safetensors     what the weights say of a few requests, to be compared with
 metrics.jsonl            one line per report of the training
 trainer/state.safetensors    everything that an exact resume needs, until training ends
+
+A run folder holds no ids of users: what ranks knows users by their events, which are elsewhere. (A
+table of predictions names them, and is written only where it is asked for.)
 """
 
 from __future__ import annotations
@@ -14,19 +17,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.errors import FingerprintError
+from limerank.errors import FingerprintError, FormatError
 from limerank.files import write_json
 from limerank.trained import FORMAT, Trained, encoding_fingerprint, load_trained
+
+USER_IDS = "users.parquet"
+"""Of a dataset's vocabularies, the one that a run does without."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def create_run(
     path: Path, dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
 ) -> None:
     """Lay out a run folder (``path`` is new and empty) for training on ``dataset``."""
-    shutil.copytree(dataset.path / "vocab", path / "vocab")
+    not_users = shutil.ignore_patterns(USER_IDS)
+    shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
     write_json(path / "encoding.json", dataset.manifest)
     (path / "trainer").mkdir()
     write_json(path / "config.json", settings(dataset, shape, model, train))
@@ -83,14 +92,29 @@ def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any])
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What :func:`save_state` kept, or None where there is nothing yet."""
+    """What :func:`save_state` kept, or None where there is nothing yet.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
     file = path / "trainer" / "state.safetensors"
     if not file.exists():
         return None
-    tensors = load_file(file)
-    with safe_open(file, framework="pt") as opened:
-        progress: dict[str, Any] = json.loads(opened.metadata()["progress"])
+    try:
+        tensors = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            progress: dict[str, Any] = json.loads(opened.metadata()["progress"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{file} is damaged ({error}): the training cannot go on from it; pass --overwrite to "
+            "begin anew"
+        ) from None
     return tensors, progress
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are finite."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.evaluation import Predictions, ages, cut, predict
+from limerank.progress import table
 
 
 class Interval(NamedTuple):
@@ -32,47 +34,61 @@ class Interval(NamedTuple):
 
 
 def draws(users: ArrayLike, resamples: int, seed: int = 0) -> NDArray[np.int32]:
-    """How often each impression is counted in each resample, i32 [R, n].
+    """How often each impression is counted in each resample, i32 [R, n]: all of them at once, to
+    look at. What is computed takes them :func:`one_by_one`."""
+    return np.stack(list(one_by_one(users, resamples, seed)))
+
+
+def one_by_one(users: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int32]]:
+    """Yield how often each impression is counted in each resample, i32 [n], R times.
 
     Args:
         users: [n] whose impression each one is.
     """
     distinct, places = np.unique(np.asarray(users), return_inverse=True)
     rng = np.random.default_rng(seed)
-    counts = np.stack(
-        [
-            np.bincount(rng.integers(0, len(distinct), len(distinct)), minlength=len(distinct))
-            for _ in range(resamples)
-        ]
-    )
-    found: NDArray[np.int32] = counts.astype(np.int32)[:, places]
-    return found
+    for _ in range(resamples):
+        drawn = rng.integers(0, len(distinct), len(distinct))
+        yield np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[places]
+
+
+class Resampled:
+    """The AUC of one set of scores in any resample; what is sorted is sorted once.
+
+    Args:
+        labels: [n] 0 or 1.
+        scores: [n].
+    """
+
+    def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
+        self._order = np.argsort(np.asarray(scores), kind="stable")
+        ordered = np.asarray(scores)[self._order]
+        self._positive = np.asarray(labels)[self._order] > 0
+        # Rows of one score are one tie: a positive beats half the negatives of its own.
+        self._first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+
+    def auc(self, drawn: NDArray[np.int32]) -> float:
+        """The AUC of impressions counted as a row of :func:`draws` says; NaN without a class."""
+        weights = drawn[self._order].astype(np.float64)
+        positives = np.add.reduceat(np.where(self._positive, weights, 0.0), self._first)
+        negatives = np.add.reduceat(np.where(self._positive, 0.0, weights), self._first)
+        pairs = positives.sum() * negatives.sum()
+        below = np.cumsum(negatives) - negatives / 2
+        return float(positives @ below / pairs) if pairs else float("nan")
 
 
 def resampled_auc(
-    labels: ArrayLike, scores: ArrayLike, counts: NDArray[np.int32]
+    labels: ArrayLike, scores: ArrayLike, counts: Iterable[NDArray[np.int32]]
 ) -> NDArray[np.float64]:
     """AUC of each resample, [R]; NaN where it lacks a class.
 
     Args:
         labels: [n] 0 or 1.
         scores: [n].
-        counts: of :func:`draws`.
+        counts: of :func:`draws` or :func:`one_by_one`.
     """
-    order = np.argsort(np.asarray(scores), kind="stable")
-    ordered = np.asarray(scores)[order]
-    positive = np.asarray(labels)[order] > 0
-    # Rows of one score are one tie: a positive beats half the negatives of its own.
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    found = np.empty(len(counts))
-    for place, drawn in enumerate(counts):
-        weights = drawn[order].astype(np.float64)
-        positives = np.add.reduceat(np.where(positive, weights, 0.0), first)
-        negatives = np.add.reduceat(np.where(positive, 0.0, weights), first)
-        pairs = positives.sum() * negatives.sum()
-        below = np.cumsum(negatives) - negatives / 2
-        found[place] = positives @ below / pairs if pairs else np.nan
-    return found
+    resampled = Resampled(labels, scores)
+    return np.array([resampled.auc(drawn) for drawn in counts])
 
 
 def paired_auc(
@@ -100,14 +116,16 @@ def paired_auc(
     """
     if not ours or len(ours) != len(theirs):
         raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
-    counts = draws(users, resamples, seed)
-    counts = np.concatenate([np.ones_like(counts[:1]), counts])
-    gaps = np.mean(
+    pairs = [
+        (Resampled(labels, one), Resampled(labels, other))
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    whole = np.ones(len(np.asarray(users)), dtype=np.int32)
+    gaps = np.array(
         [
-            resampled_auc(labels, one, counts) - resampled_auc(labels, other, counts)
-            for one, other in zip(ours, theirs, strict=True)
-        ],
-        axis=0,
+            np.mean([one.auc(drawn) - other.auc(drawn) for one, other in pairs])
+            for drawn in chain([whole], one_by_one(users, resamples, seed))
+        ]
     )
     drawn = gaps[1:][~np.isnan(gaps[1:])]
     if not len(drawn) or len(np.unique(np.asarray(users))) < 2:
@@ -176,11 +194,16 @@ def compare(
     """
     if not ours or len(ours) != len(theirs):
         raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
+    if resamples < 1:
+        raise SpecError(f"resamples is {resamples}, expected 1 or more")
     dataset = load_run(ours[0]).dataset(data)
     tasks = [label["name"] for label in dataset.encoding["labels"] if label["kind"] == "binary"]
     task = task or next(iter(tasks), "")
     if task not in tasks:
-        raise SpecError(f"no binary task {task!r}; known: {', '.join(tasks) or 'none'}")
+        raise SpecError(
+            f"no binary task {task!r}; known: {', '.join(tasks) or 'none'}"
+            f"{did_you_mean(task, tasks)}"
+        )
     place = dataset.tasks.index(task)
     said = [[_said(run, dataset, split, quiet) for run in runs] for runs in (ours, theirs)]
     first = said[0][0]
@@ -230,19 +253,27 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         f"{result['task']} AUC of {ours}",
         f"minus that of {theirs}, {result['split']} split, 95 % over users",
         "",
-        f"  {'slice':<26}{'impressions':>12}{'difference':>12}   between",
+        *table(
+            [
+                ("slice", "impressions", "difference  ", "between"),
+                *map(_cells, result["differences"]),
+            ],
+            "<>><",
+            (26, 12, 12),
+        ),
     ]
-    lines += list(_lines(result["differences"]))
     return "\n".join(lines)
 
 
-def _lines(parts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    for part in parts:
-        sure, between = " ", "-"
-        if part["low"] is not None:
-            sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
-            between = f"{part['low']:+.4f} and {part['high']:+.4f}"
-        yield (
-            f"  {part['slice'] or 'all':<26}{part['impressions']:>12,}"
-            f"{part['difference']:>+12.4f} {sure} {between}"
-        )
+def _cells(part: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """One line of the table: an asterisk stands right of a difference that is sure."""
+    sure, between = " ", "-"
+    if part["low"] is not None:
+        sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
+        between = f"{part['low']:+.4f} and {part['high']:+.4f}"
+    return (
+        part["slice"] or "all",
+        f"{part['impressions']:,}",
+        f"{part['difference']:+.4f} {sure}",
+        between,
+    )

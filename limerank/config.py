@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -161,7 +162,8 @@ class TrainConfig(Frozen):
     """Compute matrix products in bfloat16 (weights and optimiser stay float32)."""
     seed: int = Field(0, ge=0)
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """A killed run loses at most about this much work."""
+    """A killed run loses at most about this much work; more where checkpoints would take more than
+    a twentieth of the time."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -170,4 +172,9 @@ class TrainConfig(Frozen):
                 f"exact_requests is {self.exact_requests}, but histories are not exact; "
                 "set exact=true as well, or leave exact_requests out"
             )
+        for name, weight in self.task_weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(
+                    f"the weight of task {name!r} is {weight}, expected a finite number"
+                )
         return self

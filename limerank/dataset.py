@@ -46,7 +46,7 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.batch import Batch, Items, Sequences, Users
-from limerank.errors import FormatError, UnknownError
+from limerank.errors import FormatError, UnknownError, did_you_mean
 from limerank.features import FeatureTable, open_array, ranges
 from limerank.files import read_json
 from limerank.history import EventEncoder, latest
@@ -105,7 +105,10 @@ class Dataset:
     def requests_of(self, split: str) -> NDArray[np.int64]:
         """Rows of the requests of one split, in user order."""
         if split not in SPLITS:
-            raise UnknownError(f"no split {split!r}; expected one of {', '.join(SPLITS)}")
+            raise UnknownError(
+                f"no split {split!r}; expected one of {', '.join(SPLITS)}"
+                f"{did_you_mean(split, SPLITS)}"
+            )
         return np.flatnonzero(self.requests["split"] == SPLITS.index(split))
 
     @cached_property

@@ -14,6 +14,16 @@ client of a server, ``detail`` says more to whoever operates it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+ALIKE = 0.6
+"""How alike two names have to be, from 0 to 1, for one to be proposed in place of the other."""
+LONGEST = 64
+"""Characters of a name that are compared, at most."""
+SHOWN = 20
+"""Names that a message lists, at most."""
+
 
 class LimerankError(Exception):
     """Base of all errors that a user of limerank can cause and can mend.
@@ -59,3 +69,46 @@ class StoreError(LimerankError):
 
 class UnknownError(LimerankError):
     """A user, item or task id is not known where it must be."""
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """``"; did you mean 'click'?"`` where one of the known names is like ``name``, else ``""``."""
+    names = {str(one).casefold(): str(one) for one in known}
+    found = difflib.get_close_matches(str(name)[:LONGEST].casefold(), names, n=1, cutoff=ALIKE)
+    return f"; did you mean {names[found[0]]!r}?" if found else ""
+
+
+def check_names(what: str, given: Iterable[object], known: Iterable[object]) -> None:
+    """Refuse names that are not among those known.
+
+    Args:
+        what: what the names are of, such as "task".
+        given: the names to check.
+        known: the names that there are.
+
+    Raises:
+        UnknownError: it lists what is unknown and what is known, and proposes the nearest name.
+    """
+    names = list(known)
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        listed = ", ".join(map(repr, names[:SHOWN])) or "none"
+        listed += f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        given_names = ", ".join(map(repr, unknown[:SHOWN]))
+        raise UnknownError(
+            f"no {what} is called {given_names}; known: {listed}{did_you_mean(unknown[0], names)}"
+        )
+
+
+def check_choice(what: str, given: object, known: Iterable[object]) -> None:
+    """Refuse a setting that is none of its possible values.
+
+    Raises:
+        SpecError: it lists the possible values, and proposes the nearest one.
+    """
+    names = list(known)
+    if given not in names:
+        raise SpecError(
+            f"no {what} {given!r}; expected one of {', '.join(map(str, names))}"
+            f"{did_you_mean(given, names)}"
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
@@ -16,11 +17,12 @@ from limerank import metrics
 from limerank.checkpoint import load_run
 from limerank.config import Task
 from limerank.dataset import Dataset
-from limerank.files import write_json
+from limerank.errors import SpecError
+from limerank.files import TABLE_ENDINGS, check_output, write_json, write_table
 from limerank.history import DAY_MS
 from limerank.losses import predictions
 from limerank.models import Lime, Ranker
-from limerank.progress import Bar
+from limerank.progress import Bar, table
 
 EDGES = {
     "history": (0, 1, 10, 50, 200),
@@ -35,7 +37,9 @@ LIST_DEPTHS = (10, 50)
 LIST_NUMBERS = 1 << 22
 """First-layer sums held at once while lists are scored, about."""
 LIST_REQUESTS = 2000
-"""Requests whose lists are measured; spaced out evenly where a split has more."""
+"""Requests whose lists are measured; drawn at random where a split has more."""
+LIST_SEED = 0
+"""Of that draw: the same requests for every model."""
 
 
 @dataclass(frozen=True)
@@ -208,18 +212,25 @@ def list_metrics(
     Of each request with a positive of the main task (the first binary one, else watch time > 0),
     all its positives are relevant; items that the user has met before are left out of the list,
     and so are positives that the user has met before.
+
+    Args:
+        most: requests that are measured, at most. Where there are more, they are drawn at random,
+            always the same ones.
     """
     tasks = ranker.shape.tasks
     main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), 0)
     items = len(dataset.items)
-    relevant = {
-        int(request): found
-        for request in requests
-        if len(found := _relevant(dataset, request, tasks[main].name))
-    }
-    requests = np.array(list(relevant), dtype=np.int64)
+    # Requests are drawn before they are looked through: a long split costs what is asked for.
+    drawn = requests
     if len(requests) > most:
-        requests = requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+        drawn = np.random.default_rng(LIST_SEED).permutation(requests)
+    relevant: dict[int, NDArray[np.int32]] = {}
+    for request in drawn:
+        if len(relevant) == most:
+            break
+        if len(found := _relevant(dataset, request, tasks[main].name)):
+            relevant[int(request)] = found
+    requests = np.sort(np.array(list(relevant), dtype=np.int64))
     device = next(ranker.parameters()).device
     was_training = ranker.training
     ranker.eval()
@@ -317,19 +328,37 @@ def evaluate(
             as in training when not given.
         at_least: only requests with at least so many events before them, so that different
             histories are compared on the same impressions.
-        lists: rank the whole catalogue for NDCG, HR and MRR at so many requests, spaced out evenly
-            where the split has more; 0: no lists.
+        lists: rank the whole catalogue for NDCG, HR and MRR at so many requests, drawn at random
+            where the split has more (the same ones for every run); 0: no lists.
         out: where to write; ``metrics.json`` in the run folder when not given, and where anything
             but the test split with all history is read, ``metrics-WHAT.json`` beside it.
-        predictions: a Parquet file to write what was said of each impression to: columns user,
-            item, time, request, what :func:`ages` gives (history, item_impressions, user_days,
-            item_days), and per task ``TASK`` and ``TASK_predicted``.
+        predictions: a file to write what was said of each impression to, Parquet or, where its name
+            ends in ``.csv``, CSV: columns user, item, time, request, what :func:`ages` gives
+            (history, item_impressions, user_days, item_days), and per task ``TASK`` and
+            ``TASK_predicted``. It names users; nothing else that this writes does.
+
+    Raises:
+        FormatError: ``run`` is no run, or ``out`` or ``predictions`` cannot be written (found
+            before anything is computed).
+        UnknownError: no such split.
+        SpecError: ``history``, ``at_least`` or ``lists`` is below 0.
     """
+    for name, value in (("history", history), ("at_least", at_least), ("lists", lists)):
+        if value is not None and value < 0:
+            raise SpecError(f"{name} is {value}, expected 0 or more")
+    target = Path(run) / _file_name(split, history, at_least) if out is None else Path(out)
+    if out is not None:
+        check_output(target, (".json",))
+    if predictions is not None:
+        check_output(predictions, TABLE_ENDINGS)
     loaded = load_run(run)
     dataset = loaded.dataset(data)
     requests = dataset.requests_of(split)
     requests = requests[dataset.history_lengths(requests, 1 << 62) >= at_least]
-    asked, history = history, loaded.train.history if history is None else history
+    if out is None:  # the folder is a run
+        check_output(target)
+    if history is None:
+        history = loaded.train.history
     said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
     if predictions is not None:
         _write_predictions(said, dataset, Path(predictions))
@@ -360,7 +389,7 @@ def evaluate(
             loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
         )
     result = _without_nan(result)
-    write_json(Path(run) / _file_name(split, asked, at_least) if out is None else out, result)
+    write_json(target, result)
     return result
 
 
@@ -376,8 +405,6 @@ def _file_name(split: str, history: int | None, at_least: int) -> str:
 
 
 def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:
-    import polars as pl
-
     columns = {
         "user": dataset.user_ids[dataset.requests["user"][said.requests]],
         "item": dataset.item_ids[dataset.events["item"][said.rows]],
@@ -388,7 +415,7 @@ def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:
     for place, task in enumerate(dataset.tasks):
         columns[task] = said.labels[:, place]
         columns[f"{task}_predicted"] = said.values[:, place]
-    pl.DataFrame(columns).write_parquet(path)
+    write_table(pl.DataFrame(columns), path)
 
 
 def column(kind: str) -> str:
@@ -403,32 +430,32 @@ def table_text(result: Mapping[str, Any]) -> str:
         f"{result['impressions']:,} impressions in {result['requests']:,} requests",
         "",
     ]
-    for task, found in result["tasks"].items():
-        lines.append(
-            f"  {task:<10}" + "  ".join(f"{name} {_shown(v)}" for name, v in found.items())
-        )
+    blocks = [
+        (task, "  ".join(f"{name} {_shown(v)}" for name, v in found.items()))
+        for task, found in result["tasks"].items()
+    ]
     if "lists" in result:
         lists = {
             name: value for name, value in result["lists"].items() if "@" in name or name == "mrr"
         }
-        lines.append(
-            f"  {'lists':<10}" + "  ".join(f"{name} {_shown(v)}" for name, v in lists.items())
-        )
-        lines.append(
-            f"  {'':<10}(whole catalogue of {result['lists']['catalogue']:,.0f} items, "
-            f"{result['lists']['requests']:,.0f} requests with a positive, met items left out)"
-        )
+        blocks += [
+            ("lists", "  ".join(f"{name} {_shown(v)}" for name, v in lists.items())),
+            (
+                "",
+                f"(whole catalogue of {result['lists']['catalogue']:,.0f} items, "
+                f"{result['lists']['requests']:,.0f} requests with a positive, met items left out)",
+            ),
+        ]
     if "effective_links" in result:
-        lines.append(f"  {'links':<10}effective number {result['effective_links']:.1f}")
+        blocks.append(("links", f"effective number {result['effective_links']:.1f}"))
+    lines += table(blocks, "<<", (10,))
     heads = [(task, next(iter(found))) for task, found in result["tasks"].items()]
-    names = [f"{task} {metric}" for task, metric in heads]
-    lines += ["", f"  {'slice':<26}{'impressions':>12}" + "".join(f"{name:>16}" for name in names)]
+    rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
     for part in result["slices"]:
         values = [part["tasks"].get(task, {}).get(metric) for task, metric in heads]
-        lines.append(
-            f"  {part['kind'] + ' ' + part['slice']:<26}{part['impressions']:>12,}"
-            + "".join(f"{_shown(value):>16}" for value in values)
-        )
+        name = f"{part['kind']} {part['slice']}"
+        rows.append((name, f"{part['impressions']:,}", *map(_shown, values)))
+    lines += ["", *table(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads)))]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.errors import DataError, UnknownError
+from limerank.errors import DataError, check_names, did_you_mean
 from limerank.events import Event, category, event_of, milliseconds
 from limerank.history import Columns, EventEncoder
 
@@ -223,15 +223,6 @@ def _entry(entry: Any, main: str | None) -> dict[str, Any]:
         raise DataError(
             f"an event of the history has {', '.join(map(repr, entry)) or 'nothing'}; expected "
             f"item and any of {', '.join(known[1:])}"
+            + (did_you_mean(wrong[0], known) if wrong else "")
         )
     return {name: value for name, value in entry.items() if value is not None}
-
-
-def check_names(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    """UnknownError where a name is not among those known."""
-    unknown = [name for name in given if name not in set(known)]
-    if unknown:
-        raise UnknownError(
-            f"no {what} is called {', '.join(map(repr, unknown))}; known: "
-            f"{', '.join(map(repr, known)) or 'none'}"
-        )

@@ -3,49 +3,221 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from limerank.errors import FormatError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+TABLE_ENDINGS = (".parquet", ".csv")
+"""Of the names of tables that are written for people: what is written follows from the ending."""
+TRIES = 20
+"""Names that are tried for a new folder's partial one."""
 
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """A folder that appears under ``path`` only when the block ends without an error.
 
-    The block writes into a sibling named ``.NAME.partial-PID``. A kill leaves that sibling (the
-    next call sweeps away those whose process is gone) and never a ``path`` that looks finished.
+    The block writes into a sibling named ``.NAME.partial-TOKEN``, whose builder holds the lock file
+    ``.NAME.partial-TOKEN.lock``. A kill leaves both, and never a ``path`` that looks finished; the
+    next call removes those whose lock nobody holds. Locks, unlike process ids, mean the same to
+    other containers and hosts that share the folder; where the file system has none, nothing is
+    removed.
 
     Raises:
-        FormatError: ``path`` exists and ``overwrite`` is false.
+        FormatError: ``path`` exists and ``overwrite`` is false; a folder above it is a file, or
+            cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    if path.exists() and not overwrite:
-        raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.mkdir()
     try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        if path.exists() and not overwrite:
+            raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
+        lock, partial = _partial(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(partial)
+        if path.exists():
+            old = partial.with_name(f"{partial.name}-old")
+            path.rename(old)
+            partial.rename(path)
+            _remove(old)
+        else:
+            partial.rename(path)
+        sync_directory(path.parent)
+    finally:
+        lock.unlink(missing_ok=True)
+        lock.close()
+
+
+class _Lock:
+    """A lock file that this process has open, locked where the file system can."""
+
+    def __init__(self, path: Path, *, new: bool) -> None:
+        self.path = path
+        self.file = open(path, "x+" if new else "r+", encoding="utf-8")  # noqa: SIM115  # see close
+
+    def take(self) -> bool:
+        """Whether nobody else holds it, and it is still the file of its name.
+
+        Raises:
+            OSError: the file system has no locks.
+        """
+        lock(self.file)
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        self.path.unlink(missing_ok=missing_ok)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def lock(file: IO[Any] | int) -> None:
+    """Lock an open file for this process alone, until it is closed; never waits.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file system has no locks.
+        FormatError: this operating system has none (Windows).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise FormatError(
+            "this operating system has no POSIX file locks, which preparing, training and indexing "
+            "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking work without"
+        ) from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _partial(path: Path) -> tuple[_Lock, Path]:
+    """A new empty folder beside ``path``, and the lock of its builder."""
+    for _ in range(TRIES):
+        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        held = _Lock(partial.with_name(f"{partial.name}.lock"), new=True)
+        try:
+            with contextlib.suppress(BlockingIOError):
+                # Another process may look for dead builders between the file and its lock.
+                if _taken(held):
+                    partial.mkdir()
+                    return held, partial
+        except BaseException:
+            held.unlink(missing_ok=True)
+            held.close()
+            raise
+        held.close()
+    raise FormatError(f"{path.parent} is swept by too many processes at once; try again")
+
+
+def _taken(held: _Lock) -> bool:
+    """:meth:`_Lock.take`; a file system without locks keeps nobody away."""
+    try:
+        return held.take()
+    except BlockingIOError:
         raise
-    sync_folder(partial)
+    except OSError:
+        return True
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed builders left beside ``path``; put back an old folder in mid-swap."""
+    name = glob.escape(f".{path.name}.partial-")
+    for file in path.parent.glob(f"{name}*.lock"):
+        try:
+            held = _Lock(file, new=False)
+        except FileNotFoundError:
+            continue  # its builder has finished
+        try:
+            if not held.take():
+                continue
+            partial = file.with_suffix("")
+            _put_back(partial.with_name(f"{partial.name}-old"), path)
+            shutil.rmtree(partial, ignore_errors=True)
+            held.unlink(missing_ok=True)
+        except OSError:
+            continue  # it is being built, or nobody can know
+        finally:
+            held.close()
+    for old in path.parent.glob(f"{name}*-old"):  # of a version that had no lock files
+        if not old.with_name(f"{old.name.removesuffix('-old')}.lock").exists():
+            _put_back(old, path)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """An old folder takes its place again where the new one never did, and goes where it did."""
+    if not old.exists():
+        return
     if path.exists():
-        old = path.with_name(f".{path.name}.partial-{os.getpid()}-old")
-        path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     else:
-        partial.rename(path)
-    sync_directory(path.parent)
+        old.rename(path)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> FormatError:
+    """The error of an output that cannot be written, with what is in the way."""
+    above = next((one for one in path.parents if one.exists()), path.parent)
+    if not above.is_dir():
+        return FormatError(f"{path} cannot be written: {above} is a file; choose another folder")
+    return FormatError(
+        f"{path} cannot be written: {error.strerror or error}; choose another place, or make "
+        f"{above} writable"
+    )
+
+
+def check_output(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Path:
+    """Refuse an output file that could not be written, before any work is done for it.
+
+    Folders that are missing are made when it is written, see :func:`write_text`.
+
+    Args:
+        path: the file.
+        endings: that its name may have, such as ``(".parquet", ".csv")``; a name without any means
+            the first. Any when not given.
+
+    Raises:
+        FormatError: the name has another ending, it is a folder, or its place cannot be written to.
+    """
+    path = Path(path)
+    if endings and path.suffix and path.suffix.lower() not in endings:
+        raise FormatError(
+            f"{path} is to be written as {' or '.join(endings)}, not as {path.suffix}; give it a "
+            f"name that ends in {' or '.join(endings)}"
+        )
+    if path.is_dir():
+        raise FormatError(f"{path} is a folder, expected a file to write")
+    above = next((one for one in path.parents if one.exists()), path.parent)
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    return path
 
 
 @contextlib.contextmanager
@@ -57,7 +229,7 @@ def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
     """
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.seek(0)
             raise FormatError(
@@ -72,15 +244,37 @@ def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file that appears under ``path`` in one step when the block ends without an error.
+
+    The block writes to the sibling that it is given; missing folders above are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, never a mixture."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_table(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Replace a table in one step, as CSV where its name ends in ``.csv``, else as Parquet."""
+    with new_file(path) as partial:
+        if Path(path).suffix.lower() == ".csv":
+            frame.write_csv(partial)
+        else:
+            frame.write_parquet(partial)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -100,6 +294,10 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{path.parent} is not {what}: it holds no {path.name}") from None
+    except NotADirectoryError:
+        raise FormatError(f"{path.parent} is a file, expected the folder of {what}") from None
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or absurdly deep
         raise FormatError(f"{path} is damaged ({error}); make {what} anew") from None
     if not isinstance(value, dict):
@@ -124,31 +322,10 @@ def sync_folder(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a folder durable: what was created, renamed or removed there."""
+    if os.name == "nt":
+        return  # Windows opens no folders, and needs none of this
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left beside ``path``; put back an old folder in mid-swap."""
-    for partial in path.parent.glob(f".{path.name}.partial-*"):
-        pid = partial.name.rsplit("partial-", 1)[1].removesuffix("-old")
-        if pid.isdigit() and not _alive(int(pid)):
-            if partial.name.endswith("-old") and not path.exists():
-                partial.rename(path)
-            else:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -97,13 +97,17 @@ class Optimiser:
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Take back what :meth:`state` gave, each number onto the device of its weight: a training
+        that began on a GPU goes on where its checkpoint was read into the memory of the host."""
         for place, sums in enumerate(self.tables.sums):
             sums.copy_(tensors[f"table.{place}"])
         for place, weight in enumerate(self.dense):
             prefix = f"dense.{place}."
             state = {
-                name.removeprefix(prefix): value.clone()
+                # AdamW counts steps in host memory, wherever the weight is.
+                (own := name.removeprefix(prefix)): (
+                    value.clone() if own == "step" else value.to(weight.device, copy=True)
+                )
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }

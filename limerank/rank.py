@@ -25,7 +25,7 @@ from limerank.batch import Users
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import UnknownError
-from limerank.eventlog import EventForm, EventLog, check_names
+from limerank.eventlog import EventForm, EventLog
 from limerank.events import milliseconds
 from limerank.explain import Explanation, Past, explain
 from limerank.features import FeatureTable
@@ -34,7 +34,7 @@ from limerank.index import Index
 from limerank.index.lookup import IdTable
 from limerank.losses import predictions
 from limerank.request import past_of, plain
-from limerank.scorer import Scorer, ScorerName, TopK, scorer_for
+from limerank.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 
 Rows = NDArray[np.int64]
 
@@ -207,7 +207,7 @@ class Recommender:
             SpecError: k is below 1.
         """
         started = clock.perf_counter()
-        weights = self._weights(task_weights)
+        weights = weights_of_tasks(self.tasks, task_weights)
         rows = None if candidates is None else self._candidates(candidates)
         user_row = self._user_row(user)
         now = None if time is None else milliseconds(time)
@@ -277,7 +277,7 @@ class Recommender:
         Args:
             rows: rows of the users in the dataset; see :meth:`user_rows`.
         """
-        dataset, weights = self.dataset, self._weights(task_weights)
+        dataset, weights = self.dataset, weights_of_tasks(self.tasks, task_weights)
         starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
         last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
         now = np.maximum(self.form.log_end, last)
@@ -320,13 +320,6 @@ class Recommender:
         return self.scorer.top(state, k, weights=weights, exclude=seen)
 
     # Arguments
-
-    def _weights(self, given: Mapping[str, float] | None) -> NDArray[np.float32]:
-        names = [task.name for task in self.tasks]
-        if given is None:
-            given = {names[0]: 1.0}
-        check_names("task", given, names)
-        return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
 
     def _rows(self, what: str, ids: Iterable[Any]) -> Rows:
         given = list(ids)

@@ -59,15 +59,16 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from limerank.errors import SpecError
+from limerank.errors import SpecError, did_you_mean
 from limerank.files import write_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -349,6 +350,7 @@ class Spec(Frozen):
         if self.history.keep is not None and self.history.keep not in binary:
             raise ValueError(
                 f"history.keep is {self.history.keep!r}, expected one of the binary labels {binary}"
+                f"{did_you_mean(self.history.keep, binary)}"
             )
         return self
 
@@ -361,6 +363,7 @@ class Spec(Frozen):
             known |= {feature.column for feature in self.event_features}
             return (
                 f"no label or event feature has this column; they have {', '.join(sorted(known))}"
+                f"{did_you_mean(column, known)}"
             )
         if column in (source.user, source.item, source.time, source.order, source.request):
             return "this column of the source is read from its files"
@@ -401,11 +404,17 @@ def validate(model: type[M], values: Any, where: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise SpecError(explain(error, where)) from None
+        raise SpecError(explain(error, where, model)) from None
 
 
-def explain(error: ValidationError, where: str) -> str:
-    """One line per wrong field: its place, what was expected, what was got."""
+def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    """One line per wrong field: its place, what was expected, what was got.
+
+    Args:
+        error: what pydantic found.
+        where: what was checked, to begin the message with.
+        model: what it was checked against, whose fields are proposed in place of unknown ones.
+    """
     parts = error.errors()
     inner = {part["loc"][:-1] for part in parts if len(part["loc"]) > 1}
     lines = [f"{where} is not valid:"]
@@ -419,7 +428,37 @@ def explain(error: ValidationError, where: str) -> str:
         place = ".".join(str(step) for step in part["loc"]) or "(whole)"
         got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
         lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")
+        if part["type"] == "literal_error":
+            lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
+        elif part["type"] == "extra_forbidden" and model is not None:
+            lines[-1] += did_you_mean(part["loc"][-1], _fields(model, part["loc"]))
     return "\n".join(lines)
+
+
+def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Names of the fields that stand beside the one at ``place``; none where nobody knows."""
+    for step in place[:-1]:
+        if isinstance(step, int):
+            continue  # of a list: each entry is alike
+        field = model.model_fields.get(step)
+        inner = [] if field is None else list(_models(field.annotation))
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The records in a field's type, such as ``Table`` in ``Table | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _quoted(text: str) -> list[str]:
+    """``"'a', 'b' or 'c'"`` -> a, b, c."""
+    return re.findall(r"'([^']*)'", text)
 
 
 def load_spec(path: str | Path) -> Spec:
@@ -433,6 +472,12 @@ def load_spec(path: str | Path) -> Spec:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such dataset description") from None
+    except IsADirectoryError:
+        raise SpecError(
+            f"{path} is a folder, expected a dataset description, such as {path / 'spec.toml'}"
+        ) from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid TOML: {error}") from None
     return validate(Spec, values, str(path))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from limerank.config import DataShape, ModelConfig, TrainConfig
+from limerank.devices import device_of
 from limerank.errors import FormatError
 from limerank.files import checksum, read_json
 from limerank.models import Ranker, build
@@ -64,8 +65,9 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
     Raises:
         FormatError: the folder is not a run, is of another format, is damaged, or training has
             not reached its first validation yet.
+        SpecError: there is no such device.
     """
-    path = Path(path)
+    path, place = Path(path), device_of(device)
     config = read_json(path / "config.json", "a run")
     if config.get("format") != FORMAT:
         raise FormatError(
@@ -78,7 +80,7 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
     if not file.exists():
         raise FormatError(f"{path} holds no weights yet: training has not reached a validation")
     try:
-        tensors = load_file(file, device=device)
+        tensors = load_file(file, device=str(place))
         with torch.device("meta"):
             ranker = build(shape, model)
         ranker.load_state_dict(tensors, assign=True)

@@ -8,9 +8,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from limerank import selftest
 from limerank.batch import Batch, Sequences
 from limerank.checkpoint import (
     create_run,
+    finite,
     load_state,
     save_state,
     save_weights,
@@ -27,7 +28,15 @@ from limerank.checkpoint import (
 )
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.errors import DataError, FormatError, SpecError
+from limerank.devices import device_of
+from limerank.errors import (
+    DataError,
+    FormatError,
+    LimerankError,
+    SpecError,
+    check_names,
+    did_you_mean,
+)
 from limerank.evaluation import effective_links, predict, task_metrics
 from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.kernels.attention import real_positions
@@ -45,6 +54,9 @@ LOOKED_AT = 256
 """Histories, about, whose events' ages are looked at before training starts."""
 REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
+CHECKPOINT_SHARE = 0.05
+"""Checkpoints take at most this share of a training's time: after one that took long, the next one
+waits, whatever the configuration says."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -72,7 +84,7 @@ def train(
         model: the ranker; LIME-XOR with its defaults when not given.
         config: how to train.
         overwrite: start anew where ``out`` exists.
-        device: where to compute.
+        device: where to compute: "cpu", "cuda" or "cuda:N".
         report: called with every line that goes to ``metrics.jsonl``.
         tensorboard: write the curves into ``OUT/tensorboard`` as well (extra "tensorboard").
         quiet: show no progress.
@@ -82,21 +94,43 @@ def train(
 
     Raises:
         FormatError: ``out`` holds a finished run, or one with other settings, or one that another
-            process is training.
-        DataError: the training or the validation split is empty, or the loss became NaN.
+            process is training; or it cannot be written.
+        SpecError: a setting does not fit the model or the dataset, or there is no such device.
+        UnknownError: ``task_weights`` names a task that the dataset does not have.
+        DataError: the training or the validation split is empty, or the training diverged: its loss
+            or its weights are no longer finite. The last finite weights stay in the run folder.
+
+    All but a divergence is found before anything is written, so that nothing is left behind.
     """
     model, config, out = model or ModelConfig(), config or TrainConfig(), Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
-    if not out.exists() or overwrite:
+    fresh = not out.exists() or overwrite
+    if not fresh:
+        _check_resumable(out, settings(dataset, shape, model, config))
+    if tensorboard:
+        _summary_writer()
+    listeners = [] if report is None else [report]
+    trainer = Trainer(dataset, out, shape, model, config, device, listeners, quiet)
+    if fresh:
         with _not_in_training(out), new_folder(out, overwrite=overwrite) as partial:
             create_run(partial, dataset, shape, model, config)
-    else:
-        _check_resumable(out, settings(dataset, shape, model, config))
-    curves = _curves(out / "tensorboard") if tensorboard else None
-    listeners = [listen for listen in (report, curves) if listen is not None]
-    with _not_in_training(out):
-        return Trainer(dataset, out, shape, model, config, device, listeners, quiet).run()
+    if tensorboard:
+        listeners.append(_curves(out / "tensorboard"))
+    with _not_in_training(out), _nothing_left(out):
+        return trainer.run()
+
+
+@contextmanager
+def _nothing_left(out: Path) -> Iterator[None]:
+    """Remove the run folder of a training that failed before it had anything to go on from."""
+    try:
+        yield
+    except (LimerankError, RuntimeError, MemoryError, OSError):
+        kept = ("model.safetensors", "trainer/state.safetensors")
+        if not any((out / name).exists() for name in kept):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _not_in_training(out: Path) -> AbstractContextManager[None]:
@@ -107,15 +141,20 @@ def _not_in_training(out: Path) -> AbstractContextManager[None]:
     return held_alone(state / "lock", f"another process is training in {out}")
 
 
-def _curves(folder: Path) -> Report:
-    """A listener that draws every number of a report line as a TensorBoard curve."""
+def _summary_writer() -> Any:
+    """TensorBoard's writer; SpecError where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise SpecError(
             'TensorBoard is not installed: pip install "limerank[tensorboard]"'
         ) from None
-    writer = SummaryWriter(str(folder))
+    return SummaryWriter
+
+
+def _curves(folder: Path) -> Report:
+    """A listener that draws every number of a report line as a TensorBoard curve."""
+    writer = _summary_writer()(str(folder))
 
     def listen(line: dict[str, Any]) -> None:
         for name, value in _flat(line):
@@ -175,7 +214,7 @@ class Trainer:
         quiet: bool,
     ) -> None:
         self.dataset, self.out, self.shape, self.config = dataset, out, shape, config
-        self.device, self.quiet = torch.device(device), quiet
+        self.device, self.quiet = device_of(device), quiet
         self.listeners = listeners
         self.requests = dataset.requests_of("train")
         self.held_out = dataset.requests_of("validation")
@@ -186,17 +225,18 @@ class Trainer:
                     "prepare it with other split points"
                 )
         self.metric = self._metric()
+        check_names("task", config.task_weights, [task.name for task in shape.tasks])
+        if config.exact and (model.model != "lime-mha" or model.variant is not None):
+            raise SpecError(
+                "exact histories are for lime-mha, whose state at every prefix is a running sum; "
+                f"got {model.model}" + (f", {model.variant}" if model.variant else "")
+            )
         total = int(dataset.requests["count"][self.requests].sum())
         self.impressions = batch_size(config, total)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)
         self.ranker.start_at(self._ages())
         self.ranker.to(self.device)
-        if config.exact and (model.model != "lime-mha" or model.variant is not None):
-            raise SpecError(
-                "exact histories are for lime-mha, whose state at every prefix is a running sum; "
-                f"got {model.model}" + (f", {model.variant}" if model.variant else "")
-            )
         self.batches_per_epoch = len(self._plan(0))
         self.optimiser = Optimiser(
             self.ranker, config, self.batches_per_epoch * config.epochs, self.impressions
@@ -224,7 +264,10 @@ class Trainer:
         }
         if metric not in known.get(kinds.get(task, ""), ()):
             choices = [f"{task}/{part}" for task, kind in kinds.items() for part in known[kind]]
-            raise SpecError(f"metric is {name!r}, expected one of {', '.join(choices)}")
+            raise SpecError(
+                f"metric is {name!r}, expected one of {', '.join(choices)}"
+                f"{did_you_mean(name, choices)}"
+            )
         return task, metric
 
     def _ages(self) -> torch.Tensor:
@@ -265,6 +308,7 @@ class Trainer:
             torch.autocast(self.device.type, dtype=torch.bfloat16) if config.bf16 else nullcontext()
         )
         self._saved = self._reported = self._mark = time.monotonic()
+        self._free_to_save = self._saved
         self._window = _Window()
         name = f"training {self.ranker.config.model}"
         with Bar(name, total=total, unit="batches", quiet=self.quiet) as bar:
@@ -313,6 +357,8 @@ class Trainer:
         now = time.monotonic()
         if now - self._reported >= REPORT_SECONDS or state["batch"] in self._validate_at:
             line = self._window.line(state, self.optimiser.share(state["step"] - 1))
+            if not math.isfinite(line["loss"]):
+                self._diverged(f"the loss is {line['loss']}")
             self._reported, self._window = now, _Window()
             best = f", best {self.metric[1]} {state['best']:.4f}" if state["best"] else ""
             bar.advance(0, f"loss {line['loss']:.4f}, {line['impressions_per_s']:,}/s{best}")
@@ -320,12 +366,29 @@ class Trainer:
         bar.advance(1)
         if state["batch"] in self._validate_at:
             self._validate()
+            if time.monotonic() >= self._free_to_save:
+                self._save()
+        elif now >= max(self._saved + self.config.checkpoint_seconds, self._free_to_save):
             self._save()
-        elif now - self._saved >= self.config.checkpoint_seconds:
-            self._save()
+
+    def _diverged(self, what: str) -> NoReturn:
+        """Say that the training diverged, what is left of it and what to try."""
+        best, config = self.progress["best_step"], self.config
+        left = "nothing is kept of it"
+        if self.progress["best"] is not None:
+            left = f"the weights of step {best}, the best validated ones, stay in {self.out}"
+        elif (self.out / "trainer" / "state.safetensors").exists():
+            left = f"the last checkpoint stays in {self.out}"
+        raise DataError(
+            f"the training diverged by step {self.progress['step']}: {what}; {left}. Try lower "
+            f"rates (rate is {config.rate:g}, table_rate {config.table_rate:g}; with --overwrite), "
+            "or look for extreme numbers in the features and durations"
+        )
 
     def _validate(self) -> None:
         state = self.progress
+        if not finite(self.ranker.parameters()):
+            self._diverged("weights are not finite")
         said = predict(self.ranker, self.dataset, self.held_out, history=self.config.history)
         found = task_metrics(said, self.dataset, self.shape.tasks)
         task, metric = self.metric
@@ -356,14 +419,19 @@ class Trainer:
             listen(line)
 
     def _save(self) -> None:
+        began = time.monotonic()
+        optimiser = self.optimiser.state()
+        if not finite(self.ranker.parameters()) or not finite(optimiser.values()):
+            self._diverged("weights, or what the optimiser holds of them, are not finite")
         tensors = {f"model.{name}": value for name, value in self.ranker.state_dict().items()}
-        for name, value in self.optimiser.state().items():
+        for name, value in optimiser.items():
             tensors[f"optimiser.{name}"] = value
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         save_state(self.out, tensors, self.progress)
         self._saved = time.monotonic()
+        self._free_to_save = self._saved + (self._saved - began) / CHECKPOINT_SHARE
 
     def _resume(self) -> None:
         held = load_state(self.out)
@@ -374,7 +442,7 @@ class Trainer:
             self.ranker.load_state_dict(_below(tensors, "model."))
             self.optimiser.load(_below(tensors, "optimiser."))
             torch.set_rng_state(tensors["rng.cpu"])
-            if "rng.cuda" in tensors:
+            if "rng.cuda" in tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
             lines = curves.read_text(encoding="utf-8").splitlines(keepends=True)
             lines = lines[: self.progress["lines"]]
@@ -412,11 +480,6 @@ class _Window:
     def line(self, state: dict[str, Any], share: float) -> dict[str, Any]:
         seconds = max(time.monotonic() - self.started, 1e-9)
         losses = {name: float(value) / self.batches for name, value in self.losses.items()}
-        if not math.isfinite(losses["loss"]):
-            raise DataError(
-                f"the loss became {losses['loss']} at step {state['step']}; lower the learning "
-                "rates, or look for extreme numbers in the features"
-            )
         return {
             "step": state["step"],
             "epoch": state["epoch"],

@@ -214,6 +214,8 @@ def test_another_encoding_is_refused(run, tmp_path):
 def test_an_unknown_split_is_named(run):
     with pytest.raises(UnknownError, match="train, validation, test"):
         evaluate(run, split="future")
+    with pytest.raises(UnknownError, match=r"did you mean 'held-out'\?"):
+        evaluate(run, split="heldout")
 
 
 def test_damaged_folders_are_named(run, data, tmp_path):
@@ -241,3 +243,72 @@ def test_damaged_folders_are_named(run, data, tmp_path):
 def test_effective_links():
     assert effective_links(np.full((2, 8), 1 / 8, np.float32)) == pytest.approx(8)
     assert effective_links(np.eye(3, dtype=np.float32)[:1]) == pytest.approx(1)
+
+
+def test_lists_are_drawn_before_they_are_looked_through(run, data, monkeypatch):
+    """Few of a long split cost few; all of them where as many are asked for."""
+    from limerank import evaluation
+
+    dataset, ranker = Dataset(data), load_run(run).ranker
+    requests = dataset.requests_of("train")
+    looked, relevant = [], evaluation._relevant
+    monkeypatch.setattr(
+        evaluation, "_relevant", lambda *given: looked.append(given[1]) or relevant(*given)
+    )
+    few = list_metrics(ranker, dataset, requests, most=5)
+    assert few["requests"] == 5 and len(looked) < 40 < len(requests)
+    drawn = list(looked)
+    assert list_metrics(ranker, dataset, requests, most=5) == few and looked == drawn * 2
+    looked.clear()
+    list_metrics(ranker, dataset, requests, most=len(requests))
+    assert looked == requests.tolist()
+
+
+def test_tables_hold_apart_what_long_names_push_together():
+    tasks = {"interacted": {"auc": 0.9817}, "added_to_the_basket_again": {"auc": 0.5}}
+    part = {"kind": "item impressions", "slice": "1000000000-2000000000", "tasks": tasks}
+    text = table_text(
+        {
+            "model": "m", "dataset": "d", "split": "test", "impressions": 1, "requests": 1,
+            "tasks": tasks, "slices": [{**part, "impressions": 1_234_567_890}],
+        }
+    )  # fmt: skip
+    lines = text.splitlines()
+    assert "  interacted                 auc 0.9817" in lines
+    assert "  added_to_the_basket_again  auc 0.5000" in lines
+    head, row = lines[-2:]
+    assert row.split() == [
+        "item", "impressions", "1000000000-2000000000", "1,234,567,890", "0.9817", "0.5000",
+    ]  # fmt: skip
+    assert head.endswith("interacted auc  added_to_the_basket_again auc")
+    assert len(head) == len(row)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"out": "file/m.json"}, "file is a file; choose another folder"),
+        ({"predictions": "file/said.parquet"}, "file is a file; choose another folder"),
+        ({"out": "m.csv"}, r"ends in \.json"),
+        ({"predictions": "said.xlsx"}, r"ends in \.parquet or \.csv"),
+        ({"out": "."}, "is a folder"),
+    ],
+)
+def test_outputs_are_refused_before_the_work(run, tmp_path, monkeypatch, given, message):
+    from limerank import evaluation
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(evaluation, "load_run", None)  # nothing is loaded
+    with pytest.raises(FormatError, match=message):
+        evaluate(run, **{name: tmp_path / path for name, path in given.items()})
+
+
+def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, tmp_path):
+    folder = tmp_path / "no" / "such"
+    result = evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.csv")
+    assert json.loads((folder / "m.json").read_text()) == result
+    said = pl.read_csv(folder / "said.csv")
+    assert len(said) == result["impressions"] and "click_predicted" in said.columns
+    evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.parquet")
+    assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == said["user"].to_list()
+    assert sorted(path.name for path in folder.iterdir()) == ["m.json", "said.csv", "said.parquet"]

@@ -12,7 +12,8 @@ import sys
 import pytest
 
 from limerank.errors import FormatError
-from limerank.files import held_alone, new_folder, read_json, write_json
+from limerank.files import check_output, held_alone, new_folder, read_json, write_json
+from tests.catalogues import shop
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
@@ -54,7 +55,7 @@ def test_a_kill_leaves_nothing_that_looks_finished_and_is_swept_up(tmp_path):
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], check=False)
     assert not (tmp_path / "a").exists()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # the folder and its lock
     with new_folder(tmp_path / "a"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -72,6 +73,112 @@ def test_a_kill_in_mid_swap_loses_nothing(tmp_path):
     with pytest.raises(FormatError, match="already exists"), new_folder(tmp_path / "a"):
         pass
     assert (tmp_path / "a" / "x").read_text() == "old"
+
+
+BUILD = """
+import sys
+from limerank.files import new_folder
+with new_folder(sys.argv[1]) as partial:
+    (partial / "x").write_text("1")
+    print(partial, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_live_build_is_left_alone_whatever_its_process_id(tmp_path):
+    """Another container's process ids mean nothing here: its lock is what says that it lives."""
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "a")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen(command, text=True, **pipes)
+    assert other.stdin is not None and other.stdout is not None
+    partial = tmp_path / os.path.basename(other.stdout.readline().strip())
+    assert not any(part.isdigit() and int(part) == other.pid for part in partial.name.split("-"))
+    with new_folder(tmp_path / "a") as mine:
+        (mine / "y").write_text("2")
+    assert (partial / "x").exists()
+    with pytest.raises(FormatError, match="already exists"), new_folder(tmp_path / "a"):
+        pass
+    other.kill()
+    other.communicate()
+    with new_folder(tmp_path / "a", overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_kill_in_mid_swap_puts_the_old_folder_back(tmp_path):
+    """The present form: the lock lies beside both folders."""
+    for name in ("", "-old"):
+        (tmp_path / f".a.partial-12ab{name}").mkdir()
+        (tmp_path / f".a.partial-12ab{name}" / "x").write_text(name)
+    (tmp_path / ".a.partial-12ab.lock").touch()
+    with pytest.raises(FormatError, match="already exists"), new_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a" / "x").read_text() == "-old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_nobody_can_judge_is_left(tmp_path, monkeypatch):
+    """A partial folder without a lock file, and any on a file system without locks."""
+    foreign = tmp_path / ".a.partial-4242"
+    foreign.mkdir()
+    (tmp_path / ".a.partial-12ab").mkdir()
+    (tmp_path / ".a.partial-12ab.lock").touch()
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with new_folder(tmp_path / "a"):
+        pass
+    assert foreign.is_dir() and (tmp_path / ".a.partial-12ab").is_dir()
+    assert (tmp_path / "a").is_dir()
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "log.csv").write_text("a")
+    with (
+        pytest.raises(FormatError, match=r"log\.csv is a file; choose another folder"),
+        new_folder(tmp_path / "log.csv" / "x" / "y"),
+    ):
+        pass
+    with pytest.raises(FormatError, match=r"cannot be written.*choose another place"):
+        check_output("/proc/nowhere/m.json")
+
+
+def test_outputs_are_checked_before_they_are_written(tmp_path):
+    assert check_output(tmp_path / "no" / "such" / "m.json", (".json",)).name == "m.json"
+    assert list(tmp_path.iterdir()) == []
+    assert check_output(tmp_path / "recs", (".parquet", ".csv")).name == "recs"
+    with pytest.raises(FormatError, match=r"ends in \.parquet or \.csv"):
+        check_output(tmp_path / "recs.xlsx", (".parquet", ".csv"))
+    with pytest.raises(FormatError, match="is a folder, expected a file"):
+        check_output(tmp_path)
+    (tmp_path / "f").write_text("")
+    with pytest.raises(FormatError, match=r"f is a file"):
+        check_output(tmp_path / "f" / "m.json")
+
+
+def test_reading_and_ranking_need_no_locks_and_building_says_so(tmp_path):
+    """As on Windows, which has no fcntl."""
+    of = shop("lime-mha")
+    script = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from limerank import Recommender\n"
+        "from limerank.files import new_folder\n"
+        "run, index, data, out = sys.argv[1:]\n"
+        "print(len(Recommender(run, index, data).rank(3, k=4)))\n"
+        "with new_folder(out): pass\n"
+    )
+    paths = [of.run.path, of.index.path, of.data.path, tmp_path / "a"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "4\n"
+    assert "has no POSIX file locks" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_replaced_in_one_step(tmp_path):

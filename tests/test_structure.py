@@ -22,7 +22,7 @@ PACKAGE = ROOT / "limerank"
 # no circle. A folder is one entry. A new module is given its place here.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"progress", "files"}),
+    frozenset({"progress", "files", "devices"}),
     frozenset({"schema"}),
     frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),

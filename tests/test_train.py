@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 
 from limerank.config import DataShape, ModelConfig, TrainConfig
 from limerank.dataset import Dataset
-from limerank.errors import DataError, FormatError, SpecError
+from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.evaluation import evaluate
 from limerank.models import build
 from limerank.optimise import Optimiser
@@ -267,3 +268,178 @@ def test_batches_follow_the_size_of_the_log(data, total, expected):
     """About 400 batches an epoch, of 64 to 1,024 impressions, where nothing is said."""
     assert batch_size(TrainConfig(), total) == expected
     assert batch_size(TrainConfig(impressions=7), total) == 7
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "device", "error", "message"),
+    [
+        ({}, {"metric": "click/auk"}, "cpu", SpecError, r"did you mean 'click/auc'\?"),
+        ({}, {"task_weights": {"klick": 1}}, "cpu", UnknownError, r"did you mean 'click'\?"),
+        (
+            {},
+            {"task_weights": {"click": 1, "buy": 2}},
+            "cpu",
+            UnknownError,
+            "'buy'; known: 'click'",
+        ),
+        ({}, {}, "gpu", SpecError, r"no device 'gpu'; expected cpu, cuda.*did you mean 'cuda'"),
+        ({}, {}, "cuda:x", SpecError, "no device 'cuda:x'"),
+        ({"model": "lime-xor"}, {"exact": True}, "cpu", SpecError, "exact histories are for"),
+    ],
+)
+def test_a_start_that_cannot_succeed_leaves_nothing(
+    data, tmp_path, model, config, device, error, message
+):
+    given = {"model": "two-tower", **MODEL, **model}
+    with pytest.raises(error, match=message):
+        train(
+            data,
+            tmp_path / "run",
+            model=ModelConfig(**given),
+            config=TrainConfig(**config),
+            device=device,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_the_old_run_is_replaced(data, tmp_path):
+    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    train(data, tmp_path / "run", model=model, config=config)
+    before = _weights(tmp_path / "run")
+    with pytest.raises(SpecError, match=r"'cuda' is not there: .*or give the device cpu"):
+        train(data, tmp_path / "run", model=model, config=config, device="cuda", overwrite=True)
+    after = _weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def _breaks(monkeypatch, at):
+    """From step ``at`` on every dense weight is NaN."""
+    step = Optimiser.step
+
+    def breaking(self, number):
+        step(self, number)
+        if number >= at:
+            with torch.no_grad():
+                for weight in self.dense:
+                    weight.fill_(float("nan"))
+
+    monkeypatch.setattr(Optimiser, "step", breaking)
+
+
+def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, monkeypatch):
+    model = ModelConfig(model="lime-mha", **MODEL)
+    config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
+    seen = []
+    with monkeypatch.context() as patched:
+        patched.setattr("limerank.training.REPORT_SECONDS", 1e9)
+        train(data, tmp_path / "whole", model=model, config=config, report=seen.append)
+        first = next(line["step"] for line in seen if "validation" in line)
+        _breaks(patched, first + 1)
+        with pytest.raises(
+            DataError, match=rf"diverged by step .*weights of step {first}, the best"
+        ):
+            train(data, tmp_path / "run", model=model, config=config)
+    state = load_file(tmp_path / "run" / "trainer" / "state.safetensors")
+    for tensors in (state, _weights(tmp_path / "run")):
+        assert all(x.isfinite().all() for x in tensors.values() if x.is_floating_point())
+    assert evaluate(tmp_path / "run", split="validation", lists=0)["tasks"]
+    train(data, tmp_path / "run", model=model, config=config)  # goes on from what was finite
+    assert _equal(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_training_that_diverges_at_once_leaves_nothing(data, tmp_path, monkeypatch):
+    _breaks(monkeypatch, 0)
+    with pytest.raises(DataError, match=r"the loss is nan; nothing is kept.*Try lower rates"):
+        train(data, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoints_take_a_bounded_share_of_the_time(data, tmp_path, monkeypatch):
+    """On a clock of this test: a step takes a second, a checkpoint ten."""
+    import limerank.training as module
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    clock, saved = Clock(), []
+    step, save = Optimiser.step, module.save_state
+
+    def slow_step(self, number):
+        step(self, number)
+        clock.now += 1
+
+    def slow_save(*given):
+        save(*given)
+        saved.append(clock.now)
+        clock.now += 10
+
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(Optimiser, "step", slow_step)
+    monkeypatch.setattr(module, "save_state", slow_save)
+    config = TrainConfig(epochs=80, impressions=64, patience=99, checkpoint_seconds=0.0)
+    train(data, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL), config=config)
+    assert len(saved) >= 2
+    assert 10 * len(saved) <= module.CHECKPOINT_SHARE * (clock.now + 10 / module.CHECKPOINT_SHARE)
+    assert min(b - a for a, b in pairwise(saved)) >= 10 / module.CHECKPOINT_SHARE
+
+
+def test_the_optimisers_state_goes_to_the_device_of_its_weights(data):
+    """As on a GPU, whose checkpoint is read into host memory; "meta" stands for it."""
+    shape, config = DataShape.of(Dataset(data).manifest), ModelConfig(model="two-tower", **MODEL)
+    trained = Optimiser(build(shape, config), TrainConfig(), 10)
+    for weight in trained.dense:
+        weight.grad = torch.ones_like(weight)
+    trained.step(0)
+    held = trained.state()
+    resumed = Optimiser(build(shape, config).to("meta"), TrainConfig(), 10)
+    resumed.load(held)
+    for weight in resumed.dense:
+        state = resumed.adam.state[weight]
+        assert state["exp_avg"].device == state["exp_avg_sq"].device == weight.device
+        assert state["step"].device.type == "cpu" and state["step"] == 1
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+
+    def stop(line):
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(data, tmp_path / "run", model=model, config=config, report=stop)
+    (tmp_path / "run" / "trainer" / "state.safetensors").write_bytes(b"12345678nothing")
+    with pytest.raises(FormatError, match=r"state\.safetensors is damaged.*--overwrite"):
+        train(data, tmp_path / "run", model=model, config=config)
+
+
+def test_a_run_folder_holds_no_ids_of_users(tmp_path):
+    """Ids that occur nowhere else, looked for in every byte; Parquet is read."""
+    import polars as pl
+
+    from limerank.logs import prepare
+    from limerank.schema import load_spec
+    from tests.worlds import write_log
+
+    spec = write_log(tmp_path / "log")
+    events = pl.read_parquet(tmp_path / "log" / "events.parquet")
+    named = events.with_columns(pl.format("u{}@mail", "user_id").alias("user_id"))
+    named.write_parquet(tmp_path / "log" / "events.parquet")
+    users = pl.read_csv(tmp_path / "log" / "users.csv")
+    users.with_columns(pl.format("u{}@mail", "user_id").alias("user_id")).write_csv(
+        tmp_path / "log" / "users.csv"
+    )
+    prepare(load_spec(spec), tmp_path / "data", base=spec.parent)
+    run = tmp_path / "run"
+    train(tmp_path / "data", run, model=ModelConfig(model="lime-mha", **MODEL))
+    evaluate(run)
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        text = path.read_bytes()
+        if path.suffix == ".parquet":
+            text = str(pl.read_parquet(path).rows()).encode()
+        assert b"@mail" not in text, path

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from limerank.batch import Items
 from limerank.errors import DataError, FormatError
-from limerank.files import sync_directory, write_json
+from limerank.files import lock, sync_directory, write_json
 from limerank.index.catalogue import Catalogue
 from limerank.index.lookup import Level, flattened
 from limerank.index.reading import DTYPES, FORMAT, Scales, manifest_checksum, versioned
@@ -153,15 +153,13 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         FormatError: another one is writing.
     """
-    import fcntl  # what only reads an index runs where there is none
-
     busy = FormatError(
         f"{folder} is being written by another process (or thread); try again when it has ended"
     )
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
             same = os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock"))
         except (BlockingIOError, FileNotFoundError):
             raise busy from None

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limerank.errors import SpecError
+from limerank.errors import SpecError, check_choice, did_you_mean
 from limerank.schema import Spec, explain
 
 __all__ = ["READERS", "Reader", "read"]
@@ -52,13 +52,13 @@ class Reader:
         if unknown:
             raise SpecError(
                 f"the {self.name} reader has no option {', '.join(unknown)}; "
-                f"expected one of {', '.join(known)}"
+                f"expected one of {', '.join(known)}{did_you_mean(unknown[0], known)}"
             )
         given = {name: _as(known[name], value, name) for name, value in options.items()}
         try:
             spec: Spec = self._function()(directory, work, quiet=quiet, **given)
         except ValidationError as error:
-            raise SpecError(explain(error, f"the {self.name} reader's options")) from None
+            raise SpecError(explain(error, f"the {self.name} reader's options", Spec)) from None
         return spec, directory
 
     def _function(self) -> Callable[..., Spec]:
@@ -117,6 +117,5 @@ def read(
         SpecError: no such reader, no such option, or an option's value makes no sense.
         DataError: the folder does not hold the files of this layout.
     """
-    if name not in READERS:
-        raise SpecError(f"no reader {name!r}; expected one of {', '.join(sorted(READERS))}")
+    check_choice("reader", name, sorted(READERS))
     return READERS[name](Path(directory).resolve(), Path(work).resolve(), quiet=quiet, **options)

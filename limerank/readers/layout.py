@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.progress import Bar
 from limerank.schema import Split
 
@@ -109,7 +109,9 @@ def split_by(
     if split == "time" and clock:
         return Split(by="time")
     choices = ["time"] * clock + ["position"] + ["official"] * (official is not None)
-    raise SpecError(f"split is {split!r}, expected one of {', '.join(choices)}")
+    raise SpecError(
+        f"split is {split!r}, expected one of {', '.join(choices)}{did_you_mean(split, choices)}"
+    )
 
 
 def pieces(

@@ -10,12 +10,12 @@ Three scorers stand behind one interface, and the caller says which:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from limerank.errors import SpecError
+from limerank.errors import check_choice
 from limerank.index import Index
 from limerank.models import Ranker
-from limerank.scorer.contract import Scorer, TopK
+from limerank.scorer.contract import Scorer, TopK, weights_of_tasks
 from limerank.scorer.model import ModelScorer
 from limerank.scorer.native import NativeScorer, paths
 from limerank.scorer.quantised import QuantisedScorer
@@ -29,6 +29,7 @@ __all__ = [
     "TopK",
     "paths",
     "scorer_for",
+    "weights_of_tasks",
 ]
 
 ScorerName = Literal["auto", "native", "quantised", "model"]
@@ -36,13 +37,16 @@ ScorerName = Literal["auto", "native", "quantised", "model"]
 
 def scorer_for(name: ScorerName, ranker: Ranker, index: Index, *, threads: int = 1) -> Scorer:
     """The scorer of this name; "auto" is "native" where the index holds link weights, else
-    "model". ``threads`` are for the native one; torch has its own setting."""
+    "model". ``threads`` are for the native one; torch has its own setting.
+
+    Raises:
+        SpecError: no scorer has this name, or the model has no links that it needs.
+    """
+    check_choice("scorer", name, get_args(ScorerName))
     if name == "auto":
         name = "model" if index.weights is None else "native"
     if name == "native":
         return NativeScorer(ranker, index, threads=threads)
     if name == "quantised":
         return QuantisedScorer(ranker, index)
-    if name == "model":
-        return ModelScorer(ranker, index)
-    raise SpecError(f"no scorer {name!r}; expected auto, native, quantised or model")
+    return ModelScorer(ranker, index)

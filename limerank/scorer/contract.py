@@ -10,7 +10,8 @@ Shape letters: B requests, n items, m items of a chunk, K tasks.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from limerank.errors import FingerprintError, SpecError, UnknownError
+from limerank.config import Task
+from limerank.errors import FingerprintError, SpecError, UnknownError, check_names
 from limerank.index import Index
 from limerank.models import Ranker
 
@@ -251,6 +253,29 @@ class Scorer(abc.ABC):
             request, at = request[held], place[held]
         order = np.argsort(at, kind="stable")
         return torch.from_numpy(request[order]), at[order]
+
+
+def weights_of_tasks(
+    tasks: Sequence[Task], given: Mapping[str, float] | None
+) -> NDArray[np.float32]:
+    """The weight of each task's logit in the ranking value, f32 [K].
+
+    Args:
+        tasks: of the model, K of them.
+        given: task -> weight; 0 where not given. The first task alone ranks when None.
+
+    Raises:
+        UnknownError: a name is that of no task.
+        SpecError: a weight is no finite number.
+    """
+    names = [task.name for task in tasks]
+    if given is None:
+        given = {names[0]: 1.0}
+    check_names("task", given, names)
+    for name, weight in given.items():
+        if not isinstance(weight, int | float | np.number) or not math.isfinite(weight):
+            raise SpecError(f"the weight of task {name!r} is {weight!r}, expected a finite number")
+    return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
 
 
 def _keys(values_bm: Tensor, first: int) -> Tensor:

@@ -30,7 +30,7 @@ from limerank.index import Index
 from limerank.index.changes import change_items
 from limerank.losses import predictions
 from limerank.request import plain
-from limerank.scorer import Scorer, ScorerName, scorer_for
+from limerank.scorer import Scorer, ScorerName, scorer_for, weights_of_tasks
 from limerank.server.messages import Asking, Explain, Happened, Rank
 from limerank.server.numbers import Numbers
 from limerank.server.table import ItemTable
@@ -168,17 +168,6 @@ class Serving:
             context=asked.context,
         )
 
-    def _weights(self, served: Served, given: Mapping[str, float] | None) -> NDArray[np.float32]:
-        names = [task.name for task in served.trained.ranker.shape.tasks]
-        if given is None:
-            given = {names[0]: 1.0}
-        unknown = [name for name in given if name not in names]
-        if unknown:
-            raise UnknownError(
-                f"no task is called {', '.join(map(repr, unknown))}; the run has {', '.join(names)}"
-            )
-        return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
-
     def _rows(self, index: Index, what: str, ids: Sequence[Any]) -> NDArray[np.int64]:
         rows = index.ids.find(ids)
         if (rows < 0).any():
@@ -195,7 +184,7 @@ class Serving:
         served = self._served
         taken: dict[str, float] = {}
         started = clock.perf_counter()
-        weights = self._weights(served, asked.task_weights)
+        weights = weights_of_tasks(served.trained.ranker.shape.tasks, asked.task_weights)
         with self.numbers.stage("state", taken):
             scorer, ready = self._asked(served, asked)
         index = scorer.index
@@ -247,7 +236,7 @@ class Serving:
     def explain(self, asked: Explain) -> dict[str, Any]:
         served = self._served
         index = served.index
-        weights = self._weights(served, asked.task_weights)
+        weights = weights_of_tasks(served.trained.ranker.shape.tasks, asked.task_weights)
         rows = self._rows(index, "items", asked.items)
         if asked.history is not None and asked.user is not None:
             raise SpecError("give a user or a history, not both")

@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Features, Items, Users
-from limerank.errors import FingerprintError, FormatError, SpecError
+from limerank.errors import FingerprintError, FormatError, SpecError, check_choice
 from limerank.eventlog import EventForm, EventLog
 from limerank.events import Event, external_id, pack_list, unpack_list
 from limerank.explain import Past
@@ -178,8 +178,7 @@ class UserStates:
         keep: bool = False,
     ) -> None:
         ranker = trained.ranker
-        if mode not in ("window", "streaming"):
-            raise SpecError(f"no mode {mode!r}; expected window or streaming")
+        check_choice("mode", mode, get_args(Mode))
         if mode == "streaming" and type(ranker) is not LimeMha:
             name = ranker.config.model + (
                 f" ({ranker.config.variant})" * bool(ranker.config.variant)
