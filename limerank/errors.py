@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-ALIKE = 0.6
+ALIKE = 0.7
 """How alike two names have to be, from 0 to 1, for one to be proposed in place of the other."""
 LONGEST = 64
 """Characters of a name that are compared, at most."""

@@ -50,7 +50,7 @@ from pathlib import Path
 
 import polars as pl
 
-from limerank.errors import DataError, check_choice
+from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.progress import Bar
 from limerank.readers.layout import (
     ID_MIN_COUNT,
@@ -196,7 +196,11 @@ def _label(name: str, signals: dict[str, str], common: set[str], logs: Sequence[
             of="duration_ms" if "duration_ms" in common else None,
         )
     if name not in SIGNALS:
-        check_choice("label", name, ("watch", *SIGNALS))
+        known = ("watch", *SIGNALS)
+        raise SpecError(
+            f"no label {name!r}; expected watch or one of {', '.join(SIGNALS)}"
+            f"{did_you_mean(name, known)}"
+        )
     if name not in signals:
         raise _no_label(name, SIGNALS[name], logs)
     return Label(name=name, kind="binary", column=signals[name])
