@@ -33,14 +33,17 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     ``.NAME.partial-TOKEN.lock``. A kill leaves both, and never a ``path`` that looks finished; the
     next call removes those whose lock nobody holds. Locks, unlike process ids, mean the same to
     other containers and hosts that share the folder; where the file system has none, nothing is
-    removed.
+    removed. An error leaves nothing, not even the folders above ``path`` that were made for it.
 
     Raises:
-        FormatError: ``path`` exists and ``overwrite`` is false; a folder above it is a file, or
-            cannot be written to.
+        FormatError: ``path`` exists and ``overwrite`` is false, or it is a file; a folder above it
+            is a file, or cannot be written to.
     """
     path = Path(path)
+    if path.is_file():
+        raise FormatError(f"{path} is a file, expected a folder to write; choose another name")
     try:
+        made = [above for above in path.parents if not above.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         if path.exists() and not overwrite:
@@ -48,12 +51,14 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
         lock, partial = _partial(path)
     except OSError as error:
         raise _cannot_write(path, error) from None
+    failed = True
     try:
         try:
             yield partial
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        failed = False
         sync_folder(partial)
         if path.exists():
             old = partial.with_name(f"{partial.name}-old")
@@ -66,6 +71,10 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     finally:
         lock.unlink(missing_ok=True)
         lock.close()
+        if failed:
+            with contextlib.suppress(OSError):  # another process writes there meanwhile
+                for above in made:
+                    above.rmdir()
 
 
 class _Lock:

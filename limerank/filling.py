@@ -17,8 +17,8 @@ from limerank.errors import DataError
 from limerank.events import Event, event_of
 from limerank.progress import Bar
 from limerank.schema import Spec, validate
+from limerank.sources import read_table
 from limerank.stores import EventStore
-from limerank.tables import read_table
 
 EVENTS = 8192
 """Events that are made durable together, about."""

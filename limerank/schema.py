@@ -5,7 +5,7 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
     name = "shop"
 
     [[events]]                          # one source of events, or several
-    files = ["logs/*.parquet"]          # relative to the TOML file; Parquet, CSV or TSV, gz or zst
+    files = ["logs/*.parquet"]          # relative to the TOML file; Parquet, CSV, TSV, JSON lines
     user = "user_id"
     item = "item_id"
     time = "timestamp"                  # or: order = "position" where there is no clock
@@ -57,6 +57,7 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
 
 from __future__ import annotations
 
+import codecs
 import glob
 import math
 import re
@@ -66,7 +67,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from limerank.errors import SpecError, did_you_mean
 from limerank.files import write_text
@@ -84,16 +85,62 @@ class Files(Frozen):
     """Where rows are and how they are written."""
 
     files: tuple[str, ...] = Field(min_length=1)
-    """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description."""
-    format: Literal["parquet", "csv", "tsv"] | None = None
-    """Guessed from the file's ending when not given. Fields of CSV may be quoted, TSV's not."""
+    """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description. A folder
+    stands for all files of a known format below it, and ``key=value`` in the name of a folder makes
+    ``key`` a column."""
+    format: Literal["parquet", "csv", "tsv", "jsonl"] | None = None
+    """Guessed from the file's ending when not given; "jsonl": one JSON object per line."""
     columns: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV files that have no header line."""
     separator: str | None = Field(None, min_length=1)
     """Between the fields of a line, where it is neither the comma of CSV nor the tab of TSV; more
     than one character is possible, such as ``::``."""
+    quote: str | None = Field(None, max_length=1)
+    """What fields of CSV and TSV files may be quoted with; empty: nothing. Not given: ``"`` for CSV
+    with the separators ``,`` and ``;``, nothing for others."""
+    escape: str | None = Field(None, min_length=1, max_length=1)
+    """What takes the meaning from a quote or a separator behind it, such as a backslash. (A quote
+    within a quoted field may always be written twice.)"""
     encoding: str = "utf-8"
-    """Of CSV and TSV files."""
+    """Of CSV, TSV and JSON lines files."""
+    null_values: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
+    """Spellings of missing values, such as ``["NULL", "N/A"]``, in all columns that are read; or by
+    column, such as ``{ user_id = ["0", "-1"] }``. Numbers are compared as numbers."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        try:
+            text = codecs.lookup(name)._is_text_encoding
+        except LookupError:
+            text = False
+        if not text:
+            raise ValueError(f'{name!r} is no encoding; expected such as "utf-8" or "latin1"')
+        return name
+
+    @field_validator("separator", "quote", "escape")
+    @classmethod
+    def _within_a_line(cls, mark: str | None) -> str | None:
+        if mark is not None and set(mark) & set("\r\n\0"):
+            raise ValueError("line breaks stand between records, not within them")
+        return mark
+
+    @model_validator(mode="after")
+    def _check_marks(self) -> Files:
+        for name in ("quote", "escape"):
+            mark = getattr(self, name)
+            if mark and not mark.isascii():
+                raise ValueError(f"{name} is {mark!r}, expected an ASCII character")
+            if mark and self.separator is not None and mark in self.separator:
+                raise ValueError(f"{name} and separator are both {mark!r}")
+        if self.quote and self.quote == self.escape:
+            raise ValueError(
+                "a quote within a quoted field may always be written twice: leave escape out"
+            )
+        twice = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if twice:
+            raise ValueError(f"columns names {twice[0]!r} twice; each needs a name of its own")
+        return self
 
 
 class EventSource(Files):

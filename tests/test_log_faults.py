@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from limerank.errors import DataError, FormatError
 from limerank.logs import prepare, summary_text
 from limerank.logs.clock import Clock
 from limerank.schema import Spec
+from limerank.sources import Reader
 
 DAY = 86_400_000
 START = 1_718_000_000_000
@@ -102,3 +104,132 @@ def test_one_event_of_the_future_is_said_and_is_not_now(tmp_path: Path) -> None:
     (warning,) = manifest["summary"]["warnings"]
     assert "2029-11-22" in warning
     assert warning in summary_text(manifest)
+
+
+# Files
+
+
+def quoted_log(place: int) -> str:
+    columns = rows(1000)
+    lines = [
+        f"{u},{i},{t},{c},note {k}"
+        for k, (u, i, t, c) in enumerate(zip(*columns.values(), strict=True))
+    ]
+    lines[place] = lines[place].replace("note", '"note')
+    return "user,item,time,click,note\n" + "\n".join(lines) + "\n"
+
+
+def test_a_stray_quote_in_a_column_that_is_not_read_loses_one_row(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(quoted_log(300))
+    manifest = run(tmp_path, make_spec({"files": ["log.csv"]}))
+    summary = manifest["summary"]
+    assert (
+        summary["rows"] == 1000 == manifest["counts"]["events"] + sum(summary["dropped"].values())
+    )
+    assert summary["dropped"]["unparsable line"] == 1
+    assert "log.csv, line 302: a quote that is not closed" in summary["examples"]["unparsable line"]
+    assert summary["examples"]["unparsable line"] in summary_text(manifest)
+
+
+def test_a_stray_quote_in_an_item_table_loses_one_item(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    items = [f"{k},g{k % 3},name {k}" for k in range(15)]
+    items[4] = '4,g1,"name 4'
+    (tmp_path / "items.csv").write_text("id,genre,name\n" + "\n".join(items) + "\n")
+    table = {"files": ["items.csv"], "features": [{"name": "genre", "kind": "categorical"}]}
+    summary = run(tmp_path, make_spec(items=table))["summary"]
+    assert summary["noted"]["item table: unparsable lines"] == 1
+    assert "items.csv, line 6" in summary["examples"]["item table: unparsable lines"]
+
+
+def test_too_many_bad_lines_are_refused_with_the_first_of_them(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,time,click\n" + "1,2,3\n" * 10)
+    with pytest.raises(DataError, match=r"unparsable line \(.*log.csv, line 2: 3 fields, expected"):
+        run(tmp_path, make_spec({"files": ["log.csv"]}))
+
+
+def test_json_lines_make_the_dataset_of_parquet(tmp_path: Path) -> None:
+    columns = rows(300, tag=[f"t{k % 3}" for k in range(300)])
+    write(tmp_path, columns)
+    pl.DataFrame(columns).write_ndjson(tmp_path / "log.jsonl")
+    feature = {"name": "tag", "kind": "categorical"}
+    run(tmp_path, make_spec(event_features=[feature]))
+    run(tmp_path, make_spec({"files": ["log.jsonl"]}, event_features=[feature]))
+    names = sorted(p.relative_to(tmp_path / "out-0") for p in tmp_path.glob("out-0/**/*.npy"))
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(
+            np.load(tmp_path / "out-0" / name), np.load(tmp_path / "out-1" / name)
+        )
+
+
+def test_partitions_by_day_are_columns_of_the_log(tmp_path: Path) -> None:
+    for day in (1, 2, 3):
+        folder = tmp_path / f"logs/dt=2026-11-{day:02}/country=ch"
+        folder.mkdir(parents=True)
+        columns = rows(20)
+        del columns["time"]
+        write(folder, columns, "part-0.parquet")
+        (folder / "_SUCCESS").touch()
+    feature = {"name": "country", "kind": "categorical"}
+    source = {"files": ["logs"], "time": "dt", "time_unit": "text"}
+    manifest = run(tmp_path, make_spec(source, event_features=[feature]))
+    assert manifest["summary"]["rows"] == 60
+    assert manifest["summary"]["time"]["last"] == 1_793_664_000_000  # 2026-11-03
+    vocabulary = pl.read_parquet(tmp_path / "out-0/vocab/event_country.parquet")
+    assert vocabulary["value"].to_list() == ["ch"]
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    write(tmp_path, rows(), "log-1.csv")
+    (tmp_path / "log-2.csv").write_text("user,item,time,click\n")
+    warnings = run(tmp_path, make_spec({"files": ["log-*.csv"]}))["summary"]["warnings"]
+    assert any("log-2.csv holds no rows" in warning for warning in warnings)
+    (tmp_path / "log-3.csv").write_text("user,item,when,click\n1,2,3,1\n")
+    with pytest.raises(
+        DataError, match=r"log-3.csv has no column 'time'; columns found: user, item"
+    ):
+        run(tmp_path, make_spec({"files": ["log-*.csv"]}))
+
+
+@pytest.mark.parametrize("role", ["user", "item", "time", "click", "request", "of", "tag", "table"])
+def test_types_of_no_use_are_refused_before_anything_is_read(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 200
+    columns = rows(count, tag=["a"] * count, request=[1] * count, of=[1.0] * count)
+    items: dict[str, Any] = {"id": list(range(15)), "genre": ["a"] * 15}
+    if role == "table":
+        items["genre"] = [b"a"] * 15
+    else:
+        columns[role] = [b"\xff"] * count
+    write(tmp_path, columns)
+    write(tmp_path, items, "items.parquet")
+    spec = make_spec(
+        {"request": "request"},
+        labels=[CLICK, {"name": "watch", "kind": "duration", "column": "click", "of": "of"}],
+        event_features=[{"name": "tag", "kind": "categorical"}],
+        items={
+            "files": ["items.parquet"],
+            "features": [{"name": "genre", "kind": "categorical"}],
+        },
+    )
+    monkeypatch.setattr(Reader, "batches", None)
+    name = r"items.parquet: column 'genre'" if role == "table" else rf"log.parquet: column '{role}'"
+    with pytest.raises(
+        DataError, match=name + r" holds Binary, expected [^\n]*; write it as text$"
+    ):
+        run(tmp_path, spec)
+    assert not list(tmp_path.glob("*out-*"))
+
+
+def test_output_folders_that_cannot_be_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FormatError, match=r"file/x cannot be written: [^\n]*file is a file[^\n]*$"):
+        prepare(make_spec(), tmp_path / "file/x", base=tmp_path)
+    with pytest.raises(FormatError, match="file is a file, expected a folder"):
+        prepare(make_spec(), tmp_path / "file", base=tmp_path, overwrite=True)
+    with pytest.raises(DataError, match="no column 'nobody'"):
+        prepare(make_spec({"user": "nobody"}), tmp_path / "a/b/c", base=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "log.parquet"]

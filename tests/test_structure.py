@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"progress", "files", "devices"}),
     frozenset({"schema"}),
+    frozenset({"sources"}),
     frozenset({"metrics", "plots"}),
     frozenset({"kernels"}),
     frozenset({"history", "batch", "events", "features"}),

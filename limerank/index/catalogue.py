@@ -24,7 +24,8 @@ from limerank.batch import Items
 from limerank.errors import DataError, SpecError
 from limerank.features import FeatureTable
 from limerank.schema import Spec, Table, validate
-from limerank.tables import Encoding, as_text, candidates, encode, read_table, whole_numbers
+from limerank.sources import read_table
+from limerank.tables import Encoding, as_text, candidates, encode, whole_numbers
 from limerank.trained import Trained
 
 ENCODED_AT_ONCE = 1 << 20

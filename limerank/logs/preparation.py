@@ -40,7 +40,8 @@ from limerank.logs.spooling import BATCH_BYTES, Spooling
 from limerank.logs.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts
 from limerank.progress import Bar
 from limerank.schema import Spec, Table, write_spec
-from limerank.tables import Encoding, Reader, as_text, candidates, encode, fit, vocabulary_of
+from limerank.sources import Reader, concat
+from limerank.tables import Encoding, as_text, candidates, encode, fit, vocabulary_of
 
 FORMAT = 1
 EDGES = [k / 32 for k in range(1, 32)]
@@ -322,8 +323,9 @@ class _Job:
         columns = table.read
         frames, parts = [], []
         for reader in readers:
-            reader.bad_lines = 0
+            rows = 0
             for frame in reader.batches(columns, BATCH_BYTES):
+                rows += len(frame)
                 codes, known = ids.codes(frame[table.id])
                 keep = np.ones(len(frame), bool) if known is None else known
                 self.spools.note(f"{what} table: rows without an id", int((~keep).sum()))
@@ -332,14 +334,13 @@ class _Job:
                     keep = keep & (wanted[at] == codes)
                 frames.append(frame.filter(pl.Series(keep)))
                 parts.append(codes[keep])
-            self.spools.note(f"{what} table: unparsable lines", reader.bad_lines)
+            self.spools.remark_table(reader, f"{what} table", rows + reader.bad_lines)
         if not frames:
             raise DataError(f"{', '.join(table.files)}: the table has no rows")
         codes = np.concatenate(parts)
         first = pl.Series(codes).is_first_distinct()
         self.spools.note(f"{what} table: rows with an id seen before", int((~first).sum()))
-        rows = pl.concat(frames, how="vertical_relaxed").filter(first)
-        return rows, codes[first.to_numpy()]
+        return concat(frames).filter(first), codes[first.to_numpy()]
 
     def _write_content(
         self,
@@ -558,7 +559,8 @@ class _Job:
             "bad": sum(spools.bad.values()),
             "dropped": dropped,
             "noted": noted,
-            "warnings": self.warnings,
+            "examples": dict(spools.examples),
+            "warnings": self.warnings + spools.remarks,
         }
         return {
             "format": FORMAT,

@@ -18,7 +18,8 @@ from limerank.logs.ids import Ids, Mask, TextIdsError
 from limerank.logs.partition import Array, Spool, ahead, shuffle
 from limerank.progress import Bar
 from limerank.schema import EventSource, Feature, Spec
-from limerank.tables import Reader, as_numbers, as_text, find_files
+from limerank.sources import Reader, find_files, wanted_of_table
+from limerank.tables import as_numbers, as_text
 
 BATCH_BYTES = 24 << 20
 PARTITION_ROWS = 1 << 18
@@ -37,6 +38,8 @@ class Spooling:
         part_limit: partitions with more rows do not fit the memory.
         item_range: the least and the greatest code of an item.
         rows, bad, noted: rows read, bad ones by reason, and what else is worth to be told.
+        examples: of reasons, where the first such row is and what it holds.
+        remarks: what is strange about files, such as a header that has a name twice.
         table_readers: the files of the item table and of the user table.
     """
 
@@ -45,6 +48,8 @@ class Spooling:
         self.spec, self.base, self.work, self.room, self.quiet = spec, base, work, room, quiet
         self.bad: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
+        self.remarks: list[str] = []
         self.rows = 0
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
@@ -72,33 +77,26 @@ class Spooling:
         spec = self.spec
         self.readers: list[list[Reader]] = []
         for source in spec.events:
-            readers = [Reader(path, source) for path in find_files(source, self.base)]
+            readers = [Reader(path, source, self.base) for path in find_files(source, self.base)]
             for reader in readers:
-                reader.require(self._columns(source))
-                self._require_single(source, reader)
+                reader.require(self._wanted(source))
             self.readers.append(readers)
         tables = (spec.items, spec.users)
-        types: list[list[tuple[pl.DataType, str]]] = [[], []]
+        may_be_integers: list[list[bool]] = [[], []]
         self.table_readers: list[list[Reader]] = [[], []]
         for k, table in enumerate(tables):
             if table is None:
                 continue
             for path in find_files(table, self.base):
-                reader = Reader(path, table)
-                reader.require([table.id, *(feature.column for feature in table.features)])
+                reader = Reader(path, table, self.base)
+                reader.require(wanted_of_table(table))
                 self.table_readers[k].append(reader)
-                types[k].append((reader.columns[table.id], reader.kind))
+                may_be_integers[k].append(_may_be_integers(reader, table.id))
         for source, readers in zip(spec.events, self.readers, strict=True):
             for reader in readers:
-                item = reader.columns[source.item]
-                if isinstance(item, (pl.List, pl.Array)):
-                    item = item.inner  # type: ignore[assignment]
-                types[0].append((item, reader.kind))
-                types[1].append((reader.columns[source.user], reader.kind))
-        self.integral = [
-            all(dtype.is_integer() or dtype.is_float() or kind != "parquet" for dtype, kind in each)
-            for each in types
-        ]
+                may_be_integers[0].append(_may_be_integers(reader, source.item))
+                may_be_integers[1].append(_may_be_integers(reader, source.user))
+        self.integral = [all(each) for each in may_be_integers]
         """Whether item ids and user ids are integers, as far as is known yet."""
         for k, table in enumerate(tables):
             if table is not None and self.integral[k]:
@@ -113,17 +111,19 @@ class Spooling:
             feature.name: self._is_text(feature.column) for feature in spec.event_features
         }
 
-    def _require_single(self, source: EventSource, reader: Reader) -> None:
-        """Event features have one value: raise a DataError where a column of them holds lists."""
-        for feature in self.spec.event_features:
-            if source.lists or feature.column in source.constant:
-                continue
-            dtype = reader.columns[feature.column]
-            if dtype.is_nested():
-                raise DataError(
-                    f"{reader.path}: column {feature.column!r} holds {dtype}, expected one value "
-                    f"per event (for the event feature {feature.name!r})"
-                )
+    def _wanted(self, source: EventSource) -> list[tuple[str, str]]:
+        """The columns that are read of a source's files, and the role of each."""
+        spec = self.spec
+        wanted = [(source.user, "id"), (source.item, "ids" if source.lists else "id")]
+        wanted += [(column, "time") for column in (source.time, source.order) if column]
+        if source.request is not None:
+            wanted.append((source.request, "request"))
+        if not source.lists:
+            wanted += [(label.column, "label") for label in spec.labels]
+            wanted += [(label.of, "number") for label in spec.labels if label.of is not None]
+            roles = {"categorical": "category", "numeric": "number"}
+            wanted += [(one.column, roles[one.kind]) for one in spec.event_features]
+        return [(column, role) for column, role in wanted if column not in source.constant]
 
     def _is_text(self, column: str) -> bool:
         """Whether an event feature's categories are texts (else integers) in any source."""
@@ -135,25 +135,21 @@ class Spooling:
             elif not source.lists:
                 for reader in readers:
                     dtype = reader.columns[column]
+                    assert dtype is not None
                     if not (dtype.is_integer() or dtype == pl.Boolean) or dtype == pl.UInt64:
                         return True
         return False
 
     def _columns(self, source: EventSource) -> list[str]:
         """The columns that are read of a source's files."""
-        spec = self.spec
-        wanted = [source.user, source.item]
-        wanted += [column for column in (source.time, source.order, source.request) if column]
-        if not source.lists:
-            wanted += [label.column for label in spec.labels]
-            wanted += [label.of for label in spec.labels if label.of is not None]
-            wanted += [feature.column for feature in spec.event_features]
-        return list(dict.fromkeys(c for c in wanted if c not in source.constant))
+        return list(dict.fromkeys(column for column, _ in self._wanted(source)))
 
     def _spool_events(self) -> None:
         spec = self.spec
         self.bad.clear()
         self.noted.clear()
+        self.examples.clear()
+        self.remarks.clear()
         self.rows = 0
         self.users, self.items = (Ids(not integral) for integral in reversed(self.integral))
         self.features = {
@@ -188,7 +184,6 @@ class Spooling:
                 spool = self.lists if source.lists else self.spool
                 assert spool is not None
                 for reader in readers:
-                    reader.bad_lines = 0
                     before = self.rows
                     done = 0.0
                     # Three steps, each in a thread of its own: decode, check, spool.
@@ -201,6 +196,7 @@ class Spooling:
                     bar.advance(reader.path.stat().st_size - done)
                     self.bad["unparsable line"] += reader.bad_lines
                     self.rows += reader.bad_lines
+                    self._remark(reader, "unparsable line", self.rows - before)
         self._close_spools()
 
     def _dtype(self, ids: Ids, columns: list[str]) -> type[np.integer[Any]]:
@@ -377,7 +373,11 @@ class Spooling:
     def _check_share(self) -> None:
         self.bad = +self.bad
         bad = sum(self.bad.values())
-        table = "".join(f"\n  {count:>12,}  {reason}" for reason, count in self.bad.most_common())
+        table = ""
+        for reason, count in self.bad.most_common():
+            table += f"\n  {count:>12,}  {reason}"
+            if reason in self.examples:
+                table += f" ({self.examples[reason]})"
         if self.rows and bad / self.rows > self.spec.checks.max_bad_share:
             raise DataError(
                 f"{bad:,} of {self.rows:,} rows ({100 * bad / self.rows:.1f} %) are bad, more than "
@@ -387,9 +387,32 @@ class Spooling:
         if self.rows == bad:
             raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")
 
+    def _remark(self, reader: Reader, bad: str, rows: int) -> None:
+        """Keep what is strange about a file that has been read; ``bad`` names its bad lines."""
+        self.remarks += reader.remarks
+        if rows == 0:
+            self.remarks.append(f"{reader.path} holds no rows")
+        if reader.bad_example is not None:
+            self.examples.setdefault(bad, reader.bad_example)
+        self.note("record over several lines", reader.several_lines)
+
+    def remark_table(self, reader: Reader, what: str, rows: int) -> None:
+        """The same of a file of the item or the user table."""
+        self.note(f"{what}: unparsable lines", reader.bad_lines)
+        self._remark(reader, f"{what}: unparsable lines", rows)
+
     def note(self, what: str, count: int) -> None:
         if count:
             self.noted[what] += count
+
+
+def _may_be_integers(reader: Reader, column: str) -> bool:
+    """Whether the type of a column of ids allows that all of them are integers."""
+    dtype = reader.columns[column]
+    if isinstance(dtype, (pl.List, pl.Array)):
+        dtype = dtype.inner  # type: ignore[assignment]
+    assert dtype is not None
+    return dtype.is_integer() or dtype.is_float() or reader.untyped(column)
 
 
 def _plus_one(codes: pl.Series) -> NDArray[np.uint32]:

@@ -44,10 +44,12 @@ def summary_text(manifest: dict[str, Any]) -> str:
         values = summary["history"][split]
         lines.append(f"  {split:<25}" + "".join(f"{value:>9,}" for value in values))
     lines += ["", f"  rows read {summary['rows']:,}"]
-    for reason, count in summary["dropped"].items():
-        lines.append(f"  dropped {count:>12,}  {reason}")
-    for reason, count in summary["noted"].items():
-        lines.append(f"  noted   {count:>12,}  {reason}")
+    examples = summary.get("examples", {})
+    for what in ("dropped", "noted"):
+        for reason, count in summary[what].items():
+            lines.append(f"  {what:<7} {count:>12,}  {reason}")
+            if reason in examples:
+                lines.append(f"{'':>24}such as {examples[reason]}")
     lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     return "\n".join(lines) + "\n"
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from limerank.errors import SpecError, UnknownError
 from limerank.index import Index
 from limerank.schema import Spec, validate
-from limerank.tables import read_table
+from limerank.sources import read_table
 from limerank.trained import Trained
 
 ALLOWED = 64
