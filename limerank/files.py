@@ -300,18 +300,27 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        if path.exists():
+            require_file(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{path.parent} is not {what}: it holds no {path.name}") from None
     except NotADirectoryError:
         raise FormatError(f"{path.parent} is a file, expected the folder of {what}") from None
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise FormatError(f"{path!s:.300} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or absurdly deep
         raise FormatError(f"{path} is damaged ({error}); make {what} anew") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
+
+
+def require_file(path: Path) -> None:
+    """FormatError where a path leads to something that is no regular file, such as a pipe, whose
+    reading might never end."""
+    if not path.is_file():
+        raise FormatError(f"{path} is no regular file")
 
 
 def checksum(path: str | os.PathLike[str]) -> str:

@@ -69,10 +69,14 @@ class People:
             )
         self._table(features)
 
+    def knows(self, features: Mapping[str, Any]) -> bool:
+        """Whether these features are encoded already."""
+        with self._lock:
+            return _digest(features) in self._people
+
     def of(self, features: Mapping[str, Any]) -> Person:
         """Encoded features of a user, which are the same for all who have the same ones."""
-        text = json.dumps(features, sort_keys=True, default=str)
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        digest = _digest(features)
         with self._lock:
             if digest in self._people:
                 self._people.move_to_end(digest)
@@ -148,3 +152,8 @@ class People:
             for feature in features
             if feature.kind == "categorical"
         }
+
+
+def _digest(features: Mapping[str, Any]) -> bytes:
+    text = json.dumps(features, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
