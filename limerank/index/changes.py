@@ -10,19 +10,20 @@ is possible: :mod:`limerank.index.reading`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from limerank.errors import DataError, SpecError, UnknownError
+from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.lookup import Level, level_of, merged
-from limerank.index.reading import Index
+from limerank.index.reading import Index, LiveItems
 from limerank.index.writing import (
     CHUNK,
     Encoder,
@@ -43,6 +44,16 @@ CLAMPED_SHARE = 0.01
 """With a greater share of a change's codes out of range, a rebuild is advised."""
 DEAD_SHARE = 0.25
 """With a greater share of rows that no history reads, compacting is advised."""
+UNREADABLE = (
+    ArithmeticError,
+    LimerankError,
+    LookupError,
+    TypeError,
+    ValueError,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+)
+"""What reading an item may raise, whatever its columns hold."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,9 @@ def change_items(
         DataError: an id twice, an id to add that the index holds, or a table that cannot be used.
         UnknownError: an id to update or remove that the index does not hold.
         FingerprintError: another model built the index.
-        FormatError: it is no index or damaged, or another process is changing it.
+        FormatError: it is no index or damaged, may not be written to, or another process is
+            changing it.
+        StoreError: its disk is full, or fails; the index is as it was.
     """
     path = index.path if isinstance(index, Index) else Path(index)
     if run is not None and not isinstance(run, Trained):
@@ -172,46 +185,76 @@ def change_items(
     Index.open(path, None if run is None else run.fingerprint)  # before any file is made
     parts = {name: of_source(run, source) for name, source in sources.items() if run is not None}
     with writing(path):
-        old = Index.open(path, None if run is None else run.fingerprint)
-        ids, replaced = _checked(old, parts)
-        gone = _removable(old, remove, ids)
-        count, offered = len(ids), [part.candidate[part.rows] for part in parts.values()]
-        if not count and not len(gone):
-            return Change(old.version, old.items, len(old), advice=_advice(old.manifest, 0.0))
-        if len(old) + count > np.iinfo(np.int32).max:
-            raise DataError(f"{path} has {len(old):,} rows, and may have 2,147,483,647 at most")
-        version, manifest = next_version(path, old.version), dict(old.manifest)
-        encoder = None if run is None else Encoder(run.ranker, old.scales)
-        with (
-            torch.inference_mode(),
-            Files(path, version, manifest["files"]) as files,
-            Bar("encoding", total=count, unit="items", quiet=quiet or not count) as bar,
-        ):
-            for items in chunks(list(parts.values())):
-                assert encoder is not None
-                for name, rows in encoder(items).items():
-                    files.append(name, rows)
-                bar.advance(len(items.ids))
-            if count:
-                files.append_ids(ids)
-                write_lookup(files, *_grown(old, ids, replaced))
-            own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else gone
-            hidden = np.unique(np.concatenate([old.hidden, replaced, gone, own]))
-            files.write("hidden_rows.i32", hidden)
-            removed = np.union1d(np.setdiff1d(old.removed, replaced), gone)
-            if not np.array_equal(removed, old.removed):
-                files.write("removed_rows.i32", removed)
-            manifest["files"] = files.entries()
-        total, superseded = len(old) + count, old.superseded + len(replaced)
-        manifest |= {"version": version, "rows": total, "superseded": superseded}
-        manifest["items"] = total - superseded - len(removed)
-        share = 0.0
-        if encoder is not None and encoder.scales is not None:
-            manifest["scales"] = encoder.scales.json()
-            manifest["clamped"] += encoder.clamped
-            share = encoder.clamped / max(encoder.codes, 1)
-        manifest = commit(path, manifest)
-        sweep(path, manifest)
+        return _changed(path, run, parts, remove, None, quiet)
+
+
+def put_live_items(
+    run: Trained,
+    path: Path,
+    put: Sequence[Mapping[str, Any]],
+    remove: Sequence[Any],
+    live: LiveItems,
+) -> Change:
+    """Bring an index up to date with the live items of a store, in one step: the items, and up to
+    where it holds them. The caller has the right to write
+    (:func:`limerank.index.writing.writing`); all else as for :func:`change_items`."""
+    parts = {"put": of_source(run, put)} if put else {}
+    return _changed(path, run, parts, remove, live, True)
+
+
+def _changed(
+    path: Path,
+    run: Trained | None,
+    parts: Mapping[str, Catalogue],
+    remove: Iterable[Any] | None,
+    live: LiveItems | None,
+    quiet: bool,
+) -> Change:
+    old = Index.open(path, None if run is None else run.fingerprint)
+    ids, replaced = _checked(old, parts)
+    gone = _removable(old, remove, ids)
+    count, offered = len(ids), [part.candidate[part.rows] for part in parts.values()]
+    manifest = dict(old.manifest)
+    if live is not None:
+        manifest["live"] = live.json()
+    if not count and not len(gone):
+        if live is not None:  # the same version: no item is another
+            commit(path, manifest)
+        return Change(old.version, old.items, len(old), advice=_advice(old.manifest, 0.0))
+    if len(old) + count > np.iinfo(np.int32).max:
+        raise DataError(f"{path} has {len(old):,} rows, and may have 2,147,483,647 at most")
+    version = next_version(path, old.version)
+    encoder = None if run is None else Encoder(run.ranker, old.scales)
+    with (
+        torch.inference_mode(),
+        Files(path, version, manifest["files"]) as files,
+        Bar("encoding", total=count, unit="items", quiet=quiet or not count) as bar,
+    ):
+        for items in chunks(list(parts.values())):
+            assert encoder is not None
+            for name, rows in encoder(items).items():
+                files.append(name, rows)
+            bar.advance(len(items.ids))
+        if count:
+            files.append_ids(ids)
+            write_lookup(files, *_grown(old, ids, replaced))
+        own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else gone
+        hidden = np.unique(np.concatenate([old.hidden, replaced, gone, own]))
+        files.write("hidden_rows.i32", hidden)
+        removed = np.union1d(np.setdiff1d(old.removed, replaced), gone)
+        if not np.array_equal(removed, old.removed):
+            files.write("removed_rows.i32", removed)
+        manifest["files"] = files.entries()
+    total, superseded = len(old) + count, old.superseded + len(replaced)
+    manifest |= {"version": version, "rows": total, "superseded": superseded}
+    manifest["items"] = total - superseded - len(removed)
+    share = 0.0
+    if encoder is not None and encoder.scales is not None:
+        manifest["scales"] = encoder.scales.json()
+        manifest["clamped"] += encoder.clamped
+        share = encoder.clamped / max(encoder.codes, 1)
+    manifest = commit(path, manifest)
+    sweep(path, manifest)
     updated = len(np.setdiff1d(replaced, old.removed))
     return Change(
         version,
@@ -223,6 +266,30 @@ def change_items(
         clamped=share,
         advice=_advice(manifest, share),
     )
+
+
+def unreadable_items(run: Trained, items: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Places of items that a run cannot encode, and why not: so that one of them does not stop the
+    others."""
+    found: dict[int, str] = {}
+    todo = [np.arange(len(items))] if len(items) else []
+    while todo:
+        places = todo.pop()
+        try:
+            part = of_source(run, [items[place] for place in places.tolist()])
+            with torch.inference_mode():
+                vectors = [run.ranker.item_vectors(some).float() for some in part.chunks(CHUNK)]
+            finite = np.concatenate([torch.isfinite(some).all(1).cpu().numpy() for some in vectors])
+            for place in places[~finite].tolist():
+                found[place] = "its columns encode to NaN: look for extreme numbers"
+        except FormatError:  # of the run, not of an item
+            raise
+        except UNREADABLE as error:
+            if len(places) == 1:
+                found[int(places[0])] = f"{error!s:.300}"
+            else:
+                todo += np.array_split(places, 2)
+    return dict(sorted(found.items()))
 
 
 def _checked(old: Index, parts: Mapping[str, Catalogue]) -> tuple[NDArray[Any], NDArray[np.int64]]:

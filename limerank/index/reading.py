@@ -18,6 +18,8 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     tail_keys.i64, tail_rows.i32  the same for ids added or updated lately; they win over id_keys
     hidden_rows.i32   [m]      rows that rankings never offer, ascending
     removed_rows.i32  [r]      of them, rows of items that were removed, ascending
+                      and, where live items of an event store were put, of which store, and up to
+                      which of its changes (``live``, see :class:`LiveItems`)
     building.json     only during a build: what is done; it goes on from there after a kill
     .lock             held by the process that writes
 
@@ -59,9 +61,10 @@ import json
 import math
 import os
 import re
+import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,10 @@ REOPEN = 100
 """A reader that is overtaken by changes tries so often to open a version that lasts."""
 BLOCK = 1 << 24
 """Bytes of a file that a checksum reads at once."""
+VERIFIED_BYTES = 32 << 20
+"""An index of at most so many bytes is verified whenever it is opened to be ranked with."""
+SKIPPED = 100
+"""Live items that could not be read, of which the manifest says why."""
 
 SCALED = (
     "weight_low",
@@ -168,6 +175,35 @@ class Scales:
         return self.term_step * np.float32(0.5) + self.term_excess
 
 
+@dataclass(frozen=True)
+class LiveItems:
+    """Up to where an index holds the live items of an event store. It is written in the same step
+    as the items: what the index does not hold of them is known to whoever opens it.
+
+    Attributes:
+        store: identifies the store.
+        change: the store's count of changes; all up to this one are in the index.
+        skipped: id, as text -> why the model could not read the item, at most :data:`SKIPPED`.
+    """
+
+    store: str
+    change: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Any) -> LiveItems | None:
+        """From the manifest."""
+        if values is None:
+            return None
+        skipped = {str(id): str(why) for id, why in dict(values["skipped"]).items()}
+        return cls(str(values["store"]), int(values["change"]), skipped)
+
+    def json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        some = list(self.skipped.items())[:SKIPPED]
+        return {"store": self.store, "change": self.change, "skipped": dict(some)}
+
+
 class Index:
     """An index folder, opened: memory-mapped, in milliseconds whatever its size.
 
@@ -188,6 +224,7 @@ class Index:
         hidden: rows that rankings never offer, i32, ascending: those of items that only histories
             hold, of items that were removed, and old rows of items that were updated.
         removed: rows of items that were removed, i32, ascending.
+        live: up to where it holds the live items of an event store; None: of no store.
         superseded: how many old rows of updated or re-added items there are.
         base: what the rows were first written as. Versions with the same one agree in every row
             that both have; they differ in rows added, in what is found and in what is hidden.
@@ -217,15 +254,16 @@ class Index:
         path: str | os.PathLike[str],
         fingerprint: str | None = None,
         *,
-        verify: bool = False,
+        verify: bool | None = False,
     ) -> Index:
         """Open an index.
 
         Args:
             path: the folder.
             fingerprint: of the run that is going to use it.
-            verify: read everything and compare all checksums. Those of the manifest and of the
-                small files, and the sizes of all files, are always compared.
+            verify: read everything and compare all checksums; None: where that takes no time, for
+                an index of at most :data:`VERIFIED_BYTES`. Those of the manifest and of the small
+                files, and the sizes of all files, are always compared.
 
         Raises:
             FingerprintError: another model built it.
@@ -238,7 +276,7 @@ class Index:
                 f"{index.path} was built by the model {index.fingerprint}, not by {fingerprint}; "
                 "build an index with this run, or rank with the run that built it"
             )
-        if verify:
+        if verify or (verify is None and index.nbytes <= VERIFIED_BYTES):
             index.verify()
         return index
 
@@ -251,6 +289,7 @@ class Index:
             self._rows = int(manifest["rows"])
             self.items = int(manifest["items"])
             self.superseded = int(manifest["superseded"])
+            self.live = LiveItems.of(manifest.get("live"))
             self.base = f"{manifest['files']['vectors.f32']['file']} {int(manifest['built']):08x}"
             arrays = {name: self._map(name, entry) for name, entry in manifest["files"].items()}
             for name in SMALL:
@@ -295,6 +334,10 @@ class Index:
         if min(shape) < 0 or (name in PER_ROW and shape[0] != self._rows):
             raise ValueError(f"{name} has the shape {shape}, of {self._rows} rows")
         try:
+            if not stat.S_ISREG(os.stat(self.path / file).st_mode):
+                raise FormatError(
+                    f"{self.path} is damaged: {file} is no regular file; build the index again"
+                )
             with open(self.path / file, "rb") as opened:
                 held = os.fstat(opened.fileno()).st_size
                 if held >= size > 0:
@@ -304,6 +347,8 @@ class Index:
             raise FormatError(
                 f"{self.path} is damaged: it holds no {file}; build the index again"
             ) from None
+        except OSError as error:
+            raise FormatError(f"{self.path / file} cannot be read: {error.strerror}") from None
         if held < size:
             raise FormatError(
                 f"{self.path} is damaged: {file} has {held:,} bytes, expected {size:,}; "
@@ -339,6 +384,11 @@ class Index:
         if row < 0:
             raise UnknownError(f"the index {self.path} holds no item {id!r}")
         return row
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(array.nbytes for array in self._arrays.values())
 
     def current(self) -> bool:
         """Whether the folder still holds the version that was opened; a server asks now and then,

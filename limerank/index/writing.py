@@ -5,7 +5,9 @@ the one step in which a version begins to count, and the encoding of items.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Items
-from limerank.errors import DataError, FormatError
+from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import lock, sync_directory, write_json
 from limerank.index.catalogue import Catalogue
 from limerank.index.lookup import Level, flattened
-from limerank.index.reading import DTYPES, FORMAT, Scales, manifest_checksum, versioned
+from limerank.index.reading import (
+    DTYPES,
+    FORMAT,
+    Scales,
+    manifest_checksum,
+    read_manifest,
+    versioned,
+)
 from limerank.models import Lime, Ranker
 
 CHUNK = 16384
@@ -32,6 +41,17 @@ CHUNK = 16384
 BEHIND = 8
 """Parts of files that wait to be written, at most."""
 PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
+RETRY_SECONDS = 0.05
+"""Between two attempts to write where another process does."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class BusyError(FormatError):
+    """Another process (or thread) is writing into the folder."""
+
+
+class ReadOnlyError(FormatError):
+    """The folder may not be written to."""
 
 
 # Files
@@ -147,27 +167,84 @@ class Files:
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """The right to write into a folder; a process that dies leaves it free.
 
+    What the block could not write to the disk is taken back: the version that counts stays.
+
+    Args:
+        folder: an index, or one that is being built.
+        patience: seconds for which it is tried again while another one is writing.
+
     Raises:
-        FormatError: another one is writing.
+        BusyError: another one is writing.
+        ReadOnlyError: nobody may write there.
+        StoreError: the disk is full, or fails.
     """
-    busy = FormatError(
+    until = time.monotonic() + patience
+    while True:
+        try:
+            descriptor = _locked(folder)
+            break
+        except BusyError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(RETRY_SECONDS)
+        except OSError as error:
+            raise disk_error(folder, error) from None
+    try:
+        try:
+            yield
+        except OSError as error:
+            with contextlib.suppress(OSError, FormatError):
+                _take_back(folder)
+            raise disk_error(folder, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _locked(folder: Path) -> int:
+    """The lock file of a folder, opened and locked."""
+    busy = BusyError(
         f"{folder} is being written by another process (or thread); try again when it has ended"
     )
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        try:
-            lock(descriptor)
-            same = os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock"))
-        except (BlockingIOError, FileNotFoundError):
-            raise busy from None
-        if not same:  # a build ended and renamed the folder under our feet
-            raise busy
-        yield
-    finally:
+        lock(descriptor)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock")):
+            raise busy  # a build ended and renamed the folder under our feet
+    except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
+        raise busy from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _take_back(folder: Path) -> None:
+    """Free what a change has written that does not count."""
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        size = int(np.prod(entry["shape"])) * np.dtype(DTYPES[name]).itemsize
+        if (folder / entry["file"]).stat().st_size > size:
+            os.truncate(folder / entry["file"], size)
+    sweep(folder, manifest)
+
+
+def disk_error(folder: Path, error: OSError) -> LimerankError:
+    """An error of the disk under an index, as ours."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ReadOnlyError(f"{folder} cannot be changed ({error.strerror}): make it writable")
+    if error.errno in FULL:
+        return StoreError(
+            f"there is no room for a change of {folder} ({error.strerror}); the index is as it "
+            "was: make room and try again"
+        )
+    return StoreError(
+        f"{folder} cannot be written ({error.strerror or error}); the index is as it was: look "
+        "after its disk and try again"
+    )
 
 
 def next_version(folder: Path, held: int = 0) -> int:

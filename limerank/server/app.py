@@ -67,7 +67,8 @@ class Engine(Protocol):
     def rank(self, asked: Rank) -> dict[str, Any]: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
     def append(self, events: list[Happened]) -> Future[dict[str, Any]]: ...
-    def brief(self, asked: Rank | list[Happened]) -> bool: ...
+    def rank_at_once(self, asked: Rank) -> dict[str, Any] | None: ...
+    def append_at_once(self, events: list[Happened]) -> Future[dict[str, Any]] | None: ...
     def user(self, user: str) -> dict[str, Any]: ...
     def users(self, text: str, limit: int) -> dict[str, Any]: ...
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]: ...
@@ -128,8 +129,9 @@ class Way(Described):
 
     answers: Callable[[Engine, Told], Any] = lambda engine, told: None
     """What is answered, or a promise of it."""
-    light: Callable[[Engine, Told], bool] = lambda engine, told: False
-    """Whether it is answered at once, by no other thread."""
+    at_once: Callable[[Engine, Told], Any] = lambda engine, told: None
+    """What is answered on the event loop, or a promise of it; None: it takes another thread, since
+    it would take more than about a millisecond, or wait for something."""
 
 
 def _limit(told: Told) -> int:
@@ -150,13 +152,13 @@ WAYS: tuple[Way, ...] = (
         answers=lambda engine, told: engine.model()),
     Way("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
         answers=lambda engine, told: engine.rank(told.body),
-        light=lambda engine, told: engine.brief(told.body)),
+        at_once=lambda engine, told: engine.rank_at_once(told.body)),
     Way("POST", "/v1/explain", "read", "Say which events and links carried items.", (Explain,),
         answers=lambda engine, told: engine.explain(told.body)),
     Way("POST", "/v1/events", "write", "Keep events; answered when they are durable.",
         (Events, Happened), answer={"accepted": 1, "duplicates": 0, "expired": 0},
         answers=lambda engine, told: engine.append(_events(told)),
-        light=lambda engine, told: engine.brief(_events(told))),
+        at_once=lambda engine, told: engine.append_at_once(_events(told))),
     Way("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
         answers=lambda engine, told: engine.users(told.query.get("q", ""), _limit(told))),
     Way("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
@@ -176,8 +178,8 @@ WAYS: tuple[Way, ...] = (
         answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(told.path["item"])),
     Way("POST", "/v1/admin/reload", "admin", "Serve another run or index if it passes its tests.",
         (Reload,), answers=lambda engine, told: engine.reload(told.body.run, told.body.index)),
-    Way("GET", "/healthz", None, "Whether the process is alive.", light=lambda engine, told: True,
-        answer={"status": "ok"}, answers=lambda engine, told: {"status": "ok"}),
+    Way("GET", "/healthz", None, "Whether the process is alive.",
+        answer={"status": "ok"}, at_once=lambda engine, told: {"status": "ok"}),
     Way("GET", "/readyz", None, "Whether requests can be answered.",
         answer={"status": "ok"}, answers=lambda engine, told: engine.ready()),
 )  # fmt: skip
@@ -223,11 +225,10 @@ class Gate:
         self._admit(way, request)
         body = await self._body(way, request) if way.body else None
         told = Told(body, request)
-        if way.light(self.engine, told):
-            found = way.answers(self.engine, told)
-        elif self.inside >= self.settings.waiting + self.settings.threads:
-            raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
-        else:
+        found = way.at_once(self.engine, told)
+        if found is None:
+            if self.inside >= self.settings.waiting + self.settings.threads:
+                raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
             found = asyncio.get_running_loop().run_in_executor(
                 self.pool, way.answers, self.engine, told
             )

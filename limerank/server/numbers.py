@@ -6,6 +6,8 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+TASKS = ("follow", "watch", "verify", "store")
+"""What runs beside the requests: see :mod:`limerank.server.watching`."""
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -33,6 +35,45 @@ class Numbers:
         self.model = Gauge(
             "limerank_model_info", "The model in use: 1.", ["run", "model"], registry=into
         )
+        self.store_warnings = Gauge(
+            "limerank_store_warnings",
+            "What an operator has to look after in the store; the log says what.",
+            registry=into,
+        )
+        self.index_verified = Gauge(
+            "limerank_index_verified",
+            "1: all checksums of the index in use are right; 0: not all are compared yet, or one "
+            "is wrong.",
+            registry=into,
+        )
+        self.index_damaged = Gauge(
+            "limerank_index_damaged",
+            "1: a checksum of the index in use is wrong; its answers may be wrong.",
+            registry=into,
+        )
+        live = Gauge(
+            "limerank_live_items",
+            "Live items of the store: skipped, since the model cannot read them, and pending, "
+            "since the index could not be changed.",
+            ["state"],
+            registry=into,
+        )
+        self.live_skipped, self.live_pending = live.labels("skipped"), live.labels("pending")
+        self.failures = Counter(
+            "limerank_background_failures",
+            "Failures of what runs beside the requests; each is tried again.",
+            ["task"],
+            registry=into,
+        )
+        self.failing = Gauge(
+            "limerank_background_failing",
+            "1: the last attempt of what runs beside the requests failed.",
+            ["task"],
+            registry=into,
+        )
+        for task in TASKS:  # there from the start, for alarms on their rates
+            self.failures.labels(task)
+            self.failing.labels(task)
 
     def stage(self, name: str, taken: dict[str, float] | None = None) -> Stage:
         """Time a stage; ``taken`` gets its milliseconds as well."""

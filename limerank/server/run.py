@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
-from limerank.errors import LimerankError, SpecError
 from limerank.server.app import JsonLines, application
 from limerank.server.engine import Serving
 from limerank.server.settings import Settings
+from limerank.server.watching import Beside
 from limerank.state import Mode
 from limerank.stores import open_store
 
 log = logging.getLogger("limerank.server")
-LOOK_SECONDS = 2.0
-"""Between two looks at what is watched."""
 
 
 def serve(
@@ -65,9 +60,8 @@ def serve(
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
-    stop = threading.Event()
-    looking = threading.Thread(target=_look, args=(engine, watch, stop), daemon=True)
-    looking.start()
+    beside = Beside(engine, watch)
+    beside.start()
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -87,34 +81,4 @@ def serve(
     try:
         uvicorn.Server(config).run(sockets=[socket])
     finally:
-        stop.set()
-        looking.join(timeout=LOOK_SECONDS + 1)
-
-
-def _look(engine: Serving, watch: Path | None, stop: threading.Event) -> None:
-    """Follow the index where another process changes it, and the watched file."""
-    seen = _wanted(watch)
-    while not stop.wait(LOOK_SECONDS):
-        try:
-            engine.follow()
-            wanted = _wanted(watch)
-            if wanted != seen:
-                seen = wanted
-                engine.reload(wanted.get("run"), wanted.get("index"))
-        except LimerankError as error:
-            log.error("what is served stays as it is: %s", error)
-
-
-def _wanted(watch: Path | None) -> dict[str, Any]:
-    if watch is None or not watch.exists():
-        return {}
-    if watch.is_dir():
-        links = {name: watch / name for name in ("run", "index")}
-        return {name: str(link.resolve()) for name, link in links.items() if link.exists()}
-    try:
-        found = json.loads(watch.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SpecError(f"{watch} is no JSON: {error}") from None
-    if not isinstance(found, dict) or set(found) - {"run", "index"}:
-        raise SpecError(f"{watch} holds {found!r:.100}, expected run and index")
-    return found
+        beside.stop()

@@ -47,7 +47,7 @@ from limerank.models.lime import LinkState
 from limerank.request import past_of
 from limerank.state.kept import VERSION, Rows, Seen, Stream, Window
 from limerank.state.people import People, Person
-from limerank.stores import EventStore, State, Version
+from limerank.stores import EventStore, Held, State, Version
 from limerank.trained import Trained
 
 KEEP = 32
@@ -59,6 +59,9 @@ STRIPES = 64
 ENTRY_BYTES = 12 << 10
 """Of a user in memory besides arrays, as measured: objects, and gaps between allocations."""
 DAY_MS = 86_400_000
+BRIEF_CHANGES, BRIEF_HISTORY, BRIEF_SEEN = 16, 1024, 4096
+"""At most so many changes that came since, events of a history and seen items has a user whose
+state takes about a millisecond: see :meth:`UserStates.ready_at_once`."""
 
 Mode = Literal["window", "streaming"]
 
@@ -91,9 +94,10 @@ class _Mark:
 
 
 @dataclass(frozen=True)
-class _Catalogue:
-    """An index in use, and its mark. Only requests under way hold it, no entry does: a catalogue
-    that changes all day would leave every version open that some user once met."""
+class MarkedIndex:
+    """A version of the index, as :meth:`UserStates.marked` gives it. Only requests under way hold
+    it, no user in memory does: an index that changes all day would leave every version open that
+    some user once met."""
 
     index: Index
     mark: _Mark
@@ -210,12 +214,21 @@ class UserStates:
 
         States made of item vectors that have changed since are made anew when they are asked for.
         """
+        self.use(self.marked(index))
+
+    def use(self, marked: MarkedIndex) -> None:
+        """The same for a version that :meth:`marked` gave."""
+        self._catalogue = marked
+
+    def marked(self, index: Index) -> MarkedIndex:
+        """A version of the index for requests to name. Requests of several versions may be under
+        way at a time, each with states of the very version that it scores."""
         if index.fingerprint != self.trained.fingerprint:
             raise FingerprintError(
                 f"{index.path} was built by the model {index.fingerprint}, not by "
                 f"{self.trained.fingerprint}; build an index with this run"
             )
-        self._catalogue = _Catalogue(index, _Mark(catalogue_of(index), index.base))
+        return MarkedIndex(index, _Mark(catalogue_of(index), index.base))
 
     @property
     def index(self) -> Index:
@@ -224,22 +237,18 @@ class UserStates:
 
     # What a server asks
 
-    def at_hand(self, user: Any) -> bool:
-        """Whether a user's state is in memory, or nobody's where the store does not hold the user.
-        Events that came since may have made it stale."""
-        user = None if user is None else external_id("user", user)
-        entry = self._entries.get(user)
-        if entry is None and user is not None and self.store.version(user) is None:
-            entry = self._entries.get(None)
-        return entry is not None and entry.stage is not None
-
     def check(self, event: Event) -> None:
         """Refuse an event that the run cannot read: UnknownError or DataError. An item that the
         index does not hold is no error: it is one of which nothing is known yet."""
         self.form.check(event)
 
     def ready(
-        self, user: Any, *, now: int | None = None, context: Mapping[str, Any] | None = None
+        self,
+        user: Any,
+        *,
+        now: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        index: MarkedIndex | None = None,
     ) -> Ready:
         """The state of a user of the store; of one that it does not hold, that of nobody.
 
@@ -247,6 +256,7 @@ class UserStates:
             user: external id, or None for nobody.
             now: when the request is made; the clock's time when not given.
             context: context feature -> value; unknown where not given.
+            index: the version of the index, see :meth:`marked`; the one in use when not given.
 
         Raises:
             UnknownError: a context feature is unknown.
@@ -254,12 +264,51 @@ class UserStates:
         """
         user = None if user is None else external_id("user", user)
         with self._stripe(user):
-            catalogue = self._catalogue
+            catalogue = index or self._catalogue
             entry = self._entry(user, catalogue)
-            state = self._stage(entry, catalogue.index, self._now(now), context or {})
-            self._remember(user, entry)
-            version = entry.version
-            return Ready(state, entry.seen, version is not None, entry.kept.events, version)
+            return self._ready(user, entry, catalogue, now, context)
+
+    def ready_at_once(
+        self,
+        user: Any,
+        *,
+        now: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        index: MarkedIndex | None = None,
+    ) -> Ready | None:
+        """What :meth:`ready` gives, where that takes about a millisecond and waits for no other
+        thread; else None. For an event loop, over a store that answers at once.
+
+        The user has to be in memory (or unknown), with few changes since, a short history and few
+        seen items; and nobody else may be at work on the user's state.
+        """
+        user = None if user is None else external_id("user", user)
+        lock = self._stripe(user)
+        if not lock.acquire(blocking=False):
+            return None
+        try:
+            catalogue = index or self._catalogue
+            entry = self._entry_at_once(user, catalogue)
+            if entry is None or len(entry.seen) > BRIEF_SEEN:
+                return None
+            if entry.stage is None and entry.kept.events > BRIEF_HISTORY:
+                return None
+            return self._ready(user, entry, catalogue, now, context)
+        finally:
+            lock.release()
+
+    def _ready(
+        self,
+        user: int | str | None,
+        entry: _Entry,
+        catalogue: MarkedIndex,
+        now: int | None,
+        context: Mapping[str, Any] | None,
+    ) -> Ready:
+        state = self._stage(entry, catalogue.index, self._now(now), context or {})
+        self._remember(user, entry)
+        version = entry.version
+        return Ready(state, entry.seen, version is not None, entry.kept.events, version)
 
     def given(
         self,
@@ -268,6 +317,7 @@ class UserStates:
         features: Mapping[str, Any] | None = None,
         now: int | None = None,
         context: Mapping[str, Any] | None = None,
+        index: MarkedIndex | None = None,
     ) -> Ready:
         """The state of a user whose events are given here, as for ``Recommender.rank``; nothing is
         kept. The latest N events count, in either mode."""
@@ -278,22 +328,28 @@ class UserStates:
             if now is not None or not events
             else max(self._now(None), *(event.time for event in events))
         )
-        index = self.index
-        past = self._past(log, self.people.of(features or {}), at, context or {}, index)
+        opened = (index or self._catalogue).index
+        past = self._past(log, self.people.of(features or {}), at, context or {}, opened)
         with torch.inference_mode():
             state = self._ranker.encode_users(past.users, past.vectors)
-        seen = Seen().add([event.item for event in events]).rows(index)
+        seen = Seen().add([event.item for event in events]).rows(opened)
         return Ready(state, seen, False, int(past.users.lengths[0]), None)
 
     def past(
-        self, user: Any, *, now: int | None = None, context: Mapping[str, Any] | None = None
+        self,
+        user: Any,
+        *,
+        now: int | None = None,
+        context: Mapping[str, Any] | None = None,
+        index: MarkedIndex | None = None,
     ) -> Past:
         """The user's latest N events, for explanations."""
         held = None if user is None else self.store.held(user)
         events = [] if held is None else [event for event in held.events if self.form.kept(event)]
         person = self.people.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])
-        return self._past(log, person, self._now(now), context or {}, self.index)
+        opened = (index or self._catalogue).index
+        return self._past(log, person, self._now(now), context or {}, opened)
 
     def past_given(
         self,
@@ -301,11 +357,13 @@ class UserStates:
         *,
         now: int | None = None,
         context: Mapping[str, Any] | None = None,
+        index: MarkedIndex | None = None,
     ) -> Past:
         """The same of events that are given here, as for :meth:`given`."""
         events = self.form.given(self.form.entries(history), now)
         log = self.form.log(events, now)
-        return self._past(log, self.people.of({}), self._now(now), context or {}, self.index)
+        opened = (index or self._catalogue).index
+        return self._past(log, self.people.of({}), self._now(now), context or {}, opened)
 
     def forget(self, user: Any) -> bool:
         """Delete a user from the store and from memory; False: the store did not hold it."""
@@ -340,7 +398,7 @@ class UserStates:
     # From the store to an entry
 
     def _entry(
-        self, user: int | str | None, catalogue: _Catalogue, keep: bool | None = None
+        self, user: int | str | None, catalogue: MarkedIndex, keep: bool | None = None
     ) -> _Entry:
         """What is to be known of a user, up to date. Under the user's lock."""
         version = None if user is None else self.store.version(user)
@@ -371,19 +429,66 @@ class UserStates:
             assert fresh is not None
             written = None
             self.made["rebuilds"] += 1
-        if entry is not None and entry.mark is catalogue.mark and not held.whole:
-            more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
-            seen = np.union1d(entry.seen, more)
-        else:
-            seen = fresh.seen.rows(catalogue.index)
-        entry = _Entry(held.version, person, fresh, catalogue.mark, seen, written)
+        entry = self._next(entry, held, person, fresh, catalogue, written)
         if self.keep if keep is None else keep:
             behind = KEEP if written is None else held.version.changes - written.changes
             if behind >= KEEP:
                 self._keep(user, entry)
         return entry
 
-    def _still(self, entry: _Entry, catalogue: _Catalogue) -> bool:
+    def _entry_at_once(self, user: int | str | None, catalogue: MarkedIndex) -> _Entry | None:
+        """The same, where the store need not be read but for a few events, and little is to be
+        computed; else None. Under the user's lock."""
+        with self._lock:
+            entry = self._entries.get(user)
+        version = None if user is None else self.store.version(user)
+        if version is None:
+            entry = self._nobody(catalogue)
+            return entry if entry.stage is not None else None
+        if user is None or entry is None or entry.version is None:
+            return None
+        if len(entry.seen) > BRIEF_SEEN:
+            return None
+        if not self._still(entry, catalogue):
+            return None
+        if entry.version == version:
+            return entry
+        few = version.born == entry.version.born and (
+            0 <= version.changes - entry.version.changes <= BRIEF_CHANGES
+        )
+        # Of a store that drops old events, what came since may be all that it holds.
+        if not few or self.store.most is not None or entry.kept.events > BRIEF_HISTORY:
+            return None
+        held = self.store.held(user, entry.version)
+        if held is None or held.whole or not self.people.knows(held.features):
+            return None
+        person, before = self.people.of(held.features), entry.person
+        if isinstance(entry.kept, Stream) and person.digest != before.digest:
+            return None  # all that links have read depends on it
+        fresh = self._updated(user, entry.kept, held.events, person, catalogue.index)
+        if fresh is None:
+            return None
+        self.made["updates"] += bool(held.events)
+        return self._next(entry, held, person, fresh, catalogue, entry.written)
+
+    def _next(
+        self,
+        entry: _Entry | None,
+        held: Held,
+        person: Person,
+        fresh: Window | Stream,
+        catalogue: MarkedIndex,
+        written: Version | None,
+    ) -> _Entry:
+        """An entry of what was made of a user just now, in place of the one before."""
+        if entry is not None and entry.mark is catalogue.mark and not held.whole:
+            more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
+            seen = np.union1d(entry.seen, more)
+        else:
+            seen = fresh.seen.rows(catalogue.index)
+        return _Entry(held.version, person, fresh, catalogue.mark, seen, written)
+
+    def _still(self, entry: _Entry, catalogue: MarkedIndex) -> bool:
         """Whether what is in memory is right for this version of the index. Most changes of a
         catalogue change no item that a user has met: then each is still found in the same row."""
         if entry.mark is catalogue.mark:
@@ -415,7 +520,7 @@ class UserStates:
             return None  # damaged, or of another format: it is made anew
         return _Made(kept, state.version, state.fingerprint, state.version)
 
-    def _holds(self, made: _Made, person: Person, catalogue: _Catalogue) -> bool:
+    def _holds(self, made: _Made, person: Person, catalogue: MarkedIndex) -> bool:
         """Whether what was made before is what this model, index and user would make."""
         if made.fingerprint != self._fingerprint(person, catalogue.mark):
             return False
@@ -445,7 +550,7 @@ class UserStates:
     def _empty(self, user: int | str) -> Window | Stream:
         return Window(pack_list(user, []), 0, Seen()) if self.mode == "window" else Stream()
 
-    def _nobody(self, catalogue: _Catalogue) -> _Entry:
+    def _nobody(self, catalogue: MarkedIndex) -> _Entry:
         with self._lock:
             entry = self._entries.get(None)
         if entry is None or not self._still(entry, catalogue):

@@ -182,6 +182,11 @@ class EventStore(abc.ABC):
         """How many users and events are held."""
 
     @abc.abstractmethod
+    def identity(self) -> str:
+        """What tells this store from every other one, for as long as it exists: a random text. A
+        store that was emptied or made anew has another."""
+
+    @abc.abstractmethod
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         """Add or change live items: id -> values of the item table's columns, or None: removed.
 

@@ -104,6 +104,7 @@ class SqliteStore(EventStore):
             )
         self.path = Path(path)
         self.address = str(self.path)
+        self._identity: str | None = None
         self._closed = threading.Event()
         self._readers: queue.LifoQueue[Connection] = queue.LifoQueue()
         self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
@@ -311,6 +312,21 @@ class SqliteStore(EventStore):
             return done.rowcount > 0
 
         return self._change(work)
+
+    def identity(self) -> str:
+        if self._identity is None:
+            made = secrets.token_hex(16)
+
+            def work(connection: Connection) -> str:
+                connection.execute("CREATE TABLE IF NOT EXISTS identity(value TEXT NOT NULL)")
+                connection.execute(
+                    "INSERT INTO identity SELECT ? WHERE NOT EXISTS (SELECT 1 FROM identity)",
+                    (made,),
+                )
+                return str(connection.execute("SELECT value FROM identity").fetchone()[0])
+
+            self._identity = self._change(work)
+        return self._identity
 
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         rows = [

@@ -14,6 +14,7 @@ Keys, after the prefix (``USER`` is the external id)::
     s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
     items, changes      hash: item -> JSON, empty where removed; sorted set: item by change
     change              number of changes of items
+    identity            random text that tells this store from others
 """
 
 from __future__ import annotations
@@ -421,6 +422,12 @@ class ValkeyStore(EventStore):
     @property
     def _item_keys(self) -> list[str]:
         return [f"{self.prefix}{name}" for name in ("items", "changes", "change")]
+
+    def identity(self) -> str:
+        key = f"{self.prefix}identity"
+        with self._told():
+            self._client.set(key, secrets.token_hex(16), nx=True)
+            return str(bytes(self._client.get(key) or b"").decode())
 
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         arguments: list[Any] = []

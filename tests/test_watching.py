@@ -1,0 +1,151 @@
+"""What runs beside the requests goes on, whatever it meets."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+
+import pytest
+
+from limerank.errors import FormatError, SpecError, StoreError
+from limerank.server.numbers import Numbers
+from limerank.server.watching import Beside, wanted
+
+SECONDS = 0.01
+PATIENCE = 30.0
+
+
+class Engine:
+    """Counts what it is asked for; each attempt raises what is in line, if anything is."""
+
+    def __init__(self):
+        self.numbers = Numbers()
+        self.raises = {"follow": [], "verify": [], "store": [], "watch": []}
+        self.attempts = dict.fromkeys(self.raises, 0)
+        self.loaded = []
+
+    def _attempt(self, name):
+        self.attempts[name] += 1
+        if self.raises[name]:
+            raise self.raises[name].pop(0)
+
+    def follow(self):
+        self._attempt("follow")
+
+    def verify(self):
+        self._attempt("verify")
+
+    def check_store(self):
+        self._attempt("store")
+
+    def reload(self, run, index):
+        self._attempt("watch")
+        self.loaded.append((run, index))
+
+    def number(self, name, task):
+        return self.numbers.registry.get_sample_value(name, {"task": task})
+
+
+def until(done):
+    limit = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < limit
+        time.sleep(SECONDS)
+
+
+@pytest.fixture
+def beside():
+    started = []
+
+    def start(engine, watch=None):
+        started.append(Beside(engine, watch, seconds=SECONDS))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.mark.parametrize("task", ["follow", "verify", "store"])
+def test_whatever_is_raised_is_counted_and_tried_again(beside, task, caplog):
+    engine = Engine()
+    errors = [
+        StoreError("away", detail="away, at a place"),
+        OSError(24, "Too many open files"),
+        RecursionError("deep"),
+        MemoryError(),
+        SystemExit(1),
+        KeyboardInterrupt(),
+    ]
+    engine.raises[task] = list(errors)
+    beside(engine)
+    until(lambda: engine.attempts[task] >= len(errors) + 2)
+    until(lambda: engine.number("limerank_background_failing", task) == 0)
+    assert engine.number("limerank_background_failures_total", task) == len(errors)
+    told = [one for one in caplog.records if f"{task} failed" in one.getMessage()]
+    assert len(told) == len(errors) and all(one.exc_info for one in told)
+    assert "at a place" in told[0].getMessage() and "Too many open files" in told[1].getMessage()
+    others = {"follow", "verify", "store"} - {task}
+    assert all(engine.number("limerank_background_failures_total", one) == 0 for one in others)
+
+
+def test_attempts_come_later_and_later_but_not_for_ever(beside, monkeypatch):
+    monkeypatch.setattr("limerank.server.watching.LONGEST", 4 * SECONDS)
+    engine = Engine()
+    engine.raises["follow"] = [ValueError(str(k)) for k in range(12)]
+    beside(engine)
+    until(lambda: engine.attempts["follow"] > 12)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"run": 5}', b'{"run": ["a"]}', b"[" * 100_000, b'{"run":', b"\xff\xfe", b"[]",
+     b'{"x": "y"}', b'{"run": ""}', b'{"run": "' + b"a" * 70_000 + b'"}'],
+)  # fmt: skip
+def test_a_watched_file_that_says_nothing_does_no_harm(beside, tmp_path, content):
+    watch, engine = tmp_path / "live.json", Engine()
+    watch.write_bytes(content)
+    with pytest.raises(SpecError, match="live"):
+        wanted(watch)
+    beside(engine, watch)
+    until(lambda: engine.number("limerank_background_failures_total", "watch"))
+    watch.write_text(json.dumps({"run": "there"}))
+    until(lambda: engine.loaded == [("there", None)])
+    until(lambda: engine.number("limerank_background_failing", "watch") == 0)
+
+
+def test_what_was_refused_is_tried_again(beside, tmp_path):
+    watch, engine = tmp_path / "live.json", Engine()
+    beside(engine, watch)
+    engine.raises["watch"] = [FormatError("half a run"), RuntimeError("odd")]
+    watch.write_text(json.dumps({"run": "there", "index": "here"}))
+    until(lambda: engine.loaded == [("there", "here")])
+    attempts = engine.attempts["watch"]
+    until(lambda: engine.attempts["follow"] > 5)
+    assert engine.attempts["watch"] == attempts == 3, "loaded once"
+
+
+def test_links_of_a_folder(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "live").mkdir()
+    assert wanted(None) == wanted(tmp_path / "nothing") == wanted(tmp_path / "live") == {}
+    (tmp_path / "live" / "run").symlink_to(tmp_path / "one")
+    assert wanted(tmp_path / "live") == {"run": str((tmp_path / "one").resolve())}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "live.json")
+    found = []
+
+    def look():
+        with pytest.raises(FormatError, match="no regular file"):
+            wanted(tmp_path / "live.json")
+        found.append(True)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found
