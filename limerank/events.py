@@ -37,6 +37,8 @@ VERSION = 1
 ID_BYTES = 256
 """Length of an external id in UTF-8, at most."""
 EVENT_ID_BYTES = 64
+TEXT_LENGTH = 1 << 16
+"""Characters of a feature's text, at most."""
 LARGEST_TIME = 1 << 53
 """Times beyond it are no whole numbers in every store."""
 
@@ -166,9 +168,20 @@ def _named(what: str, given: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(given, Mapping):
         raise DataError(f"the {what} of an event are {given!r:.80}, expected a mapping by name")
     for name in given:
-        if not isinstance(name, str) or not 0 < len(name) <= ID_BYTES:
+        if not isinstance(name, str) or not 0 < len(name) <= ID_BYTES or not _unicode(name):
             raise DataError(f"the {what} of an event have the name {name!r:.80}, expected text")
     return given.items()
+
+
+def _unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _numbers(what: str, given: Any) -> dict[str, float]:
@@ -199,19 +212,28 @@ def _values(what: str, given: Any) -> dict[str, Value]:
             )
         if isinstance(value, float) and math.isnan(value):
             continue
+        if isinstance(value, float) and math.isinf(value):
+            raise DataError(f"{name!r} of an event's {what} is {value!r}, expected a finite number")
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             value = str(value)
         if isinstance(value, str):
-            value = value.encode("utf-8", "replace").decode()
-            if len(value) > 1 << 16:
-                raise DataError(f"{name!r} of an event's {what} has {len(value):,} characters")
+            if len(value) > TEXT_LENGTH:
+                raise DataError(
+                    f"{name!r} of an event's {what} has {len(value):,} characters, expected "
+                    f"{TEXT_LENGTH:,} at most"
+                )
+            if not _unicode(value):
+                raise DataError(
+                    f"{name!r} of an event's {what} is {value!r:.80}, no Unicode text: it holds "
+                    "half of a surrogate pair"
+                )
         found[name] = int(value) if isinstance(value, bool) else value
     return found
 
 
 def _event_id(value: Any) -> bytes:
-    if isinstance(value, (str, int)) and not isinstance(value, bool):
-        id = str(value).encode("utf-8", "replace")
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and _unicode(str(value)):
+        id = str(value).encode()
         if 0 < len(id) <= EVENT_ID_BYTES and b"\0" not in id:
             return id
     raise DataError(
@@ -234,7 +256,11 @@ def _content_id(event: Event) -> bytes:
 
 
 def pack(event: Event) -> bytes:
-    """An event without its user, its time and its id, which :func:`unpack` is given again."""
+    """An event without its user, its time and its id, which :func:`unpack` is given again.
+
+    Raises:
+        DataError: a number or a text is none that could be read again.
+    """
     out = bytearray([VERSION])
     _put_id(out, event.item)
     _put_values(out, event, None)
@@ -336,6 +362,10 @@ def _put_values(out: bytearray, event: Event, names: Mapping[str, int] | None) -
 
 def _formed(value: Value) -> tuple[int, bytes]:
     out = bytearray()
+    if not isinstance(value, str) and not (
+        -(1 << 63) <= value < 1 << 63 if isinstance(value, int) else math.isfinite(value)
+    ):
+        raise DataError("a number of an event is beyond 64 bits or not finite; expected another")
     if isinstance(value, str):
         _put_text(out, value.encode())
         return 5, bytes(out)
@@ -416,7 +446,9 @@ class _Reader:
             if part > 2 or form > 5 or (names is not None and place >= len(names)):
                 raise FormatError("bytes of events are damaged: no value has this form")
             name = self.text() if names is None else names[place]
-            parts[part][name] = self._value(form)
+            value = self._value(form)
+            if not isinstance(value, float) or math.isfinite(value):
+                parts[part][name] = value  # numbers that are none are not known
         return parts
 
     def _value(self, form: int) -> Value:

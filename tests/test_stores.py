@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
+import math
 import random
 import signal
 import sqlite3
@@ -12,13 +15,15 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank.errors import FormatError, SpecError, StoreError
-from limerank.events import event_of
-from limerank.stores import SqliteStore, State, ValkeyStore, Version
+from limerank.errors import DataError, FormatError, SpecError, StoreError
+from limerank.events import Event, event_of, pack
+from limerank.stores import SqliteStore, State, ValkeyStore, Version, open_store
+from limerank.stores.valkey import redacted
 from tests.valkey_server import needs_server, server
 
 NUMBERS = itertools.count()
@@ -303,6 +308,315 @@ def test_many_threads(store):
     assert store.counts() == (4, 140)
 
 
+def test_what_was_accepted_since_many_versions(store):
+    """Events, late ones and changes of features one after another: since each version, those that
+    came after it, in their order."""
+    rng = random.Random(1)
+    versions, after = [], []
+    for number in range(60):
+        if number % 7 == 3:
+            store.set_features(1, {"age": number})
+        else:
+            one = event(at=rng.randrange(50), id=f"{number}" if number % 2 else None, item=number)
+            assert store.append([one]) == ["accepted"]
+            for some in after:
+                some.append(one)
+        versions.append(store.version(1))
+        after.append([])
+    for version, some in zip(versions, after, strict=True):
+        held = store.held(1, version)
+        assert not held.whole and held.version == versions[-1]
+        assert held.events == sorted(some, key=lambda one: (one.time, one.id))
+
+
+def test_a_lower_bound_drops_what_is_too_much(place, monkeypatch):
+    """When a user is next written or read, so many events at a time."""
+    for module in ("sqlite", "valkey"):
+        monkeypatch.setattr(f"limerank.stores.{module}.TRIM", 4)
+    with place.open() as store:
+        for user in (1, 2):
+            store.append([event(user=user, at=at, id=f"{at}") for at in range(20)])
+        old = store.version(1)
+    with place.open(most=10) as store:
+        assert [one.time for one in store.latest(1, 99)] == list(range(10, 20))
+        assert len(store.held(1, old).events) == 16 and store.held(1, old).whole
+        assert [one.time for one in store.held(1).events] == list(range(10, 20))
+        version = store.version(1)
+        assert store.held(1, version) == (version, {}, [], False), "there is nothing left to drop"
+        assert store.event_count(1) == 10 and store.counts() == (2, 30)
+        assert store.append([event(user=2, at=50)]) == ["accepted"]
+        assert store.event_count(2) == 16, "four for the bound, one for the new one"
+        for at in range(51, 54):
+            store.append([event(user=2, at=at)])
+        assert store.event_count(2) == 10 and store.counts() == (2, 20)
+        assert [one.time for one in store.held(2).events] == [*range(14, 20), 50, 51, 52, 53]
+        assert store.append([event(user=2, at=13, id="13")]) == ["expired"]
+
+
+USABLE = {
+    "none": None,
+    "flag": True,
+    "least": -(1 << 63),
+    "most": (1 << 63) - 1,
+    "number": 1e308,
+    "text": "\u00fc\U0001f600\0",
+    "list": ["a", 5, 0.5, None, False],
+    "empty": [],
+}
+UNUSABLE = [
+    (1 << 63, "beyond 64 bits"),
+    (-(1 << 63) - 1, "beyond 64 bits"),
+    (10**5000, "beyond 64 bits"),
+    (math.nan, "not finite"),
+    (-math.inf, "not finite"),
+    ("a\ud800b", "surrogate"),
+    ("x" * 70_000, "70,000 characters"),
+    ({"a": 1}, "dict"),
+    ([["a"]], "list"),
+    ([1 << 64], "beyond 64 bits"),
+    ([math.inf], "not finite"),
+    ([{}], "dict"),
+    (b"bytes", "bytes"),
+    ([0] * 5000, "5,000 values"),
+    (["x" * 60_000] * 9, "characters as JSON"),
+]
+
+
+def test_values_that_can_be_used_come_back(store):
+    store.set_features(1, USABLE)
+    store.put_items({5: USABLE})
+    assert store.held(1).features == store.items()[1][5] == USABLE
+    numbers = {"int": np.int64(7), "float": np.float32(0.5), "list": np.array([1, 2])}
+    store.set_features(1, numbers)
+    assert store.held(1).features == {"int": 7, "float": 0.5, "list": [1, 2]}
+
+
+@pytest.mark.parametrize(("value", "what"), UNUSABLE, ids=range(len(UNUSABLE)))
+def test_values_that_nobody_could_use_are_refused(store, value, what):
+    with pytest.raises(DataError, match=rf"the user 1.*{what}"):
+        store.set_features(1, {"age": 3, "column": value})
+    with pytest.raises(DataError, match=rf"the item 'b'.*{what}"):
+        store.put_items({1: {"title": "A"}, "b": {"column": value}})
+    assert store.held(1) is None and store.items() == (0, {})
+
+
+def test_columns_that_nobody_could_use_are_refused(store):
+    for wrong in (
+        {"": 1},
+        {"\udc00": 1},
+        {5: 1},
+        {"x" * 300: 1},
+        dict.fromkeys(map(str, range(2000))),
+    ):
+        with pytest.raises(DataError, match="column"):
+            store.set_features(1, wrong)
+        with pytest.raises(DataError, match="column"):
+            store.put_items({1: wrong})
+    with pytest.raises(DataError, match="expected a mapping"):
+        store.put_items({1: [1, 2]})
+
+
+def test_events_that_nobody_could_use_are_refused(store):
+    good = event(at=1, id="a")
+    parts = {name: getattr(good, name) for name in Event.__dataclass_fields__}
+    for wrong in (
+        {"user": 1 << 63},
+        {"item": 1 << 64},
+        {"user": "5"},
+        {"item": "\ud800"},
+        {"time": 1 << 60},
+        {"id": b""},
+        {"id": b"x" * 99},
+        {"labels": {"watch": math.nan}},
+        {"features": {"x": math.inf}},
+        {"features": {"x": 1 << 64}},
+        {"features": {"x": "\ud800"}},
+    ):
+        with pytest.raises(DataError):
+            store.append([good, Event(**(parts | wrong))])
+    assert store.counts() == (0, 0)
+
+
+def test_ids_are_brought_to_their_form_by_every_method(store):
+    store.append([event(user=7, at=1)])
+    version = store.version("7")
+    assert version is not None and store.version(7) == version
+    assert store.put_state("7", "k", State(b"f", version, b"d")) and store.state("7", "k")
+    assert store.event_count("7") == 1 and store.event_count(8) is None
+    for ask in (store.version, store.held, store.event_count, store.delete_user):
+        with pytest.raises(DataError, match="user id"):
+            ask("\ud800")
+    assert store.named("\ud800", 5) == [] and store.named("x" * 5000, 5) == []
+
+
+OLD_VALUES = (
+    '{"big": 100000000000000000000, "nan": NaN, "inf": -Infinity, "torn": "a\\ud800", '
+    '"deep": {"a": [1]}, "list": [[1], 99999999999999999999, "x", NaN], "good": 5, "\\udc00": 1}'
+)
+SAFE_VALUES = {
+    "big": "100000000000000000000",
+    "nan": None,
+    "inf": None,
+    "torn": "a\ufffd",
+    "deep": '{"a": [1]}',
+    "list": ["[1]", "99999999999999999999", "x", None],
+    "good": 5,
+    "\ufffd": 1,
+}
+
+
+def overwrite(store, what, text):
+    """Put a text where a store holds the values of the user 1 or of the item 1."""
+    if isinstance(store, SqliteStore):
+        raw = sqlite3.connect(store.path, isolation_level=None)
+        change = {
+            "features": "UPDATE users SET features=? WHERE id='1'",
+            "item": "UPDATE items SET columns=? WHERE id='1'",
+            "events": "UPDATE events SET data=?",
+        }
+        raw.execute(change[what], (text,))
+        raw.close()
+    elif what == "features":
+        store._client.hset(f"{store.prefix}u:1", "features", text)
+    elif what == "item":
+        store._client.hset(f"{store.prefix}items", "1", text)
+    else:
+        for id in store._client.hkeys(f"{store.prefix}e:1"):
+            store._client.hset(f"{store.prefix}e:1", id, b"1|" + text)
+
+
+def test_what_an_earlier_version_let_in_is_read_as_something_safe(store):
+    store.append([event(at=1)])
+    store.put_items({1: {"a": 1}, 2: {"b": 2}})
+    overwrite(store, "features", OLD_VALUES)
+    overwrite(store, "item", OLD_VALUES)
+    held, (_, items) = store.held(1), store.items()
+    assert held.features == items[1] == SAFE_VALUES and items[2] == {"b": 2}
+    json.dumps(held.features, allow_nan=False).encode()
+    store.set_features(1, held.features)
+    store.put_items({1: items[1]})
+
+
+def test_a_damaged_user_is_counted_and_deleted(store):
+    store.append([event(at=1), event(user=2, at=1)])
+    overwrite(store, "features", "[1, 2")
+    with pytest.raises(FormatError, match="delete"):
+        store.held(1)
+    overwrite(store, "features", "{}")
+    overwrite(store, "events", b"rubbish")
+    with pytest.raises(FormatError, match="delete this user"):
+        store.held(1)
+    assert store.event_count(1) == 1 and store.delete_user(1)
+    assert store.event_count(1) is None and store.held(1) is None
+
+
+def test_a_damaged_item_does_not_hide_the_others(store, caplog):
+    store.put_items({1: {"a": 1}, 2: {"b": 2}})
+    overwrite(store, "item", "[1, 2")
+    assert store.items() == (2, {2: {"b": 2}})
+    assert "1 live items of the event store are damaged" in caplog.text
+
+
+def test_a_reader_of_items_skips_no_change_of_others(place):
+    """Each goes on from where it has read to, whatever it wrote itself."""
+    with place.open() as one, place.open() as other:
+        read, _ = one.items()
+        other.put_items({1: {"title": "theirs"}})
+        assert one.put_items({2: {"title": "ours"}, 3: None}) == 3
+        read, found = one.items(read)
+        assert read == 3 and found == {1: {"title": "theirs"}, 2: {"title": "ours"}, 3: None}
+
+
+def test_items_part_by_part(store):
+    store.put_items({number: {"n": number} for number in range(7)})
+    store.put_items({2: None})
+    read, found = 0, []
+    while True:
+        upto, some = store.items(read, limit=3)
+        assert len(some) <= 3
+        found += some.items()
+        if not some:
+            assert upto == read == 8
+            break
+        read = upto
+    expected = [(number, {"n": number}) for number in range(7) if number != 2]
+    assert found == [*expected, (2, None)]
+    assert store.items(8, limit=3) == (8, {}) and store.items(0, limit=0) == (0, {})
+
+
+def test_a_sound_store_has_nothing_to_look_after(store):
+    store.append([event(at=1)])
+    assert store.check() == []
+
+
+FORK = """
+import os, sys, time
+from limerank.events import event_of
+from limerank.errors import StoreError
+from limerank.stores import SqliteStore, ValkeyStore
+kind, where, prefix = sys.argv[1:]
+opened = lambda: SqliteStore(where) if kind == "sqlite" else ValkeyStore(where, prefix=prefix)
+store = opened()
+said = lambda user: store.append([event_of({"user": user, "item": 1, "time": 1})])
+said(1)
+store.version(1)
+child = os.fork()
+if not child:
+    started = time.monotonic()
+    try:
+        for ask in (said, store.version, store.held):
+            try:
+                ask(2)
+                print("works")
+            except StoreError as error:
+                assert "open it in this process" in str(error), error
+                print("refused")
+        store.close()
+        store = opened()
+        print(*said(3), time.monotonic() - started < 5, flush=True)
+    finally:
+        os._exit(0)
+os.waitpid(child, 0)
+print(*said(4), store.counts(), flush=True)
+store.close()
+"""
+
+
+def test_a_store_after_a_fork(place):
+    """It works or says at once what to do; the parent's and the child's own go on."""
+    where = str(place.folder / f"{place.number}.db") if place.kind == "sqlite" else place.url
+    arguments = [place.kind, where, f"{place.number}:"]
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, users = ("refused", 3) if place.kind == "sqlite" else ("works", 4)
+    assert done.stdout.split("\n")[:-1] == [
+        *[first] * 3,
+        "accepted True",
+        f"accepted Counts(users={users}, events={users})",
+    ]
+
+
+def test_a_store_cannot_be_pickled(store):
+    with pytest.raises(TypeError, match="open it in the other process"):
+        copy.copy(store)
+
+
+def test_messages_of_an_open_store_do_not_say_where_it_is(place, monkeypatch):
+    store = place.open()
+    where = str(place.folder) if place.kind == "sqlite" else place.url.partition("//")[2]
+    store.close()
+    with pytest.raises(StoreError, match="is closed; open it again") as caught:
+        store.version(1)
+    assert where not in str(caught.value) and where in caught.value.detail
+    assert store.address in repr(store) and store.address in caught.value.detail
+
+
 # Kills
 
 
@@ -489,7 +803,7 @@ def test_files_that_are_no_store(tmp_path):
     other.execute("CREATE TABLE t(x)")
     other.commit()
     other.close()
-    with pytest.raises(FormatError, match="is no event store of format 1; name another file"):
+    with pytest.raises(FormatError, match="other is no event store of format 1; name another file"):
         SqliteStore(tmp_path / "other")
     SqliteStore(tmp_path / "later").close()
     later = sqlite3.connect(tmp_path / "later", isolation_level=None)
@@ -513,7 +827,334 @@ def test_damage_is_found_and_told(tmp_path):
         assert len(store.held(2).events) == 1
 
 
+OLD_SCHEMA = """
+CREATE TABLE users(
+    key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, born INTEGER NOT NULL,
+    count INTEGER NOT NULL, events INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    features TEXT NOT NULL);
+CREATE TABLE events(
+    user INTEGER NOT NULL, time INTEGER NOT NULL, id BLOB NOT NULL, count INTEGER NOT NULL,
+    data BLOB NOT NULL, PRIMARY KEY(user, time, id)) WITHOUT ROWID;
+CREATE TABLE states(
+    user INTEGER NOT NULL, kind TEXT NOT NULL, fingerprint BLOB NOT NULL, count INTEGER NOT NULL,
+    data BLOB NOT NULL, PRIMARY KEY(user, kind));
+CREATE TABLE items(id TEXT PRIMARY KEY, change INTEGER NOT NULL, columns TEXT) WITHOUT ROWID;
+CREATE INDEX items_by_change ON items(change);
+CREATE TABLE totals(users INTEGER NOT NULL, events INTEGER NOT NULL, items INTEGER NOT NULL);
+INSERT INTO totals VALUES (1, 50, 1);
+INSERT INTO users VALUES (1, '1', 99, 50, 50, 0, '{"age": 5}');
+INSERT INTO items VALUES ('7', 1, '{"title": "A"}');
+PRAGMA application_id=1279872325;
+PRAGMA user_version=1;
+PRAGMA journal_mode=WAL;
+"""
+
+
+def old_events():
+    return [event(at=at, id=f"{at}" if at % 2 else None) for at in range(50)]
+
+
+def test_a_file_of_an_earlier_version(tmp_path):
+    """One without the indexes: everything is there, and questions of one event are quick."""
+    path = tmp_path / "old.db"
+    raw = sqlite3.connect(path)
+    raw.executescript(OLD_SCHEMA)
+    rows = [(1, one.time, one.id, at + 1, pack(one)) for at, one in enumerate(old_events())]
+    raw.executemany("INSERT INTO events VALUES (?,?,?,?,?)", rows)
+    raw.commit()
+    with SqliteStore(path) as store:
+        held = store.held(1)
+        assert held == (Version(99, 50), {"age": 5}, old_events(), True)
+        assert store.items() == (1, {7: {"title": "A"}}) and store.counts() == (1, 50)
+        assert store.append(old_events()) == ["duplicate"] * 50
+        assert store.held(1, Version(99, 40)).events == old_events()[40:]
+        # A process of the earlier version still writes to it.
+        late = event(at=7, id="late")
+        raw.execute("INSERT INTO events VALUES (1, 7, ?, 51, ?)", (late.id, pack(late)))
+        raw.execute("UPDATE users SET count=51, events=51")
+        raw.commit()
+        assert store.held(1, held.version).events == [late]
+    raw.close()
+
+
+def test_processes_that_make_one_file_at_once(tmp_path):
+    code = (
+        "import sys\nfrom limerank.stores import SqliteStore\n"
+        "from limerank.events import event_of\n"
+        "sys.stdin.readline()\n"
+        "with SqliteStore(sys.argv[1]) as store:\n"
+        "    store.append([event_of({'user': int(sys.argv[2]), 'item': 1, 'time': 1})])\n"
+    )
+    for round in range(3):
+        path = tmp_path / "new" / f"{round}.db"
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, path, str(number)],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(6)
+        ]
+        for process in started:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in started:
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 0, errors
+        with SqliteStore(path) as store:
+            assert store.counts() == (6, 6)
+
+
+def test_a_foreign_database_stays_as_it_is(tmp_path):
+    other = sqlite3.connect(tmp_path / "other")
+    other.execute("CREATE TABLE t(x)")
+    other.commit()
+    other.close()
+    before = (tmp_path / "other").read_bytes()
+    with pytest.raises(FormatError, match="no event store"):
+        SqliteStore(tmp_path / "other")
+    assert (tmp_path / "other").read_bytes() == before
+
+
+def test_a_deletion_that_is_not_for_good_yet_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("limerank.stores.sqlite.ERASE_TRIES", 2)
+    monkeypatch.setattr("limerank.stores.sqlite.ERASE_WAIT", 0.01)
+    path = tmp_path / "events.db"
+    with SqliteStore(path) as store:
+        store.append([event(user="somebody", at=1, features={"x": "secret-of-somebody"})])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM users").fetchall()
+        with pytest.raises(
+            StoreError, match="old bytes still lie in its write-ahead log"
+        ) as caught:
+            store.delete_user("somebody")
+        assert str(tmp_path) not in str(caught.value)
+        assert store.version("somebody") is None
+        with pytest.raises(StoreError, match="old bytes"):
+            store.delete_user("somebody")
+        (problem,) = store.check()
+        assert "write-ahead log" in problem
+        assert store.append([event(at=1)]) == ["accepted"], "nothing else waits for it"
+        reader.execute("ROLLBACK")
+        reader.close()
+        assert not store.delete_user("somebody") and store.check() == []
+        for file in tmp_path.iterdir():
+            assert b"secret-of" not in file.read_bytes(), file
+
+
+def test_a_file_that_was_taken_away_is_noticed(tmp_path):
+    with SqliteStore(tmp_path / "events.db") as store:
+        (tmp_path / "events.db").rename(tmp_path / "moved.db")
+        (problem,) = store.check()
+        assert "moved, deleted or replaced" in problem and str(tmp_path) not in problem
+        (tmp_path / "moved.db").rename(tmp_path / "events.db")
+        assert store.check() == []
+
+
+def test_one_who_goes_away_does_not_stop_the_writer(tmp_path):
+    with SqliteStore(tmp_path / "events.db") as store:
+        for at in range(50):
+            store.appending([event(at=at)]).cancel()
+        assert store.append([event(at=99)]) == ["accepted"] and store.check() == []
+        assert store.counts().events == 51
+
+
+def test_a_users_past_costs_nothing(tmp_path):
+    """One event more is asked for, and written, without looking at the others: SQLite's own count
+    of steps is that of a user with few."""
+    steps = []
+    for size in (20, 5000):
+        with SqliteStore(tmp_path / f"{size}.db") as store:
+            store.append([event(at=at, id=f"{at}") for at in range(size)])
+            version = store.version(1)
+            store.append([event(at=3, id="late")])
+            count = [0]
+
+            def step(count=count):
+                count[0] += 1
+
+            with store._reading(several=False) as connection:
+                connection.set_progress_handler(step, 1)
+            store._connection.set_progress_handler(step, 1)
+            assert [one.id for one in store.held(1, version).events] == [b"late"]
+            store.append([event(at=4, id="later")])
+            steps.append(count[0])
+    assert 0 < steps[1] < 1.5 * steps[0]
+
+
 # Valkey
+
+
+@needs_server
+def test_keys_of_an_earlier_version():
+    with server() as running, ValkeyStore(running.url, most=100) as store:
+        client, prefix = store._client, store.prefix
+
+        def old(one, number):
+            """What an earlier version writes."""
+            client.zadd(f"{prefix}t:1", {one.id: one.time})
+            client.hset(f"{prefix}e:1", one.id, b"%d|%b" % (number, pack(one)))
+            client.hset(f"{prefix}u:1", "count", number)
+            client.incr(f"{prefix}events")
+
+        client.sadd(f"{prefix}users", 1)
+        client.hset(f"{prefix}u:1", mapping={"born": 9, "dropped": 0, "features": "{}"})
+        for number, one in enumerate(old_events(), 1):
+            old(one, number)
+        assert store.held(1) == (Version(9, 50), {}, old_events(), True)
+        assert store.held(1, Version(9, 40)).events == old_events()[40:]
+        fresh = [event(at=60, id="new"), event(at=5, id="late"), event(at=61, id="old")]
+        store.append(fresh[:2])
+        assert client.llen(f"{prefix}c:1") == 2
+        assert store.held(1, Version(9, 49)).events == [fresh[1], old_events()[-1], fresh[0]]
+        assert store.held(1, Version(9, 50)).events == [fresh[1], fresh[0]]
+        # A server of the earlier version writes in between.
+        old(fresh[2], 53)
+        assert store.held(1, Version(9, 50)).events == [fresh[1], fresh[0], fresh[2]]
+        store.append([event(at=70, id="last")])
+        assert [one.id for one in store.held(1, Version(9, 52)).events] == [b"old", b"last"]
+        assert [one.id for one in store.held(1, Version(9, 53)).events] == [b"last"]
+        # It deletes the user, who comes back.
+        client.delete(*(f"{prefix}{name}:1" for name in "ute"))
+        client.hset(
+            f"{prefix}u:1", mapping={"born": 10, "count": 0, "dropped": 0, "features": "{}"}
+        )
+        store.append([event(at=1, id="new")])
+        assert len(store.held(1, Version(10, 0)).events) == 1
+        assert store.delete_user(1) and not client.keys(f"{prefix}*:1")
+
+
+@needs_server
+def test_the_list_of_changes_is_bounded():
+    with server() as running, ValkeyStore(running.url, most=10) as store:
+        versions = []
+        for at in range(300):
+            store.append([event(at=at)])
+            versions.append(store.version(1))
+        assert store._client.llen(f"{store.prefix}c:1") <= 2 * 10 + 64
+        assert store.held(1, versions[-1]) == (versions[-1], {}, [], False)
+        assert store.held(1, versions[-2]).whole and store.held(1, versions[0]).whole
+
+
+@needs_server
+def test_settings_are_watched_while_the_store_is_open():
+    with server() as running, ValkeyStore(running.url) as store:
+        assert store.check() == []
+        store._client.config_set("appendfsync", "everysec")
+        (problem,) = store.check()
+        assert "may lose what it acknowledges: it has appendfsync everysec, expected" in problem
+        with ValkeyStore(running.url, durable=False) as other:
+            assert other.check() == []
+        store._client.config_set("appendfsync", "always")
+        store._client.config_set("maxmemory-policy", "allkeys-lru")
+        assert "maxmemory-policy allkeys-lru" in store.check()[0]
+        store._client.config_set("maxmemory-policy", "noeviction")
+        store._client.flushall()
+        (problem,) = store.check()
+        assert "was emptied" in problem and running.url not in problem
+        running.kill()
+        with pytest.raises(StoreError, match="cannot be reached"):
+            store.check()
+        running.start()
+
+
+@needs_server
+def test_more_threads_than_connections(monkeypatch):
+    monkeypatch.setattr("limerank.stores.valkey.CONNECTIONS", 2)
+    with server() as running, ValkeyStore(running.url) as store:
+        threads = [
+            threading.Thread(target=lambda k=k: store.append([event(user=k, at=1)]))
+            for k in range(12)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.counts() == (12, 12)
+        assert store._client.info("clients")["connected_clients"] <= 2
+
+
+@needs_server
+def test_a_search_of_names_is_bounded(monkeypatch):
+    monkeypatch.setattr("limerank.stores.valkey.NAMED_SCANS", 2)
+    monkeypatch.setattr("limerank.stores.valkey.SCAN", 10)
+    with server() as running, ValkeyStore(running.url) as store:
+        store.append([event(user=user, at=1) for user in range(2000)])
+        asked = []
+        scan = store._client.sscan
+        monkeypatch.setattr(
+            store._client, "sscan", lambda *a, **k: asked.append(a) or scan(*a, **k)
+        )
+        assert 1234 in store.named("1234", 5), "the one who is called so is always found"
+        assert len(asked) == 2
+
+
+@needs_server
+def test_a_password_is_shown_nowhere(caplog):
+    secret = "S3cret-of-the-store"
+    with server("--requirepass", secret) as running:
+        url = running.url.replace("unix://", f"unix://:{secret}@")
+        for wrong in (running.url, url.replace(secret, "Wr0ng-of-the-store")):
+            with pytest.raises(StoreError, match="does not let this process in") as caught:
+                ValkeyStore(wrong)
+            assert "-of-the-store" not in f"{caught.value} {caught.value.detail}"
+        with ValkeyStore(url) as store:
+            shown = [repr(store), store.address, *store.check()]
+            running.kill()
+            for ask in (store.counts, store.check, lambda: store.append([event(at=1)])):
+                with pytest.raises(StoreError, match="cannot be reached") as caught:
+                    ask()
+                told = caught.value
+                while told is not None:
+                    shown += [str(told), repr(told), str(getattr(told, "detail", ""))]
+                    told = told.__cause__ or told.__context__
+                assert running.url.removeprefix("unix://") not in str(caught.value)
+                assert store.address in caught.value.detail
+        assert store.address == running.url.replace("unix://", "unix://:***@")
+        assert secret not in " ".join(shown) + caplog.text
+        running.start()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("valkey://user:pass@host:6379/0", "valkey://user:***@host:6379/0"),
+        ("redis://:p@ss:w/o?r#d@host", "redis://:***@host"),
+        ("rediss://pass@host/1", "rediss://***@host/1"),
+        ("unix:///run/x.sock?password=pass&db=2", "unix:///run/x.sock?password=***&db=2"),
+        ("valkey://host:pass/0", "valkey://host:***/0"),
+        ("valkey://[::1]:6379/0", "valkey://[::1]:6379/0"),
+        ("valkey://[::1]", "valkey://[::1]"),
+        ("user:pass@host", "user:***@host"),
+    ],
+)
+def test_addresses_without_secrets(url, shown):
+    assert redacted(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "valkey://user:pa#s-pass@host:6379/0",
+        "valkey://user:se/pass@host:6379/0",
+        "valkey://host:secret-pass/0",
+        "http://user:secret-pass@host",
+        "postgres://user:secret-pass@host/db",
+        "redis:/user:secret-pass@host",
+        "VALKEY//:secret-pass@host",
+    ],
+)
+def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match="no address of a store") as caught:
+        open_store(url)
+    told = caught.value
+    while told is not None:
+        assert "pass" not in str(told).replace("PASSWORD", "").replace("password", "")
+        told = told.__cause__ or told.__context__
+    assert not any(tmp_path.iterdir())
 
 
 @needs_server

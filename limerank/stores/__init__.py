@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import os
+import re
 
+from limerank.errors import SpecError
 from limerank.stores.contract import (
     Counts,
     EventStore,
@@ -18,7 +20,7 @@ from limerank.stores.contract import (
     Version,
 )
 from limerank.stores.sqlite import SqliteStore
-from limerank.stores.valkey import ValkeyStore
+from limerank.stores.valkey import ValkeyStore, redacted
 
 __all__ = [
     "Counts",
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 SERVERS = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
+NEARLY = re.compile(r"(valkey|redis|unix)s*:?/|[^/]*:[^/]*@", re.IGNORECASE)
+"""An address that somebody has misspelt."""
 
 
 def open_store(where: str | os.PathLike[str], most: int | None = None) -> EventStore:
@@ -42,7 +46,19 @@ def open_store(where: str | os.PathLike[str], most: int | None = None) -> EventS
     Args:
         where: such as ``events.db`` or ``valkey://localhost:6379/0``.
         most: events held of a user, at most; all when not given.
+
+    Raises:
+        SpecError: it looks like an address, but like none of a store.
+        StoreError, FormatError: as the store does.
     """
-    if isinstance(where, str) and where.startswith(SERVERS):
-        return ValkeyStore(where, most=most)
+    if not isinstance(where, str):
+        return SqliteStore(where, most=most)
+    if where.lower().startswith(SERVERS):
+        scheme, _, place = where.partition("://")
+        return ValkeyStore(f"{scheme.lower()}://{place}", most=most)
+    if "://" in where or NEARLY.match(where):  # no file: its name may hold a password
+        raise SpecError(
+            f"{redacted(where)} is no address of a store; expected the path of a file, or one that "
+            f"begins with {', '.join(SERVERS)}"
+        )
     return SqliteStore(where, most=most)

@@ -17,8 +17,11 @@ the states that models made of the events. What it promises:
   user who was deleted and comes back never has an old version again.
 - **States** are kept for the version that they were made of. One of another version than the user's
   present one is refused, so that a slow process never replaces a newer state.
+- **What is held can be used.** Items, features and events that could not be read, ranked with,
+  shown as JSON or deleted again are refused with DataError (:mod:`limerank.stores.values`).
 
-Stores are safe to use from several threads, and several processes may share one.
+Stores are safe to use from several threads, and several processes may share one: each opens it for
+itself. A store cannot be pickled.
 """
 
 from __future__ import annotations
@@ -28,12 +31,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
-from limerank.errors import SpecError
+from limerank.errors import FormatError, SpecError, StoreError
 from limerank.events import Event
 
 Id = int | str
+
+TRIM = 4096
+"""Events of a user that are dropped in one call where ``most`` is lower than it was, at most."""
 
 
 class Outcome(StrEnum):
@@ -93,7 +99,9 @@ class EventStore(abc.ABC):
     """A store of events; see the module's text for what all of them promise.
 
     Every method raises :class:`~limerank.errors.StoreError` where the store cannot be reached, is
-    full or is too busy, and FormatError where what it holds is damaged.
+    full or is too busy, FormatError where what it holds is damaged, and DataError for an id or a
+    value that it cannot hold. Their messages name neither the address nor the path of the store,
+    but for those of opening one; their ``detail`` does.
 
     Attributes:
         most: events held of a user, at most; None: all.
@@ -111,7 +119,11 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def append(self, events: Sequence[Event]) -> list[Outcome]:
-        """Keep events; returns what became of each, when it is durable."""
+        """Keep events; returns what became of each, when it is durable.
+
+        Where ``most`` is lower than it was, the users of the events lose their oldest ones, at most
+        :data:`TRIM` in one call.
+        """
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
         """:meth:`append` without waiting, where a store can: what is given at about the same time
@@ -130,8 +142,12 @@ class EventStore(abc.ABC):
 
         Args:
             user: external id.
-            since: only the events accepted after this version. All of them where that cannot be
-                told: the version is of another life of this user, or events were dropped since.
+            since: only the events accepted after this version, at the cost of what happened since.
+                All of them where that cannot be told: the version is of another life of this user,
+                or events were dropped since.
+
+        Of a user who has more events than ``most``, which was lowered, the oldest ones are dropped
+        before, at most :data:`TRIM` in one call.
         """
 
     @abc.abstractmethod
@@ -140,11 +156,23 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
-        """Replace the user's own features (raw values, as JSON holds them); a new user is made."""
+        """Replace the user's own features; a new user is made.
+
+        Raises:
+            DataError: a value is not a boolean, a 64-bit integer, a finite number, text, null or a
+                list of those, or too large.
+        """
 
     @abc.abstractmethod
     def delete_user(self, user: Id) -> bool:
-        """Forget a user for good: events, features and states. False: there was none."""
+        """Forget a user for good: events, features and states. False: there was none.
+
+        Nothing of the user is read, so that a damaged one can be deleted, too.
+
+        Raises:
+            StoreError: the user is deleted, but its old bytes could not be overwritten yet. Calling
+                this again tries to.
+        """
 
     @abc.abstractmethod
     def state(self, user: Id, kind: str) -> State | None:
@@ -161,7 +189,8 @@ class EventStore(abc.ABC):
     @abc.abstractmethod
     def named(self, text: str, limit: int) -> list[Id]:
         """Users whose id begins with a text, in the order of text, at most ``limit``. A store that
-        keeps no order gives any of them."""
+        keeps no order gives any of them: the one whose id is the text, and those that it comes upon
+        in a bounded time."""
 
     @abc.abstractmethod
     def event_count(self, user: Id) -> int | None:
@@ -191,17 +220,40 @@ class EventStore(abc.ABC):
         """Add or change live items: id -> values of the item table's columns, or None: removed.
 
         Returns:
-            The number of changes so far, for :meth:`items`.
+            The number of changes so far, of which the latest ``len(items)`` are these. Others may
+            have made changes before them that the caller has not read: go on reading from where
+            :meth:`items` was read to, never from this number.
+
+        Raises:
+            DataError: as for :meth:`set_features`; nothing is changed then.
         """
 
     @abc.abstractmethod
-    def items(self, since: int = 0) -> tuple[int, dict[Id, dict[str, Any] | None]]:
-        """The number of changes so far; and the items changed after the first ``since`` ones, each
-        as it is now, in the order of the changes."""
+    def items(
+        self, since: int = 0, limit: int | None = None
+    ) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+        """The items changed after the first ``since`` changes, each as it is now, in the order of
+        the changes; and how many changes that is up to.
+
+        Damaged items are left out and logged.
+
+        Args:
+            since: how many changes are known.
+            limit: items, at most; those of the earliest changes. The number returned then is the
+                place to go on from. All when not given.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Finish what is under way and let go; afterwards every method raises StoreError."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an event store cannot be pickled: open it in the other process, by its address"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -213,6 +265,19 @@ class EventStore(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+E = TypeVar("E", StoreError, FormatError)
+
+
+def trouble(
+    kind: type[E], address: str, text: str, cause: object = "", *, opening: bool = False
+) -> E:
+    """An error of a store: ``the event store`` and the text. Where the store is, and what it said,
+    stand in the detail alone, and in the message only where a store is being opened."""
+    said = f" ({cause})" if str(cause) else ""
+    detail = f"the event store {address} {text}{said}"
+    return kind(detail if opening else f"the event store {text}", detail=detail)
 
 
 def by_user(events: Iterable[Event]) -> dict[Id, list[tuple[int, Event]]]:

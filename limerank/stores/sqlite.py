@@ -4,19 +4,22 @@ Writers queue up, and one thread writes all that have gathered in one transactio
 flushed once for all of them (group commit). The journal is a write-ahead log with full
 synchronisation, so that a commit is on the disk when it returns. Readers never wait for writers.
 
-Tables: ``users`` (version, counts, features), ``events`` (clustered by user, time and event id),
-``states``, ``items``, and one row of ``totals``. Deleted bytes are overwritten with zeros.
+Tables: ``users`` (version, counts, features), ``events`` (clustered by user, time and event id;
+indexed by the change that brought them, and by the ids that were given), ``states``, ``items``, and
+one row of ``totals``. Deleted bytes are overwritten with zeros, and the write-ahead log is emptied
+after a user was deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
 import queue
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -26,8 +29,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from limerank.errors import FormatError, StoreError
-from limerank.events import Event, derived_id, external_id, pack, unpack
+from limerank.events import Event, derived_id, external_id, unpack
 from limerank.stores.contract import (
+    TRIM,
     Counts,
     EventStore,
     Held,
@@ -36,7 +40,9 @@ from limerank.stores.contract import (
     State,
     Version,
     by_user,
+    trouble,
 )
+from limerank.stores.values import beginning, items_of, packed, read, written
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -55,6 +61,13 @@ WAITING = 4096
 """Writes that may wait for their turn; with more, the store is too busy."""
 BUSY_SECONDS = 10.0
 """How long a writer waits for other processes, and a caller for the writer."""
+OPEN_SECONDS, OPEN_PAUSE = 30.0, 0.05
+"""How long opening waits for processes that open or make the same file, and between its tries."""
+ERASE_TRIES, ERASE_WAIT = 20, 0.1
+"""Tries to empty the write-ahead log after a user was deleted; how long each waits for others, and
+until the next one, in seconds."""
+READERS = 64
+"""Connections that are kept for reading, at most."""
 
 SCHEMA = """
 CREATE TABLE users(
@@ -72,6 +85,15 @@ CREATE INDEX items_by_change ON items(change);
 CREATE TABLE totals(users INTEGER NOT NULL, events INTEGER NOT NULL, items INTEGER NOT NULL);
 INSERT INTO totals VALUES (0, 0, 0);
 """
+INDEXES = """
+CREATE INDEX IF NOT EXISTS events_by_change ON events(user, count);
+CREATE INDEX IF NOT EXISTS events_by_id ON events(user, id) WHERE substr(id, 1, 1) <> x'00';
+"""
+"""Made where they are missing: files of earlier versions have none. Both find events of one user
+without its other events: those of the latest changes, and those with an id that was given. Versions
+that do not know of them keep them up to date all the same."""
+
+log = logging.getLogger("limerank.stores")
 
 
 class SqliteStore(EventStore):
@@ -105,23 +127,38 @@ class SqliteStore(EventStore):
         self.path = Path(path)
         self.address = str(self.path)
         self._identity: str | None = None
+        self._process = os.getpid()
+        self._unerased = False
         self._closed = threading.Event()
-        self._readers: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._readers: queue.LifoQueue[Connection] = queue.LifoQueue(READERS)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
-        with self._told():
+        with self._told(opening=True):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = self._connect()
-            try:
-                self._prepare(max_bytes)
-            except BaseException:
-                self._connection.close()
-                raise
+            self._connection = self._open(max_bytes)
+            self._file = _identity(self.path)
         self._writer = threading.Thread(
             target=self._write, name=f"writer of {self.path.name}", daemon=True
         )
         self._writer.start()
+        with contextlib.suppress(StoreError):
+            self._erase(1)  # what a process that ended early may have left in the log
 
     # Connections
+
+    def _open(self, max_bytes: int | None) -> Connection:
+        """The writer's connection, to a file that is a store."""
+        until = time.monotonic() + OPEN_SECONDS
+        while True:
+            connection = self._connect()
+            try:
+                self._prepare(connection, max_bytes)
+                return connection
+            except BaseException as error:
+                connection.close()
+                # Changing to a write-ahead log does not wait for others by itself.
+                if not _is_busy(error) or time.monotonic() > until:
+                    raise
+            time.sleep(OPEN_PAUSE)
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(
@@ -134,38 +171,45 @@ class SqliteStore(EventStore):
             raise
         return connection
 
-    def _prepare(self, max_bytes: int | None) -> None:
-        connection = self._connection
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA secure_delete=ON")
+    def _prepare(self, connection: Connection, max_bytes: int | None) -> None:
+        self._is_new(connection)  # a foreign file stays as it is
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            connection.execute("PRAGMA journal_mode=WAL")
+        if connection.execute("PRAGMA secure_delete=ON").fetchone()[0] != 1:
+            raise StoreError("this Python's SQLite does not overwrite what is deleted; use another")
         connection.execute("BEGIN IMMEDIATE")
-        found = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
-        if tables and (found != APPLICATION or version != FORMAT):
-            connection.execute("ROLLBACK")
-            raise FormatError(
-                f"{self.path} is no event store of format {FORMAT}"
-                + (f" but of {version}" if found == APPLICATION else "")
-                + "; name another file"
-            )
-        if not tables:
-            for statement in SCHEMA.split(";"):
-                connection.execute(statement)
+        statements = INDEXES
+        if self._is_new(connection):
+            statements = SCHEMA + INDEXES
             connection.execute(f"PRAGMA application_id={APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
+        for statement in statements.split(";"):
+            connection.execute(statement)
         connection.execute("COMMIT")
         if max_bytes is not None:
             page = connection.execute("PRAGMA page_size").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count={max(max_bytes // page, 1)}")
 
+    def _is_new(self, connection: Connection) -> bool:
+        """Whether the file holds nothing yet; FormatError where it holds something else."""
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
+        if tables and (found != APPLICATION or version != FORMAT):
+            raise FormatError(
+                f"{self.path} is no event store of format {FORMAT}"
+                + (f" but of {version}" if found == APPLICATION else "")
+                + "; name another file"
+            )
+        return not tables
+
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self, *, opening: bool = False) -> Iterator[None]:
         """Errors of SQLite and of the disk, as ours."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise _error(self.path, error) from error
+            raise _error(self.address, error, opening) from error
 
     @contextlib.contextmanager
     def _reading(self, *, several: bool = True) -> Iterator[Connection]:
@@ -183,19 +227,28 @@ class SqliteStore(EventStore):
             finally:
                 if connection.in_transaction:
                     connection.execute("COMMIT")
-                if self._closed.is_set():
+                try:
+                    if self._closed.is_set():
+                        raise queue.Full
+                    self._readers.put_nowait(connection)
+                except queue.Full:
                     connection.close()
-                else:
-                    self._readers.put(connection)
 
     def _check_open(self) -> None:
         if self._closed.is_set():
-            raise StoreError(f"the store {self.path} is closed; open it again")
+            raise trouble(StoreError, self.address, "is closed; open it again")
+        if os.getpid() != self._process:
+            raise trouble(
+                StoreError,
+                self.address,
+                f"was opened by the process {self._process}, of which this one ({os.getpid()}) is "
+                "a fork; open it in this process, after the fork",
+            )
 
     # Writing
 
     def _change(self, work: Callable[[Connection], T]) -> T:
-        result: T = self._promised(work, BUSY_SECONDS).result()
+        result: T = self._promised(work, BUSY_SECONDS).result(self.address)
         return result
 
     def _promised(self, work: Callable[[Connection], Any], patience: float) -> _Job:
@@ -204,8 +257,10 @@ class SqliteStore(EventStore):
         try:
             self._jobs.put(job, patience > 0, patience)
         except queue.Full:
-            raise StoreError(
-                f"{WAITING} writes wait for {self.path}: it is too busy; try again later"
+            raise trouble(
+                StoreError,
+                self.address,
+                f"is too busy: {WAITING} writes wait for it; try again later",
             ) from None
         # Closing lets all that wait finish, and a job that came too late is refused there.
         return job
@@ -219,7 +274,14 @@ class SqliteStore(EventStore):
                 while jobs[-1] is not None and len(jobs) < GROUP:
                     jobs.append(self._jobs.get_nowait())
             ended = jobs[-1] is None
-            self._commit([job for job in jobs if job is not None])
+            waiting = [job for job in jobs if job is not None]
+            try:
+                self._commit(waiting)
+            except BaseException as error:  # the thread goes on, whatever happens
+                log.exception("a write of the event store failed in an unexpected way")
+                for job in waiting:
+                    if not job.future.done():
+                        job.future.set_exception(error)
 
     def _commit(self, jobs: list[_Job]) -> None:
         if not jobs:
@@ -265,7 +327,7 @@ class SqliteStore(EventStore):
         return self._promised(_Append.packed(events, self.most), 0).future
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
-        user, text = external_id("user", user), json.dumps(dict(features))
+        user, text = external_id("user", user), written(f"the user {user!r:.80}", features)
 
         def work(connection: Connection) -> None:
             done = connection.execute(
@@ -292,11 +354,35 @@ class SqliteStore(EventStore):
             return True
 
         found = self._change(work)
-        if found:  # the write-ahead log may hold the old bytes
-            with self._reading() as connection:
-                connection.execute("COMMIT")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._unerased |= found  # the write-ahead log may hold the old bytes
+        if self._unerased and not self._erase(ERASE_TRIES):
+            raise trouble(
+                StoreError,
+                self.address,
+                "has deleted the user, but the user's old bytes still lie in its write-ahead log, "
+                "which another process reads; end that, and delete the user again",
+            )
         return found
+
+    def _erase(self, tries: int) -> bool:
+        """Empty the write-ahead log; False: others have held it all the time."""
+        for number in range(tries):
+            if number:
+                self._closed.wait(ERASE_WAIT)
+            with self._reading(several=False) as connection:
+                connection.execute(f"PRAGMA busy_timeout={round(1000 * ERASE_WAIT)}")
+                try:
+                    busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise
+                    busy = True
+                finally:
+                    connection.execute(f"PRAGMA busy_timeout={round(1000 * BUSY_SECONDS)}")
+            if not busy:
+                self._unerased = False
+                return True
+        return False
 
     def put_state(self, user: Id, kind: str, state: State) -> bool:
         user = external_id("user", user)
@@ -330,7 +416,10 @@ class SqliteStore(EventStore):
 
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         rows = [
-            (str(external_id("item", id)), None if columns is None else json.dumps(dict(columns)))
+            (
+                str(external_id("item", id)),
+                None if columns is None else written(f"the item {id!r:.80}", columns),
+            )
             for id, columns in items.items()
         ]
 
@@ -353,12 +442,15 @@ class SqliteStore(EventStore):
     def version(self, user: Id) -> Version | None:
         with self._reading(several=False) as connection:
             found = connection.execute(
-                "SELECT born, count FROM users WHERE id=?", (str(user),)
+                "SELECT born, count FROM users WHERE id=?", (str(external_id("user", user)),)
             ).fetchone()
         return None if found is None else Version(*found)
 
     def held(self, user: Id, since: Version | None = None) -> Held | None:
         user = external_id("user", user)
+        if self.most is not None and (self.event_count(user) or 0) > self.most:
+            with contextlib.suppress(StoreError):  # what cannot be dropped now can be read
+                self._change(_Trim(user, self.most))
         with self._reading() as connection:
             known = connection.execute(
                 "SELECT key, born, count, dropped, features FROM users WHERE id=?", (str(user),)
@@ -367,21 +459,28 @@ class SqliteStore(EventStore):
                 return None
             key, born, count, dropped, features = known
             some = since is not None and since.born == born and dropped <= since.changes <= count
-            after = since.changes if some and since is not None else -1
-            rows = connection.execute(
-                "SELECT data, time, id FROM events WHERE user=? AND count>? ORDER BY time, id",
-                (key, after),
-            ).fetchall()
+            if some and since is not None:
+                rows = connection.execute(
+                    "SELECT data, time, id FROM events INDEXED BY events_by_change "
+                    "WHERE user=? AND count>? ORDER BY time, id",
+                    (key, since.changes),
+                ).fetchall()
+            else:
+                rows = connection.execute(
+                    "SELECT data, time, id FROM events WHERE user=? ORDER BY time, id", (key,)
+                ).fetchall()
         events = [unpack(data, user, time, id) for data, time, id in rows]
-        return Held(Version(born, count), json.loads(features), events, not some)
+        features = read(f"the user {user!r}", features)
+        return Held(Version(born, count), features, events, not some)
 
     def latest(self, user: Id, count: int) -> list[Event]:
         user = external_id("user", user)
+        count = max(count if self.most is None else min(count, self.most), 0)
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT data, time, id FROM events WHERE user=(SELECT key FROM users WHERE id=?) "
                 "ORDER BY time DESC, id DESC LIMIT ?",
-                (str(user), max(count, 0)),
+                (str(user), count),
             ).fetchall()
         return [unpack(data, user, time, id) for data, time, id in reversed(rows)]
 
@@ -390,7 +489,7 @@ class SqliteStore(EventStore):
             found = connection.execute(
                 "SELECT fingerprint, born, states.count, data FROM users "
                 "JOIN states ON states.user=key WHERE id=? AND kind=?",
-                (str(user), kind),
+                (str(external_id("user", user)), kind),
             ).fetchone()
         return None if found is None else State(found[0], Version(*found[1:3]), found[3])
 
@@ -407,6 +506,8 @@ class SqliteStore(EventStore):
             yield from (external_id("user", id) for _, id in rows)
 
     def named(self, text: str, limit: int) -> list[Id]:
+        if not beginning(text):
+            return []
         with self._reading(several=False) as connection:
             rows = connection.execute(
                 "SELECT id FROM users WHERE id>=? AND id<? ORDER BY id LIMIT ?",
@@ -423,34 +524,53 @@ class SqliteStore(EventStore):
 
     def check(self) -> list[str]:
         self.counts()
-        return []
+        found = []
+        if self._file != _identity(self.path):
+            found.append(
+                "the file of the event store was moved, deleted or replaced while it is open: what "
+                "is written now will be lost; stop this process, and put the file back"
+            )
+        if not self._writer.is_alive():
+            found.append("the writer of the event store has ended: start this process anew")
+        if self._unerased and not self._erase(1):
+            found.append(
+                "the write-ahead log of the event store still holds bytes of deleted users, "
+                "because another process reads it; end that"
+            )
+        return found
 
     def counts(self) -> Counts:
         with self._reading() as connection:
             return Counts(*connection.execute("SELECT users, events FROM totals").fetchone())
 
-    def items(self, since: int = 0) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+    def items(
+        self, since: int = 0, limit: int | None = None
+    ) -> tuple[int, dict[Id, dict[str, Any] | None]]:
         with self._reading() as connection:
             change: int = connection.execute("SELECT items FROM totals").fetchone()[0]
             rows = connection.execute(
-                "SELECT id, columns FROM items WHERE change>? ORDER BY change", (since,)
+                "SELECT id, columns, change FROM items WHERE change>? ORDER BY change LIMIT ?",
+                (since, -1 if limit is None else max(limit, 0)),
             ).fetchall()
-        return change, {
-            external_id("item", id): None if columns is None else json.loads(columns)
-            for id, columns in rows
-        }
+        if limit is not None and len(rows) >= limit:
+            change = rows[-1][2] if rows else since
+        return change, items_of((id, columns) for id, columns, _ in rows)
 
     def close(self) -> None:
         if self._closed.is_set():
             return
         self._closed.set()
+        if os.getpid() != self._process:
+            return  # the connections are the other process's
         self._jobs.put(None)
         self._writer.join()
         with contextlib.suppress(queue.Empty):
             while True:
                 job = self._jobs.get_nowait()
                 if job is not None:
-                    job.future.set_exception(StoreError(f"the store {self.path} was closed"))
+                    job.future.set_exception(
+                        trouble(StoreError, self.address, "was closed; open it again")
+                    )
         with contextlib.suppress(queue.Empty):
             while True:
                 self._readers.get_nowait().close()
@@ -467,14 +587,17 @@ class _Job:
     def __init__(self, work: Callable[[Connection], Any]) -> None:
         self.work = work
         self.future: Future[Any] = Future()
+        self.future.set_running_or_notify_cancel()  # it happens, whoever goes away
 
-    def result(self) -> Any:
+    def result(self, address: str) -> Any:
         try:
             return self.future.result(2 * BUSY_SECONDS)
         except FutureTimeoutError:
-            raise StoreError(
-                f"a write took more than {2 * BUSY_SECONDS:.0f} s, and may still happen; is the "
-                "disk overloaded, or does another process hold the store? Try again later"
+            raise trouble(
+                StoreError,
+                address,
+                f"took more than {2 * BUSY_SECONDS:.0f} s for a write, which may still happen; is "
+                "the disk overloaded, or does another process hold the store? Try again later",
             ) from None
 
 
@@ -502,7 +625,7 @@ class _Append:
 
     @classmethod
     def packed(cls, events: Sequence[Event], most: int | None) -> _Append:
-        return cls(events, [pack(event) for event in events], most)
+        return cls(events, [packed(event) for event in events], most)
 
     @classmethod
     def of(cls, parts: Sequence[_Append]) -> _Append:
@@ -532,13 +655,16 @@ class _Append:
             for place, event in placed:
                 if (key, event.id) not in held:
                     new.setdefault(event.id, (place, event))
-            if not new:
+            before = events
+            if self.most is not None and events > self.most:  # it was higher
+                events -= _drop_oldest(connection, key, min(events - self.most, TRIM))
+                dropped = count = count + 1
+            elif not new:
                 continue
             own: list[Row] = []
-            before = events
             full = self.most is not None and events + len(new) > self.most
             for place, event in sorted(new.values(), key=_by_time):
-                if full and events == self.most:
+                if full and self.most is not None and events >= self.most:
                     _insert(connection, own)
                     own = []
                     if not _makes_room(connection, key, event):
@@ -555,6 +681,34 @@ class _Append:
         _update(connection, changed)
         _count(connection, len(fresh), added)
         return outcomes
+
+
+@dataclass(frozen=True)
+class _Trim:
+    """A user's oldest events to be dropped, where there are more than ``most``."""
+
+    user: Id
+    most: int
+
+    def __call__(self, connection: Connection) -> None:
+        known = _known(connection, [str(self.user)]).get(str(self.user))
+        if known is None or known[2] <= self.most:
+            return
+        key, count, events, _ = known
+        gone = _drop_oldest(connection, key, min(events - self.most, TRIM))
+        _update(connection, [(key, count + 1, events - gone, count + 1)])
+        _count(connection, 0, -gone)
+
+
+def _drop_oldest(connection: Connection, key: int, count: int) -> int:
+    """Delete a user's oldest events, which has more of them; returns how many."""
+    first = connection.execute(
+        "SELECT time, id FROM events WHERE user=? ORDER BY time, id LIMIT 1 OFFSET ?", (key, count)
+    ).fetchone()
+    done = connection.execute(
+        "DELETE FROM events WHERE user=? AND (time, id) < (?, ?)", (key, *first)
+    )
+    return done.rowcount
 
 
 def _makes_room(connection: Connection, key: int, event: Event) -> bool:
@@ -611,7 +765,10 @@ def _held_ids(
             given.setdefault(key, []).append(id)
     for key, ids in given.items():
         for _, places, values in _in_parts([(id,) for id in ids]):
-            query = f"SELECT user, id FROM events WHERE user=? AND id IN ({','.join('?' * places)})"
+            query = (
+                "SELECT user, id FROM events INDEXED BY events_by_id WHERE user=? "
+                f"AND substr(id, 1, 1) <> x'00' AND id IN ({','.join('?' * places)})"
+            )
             found.update(connection.execute(query, [key, *values]))
     return found
 
@@ -634,20 +791,40 @@ def _update(connection: Connection, users: Sequence[Row]) -> None:
         )
 
 
-def _error(path: Path, error: sqlite3.Error | OSError) -> StoreError | FormatError:
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that is put in its place."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.Error) and ("locked" in str(error) or "busy" in str(error))
+
+
+def _error(address: str, error: Exception, opening: bool) -> StoreError | FormatError:
     text = str(error)
-    if isinstance(error, sqlite3.DatabaseError) and (
-        "not a database" in text or "malformed" in text
-    ):
-        return FormatError(f"{path} is damaged or no event store ({text}); restore a backup")
+    damaged = ("not a database", "malformed", "Could not decode")
+    if isinstance(error, sqlite3.Error) and any(part in text for part in damaged):
+        return trouble(
+            FormatError,
+            address,
+            "is damaged or no event store; restore a backup",
+            error,
+            opening=opening,
+        )
     if "full" in text or "No space" in text:
-        return StoreError(
-            f"{path} is full ({text}): nothing was written, all that was acknowledged is there; "
-            "make room, or raise the store's limit, and try again"
+        text = (
+            "is full now: nothing was written, all that was acknowledged is there; make room, or "
+            "raise the store's limit, and try again"
         )
-    if "locked" in text or "busy" in text:
-        return StoreError(
-            f"another process has held {path} for more than {BUSY_SECONDS:.0f} s ({text}); "
-            "try again later"
+    elif _is_busy(error):
+        text = (
+            f"is busy: another process has held it for more than {BUSY_SECONDS:.0f} s; try again "
+            "later"
         )
-    return StoreError(f"{path} cannot be used ({text}); look after its disk and try again")
+    else:
+        text = "cannot be used; look after its disk and try again"
+    return trouble(StoreError, address, text, error, opening=opening)

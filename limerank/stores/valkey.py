@@ -9,18 +9,21 @@ Keys, after the prefix (``USER`` is the external id)::
 
     format              version of this layout
     users, events       set of users; number of events
-    u:USER              hash: born, count, dropped, features (JSON)
+    u:USER              hash: born, count, dropped, features (JSON), from, listed
     t:USER, e:USER      sorted set: event id by time; hash: event id -> COUNT|packed event
+    c:USER              list: COUNT|event id, in the order of the changes, of those since ``from``
     s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
     items, changes      hash: item -> JSON, empty where removed; sorted set: item by change
     change              number of changes of items
     identity            random text that tells this store from others
+
+``c:USER`` holds all events accepted since the change ``from``, as long as ``listed`` is ``count``.
+A version of limerank that does not know of it changes ``count`` alone: the list then begins anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import secrets
 import struct
@@ -28,8 +31,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limerank.errors import FormatError, SpecError, StoreError
-from limerank.events import Event, external_id, pack, unpack
+from limerank.events import Event, external_id, unpack
 from limerank.stores.contract import (
+    TRIM,
     Counts,
     EventStore,
     Held,
@@ -38,30 +42,67 @@ from limerank.stores.contract import (
     State,
     Version,
     by_user,
+    trouble,
 )
+from limerank.stores.values import beginning, items_of, packed, read, written
 
 FORMAT = 1
 SECONDS = 5.0
 """How long an answer of the server may take."""
+CONNECTIONS = 64
+"""Connections to the server, at most; threads beyond wait for one, as long as for an answer."""
+NAMED_SCANS, SCAN = 50, 1000
+"""Parts of the set of users that are searched for the beginning of an id; users in each, about."""
 STATE = struct.Struct("<QQB")
 
-# KEYS: u:, t:, e:, users, events. A new user is born with the random number ARGV[2].
+# KEYS: u:, t:, e:, c:, users, events. A new user is born with the random number ARGV[2].
+# Then it is told whether all changes so far are listed; else the list begins anew.
 BORN = """
 if redis.call('HSETNX', KEYS[1], 'born', ARGV[2]) == 1 then
-  redis.call('HSET', KEYS[1], 'count', 0, 'dropped', 0, 'features', '{}')
-  redis.call('SADD', KEYS[4], ARGV[1])
+  redis.call('HSET', KEYS[1], 'count', 0, 'dropped', 0, 'features', '{}', 'from', 0, 'listed', 0)
+  redis.call('DEL', KEYS[4])
+  redis.call('SADD', KEYS[5], ARGV[1])
+end
+local meta = redis.call('HMGET', KEYS[1], 'count', 'dropped', 'listed')
+local count, dropped = tonumber(meta[1]), tonumber(meta[2])
+if meta[3] ~= meta[1] then
+  redis.call('HSET', KEYS[1], 'from', meta[1])
+  redis.call('DEL', KEYS[4])
+end
+local function whole(number) return string.format('%.0f', number) end
+"""
+# Drops the oldest events of one who has more than `most`; sets held, count and dropped.
+TRIMMED = """
+if most > 0 and held > most then
+  local number = math.min(held - most, trim)
+  local popped = redis.call('ZPOPMIN', KEYS[2], number)
+  for at = 1, #popped, 2 do redis.call('HDEL', KEYS[3], popped[at]) end
+  held, count = held - number, count + 1
+  dropped = count
 end
 """
-# ARGV: user, born, most (0: any number), then of each event id, time and bytes, in their order.
-# Returns what became of each: 0 duplicate, 1 accepted, 2 expired.
+# Keeps count and dropped; and of the list, no more than twice what is held.
+ENDED = """
+redis.call('HSET', KEYS[1], 'count', whole(count), 'dropped', whole(dropped),
+           'listed', whole(count))
+if redis.call('LLEN', KEYS[4]) > 2 * held + 64 then
+  redis.call('LTRIM', KEYS[4], -held - 1, -1)
+  local first = redis.call('LPOP', KEYS[4])
+  redis.call('HSET', KEYS[1], 'from', string.sub(first, 1, string.find(first, '|', 1, true) - 1))
+end
+redis.call('INCRBY', KEYS[6], held - before)
+"""
+# ARGV: user, born, most (0: any number), trim, then of each event id, time and bytes, in their
+# order. Returns what became of each: 0 duplicate, 1 accepted, 2 expired.
 APPEND = (
     BORN
     + """
-local count = tonumber(redis.call('HGET', KEYS[1], 'count'))
-local dropped = tonumber(redis.call('HGET', KEYS[1], 'dropped'))
 local held = redis.call('ZCARD', KEYS[2])
-local before, most, out = held, tonumber(ARGV[3]), {}
-for at = 4, #ARGV, 3 do
+local before, most, trim, out = held, tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+"""
+    + TRIMMED
+    + """
+for at = 5, #ARGV, 3 do
   local id, said = ARGV[at], 0
   if redis.call('HEXISTS', KEYS[3], id) == 0 then
     redis.call('ZADD', KEYS[2], ARGV[at + 1], id)
@@ -78,51 +119,85 @@ for at = 4, #ARGV, 3 do
     end
     if said == 1 then
       count = count + 1
-      redis.call('HSET', KEYS[3], id, string.format('%.0f|', count) .. ARGV[at + 2])
+      redis.call('HSET', KEYS[3], id, whole(count) .. '|' .. ARGV[at + 2])
+      redis.call('RPUSH', KEYS[4], whole(count) .. '|' .. id)
     end
   end
   out[#out + 1] = said
 end
-redis.call('HSET', KEYS[1], 'count', string.format('%.0f', count),
-           'dropped', string.format('%.0f', dropped))
-redis.call('INCRBY', KEYS[5], held - before)
+"""
+    + ENDED
+    + """
 return out
+"""
+)
+# ARGV: user, born, most, trim. Only of a user who is known.
+TRIM_USER = (
+    """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+"""
+    + BORN
+    + """
+local held = redis.call('ZCARD', KEYS[2])
+local before, most, trim = held, tonumber(ARGV[3]), tonumber(ARGV[4])
+"""
+    + TRIMMED
+    + ENDED
+    + """
+return before - held
 """
 )
 # ARGV: user, born, features.
 FEATURES = (
     BORN
     + """
-redis.call('HSET', KEYS[1], 'features', ARGV[3])
-redis.call('HINCRBY', KEYS[1], 'count', 1)
+count = whole(count + 1)
+redis.call('HSET', KEYS[1], 'features', ARGV[3], 'count', count, 'listed', count)
 """
 )
-# KEYS: u:, t:, e:. ARGV: born and count of the version since which events are wanted, or empty.
-# Returns nothing, or born, count, features, whether these are all, then id, time and bytes of each.
+# KEYS: u:, t:, e:, c:. ARGV: born and count of the version since which events are wanted, or empty.
+# Returns nothing, or born, count, features, whether these are all, how many are held, then id, time
+# and bytes of each.
 HELD = """
-local meta = redis.call('HMGET', KEYS[1], 'born', 'count', 'features', 'dropped')
+local meta = redis.call('HMGET', KEYS[1], 'born', 'count', 'features', 'dropped', 'from', 'listed')
 if not meta[1] then return false end
-local after = tonumber(ARGV[2])
-local some = ARGV[1] == meta[1] and tonumber(meta[4]) <= after and after <= tonumber(meta[2])
-local out = {meta[1], meta[2], meta[3], some and '0' or '1'}
-local ids = redis.call('ZRANGE', KEYS[2], 0, -1, 'WITHSCORES')
-for at = 1, #ids, 2 do
-  local value = redis.call('HGET', KEYS[3], ids[at])
-  local bar = string.find(value, '|', 1, true)
-  if not some or tonumber(string.sub(value, 1, bar - 1)) > after then
-    out[#out + 1] = ids[at]
-    out[#out + 1] = ids[at + 1]
+local count, after = tonumber(meta[2]), tonumber(ARGV[2])
+local some = ARGV[1] == meta[1] and tonumber(meta[4]) <= after and after <= count
+local out = {meta[1], meta[2], meta[3], some and '0' or '1', redis.call('ZCARD', KEYS[2])}
+local function put(id, time, value, change)
+  local bar = value and string.find(value, '|', 1, true)
+  if not bar then return end
+  local number = tonumber(string.sub(value, 1, bar - 1))
+  if number == (change or number) and (not some or number > after) then
+    out[#out + 1] = id
+    out[#out + 1] = time
     out[#out + 1] = string.sub(value, bar + 1)
+  end
+end
+if some and meta[6] == meta[2] and tonumber(meta[5]) <= after then
+  if after < count then
+    for _, entry in ipairs(redis.call('LRANGE', KEYS[4], after - count, -1)) do
+      local bar = string.find(entry, '|', 1, true)
+      local change, id = tonumber(string.sub(entry, 1, bar - 1)), string.sub(entry, bar + 1)
+      if change > after then
+        put(id, redis.call('ZSCORE', KEYS[2], id), redis.call('HGET', KEYS[3], id), change)
+      end
+    end
+  end
+else
+  local ids = redis.call('ZRANGE', KEYS[2], 0, -1, 'WITHSCORES')
+  for at = 1, #ids, 2 do
+    put(ids[at], ids[at + 1], redis.call('HGET', KEYS[3], ids[at]))
   end
 end
 return out
 """
-# KEYS: u:, t:, e:, s:, users, events. ARGV: user.
+# KEYS: u:, t:, e:, s:, c:, users, events. ARGV: user.
 DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('DECRBY', KEYS[6], redis.call('ZCARD', KEYS[2]))
-redis.call('SREM', KEYS[5], ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+redis.call('DECRBY', KEYS[7], redis.call('ZCARD', KEYS[2]))
+redis.call('SREM', KEYS[6], ARGV[1])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 return 1
 """
 # KEYS: u:, s:. ARGV: born, count, kind, bytes.
@@ -143,15 +218,23 @@ end
 redis.call('SET', KEYS[3], string.format('%.0f', change))
 return change
 """
-# KEYS: items, changes, change. ARGV: since.
+# KEYS: items, changes, change. ARGV: since, limit (-1: none).
+# Returns up to which change, then id and JSON of each item.
 ITEMS = """
+local found = redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf', 'WITHSCORES',
+                         'LIMIT', 0, ARGV[2])
 local out = {redis.call('GET', KEYS[3]) or '0'}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. ARGV[1], '+inf')) do
-  out[#out + 1] = id
-  out[#out + 1] = redis.call('HGET', KEYS[1], id)
+if tonumber(ARGV[2]) >= 0 and #found >= 2 * tonumber(ARGV[2]) then
+  out[1] = found[#found] or ARGV[1]
+end
+for at = 1, #found, 2 do
+  out[#out + 1] = found[at]
+  out[#out + 1] = redis.call('HGET', KEYS[1], found[at])
 end
 return out
 """
+DURABLE = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+"""Settings with which a server keeps what it has acknowledged."""
 
 
 def redacted(url: str) -> str:
@@ -201,22 +284,33 @@ class ValkeyStore(EventStore):
             raise SpecError(
                 "a Valkey store needs the valkey package: pip install 'limerank[valkey]'"
             ) from None
-        self.url, self.prefix = url, prefix
-        self.address = redacted(url)
+        self.address, self.prefix, self.durable = redacted(url), prefix, durable
         self._valkey: Any = valkey
         for scheme in ("redis", "rediss"):
             if url.startswith(f"{scheme}://"):
                 url = url.replace("redis", "valkey", 1)
-        try:
-            self._client: Any = self._valkey.Valkey.from_url(
-                url, socket_timeout=SECONDS, socket_connect_timeout=SECONDS
+        self._pool: Any = None
+        pools: Any = valkey.BlockingConnectionPool
+        with contextlib.suppress(ValueError):  # its text may hold a part of a password
+            self._pool = pools.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=SECONDS,
+                socket_timeout=SECONDS,
+                socket_connect_timeout=SECONDS,
             )
-        except ValueError as error:
-            raise SpecError(f"{self.url} is no address of a store: {error}") from None
+        if self._pool is None:
+            raise SpecError(
+                f"{self.address} is no address of a store; expected one such as "
+                "valkey://USER:PASSWORD@HOST:6379/0, where what is no letter or digit of the "
+                "password is written as %2F and so on"
+            )
+        self._client: Any = valkey.Valkey(connection_pool=self._pool)
         self._closed = False
-        scripts = (APPEND, FEATURES, HELD, DELETE, PUT_STATE, PUT_ITEMS, ITEMS)
+        scripts = (APPEND, TRIM_USER, FEATURES, HELD, DELETE, PUT_STATE, PUT_ITEMS, ITEMS)
         (
             self._append,
+            self._trim,
             self._features,
             self._held,
             self._delete,
@@ -225,63 +319,94 @@ class ValkeyStore(EventStore):
             self._items,
         ) = map(self._client.register_script, scripts)
         try:
-            if durable:
-                self._check_durable()
-            with self._told():
+            with self._told(opening=True):
+                lost = self._lost() if durable else []
+                if lost:
+                    raise StoreError(
+                        f"{self.address} may lose what it has acknowledged: {', '.join(lost)}; "
+                        "change its settings, or open the store with durable=False"
+                    )
                 self._client.setnx(f"{prefix}format", FORMAT)
                 found = self._client.get(f"{prefix}format")
             if found != b"%d" % FORMAT:
                 raise FormatError(
-                    f"the keys {prefix}* of {self.url} are of format {found!r}, expected {FORMAT}; "
-                    "choose another prefix"
+                    f"the keys {prefix}* of {self.address} are of format {found!r}, expected "
+                    f"{FORMAT}; choose another prefix"
                 )
         except BaseException:
-            self._client.close()
+            self._pool.disconnect()
             raise
 
-    def _check_durable(self) -> None:
-        wanted = {
-            "appendonly": ("yes",),
-            "appendfsync": ("always",),
-            "maxmemory-policy": ("noeviction",),
-        }
+    def _lost(self) -> list[str]:
+        """How the server's settings differ from those with which it keeps what it acknowledges."""
+        pipeline = self._client.pipeline(transaction=False)
+        for name in DURABLE:
+            pipeline.config_get(name)
+        try:
+            found = {name: value for answer in pipeline.execute() for name, value in answer.items()}
+        except self._valkey.ResponseError as error:
+            raise trouble(
+                StoreError,
+                self.address,
+                "does not tell how durable it is; see that it has "
+                + ", ".join(f"{name} {value}" for name, value in DURABLE.items())
+                + ", and open the store with durable=False",
+                error,
+            ) from None
+        wrong = [name for name, value in DURABLE.items() if found.get(name) != value]
+        if not wrong:
+            return []
+        has = ", ".join(f"{name} {found.get(name)}" for name in wrong)
+        return [f"it has {has}, expected {', '.join(f'{name} {DURABLE[name]}' for name in wrong)}"]
+
+    def check(self) -> list[str]:
+        found = []
         with self._told():
-            try:
-                found = {name: self._client.config_get(name).get(name) for name in wanted}
-            except self._valkey.ResponseError as error:
-                raise StoreError(
-                    f"{self.url} does not tell how durable it is ({error}); see that it has "
-                    "appendonly yes, appendfsync always and maxmemory-policy noeviction, and open "
-                    "the store with durable=False"
-                ) from None
-        wrong = [
-            f"{name} {found[name]}" for name, legal in wanted.items() if found[name] not in legal
-        ]
-        if wrong:
-            expected = ", ".join(f"{name} {legal[0]}" for name, legal in wanted.items())
-            raise StoreError(
-                f"{self.url} may lose what it has acknowledged: it has {', '.join(wrong)}, "
-                f"expected {expected}; change its settings, or open the store with durable=False"
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.get(f"{self.prefix}format").info("persistence")
+            format, state = pipeline.execute()
+            lost = self._lost() if self.durable else []
+        if lost:
+            found.append(
+                f"the event store may lose what it acknowledges: {', '.join(lost)}; change its "
+                "settings back"
             )
+        if format != b"%d" % FORMAT:
+            found.append(
+                "the event store was emptied or is another one than was opened; stop this process, "
+                "and put its data back"
+            )
+        if self.durable and state.get("aof_last_write_status", "ok") != "ok":
+            found.append("the event store could not write its log; look after its disk")
+        return found
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self, *, opening: bool = False) -> Iterator[None]:
         """Errors of the server, as ours."""
         if self._closed:
-            raise StoreError(f"the store {self.url} is closed; open it again")
+            raise trouble(StoreError, self.address, "is closed; open it again")
         errors = self._valkey.exceptions
         try:
             yield
-        except errors.OutOfMemoryError as error:
-            raise _full(self.url, error) from error
-        except (errors.ConnectionError, errors.TimeoutError) as error:
-            raise StoreError(
-                f"the store {self.url} cannot be reached ({error}); start it, or try again later"
-            ) from error
-        except errors.ValkeyError as error:
-            if "OOM" in str(error) or "MISCONF" in str(error):
-                raise _full(self.url, error) from error
-            raise StoreError(f"the store {self.url} refused: {error}; look after it") from error
+        except (errors.ValkeyError, OSError) as error:
+            said = str(error)
+            if isinstance(error, errors.OutOfMemoryError) or "OOM" in said or "MISCONF" in said:
+                text = (
+                    "is full now: nothing was written, all that was acknowledged is there; make "
+                    "room, and try again"
+                )
+            elif "No connection available" in said:
+                text = (
+                    f"is too busy now: {CONNECTIONS} requests are waiting for its answers; try "
+                    "again later"
+                )
+            elif isinstance(error, (errors.AuthenticationError, errors.NoPermissionError)):
+                text = "does not let this process in; give it a user and a password that may"
+            elif isinstance(error, (errors.ConnectionError, errors.TimeoutError, OSError)):
+                text = "cannot be reached now: start it, or try again later"
+            else:
+                text = "refused; look after it"
+            raise trouble(StoreError, self.address, text, error, opening=opening) from error
 
     def _keys(self, user: Id, names: str) -> list[str]:
         return [f"{self.prefix}{name}:{user}" for name in names]
@@ -293,7 +418,7 @@ class ValkeyStore(EventStore):
     def append(self, events: Sequence[Event]) -> list[Outcome]:
         outcomes = [Outcome.DUPLICATE] * len(events)
         meant = (Outcome.DUPLICATE, Outcome.ACCEPTED, Outcome.EXPIRED)
-        parts = by_user(events)
+        parts, data = by_user(events), [packed(event) for event in events]
         orders: list[list[int]] = []
         with self._told():
             pipeline = self._client.pipeline(transaction=False)
@@ -302,12 +427,12 @@ class ValkeyStore(EventStore):
                 for place, event in placed:
                     first.setdefault(event.id, (place, event))
                 ordered = sorted(first.values(), key=lambda one: (one[1].time, one[1].id))
-                arguments: list[Any] = [user, secrets.randbits(62), self.most or 0]
-                for _, event in ordered:
-                    arguments += [event.id, event.time, pack(event)]
+                arguments: list[Any] = [user, secrets.randbits(62), self.most or 0, TRIM]
+                for place, event in ordered:
+                    arguments += [event.id, event.time, data[place]]
                 client = self._client if len(parts) == 1 else pipeline
                 found = self._append(
-                    keys=self._keys(user, "ute") + self._all, args=arguments, client=client
+                    keys=self._keys(user, "utec") + self._all, args=arguments, client=client
                 )
                 orders.append([place for place, _ in ordered])
             answers = [found] if len(parts) == 1 else pipeline.execute()
@@ -317,26 +442,40 @@ class ValkeyStore(EventStore):
         return outcomes
 
     def version(self, user: Id) -> Version | None:
+        (key,) = self._keys(external_id("user", user), "u")
         with self._told():
-            born, count = self._client.hmget(f"{self.prefix}u:{user}", "born", "count")
+            born, count = self._client.hmget(key, "born", "count")
         return None if born is None else Version(int(born), int(count))
 
     def held(self, user: Id, since: Version | None = None) -> Held | None:
         user = external_id("user", user)
         asked: tuple[Any, Any] = ("", -1) if since is None else since
-        with self._told():
-            found = self._held(keys=self._keys(user, "ute"), args=list(asked))
+        found = self._held_of(user, asked)
+        if found is not None and self.most is not None and found[4] > self.most:
+            with contextlib.suppress(StoreError), self._told():  # what is too much can be read
+                self._trim(
+                    keys=self._keys(user, "utec") + self._all,
+                    args=[user, secrets.randbits(62), self.most, TRIM],
+                )
+            found = self._held_of(user, asked)
         if found is None:
             return None
-        born, count, features, whole, *rest = found
+        born, count, features, whole, _, *rest = found
         events = [
             unpack(data, user, int(float(time)), id)
             for id, time, data in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
         ]
-        return Held(Version(int(born), int(count)), json.loads(features), events, whole == b"1")
+        events.sort(key=lambda event: (event.time, event.id))
+        values = read(f"the user {user!r}", features)
+        return Held(Version(int(born), int(count)), values, events, whole == b"1")
+
+    def _held_of(self, user: Id, since: tuple[Any, Any]) -> Any:
+        with self._told():
+            return self._held(keys=self._keys(user, "utec"), args=list(since))
 
     def latest(self, user: Id, count: int) -> list[Event]:
         user = external_id("user", user)
+        count = count if self.most is None else min(count, self.most)
         if count < 1:
             return []
         _, times, data = self._keys(user, "ute")
@@ -350,21 +489,22 @@ class ValkeyStore(EventStore):
         ]
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
-        user = external_id("user", user)
+        user, text = external_id("user", user), written(f"the user {user!r:.80}", features)
         with self._told():
             self._features(
-                keys=self._keys(user, "ute") + self._all,
-                args=[user, secrets.randbits(62), json.dumps(dict(features))],
+                keys=self._keys(user, "utec") + self._all,
+                args=[user, secrets.randbits(62), text],
             )
 
     def delete_user(self, user: Id) -> bool:
         user = external_id("user", user)
         with self._told():
-            return bool(self._delete(keys=self._keys(user, "utes") + self._all, args=[user]))
+            return bool(self._delete(keys=self._keys(user, "utesc") + self._all, args=[user]))
 
     def state(self, user: Id, kind: str) -> State | None:
+        (key,) = self._keys(external_id("user", user), "s")
         with self._told():
-            found = self._client.hget(f"{self.prefix}s:{user}", kind)
+            found = self._client.hget(key, kind)
         if found is None:
             return None
         born, count, size = STATE.unpack_from(found)
@@ -372,6 +512,7 @@ class ValkeyStore(EventStore):
         return State(found[STATE.size : at], Version(born, count), found[at:])
 
     def put_state(self, user: Id, kind: str, state: State) -> bool:
+        user = external_id("user", user)
         born, count = state.version
         data = STATE.pack(born, count, len(state.fingerprint)) + state.fingerprint + state.data
         with self._told():
@@ -384,19 +525,25 @@ class ValkeyStore(EventStore):
         cursor = -1
         while cursor:
             with self._told():
-                cursor, found = self._client.sscan(self._all[0], max(cursor, 0), count=1000)
+                cursor, found = self._client.sscan(self._all[0], max(cursor, 0), count=SCAN)
             fresh = [user for user in found if user not in seen]
             seen.update(fresh)
             yield from (external_id("user", user.decode()) for user in fresh)
 
     def named(self, text: str, limit: int) -> list[Id]:
+        if not beginning(text):
+            return []
         pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", text) + "*"
         found: set[bytes] = set()
-        cursor = -1
-        while cursor and len(found) < limit:
+        with self._told():
+            if text and self._client.sismember(self._all[0], text):
+                found.add(text.encode())
+        cursor, scans = -1, 0
+        while cursor and len(found) < limit and scans < NAMED_SCANS:
+            scans += 1
             with self._told():
                 cursor, some = self._client.sscan(
-                    self._all[0], max(cursor, 0), match=pattern, count=1000
+                    self._all[0], max(cursor, 0), match=pattern, count=SCAN
                 )
             found.update(some)
         users = sorted(user.decode() for user in found)[:limit]
@@ -409,10 +556,6 @@ class ValkeyStore(EventStore):
             pipeline.exists(keys[0]).zcard(keys[1])
             known, count = pipeline.execute()
         return int(count) if known else None
-
-    def check(self) -> list[str]:
-        self.counts()
-        return []
 
     def counts(self) -> Counts:
         with self._told():
@@ -434,26 +577,21 @@ class ValkeyStore(EventStore):
         for id, columns in items.items():
             arguments += [
                 external_id("item", id),
-                "" if columns is None else json.dumps(dict(columns)),
+                "" if columns is None else written(f"the item {id!r:.80}", columns),
             ]
         with self._told():
             return int(self._put_items(keys=self._item_keys, args=arguments))
 
-    def items(self, since: int = 0) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+    def items(
+        self, since: int = 0, limit: int | None = None
+    ) -> tuple[int, dict[Id, dict[str, Any] | None]]:
         with self._told():
-            change, *rest = self._items(keys=self._item_keys, args=[since])
-        return int(change), {
-            external_id("item", id.decode()): json.loads(columns) if columns else None
-            for id, columns in zip(rest[::2], rest[1::2], strict=True)
-        }
+            change, *rest = self._items(
+                keys=self._item_keys, args=[since, -1 if limit is None else max(limit, 0)]
+            )
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return int(change), items_of((id.decode(), columns or None) for id, columns in pairs)
 
     def close(self) -> None:
         self._closed = True
-        self._client.close()
-
-
-def _full(url: str, error: Exception) -> StoreError:
-    return StoreError(
-        f"the store {url} is full ({error}): nothing was written, all that was acknowledged is "
-        "there; make room, and try again"
-    )
+        self._pool.disconnect()
