@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from datetime import UTC, datetime
 
 import pytest
@@ -29,7 +31,7 @@ ids = st.one_of(
 )
 positive = st.floats(0, allow_nan=False, allow_infinity=False)
 values = st.one_of(
-    st.floats(allow_nan=False),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.integers(-(1 << 63), (1 << 63) - 1),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
 )
@@ -127,6 +129,20 @@ def test_an_id_follows_from_the_content():
     assert event_of({**plain, "labels": {"watch": math.nan}}) == event_of(plain), "not known"
 
 
+def test_numbers_that_an_earlier_version_wrote_are_read_as_something_safe():
+    """An infinite value is not known; what was read can be packed again."""
+    event = event_of({"user": 1, "item": 2, "time": 3, "features": {"a": 0.5, "b": 2.5}})
+    data = bytearray(pack(event)[:-4])
+    at = data.index(struct.pack("<f", 0.5))
+    data[at : at + 4] = struct.pack("<f", math.inf)
+    sealed = bytes(data) + zlib.crc32(data, zlib.crc32(b"1\x003\0" + event.id)).to_bytes(
+        4, "little"
+    )
+    found = unpack(sealed, 1, 3, event.id)
+    assert found.features == {"b": 2.5}
+    assert unpack_list(pack_list(1, [found])) == (1, [found])
+
+
 def test_times():
     at = datetime(2024, 1, 2, tzinfo=UTC)
     assert event_of({"user": 1, "item": 2, "time": at}).time == 1_704_153_600_000
@@ -155,6 +171,12 @@ def test_times():
         ({"id": "x" * 65}, "the id of an event"),
         ({"id": 1.5}, "the id of an event"),
         ({"item": 1.5}, "item id 1.5"),
+        ({"features": {"tab": math.inf}}, "'tab' of an event's features is inf"),
+        ({"context": {"tab": -math.inf}}, "expected a finite number"),
+        ({"features": {"tab": "a\ud800"}}, "half of a surrogate pair"),
+        ({"features": {"\udfff": 1}}, "have the name"),
+        ({"features": {"tab": "x" * 70_000}}, "70,000 characters"),
+        ({"id": "a\ud800"}, "the id of an event"),
     ],
 )
 def test_wrong_events(change, message):
