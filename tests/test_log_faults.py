@@ -233,3 +233,175 @@ def test_output_folders_that_cannot_be_are_one_line_and_leave_nothing(tmp_path: 
     with pytest.raises(DataError, match="no column 'nobody'"):
         prepare(make_spec({"user": "nobody"}), tmp_path / "a/b/c", base=tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "log.parquet"]
+
+
+# Tables and features that do not meet the log
+
+
+def tables(**items: list[Any]) -> dict[str, Any]:
+    return {
+        "files": ["items.parquet"],
+        "features": [
+            {"name": "genre", "kind": "categorical"},
+            {"name": "price", "kind": "numeric"},
+        ],
+    }
+
+
+ITEMS: dict[str, list[Any]] = {
+    "id": list(range(15)),
+    "genre": [f"g{k % 3}" for k in range(15)],
+    "price": [1.5 * k for k in range(15)],
+}
+
+
+def covered(folder: Path, items: dict[str, list[Any]], **values: Any) -> dict[str, Any]:
+    write(folder, rows())
+    write(folder, items, "items.parquet")
+    manifest = run(folder, make_spec(items=tables(), **values))
+    assert all(warning in summary_text(manifest) for warning in manifest["summary"]["warnings"])
+    return manifest["summary"]  # type: ignore[no-any-return]
+
+
+def test_a_table_that_fits_is_said_briefly(tmp_path: Path) -> None:
+    summary = covered(tmp_path, ITEMS)
+    assert summary["warnings"] == []
+    assert summary["coverage"] == [
+        "item table: 15 of 15 items of the log have a row (100 %)",
+        "item features, rows with a known value: genre 100 %, price 100 %",
+    ]
+    assert summary["tables"]["item"]["used"] == 15
+
+
+def test_ids_in_another_notation_are_seen(tmp_path: Path) -> None:
+    summary = covered(tmp_path, ITEMS | {"id": [f"SKU-{k}" for k in range(15)]})
+    (warning,) = summary["warnings"]
+    assert "the item table has a row for 0 of 15 items of the log: the log has such as" in warning
+    assert "the table has such as 'SKU-" in warning
+
+
+def test_new_items_of_a_table_are_said_and_are_fine(tmp_path: Path) -> None:
+    more = {name: values + values for name, values in ITEMS.items()}
+    summary = covered(tmp_path, more | {"id": list(range(30))})
+    assert summary["warnings"] == []
+    assert "15 of 30 rows are items that it does not name" in summary["coverage"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"price": [f"${k}.50" for k in range(15)]},
+            "item feature price: 15 of 15 values are no numbers, such as '$0.50'",
+        ),
+        ({"price": [None] * 15}, "item feature price: 0 of 15 rows have a value"),
+        ({"genre": [None] * 15}, "item feature genre: 0 of 15 rows have a value"),
+        (
+            {"genre": ["NULL"] * 5 + ["a"] * 10},
+            "item feature genre: 5 of 15 values are words such as 'NULL'",
+        ),
+    ],
+)
+def test_features_that_cannot_be_read_are_seen(
+    tmp_path: Path, change: dict[str, list[Any]], said: str
+) -> None:
+    (warning,) = covered(tmp_path, ITEMS | change)["warnings"]
+    assert said in warning
+
+
+def test_some_values_that_are_no_numbers_are_said_with_an_example(tmp_path: Path) -> None:
+    prices: list[Any] = [str(k) for k in range(14)] + ["1,50"]
+    summary = covered(tmp_path, ITEMS | {"price": prices})
+    assert summary["warnings"] == []
+    assert "price 93 % (1 no numbers, such as '1,50')" in summary["coverage"][1]
+
+
+def test_a_user_table_that_fits_nobody_is_seen(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    write(tmp_path, {"id": [f"u{k}" for k in range(20)], "age": [1.0] * 20}, "users.csv")
+    table = {"files": ["users.csv"], "features": [{"name": "age", "kind": "numeric"}]}
+    summary = run(tmp_path, make_spec(users=table))["summary"]
+    assert "the user table has a row for 0 of 20 users of the log" in summary["warnings"][0]
+    assert "the table has such as 'u0'" in summary["warnings"][0]
+
+
+def test_event_features_are_covered_as_well(tmp_path: Path) -> None:
+    columns = rows(
+        200,
+        price=["$3.50"] * 150 + ["3.5"] * 50,
+        tag=["NULL"] * 60 + ["a"] * 140,
+        empty=[None] * 200,
+        fine=[k % 3 for k in range(200)],
+    )
+    write(tmp_path, columns)
+    features = [
+        {"name": "price", "kind": "numeric"},
+        {"name": "tag", "kind": "categorical"},
+        {"name": "empty", "kind": "categorical"},
+        {"name": "fine", "kind": "categorical"},
+    ]
+    summary = run(tmp_path, make_spec(event_features=features))["summary"]
+    price, tag, empty = summary["warnings"]
+    assert "event feature price: 150 of 200 values are no numbers, such as '$3.50'" in price
+    assert "event feature tag: 60 of 200 values are words such as 'NULL'" in tag
+    assert "event feature empty: 0 of 200 rows have a value" in empty
+    assert "fine 100 %" in summary["coverage"][0]
+    (by_name,) = [one for one in summary["event_features"] if one["name"] == "fine"]
+    assert (by_name["rows"], by_name["present"], by_name["known"]) == (200, 200, 200)
+
+
+# Ids that mean nobody
+
+
+def test_a_user_with_an_outsized_share_is_named(tmp_path: Path) -> None:
+    columns = rows(2000)
+    columns["user"] = [f"u{k % 100}" if k % 2 else "anonymous" for k in range(2000)]
+    columns["item"] = [k % 50 for k in range(2000)]
+    write(tmp_path, columns)
+    (warning,) = run(tmp_path, make_spec())["summary"]["warnings"]
+    assert "the user id 'anonymous' has 1,000 of 2,000 events (50 %)" in warning
+    spec = make_spec({"null_values": {"user": ["anonymous"]}}, checks={"max_bad_share": 0.6})
+    manifest = run(tmp_path, spec)
+    assert manifest["summary"]["dropped"] == {"missing user id": 1000}
+    assert manifest["summary"]["warnings"] == []
+
+
+@pytest.mark.parametrize("nobody", [0, -1])
+def test_zero_and_minus_one_are_seen_sooner(tmp_path: Path, nobody: int) -> None:
+    columns = rows(2000)
+    columns["user"] = [nobody if k % 10 == 0 else 1000 + k % 99 for k in range(2000)]
+    columns["item"] = [k % 50 for k in range(2000)]
+    write(tmp_path, columns)
+    (warning,) = run(tmp_path, make_spec())["summary"]["warnings"]
+    assert f"the user id '{nobody}' has 200 of 2,000 events (10 %), the others" in warning
+
+
+@pytest.mark.parametrize("word", ["null", "NULL", "None", "NaN", "nan", "N/A", "\\N", "undefined"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_words_for_missing_ids_are_seen(tmp_path: Path, word: str, ending: str) -> None:
+    columns = rows(200)
+    columns["user"] = [word if k % 40 == 0 else str(k % 20) for k in range(200)]
+    columns["item"] = [word if k % 50 == 0 else f"i{k % 15}" for k in range(200)]
+    write(tmp_path, columns, f"log.{ending}")
+    user, item = sorted(
+        run(tmp_path, make_spec({"files": [f"log.{ending}"]}))["summary"]["warnings"], reverse=True
+    )
+    assert f"the user id {word!r} has 5 of 200 events (2 %)" in user
+    assert f"the item id {word!r} has 4 of 200 events (2 %)" in item
+    source = {"files": [f"log.{ending}"], "null_values": [word]}
+    summary = run(tmp_path, make_spec(source))["summary"]
+    assert summary["warnings"] == []
+    assert summary["dropped"] == {"missing user id": 5, "missing item id": 3}
+
+
+def test_an_even_log_names_nobody(tmp_path: Path) -> None:
+    write(tmp_path, rows(2000, item=[k % 40 for k in range(2000)]))
+    assert run(tmp_path, make_spec())["summary"]["warnings"] == []
+
+
+def test_a_split_without_requests_says_what_to_do(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    cuts = {"validation_from": "2024-06-10T07:00", "test_from": "2030-01-01"}
+    warnings = run(tmp_path, make_spec(split=cuts))["summary"]["warnings"]
+    assert "the test split is empty" in warnings
+    assert any("without test requests a model cannot be measured there" in one for one in warnings)

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"history", "batch", "events", "features"}),
     frozenset({"config", "stores", "eventlog"}),
     frozenset({"dataset", "synthetic"}),
-    frozenset({"tables"}),
+    frozenset({"tables", "coverage"}),
     frozenset({"logs", "readers"}),
     frozenset({"models", "losses"}),
     frozenset({"trained", "checkpoint", "optimise"}),

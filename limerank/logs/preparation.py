@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.coverage import MISSING_WORDS, FeatureCoverage, TableCoverage, cover_features
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
 from limerank.logs.holdout import FirstSeen, held_out_users
 from limerank.logs.ids import CodeCounter, CodeMap, Ids
+from limerank.logs.nobody import suspects
 from limerank.logs.partition import (
     Array,
     Histogram,
@@ -39,7 +42,7 @@ from limerank.logs.sorting import Block, SortedEvents
 from limerank.logs.spooling import BATCH_BYTES, Spooling
 from limerank.logs.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts
 from limerank.progress import Bar
-from limerank.schema import Spec, Table, write_spec
+from limerank.schema import EventFeature, Spec, Table, write_spec
 from limerank.sources import Reader, concat
 from limerank.tables import Encoding, as_text, candidates, encode, fit, vocabulary_of
 
@@ -85,6 +88,7 @@ class _Job:
     def __init__(self, spec: Spec, folder: Path, base: Path, memory: int, quiet: bool) -> None:
         self.spec, self.folder, self.base, self.quiet = spec, folder, base, quiet
         self.warnings: list[str] = []
+        self.coverage: dict[str, TableCoverage] = {}
         room = max(memory - LIBRARY_BYTES, memory // 8)
         self.spools = Spooling(spec, base, folder / "work", room, quiet)
         self.table_limit = max(memory >> 8, 1 << 16)
@@ -228,6 +232,8 @@ class _Job:
         self.feature_edges = {n: h.quantiles(EDGES) for n, h in histograms.items()}
         self.feature_maps: dict[str, CodeMap] = {}
         self.feature_sizes: dict[str, int] = {}
+        self.missing_words: dict[str, tuple[int, str | None]] = {}
+        self.unknown: dict[str, str | None] = {}
         for feature in features:
             if feature.kind != "categorical":
                 continue
@@ -237,6 +243,8 @@ class _Job:
             codes, sums = counts.codes[known], counts.sums[0][known]
             text = as_text(ids.values(codes - 1 if ids.text else codes))
             frame = pl.DataFrame({"value": text, "count": sums})
+            words = frame.filter(pl.col("value").is_in(MISSING_WORDS))
+            self.missing_words[feature.name] = int(words["count"].sum()), _first(words["value"])
             vocabulary = vocabulary_of(
                 frame.group_by("value").agg(pl.col("count").sum()), feature.min_count
             )
@@ -246,6 +254,7 @@ class _Job:
                 .fill_null(0)
                 .to_numpy()
             )
+            self.unknown[feature.name] = _first(text.filter(pl.Series(new == 0)))
             self.feature_maps[feature.name] = CodeMap(codes, new, self.table_limit)
             self.feature_sizes[feature.name] = len(vocabulary) + 1
             self._write_vocab(f"event_{feature.name}", vocabulary)
@@ -261,9 +270,12 @@ class _Job:
         spec, spools = self.spec, self.spools
         counts = self.item_counts
         frame, codes = pl.DataFrame(), np.zeros(0, np.int64)
+        rows_of_table, stray = 0, None
         if spec.items is not None:
             readers = spools.table_readers[0]
-            frame, codes = self._read_table(spec.items, readers, spools.items, "item", None)
+            frame, codes, rows_of_table, _ = self._read_table(
+                spec.items, readers, spools.items, "item", None
+            )
         later = np.setdiff1d(codes, counts.codes) if len(codes) else codes
         all_codes = np.concatenate([counts.codes, later])
         zeros = np.zeros(len(later), np.int64)
@@ -299,29 +311,80 @@ class _Job:
         self.item_encoding = self._write_content(
             "item", spec.items, frame, rows, rows < self.trained_items, len(all_codes)
         )
+        self.warnings += suspects(
+            "item", spools.items.values(counts.codes), counts.sums[2].astype(np.int64)
+        )
+        if spec.items is not None:
+            in_log = np.isin(codes, counts.codes)
+            with_row = np.zeros(len(all_codes), bool)
+            with_row[rows] = True
+            lacking = ids.filter(pl.Series(~with_row))
+            table_ids = spools.items.values(codes[~in_log][:1])
+            self._cover(
+                "item",
+                spec.items,
+                frame.filter(pl.Series(in_log)) if in_log.any() else frame,
+                self.item_encoding,
+                (len(counts.codes), int(in_log.sum()), rows_of_table),
+                (lacking, table_ids),
+            )
 
         user_codes = unshuffle(self.events.keys)
         self._write_vocab("users", pl.DataFrame({"id": spools.users.values(user_codes)}))
+        self.warnings += suspects("user", spools.users.values(user_codes), self.events.user_counts)
         frame, rows = pl.DataFrame(), np.zeros(0, np.int64)
         if spec.users is not None:
             order = np.argsort(user_codes, kind="stable")
             ascending = user_codes[order]
             readers = spools.table_readers[1]
-            frame, codes = self._read_table(spec.users, readers, spools.users, "user", ascending)
+            frame, codes, rows_of_table, stray = self._read_table(
+                spec.users, readers, spools.users, "user", ascending
+            )
             rows = order[np.searchsorted(ascending, codes)]
         self.user_encoding = self._write_content(
             "user", spec.users, frame, rows, self.trained_users[rows], len(user_codes)
         )
+        if spec.users is not None:
+            lacking_codes = np.delete(user_codes, rows)[:1]
+            table_codes = np.array([] if stray is None else [stray], np.int64)
+            self._cover(
+                "user",
+                spec.users,
+                frame,
+                self.user_encoding,
+                (len(user_codes), len(rows), rows_of_table),
+                (spools.users.values(lacking_codes), spools.users.values(table_codes)),
+            )
+
+    def _cover(
+        self,
+        what: str,
+        table: Table,
+        frame: pl.DataFrame,
+        encoding: Encoding,
+        numbers: tuple[int, int, int],
+        examples: tuple[pl.Series, pl.Series],
+    ) -> None:
+        """Note how a table fits the log: ids of the log, those met, rows of the table; and ids
+        that only the log, or only the table, has."""
+        ids, met, rows = numbers
+        only_log, only_table = (None if len(one) == 0 else str(one[0]) for one in examples)
+        features = cover_features(frame, table.features, encoding)
+        self.coverage[what] = TableCoverage(
+            what, ids, met, rows, met, only_log, only_table, features
+        )
 
     def _read_table(
         self, table: Table, readers: list[Reader], ids: Ids, what: str, wanted: Array | None
-    ) -> tuple[pl.DataFrame, Array]:
-        """A table's rows without repeated ids, and the code of each.
+    ) -> tuple[pl.DataFrame, Array, int, int | None]:
+        """A table's rows without repeated ids, the code of each, how many rows the table has, and
+        a code that is not wanted.
 
         ``wanted`` are the codes whose rows are kept, ascending (None: all).
         """
         columns = table.read
         frames, parts = [], []
+        total, stray = 0, None
         for reader in readers:
             rows = 0
             for frame in reader.batches(columns, BATCH_BYTES):
@@ -329,9 +392,13 @@ class _Job:
                 codes, known = ids.codes(frame[table.id])
                 keep = np.ones(len(frame), bool) if known is None else known
                 self.spools.note(f"{what} table: rows without an id", int((~keep).sum()))
+                total += int(keep.sum())
                 if wanted is not None:
                     at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
-                    keep = keep & (wanted[at] == codes)
+                    others = keep & (wanted[at] != codes)
+                    if stray is None and others.any():
+                        stray = int(codes[others][0])
+                    keep = keep & ~others
                 frames.append(frame.filter(pl.Series(keep)))
                 parts.append(codes[keep])
             self.spools.remark_table(reader, f"{what} table", rows + reader.bad_lines)
@@ -340,7 +407,8 @@ class _Job:
         codes = np.concatenate(parts)
         first = pl.Series(codes).is_first_distinct()
         self.spools.note(f"{what} table: rows with an id seen before", int((~first).sum()))
-        return concat(frames).filter(first), codes[first.to_numpy()]
+        total -= int((~first).sum())
+        return concat(frames).filter(first), codes[first.to_numpy()], total, stray
 
     def _write_content(
         self,
@@ -384,7 +452,8 @@ class _Job:
         wanted += ["request"] if self.spools.requests_given else []
         wanted += [f"feature_{feature.name}" for feature in spec.event_features]
         stats = self.stats = Stats(
-            labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels}
+            labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels},
+            known={feature.name: 0 for feature in spec.event_features},
         )
         kept = 0
         with Bar("writing", total=self.events.total, unit="events", quiet=self.quiet) as bar:
@@ -448,11 +517,16 @@ class _Job:
             for label in spec.labels
         }
         lengths = [np.bincount((end - start)[split == k]) for k in range(len(SPLITS))]
+        known = {
+            feature.name: int(np.count_nonzero(arrays[f"events/feature_{feature.name}"]))
+            for feature in spec.event_features
+        }
         stats = Stats(
             np.bincount(where, minlength=len(SPLITS)),
             np.bincount(split, minlength=len(SPLITS)),
             sums,
             lengths,
+            known,
         )
         return block.size, arrays, stats
 
@@ -494,6 +568,28 @@ class _Job:
 
     # The manifest
 
+    def _event_coverage(self, feature: EventFeature, known: int) -> FeatureCoverage:
+        """What became of an event feature, of which so many events have a known value.
+
+        (Rows that were dropped later are among those present, so ``known`` is scaled to them.)
+        """
+        spools, name = self.spools, feature.name
+        rows, present = spools.feature_rows, spools.present[name]
+        words, word = self.missing_words.get(name, (0, None))
+        return FeatureCoverage(
+            name,
+            feature.column,
+            feature.kind,
+            rows,
+            present,
+            spools.parsed[name],
+            min(round(known * rows / self.events.total), spools.parsed[name]),
+            spools.unread.get(name),
+            self.unknown.get(name),
+            words,
+            word,
+        )
+
     def _manifest(self) -> dict[str, Any]:
         spec, stats = self.spec, self.stats
         spools, events = self.spools, self.events
@@ -529,6 +625,23 @@ class _Job:
                     f"times run from {iso(low)} to {iso(high)}: check the source's time_unit"
                 )
             self.warnings += events.clock.warnings()
+        events_covered = [
+            self._event_coverage(feature, stats.known[feature.name])
+            for feature in spec.event_features
+        ]
+        coverage = [line for table in self.coverage.values() for line in table.lines()]
+        if events_covered:
+            shares = ", ".join(covered.text() for covered in events_covered)
+            coverage.append(f"event features, events with a known value: {shares}")
+        for table in self.coverage.values():
+            self.warnings += table.warnings()
+        for covered in events_covered:
+            self.warnings += covered.warnings("event")
+        for empty in [split for split in ("validation", "test") if not requests[split]]:
+            self.warnings.append(
+                f"without {empty} requests a model cannot be measured there: choose other cut "
+                "points or shares in [split]"
+            )
         dropped = dict(spools.bad.most_common())
         noted = {name: count for name, count in spools.noted.items() if count}
         if "duplicate row" in noted:
@@ -560,6 +673,9 @@ class _Job:
             "dropped": dropped,
             "noted": noted,
             "examples": dict(spools.examples),
+            "tables": {what: table.json() for what, table in self.coverage.items()},
+            "event_features": [asdict(covered) for covered in events_covered],
+            "coverage": coverage,
             "warnings": self.warnings + spools.remarks,
         }
         return {
@@ -583,3 +699,7 @@ class _Job:
             },
             "summary": summary,
         }
+
+
+def _first(values: pl.Series) -> str | None:
+    return None if len(values) == 0 else str(values[0])

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.coverage import presence
 from limerank.errors import DataError
 from limerank.logs.checks import Good, as_float32, label_columns, request_keys, times_of
 from limerank.logs.ids import Ids, Mask, TextIdsError
@@ -40,6 +41,8 @@ class Spooling:
         rows, bad, noted: rows read, bad ones by reason, and what else is worth to be told.
         examples: of reasons, where the first such row is and what it holds.
         remarks: what is strange about files, such as a header that has a name twice.
+        present, parsed, unread: of each event feature, how many of ``feature_rows`` rows have a
+            value, how many one that could be read, and one that could not.
         table_readers: the files of the item table and of the user table.
     """
 
@@ -50,6 +53,10 @@ class Spooling:
         self.noted: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.remarks: list[str] = []
+        self.present: Counter[str] = Counter()
+        self.parsed: Counter[str] = Counter()
+        self.unread: dict[str, str] = {}
+        self.feature_rows = 0
         self.rows = 0
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
@@ -150,7 +157,10 @@ class Spooling:
         self.noted.clear()
         self.examples.clear()
         self.remarks.clear()
-        self.rows = 0
+        self.rows = self.feature_rows = 0
+        self.present.clear()
+        self.parsed.clear()
+        self.unread.clear()
         self.users, self.items = (Ids(not integral) for integral in reversed(self.integral))
         self.features = {
             feature.name: Ids(self.feature_is_text[feature.name])
@@ -285,13 +295,18 @@ class Spooling:
             values = self._column(frame, source, label.column)
             length = None if label.of is None else self._column(frame, source, label.of)
             columns |= label_columns(label, values, length, good)
+        self.feature_rows += n
         for feature in self.spec.event_features:
             values = self._column(frame, source, feature.column)
-            columns[f"feature_{feature.name}"] = (
-                as_float32(as_numbers(values))
-                if feature.kind == "numeric"
-                else self._feature_codes(feature, values)
-            )
+            if feature.kind == "numeric":
+                columns[f"feature_{feature.name}"] = as_float32(as_numbers(values))
+                self._note_numbers(feature, values, columns[f"feature_{feature.name}"])
+            else:
+                codes = self._feature_codes(feature, values)
+                columns[f"feature_{feature.name}"] = codes
+                found = int(np.count_nonzero(codes != self.missing(feature)))
+                self.present[feature.name] += found
+                self.parsed[feature.name] += found
         if good.mask is not None:
             columns = {name: array[good.mask] for name, array in columns.items()}
         self._widen(columns["item"])
@@ -311,6 +326,20 @@ class Spooling:
         if whole.null_count():
             whole = whole.fill_null(self.missing(feature))
         return whole.to_numpy()
+
+    def _note_numbers(self, feature: Feature, values: pl.Series, found: Array) -> None:
+        """Count the values of a numeric event feature, and those that are numbers."""
+        readable = np.isfinite(found)
+        count = int(np.count_nonzero(readable))
+        self.parsed[feature.name] += count
+        if values.dtype != pl.String or count == len(values):
+            self.present[feature.name] += count
+            return
+        given, readable = presence(values)
+        self.present[feature.name] += int(given.sum())
+        unread = given & ~readable
+        if feature.name not in self.unread and unread.any():
+            self.unread[feature.name] = str(values[int(np.flatnonzero(unread)[0])])
 
     def missing(self, feature: Feature) -> int:
         """The code of a missing value of a categorical event feature."""

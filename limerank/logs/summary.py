@@ -44,6 +44,7 @@ def summary_text(manifest: dict[str, Any]) -> str:
         values = summary["history"][split]
         lines.append(f"  {split:<25}" + "".join(f"{value:>9,}" for value in values))
     lines += ["", f"  rows read {summary['rows']:,}"]
+    lines += [f"  {line}" for line in summary.get("coverage", [])]
     examples = summary.get("examples", {})
     for what in ("dropped", "noted"):
         for reason, count in summary[what].items():
@@ -73,6 +74,8 @@ class Stats:
         default_factory=lambda: [np.zeros(1, np.int64) for _ in SPLITS]
     )
     """How many requests have a history of 0, 1, 2 ... events."""
+    known: dict[str, int] = field(default_factory=dict)
+    """How many events have a known value of each event feature."""
 
     def add(self, other: Stats) -> None:
         self.impressions[:] += other.impressions
@@ -80,6 +83,8 @@ class Stats:
         for name, sums in other.labels.items():
             self.labels[name] += sums
         self.lengths[:] = map(_add_padded, self.lengths, other.lengths)
+        for name, count in other.known.items():
+            self.known[name] += count
 
 
 def _add_padded(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
