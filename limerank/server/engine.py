@@ -44,9 +44,10 @@ from limerank.scorer import Scorer, ScorerName, scorer_for, weights_of_tasks
 from limerank.server.messages import Asking, Explain, Happened, Rank
 from limerank.server.numbers import Numbers
 from limerank.server.table import Filters, ItemTable
-from limerank.server.values import check_columns, json_value
+from limerank.server.values import json_value
 from limerank.state import MarkedIndex, Mode, Ready, UserStates
 from limerank.stores import EventStore, Id, Outcome
+from limerank.stores.values import written
 from limerank.trained import Trained, load_trained
 
 log = logging.getLogger("limerank.server")
@@ -457,7 +458,7 @@ class Serving:
 
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]:
         served, id = self._served, _id(user)
-        check_columns(f"the user {id!r}", features)
+        written(f"the user {id!r}", features)  # or refused
         served.states.people.check(features)
         self.store.set_features(id, features)
         return {"user": id, "features": features}
@@ -466,9 +467,9 @@ class Serving:
         """Delete a user, damaged or not: no event is read."""
         id = _id(user)
         count = self.store.event_count(id)
-        if count is None or not self._served.states.forget(id):
+        if not self._served.states.forget(id):
             raise UnknownError(f"nothing is held of the user {id!r}")
-        return {"forgotten": count}
+        return {"forgotten": count or 0}
 
     # Items
 
@@ -508,7 +509,7 @@ class Serving:
             id = external_id("item", item[layout.id])
             if id in given:
                 raise DataError(f"items[{place}]: the item {id!r} is given twice")
-            check_columns(f"items[{place}]", item)
+            written(f"items[{place}]", item)  # or refused, before anything is changed
             given[id] = item
         with self._alone():
             served = self._served

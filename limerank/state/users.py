@@ -369,9 +369,11 @@ class UserStates:
         """Delete a user from the store and from memory; False: the store did not hold it."""
         user = external_id("user", user)
         with self._stripe(user):
-            found = self.store.delete_user(user)
-            with self._lock:
-                self._drop(user)
+            try:
+                found = self.store.delete_user(user)
+            finally:  # it may be gone from the store, too, where that raises
+                with self._lock:
+                    self._drop(user)
         return found
 
     def rebuild(self, users: Iterable[Any] | None = None) -> int:
