@@ -106,7 +106,7 @@ def server(
 ) -> Iterator[tuple[int, int]]:
     """A server as a user starts it; gives its port and its process' id."""
     port = 8700 + os.getpid() % 200 + 200 * place
-    command = [sys.executable, "-m", "limerank", "serve", "--open", "--port", str(port)]
+    command = [sys.executable, "-m", "limerank", "serve", "--no-keys", "--port", str(port)]
     command += ["--run", str(folder / model), "--index", str(folder / f"index-{model}")]
     command += ["--store", store if "://" in store else str(folder / store), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -148,7 +148,7 @@ def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
     """Requests, ready to be written."""
     rng = np.random.default_rng(1)
     if what == "no-op":
-        return [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"]
+        return [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"]
     found, when = [], START + 10**9
     for place in range(BODIES):
         user = int(rng.integers(0, given.users))
@@ -169,7 +169,8 @@ def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
                 user = int(rng.integers(0, given.users))
             body = {"events": events}
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         found.append(head.encode() + data)
     return found
 

@@ -508,7 +508,7 @@ def fill(
         f"{opened.address}: "
         f"{done['accepted']:,} new of {done['events']:,} events of {done['users']:,} users"
     )
-    print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --open")
+    print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --no-keys")
 
 
 @app.command()
@@ -528,10 +528,18 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
     keys: Annotated[
         Path | None,
-        typer.Option(help="File of keys: lines such as `read KEY`, `write KEY`, `admin KEY`."),
+        typer.Option(
+            help="File of keys: lines such as `read KEY`, `write KEY`, `admin KEY`; a key has at "
+            "least 16 characters."
+        ),
     ] = None,
     open_: Annotated[
-        bool, typer.Option("--open", help="No keys: only for this machine's own address.")
+        bool,
+        typer.Option(
+            "--no-keys",
+            "--open",
+            help="Serve without keys: on this machine's own address, for its own programs alone.",
+        ),
     ] = False,
     state: Annotated[
         str,
@@ -545,6 +553,13 @@ def serve(
         int | None, typer.Option(help="Requests computed at a time; the cores if not given.")
     ] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second and key, at most.")] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a reverse proxy whose X-Forwarded-For is believed; may be "
+            "given repeatedly."
+        ),
+    ] = None,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -566,7 +581,13 @@ def serve(
     try:
         given = {"threads": workers} if workers is not None else {}
         settings = Settings(
-            host=host, port=port, keys=keys_of_environment(keys), open=open_, rate=rate, **given
+            host=host,
+            port=port,
+            keys=keys_of_environment(keys),
+            open=open_,
+            rate=rate,
+            proxies=tuple(proxy or ()),
+            **given,
         )
     except ValidationError as error:
         what = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())

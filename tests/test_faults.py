@@ -162,7 +162,7 @@ def test_two_servers_share_a_store(start, tmp_path):
 def test_slow_clients_hold_nobody_up(start, tmp_path):
     running = start(tmp_path, "--open")
     of = urlsplit(running.url)
-    head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/rank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     slow = []
     for given in (b"", b"POST /v1/ra", head, head + b"Content-Length: 1000\r\n\r\n{") * 25:
         connection = socket.create_connection((of.hostname, of.port), timeout=PATIENCE)
@@ -185,12 +185,14 @@ def test_a_giant_body_is_refused_before_it_is_read(start, tmp_path):
     with socket.create_connection((of.hostname, of.port), timeout=PATIENCE) as connection:
         size = 1 << 40
         connection.sendall(
-            b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n{" % size
+            b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n{" % size
         )
         assert b" 413 " in connection.recv(4096)
     with socket.create_connection((of.hostname, of.port), timeout=PATIENCE) as connection:
         connection.sendall(
-            b"POST /v1/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         part = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
         told = b""
@@ -322,7 +324,8 @@ def test_no_request_is_an_error_of_the_server_s(start, tmp_path):
                 if make.rng.random() < 0.1:  # cut, or with a byte in it that does not belong there
                     at = make.rng.randrange(len(data))
                     data = data[:at] + bytes([make.rng.randrange(256)]) * make.rng.randrange(2)
-            answer = client.request(method, path, params=query, content=data)
+            kind = {"Content-Type": "application/json"}
+            answer = client.request(method, path, params=query, content=data, headers=kind)
             assert answer.status_code < 500, (method, path, query, data, answer.text)
             if answer.status_code >= 400:
                 problem = answer.json()

@@ -7,61 +7,73 @@ What goes wrong is told as application/problem+json (RFC 9457).
 from __future__ import annotations
 
 import asyncio
-import hmac
+import json
 import logging
+import os
+import stat
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import orjson
-from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from limerank.errors import (
-    DataError,
-    FormatError,
-    LimerankError,
-    SpecError,
-    StoreError,
-    UnknownError,
+from limerank.errors import FormatError
+from limerank.server import bodies
+from limerank.server.admission import Admission
+from limerank.server.lanes import Lane, Shared
+from limerank.server.messages import (
+    MOST_ID,
+    Events,
+    Explain,
+    Happened,
+    PutItems,
+    PutUser,
+    Rank,
+    Reload,
 )
-from limerank.server.messages import Events, Explain, Happened, PutItems, PutUser, Rank, Reload
 from limerank.server.numbers import Numbers
 from limerank.server.openapi import Described, describe
-from limerank.server.settings import Access, Settings
+from limerank.server.private import Private
+from limerank.server.problems import HEADERS, Problem, problem_of
+from limerank.server.settings import Settings
+from limerank.stores import EventStore
 
 log = logging.getLogger("limerank.server")
 WEB = Path(__file__).parent / "web"
-ALLOWS: dict[Access, tuple[Access, ...]] = {
-    "read": ("read", "write", "admin"),
-    "write": ("write", "admin"),
-    "admin": ("admin",),
-}
-BURST_SECONDS = 2.0
-"""A key's requests are counted over so long: short bursts pass."""
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+OTHER = "other"
+"""Label of all routes that are not there, in the numbers: one, whatever was asked for."""
+FREE_BYTES = 64 << 10
+"""Of each body that do not count as held: small requests pass where large ones wait."""
+ASIDE_THREADS, ASIDE_WAITING = 2, 16
+"""For the checks of whoever watches, which may hang as the store does."""
+READY_FRESH = 1.0
+"""Seconds for which an answer of ``/readyz`` is given again."""
+READY_SECONDS, COUNT_SECONDS = 5.0, 2.0
+"""In which the store has to answer ``/readyz``, and to give its counts to ``/metrics``."""
+CLOSE_SECONDS = 4.0
+"""In which the engine has to close when the server stops."""
+MOST_FILES = 100_000
+"""Files of a run or an index that are looked at before they are opened."""
 
 
 class Engine(Protocol):
     """What answers: every method computes, and may block. See limerank.server.engine."""
 
     numbers: Numbers
+    store: EventStore
 
     def model(self) -> dict[str, Any]: ...
     def rank(self, asked: Rank) -> dict[str, Any]: ...
@@ -81,31 +93,6 @@ class Engine(Protocol):
     def ready(self) -> dict[str, Any]: ...
     def count(self) -> None: ...
     def close(self) -> None: ...
-
-
-class Problem(Exception):  # noqa: N818  # it is an answer
-    """An answer that tells what went wrong."""
-
-    def __init__(
-        self, status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
-    ) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.headers, self.more = status, detail, headers or {}, more
-
-    def response(self) -> Response:
-        body = {
-            "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": self.detail,
-            **self.more,
-        }
-        return Response(
-            orjson.dumps(body),
-            self.status,
-            headers={**HEADERS, **self.headers},
-            media_type="application/problem+json",
-        )
 
 
 class Told(NamedTuple):
@@ -133,19 +120,59 @@ class Way(Described):
     """What is answered on the event loop, or a promise of it; None: it takes another thread, since
     it would take more than about a millisecond, or wait for something."""
 
+    @property
+    def name(self) -> str:
+        """As it stands in the numbers and in the log."""
+        return f"{self.method} {self.path}"
+
 
 def _limit(told: Told) -> int:
     text = told.query.get("limit", "20")
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:9]) <= 1000:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 1000):
         raise Problem(422, f"limit is {text[:40]!r}, expected 1 to 1000")
     return int(text)
+
+
+def _text(told: Told) -> str:
+    text = told.query.get("q", "")
+    if len(text) > MOST_ID:
+        raise Problem(422, f"q has {len(text):,} characters, expected at most {MOST_ID}")
+    return text
+
+
+def _id(told: Told, name: str) -> str:
+    text: str = told.path[name]
+    if not 1 <= len(text) <= MOST_ID:
+        raise Problem(422, f"the {name}'s id has {len(text):,} characters, expected 1 to {MOST_ID}")
+    return text
+
+
+def _folder(name: str, given: str | None) -> str | None:
+    """The folder of a run or an index that is to be loaded: opening anything else could hang."""
+    if given is None:
+        return None
+    try:
+        if not stat.S_ISDIR(os.stat(given).st_mode):
+            raise Problem(409, f"{name}: {given[:200]!r} is no folder; expected that of the {name}")
+        looked_at = 0
+        for place, _, files in os.walk(given):
+            for file in files:
+                looked_at += 1
+                if looked_at > MOST_FILES:
+                    raise Problem(409, f"{name}: the folder holds more than {MOST_FILES:,} files")
+                if not stat.S_ISREG(os.stat(os.path.join(place, file)).st_mode):
+                    raise Problem(409, f"{name}: {file[:200]!r} in the folder is no regular file")
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise Problem(409, f"{name}: {given[:200]!r} cannot be opened: {what}") from None
+    return given
 
 
 def _events(told: Told) -> list[Happened]:
     return list(told.body.events) if isinstance(told.body, Events) else [told.body]
 
 
-TEXT = ("q", {"type": "string", "maxLength": 256})
+TEXT = ("q", {"type": "string", "maxLength": MOST_ID})
 LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20})
 WAYS: tuple[Way, ...] = (
     Way("GET", "/v1/model", "read", "The model, the index and what they know.",
@@ -160,24 +187,26 @@ WAYS: tuple[Way, ...] = (
         answers=lambda engine, told: engine.append(_events(told)),
         at_once=lambda engine, told: engine.append_at_once(_events(told))),
     Way("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
-        answers=lambda engine, told: engine.users(told.query.get("q", ""), _limit(told))),
+        answers=lambda engine, told: engine.users(_text(told), _limit(told))),
     Way("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
-        answers=lambda engine, told: engine.user(told.path["user"])),
+        answers=lambda engine, told: engine.user(_id(told, "user"))),
     Way("PUT", "/v1/users/{user:path}", "write", "Say what a user's own features are.", (PutUser,),
-        answers=lambda engine, told: engine.put_user(told.path["user"], told.body.features)),
+        answers=lambda engine, told: engine.put_user(
+            _id(told, "user"), told.body.features)),
     Way("DELETE", "/v1/users/{user:path}", "write", "Forget a user for good.",
-        answer={"forgotten": 42}, answers=lambda engine, told: engine.forget(told.path["user"])),
+        answer={"forgotten": 42}, answers=lambda engine, told: engine.forget(_id(told, "user"))),
     Way("GET", "/v1/items", "read", "Items whose id or features begin with a text.",
         query=(TEXT, LIMIT),
-        answers=lambda engine, told: engine.items(told.query.get("q", ""), _limit(told))),
+        answers=lambda engine, told: engine.items(_text(told), _limit(told))),
     Way("GET", "/v1/items/{item:path}", "read", "What is known of an item.",
-        answers=lambda engine, told: engine.item(told.path["item"])),
+        answers=lambda engine, told: engine.item(_id(told, "item"))),
     Way("PUT", "/v1/items", "admin", "Add or change items: rankable with the next request.",
         (PutItems,), answers=lambda engine, told: engine.put_items(told.body.items)),
     Way("DELETE", "/v1/items/{item:path}", "admin", "Take an item out of rankings.",
-        answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(told.path["item"])),
+        answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(_id(told, "item"))),
     Way("POST", "/v1/admin/reload", "admin", "Serve another run or index if it passes its tests.",
-        (Reload,), answers=lambda engine, told: engine.reload(told.body.run, told.body.index)),
+        (Reload,), answers=lambda engine, told: engine.reload(
+            _folder("run", told.body.run), _folder("index", told.body.index))),
     Way("GET", "/healthz", None, "Whether the process is alive.",
         answer={"status": "ok"}, at_once=lambda engine, told: {"status": "ok"}),
     Way("GET", "/readyz", None, "Whether requests can be answered.",
@@ -186,251 +215,279 @@ WAYS: tuple[Way, ...] = (
 
 
 class Gate:
-    """Keys, rates, sizes, places in the queue and deadlines, for all routes of an application."""
+    """Keys, rates, sizes, places in the queue and deadlines, for all routes of an application.
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    Requests, administrators' requests, large bodies and whoever watches have threads of their own:
+    none of them waits for another kind.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, private: Private) -> None:
         self.engine, self.settings, self.numbers = engine, settings, engine.numbers
-        self.pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="limerank")
-        self.inside = 0
-        self._buckets: dict[str, tuple[float, float]] = {}
+        self.private, self.admission = private, Admission(settings)
+        depth = self.numbers.queue.labels
+        threads = settings.threads
+        if not engine.store.local:  # waiting for the store needs no core
+            threads = max(threads, settings.store_threads)
+        self.requests = Lane(
+            "limerank", threads, settings.waiting, settings.seconds, depth("requests")
+        )
+        self.administration = Lane(
+            "limerank-admin",
+            settings.admin_threads,
+            settings.admin_waiting,
+            settings.admin_seconds,
+            depth("administration"),
+        )
+        self.bodies = Lane("limerank-bodies", 1, settings.waiting, settings.seconds)
+        self.aside = Lane("limerank-aside", ASIDE_THREADS, ASIDE_WAITING, settings.seconds)
+        self.ready = Shared(self.aside, engine.ready, READY_FRESH)
+        self.counted = Shared(self.aside, engine.count, 0.0)
+        self.held = 0
+        """Bytes of large bodies that are under way."""
 
-    def route(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
-        """The endpoint of a route."""
-        name = f"{way.method} {way.path}"
+    def path(self, ways: Mapping[str, Way], path: str) -> Route:
+        """A path of the application, and what its methods do."""
+        endpoints = {method: self.counting(way.name, self._answers(way), way)
+                     for method, way in ways.items()}  # fmt: skip
+        allowed = ", ".join(sorted({*endpoints, *(("HEAD",) if "GET" in endpoints else ())}))
+
+        async def none(request: Request) -> Response:
+            raise Problem(
+                405,
+                f"{request.method[:20]} is no method of this route; it takes {allowed}",
+                {"Allow": allowed},
+            )
+
+        other = self.counting(OTHER, none)
+
+        async def endpoint(request: Request) -> Response:
+            method = "GET" if request.method == "HEAD" else request.method
+            return await endpoints.get(method, other)(request)
+
+        return Route(path, _Endpoint(endpoint))
+
+    def counting(
+        self,
+        name: str,
+        answer: Callable[[Request], Awaitable[Response]],
+        way: Way | None = None,
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint whose answers are counted, timed and logged, and whose errors are told."""
+        admin = way is not None and way.access == "admin"
 
         async def endpoint(request: Request) -> Response:
             started = time.perf_counter()
             try:
-                response = await self._answer(way, request)
+                response = await answer(request)
             except Exception as error:  # noqa: BLE001  (each has its answer)
-                response = _told(error, name).response()
+                response = problem_of(error, name, self.private, admin=admin).response()
                 # Its frames hold the task that holds it, and what they had loaded: let go of both.
                 error.__traceback__ = None
-            seconds = time.perf_counter() - started
-            self.numbers.requests.labels(name, str(response.status_code)).inc()
-            self.numbers.seconds.labels(name).observe(seconds)
-            log.info(
-                "request",
-                extra={
-                    "route": name,
-                    "status": response.status_code,
-                    "ms": round(1e3 * seconds, 3),
-                },
-            )
+            self.count(name, response.status_code, time.perf_counter() - started)
             return response
 
         return endpoint
 
-    async def _answer(self, way: Way, request: Request) -> Response:
-        self._admit(way, request)
-        body = await self._body(way, request) if way.body else None
-        told = Told(body, request)
-        found = way.at_once(self.engine, told)
-        if found is None:
-            if self.inside >= self.settings.waiting + self.settings.threads:
-                raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
-            found = asyncio.get_running_loop().run_in_executor(
-                self.pool, way.answers, self.engine, told
-            )
-        if isinstance(found, (asyncio.Future, Future)):
-            found = await self._kept(found)
-        data = orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-        return Response(data, headers=HEADERS, media_type="application/json")
+    def count(self, name: str, status: int, seconds: float) -> None:
+        """Count, time and log a request."""
+        self.numbers.requests.labels(name, str(status)).inc()
+        self.numbers.seconds.labels(name).observe(seconds)
+        log.info("request", extra={"route": name, "status": status, "ms": round(1e3 * seconds, 3)})
 
-    async def _kept(self, promise: Future[Any] | asyncio.Future[Any]) -> Any:
-        """What was promised, and what that promised, within the time that a request has."""
-        found: Any = promise
-        until = time.monotonic() + self.settings.seconds
-        while isinstance(found, (asyncio.Future, Future)):
-            work = asyncio.wrap_future(found) if isinstance(found, Future) else found
-            self._count(1)
-            work.add_done_callback(self._ended)  # it goes on, also where nobody waits any more
-            done, _ = await asyncio.wait((work,), timeout=until - time.monotonic())
-            if not done:
-                raise Problem(
-                    503,
-                    f"not answered within {self.settings.seconds:g} s; try again",
-                    {"Retry-After": "1"},
-                )
-            found = work.result()
+    def _answers(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
+        lane = self.administration if way.access == "admin" else self.requests
+
+        async def answer(request: Request) -> Response:
+            self.admission.admit(way.access, request)
+            if way.path == "/readyz":
+                return _json(await self._is_ready())
+            if way.body:
+                self.admission.check_type(request)
+            told = Told(await self._body(way, request) if way.body else None, request)
+            found = way.at_once(self.engine, told)
+            if found is None:
+                found = await lane.answer(self._work, way, told)
+            elif isinstance(found, (asyncio.Future, Future)):
+                found = await lane.kept(found)
+            return _json(found)
+
+        return answer
+
+    def _work(self, way: Way, told: Told) -> Any:
+        """An answer as its bytes, or a promise of it."""
+        found = way.answers(self.engine, told)
+        return found if isinstance(found, (asyncio.Future, Future)) else _dumped(found)
+
+    async def _is_ready(self) -> Any:
+        """What the engine says; whoever asks without a key is told no more than that it is not."""
+        try:
+            found = await self.ready.result(READY_SECONDS)
+        except Exception as error:  # noqa: BLE001  (whatever it is, requests cannot be answered)
+            self.numbers.store_up.set(0)
+            log.error("not ready: %s: %s", type(error).__name__, getattr(error, "detail", error))
+            what = "the store is not reachable"
+            if isinstance(error, FormatError):
+                what = "what is served is damaged; the server's log says more"
+            raise Problem(503, what, {"Retry-After": "2"}) from None
+        self.numbers.store_up.set(1)
         return found
 
-    def _ended(self, work: asyncio.Future[Any]) -> None:
-        self._count(-1)
-        if not work.cancelled():
-            work.exception()  # it is taken, whoever asks for it
+    async def metrics(self, request: Request) -> Response:
+        """The numbers. Where the store is away, its counts are those of before."""
+        self.admission.admit("read", request)
+        try:
+            await self.counted.result(COUNT_SECONDS)
+            self.numbers.store_up.set(1)
+        except Exception as error:  # noqa: BLE001  (the numbers are wanted then above all)
+            self.numbers.store_up.set(0)
+            detail = getattr(error, "detail", error)
+            log.error("the store's counts are not known: %s: %s", type(error).__name__, detail)
+        text = self.numbers.text()
+        return Response(text, headers=HEADERS, media_type="text/plain; version=0.0.4")
 
-    def _count(self, more: int) -> None:
-        self.inside += more
-        self.numbers.waiting.set(self.inside)
-
-    def _admit(self, way: Way, request: Request) -> None:
-        """Key and rate, or a problem."""
-        who = request.client.host if request.client else "?"
-        if way.access is not None and not self.settings.open:
-            scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not key:
-                raise Problem(
-                    401,
-                    "no key was given; send the header Authorization: Bearer KEY",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-            may = self._may(key.strip())
-            if not may:
-                raise Problem(401, "no such key", {"WWW-Authenticate": "Bearer"})
-            if not set(may) & set(ALLOWS[way.access]):
-                raise Problem(403, f"this needs a key that may {way.access}; yours may {may[0]}")
-            who = key
-        if self.settings.rate is not None and way.access is not None:
-            self._pace(who, self.settings.rate)
-
-    def _may(self, key: str) -> list[Access]:
-        """What a key allows. Every key is compared, in constant time."""
-        given = key.encode()
-        return [
-            access
-            for access, keys in self.settings.keys.items()
-            for held in keys
-            if hmac.compare_digest(given, held.encode())
-        ]
-
-    def _pace(self, who: str, rate: float) -> None:
-        now, most = time.monotonic(), max(1.0, rate * BURST_SECONDS)
-        left, last = self._buckets.get(who, (most, now))
-        left = min(most, left + (now - last) * rate)
-        if left < 1:
-            wait = max(1, round((1 - left) / rate))
-            raise Problem(429, f"more than {rate:g} requests a second", {"Retry-After": str(wait)})
-        if len(self._buckets) > 100_000:  # addresses that came once
-            self._buckets.clear()
-        self._buckets[who] = (left - 1, now)
-
-    async def _body(self, way: Way, request: Request) -> BaseModel:
+    async def _body(self, way: Way, request: Request) -> Any:
+        """A checked body; a large one is checked in another thread."""
         most = self.settings.body_bytes
         length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > most:
-            raise Problem(413, f"the body has {length} bytes, at most {most} are taken")
-        parts, size = [], 0
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
+            raise Problem(413, f"the body has {length[:40]} bytes, at most {most} are taken")
+        parts, size, held = [], 0, 0
         try:
-            async with asyncio.timeout(self.settings.body_seconds):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > most:
-                        raise Problem(413, f"the body has more than {most} bytes")
-                    parts.append(part)
+            try:
+                async with asyncio.timeout(self.settings.body_seconds):
+                    async for part in request.stream():
+                        size += len(part)
+                        if size > most:
+                            raise Problem(413, f"the body has more than {most} bytes")
+                        more = max(0, size - FREE_BYTES) - held
+                        if self.held + more > self.settings.bodies_bytes:
+                            raise Problem(
+                                503, "too many large bodies are under way; try again",
+                                {"Retry-After": "1"},
+                            )  # fmt: skip
+                        held += more
+                        self.held += more
+                        parts.append(part)
+            except TimeoutError:
+                raise Problem(
+                    408, f"the body did not arrive within {self.settings.body_seconds:g} s"
+                ) from None
+            data = b"".join(parts)
+            parts.clear()
+            if size <= bodies.SMALL:
+                return bodies.checked(way.body, data)
+            return await self.bodies.answer(bodies.checked, way.body, data)
+        finally:
+            self.held -= held
+
+    async def close(self) -> None:
+        """Begin nothing more, and close the engine; what hangs is not waited for."""
+        for lane in (self.requests, self.administration, self.bodies, self.aside):
+            lane.close()
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            try:
+                self.engine.close()
+            finally:
+                loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=close, name="limerank-close", daemon=True).start()
+        try:
+            await asyncio.wait_for(closed.wait(), CLOSE_SECONDS)
         except TimeoutError:
-            raise Problem(
-                408, f"the body did not arrive within {self.settings.body_seconds:g} s"
-            ) from None
-        return parse(way, b"".join(parts))
+            log.error("the store did not close within %g s; going on without it", CLOSE_SECONDS)
 
 
-def parse(way: Way, data: bytes) -> BaseModel:
-    """A checked body."""
-    model = way.body[0]
-    if len(way.body) > 1 and b'"events"' not in data[:4096]:
-        model = way.body[1]
+def _dumped(found: Any) -> bytes:
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     try:
-        return model.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)
-        if first[0]["type"] == "json_invalid":
-            raise Problem(400, f"the body is no JSON: {first[0]['msg']}") from None
-        errors = [
-            {"at": ".".join(str(part) for part in one["loc"]), "what": one["msg"]}
-            for one in first[:20]
-        ]
-        raise Problem(
-            422, f"{errors[0]['at'] or 'the body'}: {errors[0]['what']}", errors=errors
-        ) from None
+        return orjson.dumps(found, option=options)
+    except TypeError:  # an integer of more than 64 bits, kept by an older version
+        return json.dumps(found, default=str).encode()
 
 
-def _told(error: Exception, route: str) -> Problem:
-    """An error as an answer."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, HTTPException):
-        return Problem(error.status_code, str(error.detail))
-    if isinstance(error, ClientDisconnect):
-        return Problem(400, "the client went away")
-    if isinstance(error, UnknownError):
-        return Problem(404, str(error))
-    if isinstance(error, (SpecError, DataError)):
-        return Problem(422, str(error))
-    if isinstance(error, StoreError):
-        return Problem(503, str(error), {"Retry-After": "2"})
-    if isinstance(error, FormatError):
-        return Problem(409, str(error))
-    if isinstance(error, LimerankError):
-        return Problem(500, str(error))
-    log.error("a request failed", exc_info=error, extra={"route": route})
-    return Problem(500, "an error of the server; its log says more")
+def _json(found: Any) -> Response:
+    data = found if isinstance(found, bytes) else _dumped(found)
+    return Response(data, headers=HEADERS, media_type="application/json")
 
 
-class _Headers:
-    """The page's files, with the headers that every answer has."""
+class _Endpoint:
+    """An endpoint for all methods: what a plain function would be for GET alone."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Any) -> None:
+        response = await self._answer(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+class _Page:
+    """The page's files, with the headers that every answer has; anything else is not there."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app, self._gate = app, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, started = 0, time.perf_counter()
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 held = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
                 message["headers"] = [*message["headers"], *held, (b"cache-control", b"no-cache")]
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        name, request = "page", Request(scope)
+        try:
+            self._gate.admission.admit(None, request)
+            await self._app(scope, receive, with_headers)
+        except (Problem, HTTPException, OSError, ValueError) as error:
+            if status:
+                raise
+            if isinstance(error, Problem):
+                problem = error
+            else:
+                name = OTHER
+                code = error.status_code if isinstance(error, HTTPException) else 404
+                problem = Problem(
+                    code,
+                    f"{request.method[:20]}: there is no such route",
+                    {"Allow": "GET, HEAD"} if code == 405 else None,
+                )
+            status = problem.status
+            await problem.response()(scope, receive, send)
+        self._gate.count(name, status, time.perf_counter() - started)
 
 
-def application(engine: Engine, settings: Settings) -> Starlette:
-    """The ASGI application."""
-    numbers = engine.numbers
-    gate = Gate(engine, settings)
+def application(engine: Engine, settings: Settings, private: Private | None = None) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        engine: what answers.
+        settings: keys, limits, times.
+        private: what no answer may hold.
+    """
+    gate = Gate(engine, settings, private or Private())
     description = orjson.dumps(describe(version("limerank"), WAYS, open_=settings.open))
 
     async def openapi(request: Request) -> Response:
+        gate.admission.admit(None, request)
         return Response(description, headers=HEADERS, media_type="application/json")
-
-    async def metrics(request: Request) -> Response:
-        try:
-            gate._admit(Way("GET", "/metrics", "read", ""), request)
-        except Problem as problem:
-            return problem.response()
-        await asyncio.get_running_loop().run_in_executor(gate.pool, engine.count)
-        return Response(numbers.text(), headers=HEADERS, media_type="text/plain; version=0.0.4")
-
-    async def missing(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return Problem(
-            error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers
-        ).response()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        gate.pool.shutdown(wait=True)
-        engine.close()
+        await gate.close()
 
-    routes: list[Any] = [Route(way.path, gate.route(way), methods=[way.method]) for way in WAYS]
-    routes += [Route("/openapi.json", openapi), Route("/metrics", metrics)]
+    paths: dict[str, dict[str, Way]] = {}
+    for way in WAYS:
+        paths.setdefault(way.path, {})[way.method] = way
+    routes: list[Any] = [gate.path(ways, path) for path, ways in paths.items()]
+    for path, answer in (("/openapi.json", openapi), ("/metrics", gate.metrics)):
+        routes.append(Route(path, gate.counting(f"GET {path}", answer)))
     if WEB.exists():
-        routes.append(Mount("/", _Headers(StaticFiles(directory=WEB, html=True))))
-    return Starlette(routes=routes, exception_handlers={HTTPException: missing}, lifespan=lifespan)
-
-
-class JsonLines(logging.Formatter):
-    """Log records as JSON, one per line: no ids of users or items, and no keys."""
-
-    FIELDS = ("route", "status", "ms", "run", "index_version", "seconds")
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        line |= {name: getattr(record, name) for name in self.FIELDS if hasattr(record, name)}
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(line).decode()
+        routes.append(Mount("/", _Page(StaticFiles(directory=WEB, html=True), gate)))
+    return Starlette(routes=routes, lifespan=lifespan)

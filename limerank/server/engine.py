@@ -738,7 +738,7 @@ class Serving:
         """Raise where requests could not be answered, or not rightly: the store is asked."""
         self.store.counts()
         if self._served.check.state == "damaged":
-            raise StoreError("the index in use is damaged; the server's log says more")
+            raise FormatError("the index in use is damaged; the server's log says more")
         return {"status": "ok"}
 
     def check_store(self) -> None:

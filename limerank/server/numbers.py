@@ -30,8 +30,19 @@ class Numbers:
         self.events = Gauge("limerank_events", "Events in the store.", registry=into)
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
         self.index_version = Gauge("limerank_index_version", "Version of the index.", registry=into)
-        queue = Gauge("limerank_queue_depth", "Requests that wait.", ["queue"], registry=into)
-        self.waiting = queue.labels("requests")
+        self.queue = Gauge(
+            "limerank_queue_depth", "Requests that wait or are computed.", ["queue"], registry=into
+        )
+        self.store_up = Gauge(
+            "limerank_store_up", "Whether the store answered when last asked.", registry=into
+        )
+        self.connections = Gauge("limerank_connections", "Open connections.", registry=into)
+        self.refused = Counter(
+            "limerank_connections_closed",
+            "Connections closed for what they did or did not do.",
+            ["reason"],
+            registry=into,
+        )
         self.model = Gauge(
             "limerank_model_info", "The model in use: 1.", ["run", "model"], registry=into
         )

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
+from limerank.server.messages import MOST_ID, Message
 from limerank.server.settings import Access
 
 REF = "#/components/schemas/{model}"
@@ -49,7 +48,7 @@ class Described:
     path: str
     access: Access | None
     summary: str
-    body: tuple[type[BaseModel], ...] = ()
+    body: tuple[type[Message], ...] = ()
     query: tuple[tuple[str, dict[str, Any]], ...] = ()
     answer: Any = None
 
@@ -70,7 +69,12 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
             "responses": answers,
         }
         parameters = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "minLength": 1, "maxLength": MOST_ID},
+            }
             for name in re.findall(r"{(\w+)}", path)
         ]
         parameters += [

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
-from limerank.server.app import JsonLines, application
+from limerank.errors import SpecError
+from limerank.server.app import CLOSE_SECONDS, application
+from limerank.server.connections import Doors, protocol
 from limerank.server.engine import Serving
+from limerank.server.lines import log_json
+from limerank.server.private import Private
 from limerank.server.settings import Settings
 from limerank.server.watching import Beside
 from limerank.state import Mode
 from limerank.stores import open_store
 
 log = logging.getLogger("limerank.server")
+SWITCH_SECONDS = 0.001
+"""After which a thread that computes in Python lets another one go on: requests that are answered
+at once never wait long for those that are not."""
+MOST_FILES = 65_536
+"""Open files that the process allows itself, where it may."""
 
 
 def serve(
@@ -41,44 +56,138 @@ def serve(
         watch: a folder with the links ``run`` and ``index``, or a JSON file
             ``{"run": PATH, "index": PATH}``: when they lead elsewhere, that is loaded.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-    # Records never show these: they need not be looked up for each.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    engine = Serving(
-        run,
-        index,
-        open_store(store, most),
-        items=items,
-        mode=mode,
-        threads=threads,
+    private = Private.of_store(
+        store,
+        secrets=[key for keys in settings.keys.values() for key in keys],
+        places=[
+            text
+            for path in (run, index, items, watch, None if "://" in store else Path(store))
+            if path is not None
+            for text in (str(path), str(path.absolute()), str(path.resolve()))
+        ],
     )
-    app = application(engine, settings)
-    # What is loaded stays: the collector of garbage need not look at it with every request.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
-    beside = Beside(engine, watch)
-    beside.start()
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=settings.drain_seconds,
-        limit_concurrency=settings.waiting + settings.threads + 1000,
-        h11_max_incomplete_event_size=64 << 10,
-    )
-    socket = config.bind_socket()
-    socket.listen(config.backlog)  # who reads the next line may connect
-    host, port = socket.getsockname()[:2]
-    print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    with listener(settings.host, settings.port) as bound:
+        log_json(private)
+        engine = Serving(
+            run,
+            index,
+            open_store(store, most),
+            items=items,
+            mode=mode,
+            threads=threads,
+        )
+        app = application(engine, settings, private)
+        # What is loaded stays: the collector of garbage need not look at it with every request.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
+        sys.setswitchinterval(SWITCH_SECONDS)
+        beside = Beside(engine, watch)
+        beside.start()
+        doors = Doors(settings, engine.numbers, files_allowed())
+        config = uvicorn.Config(
+            app,
+            http=protocol(doors),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
+            timeout_keep_alive=max(1, round(settings.idle_seconds)),
+            timeout_graceful_shutdown=max(1, int(settings.drain_seconds - CLOSE_SECONDS - 1)),
+        )
+        try:
+            bound.listen(config.backlog)  # who reads the next line may connect
+        except OSError as error:  # another process has bound it, too, and was the first to listen
+            raise _taken(settings.host, settings.port, error) from None
+        host, port = bound.getsockname()[:2]
+        print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        try:
+            _Server(config, settings.drain_seconds).run(sockets=[bound])
+        finally:
+            beside.stop()
+            if _hanging():
+                _end(0)
+
+
+@contextmanager
+def listener(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound to an address, so that nothing is loaded where it is taken.
+
+    Raises:
+        SpecError: the address is in use, is none of this machine's or needs more rights.
+    """
     try:
-        uvicorn.Server(config).run(sockets=[socket])
-    finally:
-        beside.stop()
+        family, kind, protocol_, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol_)
+    except OSError as error:
+        raise SpecError(f"cannot listen on {host}: {error.strerror}; give another --host") from None
+    with bound:
+        if os.name != "nt":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except OSError as error:
+            raise _taken(host, port, error) from None
+        bound.setblocking(False)
+        yield bound
+
+
+def _taken(host: str, port: int, error: OSError) -> SpecError:
+    what = (error.strerror or str(error)).lower()
+    return SpecError(
+        f"cannot listen on {host}, port {port}: {what}; stop what uses it, or give another --port "
+        "(0: any free one)"
+    )
+
+
+def files_allowed() -> int:
+    """Files that this process may open: as many as it may allow itself."""
+    try:
+        import resource
+    except ImportError:  # no such limit is known here
+        return MOST_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):  # the system has its reasons
+            pass
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+class _Server(uvicorn.Server):
+    """A server that ends in time once it is told to, whatever hangs."""
+
+    def __init__(self, config: uvicorn.Config, drain: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            timer = threading.Timer(self._drain, _end, (1,))
+            timer.daemon = True
+            timer.start()
+        super().handle_exit(sig, frame)
+
+
+def _hanging() -> bool:
+    """Whether threads are left that the end of the process would wait for."""
+    return any(
+        thread is not threading.current_thread() and not thread.daemon
+        for thread in threading.enumerate()
+    )
+
+
+def _end(status: int) -> None:
+    """End the process without waiting for its threads."""
+    if status:
+        log.error("what was under way did not end in time; the process ends without it")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

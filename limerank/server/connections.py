@@ -1,0 +1,291 @@
+"""Connections: bounded in number, in what they may send before a request stands, and in time.
+
+uvicorn parses requests and runs the application. What it leaves unbounded is bounded here: the size
+and number of headers, the time until they have arrived, requests sent ahead, bytes that are no
+request, connections that wait, connections of one address, and clients that do not take their
+answer. Nothing is set up per request: one look a second goes over all connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from limerank.server.admission import address_of
+from limerank.server.numbers import Numbers
+from limerank.server.problems import Problem
+from limerank.server.settings import Settings
+
+MOST_HEADERS = 100
+HEADER_BYTES = 32 << 10
+"""Of a request's line and headers together; also of what stands between the parts of a body."""
+URL_BYTES = 8 << 10
+MOST_AHEAD = 16
+"""Requests that a connection may send before the first of them is answered."""
+LINGER_SECONDS = 5.0
+"""For which what is left of a body is still read after its request was answered, and in which a
+connection that was closed has to be gone."""
+LOOK_SECONDS = 1.0
+RESERVED_FILES = 128
+"""Files that the process may open for other things than connections."""
+
+
+class Doors:
+    """All connections of a server.
+
+    Args:
+        settings: their limits.
+        numbers: how many there are, and why some were closed.
+        files: that the process may open.
+    """
+
+    def __init__(self, settings: Settings, numbers: Numbers, files: int) -> None:
+        self.settings, self.numbers = settings, numbers
+        self.most = max(16, min(settings.connections, files - RESERVED_FILES))
+        self._proxies = [ipaddress.ip_network(proxy) for proxy in settings.proxies]
+        self._of_address: Counter[str] = Counter()
+        self._open: dict[Connection, str] = {}
+        self._look: asyncio.TimerHandle | None = None
+
+    def enter(self, connection: Connection, host: str) -> bool:
+        """A new connection; another one is closed for it where there are too many. False: all are
+        at work, and this one finds no room."""
+        if self._look is None:
+            self._look = connection.loop.call_later(LOOK_SECONDS, self._looked, connection.loop)
+        address = address_of(host)
+        if len(self._open) >= self.most:
+            fullest = self._of_address.most_common(1)[0][0]
+            if not self._make_room(fullest) and not self._make_room(None):
+                return False
+        if self._of_address[address] >= self.settings.address_connections and (
+            not self._is_proxy(address) and not self._make_room(address)
+        ):
+            return False
+        self._open[connection] = address
+        self._of_address[address] += 1
+        self.numbers.connections.set(len(self._open))
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """A connection that is closed."""
+        address = self._open.pop(connection, None)
+        if address is None:
+            return
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
+        self.numbers.connections.set(len(self._open))
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(found in proxy for proxy in self._proxies)
+
+    def _make_room(self, address: str | None) -> bool:
+        """Close the connection, of an address or of all, that has kept the server waiting longest:
+        first one that never had a request, last one whose body is on its way."""
+        waiting = [
+            connection
+            for connection, of in self._open.items()
+            if (address is None or of == address) and not connection.is_computed
+        ]
+        if not waiting:
+            return False
+        oldest = min(waiting, key=lambda one: (one.at_work, one.answered, one.since))
+        oldest.drop("room for others")
+        self.leave(oldest)
+        return True
+
+    def _looked(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in list(self._open):
+            connection.look(now)
+        self._look = loop.call_later(LOOK_SECONDS, self._looked, loop) if self._open else None
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. A subclass for each server has its ``doors``, see :func:`protocol`."""
+
+    doors: Doors
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        """Since when it is waited for: a request, its headers, or the end of a body."""
+        self.answered = False
+        self.partial = False
+        self.late: float | None = None
+        self._headers = self._bytes = self._quiet = 0
+        self._progress = False
+        self._refusal: Problem | None = None
+        self._stays = self.doors.enter(self, self.client[0] if self.client else "?")
+        if not self._stays:
+            self._refuse(503, "too many connections are open; try again", "no room")
+            self.send_400_response("")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.doors.leave(self)
+        super().connection_lost(exc)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a request is being read past its headers, or answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether a request has arrived and is being answered."""
+        return self.at_work and not self.cycle.more_body
+
+    def drop(self, reason: str) -> None:
+        """Close at once."""
+        self.doors.numbers.refused.labels(reason).inc()
+        self.transport.abort()
+
+    def look(self, now: float) -> None:
+        """Whether it is late with what is waited for."""
+        settings = self.doors.settings
+        if self.transport.is_closing():
+            self.late = self.late or now + LINGER_SECONDS
+            if now > self.late:
+                self.drop("not closed by the client")
+        elif self.flow.write_paused:
+            self.late = self.late or now + settings.write_seconds
+            if now > self.late:
+                self.drop("answer not taken")
+        elif self.at_work:
+            self.late = None
+        else:
+            self.late = None
+            waited = now - self.since
+            if self._refusal is not None:
+                if waited > LINGER_SECONDS:
+                    self.transport.close()
+            elif self.partial:
+                if self.cycle is not None and self.cycle.more_body:
+                    if waited > LINGER_SECONDS:
+                        self.drop("body after the answer")
+                elif waited > settings.header_seconds:
+                    self._refuse(
+                        408,
+                        f"the headers did not arrive within {settings.header_seconds:g} s",
+                        "headers too slow",
+                    )
+                    self.send_400_response("")
+            elif waited > (settings.idle_seconds if self.answered else settings.header_seconds):
+                self.drop("idle")
+
+    # What uvicorn's parser tells
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        if not self.partial:
+            self.partial = True
+            if not self.at_work:
+                self.since = self.loop.time()
+        self._progress = False
+        super().data_received(data)
+        # Parts of a header, of a chunk's head or of a trailer: the parser holds them.
+        self._quiet = 0 if self._progress else self._quiet + len(data)
+        if self._quiet > HEADER_BYTES and self._refusal is None:
+            self._refuse(431, f"the headers have more than {HEADER_BYTES:,} bytes", "large headers")
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._headers = self._bytes = 0
+        self.partial = True
+        if len(self.pipeline) >= MOST_AHEAD:
+            self._stop(429, f"more than {MOST_AHEAD} requests were sent ahead", "sent ahead")
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > URL_BYTES:
+            self._stop(414, f"the URL has more than {URL_BYTES:,} bytes", "long URL")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers += 1
+        self._bytes += len(name) + len(value) + 4
+        if self._headers > MOST_HEADERS or self._bytes > HEADER_BYTES:
+            self._stop(
+                431,
+                f"the request has more than {MOST_HEADERS} headers or {HEADER_BYTES:,} bytes of "
+                "them",
+                "large headers",
+            )
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._progress = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._progress, self.partial = True, False
+        if self.cycle is not None:
+            self.cycle.more_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self.answered, self.since = True, self.loop.time()
+        super().on_response_complete()
+
+    # Refusals
+
+    def _refuse(self, status: int, what: str, reason: str) -> None:
+        self.doors.numbers.refused.labels(reason).inc()
+        self._refusal = Problem(status, what, {"Retry-After": "1"} if status == 503 else None)
+
+    def _stop(self, status: int, what: str, reason: str) -> None:
+        """Refuse, and end the parser's work: uvicorn then sends what stands below."""
+        self._refuse(status, what, reason)
+        raise httptools.HttpParserError(what)
+
+    def send_400_response(self, msg: str) -> None:
+        """The refusal as an answer, and no more of this connection. Where a request is being
+        answered that answer is the last one."""
+        if self._refusal is None:
+            self._refuse(400, "this is no HTTP request", "no HTTP")
+        problem = self._refusal
+        assert problem is not None
+        self.pipeline.clear()
+        if self.at_work:
+            self.cycle.keep_alive = False
+            if self.is_computed or self.cycle.response_started:
+                return
+            self.cycle.disconnected = True  # its body is broken: the application is told so
+            self.cycle.message_event.set()
+            self.cycle.response_complete = True
+        self.since = self.loop.time()
+        body = problem.body()
+        head = [
+            f"HTTP/1.1 {problem.status} {problem.phrase}",
+            "content-type: application/problem+json",
+            f"content-length: {len(body)}",
+            "connection: close",
+            *(f"{name}: {value}" for name, value in problem.headers.items()),
+        ]
+        self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+        if self._stays and self.transport.can_write_eof():
+            # What is still on its way is read and thrown away for a while: a connection that is
+            # closed over unread bytes takes the answer along.
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+def protocol(doors: Doors) -> type[asyncio.Protocol]:
+    """The protocol of a server's connections."""
+    made: dict[str, Any] = {"doors": doors}
+    return type("Connection", (Connection,), made)

@@ -1,0 +1,57 @@
+"""What belongs to the operator: passwords never leave the server, paths never reach a client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+_login = re.compile(r"(\w+://)[^\s/'\"]*@")
+_password = re.compile(r"(?i)((?:password|passwd|secret|token)=)[^&\s'\"]+")
+_address = re.compile(r"\b(?:valkeys?|rediss?|unix|file)://[^\s'\"]+")
+_path = re.compile(r"(?<![\w/.:])(?:~|\.{0,2})/(?:[^\s/'\":;,()]+/)*[^\s/'\":;,()]+")
+LEAST_SECRET = 4
+"""Characters of a text that is hidden wherever it stands: shorter ones are parts of words."""
+
+
+class Private:
+    """Texts that are hidden.
+
+    Args:
+        secrets: passwords and keys: in no answer and no log.
+        places: paths and addresses of the server's configuration: in no answer.
+    """
+
+    def __init__(self, secrets: Iterable[str] = (), places: Iterable[str] = ()) -> None:
+        self._secrets = _longest(secrets)
+        self._places = _longest(places)
+
+    @classmethod
+    def of_store(cls, store: str, secrets: Iterable[str], places: Iterable[str]) -> Private:
+        """With the password of a store's address among the secrets."""
+        more = []
+        if "://" in store:
+            parts = urlsplit(store)
+            login = parts.netloc.rpartition("@")[0]
+            given = login.partition(":")[2]
+            query = [v for k, v in parse_qsl(parts.query) if "pass" in k.lower()]
+            more = [text for raw in (given, *query) for text in (raw, unquote(raw))]
+        return cls([*secrets, *more], [*places, store])
+
+    def logged(self, text: str) -> str:
+        """A text for the log: without passwords and keys."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return _password.sub(r"\1***", _login.sub(r"\1***@", text))
+
+    def hidden(self, text: str) -> str:
+        """A text for clients: without passwords, keys, addresses of stores and paths."""
+        text = self.logged(text)
+        for place in self._places:
+            text = text.replace(place, "...")
+        return _path.sub("...", _address.sub("...", text))
+
+
+def _longest(texts: Iterable[str]) -> list[str]:
+    """The longest first: one may stand in another."""
+    return sorted({text for text in texts if len(text) >= LEAST_SECRET}, key=len, reverse=True)
