@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-import time
+import time as clock
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from limerank.canonical import milliseconds
 from limerank.errors import FormatError
 from limerank.files import read_json, sync_directory, write_json
 from limerank.losses import predictions
@@ -41,11 +43,12 @@ def rank_all(
     k: int = 100,
     exclude_seen: bool = True,
     task_weights: Mapping[str, float] | None = None,
+    time: int | str | datetime | None = None,
     batch: int = BATCH,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> dict[str, int]:
-    """Rank the whole catalogue for many users as of the end of the log.
+    """Rank the whole catalogue for many users.
 
     The file has a row per user and place: ``user``, ``rank`` (from 1), ``item``, ``value`` (what
     they are ranked by, f32) and one column per task, f32: a probability, or expected seconds.
@@ -57,6 +60,8 @@ def rank_all(
         k: items for each; fewer where a user has met nearly all.
         exclude_seen: leave out items that the user has met.
         task_weights: as for :meth:`~limerank.rank.Recommender.rank`.
+        time: when the requests are made, as for :meth:`~limerank.rank.Recommender.rank`; the end
+            of the log when not given.
         batch: users that share one pass over the index.
         overwrite: replace ``out``, and forget what a killed job with other arguments had done.
         quiet: show no progress.
@@ -86,6 +91,7 @@ def rank_all(
             "exclude_seen": exclude_seen,
             "task_weights": None if task_weights is None else dict(task_weights),
             "scorer": recommender.scorer.name,
+            **({} if time is None else {"time": milliseconds(time)}),
         },
         overwrite,
     )
@@ -99,7 +105,7 @@ def rank_all(
             frames = []
             for at in range(0, max(len(part), 1), batch):
                 some = part[at : at + batch]
-                frames.append(_ranked(recommender, some, k, exclude_seen, task_weights))
+                frames.append(_ranked(recommender, some, k, exclude_seen, task_weights, time))
                 bar.advance(len(some))
             fresh = path.with_suffix(".fresh")
             pl.concat(frames).write_parquet(fresh)
@@ -137,8 +143,11 @@ def _ranked(
     k: int,
     exclude_seen: bool,
     task_weights: Mapping[str, float] | None,
+    time: int | str | datetime | None,
 ) -> pl.DataFrame:
-    top = recommender.rank_users(users, k=k, exclude_seen=exclude_seen, task_weights=task_weights)
+    top = recommender.rank_users(
+        users, k=k, exclude_seen=exclude_seen, task_weights=task_weights, time=time
+    )
     found = top.rows >= 0
     tasks = recommender.tasks
     said = predictions(torch.from_numpy(top.logits[found]), tasks).numpy()
@@ -183,20 +192,22 @@ def bulk_command(
     threads: int,
     overwrite: bool,
     quiet: bool,
+    time: int | str | None = None,
 ) -> None:
     """``limerank rank --all-users``: rank for many users into a file, and say how fast."""
     recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
-    started = time.perf_counter()
+    started = clock.perf_counter()
     done = rank_all(
         recommender,
         out,
         users=users,
         k=k,
         exclude_seen=exclude_seen,
+        time=time,
         overwrite=overwrite,
         quiet=quiet,
     )
-    seconds = time.perf_counter() - started
+    seconds = clock.perf_counter() - started
     print(
         f"{out}: the best {k} of {len(recommender.index):,} items for {done['users']:,} users, "
         f"{done['rows']:,} rows in {seconds:.1f} s"

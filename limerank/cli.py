@@ -427,6 +427,14 @@ def rank(
         bool, typer.Option("--explain", help="Show the events that carried each item.")
     ] = False,
     seen: Annotated[bool, typer.Option(help="Whether items of the history may be ranked.")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            help="When the request is made: 2026-11-01T12:00 (UTC) or milliseconds since 1970; "
+            "only events before it count. The end of the log if not given.",
+        ),
+    ] = None,
     scorer: Annotated[
         str, typer.Option(help="native or quantised (LIME, bytes), or model (float32).")
     ] = "auto",
@@ -440,6 +448,7 @@ def rank(
     One user's items are printed. With --all-users or --users the items go to a Parquet file with
     the columns user, rank, item, value and one per task; a killed job goes on when called again.
     """
+    time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
         from limerank.bulk import bulk_command
 
@@ -462,6 +471,7 @@ def rank(
             threads=threads,
             overwrite=overwrite,
             quiet=quiet,
+            time=time,
         )
         return
     from limerank.rank import rank_command
@@ -479,6 +489,7 @@ def rank(
         threads=threads,
         as_json=as_json,
         data=data,
+        time=time,
     )
 
 
@@ -491,13 +502,17 @@ def fill(
     data: Annotated[Path, typer.Option(help="A prepared dataset.")],
     base: Annotated[
         Path | None,
-        typer.Option(help="Folder that the description's paths begin in, for the user table."),
+        typer.Option(
+            help="Folder that the description's paths begin in, to find the user table; where it "
+            "was when the dataset was prepared if not given."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Put a dataset's events into an event store: a server then knows the users of the log.
 
-    Filling again changes nothing: an event that the store holds is a duplicate.
+    Filling again, from this log or from a later one that overlaps it, adds the events that the
+    store does not hold: an event is known by its user, item, time and labels.
     """
     from limerank.filling import fill as run
     from limerank.stores import open_store
@@ -505,9 +520,14 @@ def fill(
     with open_store(store) as opened:
         done = run(opened, data, base=base, quiet=quiet)
     print(
-        f"{opened.address}: "
-        f"{done['accepted']:,} new of {done['events']:,} events of {done['users']:,} users"
+        f"{opened.address}: {done.accepted:,} new of {done.events:,} events of {done.users:,} users"
     )
+    if done.expired:
+        print(f"  {done.expired:,} events are older than those that the store holds of their users")
+    if done.features:
+        print(f"  {done.features:,} users have features of the user table")
+    if done.note:
+        print(f"  warning: {done.note} (--base)")
     print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --no-keys")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from limerank.canonical import numbers
 from limerank.schema import Feature
-from limerank.tables import Encoding, as_numbers, values_of
+from limerank.tables import Encoding, values_of
 
 NEAR_ZERO = 0.05
 """A share below it is warned of."""
@@ -250,7 +251,7 @@ def _cover_feature(
 
 def presence(column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Of a column of numbers: where a value is, and where it could be read."""
-    readable = np.isfinite(as_numbers(column))
+    readable = np.isfinite(numbers(column))
     if column.dtype == pl.String:
         text = column.str.strip_chars().str.to_lowercase()
         given = ~(text.is_null() | text.is_in(["", "nan"]))

@@ -5,6 +5,7 @@ One place for the server, whose events are posted, and for a history given on th
 
 from __future__ import annotations
 
+import time as clock
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.canonical import category, iso, milliseconds, number
 from limerank.errors import DataError, check_names, did_you_mean
-from limerank.events import Event, category, event_of, milliseconds
-from limerank.history import Columns, EventEncoder
+from limerank.events import Event, event_of
+from limerank.history import DAY_MS, Columns, EventEncoder
+from limerank.tables import read_vocabulary
 
 MINUTE_MS = 60_000
+FAR_MS = 3653 * DAY_MS
+"""Times so far off the log are none that can be meant: ten years."""
 
 Rows = NDArray[np.int64]
 
@@ -57,8 +62,11 @@ class EventForm:
             name: feature for name, feature in self.features.items() if feature["when"] == "context"
         }
         self.keep: str | None = manifest["spec"]["history"]["keep"]
-        self.log_end: int = int(manifest["summary"]["time"]["last"])
-        """The time of the log's last event."""
+        times = manifest["summary"]["time"]
+        self.log_start: int = int(times["first"])
+        """The time of the log's first event."""
+        self.log_end: int = int(times.get("now", times["last"]))
+        """The time of the log's last event, those of the future apart: a request's default time."""
         self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
         self._folder = folder
 
@@ -77,14 +85,41 @@ class EventForm:
 
         Raises:
             UnknownError: a label or a feature has a name that is none of the run's.
-            DataError: a binary label is neither 0 nor 1.
+            DataError: a binary label is neither 0 nor 1, or the time cannot be meant.
         """
+        self.check_time(event.time)
         check_names("label", event.labels, self.labels)
         check_names("duration label", event.ratios, self.labels)
         check_names("event feature", event.features, self.features)
         for name, value in event.labels.items():
             if self.labels[name]["kind"] == "binary" and value not in (0, 1):
                 raise DataError(f"the label {name!r} is {value!r}, expected 0 or 1")
+
+    def check_time(self, time: int) -> None:
+        """Refuse a time that is years off the log's: it is in another unit, or of a broken clock.
+
+        Raises:
+            DataError: the log has a clock, and the time is more than ``FAR_MS`` before its first
+                event, or after both its last one and the present.
+        """
+        if not self.clock:
+            return
+        low = self.log_start - FAR_MS
+        high = max(self.log_end, round(clock.time() * 1000)) + FAR_MS
+        if low <= time <= high:
+            return
+        meant = [
+            f"{time * factor // divisor} (given in {unit})"
+            for unit, factor, divisor in (
+                ("seconds", 1000, 1), ("microseconds", 1, 1000), ("nanoseconds", 1, 1_000_000)
+            )
+            if low <= time * factor // divisor <= high
+        ]  # fmt: skip
+        raise DataError(
+            f"the time {time} is {iso(time)} in milliseconds since 1970, years off the log, which "
+            f"runs from {iso(self.log_start)} to {iso(self.log_end)}"
+            + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+        )
 
     def entries(self, history: Iterable[Any]) -> list[dict[str, Any]]:
         """The events of a history given on the spot as mappings; DataError where one is none."""
@@ -189,22 +224,18 @@ class EventForm:
         if value is None:
             return 0
         if feature["kind"] == "numeric":
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
+            with np.errstate(over="ignore"):
+                given = np.float32(number(value))
+            if not np.isfinite(given):
                 return 0
-            if not np.isfinite(number):
-                return 0
-            return 1 + int(np.searchsorted(feature["edges"], np.float32(number), side="right"))
-        return self._vocabulary(feature["name"]).get(category(value), 0)
+            return 1 + int(np.searchsorted(feature["edges"], given, side="right"))
+        text = category(value)
+        return 0 if text is None else self._vocabulary(feature["name"]).get(text, 0)
 
     def _vocabulary(self, feature: str) -> dict[str, int]:
         if feature not in self._vocabularies:
-            import pyarrow.parquet
-
-            table = pyarrow.parquet.read_table(self._folder / "vocab" / f"event_{feature}.parquet")
-            codes = zip(table["value"].to_pylist(), table["code"].to_pylist(), strict=True)
-            self._vocabularies[feature] = dict(codes)
+            table = read_vocabulary(self._folder, f"event_{feature}")
+            self._vocabularies[feature] = dict(table.select("value", "code").iter_rows())
         return self._vocabularies[feature]
 
     @cached_property

@@ -28,19 +28,20 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
+from limerank.canonical import ID_BYTES, category, external_id, milliseconds
 from limerank.errors import DataError, FormatError
 
 VERSION = 1
-ID_BYTES = 256
-"""Length of an external id in UTF-8, at most."""
 EVENT_ID_BYTES = 64
 TEXT_LENGTH = 1 << 16
 """Characters of a feature's text, at most."""
-LARGEST_TIME = 1 << 53
-"""Times beyond it are no whole numbers in every store."""
+FLOAT32 = float(np.finfo(np.float32).max)
 
 Value = float | int | str
 FIELDS = ("user", "item", "time", "labels", "ratios", "features", "context", "id")
@@ -75,8 +76,8 @@ def event_of(given: Mapping[str, Any]) -> Event:
         given: ``user``, ``item``, ``time`` (milliseconds since 1970 or a datetime; an order where
             there is no clock) and any of ``labels`` (task -> 0 or 1, or seconds), ``ratios``,
             ``features`` and ``context`` (name -> value; a model that knows a feature knows which
-            it is) and ``id``. An event without an id has one that follows from all the rest: the
-            same event sent twice counts once.
+            it is) and ``id``. An event without an id has one that follows from user, item, time
+            and labels (:func:`content_of`): the same event sent twice counts once.
 
     Raises:
         DataError: something is missing, or has a value that it cannot have.
@@ -106,60 +107,11 @@ def event_of(given: Mapping[str, Any]) -> Event:
         features,
     )
     id = given.get("id")
-    return _with_id(event, _content_id(event) if id is None else _event_id(id))
+    return _with_id(event, content_id(event) if id is None else _event_id(id))
 
 
 def _with_id(event: Event, id: bytes) -> Event:
     return Event(event.user, event.item, event.time, event.labels, event.ratios, event.features, id)
-
-
-def external_id(what: str, value: Any) -> int | str:
-    """An id in its one form: text that is a plain integer becomes that integer.
-
-    Raises:
-        DataError: it is neither a 64-bit integer nor text of 1 to 256 bytes.
-    """
-    if hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()  # NumPy's
-    if isinstance(value, str) and value.removeprefix("-").isascii():
-        digits = value.removeprefix("-")
-        plain = digits.isdigit() and len(digits) < 20 and str(int(value)) == value
-        if plain and -(1 << 63) <= int(value) < 1 << 63:
-            value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63:
-        return value
-    if isinstance(value, str) and value and "\0" not in value:
-        try:
-            if len(value.encode()) <= ID_BYTES:
-                return value
-        except UnicodeEncodeError:
-            pass  # half of a surrogate pair
-    raise DataError(
-        f"the {what} id {value!r:.80} is neither a 64-bit integer nor text of 1 to {ID_BYTES} bytes"
-    )
-
-
-def milliseconds(value: Any) -> int:
-    """A time as a whole number; DataError where it is none."""
-    if isinstance(value, datetime):
-        value = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        return round(value.timestamp() * 1000)
-    legal = not isinstance(value, (bool, str)) and hasattr(value, "__float__")
-    if not legal or not math.isfinite(value) or abs(value) >= LARGEST_TIME:
-        raise DataError(
-            f"the time {value!r:.80} is neither a datetime nor a number below 2^53 in size; "
-            "expected milliseconds since 1970, or an order where the log has no clock"
-        )
-    return int(value)
-
-
-def category(value: Any) -> str:
-    """Text of a categorical value, as the vocabularies hold it: 5, 5.0 and "5" are "5"."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _named(what: str, given: Any) -> Iterable[tuple[str, Any]]:
@@ -206,6 +158,8 @@ def _values(what: str, given: Any) -> dict[str, Value]:
             continue
         if hasattr(value, "item") and not isinstance(value, str):
             value = value.item()
+        if isinstance(value, (Decimal, date)):
+            value = category(value)
         if not isinstance(value, (str, int, float)):
             raise DataError(
                 f"{name!r} of an event's {what} is {value!r:.80}, expected a number or text"
@@ -247,9 +201,37 @@ def derived_id(id: bytes) -> bool:
     return id[:1] == b"\0"
 
 
-def _content_id(event: Event) -> bytes:
-    """No given id begins with a zero byte."""
-    return b"\0" + hashlib.blake2b(pack(event), digest_size=11).digest()
+def content_of(event: Event, caps: Mapping[str, float] | None = None) -> bytes:
+    """What makes an event that event and no other: user, item, time and outcome, as 11 bytes.
+
+    The outcome is the labels that are not 0, as float32, in the order of their names; what else was
+    said of an event, and how it was written, makes no difference.
+
+    Args:
+        event: the event.
+        caps: label -> the greatest value that counts, where a log cuts longer durations.
+    """
+    parts = [f"{event.user}\0{event.item}\0{event.time}".encode()]
+    for name in sorted(event.labels):
+        value = event.labels[name]
+        if caps is not None and name in caps:
+            value = min(value, caps[name])
+        if value:
+            parts.append(name.encode() + np.float32(min(value, FLOAT32)).tobytes())
+    return hashlib.blake2b(b"\0".join(parts), digest_size=11).digest()
+
+
+def content_id(event: Event, position: int | None = None) -> bytes:
+    """The id of an event that was given none. No given id begins with a zero byte.
+
+    Args:
+        event: the event.
+        position: among the user's events of the same time, where they have an order.
+    """
+    content = content_of(event)
+    if position is None:
+        return b"\0" + content
+    return b"\0" + min(position, 0xFFFF).to_bytes(2, "big") + content[:9]
 
 
 # Bytes

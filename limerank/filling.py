@@ -4,24 +4,47 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import external_id, id_texts, json_value
 from limerank.dataset import Dataset
-from limerank.errors import DataError
-from limerank.events import Event, event_of
+from limerank.errors import DataError, SpecError
+from limerank.events import Event, content_id, content_of, event_of
 from limerank.progress import Bar
-from limerank.schema import Spec, validate
-from limerank.sources import read_table
-from limerank.stores import EventStore
+from limerank.schema import Spec, Table, load_spec, validate
+from limerank.sources import find_files, read_table
+from limerank.stores import EventStore, Outcome
+from limerank.tables import read_vocabulary
 
 EVENTS = 8192
-"""Events that are made durable together, about."""
+"""Events that are made durable together, at least, but for the last ones."""
+
+
+class Filled(NamedTuple):
+    """What :func:`fill` did.
+
+    Attributes:
+        users, events: of the dataset.
+        accepted: events that the store did not hold before.
+        expired: events that a bounded store refused, since it holds later ones.
+        features: users whose own features were written.
+        note: why users have no features, where the description names a user table; else empty.
+    """
+
+    users: int
+    events: int
+    accepted: int
+    expired: int
+    features: int
+    note: str
 
 
 def fill(
@@ -30,48 +53,76 @@ def fill(
     *,
     base: str | os.PathLike[str] | None = None,
     quiet: bool = True,
-) -> dict[str, int]:
+) -> Filled:
     """Put all events of a dataset into a store, and what its user table says of the users.
 
     Labels and categories are what the log said; numeric event features come back as a number of the
-    same bucket. Filling again changes nothing: each event is known by its place in the log.
+    same bucket. An event that the store holds already, by whatever way it came, is not put again:
+    it is known by its user, item, time and labels (:func:`limerank.events.content_of`), and as many
+    times as the log holds it. So the next day's log, or a log that lost its oldest days, adds what
+    is new and nothing else.
 
     Args:
         store: where to.
         data: a prepared dataset.
-        base: the folder that the description's paths begin in, to read the user table; without it
-            users have no features.
+        base: the folder that the description's paths begin in, to read the user table. When not
+            given, the table is looked for where it was when the dataset was prepared.
         quiet: show no progress.
-
-    Returns:
-        ``users``, ``events`` and ``accepted`` ones.
 
     Raises:
         DataError: the user table cannot be read, or has an id twice.
     """
     dataset = data if isinstance(data, Dataset) else Dataset(data)
-    count, accepted = len(dataset.events["item"]), 0
+    table, note = _user_table(dataset, base)
+    count, outcomes = len(dataset.events["item"]), Counter[Outcome]()
     with Bar("filling", total=count, unit="events", quiet=quiet) as bar:
         waiting: list[Event] = []
-        for event in _events(dataset):
-            waiting.append(event)
-            if len(waiting) == EVENTS:
-                accepted += _kept(store, waiting)
-                bar.advance(len(waiting))
+        for user, events in _events(dataset):
+            waiting += _new(store, user, events, dataset)
+            if len(waiting) >= EVENTS:
+                outcomes.update(store.append(waiting))
                 waiting = []
-        accepted += _kept(store, waiting)
-        bar.advance(len(waiting))
-    if base is not None:
-        for user, features in _people(dataset, Path(base)):
+            bar.advance(len(events))
+        if waiting:
+            outcomes.update(store.append(waiting))
+    filled = 0
+    if table is not None:
+        for user, features in _features_of_users(dataset, *table):
             store.set_features(user, features)
-    return {"users": len(dataset.user_ids), "events": count, "accepted": accepted}
+            filled += 1
+    return Filled(
+        len(dataset.user_ids),
+        count,
+        outcomes[Outcome.ACCEPTED],
+        outcomes[Outcome.EXPIRED],
+        filled,
+        note,
+    )
 
 
-def _kept(store: EventStore, events: list[Event]) -> int:
-    return sum(outcome == "accepted" for outcome in store.append(events)) if events else 0
+def _new(store: EventStore, user: Any, events: list[Event], dataset: Dataset) -> list[Event]:
+    """Events that the store does not hold, as often as it lacks them."""
+    held = store.held(user) if store.version(user) is not None else None
+    if held is None:
+        return events
+    caps = {
+        label["name"]: label["cap"]
+        for label in dataset.manifest["spec"]["labels"]
+        if label["cap"] is not None
+    }
+    known = Counter(content_of(event, caps) for event in held.events)
+    fresh = []
+    for event in events:
+        content = content_of(event)
+        if known[content]:
+            known[content] -= 1
+        else:
+            fresh.append(event)
+    return fresh
 
 
-def _events(dataset: Dataset) -> Iterator[Event]:
+def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
+    """Each user's events, in the log's order, which their ids keep where times are equal."""
     columns, features = dataset.events, _features(dataset)
     ratios = [name for name in dataset.tasks if f"ratio_{name}" in columns]
     for user, (start, end) in enumerate(
@@ -83,9 +134,10 @@ def _events(dataset: Dataset) -> Iterator[Event]:
         labels = {name: columns[f"label_{name}"][part].tolist() for name in dataset.tasks}
         shares = {name: columns[f"ratio_{name}"][part].tolist() for name in ratios}
         codes = {name: columns[f"feature_{name}"][part].tolist() for name in features}
-        id = dataset.user_ids[user]
+        id = external_id("user", dataset.user_ids[user])
+        events: list[Event] = []
         for place in range(end - start):
-            yield event_of(
+            event = event_of(
                 {
                     "user": id,
                     "item": items[place],
@@ -95,9 +147,24 @@ def _events(dataset: Dataset) -> Iterator[Event]:
                     "features": {
                         name: features[name][of[place]] for name, of in codes.items() if of[place]
                     },
-                    "id": f"{start + place:012d}",
                 }
             )
+            events.append(event)
+        yield id, _in_order(events)
+
+
+def _in_order(events: list[Event]) -> list[Event]:
+    """Events of one user, ordered by time, whose ids keep the order of those of one time."""
+    found: list[Event] = []
+    for _, group in groupby(events, lambda event: event.time):
+        tied = list(group)
+        if len(tied) > 1:
+            tied = [
+                replace(event, id=content_id(event, position))
+                for position, event in enumerate(tied)
+            ]
+        found += tied
+    return found
 
 
 def _known(values: dict[str, float]) -> dict[str, float]:
@@ -114,7 +181,7 @@ def _features(dataset: Dataset) -> dict[str, list[Any]]:
             below = [np.nextafter(np.float32(edges[0]), np.float32(-np.inf))] if edges else [0.0]
             found[name] = [None, *map(float, below), *map(float, edges)]
         else:
-            table = pl.read_parquet(dataset.path / "vocab" / f"event_{name}.parquet")
+            table = read_vocabulary(dataset.path, f"event_{name}")
             values: list[Any] = [None] * (int(table["code"].max() or 0) + 1)  # type: ignore[arg-type]
             for value, code in table.select("value", "code").iter_rows():
                 values[code] = value
@@ -122,16 +189,39 @@ def _features(dataset: Dataset) -> dict[str, list[Any]]:
     return found
 
 
-def _people(dataset: Dataset, base: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _user_table(
+    dataset: Dataset, base: str | os.PathLike[str] | None
+) -> tuple[tuple[Table, Path] | None, str]:
+    """The user table and the folder that its paths begin in, or why there is none."""
     spec = validate(Spec, dataset.manifest["spec"], str(dataset.path / "dataset.json"))
-    if spec.users is None:
-        return
-    frame, _ = read_table(spec.users, base, spec.users.read)
-    if frame[spec.users.id].is_duplicated().any():
-        raise DataError(f"the user table {', '.join(spec.users.files)} has an id twice")
+    if spec.users is None or not spec.users.features:
+        return None, ""
+    if base is not None:
+        return (spec.users, Path(base)), ""
+    try:
+        users = load_spec(dataset.path / "spec.toml").users
+        if users is not None:
+            find_files(users, dataset.path)
+            return (users, dataset.path), ""
+        note = f"{dataset.path / 'spec.toml'} names no user table"
+    except (SpecError, DataError) as error:
+        note = str(error)
+    return None, (
+        f"users have no features in the store: {note}; give the folder of the dataset description"
+    )
+
+
+def _features_of_users(
+    dataset: Dataset, table: Table, base: Path
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    frame, _ = read_table(table, base, table.read)
+    ids = id_texts(frame[table.id])
+    if ids.drop_nulls().is_duplicated().any():
+        twice = ids.filter(ids.is_duplicated() & ids.is_not_null())[0]
+        raise DataError(f"the user table {', '.join(table.files)} has the id {twice!r} twice")
     held: NDArray[Any] = dataset.user_ids
-    wanted = {str(id) for id in held.tolist()}
-    columns = list(dict.fromkeys(feature.column for feature in spec.users.features))
-    for row in frame.iter_rows(named=True):
-        if str(row[spec.users.id]) in wanted:
-            yield row[spec.users.id], {name: row[name] for name in columns}
+    wanted = {str(external_id("user", id)) for id in held.tolist()}
+    columns = list(dict.fromkeys(feature.column for feature in table.features))
+    for id, row in zip(ids, frame.iter_rows(named=True), strict=True):
+        if id in wanted:
+            yield id, {name: json_value(row[name]) for name in columns}

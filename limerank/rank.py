@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Users
+from limerank.canonical import milliseconds
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import UnknownError
 from limerank.eventlog import EventForm, EventLog
-from limerank.events import milliseconds
 from limerank.explain import Explanation, Past, explain
 from limerank.features import FeatureTable
 from limerank.history import latest
@@ -175,7 +175,7 @@ class Recommender:
         exclude_seen: bool = True,
         explain: int = 0,
         task_weights: Mapping[str, float] | None = None,
-        time: int | datetime | None = None,
+        time: int | str | datetime | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> Ranking:
         """Rank the whole catalogue, or some candidates, for one user.
@@ -196,14 +196,15 @@ class Recommender:
             explain: explain the first so many items.
             task_weights: task -> weight of its logit in the ranking value; 0 where not given. The
                 first task alone ranks when None.
-            time: when the request is made; only events before it count. The end of the log when
-                not given (or of the history given here, where that is later).
+            time: when the request is made: milliseconds since 1970, ISO 8601 text or a datetime
+                (an order where the log has no clock); only events before it count. The end of the
+                log when not given (or of the user's events, where that is later).
             context: context features of the request, name -> value; unknown where not given.
 
         Raises:
             UnknownError: a candidate, an item of the history, a task or a feature is unknown; all
                 unknown ids are listed.
-            DataError: the history is malformed.
+            DataError: the history is malformed, or the time is years off the log.
             SpecError: k is below 1.
         """
         started = clock.perf_counter()
@@ -211,6 +212,8 @@ class Recommender:
         rows = None if candidates is None else self._candidates(candidates)
         user_row = self._user_row(user)
         now = None if time is None else milliseconds(time)
+        if now is not None:
+            self.form.check_time(now)
         log = self._log(user_row, now) if history is None else self._given(history, now)
         if now is None:
             now = self._end(log)
@@ -269,18 +272,30 @@ class Recommender:
         k: int = 20,
         exclude_seen: bool = True,
         task_weights: Mapping[str, float] | None = None,
+        time: int | str | datetime | None = None,
     ) -> TopK:
         """The best k of the whole catalogue for several users, in one pass over the index.
 
-        For each user what :meth:`rank` gives as of the end of the log, without context.
+        For each user what :meth:`rank` gives at that time, without context.
 
         Args:
             rows: rows of the users in the dataset; see :meth:`user_rows`.
+            time: as for :meth:`rank`; the end of the log when not given.
         """
         dataset, weights = self.dataset, weights_of_tasks(self.tasks, task_weights)
         starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
-        last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
-        now = np.maximum(self.form.log_end, last)
+        if time is None:
+            last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
+            now = np.maximum(self.form.log_end, last)
+        else:
+            moment = milliseconds(time)
+            self.form.check_time(moment)
+            now = np.full(len(rows), moment, dtype=np.int64)
+            before = [
+                int(np.searchsorted(dataset.events["time"][start:end], moment))
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            ends = starts + np.array(before, dtype=np.int64)
         seen = None
         if exclude_seen:
             ids = dataset.item_ids
@@ -446,6 +461,7 @@ def rank_command(
     threads: int,
     as_json: bool,
     data: str | os.PathLike[str] | None,
+    time: int | str | None = None,
 ) -> None:
     """``limerank rank``: rank for one user and print a table, or JSON."""
     recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
@@ -456,6 +472,7 @@ def rank_command(
         history=history,
         exclude_seen=exclude_seen,
         explain=k if explain else 0,
+        time=time,
     )
     print(json.dumps(ranking.json(), indent=2) if as_json else ranking_text(ranking))
 

@@ -7,14 +7,26 @@ applies them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import (
+    BLANKS,
+    categories,
+    category,
+    category_list,
+    external_id,
+    number,
+    numbers,
+)
 from limerank.errors import DataError
 from limerank.schema import Feature, Table
 
@@ -23,65 +35,83 @@ Array = NDArray[Any]
 # Values
 
 
-def whole_numbers(text: pl.Series) -> pl.Series:
-    """A text series as integers; null where a value is not a plainly written integer."""
-    value = text.cast(pl.Int64, strict=False)
-    odd = (
-        (text.str.starts_with("0") & (text.str.len_bytes() > 1))
-        | text.str.starts_with("+")
-        | text.str.starts_with("-0")
-    )
-    if odd.any():
-        value = value.set(odd.fill_null(False), None)
-    return value
+def frame_of(table: Table, rows: Sequence[Mapping[str, Any]], *, ids: bool = True) -> pl.DataFrame:
+    """Rows given as mappings, such as JSON, as a frame with the columns that a table is read for.
+
+    The id column becomes integers or text (:func:`limerank.canonical.external_id`), columns of
+    categories text or lists of it, numeric ones float64: one row's form does not depend on the
+    others. A column that a row lacks is missing there. Without ``ids`` there is no id column, but
+    where a feature reads it.
+
+    Raises:
+        DataError: a value is none that its column can have; the column and the value are named.
+    """
+    kinds: dict[str, list[Feature]] = {}
+    for feature in table.features:
+        kinds.setdefault(feature.column, []).append(feature)
+    columns: dict[str, pl.Series] = {}
+    for name in table.read:
+        values = [row.get(name) for row in rows]
+        features = kinds.get(name, [])
+        if name == table.id and ids:
+            given = [
+                None if value in (None, "") else external_id(f"{name!r} column's", value)
+                for value in values
+            ]
+            text = any(isinstance(id, str) for id in given)
+            of_one_type = [None if id is None else str(id) for id in given] if text else given
+            columns[name] = pl.Series(name, of_one_type, dtype=pl.String if text else pl.Int64)
+            continue
+        if name == table.id and not features:
+            continue
+        try:
+            columns[name] = _column_of(name, values, features)
+        except (
+            DataError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            pl.exceptions.PolarsError,
+        ) as error:
+            raise DataError(f"column {name!r}: {error}") from None
+    return pl.DataFrame(list(columns.values()))
 
 
-def as_text(values: pl.Series) -> pl.Series:
-    """Categories as text that does not depend on the file's type: 5, 5.0 and "5" are "5"."""
-    dtype = values.dtype
-    if dtype == pl.Boolean:
-        return values.cast(pl.Int8).cast(pl.String)
-    if dtype.is_float():
-        values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        same = (whole.cast(pl.Float64) == values.cast(pl.Float64)).fill_null(False)
-        return whole.cast(pl.String).zip_with(same, values.cast(pl.String))
-    if dtype.is_integer():
-        return values.cast(pl.String)
-    text = values.cast(pl.String)
-    text = text.set((text.str.len_bytes() == 0).fill_null(False), None)
-    return text.str.replace(r"^(-?\d+)\.0+$", "$1")
+def _column_of(name: str, values: list[Any], features: list[Feature]) -> pl.Series:
+    """A column of :func:`frame_of`, for the features that read it."""
+    kinds = {feature.kind for feature in features}
+    if "text-vector" in kinds:
+        vectors = [_vector(value) for value in values]
+        return pl.Series(name, vectors, dtype=pl.List(pl.Float32))
+    if "categorical" in kinds:
+        split = next((f.split for f in features if f.split is not None), None)
+        if split is not None or any(isinstance(value, (list, tuple)) for value in values):
+            lists = [category_list(value, split) for value in values]
+            return pl.Series(name, lists, dtype=pl.List(pl.String))
+        return pl.Series(name, [category(value) for value in values], dtype=pl.String)
+    found = [number(value) for value in values]
+    for value, parsed in zip(values, found, strict=True):
+        if math.isnan(parsed) and category(value) is not None:
+            raise DataError(f"the value {value!r:.80} is no number")
+    return pl.Series(name, found, dtype=pl.Float64)
 
 
-def as_numbers(values: pl.Series) -> NDArray[np.float64]:
-    """Any series as float64; NaN where a value is missing or no number."""
-    dtype = values.dtype
-    if dtype == pl.String:
-        numbers = values.cast(pl.Float64, strict=False)
-        if numbers.null_count() > values.null_count():
-            lower = values.str.to_lowercase()
-            numbers = numbers.zip_with(
-                (lower != "true").fill_null(True), pl.Series([1.0]).new_from_index(0, len(values))
-            )
-            numbers = numbers.zip_with(
-                (lower != "false").fill_null(True), pl.Series([0.0]).new_from_index(0, len(values))
-            )
-    elif dtype == pl.Null:
-        numbers = values.cast(pl.Float64)
-    elif dtype.is_numeric() or dtype == pl.Boolean:
-        numbers = values.cast(pl.Float64, strict=False)
-    else:
-        raise DataError(f"column {values.name!r} holds {dtype}, expected numbers")
-    if numbers.null_count():
-        numbers = numbers.fill_null(float("nan"))
-    return numbers.to_numpy()
+def _vector(value: Any) -> list[float] | None:
+    if isinstance(value, str):
+        value = re.split(r"[\s,;]+", value.strip(BLANKS)) if value.strip(BLANKS) else None
+    if value is None:
+        return None
+    found = [number(part) for part in value]
+    if not all(map(math.isfinite, found)):
+        raise DataError(f"the vector {value!r:.80} has parts that are no numbers")
+    return found
 
 
 def candidates(frame: pl.DataFrame, table: Table) -> NDArray[np.bool_]:
     """Which rows of an item table a ranking may offer."""
     if table.candidate is None:
         return np.ones(len(frame), bool)
-    allowed: NDArray[np.bool_] = as_numbers(frame[table.candidate]) != 0
+    allowed: NDArray[np.bool_] = numbers(frame[table.candidate]) != 0
     return allowed
 
 
@@ -108,25 +138,29 @@ class Encoding:
 
 
 def values_of(frame: pl.DataFrame, feature: Feature) -> pl.DataFrame:
-    """Categorical values in long form: columns row (UInt32) and value (text), no nulls."""
+    """Categorical values in long form: columns row (UInt32) and value (text), no nulls.
+
+    A feature with ``split`` takes text with the separator or lists, as
+    :func:`limerank.canonical.category_list` does.
+    """
     column = frame[feature.column]
-    if feature.split is not None:
-        column = column.cast(pl.String).str.split(feature.split)
+    listed = isinstance(column.dtype, (pl.List, pl.Array))
+    if column.dtype in (pl.Categorical, pl.Enum):
+        column = column.cast(pl.String)
+    if feature.split is not None and column.dtype == pl.String:
+        column, listed = column.str.split(feature.split), True
     rows = pl.Series("row", np.arange(len(frame), dtype=np.uint32))
     long = pl.DataFrame([rows, column.alias("value")])
-    if isinstance(column.dtype, (pl.List, pl.Array)):
+    if listed:
         long = long.explode("value")
-        long = long.with_columns(as_text(long["value"]).alias("value"))
-        if feature.split is not None:
-            long = long.with_columns(pl.col("value").str.strip_chars())
-        long = long.filter(pl.col("value").str.len_bytes() > 0)
-        return long.unique(maintain_order=True)
-    return long.with_columns(as_text(long["value"]).alias("value")).drop_nulls()
+        long = long.with_columns(categories(long["value"].alias(feature.column)).alias("value"))
+        return long.drop_nulls().unique(maintain_order=True)
+    return long.with_columns(categories(column).alias("value")).drop_nulls()
 
 
 def numbers_of(frame: pl.DataFrame, feature: Feature) -> NDArray[np.float64]:
     """A numeric column after its transform; NaN: missing."""
-    values = as_numbers(frame[feature.column])
+    values = numbers(frame[feature.column])
     values = np.where(np.isfinite(values), values, np.nan)
     if feature.transform == "log1p":
         values = np.sign(values) * np.log1p(np.abs(values))
@@ -211,6 +245,20 @@ def vocabulary_of(counts: pl.DataFrame, min_count: int) -> pl.DataFrame:
     )
     codes = pl.Series("code", np.arange(1, len(kept) + 1, dtype=np.int32))
     return pl.DataFrame([kept["value"].cast(pl.String), codes])
+
+
+def read_vocabulary(folder: Path, name: str) -> pl.DataFrame:
+    """The vocabulary ``name``, such as ``item_category``, of a dataset's or a run's folder.
+
+    Its values get their present form: one that was written before a rule of
+    :mod:`limerank.canonical` is found all the same. Columns value (text) and code (Int32).
+    """
+    table = pl.read_parquet(folder / "vocab" / f"{name}.parquet")
+    return (
+        table.with_columns(categories(table["value"]).alias("value"))
+        .drop_nulls()
+        .unique("value", keep="first", maintain_order=True)
+    )
 
 
 def encode(

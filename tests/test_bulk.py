@@ -59,6 +59,19 @@ def test_many_users_are_ranked_as_each_alone(recommender, tmp_path, exclude_seen
             np.testing.assert_allclose(found[task], said, rtol=1e-3, atol=1e-4)
 
 
+def test_many_users_are_ranked_as_of_a_time(recommender, tmp_path):
+    recommender = Recommender(
+        recommender.run, recommender.index, recommender.dataset, scorer="model"
+    )
+    middle = int(np.median(recommender.dataset.events["time"]))
+    rank_all(recommender, tmp_path / "recs.parquet", k=5, batch=4, time=middle)
+    table = pl.read_parquet(tmp_path / "recs.parquet")
+    for user in recommender.dataset.user_ids[::5]:
+        alone = recommender.rank(user, k=5, time=middle)
+        values = table.filter(pl.col("user") == user)["value"]
+        np.testing.assert_allclose(values, [i.value for i in alone], rtol=1e-4, atol=1e-4)
+
+
 def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "PART", 8)
     whole = tmp_path / "whole.parquet"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from limerank.dataset import Dataset
+from limerank.events import event_of
 from limerank.filling import fill
+from limerank.logs import prepare
+from limerank.schema import load_spec
 from limerank.state import UserStates
 from limerank.stores import SqliteStore
 from tests.catalogues import folder, shop
@@ -18,9 +24,9 @@ def test_the_store_s_users_are_the_log_s(model, tmp_path):
     of = shop(model)
     with SqliteStore(tmp_path / "events.db") as store:
         done = fill(store, of.data, base=folder() / "plain" / "log")
-        assert done["users"] == len(of.data.user_ids)
-        assert done["events"] == done["accepted"] == len(of.data.events["item"])
-        assert fill(store, of.data)["accepted"] == 0, "filling again changes nothing"
+        assert done.users == len(of.data.user_ids)
+        assert done.events == done.accepted == len(of.data.events["item"])
+        assert fill(store, of.data).accepted == 0, "filling again changes nothing"
         states = UserStates(of.run, of.index, store)
         # The last request of each user, its own events taken away: what the model was told then.
         for user in range(0, len(of.data.user_ids), 5):
@@ -57,3 +63,84 @@ def test_the_command(call, tmp_path):
         users = pl.read_csv(folder() / "plain" / "log" / "users.csv")
         held = store.held(of.data.user_ids[0])
         assert held.features.keys() <= set(users.columns)
+
+
+SPEC = """
+name = "days"
+events = [{ files = ["FILE"], user = "user", item = "item", time = "time" }]
+labels = [{ name = "click", kind = "binary" }, { name = "watch", kind = "duration", cap = 60 }]
+event_features = [{ name = "tab", kind = "categorical" }]
+users = { files = ["users.csv"], id = "user", features = [{ name = "land", kind = "categorical" }] }
+"""
+
+
+def log_of_days(folder, name, first, last):
+    """Days first .. last of one log: events with ties, doubles of content apart by their time."""
+    rows = [
+        (user, f"i{(user * 7 + day * 3 + n) % 11}", 1_780_000_000 + day * 86_400 + n // 2, n % 2,
+         n * 25.7, f"t{n}")
+        for day in range(first, last)
+        for user in range(6)
+        for n in range(6)
+    ]  # fmt: skip
+    columns = ["user", "item", "time", "click", "watch", "tab"]
+    pl.DataFrame(rows, schema=columns, orient="row").write_csv(folder / f"{name}.csv")
+    users = pl.DataFrame({"user": [1.0, 2.0, None], "land": ["fi", "ee", "xx"]})
+    users.write_csv(folder / "users.csv")
+    (folder / f"{name}.toml").write_text(SPEC.replace("FILE", f"{name}.csv"))
+    prepare(load_spec(folder / f"{name}.toml"), folder / f"data-{name}", base=folder)
+    return Dataset(folder / f"data-{name}"), rows
+
+
+def events_of(store):
+    held = [event for user in store.users() for event in store.held(user).events]
+    return Counter((event.user, event.item, event.time) for event in held)
+
+
+def test_a_sliding_log_adds_what_is_new_and_nothing_twice(tmp_path):
+    first, rows = log_of_days(tmp_path, "first", 0, 4)
+    later, more = log_of_days(tmp_path, "later", 2, 6)
+    everything = Counter((user, item, time * 1000) for user, item, time, *_ in {*rows, *more})
+    with SqliteStore(tmp_path / "events.db") as store:
+        assert fill(store, first).accepted == len(rows)
+        assert fill(store, later).accepted == len({*more} - {*rows})
+        assert events_of(store) == everything
+        assert fill(store, first).accepted == fill(store, later).accepted == 0
+
+
+def test_events_that_were_posted_are_not_put_again(tmp_path):
+    data, rows = log_of_days(tmp_path, "log", 0, 2)
+    posted = [
+        event_of(
+            {"user": str(user), "item": item, "time": time * 1000,
+             "labels": {"watch": watch, "click": float(click)}, "features": {"tab": tab},
+             **({"id": f"by-client-{n}"} if n % 2 else {})}
+        )
+        for n, (user, item, time, click, watch, tab) in enumerate(rows[::3])
+    ]  # fmt: skip
+    with SqliteStore(tmp_path / "events.db") as store:
+        store.append(posted)
+        assert fill(store, data).accepted == len(rows) - len(posted)
+        assert events_of(store) == Counter((u, i, t * 1000) for u, i, t, *_ in rows)
+
+
+def test_ties_keep_the_order_of_the_log(tmp_path):
+    data, _ = log_of_days(tmp_path, "log", 0, 2)
+    with SqliteStore(tmp_path / "events.db") as store:
+        fill(store, data)
+        for row, user in enumerate(data.user_ids.tolist()):
+            part = slice(*data.event_offsets[row : row + 2].tolist())
+            items = data.item_ids[data.events["item"][part]].tolist()
+            assert [event.item for event in store.held(user).events] == items
+
+
+def test_the_user_table_is_found_by_the_description_or_said_to_be_missing(tmp_path):
+    data, _ = log_of_days(tmp_path, "log", 0, 1)
+    with SqliteStore(tmp_path / "events.db") as store:
+        done = fill(store, data)
+        assert (done.features, done.note) == (2, "")
+        assert store.held(1).features == {"land": "fi"}
+    (tmp_path / "users.csv").rename(tmp_path / "moved.csv")
+    with SqliteStore(tmp_path / "other.db") as store:
+        done = fill(store, data)
+        assert done.features == 0 and "users have no features" in done.note

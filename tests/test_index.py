@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limerank.canonical import external_id
 from limerank.checkpoint import load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
@@ -99,7 +100,8 @@ def test_ids_are_found(copy):
     index = Index.open(copy)
     assert index.row_of(17) == index.row_of("17") == index.ids.find(np.array([17]))[0]
     assert index.ids[index.row_of(17)] == 17
-    wrong = ["017", "1e1", " 17", "x", 17.5, None, True, 10**30, -(2**63) - 1]
+    assert (index.ids.find([" 17", "17.0", 17.0, np.float32(17)]) == index.row_of(17)).all()
+    wrong = ["017", "1e1", "1 7", "x", 17.5, None, True, 10**30, -(2**63) - 1]
     assert (index.ids.find(wrong) == -1).all()
     with pytest.raises(UnknownError, match="'x'"):
         index.row_of("x")
@@ -116,7 +118,17 @@ def test_texts_are_found(held, others):
     assert ids.text
     assert ids.find(held).tolist() == list(range(len(held)))
     assert ids[:].tolist() == held
-    expected = [held.index(other) if other in held else -1 for other in others]
+
+    def form(text):
+        try:
+            return str(external_id("item", text))
+        except DataError:
+            return text
+
+    expected = [
+        held.index(text) if text in held else held.index(form(text)) if form(text) in held else -1
+        for text in others
+    ]
     assert ids.find(others).tolist() == expected
 
 
@@ -391,7 +403,7 @@ def test_tables_that_cannot_be_used(tmp_path, table):
     attempt(frame.with_columns(pl.col("item_id") + 0.5), "'4\\.5' is no integer")
     attempt(frame.with_columns(pl.lit(None, pl.String).alias("item_id")), "4 rows of 4 have no")
     frame.with_columns(pl.col("item_id") + 0.5).write_parquet(tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match=r"4\.5 is no integer"):
+    with pytest.raises(DataError, match=r"'4\.5' is no integer"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="no file"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "missing.csv")

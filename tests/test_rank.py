@@ -211,6 +211,17 @@ def test_only_events_before_the_time_count(of, recommender):
     moment = datetime.fromtimestamp(middle / 1000, UTC)
     assert same(recommender.rank(user, time=moment, k=1), ranking)
     assert same(recommender.rank(user, time=moment.replace(tzinfo=None), k=1), ranking)
+    assert same(recommender.rank(user, time=moment.isoformat(), k=1), ranking)
+
+
+def test_a_time_years_off_the_log_is_refused_with_a_hint(of, recommender):
+    now = recommender.form.log_end
+    for wrong, meant in ((now // 1000, "seconds"), (now * 1000, "microseconds")):
+        with pytest.raises(DataError, match=f"years off the log.*did you mean .*{meant}"):
+            recommender.rank(of.data.user_ids[0], time=wrong)
+        with pytest.raises(DataError, match="years off the log"):
+            recommender.rank(history=[{"item": int(of.data.item_ids[1]), "time": wrong}])
+    assert recommender.rank(of.data.user_ids[0], time=now + 365 * 86_400_000, k=1)
 
 
 def test_rankings_from_bytes_are_close():

@@ -635,13 +635,15 @@ def test_explanations_read_the_same_events(store):
 def test_events_that_the_run_cannot_read(store):
     of = shop("lime-mha")
     states = UserStates(of.run, of.index, store)
-    plain = {"user": 1, "item": 10**6, "time": 3}
+    plain = {"user": 1, "item": 10**6, "time": states.form.log_end}
     states.check(event_of(plain))  # an item that the index does not hold yet is no error
     for more, error, message in (
         ({"labels": {"like": 1}}, UnknownError, "no label is called 'like'"),
         ({"labels": {"click": 0.5}}, DataError, "'click' is 0.5, expected 0 or 1"),
         ({"ratios": {"like": 1}}, UnknownError, "no duration label"),
         ({"features": {"tab": 1}}, UnknownError, "no event feature is called 'tab'"),
+        ({"time": states.form.log_end // 1000}, DataError, "years off the log.*seconds"),
+        ({"time": states.form.log_end * 1000}, DataError, "years off the log.*microseconds"),
     ):
         with pytest.raises(error, match=message):
             states.check(event_of({**plain, **more}))

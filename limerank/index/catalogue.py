@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.batch import Items
+from limerank.canonical import id_integers, id_texts
 from limerank.errors import DataError, SpecError
 from limerank.features import FeatureTable
 from limerank.schema import Spec, Table, validate
 from limerank.sources import read_table
-from limerank.tables import Encoding, as_text, candidates, encode, whole_numbers
+from limerank.tables import Encoding, candidates, encode, frame_of, read_vocabulary
 from limerank.trained import Trained
 
 ENCODED_AT_ONCE = 1 << 20
@@ -143,14 +144,7 @@ class _ItemTable:
                     f"an item has no {', '.join(map(repr, missing))} but {', '.join(item)}; give "
                     "each column of the item table, None where its value is not known"
                 )
-        try:
-            columns = {
-                name: pl.Series(name, [item[name] for item in items], strict=False)
-                for name in needed
-            }
-        except (TypeError, pl.exceptions.PolarsError) as error:
-            raise DataError(f"the items given cannot be read as a table: {error}") from None
-        return self._encoded(pl.DataFrame(columns), "the items given")
+        return self._encoded(frame_of(self.layout, items), "the items given")
 
     def _encoded(self, frame: pl.DataFrame, source: str) -> Catalogue:
         ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
@@ -197,26 +191,21 @@ def _learned(
     """A run's ids of trained items, and its vocabularies: read once, for items that come one by
     one."""
     known = pl.read_parquet(path / "vocab" / "items.parquet")["id"][:trained]
-    vocabularies = {
-        name: pl.read_parquet(path / "vocab" / f"item_{name}.parquet") for name in features
-    }
+    if known.dtype == pl.String:  # a run of before some spellings were one
+        known = id_texts(known)
+    vocabularies = {name: read_vocabulary(path, f"item_{name}") for name in features}
     return known, vocabularies
 
 
 def _item_ids(values: pl.Series, text: bool, source: str) -> pl.Series:
     """The id column of a table in the type of the run's ids."""
-    if text:
-        ids = as_text(values) if values.dtype.is_float() else values.cast(pl.String)
-        ids = ids.set((ids.str.len_bytes() == 0).fill_null(False), None)
-    elif values.dtype == pl.String:
-        ids = whole_numbers(values)
-    else:
-        ids = values.cast(pl.Int64, strict=False)
-        if values.dtype.is_float():
-            ids = ids.set((ids.cast(values.dtype) != values).fill_null(False), None)
+    try:
+        ids = id_texts(values) if text else id_integers(values)[0]
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
     missing = ids.is_null()
     if missing.any():
-        wrong = values.filter(missing).drop_nulls()
+        wrong = id_texts(values.filter(missing)).drop_nulls()
         if len(wrong) and not text:
             raise DataError(
                 f"{source}: the item id {wrong[0]!r} is no integer, as the run's ids are"

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from limerank.canonical import external_id
 from limerank.errors import DataError
 from limerank.kernels import _native
 
@@ -80,7 +81,8 @@ class IdTable:
     def find(self, ids: ArrayLike | Sequence[Any], first: int = 0) -> NDArray[np.int64]:
         """The row of each id, i64; -1 where the table does not hold it.
 
-        Where ids are integers, their text ("42") is found as well.
+        An id is found by any of its spellings (:func:`limerank.canonical.external_id`); text that
+        the table holds as it stands comes first, for tables written before there was that rule.
 
         Args:
             ids: what is looked for.
@@ -99,8 +101,17 @@ class IdTable:
             if legal is not None:
                 found[~legal] = -1
             return found
-        texts = [str(value) for value in given]
-        wanted, found = hashes(texts), np.full(len(given), -1, dtype=np.int64)
+        texts = [value if isinstance(value, str) else _text(value) for value in given]
+        found = self._find_all(levels, texts)
+        missing = np.flatnonzero(found < 0).tolist()
+        forms = {place: _text(given[place]) for place in missing}
+        other = [place for place in missing if forms[place] not in ("", texts[place])]
+        if other:
+            found[other] = self._find_all(levels, [forms[place] for place in other])
+        return found
+
+    def _find_all(self, levels: Sequence[Level], texts: list[str]) -> NDArray[np.int64]:
+        wanted, found = hashes(texts), np.full(len(texts), -1, dtype=np.int64)
         for level in levels:
             todo = np.flatnonzero(found < 0)
             found[todo] = self._find_texts(level, [texts[k] for k in todo], wanted[todo])
@@ -180,12 +191,21 @@ def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_] | No
     numbers = np.zeros(len(values), dtype=np.int64)
     legal = np.zeros(len(values), dtype=bool)
     for place, value in enumerate(values):
-        if isinstance(value, (bool, np.bool_)):
-            continue
-        if isinstance(value, (int, np.integer)) or (
-            isinstance(value, str) and str(value).removeprefix("-").isdecimal()
-        ):
-            number = int(value)
-            if -(1 << 63) <= number < 1 << 63 and str(number) == str(value):
-                numbers[place], legal[place] = number, True
+        id = _id(value)
+        if isinstance(id, int):
+            numbers[place], legal[place] = id, True
     return numbers, legal
+
+
+def _id(value: Any) -> int | str | None:
+    """An id in its one form; None where it is none."""
+    try:
+        return external_id("looked-up", value)
+    except DataError:
+        return None
+
+
+def _text(value: Any) -> str:
+    """An id's text; empty where it is none."""
+    id = _id(value)
+    return "" if id is None else str(id)

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import numbers
 from limerank.errors import DataError
 from limerank.logs.ids import Mask
 from limerank.logs.partition import Array, shuffle
 from limerank.schema import EventSource, Label
-from limerank.tables import as_numbers
 
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 ISO = (
@@ -55,24 +55,24 @@ def label_columns(
     key = f"label_{label.name}"
     if label.kind == "binary" and label.at_least is None and _zeros_and_ones(values):
         return {key: values.cast(pl.UInt8).to_numpy()}
-    numbers = as_numbers(values)
-    finite = np.isfinite(numbers)
+    given = numbers(values)
+    finite = np.isfinite(given)
     good.check(finite, f"missing label {label.name}")
     if label.kind == "binary" and label.at_least is not None:
-        return {key: (numbers >= label.at_least).view(np.uint8)}
+        return {key: (given >= label.at_least).view(np.uint8)}
     if label.kind == "binary":
-        positive = numbers == 1
-        good.check(positive | (numbers == 0) | ~finite, f"label {label.name} is neither 0 nor 1")
+        positive = given == 1
+        good.check(positive | (given == 0) | ~finite, f"label {label.name} is neither 0 nor 1")
         return {key: positive.view(np.uint8)}
-    good.check((numbers >= 0) | ~finite, f"negative {label.name}")
-    seconds = as_float32(numbers * label.scale)
+    good.check((given >= 0) | ~finite, f"negative {label.name}")
+    seconds = as_float32(given * label.scale)
     if label.cap is not None:
         seconds = np.minimum(seconds, np.float32(label.cap))
     if length is None:
         return {key: seconds}
-    whole = as_numbers(length)
-    ratio = np.full(len(numbers), np.nan)
-    np.divide(numbers, whole, out=ratio, where=whole > 0)
+    whole = numbers(length)
+    ratio = np.full(len(given), np.nan)
+    np.divide(given, whole, out=ratio, where=whole > 0)
     return {key: seconds, f"ratio_{label.name}": as_float32(ratio)}
 
 

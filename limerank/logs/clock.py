@@ -11,7 +11,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.logs.summary import iso
+from limerank.canonical import iso
 
 DAY_MS = 86_400_000
 OLDEST = 631_152_000_000

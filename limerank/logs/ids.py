@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import id_integers, id_texts
 from limerank.errors import DataError
 from limerank.logs.partition import Array
-from limerank.tables import as_text, whole_numbers
 
 Mask = NDArray[np.bool_] | None
 """Which rows; None: all of them."""
@@ -28,49 +29,70 @@ class TextIdsError(Exception):
 
 
 class Ids:
-    """User or item ids as int64 codes: the integers themselves, or numbers given to texts."""
+    """Ids, or categories, as int64 codes: the integers themselves, or numbers given to texts.
 
-    def __init__(self, text: bool) -> None:
+    Args:
+        text: whether they are texts.
+        form: what brings a series to the form of :mod:`limerank.canonical`, as text.
+    """
+
+    def __init__(self, text: bool, form: Callable[[pl.Series], pl.Series] = id_texts) -> None:
         self.text = text
+        self._form = form
         self._type = pl.Categorical(pl.Categories.random())
         # Polars forgets the numbers it gave to texts when the last series with them is gone.
         self._held = pl.Series([], dtype=self._type)
+        self._canonical = np.zeros(0, np.int64)
+        """Of each text as it was written: the code of its canonical form; -1 where it has none."""
+        self._moved = False
+        """Whether any text is written otherwise than its canonical form."""
 
     def codes(self, values: pl.Series) -> tuple[Array, Mask]:
-        """Codes, and which of them are known (None: all)."""
-        dtype = values.dtype
-        if dtype.is_nested():
+        """Codes, and which of them are known (None: all).
+
+        Raises:
+            TextIdsError: these ids are no integers, and were expected to be.
+            DataError: the column holds no ids, or one that may have lost digits.
+        """
+        if values.dtype.is_nested():
             raise DataError(
-                f"column {values.name!r} holds {dtype}, expected ids (for histories given as "
-                "lists, set lists = true)"
+                f"column {values.name!r} holds {values.dtype}, expected ids (for histories given "
+                "as lists, set lists = true)"
             )
         if self.text:
-            codes = self.of_text(as_text(values) if dtype.is_float() else values.cast(pl.String))
-        elif dtype == pl.String:
-            codes = whole_numbers(values)
-            new = codes.null_count() - values.null_count()
-            if new and new > int((values.str.len_bytes() == 0).sum()):
-                raise TextIdsError(self)
-        elif dtype.is_float() or dtype == pl.UInt64:
-            given = values.fill_nan(None) if dtype.is_float() else values
-            codes = given.cast(pl.Int64, strict=False)
-            if codes.null_count() > given.null_count() or (codes.cast(dtype) != given).any():
-                raise TextIdsError(self)
-        elif dtype.is_integer() or dtype == pl.Null:
-            codes = values.cast(pl.Int64)
+            codes = self.of_text(values)
         else:
-            raise TextIdsError(self)
+            codes, others = id_integers(values)
+            if others:
+                raise TextIdsError(self)
         known = None
         if codes.null_count():
             known = codes.is_not_null().to_numpy()
             codes = codes.fill_null(0)
         return codes.to_numpy().astype(np.int64, copy=False), known
 
-    def of_text(self, text: pl.Series) -> pl.Series:
-        empty = (text.str.len_bytes() == 0).fill_null(False)
-        if empty.any():
-            text = text.set(empty, None)
-        return text.cast(self._type).to_physical()
+    def of_text(self, values: pl.Series) -> pl.Series:
+        """Codes of texts, null where one is missing. Each text is brought to its form once."""
+        text = values if values.dtype == pl.String else self._form(values)
+        codes = text.cast(self._type).to_physical()
+        count = codes.max()
+        if isinstance(count, int) and count >= len(self._canonical):
+            self._learn(count + 1)
+        if not self._moved:
+            return codes
+        moved = pl.Series(self._canonical[codes.fill_null(0).to_numpy()])
+        return moved.set((moved < 0) | codes.is_null(), None).alias(values.name)
+
+    def _learn(self, count: int) -> None:
+        """The canonical forms of the texts that have the numbers up to ``count``."""
+        new = np.arange(len(self._canonical), count)
+        texts = self.values(new).alias("an id")
+        formed = self._form(texts)
+        codes = formed.cast(self._type).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
+        self._moved = self._moved or not np.array_equal(codes, new)
+        # A form that is new itself has a number behind these, and is its own form.
+        more = np.arange(count, max(count, int(codes.max(initial=-1)) + 1))
+        self._canonical = np.concatenate([self._canonical, codes, more])
 
     def values(self, codes: Array) -> pl.Series:
         """The ids that have these codes."""

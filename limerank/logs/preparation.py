@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import iso
 from limerank.coverage import MISSING_WORDS, FeatureCoverage, TableCoverage, cover_features
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
@@ -40,11 +41,11 @@ from limerank.logs.partition import (
 )
 from limerank.logs.sorting import Block, SortedEvents
 from limerank.logs.spooling import BATCH_BYTES, Spooling
-from limerank.logs.summary import QUANTILES, SPLITS, Stats, iso, quantiles_of_counts
+from limerank.logs.summary import QUANTILES, SPLITS, Stats, quantiles_of_counts
 from limerank.progress import Bar
 from limerank.schema import EventFeature, Spec, Table, write_spec
 from limerank.sources import Reader, concat
-from limerank.tables import Encoding, as_text, candidates, encode, fit, vocabulary_of
+from limerank.tables import Encoding, candidates, encode, fit, vocabulary_of
 
 FORMAT = 1
 EDGES = [k / 32 for k in range(1, 32)]
@@ -241,7 +242,7 @@ class _Job:
             ids = self.spools.features[feature.name]
             known = counts.codes != self.spools.missing(feature)
             codes, sums = counts.codes[known], counts.sums[0][known]
-            text = as_text(ids.values(codes - 1 if ids.text else codes))
+            text = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
             frame = pl.DataFrame({"value": text, "count": sums})
             words = frame.filter(pl.col("value").is_in(MISSING_WORDS))
             self.missing_words[feature.name] = int(words["count"].sum()), _first(words["value"])

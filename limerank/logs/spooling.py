@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.canonical import categories, numbers
 from limerank.coverage import presence
 from limerank.errors import DataError
 from limerank.logs.checks import Good, as_float32, label_columns, request_keys, times_of
@@ -20,7 +21,6 @@ from limerank.logs.partition import Array, Spool, ahead, shuffle
 from limerank.progress import Bar
 from limerank.schema import EventSource, Feature, Spec
 from limerank.sources import Reader, find_files, wanted_of_table
-from limerank.tables import as_numbers, as_text
 
 BATCH_BYTES = 24 << 20
 PARTITION_ROWS = 1 << 18
@@ -163,7 +163,7 @@ class Spooling:
         self.unread.clear()
         self.users, self.items = (Ids(not integral) for integral in reversed(self.integral))
         self.features = {
-            feature.name: Ids(self.feature_is_text[feature.name])
+            feature.name: Ids(self.feature_is_text[feature.name], categories)
             for feature in spec.event_features
             if feature.kind == "categorical"
         }
@@ -299,7 +299,7 @@ class Spooling:
         for feature in self.spec.event_features:
             values = self._column(frame, source, feature.column)
             if feature.kind == "numeric":
-                columns[f"feature_{feature.name}"] = as_float32(as_numbers(values))
+                columns[f"feature_{feature.name}"] = as_float32(numbers(values))
                 self._note_numbers(feature, values, columns[f"feature_{feature.name}"])
             else:
                 codes = self._feature_codes(feature, values)
@@ -320,8 +320,7 @@ class Spooling:
         """Codes of a categorical event feature: text numbers from 1 (0: missing), or integers."""
         ids = self.features[feature.name]
         if ids.text:
-            text = values if values.dtype == pl.String else as_text(values)
-            return _plus_one(ids.of_text(text))
+            return _plus_one(ids.of_text(values))
         whole = values.cast(pl.Int64)
         if whole.null_count():
             whole = whole.fill_null(self.missing(feature))
@@ -393,7 +392,7 @@ class Spooling:
         for feature in self.spec.event_features:
             given = pl.Series(feature.column, [source.constant.get(feature.column)])
             values[f"feature_{feature.name}"] = (
-                as_float32(as_numbers(given))[0]
+                as_float32(numbers(given))[0]
                 if feature.kind == "numeric"
                 else self._feature_codes(feature, given)[0]
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from limerank.canonical import iso
 
 SPLITS = ("train", "validation", "test", "held-out")
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -53,14 +54,6 @@ def summary_text(manifest: dict[str, Any]) -> str:
                 lines.append(f"{'':>24}such as {examples[reason]}")
     lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     return "\n".join(lines) + "\n"
-
-
-def iso(milliseconds: int) -> str:
-    """A time since 1970 as ISO 8601 text."""
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{milliseconds} ms"
 
 
 @dataclass(frozen=True)

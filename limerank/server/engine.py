@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from limerank import selftest
+from limerank.canonical import external_id, json_value
 from limerank.errors import (
     DataError,
     FormatError,
@@ -32,7 +33,7 @@ from limerank.errors import (
     StoreError,
     UnknownError,
 )
-from limerank.events import Event, event_of, external_id
+from limerank.events import Event, event_of
 from limerank.explain import Explanation, explain
 from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
@@ -44,7 +45,6 @@ from limerank.scorer import Scorer, ScorerName, scorer_for, weights_of_tasks
 from limerank.server.messages import Asking, Explain, Happened, Rank
 from limerank.server.numbers import Numbers
 from limerank.server.table import Filters, ItemTable
-from limerank.server.values import json_value
 from limerank.state import MarkedIndex, Mode, Ready, UserStates
 from limerank.stores import EventStore, Id, Outcome
 from limerank.stores.values import written

@@ -20,13 +20,20 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from limerank.canonical import (
+    category,
+    category_list,
+    external_id,
+    id_texts,
+    json_value,
+    number,
+    numbers,
+)
 from limerank.errors import DataError, SpecError, UnknownError
-from limerank.events import category, external_id
 from limerank.index import Index
 from limerank.schema import Feature, Spec, Table, validate
-from limerank.server.values import json_value
 from limerank.sources import read_table
-from limerank.tables import as_numbers, values_of
+from limerank.tables import values_of
 from limerank.trained import Trained
 
 log = logging.getLogger("limerank.server")
@@ -204,12 +211,12 @@ class _ItemFile:
         table = layout.model_copy(update={**own, "files": (glob.escape(path.name),)})
         try:
             self._frame, bad = read_table(table, path.resolve().parent, layout.read)
-            texts = self._frame[layout.id].cast(pl.String).to_list()
+            texts = id_texts(self._frame[layout.id]).to_list()
         except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path} cannot be read as an item table: {error}") from None
         if bad:
             log.warning("%s: %d lines could not be parsed; their items are unknown", path, bad)
-        self.rows = {str(_key(id)): row for row, id in enumerate(texts) if id is not None}
+        self.rows = {id: row for row, id in enumerate(texts) if id is not None}
         """Row of each item, by its id's text."""
         self._values: dict[str, _Values | NDArray[np.float64]] = {}
         self._lock = threading.Lock()
@@ -230,7 +237,7 @@ class _ItemFile:
         with self._lock:
             if feature.name not in self._values:
                 self._values[feature.name] = (
-                    as_numbers(self._frame[feature.column])
+                    numbers(self._frame[feature.column])
                     if feature.kind == "numeric"
                     else _Values(values_of(self._frame, feature), len(self))
                 )
@@ -290,9 +297,8 @@ def _one(feature: Feature, value: Any) -> str | None:
     if value is None:
         return None
     if feature.kind != "numeric":
-        return category(value) or None
-    (number,) = as_numbers(pl.Series("value", [value], strict=False))
-    return None if np.isnan(number) else category(float(number))
+        return category(value)
+    return category(number(value))
 
 
 def _check_numbers(feature: Feature, values: Sequence[Any], texts: Sequence[str | None]) -> None:
@@ -307,10 +313,9 @@ def _check_numbers(feature: Feature, values: Sequence[Any], texts: Sequence[str 
 def _values(feature: Feature, value: Any) -> set[str | None]:
     """All values that an item has of a feature; None stands for no value at all."""
     try:
-        parts: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
-        if feature.split is not None and isinstance(value, str):
-            parts = [part.strip() for part in value.split(feature.split)]
-        return {_one(feature, part) for part in parts} - {None} or {None}
+        if feature.kind == "numeric":
+            return {_one(feature, value)}
+        return set(category_list(value, feature.split)) or {None}
     except DataError:  # stored before such values were refused
         return {None}
 

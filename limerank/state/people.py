@@ -20,7 +20,7 @@ from limerank.batch import Features, Users
 from limerank.errors import DataError, UnknownError
 from limerank.features import FeatureTable
 from limerank.schema import Spec, validate
-from limerank.tables import Encoding, encode
+from limerank.tables import Encoding, encode, frame_of, read_vocabulary
 from limerank.trained import Trained
 
 PEOPLE = 512
@@ -121,13 +121,11 @@ class People:
         if spec is None or all(features.get(name) is None for name in known):
             return FeatureTable.unknown(encoding)
         try:
-            frame = pl.DataFrame(
-                [pl.Series(name, [features.get(name)], strict=False) for name in known]
-            )
+            frame = frame_of(spec, [features], ids=False)
             found = encode(
                 frame, spec.features, Encoding(encoding, self._vocabularies), pl.Series(["user"])
             )
-        except (TypeError, pl.exceptions.PolarsError) as error:
+        except DataError as error:
             raise DataError(
                 f"the features {dict(features)!r:.200} cannot be read: {error}"
             ) from None
@@ -145,10 +143,9 @@ class People:
 
     @cached_property
     def _vocabularies(self) -> dict[str, pl.DataFrame]:
-        folder = self.trained.path / "vocab"
         features = () if self._spec.users is None else self._spec.users.features
         return {
-            feature.name: pl.read_parquet(folder / f"user_{feature.name}.parquet")
+            feature.name: read_vocabulary(self.trained.path, f"user_{feature.name}")
             for feature in features
             if feature.kind == "categorical"
         }

@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Features, Items, Users
+from limerank.canonical import external_id
 from limerank.errors import FingerprintError, FormatError, SpecError, check_choice
 from limerank.eventlog import EventForm, EventLog
-from limerank.events import Event, external_id, pack_list, unpack_list
+from limerank.events import Event, pack_list, unpack_list
 from limerank.explain import Past
 from limerank.features import FeatureTable
 from limerank.history import latest

@@ -28,8 +28,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from limerank.canonical import external_id
 from limerank.errors import FormatError, StoreError
-from limerank.events import Event, derived_id, external_id, unpack
+from limerank.events import Event, derived_id, unpack
 from limerank.stores.contract import (
     TRIM,
     Counts,

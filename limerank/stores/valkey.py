@@ -30,8 +30,9 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from limerank.canonical import external_id
 from limerank.errors import FormatError, SpecError, StoreError
-from limerank.events import Event, external_id, unpack
+from limerank.events import Event, unpack
 from limerank.stores.contract import (
     TRIM,
     Counts,

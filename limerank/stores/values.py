@@ -12,16 +12,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from limerank.canonical import ID_BYTES, LARGEST_TIME, external_id
 from limerank.errors import DataError, FormatError
-from limerank.events import (
-    EVENT_ID_BYTES,
-    ID_BYTES,
-    LARGEST_TIME,
-    TEXT_LENGTH,
-    Event,
-    external_id,
-    pack,
-)
+from limerank.events import EVENT_ID_BYTES, TEXT_LENGTH, Event, pack
 
 COLUMNS = 1024
 """Columns of one item or user, at most."""

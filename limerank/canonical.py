@@ -1,0 +1,470 @@
+"""One form for ids, categories, numbers and times, whoever brings them.
+
+A value reaches limerank as a column of a file, as a field of a JSON body, as a Python or NumPy
+object, or as text in a path or a command. Every one of these goes through this module, so that 7,
+7.0, ``"7"``, ``" 7 "`` and ``"7.0"`` are one id wherever they come from. Each rule stands twice,
+for one value and for a Polars series of them; ``tests/test_canonical.py`` holds the two together.
+
+- **Text** loses blanks at its ends; nothing left means missing. ``7.0`` and ``7.00`` become ``7``.
+- **Ids** (:func:`external_id`, :func:`id_texts`, :func:`id_integers`) are integers where their text
+  is a plainly written 64-bit integer (no plus sign, no leading zeros), else text of 1 to 256 bytes.
+  Booleans are none. A float that has lost digits is refused, never rounded.
+- **Categories** (:func:`category`, :func:`categories`) are text. ``true`` and ``false``, as
+  booleans or in any letter case, are ``1`` and ``0``.
+- **Numbers** (:func:`number`, :func:`numbers`) are float64, NaN where a value is missing or none.
+- **Times** (:func:`milliseconds`) are milliseconds since 1970, or an order.
+
+None, NaN, NaT and empty text are missing everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from limerank.errors import DataError
+
+ID_BYTES = 256
+"""Length of an external id in UTF-8, at most."""
+LARGEST_TIME = 1 << 53
+"""Times beyond it are no whole numbers in every store."""
+BLANKS = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
+"""What is stripped of the ends of text: Unicode's white space, and a byte order mark."""
+INT64 = range(-(1 << 63), 1 << 63)
+JSON_DEPTH = 8
+"""Lists and mappings inside each other, at most; what lies deeper becomes text."""
+
+_DECIMAL = re.compile(r"(-?[0-9]+)\.0+")
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_TRUTH = {"true": "1", "false": "0"}
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# One value
+
+
+def _missing(value: Any) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, (str, int)):
+        return False
+    if type(value).__name__ == "NAType":  # pandas': it is neither equal to itself nor unequal
+        return True
+    try:
+        return bool(value != value)  # noqa: PLR0124  # NaN, NaT
+    except (TypeError, ValueError):  # arrays
+        return False
+
+
+def _stripped(text: str) -> str:
+    text = text.strip(BLANKS)
+    found = _DECIMAL.fullmatch(text)
+    if found:
+        text = found[1]
+    return "0" if text == "-0" else text
+
+
+def _plain(value: Any) -> str | None:
+    """Text of a value that is no text, as both ids and categories have it; None where there is
+    none for values of its kind."""
+    if isinstance(value, (bool, np.bool_)):
+        return "1" if value else "0"
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)):
+        whole = float(value).is_integer() and abs(float(value)) < 1 << 63
+        # str of NumPy's float32 is the shortest text that gives it back, as for Python's floats.
+        return str(int(value)) if whole else str(value)
+    if isinstance(value, Decimal):
+        return _stripped(format(value, "f"))
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, (datetime, date, time_of_day)):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return str(value)
+    return None
+
+
+def category(value: Any) -> str | None:
+    """A categorical value as the vocabularies hold it; None: missing.
+
+    Raises:
+        DataError: a value of its kind (a list, a mapping, bytes) is no category.
+    """
+    if isinstance(value, str):
+        text = _stripped(str(value))
+        text = _TRUTH.get(text.lower(), text) if len(text) in (4, 5) else text
+        return _encodable(text) or None
+    if _missing(value):
+        return None
+    found = _plain(value)
+    if found is None:
+        raise DataError(
+            f"a category is {value!r:.80}, expected text, a number or a boolean, "
+            f"not {type(value).__name__}"
+        )
+    return found
+
+
+def _encodable(text: str) -> str:
+    """Text that UTF-8 can hold: halves of surrogate pairs become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def category_list(value: Any, split: str | None = None) -> list[str]:
+    """The categories of a multi-valued feature: of a list, or of text with a separator."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        given: list[Any] = list(value)
+    elif split is not None and isinstance(value, str):
+        given = value.split(split)
+    else:
+        given = [value]
+    return list(dict.fromkeys(text for text in map(category, given) if text is not None))
+
+
+def external_id(what: str, value: Any) -> int | str:
+    """An id in its one form: an integer where it is plainly one, else text.
+
+    Args:
+        what: "user" or "item", for the message.
+        value: an integer, text, or a float that has lost no digits; Python's or NumPy's.
+
+    Raises:
+        DataError: it is missing, of a kind that is no id, or has lost digits as a float; or its
+            text is longer than 256 bytes or holds a zero byte.
+    """
+    if type(value) is int and value in INT64:
+        return value
+    if isinstance(value, str):
+        text = _stripped(str(value))
+    elif _missing(value):
+        text = ""
+    else:
+        text = _id_text(what, value)
+    if _INTEGER.fullmatch(text) and (number := int(text)) in INT64:
+        return number
+    if text and "\0" not in text and len(text) <= ID_BYTES:
+        try:
+            if len(text.encode()) <= ID_BYTES:
+                return text
+        except UnicodeEncodeError:
+            pass  # half of a surrogate pair
+    raise DataError(
+        f"the {what} id {value!r:.80} is neither an integer nor text of 1 to {ID_BYTES} bytes"
+    )
+
+
+def _id_text(what: str, value: Any) -> str:
+    if isinstance(value, (float, np.floating)):
+        exact = 1 << (int(np.finfo(value).nmant) + 1)
+        if math.isfinite(value) and abs(float(value)) >= exact:
+            raise DataError(
+                f"the {what} id {value!r} is a floating-point number of {exact:,} or more, which "
+                "may have lost digits; give it as an integer or as text"
+            )
+    text = None if isinstance(value, (bool, np.bool_)) else _plain(value)
+    if text is None:
+        raise DataError(
+            f"the {what} id {value!r:.80} is a {type(value).__name__}, expected an integer or text"
+        )
+    return text if text not in ("inf", "-inf") else ""
+
+
+def number(value: Any) -> float:
+    """A value as float64; NaN where it is missing, or text that is no number.
+
+    Raises:
+        DataError: a value of its kind (a list, a mapping, a time) is no number.
+    """
+    if isinstance(value, str):
+        text = value.strip(BLANKS)
+        if _NUMBER.fullmatch(text):
+            return float(text)
+        return float(_TRUTH.get(text.lower(), "nan"))
+    if _missing(value):
+        return math.nan
+    if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)):
+        try:
+            return float(value)
+        except OverflowError:  # an integer of 309 digits
+            return math.copysign(math.inf, value)
+    raise DataError(f"a number is {value!r:.80}, a {type(value).__name__}")
+
+
+def json_value(value: Any, depth: int = 0) -> Any:
+    """A value of a table or a store as JSON can hold it, and every reader read it back.
+
+    Integers beyond 64 bits, times and whatever JSON has no form for become text; halves of
+    surrogate pairs become question marks; bytes are read as UTF-8. Numbers that are not finite are
+    null, and so is all that is missing.
+    """
+    if isinstance(value, str):
+        return _encodable(str(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if depth < JSON_DEPTH:
+        if isinstance(value, Mapping):
+            return {_encodable(str(k)): json_value(v, depth + 1) for k, v in value.items()}
+        if isinstance(value, (list, tuple, np.ndarray, pl.Series)):
+            return [json_value(part, depth + 1) for part in value]
+    if _missing(value):
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if value in INT64 else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _plain(value) or _encodable(f"{value!s:.1000}")
+
+
+def milliseconds(value: Any) -> int:
+    """A time as a whole number: milliseconds since 1970, or an order.
+
+    Args:
+        value: a datetime or text in ISO 8601 (UTC unless they name a zone), or a number, which is
+            milliseconds already (or an order, where the log has no clock).
+
+    Raises:
+        DataError: it is none of these, or 2^53 or more.
+    """
+    moment = value
+    if isinstance(moment, np.datetime64):
+        moment = moment.astype("datetime64[us]").item()
+    if isinstance(moment, str):
+        text = moment.strip(BLANKS)
+        moment = None
+        if _DAY.match(text):
+            try:
+                moment = datetime.fromisoformat(text)
+            except ValueError:
+                moment = None
+    elif isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
+    if isinstance(moment, datetime) and not _missing(moment):
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return (moment - _EPOCH) // timedelta(milliseconds=1)
+    legal = isinstance(moment, (int, float, np.number)) and not isinstance(moment, bool)
+    if not legal or not math.isfinite(moment) or abs(moment) >= LARGEST_TIME:
+        raise DataError(
+            f"the time {value!r:.80} is neither a datetime, nor ISO 8601 text such as "
+            "2026-11-01T12:00:00Z, nor a number below 2^53 in size; a number is milliseconds "
+            "since 1970, or an order where the log has no clock"
+        )
+    return math.floor(moment)
+
+
+def iso(milliseconds: int) -> str:
+    """A time in milliseconds since 1970 as ISO 8601 text, for people."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms"
+
+
+# A series of values
+
+
+def _each(values: pl.Series, one: Callable[[Any], str | None]) -> pl.Series:
+    """``one`` of each value, computed once for those that are alike."""
+    distinct = values.drop_nulls().unique()
+    old = distinct.to_numpy() if distinct.dtype.is_float() else distinct.to_list()
+    new = pl.Series([one(value) for value in old], dtype=pl.String)
+    table = pl.DataFrame([distinct.alias("old"), new.alias("new")])
+    joined = pl.DataFrame([values.alias("old")]).join(
+        table, on="old", how="left", maintain_order="left"
+    )
+    return joined["new"].alias(values.name)
+
+
+def _text_series(values: pl.Series) -> pl.Series:
+    text = values.str.strip_chars(BLANKS)
+    text = text.set((text == "").fill_null(False), None)
+    text = text.str.replace(r"^(-?[0-9]+)\.0+$", "$1")
+    return text.set((text == "-0").fill_null(False), "0")
+
+
+def require_scalars(values: pl.Series, expected: str) -> None:
+    """Raise a DataError where a column's type holds no single values that have a text."""
+    dtype = values.dtype
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        raise DataError(f"column {values.name!r} holds {dtype}, expected {expected}")
+
+
+def categories(values: pl.Series) -> pl.Series:
+    """A series as categories, text; null: missing. See :func:`category`.
+
+    Raises:
+        DataError: the column holds lists, structs or bytes.
+    """
+    dtype = values.dtype
+    if dtype == pl.String:
+        text = _text_series(values)
+        lower = text.str.to_lowercase()
+        for word, digit in _TRUTH.items():
+            text = text.set((lower == word).fill_null(False), digit)
+        return text
+    if dtype == pl.Boolean:
+        return values.cast(pl.Int8).cast(pl.String)
+    if dtype in (pl.Categorical, pl.Enum):
+        return categories(values.cast(pl.String))
+    require_scalars(values, "categories: text, numbers or booleans")
+    return _plain_series(values)
+
+
+def _plain_series(values: pl.Series) -> pl.Series:
+    dtype = values.dtype
+    if dtype.is_integer():
+        return values.cast(pl.String)
+    if dtype == pl.Null:
+        return values.cast(pl.String)
+    if dtype.is_float():
+        values = values.fill_nan(None)
+        whole = values.cast(pl.Int64, strict=False)
+        same = (whole.cast(dtype) == values).fill_null(False)
+        same &= (values.abs() < float(1 << 63)).fill_null(False)
+        text = whole.cast(pl.String)
+        rest = values.set(same, None)
+        return text.zip_with(same, _each(rest, _plain)) if rest.count() else text
+    return _each(values, _plain)
+
+
+def id_texts(values: pl.Series) -> pl.Series:
+    """A series as ids, each as text; null: missing. See :func:`external_id`.
+
+    Raises:
+        DataError: the column holds no ids, or one that :func:`external_id` refuses.
+    """
+    _require_ids(values)
+    if values.dtype in (pl.Categorical, pl.Enum):
+        values = values.cast(pl.String)
+    if values.dtype == pl.String:
+        text = _text_series(values)
+    else:
+        if values.dtype.is_float():
+            finite = values.is_finite().fill_null(False)
+            values = values.set(~finite, None)
+        text = _plain_series(values)
+    bad = (text.str.len_bytes() > ID_BYTES) | text.str.contains("\0", literal=True)
+    if bad.any():
+        wrong = text.filter(bad.fill_null(False))[0]
+        raise DataError(
+            f"column {values.name!r} holds the id {wrong!r:.80} of {len(wrong.encode()):,} bytes, "
+            f"expected ids of at most {ID_BYTES} bytes without zero bytes; is it the right column?"
+        )
+    return text
+
+
+def id_integers(values: pl.Series) -> tuple[pl.Series, int]:
+    """A series of ids as Int64, null where an id is missing or no integer; how many are the latter.
+
+    Raises:
+        DataError: the column holds no ids.
+    """
+    dtype = values.dtype
+    _require_ids(values)
+    if dtype == pl.String:
+        found = _whole_numbers(values)
+        if found.null_count() == values.null_count():
+            return found, 0
+        rest = values.filter(found.is_null() & values.is_not_null())
+        text = _text_series(rest)
+        again = _whole_numbers(text)
+        at = (found.is_null() & values.is_not_null()).arg_true()
+        found = found.scatter(at, again)
+        return found, again.null_count() - text.null_count()
+    if dtype.is_integer():
+        found = values.cast(pl.Int64, strict=False)
+        return found, found.null_count() - values.null_count()
+    if dtype == pl.Null:
+        return values.cast(pl.Int64), 0
+    if dtype.is_float():
+        values = values.set(~values.is_finite().fill_null(False), None)
+        found = values.cast(pl.Int64, strict=False)
+        odd = (found.cast(dtype) != values).fill_null(False)
+        if odd.any():
+            found = found.set(odd, None)
+        return found, found.null_count() - values.null_count()
+    text = id_texts(values)
+    found = _whole_numbers(text)
+    return found, found.null_count() - text.null_count()
+
+
+def _require_ids(values: pl.Series) -> None:
+    dtype = values.dtype
+    if dtype == pl.Boolean:
+        raise DataError(f"column {values.name!r} holds booleans, expected ids")
+    require_scalars(values, "ids")
+    if dtype.is_float():
+        exact = float(1 << (24 if dtype == pl.Float32 else 53))
+        lost = (values.is_finite() & (values.abs() >= exact)).fill_null(False)
+        if lost.any():
+            raise DataError(
+                f"column {values.name!r} holds the id {values.filter(lost)[0]:.0f} as a "
+                f"floating-point number; those of {exact:,.0f} or more may have lost digits: "
+                "write the column as integers or as text"
+            )
+
+
+def _whole_numbers(text: pl.Series) -> pl.Series:
+    """Text as Int64; null where it is not a plainly written integer."""
+    value = text.cast(pl.Int64, strict=False)
+    odd = (
+        (text.str.starts_with("0") & (text.str.len_bytes() > 1))
+        | text.str.starts_with("+")
+        | text.str.starts_with("-0")
+    )
+    if odd.any():
+        value = value.set(odd.fill_null(False), None)
+    return value
+
+
+def numbers(values: pl.Series) -> NDArray[np.float64]:
+    """A series as float64; NaN where a value is missing or no number. See :func:`number`.
+
+    Raises:
+        DataError: the column holds lists, times or bytes.
+    """
+    dtype = values.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        return numbers(values.cast(pl.String))
+    if dtype == pl.String:
+        found = values.cast(pl.Float64, strict=False)
+        if found.null_count() > values.null_count():
+            rest = (found.is_null() & values.is_not_null()).arg_true()
+            text = values.gather(rest).str.strip_chars(BLANKS)
+            again = text.cast(pl.Float64, strict=False)
+            lower = text.str.to_lowercase()
+            for word, digit in _TRUTH.items():
+                again = again.set((lower == word).fill_null(False), float(digit))
+            found = found.scatter(rest, again)
+        infinite = (~found.is_finite()).fill_null(False)
+        if infinite.any():  # "inf" and "nan" as text are no numbers; "1e999" is
+            digits = values.str.contains("[0-9]").fill_null(False)
+            found = found.set(infinite & ~digits, None)
+    elif dtype == pl.Null:
+        found = values.cast(pl.Float64)
+    elif dtype.is_numeric() or dtype == pl.Boolean:
+        found = values.cast(pl.Float64, strict=False)
+    else:
+        raise DataError(f"column {values.name!r} holds {dtype}, expected numbers")
+    if found.null_count():
+        found = found.fill_null(float("nan"))
+    return found.to_numpy()
