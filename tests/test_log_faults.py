@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.errors import DataError, FormatError
+from limerank.errors import DataError, FormatError, SpecError
 from limerank.logs import prepare, summary_text
 from limerank.logs.clock import Clock
 from limerank.schema import Spec
@@ -405,3 +405,72 @@ def test_a_split_without_requests_says_what_to_do(tmp_path: Path) -> None:
     warnings = run(tmp_path, make_spec(split=cuts))["summary"]["warnings"]
     assert "the test split is empty" in warnings
     assert any("without test requests a model cannot be measured there" in one for one in warnings)
+
+
+# Units and forms of times
+
+
+@pytest.mark.parametrize(
+    ("given", "unit"), [("s", "ms"), ("ms", "s"), ("us", "ms"), ("ns", "s"), ("s", "us")]
+)
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_times_in_another_unit_are_seen(tmp_path: Path, given: str, unit: str, ending: str) -> None:
+    factor = {"s": 1, "ms": 1000, "us": 10**6}[unit]
+    times = [(START // 1000 + 60 * k) * factor for k in range(200)]
+    write(tmp_path, rows(time=times), f"log.{ending}")
+    spec = make_spec({"files": [f"log.{ending}"], "time_unit": given})
+    try:
+        said = " ".join(run(tmp_path, spec)["summary"]["warnings"])
+    except DataError as error:  # no time is left, or all are one
+        said = str(error)
+    assert f'with time_unit = "{unit}", not with the "{given}" given' in said
+
+
+def test_times_that_no_unit_explains_or_that_cannot_be_read_at_all(tmp_path: Path) -> None:
+    write(tmp_path, rows(time=list(range(200))))
+    said = run(tmp_path, make_spec())["summary"]["warnings"]
+    assert not any("time_unit =" in one for one in said)
+    write(tmp_path, rows(time=[START * 10**6 + k for k in range(200)]))
+    with pytest.raises(DataError, match='with time_unit = "ns", not with the "s" given'):
+        run(tmp_path, make_spec({"time_unit": "s"}))
+    write(tmp_path, rows(time=[START + k for k in range(200)]), "log.csv")
+    with pytest.raises(DataError, match='with time_unit = "ms", not with the "text" given'):
+        run(tmp_path, make_spec({"time_unit": "text", "files": ["log.csv"]}))
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("%y%m%d%H", "24061006"),
+        ("%Y-%m-%d %H", "2024-06-10 06"),
+        ("%d/%m/%Y", "10/06/2024"),
+        ("%d.%m.%y %H:%M", "10.06.24 06:00"),
+        ("%s", "1717999200"),
+        ("%m/%d/%Y %I %p", "06/10/2024 06 AM"),
+        ("%Y%m%dT%H%M%S%z", "20240610T080000+0200"),
+    ],
+)
+def test_forms_of_times(tmp_path: Path, form: str, text: str) -> None:
+    write(tmp_path, rows(time=[text] * 200), "log.csv")
+    source = {"files": ["log.csv"], "time_unit": "text", "time_format": form}
+    spec = make_spec(source, split={"by": "position"})
+    hour = 0 if form == "%d/%m/%Y" else 6
+    expected = 1_717_977_600_000 + hour * 3_600_000
+    assert run(tmp_path, spec)["summary"]["time"]["last"] == expected
+
+
+@pytest.mark.parametrize("form", ["%H:%M:%S", "%Y-%m", "yyyy-MM-dd", "%Y-%m-%d %H:%M%", "%Q", "%"])
+def test_forms_that_tell_no_time_are_refused_at_once(tmp_path: Path, form: str) -> None:
+    write(tmp_path, rows(), "log.csv")
+    source = {"files": ["log.csv"], "time_unit": "text", "time_format": form}
+    with pytest.raises(SpecError, match=r"^time_format = .* of log.csv: [^\n]*; expected a year"):
+        run(tmp_path, make_spec(source))
+
+
+def test_an_unsorted_file_is_said_to_be_unsorted(tmp_path: Path) -> None:
+    columns = rows(400)
+    random.Random(1).shuffle(columns["time"])
+    write(tmp_path, columns)
+    text = summary_text(run(tmp_path, make_spec()))
+    assert "time going backwards\n" in text
+    assert "the files are not in order of time; their rows were sorted" in text

@@ -5,18 +5,29 @@ What is wrong with a row is told to :class:`Good`, which counts bad rows by reas
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from limerank.canonical import numbers
-from limerank.errors import DataError
+from limerank.errors import DataError, SpecError
 from limerank.logs.ids import Mask
 from limerank.logs.partition import Array, shuffle
 from limerank.schema import EventSource, Label
 
+CLOCK = frozenset("HIklMSTRrXcspPfQ")
+"""Directives of a time of day; a format without any is one of dates."""
+MINUTES = frozenset("MTRrXcs")
+DAY_MS = 86_400_000
+EXAMPLE_DAY = 20_778
+"""2026-11-21 in days since 1970."""
+UNIT_ROWS = 10_000
+OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
+"""1990 and 2100: other times mostly have another unit than the one given."""
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 ISO = (
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -144,10 +155,52 @@ def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
 
 def _strptime(text: pl.Series, form: str, zoned: bool) -> pl.Series:
     kind = pl.Datetime("ms", "UTC") if zoned else pl.Datetime("ms")
-    if form == "%Y-%m-%d":
+    directives = set(re.findall(r"%[-#.:_0-9]*([A-Za-z%])", form))
+    if not directives & CLOCK:
         days = text.str.strptime(pl.Date, form, strict=False)
         return days.cast(pl.Datetime("ms")).dt.epoch("ms")
+    if directives & set("HI") and not directives & MINUTES:
+        text, form = text + " 00", form + " %M"  # hours alone, such as 2026110112
     return text.str.strptime(kind, form, strict=False).dt.epoch("ms")
+
+
+def require_time_format(source: EventSource) -> None:
+    """Raise a :class:`SpecError` where no time can be read with a source's ``time_format``."""
+    form = source.time_format
+    if form is None:
+        return
+    try:
+        written = pl.Series([datetime(2026, 11, 21, 17, 38, 59, tzinfo=UTC)]).dt.strftime(form)
+        read = _strptime(written, form, "%z" in form or "%#z" in form)[0]
+        readable = read is not None and read // DAY_MS == EXAMPLE_DAY
+        why = f"it writes 2026-11-21 17:38:59 as {written[0]!r}, which does not tell the day"
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        readable, why = False, str(error).splitlines()[0].rstrip(".")
+    if not readable:
+        raise SpecError(
+            f"time_format = {form!r} of {source.files[0]}: {why}; expected a year, a month and a "
+            'day, and perhaps hours and minutes, such as "%d.%m.%Y %H:%M"'
+        )
+
+
+def better_unit(values: pl.Series, source: EventSource) -> tuple[str, float] | None:
+    """The unit that times seem to have, where it is not the one given, and one of these times.
+
+    That is the only unit that puts the median into the years 1990 to 2100, where the one given does
+    not.
+    """
+    given = source.time_unit
+    if source.time is None or not (values.dtype.is_numeric() or values.dtype == pl.String):
+        return None
+    median = values.head(UNIT_ROWS).cast(pl.Float64, strict=False).drop_nans().median()
+    if not isinstance(median, float):
+        return None
+    fitting = [name for name, factor in UNITS.items() if OLDEST <= median * factor <= NEWEST]
+    if given in fitting or len(fitting) != 1:
+        return None
+    if given == "text" and values.dtype == pl.String and source.time_format is not None:
+        return None
+    return fitting[0], median
 
 
 def request_keys(values: pl.Series) -> NDArray[np.uint64]:

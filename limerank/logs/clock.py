@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.canonical import iso
+from limerank.logs.checks import DAY_MS, OLDEST
 
-DAY_MS = 86_400_000
-OLDEST = 631_152_000_000
-"""1990-01-01: an earlier time, beside later ones, mostly stands for a missing one."""
 AHEAD_MS = DAY_MS
 """How far beyond the present clock a time may lie: local times are read as UTC."""
 STRAY_SHARE = 0.01

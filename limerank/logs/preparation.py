@@ -27,6 +27,7 @@ from limerank.canonical import iso
 from limerank.coverage import MISSING_WORDS, FeatureCoverage, TableCoverage, cover_features
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
+from limerank.logs.checks import NEWEST, OLDEST
 from limerank.logs.holdout import FirstSeen, held_out_users
 from limerank.logs.ids import CodeCounter, CodeMap, Ids
 from limerank.logs.nobody import suspects
@@ -226,6 +227,7 @@ class _Job:
             raise DataError(
                 "the training window holds no impressions; check the split's cut points or shares"
                 + (f" (training ends at {iso(self.cuts[0])})" if self.cuts else "")
+                + "".join(f"; {hint}" for hint in self.spools.unit_hints[:1])
             )
         self.trained_users = trained_users
         self.item_counts = item_counter.result()
@@ -621,7 +623,7 @@ class _Job:
                 self.warnings.append(f"the {split} split is empty")
         if spec.clock:
             low, high = events.time_range
-            if low < 0 or high > 4_102_444_800_000 or high < 631_152_000_000:
+            if low < 0 or high > NEWEST or high < OLDEST:
                 self.warnings.append(
                     f"times run from {iso(low)} to {iso(high)}: check the source's time_unit"
                 )

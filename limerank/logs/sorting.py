@@ -29,6 +29,7 @@ from limerank.logs.partition import (
     sync,
 )
 from limerank.logs.spooling import Spooling, stretch
+from limerank.logs.summary import BACKWARDS
 from limerank.progress import Bar
 
 FINAL = ("time", "label_", "ratio_")
@@ -120,7 +121,7 @@ class SortedEvents:
                 user_keys.append(part.users)
                 user_counts.append(part.counts)
                 spools.noted["duplicate row"] += part.duplicates
-                spools.noted["time going backwards"] += part.backwards
+                spools.noted[BACKWARDS] += part.backwards
                 spools.noted["list that does not continue the one before"] += part.broken_lists
                 for name, writer in writers.items():
                     writer.append(part.columns[name])

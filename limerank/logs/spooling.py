@@ -12,10 +12,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.canonical import categories, numbers
+from limerank.canonical import categories, iso, numbers
 from limerank.coverage import presence
 from limerank.errors import DataError
-from limerank.logs.checks import Good, as_float32, label_columns, request_keys, times_of
+from limerank.logs.checks import (
+    UNITS,
+    Good,
+    as_float32,
+    better_unit,
+    label_columns,
+    request_keys,
+    require_time_format,
+    times_of,
+)
 from limerank.logs.ids import Ids, Mask, TextIdsError
 from limerank.logs.partition import Array, Spool, ahead, shuffle
 from limerank.progress import Bar
@@ -41,6 +50,7 @@ class Spooling:
         rows, bad, noted: rows read, bad ones by reason, and what else is worth to be told.
         examples: of reasons, where the first such row is and what it holds.
         remarks: what is strange about files, such as a header that has a name twice.
+        unit_hints: files whose times seem to have another unit than the one given.
         present, parsed, unread: of each event feature, how many of ``feature_rows`` rows have a
             value, how many one that could be read, and one that could not.
         table_readers: the files of the item table and of the user table.
@@ -53,6 +63,7 @@ class Spooling:
         self.noted: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.remarks: list[str] = []
+        self.unit_hints: list[str] = []
         self.present: Counter[str] = Counter()
         self.parsed: Counter[str] = Counter()
         self.unread: dict[str, str] = {}
@@ -84,6 +95,7 @@ class Spooling:
         spec = self.spec
         self.readers: list[list[Reader]] = []
         for source in spec.events:
+            require_time_format(source)
             readers = [Reader(path, source, self.base) for path in find_files(source, self.base)]
             for reader in readers:
                 reader.require(self._wanted(source))
@@ -157,6 +169,7 @@ class Spooling:
         self.noted.clear()
         self.examples.clear()
         self.remarks.clear()
+        self.unit_hints.clear()
         self.rows = self.feature_rows = 0
         self.present.clear()
         self.parsed.clear()
@@ -230,8 +243,26 @@ class Spooling:
         self, reader: Reader, source: EventSource
     ) -> Iterator[tuple[pl.DataFrame, Array, Mask]]:
         """A file's batches, each with its users' codes and which of them are known."""
+        first = True
         for frame in reader.batches(self._columns(source), self.batch_bytes):
+            if first and source.time is not None:
+                self._check_unit(reader, source, frame[source.time])
+                first = False
             yield frame, *self.users.codes(frame[source.user])
+
+    def _check_unit(self, reader: Reader, source: EventSource, times: pl.Series) -> None:
+        """Say so where the first times of a file seem to have another unit than the one given."""
+        found = better_unit(times, source)
+        if found is None:
+            return
+        unit, example = found
+        self.unit_hints.append(
+            f"{reader.path}: times of column {times.name!r} are such as {example:.0f}, which is "
+            f'{iso(round(example * UNITS[unit]))} with time_unit = "{unit}", not with the '
+            f'"{source.time_unit}" given'
+        )
+        self.remarks.append(self.unit_hints[-1])
+        self.examples.setdefault("missing or unparsable time", self.unit_hints[-1])
 
     def _make_spools(self) -> None:
         """Spools with enough partitions that sorting three of them at once fits the memory."""

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from limerank.canonical import iso
 
 SPLITS = ("train", "validation", "test", "held-out")
+BACKWARDS = "time going backwards"
+UNSORTED = 0.01
+"""With a larger share of such rows the files are not sorted; with a smaller one, some rows are
+late."""
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -52,6 +56,8 @@ def summary_text(manifest: dict[str, Any]) -> str:
             lines.append(f"  {what:<7} {count:>12,}  {reason}")
             if reason in examples:
                 lines.append(f"{'':>24}such as {examples[reason]}")
+            if reason == BACKWARDS and count > UNSORTED * counts["events"]:
+                lines.append(f"{'':>24}the files are not in order of time; their rows were sorted")
     lines += [f"  warning: {warning}" for warning in summary["warnings"]]
     return "\n".join(lines) + "\n"
 
