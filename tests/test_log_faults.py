@@ -474,3 +474,81 @@ def test_an_unsorted_file_is_said_to_be_unsorted(tmp_path: Path) -> None:
     text = summary_text(run(tmp_path, make_spec()))
     assert "time going backwards\n" in text
     assert "the files are not in order of time; their rows were sorted" in text
+
+
+# Request ids
+
+
+BIG = 1 << 63
+REQUESTS: dict[str, tuple[pl.DataType, list[Any]]] = {
+    "integers": (pl.Int64(), [3, 3, -5, -5, 0, 0, None, None]),
+    "unsigned hashes": (pl.UInt64(), [BIG, BIG, BIG + 1, BIG + 1, 7, 7, None, None]),
+    "floats": (pl.Float64(), [3.0, 3.0, 5.0, 5.0, 0.0, 0.0, float("nan"), None]),
+    "text": (pl.String(), ["a", "a", "b", "b", "0", "0", "", None]),
+    "text of unsigned hashes": (
+        pl.String(),
+        [str(BIG), str(BIG), str(BIG + 1), str(BIG + 1), "7", "7.0", None, " "],
+    ),
+    "dictionary": (pl.Categorical(), ["a", "a", "b", "b", "c", "c", None, None]),
+    "decimals": (pl.Decimal(38, 0), [10**30, 10**30, 10**30 + 1, 10**30 + 1, 7, 7, None, None]),
+}
+
+
+def request_sizes(folder: Path, requests: list[pl.Series], user: int = 1) -> list[int]:
+    """Impressions of each request of one user, whose rows stand in one file per series."""
+    at = 0
+    for number, series in enumerate(requests):
+        count = len(series)
+        frame = pl.DataFrame(
+            {
+                "user": [user] * count,
+                "item": list(range(count)),
+                "time": [START + at + k for k in range(count)],
+                "click": [k % 2 for k in range(count)],
+            }
+        )
+        at += count
+        frame.with_columns(series.alias("request")).write_parquet(folder / f"log-{number}.parquet")
+    source = {"files": ["log-*.parquet"], "request": "request"}
+    spec = make_spec(source, split={"by": "position", "train": 0.98, "validation": 0.01})
+    run(folder, spec)
+    out = sorted(folder.glob("out-*"))[-1]
+    return np.load(out / "requests/count.npy").tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", REQUESTS)
+def test_request_ids_are_exact_and_may_be_missing(tmp_path: Path, kind: str) -> None:
+    """Eight impressions in three requests of two, and two without: those go together by time. (The
+    last impression is the test split.)"""
+    dtype, values = REQUESTS[kind]
+    assert request_sizes(tmp_path, [pl.Series(values, dtype=dtype)]) == [2, 2, 2, 1, 1]
+
+
+def test_request_ids_of_several_types_are_one_where_they_are_written_alike(tmp_path: Path) -> None:
+    parts = [
+        pl.Series([7, 7], dtype=pl.Int32),
+        pl.Series(["7", "8"]),
+        pl.Series([8.0, float("nan")]),
+        pl.Series([9, BIG + 3], dtype=pl.UInt64),
+        pl.Series([str(BIG + 3), "x", "x"]),
+    ]
+    assert request_sizes(tmp_path, parts) == [3, 2, 1, 1, 2, 1, 1]
+
+
+def test_a_request_id_of_two_users_is_two_requests(tmp_path: Path) -> None:
+    columns = rows(40, user=[1, 2] * 20, request=[9] * 40)
+    write(tmp_path, columns)
+    run(tmp_path, make_spec({"request": "request"}, split={"by": "position", "train": 0.5}))
+    users = np.load(tmp_path / "out-0/requests/user.npy")
+    assert np.load(tmp_path / "out-0/requests/count.npy").sum() == 40
+    assert len(users) == 6  # each user's, in each split
+
+
+@pytest.mark.parametrize("dtype", [pl.Float64, pl.Float32])
+def test_request_ids_that_lost_digits_are_refused(tmp_path: Path, dtype: Any) -> None:
+    limit = 53 if dtype == pl.Float64 else 24
+    values = pl.Series([float(1 << limit), 2.0 ** (limit + 1)], dtype=dtype)
+    with pytest.raises(DataError, match=f"request ids: column 'request' holds the id {1 << limit}"):
+        request_sizes(tmp_path, [values])
+    with pytest.raises(DataError, match="column 'request' holds Boolean, expected request ids"):
+        request_sizes(tmp_path, [pl.Series([True, False])])

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.canonical import numbers
+from limerank.canonical import id_integers, id_texts, numbers
 from limerank.errors import DataError, SpecError
 from limerank.logs.ids import Mask
 from limerank.logs.partition import Array, shuffle
@@ -28,6 +28,8 @@ EXAMPLE_DAY = 20_778
 UNIT_ROWS = 10_000
 OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
 """1990 and 2100: other times mostly have another unit than the one given."""
+KEY_OF_ZERO = np.uint64(0xD1B54A32D192ED03)
+"""Of a request whose number would be 0, which stands for none."""
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 ISO = (
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -204,15 +206,30 @@ def better_unit(values: pl.Series, source: EventSource) -> tuple[str, float] | N
 
 
 def request_keys(values: pl.Series) -> NDArray[np.uint64]:
-    """A number for each request id, never 0; 0 where there is none."""
-    if values.dtype.is_integer():
-        keys = shuffle(values.cast(pl.Int64, strict=False).fill_null(0).to_numpy())
-    else:
-        values = values.cast(pl.String)
-        keys = values.hash().to_numpy().astype(np.uint64)
-    keys = np.where(keys == 0, np.uint64(1), keys)
-    if values.null_count():
-        keys[values.is_null().to_numpy()] = 0
+    """A number for each request id, never 0; 0 where there is none.
+
+    Request ids have the form of user and item ids: 7, 7.0 and ``"7"`` are one, whatever the type of
+    a file's column is. Integers of 64 bits are told apart exactly; other text, and integers beyond,
+    by 64 bits of a hash.
+
+    Raises:
+        DataError: the column holds no ids, or floats that may have lost digits.
+    """
+    try:
+        whole, others = id_integers(values)
+        texts = id_texts(values.filter(whole.is_null())) if others else None
+    except DataError as error:
+        raise DataError(f"request ids: {error}") from None
+    keys = shuffle(whole.fill_null(0).to_numpy())
+    keys = np.where(keys == 0, KEY_OF_ZERO, keys)
+    if whole.null_count():
+        missing = whole.is_null().to_numpy()
+        keys[missing] = 0
+        if texts is not None:
+            hashed = texts.hash().to_numpy().astype(np.uint64)
+            hashed = np.where(hashed == 0, KEY_OF_ZERO, hashed)
+            hashed[texts.is_null().to_numpy()] = 0
+            keys[missing] = hashed
     return keys
 
 
