@@ -1,4 +1,4 @@
-"""Every user's best items, a batch of users at a time, into one Parquet file.
+"""Every user's best items, a batch of users at a time, into one Parquet or CSV file.
 
 A batch shares one pass over the index. Finished parts lie in ``OUT.partial`` until all are there: a
 killed job goes on where it was when it is called again with the same arguments.
@@ -23,11 +23,19 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.canonical import milliseconds
-from limerank.errors import FormatError
-from limerank.files import read_json, sync_directory, write_json
+from limerank.errors import FormatError, SpecError
+from limerank.files import (
+    TABLE_ENDINGS,
+    check_output,
+    new_file,
+    read_json,
+    sync_directory,
+    write_json,
+)
 from limerank.losses import predictions
 from limerank.progress import Bar
 from limerank.rank import Recommender
+from limerank.scorer import weights_of_tasks
 
 PART = 8192
 """Users of a part: a killed job loses at most about so many."""
@@ -55,7 +63,8 @@ def rank_all(
 
     Args:
         recommender: the run, the index, the dataset and the scorer.
-        out: the Parquet file, which appears when it is whole.
+        out: the file, which appears when it is whole: CSV where its name ends in ``.csv``, else
+            Parquet.
         users: external ids; all users of the dataset when not given.
         k: items for each; fewer where a user has met nearly all.
         exclude_seen: leave out items that the user has met.
@@ -71,13 +80,16 @@ def rank_all(
 
     Raises:
         FormatError: ``out`` exists, or a killed job had other arguments, and ``overwrite`` is
-            false.
+            false; or ``out`` has another ending, or cannot be written.
         UnknownError: a user or a task is unknown.
         SpecError: k is below 1.
     """
-    out = Path(out)
+    out = check_output(out, TABLE_ENDINGS)
     if out.exists() and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
+    if k < 1:
+        raise SpecError(f"k is {k}, expected at least 1")
+    weights_of_tasks(recommender.tasks, task_weights)
     rows = recommender.user_rows(users)
     partial = out.with_name(f"{out.name}.partial")
     _begin(
@@ -165,16 +177,20 @@ def _ranked(
 
 def _join(parts: list[Path], out: Path) -> int:
     """All parts in one file, which appears in one step; returns its rows."""
-    fresh = out.with_name(f".{out.name}.fresh")
     rows = 0
-    with pq.ParquetWriter(fresh, pq.read_schema(parts[0])) as writer:
-        for part in parts:
-            table = pq.read_table(part)
-            rows += len(table)
-            writer.write_table(table)
-    with open(fresh, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(fresh, out)
+    with new_file(out) as fresh:
+        if out.suffix.lower() == ".csv":
+            with open(fresh, "wb") as file:
+                for place, part in enumerate(parts):
+                    frame = pl.read_parquet(part)
+                    rows += len(frame)
+                    frame.write_csv(file, include_header=place == 0)
+        else:
+            with pq.ParquetWriter(fresh, pq.read_schema(parts[0])) as writer:
+                for part in parts:
+                    table = pq.read_table(part)
+                    rows += len(table)
+                    writer.write_table(table)
     sync_directory(out.parent)
     return rows
 
@@ -195,6 +211,7 @@ def bulk_command(
     time: int | str | None = None,
 ) -> None:
     """``limerank rank --all-users``: rank for many users into a file, and say how fast."""
+    check_output(out, TABLE_ENDINGS)
     recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
     started = clock.perf_counter()
     done = rank_all(

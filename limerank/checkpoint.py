@@ -62,7 +62,9 @@ def create_run(
     """Lay out a run folder (``path`` is new and empty) for training on ``dataset``."""
     not_users = shutil.ignore_patterns(USER_IDS)
     shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
-    write_json(path / "encoding.json", dataset.manifest)
+    # Of what preparing the log found, only the times are needed: warnings and examples name users.
+    found = {"time": dataset.manifest["summary"]["time"]}
+    write_json(path / "encoding.json", {**dataset.manifest, "summary": found})
     (path / "trainer").mkdir()
     write_json(path / "config.json", settings(dataset, shape, model, train))
 

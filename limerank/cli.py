@@ -8,15 +8,91 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from limerank.errors import LimerankError, SpecError
+from limerank.errors import LimerankError, SpecError, check_choice, did_you_mean
+
+LONGEST_MESSAGE = 500
+"""Characters of an unforeseen error's text that are shown; its trace holds all of it."""
+
+GO_ON = {
+    "synth": "nothing was written",
+    "prepare": "nothing was written; the same command begins anew",
+    "train": "the same command goes on from the last checkpoint",
+    "evaluate": "nothing was written",
+    "compare": "nothing was written",
+    "index": "the same command goes on with a build; a change of an index was not made",
+    "rank": "the same command goes on with --all-users or --users where it was",
+    "fill": "what was stored stays; the same command stores the rest",
+    "demo": "the same command goes on; finished steps are kept",
+    "report": "nothing was written",
+}
+"""What an interrupted command leaves, and how to go on."""
+
+
+class Commands(TyperGroup):
+    """The commands, and how each of them ends: errors are one message on standard error.
+
+    Exit status 2: something that whoever called can mend. 1: a fault of limerank, whose trace is
+    written to a file. 130: interrupted.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            how = GO_ON.get(ctx.invoked_subcommand or "")
+            print("interrupted" + (f": {how}" if how else ""), file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # shown or raised again
+            if hasattr(error, "exit_code"):
+                raise  # typer's own: usage, help
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            status, text = _shown(error, ctx.invoked_subcommand or "")
+            print(f"error: {text}", file=sys.stderr)
+            # Frames hold a model, an index, a store: they go before the interpreter does.
+            error.__traceback__ = None
+            raise typer.Exit(status) from None
+
+
+def _shown(error: Exception, command: str) -> tuple[int, str]:
+    """Exit status and message of an error."""
+    if isinstance(error, LimerankError):
+        return 2, error.detail
+    if isinstance(error, OSError):
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return 2, ": ".join([*names, error.strerror or str(error) or type(error).__name__])
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 2, f"there is not enough memory ({_one_line(error)}); try smaller batches or models"
+    trace = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="limerank-trace-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(trace)
+        where = f"its trace is in {file.name}"
+    except OSError:
+        where = f"limerank --debug {command} shows its trace"
+    return 1, f"{type(error).__name__}: {_one_line(error)} (unforeseen; {where})"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST_MESSAGE]
+
 
 app = typer.Typer(
     name="limerank",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +103,16 @@ The way of the data: **synth** or your own logs -> **prepare** -> **train** -> *
 **index** -> **rank**. `limerank demo` walks it all on simulated logs in five minutes.""",
     rich_markup_mode="markdown",
 )
+
+
+@app.callback()
+def _limerank(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the trace of an error, too.")
+    ] = False,
+) -> None:
+    pass  # Commands reads it
+
 
 READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
 
@@ -111,6 +197,7 @@ def prepare(
 
         limerank prepare movielens ml-1m --out data/ml1m -o split=position
     """
+    from limerank.files import check_folder, check_output
     from limerank.logs import prepare as run
     from limerank.logs import summary_text
     from limerank.readers import READERS, read
@@ -119,6 +206,10 @@ def prepare(
     if out is None and write_spec is None:
         raise SpecError("give --out, the folder to write (or --write-spec FILE)")
     limit = _bytes(memory)
+    if write_spec is not None:
+        check_output(write_spec, (".toml",))
+    elif out is not None:  # before files are converted
+        check_folder(out, overwrite=overwrite, mark="dataset.json")
     if source in READERS:
         if directory is None:
             raise SpecError(f"give the folder of the {source} files: limerank prepare {source} DIR")
@@ -127,11 +218,14 @@ def prepare(
         work = target.with_name(f"{target.name}-converted")
         spec, base = read(source, directory, work, quiet=quiet, **_settings(option))
     elif directory is not None or option:
-        raise SpecError(f"{source!r} is no official layout; expected {', '.join(READERS)}")
+        raise SpecError(
+            f"{source!r} is no official layout; expected {', '.join(READERS)}"
+            f"{did_you_mean(source, READERS)}"
+        )
     elif not Path(source).exists():
         raise SpecError(
             f"{source} is neither a dataset description nor one of the official layouts "
-            f"{', '.join(READERS)}"
+            f"{', '.join(READERS)}{did_you_mean(source, READERS)}"
         )
     else:
         spec, base = load_spec(source), Path(source).parent
@@ -201,11 +295,23 @@ def train(
         "width": width,
         "links": links,
         "history": history,
-        **_settings(setting),
     }
     given = {name: value for name, value in given.items() if value is not None}
+    more = _settings(setting)
+    known = [*ModelConfig.model_fields, *TrainConfig.model_fields]
+    for name in more:
+        if name not in known:
+            raise SpecError(
+                f"--set {name}: there is no such setting{did_you_mean(name, known)}; expected one "
+                f"of {', '.join(known)}"
+            )
+        if name in given or name in ("model", "seed", "bf16"):
+            raise SpecError(f"--set {name}: give it as the option --{name.replace('_', '-')} alone")
+    given |= more
     shape = {name: given.pop(name) for name in tuple(given) if name in ModelConfig.model_fields}
     if threads is not None:
+        if threads < 1:
+            raise SpecError(f"--threads is {threads}, expected 1 or more")
         torch.set_num_threads(threads)
     model_config = validate(ModelConfig, {"model": model, **shape}, "the model's settings")
     config = validate(TrainConfig, {"seed": seed, "bf16": bf16, **given}, "the training's settings")
@@ -247,12 +353,17 @@ def evaluate(
         typer.Option(help="Where to write instead of RUN/metrics.json (or metrics-SPLIT...)."),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Parquet file for what was said of each impression.")
+        Path | None,
+        typer.Option(help="Parquet or CSV file for what was said of each impression, users named."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run exactly: metrics.json (of another split, metrics-SPLIT.json) in the run folder,
-    and a table here."""
+    """Measure a run exactly and print a table.
+
+    All of it goes to metrics.json in the run folder, of another split to metrics-SPLIT.json.
+
+    Example: limerank evaluate runs/mine --split validation --out metrics/mine.json
+    """
     from limerank.evaluation import evaluate as measure
     from limerank.evaluation import table_text
 
@@ -416,17 +527,24 @@ def rank(
         str | None, typer.Option(help="Rank for these users (commas, or @FILE), into --out.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Parquet file for the items of --all-users or --users.")
+        Path | None,
+        typer.Option(help="Parquet or CSV file (by its ending) for the items of --all-users."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace --out if it exists.")] = False,
+    overwrite: Overwrite = False,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 20,
     candidates: Annotated[
         str | None, typer.Option(help="Only these item ids (commas), or @FILE with one per line.")
     ] = None,
+    skip_unknown: Annotated[
+        bool,
+        typer.Option("--skip-unknown", help="Leave out candidates that are not in the index."),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show the events that carried each item.")
     ] = False,
-    seen: Annotated[bool, typer.Option(help="Whether items of the history may be ranked.")] = False,
+    seen: Annotated[
+        bool, typer.Option("--seen/--no-seen", help="Whether items of the history may be ranked.")
+    ] = False,
     at: Annotated[
         str | None,
         typer.Option(
@@ -436,7 +554,7 @@ def rank(
         ),
     ] = None,
     scorer: Annotated[
-        str, typer.Option(help="native or quantised (LIME, bytes), or model (float32).")
+        str, typer.Option(help="auto; native or quantised (LIME, bytes), or model (float32).")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of the native scorer.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -445,8 +563,15 @@ def rank(
 ) -> None:
     """Rank the whole catalogue, or some candidates, for one user; or the catalogue for many users.
 
-    One user's items are printed. With --all-users or --users the items go to a Parquet file with
-    the columns user, rank, item, value and one per task; a killed job goes on when called again.
+    One user's items are printed. With --all-users or --users the items go to a file with the
+    columns user, rank, item, value and one per task: CSV where its name ends in .csv, else Parquet.
+    A killed job goes on when called again.
+
+    Examples:
+
+        limerank rank --run runs/mine --index index/mine --user 17 -k 20 --explain
+
+        limerank rank --run runs/mine --index index/mine --all-users -k 100 --out recs.parquet
     """
     time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
@@ -454,11 +579,14 @@ def rank(
 
         alone = {"--user": user, "--history": history, "--candidates": candidates}
         wrong = [name for name, value in alone.items() if value is not None]
-        wrong += [name for name, value in (("--explain", explain), ("--json", as_json)) if value]
+        flags = {"--explain": explain, "--json": as_json, "--skip-unknown": skip_unknown}
+        wrong += [name for name, value in flags.items() if value]
         if wrong:
-            raise typer.BadParameter(f"{', '.join(wrong)} is for one user")
+            raise SpecError(f"{', '.join(wrong)} is for one user, not for --all-users or --users")
         if out is None:
-            raise typer.BadParameter("--all-users and --users need --out FILE.parquet")
+            raise SpecError("--all-users and --users need --out, such as --out recs.parquet")
+        if all_users and users is not None:
+            raise SpecError("give either --all-users or --users")
         bulk_command(
             run=run,
             index=index,
@@ -474,6 +602,10 @@ def rank(
             time=time,
         )
         return
+    if out is not None or overwrite:
+        raise SpecError("--out and --overwrite go with --all-users or --users")
+    if skip_unknown and candidates is None:
+        raise SpecError("--skip-unknown goes with --candidates")
     from limerank.rank import rank_command
 
     rank_command(
@@ -483,6 +615,7 @@ def rank(
         history=None if history is None else _ids(history),
         k=k,
         candidates=None if candidates is None else _ids(candidates),
+        skip_unknown=skip_unknown,
         explain=explain,
         exclude_seen=not seen,
         scorer=scorer,
@@ -595,8 +728,15 @@ def serve(
     """
     from pydantic import ValidationError
 
-    from limerank.server.run import serve as serve_
-    from limerank.server.settings import Settings, keys_of_environment
+    check_choice("state", state, ("window", "streaming"))
+    for name, path in (("--run", run), ("--index", index), ("--items", items), ("--keys", keys)):
+        if path is not None and not path.exists():
+            raise SpecError(f"{name} {path}: there is no such file or folder")
+    try:
+        from limerank.server.run import serve as serve_
+        from limerank.server.settings import Settings, keys_of_environment
+    except ImportError as error:
+        raise SpecError(f'{error}: pip install "limerank[serve]"') from None
 
     try:
         given = {"threads": workers} if workers is not None else {}
@@ -610,10 +750,11 @@ def serve(
             **given,
         )
     except ValidationError as error:
-        what = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
-        raise typer.BadParameter(what) from None
+        raise SpecError(_of_settings(error.errors())) from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{keys} is no text file of keys in UTF-8") from None
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise SpecError(str(error)) from None
     serve_(
         run=run,
         index=index,
@@ -658,6 +799,8 @@ def demo(
     """The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
     from limerank.demo import demo as run
 
+    if not 0 <= port < 65536:  # found now, and not after all the work
+        raise SpecError(f"--port is {port}, expected 0 to 65535")
     made = run(out, small=small, overwrite=overwrite, quiet=quiet)
     if serve:
         from limerank.filling import fill
@@ -676,6 +819,16 @@ def demo(
             settings=Settings(open=True, port=port),
             items=out / "logs" / "items.parquet",
         )
+
+
+def _of_settings(errors: Sequence[Any]) -> str:
+    """What pydantic says of a server's settings, in one line."""
+    parts = []
+    for one in errors:
+        place = ".".join(map(str, one["loc"]))
+        text = one["msg"].removeprefix("Value error, ")
+        parts.append(f"{place} is {one['input']!r}: {text}" if place else text)
+    return "; ".join(parts)
 
 
 def _bytes(text: str) -> int:
@@ -699,6 +852,8 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals:
             raise SpecError(f"{pair!r} is no setting; expected NAME=VALUE")
+        if name in found:
+            raise SpecError(f"{name} is set twice: {found[name]!r} and {text!r}")
         try:
             found[name] = json.loads(text)
         except json.JSONDecodeError:
@@ -712,22 +867,21 @@ def _ids(text: str) -> list[str]:
             lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise SpecError(f"cannot read {text[1:]}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SpecError(f"cannot read {text[1:]}: it is no text in UTF-8") from None
     else:
         lines = text.split(",")
     return [line.strip() for line in lines if line.strip()]
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one message and exit status 2."""
+    """Entry point; how commands end: :class:`Commands`."""
     # Threads that wait by spinning halt a job whenever anything else runs on its cores; what reads
     # this is loaded later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
-    except LimerankError as error:
-        print(f"error: {error.detail}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        app(prog_name="limerank")
+    except KeyboardInterrupt:  # before any command began
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 

@@ -20,7 +20,7 @@ from limerank.dataset import Dataset
 from limerank.errors import FormatError
 from limerank.evaluation import evaluate
 from limerank.fidelity import quantisation_report
-from limerank.files import read_json, write_json
+from limerank.files import check_folder, check_output, read_json, write_json
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.logs import prepare, summary_text
@@ -31,6 +31,9 @@ from limerank.synthetic import simulate
 from limerank.training import train
 
 MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
+
+MARK = "demo.json"
+"""The file by which a demo's folder is known."""
 
 FULL: dict[str, Any] = {
     "log": {"users": 2000, "items": 2000, "events": 200_000},
@@ -84,6 +87,7 @@ def demo(
     out = Path(out)
     settings = SMALL if small else FULL
     if overwrite:
+        check_folder(out, overwrite=True, mark=MARK)
         shutil.rmtree(out, ignore_errors=True)
     _claim(out, settings)
     started = time.monotonic()
@@ -218,7 +222,8 @@ def comparison_text(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    mark = out / "demo.json"
+    mark = out / MARK
+    check_output(mark)
     if not out.exists() or not any(out.iterdir()):
         out.mkdir(parents=True, exist_ok=True)
         write_json(mark, settings)

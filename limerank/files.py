@@ -26,7 +26,9 @@ TRIES = 20
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: str | os.PathLike[str], *, overwrite: bool = False, mark: str | None = None
+) -> Iterator[Path]:
     """A folder that appears under ``path`` only when the block ends without an error.
 
     The block writes into a sibling named ``.NAME.partial-TOKEN``, whose builder holds the lock file
@@ -35,20 +37,22 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
     other containers and hosts that share the folder; where the file system has none, nothing is
     removed. An error leaves nothing, not even the folders above ``path`` that were made for it.
 
+    Args:
+        path: the folder.
+        overwrite: replace it where it exists.
+        mark: a file that every such folder holds: one that has other things in it is not replaced.
+
     Raises:
-        FormatError: ``path`` exists and ``overwrite`` is false, or it is a file; a folder above it
-            is a file, or cannot be written to.
+        FormatError: ``path`` exists and ``overwrite`` is false, or it is something else; a folder
+            above it is a file, or cannot be written to.
     """
     path = Path(path)
-    if path.is_file():
-        raise FormatError(f"{path} is a file, expected a folder to write; choose another name")
     try:
         made = [above for above in path.parents if not above.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
-        if path.exists() and not overwrite:
-            raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
-        lock, partial = _partial(path)
+        check_folder(path, overwrite=overwrite, mark=mark)
+        held, partial = _partial(path)
     except OSError as error:
         raise _cannot_write(path, error) from None
     failed = True
@@ -69,12 +73,31 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iter
             partial.rename(path)
         sync_directory(path.parent)
     finally:
-        lock.unlink(missing_ok=True)
-        lock.close()
+        held.unlink(missing_ok=True)
+        held.close()
         if failed:
             with contextlib.suppress(OSError):  # another process writes there meanwhile
                 for above in made:
                     above.rmdir()
+
+
+def check_folder(path: Path, *, overwrite: bool = False, mark: str | None = None) -> None:
+    """Refuse a folder that :func:`new_folder` would refuse, before any work is done for it.
+
+    Raises:
+        FormatError: as there.
+    """
+    if path.is_file():
+        raise FormatError(f"{path} is a file, expected a folder to write; choose another name")
+    if path.exists() and not overwrite:
+        raise FormatError(f"{path} already exists; pass --overwrite or choose another folder")
+    marked = mark is None or not path.exists() or (path / mark).exists()
+    if not marked and not (path.is_dir() and not any(path.iterdir())):
+        raise FormatError(
+            f"{path} holds something else (no {mark}) and is not replaced; choose another folder, "
+            "or remove it yourself"
+        )
+    _check_writable(path)
 
 
 class _Lock:
@@ -220,13 +243,18 @@ def check_output(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> P
         )
     if path.is_dir():
         raise FormatError(f"{path} is a folder, expected a file to write")
+    _check_writable(path)
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a place that cannot be written to: a file is made in the folder above, and is gone."""
     above = next((one for one in path.parents if one.exists()), path.parent)
     try:
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
         raise _cannot_write(path, error) from None
-    return path
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from limerank.batch import Users
 from limerank.canonical import milliseconds
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
-from limerank.errors import UnknownError
+from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.eventlog import EventForm, EventLog
 from limerank.explain import Explanation, Past, explain
 from limerank.features import FeatureTable
@@ -33,6 +34,7 @@ from limerank.history import latest
 from limerank.index import Index
 from limerank.index.lookup import IdTable
 from limerank.losses import predictions
+from limerank.progress import table
 from limerank.request import past_of, plain
 from limerank.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 
@@ -75,6 +77,7 @@ class Ranking(Sequence[Ranked]):
         events: events of the history that the model saw.
         candidates: items that were ranked, before seen ones were left out.
         milliseconds: time of each stage.
+        skipped: candidates that the index cannot rank; None where such are refused.
     """
 
     items: tuple[Ranked, ...]
@@ -83,6 +86,7 @@ class Ranking(Sequence[Ranked]):
     events: int
     candidates: int
     milliseconds: dict[str, float] = field(default_factory=dict, compare=False)
+    skipped: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -97,6 +101,7 @@ class Ranking(Sequence[Ranked]):
             "known": self.known,
             "events": self.events,
             "candidates": self.candidates,
+            **({} if self.skipped is None else {"skipped": self.skipped}),
             "items": [
                 {
                     "id": plain(item.id),
@@ -130,6 +135,10 @@ class Recommender:
             scorer.
         threads: of the native scorer.
 
+    A process that was forked off may go on with its parent's Recommender, with one thread of torch
+    (whose others a fork does not copy), but not on a GPU. Pickled, as for a worker that is spawned,
+    it is its folders and settings, which are opened anew there.
+
     Raises:
         FingerprintError: the index was built by another model.
     """
@@ -149,6 +158,8 @@ class Recommender:
             index = Index.open(path, fingerprint=self.run.fingerprint)
         self.index, self.ranker = index, self.run.ranker
         self.tasks = self.ranker.shape.tasks
+        self._scorer_name = None if isinstance(scorer, Scorer) else scorer
+        self._threads, self._process = threads, os.getpid()
         self.scorer = (
             scorer
             if isinstance(scorer, Scorer)
@@ -159,6 +170,38 @@ class Recommender:
         self.length = self.run.history
         self._data = data
         self._device = next(self.ranker.parameters()).device
+
+    def _in_this_process(self) -> None:
+        """After a fork: no thread of the parent's lives here, and torch would wait for its own."""
+        if os.getpid() == self._process:
+            return
+        if self._device.type == "cuda":
+            raise SpecError(
+                f"this Recommender was opened by process {self._process}, and a GPU cannot be used "
+                'after a fork: open one in each process, or start workers by "spawn"'
+            )
+        torch.set_num_threads(1)
+        if self._scorer_name is not None:
+            self.scorer = scorer_for(
+                self._scorer_name, self.ranker, self.index, threads=self._threads
+            )
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._scorer_name is None:
+            raise SpecError(
+                "a Recommender that was given a scorer cannot be pickled; give the scorer's name"
+            )
+        data = self._data.path if isinstance(self._data, Dataset) else self._data
+        return _opened, (
+            str(self.run.path.resolve()),
+            self.run.fingerprint,
+            str(self._device),
+            str(Path(self.index.path).resolve()),
+            None if data is None else str(Path(data).resolve()),
+            self._scorer_name,
+            self._threads,
+        )
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -171,6 +214,7 @@ class Recommender:
         *,
         k: int = 20,
         candidates: Iterable[Any] | None = None,
+        skip_unknown: bool = False,
         history: Iterable[Any] | None = None,
         exclude_seen: bool = True,
         explain: int = 0,
@@ -185,6 +229,8 @@ class Recommender:
                 nobody knows (or None) has an empty history and unknown features.
             k: how many items.
             candidates: external ids to rank; the whole index when not given.
+            skip_unknown: leave out candidates that the index lacks, that were removed or that may
+                not be ranked; the ranking's ``skipped`` counts them. Else they are an error.
             history: events given here instead of the log's: item ids, oldest first, each an item
                 that the user liked (its first binary label is 1, all else unknown); or mappings
                 with ``item`` and any of ``time`` (milliseconds since 1970 or a datetime; an order
@@ -202,14 +248,17 @@ class Recommender:
             context: context features of the request, name -> value; unknown where not given.
 
         Raises:
-            UnknownError: a candidate, an item of the history, a task or a feature is unknown; all
+            UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
                 unknown ids are listed.
             DataError: the history is malformed, or the time is years off the log.
             SpecError: k is below 1.
         """
         started = clock.perf_counter()
+        self._in_this_process()
         weights = weights_of_tasks(self.tasks, task_weights)
-        rows = None if candidates is None else self._candidates(candidates)
+        rows, skipped = None, None
+        if candidates is not None:
+            rows, skipped = self._candidates(candidates, skip_unknown)
         user_row = self._user_row(user)
         now = None if time is None else milliseconds(time)
         if now is not None:
@@ -249,6 +298,7 @@ class Recommender:
                 "score": round(1e3 * (scored - encoded), 3),
                 "explain": round(1e3 * (done - scored), 3),
             },
+            skipped,
         )
 
     def user_rows(self, users: Sequence[Any] | None = None) -> Rows:
@@ -282,6 +332,7 @@ class Recommender:
             rows: rows of the users in the dataset; see :meth:`user_rows`.
             time: as for :meth:`rank`; the end of the log when not given.
         """
+        self._in_this_process()
         dataset, weights = self.dataset, weights_of_tasks(self.tasks, task_weights)
         starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
         if time is None:
@@ -348,7 +399,13 @@ class Recommender:
             )
         return rows
 
-    def _candidates(self, ids: Iterable[Any]) -> Rows:
+    def _candidates(self, ids: Iterable[Any], skip: bool) -> tuple[Rows, int | None]:
+        """Index rows of candidates, and how many were skipped; None where they are refused."""
+        if skip:
+            rows = self.index.ids.find(list(ids))
+            known = rows[rows >= 0]
+            ranked = known[~np.isin(known, self.index.removed) & ~np.isin(known, self.index.hidden)]
+            return ranked, len(rows) - len(ranked)
         rows = self._rows("candidates", ids)
         for never, what in (
             (self.index.removed, "were removed from the index"),
@@ -358,7 +415,7 @@ class Recommender:
             if len(wrong):
                 shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:10])
                 raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
-        return rows
+        return rows, None
 
     def _user_row(self, user: Any) -> int | None:
         if user is None:
@@ -447,6 +504,24 @@ class Recommender:
         return explain(self.ranker, past, names, vectors.to(self._device), weights)
 
 
+def _opened(
+    run: str,
+    fingerprint: str,
+    device: str,
+    index: str,
+    data: str | None,
+    scorer: ScorerName,
+    threads: int,
+) -> Recommender:
+    """What a pickled Recommender is opened by."""
+    loaded = load_run(run, device)
+    if loaded.fingerprint != fingerprint:
+        raise FingerprintError(
+            f"{run} is not the run that it was when the Recommender was pickled; open it anew"
+        )
+    return Recommender(loaded, index, data, scorer=scorer, threads=threads)
+
+
 def rank_command(
     *,
     run: str | os.PathLike[str],
@@ -462,6 +537,7 @@ def rank_command(
     as_json: bool,
     data: str | os.PathLike[str] | None,
     time: int | str | None = None,
+    skip_unknown: bool = False,
 ) -> None:
     """``limerank rank``: rank for one user and print a table, or JSON."""
     recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
@@ -469,6 +545,7 @@ def rank_command(
         user,
         k=k,
         candidates=candidates,
+        skip_unknown=skip_unknown,
         history=history,
         exclude_seen=exclude_seen,
         explain=k if explain else 0,
@@ -485,22 +562,18 @@ def ranking_text(ranking: Ranking) -> str:
         f"{who}, {ranking.events:,} events: the best of {ranking.candidates:,} items "
         f"({times:.1f} ms)"
     ]
+    if ranking.skipped:
+        lines.append(f"  {ranking.skipped:,} candidates were skipped: the index cannot rank them")
     if not ranking.items:
         return "\n".join([*lines, "  nothing is left to rank"])
     tasks = list(ranking.items[0].scores)
-    ids = max(4, *(len(str(item.id)) for item in ranking.items))
     reasons = any(item.explanation is not None for item in ranking.items)
-    lines.append(
-        f"  {'':>4}  {'item':<{ids}}"
-        + "".join(f"{task:>10}" for task in tasks)
-        + ("   because of" if reasons else "")
-    )
+    rows = [["", "item", *tasks, *(["because of"] if reasons else [])]]
     for place, item in enumerate(ranking.items, 1):
-        line = f"  {place:>4}  {item.id!s:<{ids}}"
-        line += "".join(f"{item.scores[task]:>10.4f}" for task in tasks)
-        if item.explanation is not None:
-            line += "   " + ", ".join(
-                f"{event.item} ({event.effect:+.2f})" for event in item.explanation.reasons()
-            )
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+        row = [str(place), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
+        if reasons:
+            because = [] if item.explanation is None else item.explanation.reasons()
+            row.append(", ".join(f"{event.item} ({event.effect:+.2f})" for event in because))
+        rows.append(row)
+    align = "><" + ">" * len(tasks) + "<" * reasons
+    return "\n".join([*lines, *table(rows, align, (4, 0, *[10] * len(tasks)))])

@@ -19,7 +19,7 @@ from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import FormatError
 from limerank.evaluation import predict
-from limerank.files import read_json, write_text
+from limerank.files import check_output, read_json, write_text
 from limerank.index import Index
 from limerank.logs import summary_text
 from limerank.plots import Series
@@ -52,9 +52,10 @@ def write_report(
         title: the page's heading; the dataset's name when not given.
 
     Raises:
-        FormatError: a run has not been evaluated, the runs are of different datasets, or the index
-            belongs to none of them.
+        FormatError: a run has not been evaluated, the runs are of different datasets, the index
+            belongs to none of them, or ``out`` cannot be written.
     """
+    check_output(out, (".html", ".htm"))
     loaded = [load_run(path) for path in runs]
     results = [_evaluation(run) for run in loaded]
     datasets = {result["dataset"] for result in results}

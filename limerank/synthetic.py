@@ -190,7 +190,7 @@ def simulate(
     streams = np.random.SeedSequence(world.seed).spawn(3)
     catalogue = _Catalogue(world, np.random.default_rng(streams[0]))
     audience = _Audience(world, catalogue.topic_shares, np.random.default_rng(streams[1]))
-    with files.new_folder(out, overwrite=overwrite) as folder:
+    with files.new_folder(out, overwrite=overwrite, mark="simulation.json") as folder:
         pq.write_table(catalogue.table(), folder / "items.parquet", compression="zstd")
         pq.write_table(audience.table(), folder / "users.parquet", compression="zstd")
         best = _Best(world)

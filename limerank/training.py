@@ -113,7 +113,10 @@ def train(
     listeners = [] if report is None else [report]
     trainer = Trainer(dataset, out, shape, model, config, device, listeners, quiet)
     if fresh:
-        with _not_in_training(out), new_folder(out, overwrite=overwrite) as partial:
+        with (
+            _not_in_training(out),
+            new_folder(out, overwrite=overwrite, mark="config.json") as partial,
+        ):
             create_run(partial, dataset, shape, model, config)
     if tensorboard:
         listeners.append(_curves(out / "tensorboard"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -98,7 +100,28 @@ def test_the_readmes_way_with_ones_own_logs(shop, call):
         (["train", "nothing", "--out", "x", "--set", "deep"], "expected NAME=VALUE"),
         (["train", "nothing", "--out", "x", "--model", "magic"], "lime-mha"),
         (["train", "nothing", "--out", "x", "--set", "magic=1"], "magic"),
+        (["train", "nothing", "--out", "x", "--set", "epocs=1"], "did you mean 'epochs'?"),
+        (["train", "nothing", "--out", "x", "--set", "task_weigths={}"], "mean 'task_weights'?"),
+        (["train", "nothing", "--out", "x", "--model", "lime-mah"], "did you mean 'lime-mha'?"),
+        (["train", "nothing", "--out", "x", "--set", "variant=copled"], "mean 'coupled'?"),
+        (["train", "nothing", "--out", "x", "--set", "links=3", "--links", "4"], "--links alone"),
+        (["train", "nothing", "--out", "x", "--set", "clip=3", "--set", "clip=4"], "set twice"),
+        (["train", "nothing", "--out", "x", "--threads", "0"], "--threads is 0"),
+        (["prepare", "movielense", "dir", "--out", "x"], "did you mean 'movielens'?"),
+        (["prepare", "movielens", ".", "--out", "x", "-o", "splitt=time"], "did you mean 'split'?"),
+        (["prepare", ".", "--out", "x"], "is a folder, expected a dataset description"),
         (["evaluate", "nothing"], "is not a run"),
+        (["report", "nothing", "--out", "page.pdf"], "ends in .html"),
+        (["rank", "--run", "a", "--index", "b", "--users", "1", "--out", "r.xlsx"], "or .csv"),
+        (["rank", "--run", "a", "--index", "b", "--out", "x.csv"], "go with --all-users"),
+        (["rank", "--run", "a", "--index", "b", "--skip-unknown"], "goes with --candidates"),
+        (["serve", "--run", "a", "--index", "b", "--state", "windw"], "did you mean 'window'?"),
+        (
+            ["serve", "--run", ".", "--index", ".", "--keys", "none.txt"],
+            "--keys none.txt: there is",
+        ),
+        (["serve", "--run", ".", "--index", ".", "--open", "--port", "99999"], "port is 99999"),
+        (["demo", "--serve", "--port", "-1"], "--port is -1"),
         (["rank", "--run", "a", "--index", "b", "--candidates", "@none"], "cannot read"),
     ],
 )
@@ -109,6 +132,174 @@ def test_mistakes_are_named(call, tmp_path, monkeypatch, arguments, message):
     assert error.startswith("error: ")
     assert message in error
     assert not (tmp_path / "x").exists()
+
+
+SMALL = ("--model", "two-tower", "--width", 8, "--epochs", 1, "--quiet")
+
+
+@pytest.fixture
+def data(shop, call) -> Path:
+    assert call("prepare", shop / "shop.toml", "--out", shop / "data", "--quiet")[0] == 0
+    return shop / "data"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--device", "gpu"], "no device 'gpu'; expected cpu, cuda"),
+        (["--set", 'task_weights={"klick": 0.1}'], "did you mean 'click'?"),
+        (["--set", "metric=click/auk"], "did you mean 'click/auc'?"),
+        (["--set", 'task_weights={"click": NaN}'], "expected a finite number"),
+    ],
+)
+def test_a_training_that_cannot_start_leaves_nothing(data, call, more, message):
+    status, _, error = call("train", data, "--out", data.parent / "run", *SMALL, *more)
+    assert status == 2 and error.startswith("error: ") and message in error
+    assert not (data.parent / "run").exists()
+
+
+def test_a_folder_in_a_file_and_a_folder_of_something_else_are_refused(data, call):
+    """Before the work; --overwrite replaces a run, a dataset or a demo, and nothing else."""
+    shop = data.parent
+    before = sorted(path.name for path in shop.iterdir())
+    for command in (
+        ["prepare", shop / "shop.toml", "--out", shop / "events.csv" / "x"],
+        ["train", data, "--out", shop / "events.csv" / "x", *SMALL],
+        ["synth", "--out", shop / "events.csv" / "x"],
+        ["demo", "--out", shop / "events.csv" / "x"],
+        ["rank", "--run", "a", "--index", "b", "--users", "1", "--out", shop / "events.csv" / "x"],
+    ):
+        status, _, error = call(*command)
+        assert status == 2 and "events.csv is a file" in error, command
+    for command in (
+        ["prepare", shop / "shop.toml", "--out", shop, "--overwrite"],
+        ["train", data, "--out", shop, *SMALL, "--overwrite"],
+        ["synth", "--out", shop, "--overwrite"],
+        ["demo", "--out", shop, "--overwrite"],
+    ):
+        status, _, error = call(*command)
+        assert status == 2 and "holds something else" in error, command
+    assert sorted(path.name for path in shop.iterdir()) == before
+
+
+PATCHED = """
+import importlib, os, signal, sys
+module, name, how, *sys.argv[1:] = sys.argv[1:]
+module, _, owner = module.partition(":")
+module = importlib.import_module(module)
+owner = getattr(module, owner) if owner else module
+before = getattr(owner, name)
+def patched(*given, **named):
+    if how == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        held = given  # a frame that an error holds
+        raise ZeroDivisionError("a fault\\nof two lines")
+    return before(*given, **named)
+setattr(owner, name, patched)
+from limerank.cli import main
+main()
+"""
+
+
+def patched(where: str, name: str, how: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in which a function is interrupted or broken."""
+    return subprocess.run(
+        [sys.executable, "-c", PATCHED, where, name, how, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(data, call):
+    shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
+    given = ["--run", shop / "run", "--index", shop / "index", "--out", shop / "recs.parquet"]
+    for where, name, how_on, *command in (
+        ("limerank.logs.preparation:_Job", "_find_cuts", "the same command begins anew",
+         "prepare", shop / "shop.toml", "--out", shop / "again", "--quiet"),
+        ("limerank.training:Trainer", "_after_step", "goes on from the last checkpoint",
+         "train", data, "--out", shop / "cut", *SMALL),
+        ("limerank.index.building", "_write_ids", "the same command goes on",
+         "index", shop / "run", "--out", shop / "index", "--quiet"),
+        ("limerank.bulk", "_ranked", "goes on with --all-users or --users where it was",
+         "rank", *given, "--all-users", "--quiet"),
+    ):  # fmt: skip
+        done = patched(where, name, "interrupt", *command)
+        assert (done.returncode, done.stdout) == (130, ""), done
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("interrupted: ") and how_on in line
+        assert call(*command)[0] == 0  # and so it does
+
+
+def test_an_unforeseen_error_is_one_line_and_its_trace_a_file(data, call):
+    shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL[2:])[0] == 0
+    assert call("index", shop / "run", "--out", shop / "index", "--quiet")[0] == 0
+    rank = ["rank", "--run", shop / "run", "--index", shop / "index", "--user", 3]
+    done = patched("limerank.rank:Recommender", "rank", "fail", *rank)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()  # and none of nanobind's
+    found = re.fullmatch(
+        r"error: ZeroDivisionError: a fault of two lines \(unforeseen; its trace is in (.*)\)", line
+    )
+    assert found is not None, line
+    trace = Path(found[1])
+    assert "Traceback" in trace.read_text() and "in patched" in trace.read_text()
+    trace.unlink()
+    done = patched("limerank.rank:Recommender", "rank", "fail", "--debug", *rank)
+    assert "Traceback" in done.stderr and "in patched" in done.stderr
+    Path(done.stderr.rsplit("trace is in ", 1)[1].strip().removesuffix(")")).unlink()
+
+
+def test_what_is_held_at_the_end_is_no_leak(data, call):
+    """Of nanobind's: an object that nobody frees, as frames and modules do."""
+    shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL[2:])[0] == 0
+    assert call("index", shop / "run", "--out", shop / "index", "--quiet")[0] == 0
+    script = (
+        "import ctypes, sys; from limerank import Recommender\n"
+        "held = Recommender(sys.argv[1], sys.argv[2]).scorer._native\n"
+        "ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))\n"
+    )
+    command = [sys.executable, "-c", script, str(shop / "run"), str(shop / "index")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_unknown_candidates_are_named_or_skipped_and_counted(data, call):
+    shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
+    assert call("index", shop / "run", "--out", shop / "index", "--quiet")[0] == 0
+    rank = ["rank", "--run", shop / "run", "--index", shop / "index", "--user", 3, "--seen"]
+    status, _, error = call(*rank, "--candidates", "7,nobody,900")
+    assert status == 2 and "2 of 3 candidates are not in the index" in error and "nobody" in error
+    status, told, _ = call(*rank, "--candidates", "7,nobody,900", "--skip-unknown")
+    assert status == 0 and "2 candidates were skipped" in told
+    status, told, _ = call(*rank, "--candidates", "nobody,7,8", "--skip-unknown", "--json")
+    found = json.loads(told)
+    assert found["skipped"] == 1 and {item["id"] for item in found["items"]} == {7, 8}
+    status, told, _ = call(*rank, "--candidates", "nobody", "--skip-unknown")
+    assert status == 0 and "nothing is left to rank" in told
+
+
+def test_the_ending_decides_what_is_written(data, call):
+    import polars as pl
+
+    shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
+    assert call("index", shop / "run", "--out", shop / "index", "--quiet")[0] == 0
+    rank = ["rank", "--run", shop / "run", "--index", shop / "index", "--users", "3,5", "-k", 4]
+    for name in ("recs.csv", "recs.parquet", "recs"):
+        assert call(*rank, "--out", shop / "new" / name, "--quiet")[0] == 0
+    assert (shop / "new" / "recs.csv").read_text().startswith("user,rank,item,value,click,watch\n")
+    table = pl.read_parquet(shop / "new" / "recs.parquet")
+    assert pl.read_csv(shop / "new" / "recs.csv")["item"].to_list() == table["item"].to_list()
+    assert pl.read_parquet(shop / "new" / "recs").equals(table)
+    assert sorted(path.name for path in (shop / "new").iterdir()) == [
+        "recs", "recs.csv", "recs.parquet",
+    ]  # fmt: skip
 
 
 def test_help_teaches(call):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.cells import cell_len
 
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
@@ -19,7 +24,7 @@ from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.logs import prepare
 from limerank.losses import predictions
-from limerank.rank import Recommender, rank_command, ranking_text
+from limerank.rank import Ranked, Ranking, Recommender, rank_command, ranking_text
 from limerank.schema import Spec
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
@@ -437,3 +442,108 @@ def test_an_index_copied_elsewhere_works(tmp_path):
     index = Index.open(tmp_path / "index")
     ranking = Recommender(of.run, index, data()).rank(of.data.user_ids[0], k=3)
     assert ranking == replace(ranking, milliseconds={}) and len(ranking[:2]) == 2
+
+
+FORKED = """
+import multiprocessing, sys, torch
+from limerank import Recommender
+torch.set_num_threads(2)
+recommender = Recommender(*sys.argv[1:4], scorer=sys.argv[4])
+user = recommender.dataset.user_ids[3]
+def rank(queue):
+    one = [item.id for item in recommender.rank(user, k=5)]
+    many = recommender.rank_users(recommender.user_rows([user]), k=5).rows.tolist()
+    queue.put((one, many, torch.get_num_threads()))
+torch.randn(1500, 1500) @ torch.randn(1500, 1500)  # torch's threads are running
+ours = rank(here := multiprocessing.SimpleQueue()) or here.get()
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+child = context.Process(target=rank, args=(queue,))
+child.start()
+theirs = queue.get(timeout=60)
+child.join()
+assert theirs == (*ours[:2], 1), (ours, theirs)
+assert torch.get_num_threads() == 2
+print("the same")
+"""
+
+
+@pytest.mark.parametrize("scorer", ["native", "model"])
+def test_a_forked_process_ranks_as_its_parent(scorer):
+    of = shop("lime-mha")
+    paths = [of.run.path, of.index.path, of.data.path]
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, *map(str, paths), scorer]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("the same\n", "")
+
+
+def test_a_gpu_is_refused_after_a_fork(monkeypatch):
+    of = shop("lime-mha")
+    recommender = Recommender(of.run, of.index, of.data)
+    recommender._device = torch.device("cuda")
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(SpecError, match="a GPU cannot be used after a fork"):
+        recommender.rank(3)
+
+
+@pytest.mark.parametrize("model", ["lime-xor", "two-tower"])
+def test_a_recommender_is_pickled_as_its_folders_and_settings(model, tmp_path, monkeypatch):
+    of = shop(model)
+    monkeypatch.chdir(of.run.path.parent)
+    recommender = Recommender(of.run.path.name, of.index.path.name, of.data, scorer="model")
+    ours = recommender.rank(3, k=5)
+    packed = pickle.dumps(recommender)
+    assert len(packed) < 1000
+    monkeypatch.chdir(tmp_path)
+    opened = pickle.loads(packed)
+    theirs = opened.rank(3, k=5)
+    assert [item.id for item in theirs] == [item.id for item in ours] and theirs.known
+    assert opened.scorer.name == "model"
+    with pytest.raises(SpecError, match="give the scorer's name"):
+        pickle.dumps(Recommender(of.run, of.index, scorer=recommender.scorer))
+
+
+def test_a_run_that_was_replaced_since_is_not_taken_for_the_pickled_one(tmp_path):
+    of = shop("lime-mha")
+    shutil.copytree(of.run.path, tmp_path / "run")
+    packed = pickle.dumps(Recommender(tmp_path / "run", of.index, of.data))
+    shutil.copy(shop("lime-xor").run.path / "config.json", tmp_path / "run")
+    shutil.copy(shop("lime-xor").run.path / "model.safetensors", tmp_path / "run")
+    with pytest.raises(FingerprintError, match="when the Recommender was pickled"):
+        pickle.loads(packed)
+
+
+def test_weights_of_tasks_are_finite_numbers_of_tasks_that_exist():
+    of = shop("lime-mha")
+    recommender = Recommender(of.run, of.index, of.data)
+    with pytest.raises(
+        UnknownError, match=r"'klick'; known: 'click', 'watch'; did you mean 'click'"
+    ):
+        recommender.rank(3, task_weights={"klick": 1.0})
+    for wrong in ("1", None, float("nan"), float("inf")):
+        with pytest.raises(SpecError, match=r"the weight of task 'click' is .*finite number"):
+            recommender.rank(3, task_weights={"click": wrong})
+
+
+def test_candidates_that_cannot_be_ranked_are_skipped_and_counted():
+    of = shop("lime-mha")
+    recommender = Recommender(of.run, of.index, of.data)
+    ids = of.data.item_ids[:3].tolist()
+    asked = {"exclude_seen": False, "skip_unknown": True}
+    ranking = recommender.rank(3, candidates=[*ids, "nobody", -5], **asked)
+    assert ranking.skipped == ranking.json()["skipped"] == 2
+    assert sorted(item.id for item in ranking) == sorted(ids)
+    assert recommender.rank(3, candidates=ids, **asked).skipped == 0
+    alone = recommender.rank(3, candidates=ids)
+    assert alone.skipped is None and "skipped" not in alone.json()
+
+
+def test_long_names_keep_the_columns_of_a_ranking_apart():
+    names = ("interacted_with", "added_to_the_basket_again")
+    items = [
+        Ranked(id, 0, 0.0, dict.fromkeys(names, 123456.0), None) for id in (7, "東京", "x" * 40)
+    ]
+    lines = ranking_text(Ranking(tuple(items), 1, True, 0, 3)).splitlines()
+    assert lines[1].split() == ["item", *names]
+    assert all(line.split()[2:] == ["123456.0000"] * 2 for line in lines[2:])
+    assert len({cell_len(line) for line in lines[1:]}) == 1

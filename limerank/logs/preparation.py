@@ -79,7 +79,7 @@ def prepare(
         DataError: a file or a column is missing, or too many rows are bad (with the reasons).
         FormatError: ``out`` exists and ``overwrite`` is false.
     """
-    with new_folder(out, overwrite=overwrite) as folder:
+    with new_folder(out, overwrite=overwrite, mark="dataset.json") as folder:
         job = _Job(spec, folder, Path(base), memory, quiet)
         return job.run()
 

@@ -398,6 +398,8 @@ class Scorer {
 
 NB_MODULE(_native, m) {
     using namespace limerank;
+    // What a frame of an exception or a module's variable holds when the interpreter ends is no leak.
+    nb::set_leak_warnings(false);
     m.doc() = "Scores the items of an index in integer arithmetic, see limerank.scorer.native; and the "
               "user stage of LIME, see limerank.kernels.personal.";
     m.attr("SILU_ERROR") = SILU_ERROR;
