@@ -827,7 +827,9 @@ def _of_settings(errors: Sequence[Any]) -> str:
     for one in errors:
         place = ".".join(map(str, one["loc"]))
         text = one["msg"].removeprefix("Value error, ")
-        parts.append(f"{place} is {one['input']!r}: {text}" if place else text)
+        secret = place.startswith("keys")
+        got = "" if secret or not place else f" is {one['input']!r}"
+        parts.append(f"{place}{got}: {text}" if place else text)
     return "; ".join(parts)
 
 
