@@ -433,6 +433,9 @@ def test_a_run_folder_holds_no_ids_of_users(tmp_path):
         tmp_path / "log" / "users.csv"
     )
     prepare(load_spec(spec), tmp_path / "data", base=spec.parent)
+    manifest = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    manifest["summary"]["warnings"].append("the user id 'u3@mail' has 40 % of the events")
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(manifest))
     run = tmp_path / "run"
     train(tmp_path / "data", run, model=ModelConfig(model="lime-mha", **MODEL))
     evaluate(run)
