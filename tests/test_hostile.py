@@ -834,7 +834,9 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
     assert lines and all(json.loads(line)["message"] for line in lines), "each line is JSON"
 
 
-def test_a_port_in_use_is_one_line(call):
+def test_a_start_that_fails_is_one_line_and_leaves_nothing(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMERANK_READ_KEYS", f" {KEYS['read'][0]} ,")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, told, error = call(
@@ -842,8 +844,13 @@ def test_a_port_in_use_is_one_line(call):
         )
     assert status == 2 and not told
     assert len(error.splitlines()) == 1 and f"port {port}" in error and "--port" in error
-    status, _, error = call("serve", "--run", "x", "--index", "x", "--no-keys", "--host", "::1%9")
-    assert status == 2 and len(error.splitlines()) >= 1
+    for more, what in (
+        (("--host", "203.0.113.7"), "203.0.113.7"),
+        (("--port", 0), "--run: 'nowhere' is no folder"),
+    ):
+        status, _, error = call("serve", "--run", "nowhere", "--index", "nowhere", *more)
+        assert status == 2 and what in error and len(error.splitlines()) == 1, error
+    assert not list(tmp_path.iterdir())
 
 
 def test_values_are_finite_in_answers_of_old_stores():

@@ -15,7 +15,7 @@ from types import FrameType
 
 import uvicorn
 
-from limerank.errors import SpecError
+from limerank.errors import FormatError, SpecError
 from limerank.server.app import CLOSE_SECONDS, application
 from limerank.server.connections import Doors, protocol
 from limerank.server.engine import Serving
@@ -67,6 +67,10 @@ def serve(
         ],
     )
     with listener(settings.host, settings.port) as bound:
+        for option, path in (("--run", run), ("--index", index)):
+            if not path.is_dir():  # before a new store is made
+                raise FormatError(f"{option}: {str(path)!r} is no folder; expected that of a "
+                                  f"{option[2:]}")  # fmt: skip
         log_json(private)
         engine = Serving(
             run,
