@@ -1061,6 +1061,77 @@ def test_settings_are_watched_while_the_store_is_open():
 
 
 @needs_server
+def test_a_large_user_is_read_part_by_part(monkeypatch):
+    monkeypatch.setattr("limerank.stores.valkey.PART", 10)
+    with server() as running, ValkeyStore(running.url) as store:
+        events = [event(at=at % 17, id=f"{at:03}") for at in range(95)]
+        store.append(events)
+        ordered = sorted(events, key=lambda one: (one.time, one.id))
+        version = store.version(1)
+        assert store.held(1) == (version, {}, ordered, True)
+        # Nothing is listed, as of an earlier version: those since are found all the same.
+        store._client.hdel(f"{store.prefix}u:1", "listed")
+        held = store.held(1, Version(version.born, 90))
+        assert held.events == ordered[90:]
+        # A user who changes all the time is read at once in the end.
+        parts = store._in_parts
+
+        def changing(*given):
+            found = parts(*given)
+            store.append([event(at=99)])
+            store.set_features(1, {"number": len(asked)})
+            asked.append(given)
+            return found
+
+        asked: list = []
+        monkeypatch.setattr(store, "_in_parts", changing)
+        held = store.held(1)
+        assert len(asked) == 3 and held.version == store.version(1)
+        assert len(held.events) == 96 and held.features == {"number": 2}
+
+
+@needs_server
+def test_the_servers_log_is_written_anew_after_a_deletion(monkeypatch):
+    with server() as running, ValkeyStore(running.url) as store:
+        store.append([event(features={"x": "secret-of-somebody"}), event(user=2)])
+
+        def logs():
+            return b"".join(
+                file.read_bytes() for file in running.folder.rglob("*aof*") if file.is_file()
+            )
+
+        assert b"secret-of" in logs()
+        assert store.delete_user(1) and store.check() == []
+        assert store._client.get(f"{store.prefix}erase") is not None, "not yet"
+        monkeypatch.setattr("limerank.stores.valkey.REWRITE_SECONDS", 0)
+        assert store.check() == []
+        assert store._client.get(f"{store.prefix}erase") is None
+        until = time.monotonic() + 30
+        while b"secret-of" in logs() and time.monotonic() < until:
+            store._client.ping()
+        assert b"secret-of" not in logs() and store.check() == []
+
+
+@needs_server
+def test_appending_waits_in_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr("limerank.stores.valkey.WAITING", 3)
+    with server() as running:
+        store = ValkeyStore(running.url)
+        go, append = threading.Event(), store.append
+        monkeypatch.setattr(store, "append", lambda some: go.wait(30) and append(some))
+        promises = [store.appending([event(at=at)]) for at in range(3)]
+        with pytest.raises(StoreError, match="too busy"):
+            store.appending([event(at=9)])
+        go.set()
+        assert [one.result(30) for one in promises] == [["accepted"]] * 3
+        last = store.appending([event(at=10)])
+        store.close()
+        assert last.result(0) == ["accepted"]
+        with pytest.raises(StoreError, match="closed"):
+            store.appending([event(at=11)])
+
+
+@needs_server
 def test_more_threads_than_connections(monkeypatch):
     monkeypatch.setattr("limerank.stores.valkey.CONNECTIONS", 2)
     with server() as running, ValkeyStore(running.url) as store:

@@ -15,6 +15,7 @@ Keys, after the prefix (``USER`` is the external id)::
     s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
     items, changes      hash: item -> JSON, empty where removed; sorted set: item by change
     change              number of changes of items
+    erase               when a user was deleted first since the server's log was last written anew
     identity            random text that tells this store from others
 
 ``c:USER`` holds all events accepted since the change ``from``, as long as ``listed`` is ``count``.
@@ -24,10 +25,14 @@ A version of limerank that does not know of it changes ``count`` alone: the list
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 import secrets
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from limerank.canonical import external_id
@@ -52,6 +57,13 @@ SECONDS = 5.0
 """How long an answer of the server may take."""
 CONNECTIONS = 64
 """Connections to the server, at most; threads beyond wait for one, as long as for an answer."""
+APPENDING, WAITING = 16, 4096
+"""Calls of ``appending`` that wait for the server at a time, and that wait in all, at most."""
+PART, TRIES = 2000, 3
+"""Events of a user that are read at once, so that the server can answer others in between; and how
+often that is tried while the user changes, before all are read at once."""
+REWRITE_SECONDS = 3600
+"""How long deleted events may stand in the server's log before it is told to write it anew."""
 NAMED_SCANS, SCAN = 50, 1000
 """Parts of the set of users that are searched for the beginning of an id; users in each, about."""
 STATE = struct.Struct("<QQB")
@@ -156,15 +168,17 @@ count = whole(count + 1)
 redis.call('HSET', KEYS[1], 'features', ARGV[3], 'count', count, 'listed', count)
 """
 )
-# KEYS: u:, t:, e:, c:. ARGV: born and count of the version since which events are wanted, or empty.
-# Returns nothing, or born, count, features, whether these are all, how many are held, then id, time
-# and bytes of each.
+# KEYS: u:, t:, e:, c:. ARGV: born and count of the version since which events are wanted, or empty;
+# events that may be read at once.
+# Returns nothing, or born, count, features, whether these are all, how many are held, whether they
+# are too many, then id, time and bytes of each.
 HELD = """
 local meta = redis.call('HMGET', KEYS[1], 'born', 'count', 'features', 'dropped', 'from', 'listed')
 if not meta[1] then return false end
 local count, after = tonumber(meta[2]), tonumber(ARGV[2])
 local some = ARGV[1] == meta[1] and tonumber(meta[4]) <= after and after <= count
-local out = {meta[1], meta[2], meta[3], some and '0' or '1', redis.call('ZCARD', KEYS[2])}
+local held = redis.call('ZCARD', KEYS[2])
+local out = {meta[1], meta[2], meta[3], some and '0' or '1', held, '0'}
 local function put(id, time, value, change)
   local bar = value and string.find(value, '|', 1, true)
   if not bar then return end
@@ -185,6 +199,8 @@ if some and meta[6] == meta[2] and tonumber(meta[5]) <= after then
       end
     end
   end
+elseif held > tonumber(ARGV[3]) then
+  out[6] = '1'
 else
   local ids = redis.call('ZRANGE', KEYS[2], 0, -1, 'WITHSCORES')
   for at = 1, #ids, 2 do
@@ -193,12 +209,13 @@ else
 end
 return out
 """
-# KEYS: u:, t:, e:, s:, c:, users, events. ARGV: user.
+# KEYS: u:, t:, e:, s:, c:, users, events, erase. ARGV: user, seconds since 1970.
 DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('DECRBY', KEYS[7], redis.call('ZCARD', KEYS[2]))
 redis.call('SREM', KEYS[6], ARGV[1])
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
+redis.call('SET', KEYS[8], ARGV[2], 'NX')
 return 1
 """
 # KEYS: u:, s:. ARGV: born, count, kind, bytes.
@@ -307,6 +324,8 @@ class ValkeyStore(EventStore):
                 "password is written as %2F and so on"
             )
         self._client: Any = valkey.Valkey(connection_pool=self._pool)
+        self._appenders: _Appenders | None = None
+        self._lock = threading.Lock()
         self._closed = False
         scripts = (APPEND, TRIM_USER, FEATURES, HELD, DELETE, PUT_STATE, PUT_ITEMS, ITEMS)
         (
@@ -365,7 +384,8 @@ class ValkeyStore(EventStore):
         with self._told():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.get(f"{self.prefix}format").info("persistence")
-            format, state = pipeline.execute()
+            pipeline.get(f"{self.prefix}erase").time()
+            format, state, erase, now = pipeline.execute()
             lost = self._lost() if self.durable else []
         if lost:
             found.append(
@@ -379,7 +399,29 @@ class ValkeyStore(EventStore):
             )
         if self.durable and state.get("aof_last_write_status", "ok") != "ok":
             found.append("the event store could not write its log; look after its disk")
+        if erase is not None and state.get("aof_enabled"):
+            found += self._erased(int(now[0]) - int(erase), int(erase))
         return found
+
+    def _erased(self, seconds: int, since: int) -> list[str]:
+        """Have the server write its log anew, which still holds what was deleted so long ago; what
+        is wrong with that."""
+        key = f"{self.prefix}erase"
+        if seconds < REWRITE_SECONDS:
+            return []
+        try:
+            with self._told():
+                if self._client.delete(key):  # no other process is at it
+                    self._client.bgrewriteaof()
+        except StoreError:
+            with self._told():
+                self._client.set(key, since, nx=True)
+            if seconds > 2 * REWRITE_SECONDS:
+                return [
+                    "the log of the event store still holds deleted users: it cannot be written "
+                    "anew; see that BGREWRITEAOF works and is allowed"
+                ]
+        return []
 
     @contextlib.contextmanager
     def _told(self, *, opening: bool = False) -> Iterator[None]:
@@ -442,6 +484,23 @@ class ValkeyStore(EventStore):
                 outcomes[place] = meant[said]
         return outcomes
 
+    def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
+        if self._closed:
+            raise trouble(StoreError, self.address, "is closed; open it again")
+        with self._lock:
+            if self._appenders is None or self._appenders.process != os.getpid():
+                self._appenders = _Appenders()
+            appenders = self._appenders
+        if not appenders.free.acquire(blocking=False):
+            raise trouble(
+                StoreError,
+                self.address,
+                f"is too busy now: {WAITING} writes wait for it; try again later",
+            )
+        promise = appenders.threads.submit(self.append, list(events))
+        promise.add_done_callback(lambda _: appenders.free.release())
+        return promise
+
     def version(self, user: Id) -> Version | None:
         (key,) = self._keys(external_id("user", user), "u")
         with self._told():
@@ -461,7 +520,7 @@ class ValkeyStore(EventStore):
             found = self._held_of(user, asked)
         if found is None:
             return None
-        born, count, features, whole, _, *rest = found
+        born, count, features, whole, _, _, *rest = found
         events = [
             unpack(data, user, int(float(time)), id)
             for id, time, data in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
@@ -471,8 +530,31 @@ class ValkeyStore(EventStore):
         return Held(Version(int(born), int(count)), values, events, whole == b"1")
 
     def _held_of(self, user: Id, since: tuple[Any, Any]) -> Any:
+        keys = self._keys(user, "utec")
         with self._told():
-            return self._held(keys=self._keys(user, "utec"), args=list(since))
+            for _ in range(TRIES):
+                found = self._held(keys=keys, args=[*since, PART])
+                if found is None or found[5] != b"1":
+                    return found
+                rest = self._in_parts(keys, -1 if found[3] == b"1" else int(since[1]))
+                if self._client.hmget(keys[0], "born", "count") == found[:2]:
+                    return found + rest
+            return self._held(keys=keys, args=[*since, 1 << 53])
+
+    def _in_parts(self, keys: list[str], after: int) -> list[Any]:
+        """Id, time and bytes of a user's events that came after a change, of one moment if the user
+        did not change meanwhile."""
+        rest: list[Any] = []
+        for at in itertools.count(0, PART):
+            found = self._client.zrange(keys[1], at, at + PART - 1, withscores=True)
+            if not found:
+                return rest
+            values = self._client.hmget(keys[2], [id for id, _ in found])
+            for (id, time), value in zip(found, values, strict=True):
+                change, bar, data = (value or b"").partition(b"|")
+                if bar and int(change) > after:
+                    rest += [id, time, data]
+        raise AssertionError("a count has no end")
 
     def latest(self, user: Id, count: int) -> list[Event]:
         user = external_id("user", user)
@@ -500,7 +582,8 @@ class ValkeyStore(EventStore):
     def delete_user(self, user: Id) -> bool:
         user = external_id("user", user)
         with self._told():
-            return bool(self._delete(keys=self._keys(user, "utesc") + self._all, args=[user]))
+            keys = [*self._keys(user, "utesc"), *self._all, f"{self.prefix}erase"]
+            return bool(self._delete(keys=keys, args=[user, self._client.time()[0]]))
 
     def state(self, user: Id, kind: str) -> State | None:
         (key,) = self._keys(external_id("user", user), "s")
@@ -594,5 +677,17 @@ class ValkeyStore(EventStore):
         return int(change), items_of((id.decode(), columns or None) for id, columns in pairs)
 
     def close(self) -> None:
+        appenders = self._appenders
+        if appenders is not None and appenders.process == os.getpid():
+            appenders.threads.shutdown()  # what was given is appended
         self._closed = True
         self._pool.disconnect()
+
+
+class _Appenders:
+    """Threads of a process that wait for the server, so that nobody else does."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.free = threading.BoundedSemaphore(WAITING)
+        self.threads = ThreadPoolExecutor(APPENDING, thread_name_prefix="limerank append")
