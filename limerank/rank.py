@@ -155,7 +155,7 @@ class Recommender:
         self.run = run if isinstance(run, Run) else load_run(run)
         path = index.path if isinstance(index, Index) else index
         if not isinstance(index, Index) or index.fingerprint != self.run.fingerprint:
-            index = Index.open(path, fingerprint=self.run.fingerprint)
+            index = Index.open(path, fingerprint=self.run.fingerprint, verify=None)
         self.index, self.ranker = index, self.run.ranker
         self.tasks = self.ranker.shape.tasks
         self._scorer_name = None if isinstance(scorer, Scorer) else scorer

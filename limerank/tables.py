@@ -27,7 +27,7 @@ from limerank.canonical import (
     number,
     numbers,
 )
-from limerank.errors import DataError
+from limerank.errors import DataError, FormatError
 from limerank.schema import Feature, Table
 
 Array = NDArray[Any]
@@ -252,12 +252,49 @@ def read_vocabulary(folder: Path, name: str) -> pl.DataFrame:
 
     Its values get their present form: one that was written before a rule of
     :mod:`limerank.canonical` is found all the same. Columns value (text) and code (Int32).
+
+    Raises:
+        FormatError: the file is missing or damaged.
     """
-    table = pl.read_parquet(folder / "vocab" / f"{name}.parquet")
+    table = _vocabulary(folder, name, {"value": (pl.String,), "code": (pl.Int32,)})
+    codes = table["code"]
+    if codes.null_count() or not codes.is_between(1, len(table)).all():
+        raise _damaged(folder, name, "its codes are not 1, 2, ...")
     return (
         table.with_columns(categories(table["value"]).alias("value"))
         .drop_nulls()
         .unique("value", keep="first", maintain_order=True)
+    )
+
+
+def read_vocabulary_ids(folder: Path, name: str) -> pl.Series:
+    """The external ids ``name``, such as ``items``, of a dataset's or a run's folder, by row.
+
+    Raises:
+        FormatError: the file is missing or damaged.
+    """
+    return _vocabulary(folder, name, {"id": (pl.Int64, pl.String)})["id"]
+
+
+def _vocabulary(folder: Path, name: str, columns: Mapping[str, tuple[Any, ...]]) -> pl.DataFrame:
+    path = folder / "vocab" / f"{name}.parquet"
+    if not path.is_file():
+        raise FormatError(f"{folder} is damaged: it holds no vocab/{name}.parquet")
+    try:
+        with open(path, "rb") as file:  # Polars would take a pattern
+            table = pl.read_parquet(file.read())
+    except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise _damaged(folder, name, str(error)) from None
+    for column, kinds in columns.items():
+        if column not in table.columns or table[column].dtype not in kinds:
+            raise _damaged(folder, name, f"it has no column {column} of {kinds[0]}")
+    return table
+
+
+def _damaged(folder: Path, name: str, why: str) -> FormatError:
+    return FormatError(
+        f"{folder / 'vocab' / name}.parquet is damaged ({why:.200}); restore {folder}, or make it "
+        "anew"
     )
 
 

@@ -13,13 +13,13 @@ import time
 import numpy as np
 import orjson
 import pytest
+from limerank.server.values import json_value
 
 from limerank.errors import FormatError, StoreError, UnknownError
 from limerank.index.changes import compact_index, update_items
 from limerank.server.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
 from limerank.server.messages import Explain, Happened, Rank
 from limerank.server.table import Filters
-from limerank.server.values import json_value
 from limerank.state import users as states_module
 from limerank.stores import SqliteStore
 from tests.catalogues import ITEMS, file_of, folder, make_run, shop

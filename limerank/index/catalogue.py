@@ -22,11 +22,18 @@ from numpy.typing import NDArray
 
 from limerank.batch import Items
 from limerank.canonical import id_integers, id_texts
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, FormatError, SpecError
 from limerank.features import FeatureTable
 from limerank.schema import Spec, Table, validate
 from limerank.sources import read_table
-from limerank.tables import Encoding, candidates, encode, frame_of, read_vocabulary
+from limerank.tables import (
+    Encoding,
+    candidates,
+    encode,
+    frame_of,
+    read_vocabulary,
+    read_vocabulary_ids,
+)
 from limerank.trained import Trained
 
 ENCODED_AT_ONCE = 1 << 20
@@ -190,7 +197,9 @@ def _learned(
 ) -> tuple[pl.Series, dict[str, pl.DataFrame]]:
     """A run's ids of trained items, and its vocabularies: read once, for items that come one by
     one."""
-    known = pl.read_parquet(path / "vocab" / "items.parquet")["id"][:trained]
+    known = read_vocabulary_ids(path, "items")[:trained]
+    if len(known) != trained or known.null_count():
+        raise FormatError(f"{path / 'vocab' / 'items.parquet'} is damaged; restore the run")
     if known.dtype == pl.String:  # a run of before some spellings were one
         known = id_texts(known)
     vocabularies = {name: read_vocabulary(path, f"item_{name}") for name in features}

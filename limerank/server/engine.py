@@ -28,7 +28,6 @@ from limerank.canonical import external_id, json_value
 from limerank.errors import (
     DataError,
     FormatError,
-    LimerankError,
     SpecError,
     StoreError,
     UnknownError,
@@ -48,6 +47,7 @@ from limerank.server.table import Filters, ItemTable
 from limerank.state import MarkedIndex, Mode, Ready, UserStates
 from limerank.stores import EventStore, Id, Outcome
 from limerank.stores.values import written
+from limerank.tables import read_vocabulary
 from limerank.trained import Trained, load_trained
 
 log = logging.getLogger("limerank.server")
@@ -58,6 +58,8 @@ LINKS = 8
 BRIEF_ITEMS, BRIEF_RANKED, BRIEF_EVENTS, BRIEF_NAMES = 2048, 256, 16, 64
 """At most so many candidates, ranked items, events and names of anything has a request that is
 answered at once, on the event loop."""
+SHOWN_VALUES = 100
+"""Of a categorical context feature, at most, in the description of the model."""
 PATIENCE = 20.0
 """Seconds for which the change of an index waits for another one, of this process or another."""
 
@@ -162,7 +164,7 @@ class Serving:
             raise FormatError(f"{run} ranks with numbers that are not finite; train it again")
         try:
             return self._caught_up(served)
-        except LimerankError as error:
+        except (DataError, StoreError) as error:
             # What the index lacks is ranked as soon as it can be changed: see follow.
             served = self._with_table(served)
             log.error("live items are not ranked yet: %s", error)
@@ -716,7 +718,7 @@ class Serving:
                 for one in layout.features
             ],
             "context": [
-                {"name": one["name"], "kind": one["kind"], "values": self._values(one)}
+                {"name": one["name"], "kind": one["kind"], "values": self._values(served, one)}
                 for one in encoding["event_features"]
                 if one["when"] == "context"
             ],
@@ -725,14 +727,12 @@ class Serving:
             "live_items": self._live(served),
         }
 
-    def _values(self, feature: Mapping[str, Any]) -> list[str]:
-        """Values of a categorical context feature that the run knows, the first hundred."""
+    def _values(self, served: Served, feature: Mapping[str, Any]) -> list[str]:
+        """The most frequent values of a categorical context feature that the run knows."""
         if feature["kind"] != "categorical":
             return []
-        import polars as pl
-
-        path = self._served.trained.path / "vocab" / f"event_{feature['name']}.parquet"
-        return [str(value) for value in pl.read_parquet(path)["value"].head(100)]
+        folder, name = served.trained.path, str(feature["name"])
+        return read_vocabulary(folder, f"event_{name}")["value"].head(SHOWN_VALUES).to_list()
 
     def ready(self) -> dict[str, Any]:
         """Raise where requests could not be answered, or not rightly: the store is asked."""
