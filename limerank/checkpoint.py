@@ -5,6 +5,7 @@ model.safetensors        the best weights so far
 encoding.json            how events, items and users become tokens: the dataset's manifest
 vocab/                   the dataset's vocabularies (Parquet), but for its users' ids
 selftest.safetensors     what the weights say of a few requests, to be compared with
+checksums.json           of all files above, written with the weights
 metrics.jsonl            one line per report of the training
 trainer/state.safetensors    everything that an exact resume needs, until training ends
 

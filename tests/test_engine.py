@@ -13,8 +13,8 @@ import time
 import numpy as np
 import orjson
 import pytest
-from limerank.server.values import json_value
 
+from limerank.canonical import json_value
 from limerank.errors import FormatError, StoreError, UnknownError
 from limerank.index.changes import compact_index, update_items
 from limerank.server.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving

@@ -430,15 +430,17 @@ class Serving:
 
     def user(self, user: str) -> dict[str, Any]:
         served, id = self._served, _id(user)
-        held = self.store.held(id)
-        if held is None:
+        known = self.store.version(id)
+        held = None if known is None else self.store.held(id, known)  # the features alone
+        count = self.store.event_count(id)
+        if held is None or count is None:
             raise UnknownError(f"nothing is held of the user {id!r}")
-        latest = held.events[-served.states.length :]
+        latest = self.store.latest(id, served.states.length)
         met = list(dict.fromkeys(event.item for event in latest))
         return {
             "user": id,
             "known": True,
-            "events": len(held.events),
+            "events": count,
             "features": json_value(held.features),
             "history": [
                 {

@@ -345,8 +345,13 @@ class UserStates:
         index: MarkedIndex | None = None,
     ) -> Past:
         """The user's latest N events, for explanations."""
-        held = None if user is None else self.store.held(user)
+        version = None if user is None else self.store.version(user)
+        # Where histories hold every event, the latest ones are all that is to be read.
+        since = version if self.form.keep is None else None
+        held = None if version is None else self.store.held(user, since)
         events = [] if held is None else [event for event in held.events if self.form.kept(event)]
+        if held is not None and not held.whole:
+            events = self.store.latest(user, self.length)
         person = self.people.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])
         opened = (index or self._catalogue).index
