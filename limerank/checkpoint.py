@@ -47,7 +47,13 @@ class Run(Trained):
 
         Raises:
             FingerprintError: the dataset's vocabularies are not those of the run.
+            FormatError: the folder is no dataset, or not where it was when the run was trained.
         """
+        if path is None and not self.data.exists():
+            raise FormatError(
+                f"the dataset that {self.path} was trained on is no longer at {self.data}; "
+                "say where it is (--data), or prepare it again"
+            )
         dataset = Dataset(self.data if path is None else path)
         if encoding_fingerprint(dataset.manifest) != encoding_fingerprint(self.manifest):
             raise FingerprintError(

@@ -266,7 +266,7 @@ def train(
         bool, typer.Option("--bf16", help="Matrix products in bfloat16 (fast on newer CPUs).")
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves for TensorBoard as well.")
     ] = False,
@@ -801,6 +801,11 @@ def demo(
 
     if not 0 <= port < 65536:  # found now, and not after all the work
         raise SpecError(f"--port is {port}, expected 0 to 65535")
+    if serve:
+        from limerank.server.run import listener
+
+        with listener("127.0.0.1", port):
+            pass  # it is free: found now, too
     made = run(out, small=small, overwrite=overwrite, quiet=quiet)
     if serve:
         from limerank.filling import fill

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,14 @@ def test_a_folder_in_a_file_and_a_folder_of_something_else_are_refused(data, cal
         status, _, error = call(*command)
         assert status == 2 and "holds something else" in error, command
     assert sorted(path.name for path in shop.iterdir()) == before
+
+
+def test_a_port_in_use_is_found_before_the_demo_works(tmp_path, call):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, told, error = call("demo", "--serve", "--port", port, "--out", tmp_path / "demo")
+    assert (status, told) == (2, "") and str(port) in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "demo").exists()
 
 
 PATCHED = """

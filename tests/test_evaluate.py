@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,10 @@ def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, 
     evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.parquet")
     assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == said["user"].to_list()
     assert sorted(path.name for path in folder.iterdir()) == ["m.json", "said.csv", "said.parquet"]
+
+
+def test_a_dataset_that_was_moved_is_asked_for(run, data, tmp_path):
+    moved = replace(load_run(run), data=tmp_path / "gone")
+    with pytest.raises(FormatError, match=r"is no longer at .*gone; say where it is \(--data\)"):
+        moved.dataset()
+    assert moved.dataset(data).path == data

@@ -29,7 +29,7 @@ from limerank.canonical import (
     number,
     numbers,
 )
-from limerank.errors import DataError, SpecError, UnknownError
+from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
 from limerank.index import Index
 from limerank.schema import Feature, Spec, Table, validate
 from limerank.sources import read_table
@@ -121,7 +121,7 @@ class ItemTable:
         if unknown:
             raise UnknownError(
                 f"no item feature is called {', '.join(map(repr, unknown[:10]))}; there are "
-                f"{', '.join(self.names) or 'none'}"
+                f"{', '.join(self.names) or 'none'}{did_you_mean(unknown[0], self.names)}"
             )
         if self.layout is None or (self._file is None and not self._live):
             raise SpecError(

@@ -7,7 +7,6 @@ parser makes of a block is counted against them.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import math
 from collections import Counter
@@ -20,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.schema import EventSource, Table
 from limerank.sources.delimited import DelimitedFile
 from limerank.sources.jsonlines import JsonLines
@@ -320,8 +319,7 @@ class Reader:
         names = list(dict.fromkeys(name for name, _ in wanted))
         missing = sorted(name for name in names if name not in self.columns)
         if missing:
-            close = difflib.get_close_matches(missing[0], list(self.columns), 1, 0.8)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(missing[0], self.columns)
             raise DataError(
                 f"{self.path} has no column {', '.join(map(repr, missing))}; "
                 f"columns found: {', '.join(name or repr(name) for name in self.columns)}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limerank.batch import Features, Users
-from limerank.errors import DataError, UnknownError
+from limerank.errors import DataError, UnknownError, did_you_mean
 from limerank.features import FeatureTable
 from limerank.schema import Spec, validate
 from limerank.tables import Encoding, encode, frame_of, read_vocabulary
@@ -65,7 +65,7 @@ class People:
         if wrong:
             raise UnknownError(
                 f"the user table has no column {', '.join(map(repr, wrong))}; it has "
-                f"{', '.join(map(repr, known)) or 'none'}"
+                f"{', '.join(map(repr, known)) or 'none'}{did_you_mean(wrong[0], known)}"
             )
         self._table(features)
 
