@@ -415,7 +415,13 @@ class _Reader:
             raise FormatError(f"bytes of events are damaged: {error}") from None
 
     def id(self) -> int | str:
-        return self.text() if self._take(1)[0] else self.signed()
+        if not self._take(1)[0]:
+            return self.signed()
+        text = self.text()
+        try:
+            return external_id("item", text)  # earlier versions kept some texts as they came
+        except DataError:
+            return text
 
     def values(
         self, names: Sequence[str] | None

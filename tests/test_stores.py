@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -674,6 +675,48 @@ def test_killed_writers_lose_nothing(place):
                 mine = {id for id in ids if id.startswith(f"{name}-".encode())}
                 assert {f"{name}-{k}".encode() for k in range(count)} <= mine
                 assert len(mine) <= count + 5, "the last ones were under way"
+
+
+def test_ids_that_an_earlier_version_kept_as_they_came(place):
+    """They are joined with their one form: found, listed once and deleted."""
+    place.open().close()
+    kept = {" x ": [1, 2], "7.0": [1, 2, 3], "7": [3, 4], "fine": [5]}
+    if place.kind == "sqlite":
+        raw = sqlite3.connect(place.folder / f"{place.number}.db")
+        raw.execute("DROP INDEX events_by_change")
+        raw.execute("UPDATE totals SET users=4, events=8")
+        for key, (user, times) in enumerate(kept.items()):
+            raw.execute(
+                "INSERT INTO users VALUES (?,?,5,9,?,0,?)", (key, user, len(times), '{"age": 3}')
+            )
+            for at in times:
+                one = replace(event(user=user, at=at, id=f"{at}"), user=user, item="9.0")
+                raw.execute("INSERT INTO events VALUES (?,?,?,1,?)", (key, at, one.id, pack(one)))
+        raw.commit()
+        raw.close()
+    else:
+        with place.open() as store:
+            client, prefix = store._client, store.prefix
+            client.delete(f"{prefix}ids")
+            client.set(f"{prefix}events", 8)
+            for user, times in kept.items():
+                client.sadd(f"{prefix}users", user)
+                fields = {"born": 5, "count": 9, "dropped": 0, "features": '{"age": 3}'}
+                client.hset(f"{prefix}u:{user}", mapping=fields)
+                for at in times:
+                    one = replace(event(user=user, at=at, id=f"{at}"), user=user, item="9.0")
+                    client.zadd(f"{prefix}t:{user}", {one.id: at})
+                    client.hset(f"{prefix}e:{user}", one.id, b"1|" + pack(one))
+    with place.open() as store:
+        users = list(store.users())
+        assert set(users) == {"x", 7, "fine"} and len(users) == 3
+        assert store.counts() == (3, 7)
+        for user, times in (("x", [1, 2]), (" x ", [1, 2]), ("7.0", [1, 2, 3, 4]), ("fine", [5])):
+            held = store.held(user)
+            assert [one.time for one in held.events] == times
+            assert {one.item for one in held.events} == {9} and held.features == {"age": 3}
+        assert all(store.delete_user(user) for user in (" x ", "7.0", "fine"))
+        assert store.counts() == (0, 0)
 
 
 # SQLite

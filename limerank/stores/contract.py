@@ -27,16 +27,20 @@ itself. A store cannot be pickled.
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
-from limerank.errors import FormatError, SpecError, StoreError
-from limerank.events import Event
+from limerank.errors import DataError, FormatError, SpecError, StoreError
+from limerank.events import Event, external_id, unpack
 
 Id = int | str
+
+log = logging.getLogger("limerank.stores")
 
 TRIM = 4096
 """Events of a user that are dropped in one call where ``most`` is lower than it was, at most."""
@@ -278,6 +282,32 @@ def trouble(
     said = f" ({cause})" if str(cause) else ""
     detail = f"the event store {address} {text}{said}"
     return kind(detail if opening else f"the event store {text}", detail=detail)
+
+
+def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> list[Event]:
+    """Events (bytes, time, id) that an earlier version kept under ``what``, which is not the one
+    form of an id, as those of ``user``. What is damaged is left out and logged."""
+    found, damaged = [], 0
+    for data, time, id in rows:
+        try:
+            event = unpack(data, what, time, id)
+            item = external_id("item", event.item)
+        except (FormatError, DataError):
+            damaged += 1
+        else:
+            found.append(replace(event, user=user, item=item))
+    if damaged:
+        log.error("%d events of the event store were damaged and are gone", damaged)
+    return found
+
+
+def one_form(user: str) -> Id | None:
+    """The one form of a user's id that an earlier version kept, where it is another one."""
+    try:
+        form = external_id("user", user)
+    except DataError:
+        return None
+    return None if str(form) == user else form
 
 
 def by_user(events: Iterable[Event]) -> dict[Id, list[tuple[int, Event]]]:

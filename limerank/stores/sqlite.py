@@ -41,6 +41,8 @@ from limerank.stores.contract import (
     State,
     Version,
     by_user,
+    one_form,
+    renamed,
     trouble,
 )
 from limerank.stores.values import beginning, items_of, packed, read, written
@@ -180,12 +182,18 @@ class SqliteStore(EventStore):
             raise StoreError("this Python's SQLite does not overwrite what is deleted; use another")
         connection.execute("BEGIN IMMEDIATE")
         statements = INDEXES
+        old = not connection.execute(
+            "SELECT COUNT(*) FROM sqlite_schema WHERE name='events_by_change'"
+        ).fetchone()[0]
         if self._is_new(connection):
+            old = False
             statements = SCHEMA + INDEXES
             connection.execute(f"PRAGMA application_id={APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
         for statement in statements.split(";"):
             connection.execute(statement)
+        if old:
+            _to_one_form(connection)
         connection.execute("COMMIT")
         if max_bytes is not None:
             page = connection.execute("PRAGMA page_size").fetchone()[0]
@@ -610,6 +618,27 @@ def _new_user(connection: Connection, user: Id, features: str) -> int:
     )
     assert done.lastrowid is not None
     return done.lastrowid
+
+
+def _to_one_form(connection: Connection) -> None:
+    """Bring ids of users that an earlier version kept as they came, such as "7.0", to their one
+    form; where that is a user, too, both become one."""
+    for key, id, features in connection.execute(
+        "SELECT key, id, features FROM users WHERE CAST(CAST(id AS INTEGER) AS TEXT) <> id"
+    ).fetchall():
+        user = one_form(id)
+        if user is None:
+            continue
+        rows = connection.execute("SELECT data, time, id FROM events WHERE user=?", (key,))
+        events = renamed(id, user, rows.fetchall())
+        gone = connection.execute("DELETE FROM events WHERE user=?", (key,)).rowcount
+        connection.execute("DELETE FROM states WHERE user=?", (key,))
+        connection.execute("DELETE FROM users WHERE key=?", (key,))
+        _count(connection, -1, -gone)
+        if str(user) not in _known(connection, [str(user)]):
+            _new_user(connection, user, features)
+            _count(connection, 1, 0)
+        _Append.packed(events, None)(connection)
 
 
 def _count(connection: Connection, users: int, events: int) -> None:

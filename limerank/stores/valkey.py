@@ -8,6 +8,7 @@ unless that is asked for. One server with replicas or none; no cluster.
 Keys, after the prefix (``USER`` is the external id)::
 
     format              version of this layout
+    ids                 there once all users' ids are in their one form
     users, events       set of users; number of events
     u:USER              hash: born, count, dropped, features (JSON), from, listed
     t:USER, e:USER      sorted set: event id by time; hash: event id -> COUNT|packed event
@@ -48,6 +49,8 @@ from limerank.stores.contract import (
     State,
     Version,
     by_user,
+    one_form,
+    renamed,
     trouble,
 )
 from limerank.stores.values import beginning, items_of, packed, read, written
@@ -353,9 +356,42 @@ class ValkeyStore(EventStore):
                     f"the keys {prefix}* of {self.address} are of format {found!r}, expected "
                     f"{FORMAT}; choose another prefix"
                 )
+            self._to_one_form()
         except BaseException:
             self._pool.disconnect()
             raise
+
+    def _to_one_form(self) -> None:
+        """Bring ids of users that an earlier version kept as they came, such as "7.0", to their one
+        form; where that is a user, too, both become one."""
+        done = f"{self.prefix}ids"
+        with self._told(opening=True):
+            if self._client.exists(done):
+                return
+            for given in [given for part in self._scanned() for given in part]:
+                id = given.decode()
+                user = one_form(id)
+                if user is None:
+                    continue
+                keys = self._keys(id, "utesc")
+                found = self._held(keys=keys[:3] + keys[4:], args=["", -1, 1 << 53])
+                if found is not None:
+                    rest = found[6:]
+                    rows = zip(rest[2::3], map(int, map(float, rest[1::3])), rest[::3], strict=True)
+                    if self.version(user) is None:
+                        with contextlib.suppress(FormatError):  # damaged ones are gone
+                            self.set_features(user, read(f"the user {id!r}", found[2]))
+                    self.append(renamed(id, user, rows))
+                self._delete_of(id)
+            self._client.set(done, 1)
+
+    def _scanned(self) -> Iterator[list[bytes]]:
+        """All users, part by part."""
+        cursor = -1
+        while cursor:
+            with self._told():
+                cursor, found = self._client.sscan(self._all[0], max(cursor, 0), count=SCAN)
+            yield found
 
     def _lost(self) -> list[str]:
         """How the server's settings differ from those with which it keeps what it acknowledges."""
@@ -580,7 +616,9 @@ class ValkeyStore(EventStore):
             )
 
     def delete_user(self, user: Id) -> bool:
-        user = external_id("user", user)
+        return self._delete_of(external_id("user", user))
+
+    def _delete_of(self, user: Id) -> bool:
         with self._told():
             keys = [*self._keys(user, "utesc"), *self._all, f"{self.prefix}erase"]
             return bool(self._delete(keys=keys, args=[user, self._client.time()[0]]))
@@ -606,10 +644,7 @@ class ValkeyStore(EventStore):
 
     def users(self) -> Iterator[Id]:
         seen: set[bytes] = set()
-        cursor = -1
-        while cursor:
-            with self._told():
-                cursor, found = self._client.sscan(self._all[0], max(cursor, 0), count=SCAN)
+        for found in self._scanned():
             fresh = [user for user in found if user not in seen]
             seen.update(fresh)
             yield from (external_id("user", user.decode()) for user in fresh)
