@@ -35,8 +35,9 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
+from limerank.canonical import external_id
 from limerank.errors import DataError, FormatError, SpecError, StoreError
-from limerank.events import Event, external_id, unpack
+from limerank.events import Event, unpack
 
 Id = int | str
 
