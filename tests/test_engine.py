@@ -15,11 +15,11 @@ import orjson
 import pytest
 
 from limerank.canonical import json_value
-from limerank.errors import FormatError, StoreError, UnknownError
+from limerank.errors import DataError, FormatError, StoreError, UnknownError
 from limerank.index.changes import compact_index, update_items
 from limerank.server.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
 from limerank.server.messages import Explain, Happened, Rank
-from limerank.server.table import Filters
+from limerank.server.table import Filters, ItemTable
 from limerank.state import users as states_module
 from limerank.stores import SqliteStore
 from tests.catalogues import ITEMS, file_of, folder, make_run, shop
@@ -380,6 +380,23 @@ def test_what_is_no_run_or_index_is_refused_at_once(engine, tmp_path):
             with pytest.raises(FormatError):
                 engine.reload(run, index)
     assert engine._served is before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"item_id,group,tags,length\n1,\xff\xfe,t1,2\n",
+        b"",
+        b"item_id,group\n1,g1\n",
+        b"PAR1 and nothing else",
+        b"\x00" * 100,
+    ],
+)
+@pytest.mark.parametrize("name", ["items.csv", "items.parquet"])
+def test_an_item_table_that_cannot_be_read_is_named(engine, tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=name):
+        ItemTable(engine._served.trained, tmp_path / name)
 
 
 def test_gauges_while_the_store_is_away(engine, monkeypatch):

@@ -86,6 +86,35 @@ def test_two_servers_end_with_all_items(engines, tmp_path):
         assert engine.item("901")["features"]["group"] == "g3"
 
 
+def test_two_servers_of_one_index_and_one_store(engines, tmp_path):
+    store = tmp_path / "events.db"
+    one, two = (engines(tmp_path, store) for _ in range(2))
+    errors = []
+
+    def put(engine, ids):
+        try:
+            for id in ids:
+                engine.put_items([item(id)])
+                engine.follow()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=put, args=(engine, range(first, first + 8)))
+        for engine, first in ((one, 900), (two, 910))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for engine in (one, two):
+        engine.follow()
+        assert all(holds(engine, id) for first in (900, 910) for id in range(first, first + 8))
+        assert engine.model()["live_items"] == {"pending": 0, "skipped": []}
+    assert state(tmp_path / "index")["superseded"] == 0, "none was put twice"
+
+
 def test_a_start_and_a_reload_put_nothing_again(engines, tmp_path):
     store = tmp_path / "events.db"
     one = engines(tmp_path, store)
@@ -229,6 +258,7 @@ def test_an_index_that_may_not_be_written_is_served(engines, tmp_path, monkeypat
     [
         {"group": "g1"},  # columns are missing
         item("no number"),
+        item(900, length="12 apples"),
         item(900, length=[1, 2, "x"]),
     ],
 )
@@ -290,6 +320,7 @@ def shop_without_items():
         ([item(900, group=10**20)], "'group'"),
         ([item(900), item(901, length=float("nan"))], r"items\[1\].*'length'"),
         ([item(900, tags=[["a"]])], "'tags'"),
+        ([item(900, length="12 apples")], r"items\[0\]"),
         ([item(900), item("900")], "twice"),
         ([item(None)], "needs an id"),
         ([item("text")], r"items\[0\]"),

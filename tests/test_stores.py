@@ -270,6 +270,20 @@ def test_items(store):
     assert store.put_items({}) == 4
 
 
+def test_a_store_is_told_from_others(place):
+    with place.open() as store:
+        identity = store.identity()
+        assert identity and store.identity() == identity
+        with place.open() as other:  # both at once
+            assert other.identity() == identity
+    with pytest.raises(StoreError, match="closed"):
+        store.identity()
+    with place.open() as store:
+        assert store.identity() == identity
+    with place.new().open() as store:
+        assert store.identity() != identity
+
+
 def test_reopened(place):
     with place.open() as store:
         store.append([event(at=1, id="a")])

@@ -409,6 +409,7 @@ class SqliteStore(EventStore):
         return self._change(work)
 
     def identity(self) -> str:
+        self._check_open()
         if self._identity is None:
             made = secrets.token_hex(16)
 
