@@ -486,7 +486,10 @@ def index(
     if given in ([], ["building"]):
         from limerank.index.building import build_index
 
-        build_index(run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet)
+        built = build_index(
+            run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet
+        )
+        _print_coverage(built.get("item_table"))
         print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
         return
     from limerank.checkpoint import load_run
@@ -507,6 +510,8 @@ def index(
             loaded, out, add=add, update=update, put=put, remove=gone, quiet=quiet
         )
     print(f"{out}: {change_text(change)}")
+    for table in change.tables:
+        _print_coverage(table)
     for advice in change.advice:
         print(f"advice: {advice}", file=sys.stderr)
 
@@ -659,6 +664,7 @@ def fill(
         print(f"  {done.expired:,} events are older than those that the store holds of their users")
     if done.features:
         print(f"  {done.features:,} users have features of the user table")
+    _print_coverage(done.table)
     if done.note:
         print(f"  warning: {done.note} (--base)")
     print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --no-keys")
@@ -836,6 +842,14 @@ def _of_settings(errors: Sequence[Any]) -> str:
         got = "" if secret or not place else f" is {one['input']!r}"
         parts.append(f"{place}{got}: {text}" if place else text)
     return "; ".join(parts)
+
+
+def _print_coverage(table: Any) -> None:
+    """How a table fits, where there is one; warnings go to standard error."""
+    if table is not None:
+        print("\n".join(f"  {line}" for line in table.lines()))
+        for warning in table.warnings():
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 def _bytes(text: str) -> int:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from limerank.canonical import external_id, id_texts, json_value
+from limerank.coverage import TableCoverage, cover_table
 from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError
 from limerank.events import Event, content_id, content_of, event_of
@@ -22,7 +24,7 @@ from limerank.progress import Bar
 from limerank.schema import Spec, Table, load_spec, validate
 from limerank.sources import find_files, read_table
 from limerank.stores import EventStore, Outcome
-from limerank.tables import read_vocabulary
+from limerank.tables import Encoding, read_vocabulary
 
 EVENTS = 8192
 """Events that are made durable together, at least, but for the last ones."""
@@ -37,6 +39,7 @@ class Filled(NamedTuple):
         expired: events that a bounded store refused, since it holds later ones.
         features: users whose own features were written.
         note: why users have no features, where the description names a user table; else empty.
+        table: how the user table fits the log; None: it was not read.
     """
 
     users: int
@@ -45,6 +48,7 @@ class Filled(NamedTuple):
     expired: int
     features: int
     note: str
+    table: TableCoverage | None = None
 
 
 def fill(
@@ -85,9 +89,11 @@ def fill(
             bar.advance(len(events))
         if waiting:
             outcomes.update(store.append(waiting))
-    filled = 0
+    filled, fit = 0, None
     if table is not None:
-        for user, features in _features_of_users(dataset, *table):
+        frame, ids = _read_users(*table)
+        fit = _coverage(dataset, table[0], frame, ids)
+        for user, features in _features_of_users(dataset, table[0], frame, ids):
             store.set_features(user, features)
             filled += 1
     return Filled(
@@ -97,6 +103,7 @@ def fill(
         outcomes[Outcome.EXPIRED],
         filled,
         note,
+        fit,
     )
 
 
@@ -211,14 +218,31 @@ def _user_table(
     )
 
 
-def _features_of_users(
-    dataset: Dataset, table: Table, base: Path
-) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _read_users(table: Table, base: Path) -> tuple[pl.DataFrame, pl.Series]:
+    """The user table, and its ids as text."""
     frame, _ = read_table(table, base, table.read)
     ids = id_texts(frame[table.id])
     if ids.drop_nulls().is_duplicated().any():
         twice = ids.filter(ids.is_duplicated() & ids.is_not_null())[0]
         raise DataError(f"the user table {', '.join(table.files)} has the id {twice!r} twice")
+    return frame, ids
+
+
+def _coverage(dataset: Dataset, table: Table, frame: pl.DataFrame, ids: pl.Series) -> TableCoverage:
+    encoding = dataset.manifest["encoding"]["users"]
+    vocabularies = {
+        one.name: read_vocabulary(dataset.path, f"user_{one.name}")
+        for one in table.features
+        if one.kind == "categorical"
+    }
+    users = pl.Series("id", [str(id) for id in dataset.user_ids.tolist()], dtype=pl.String)
+    learned = Encoding(encoding, vocabularies)
+    return cover_table("user", users, ids, frame, table.features, learned)
+
+
+def _features_of_users(
+    dataset: Dataset, table: Table, frame: pl.DataFrame, ids: pl.Series
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     held: NDArray[Any] = dataset.user_ids
     wanted = {str(external_id("user", id)) for id in held.tolist()}
     columns = list(dict.fromkeys(feature.column for feature in table.features))

@@ -175,7 +175,7 @@ def vectors_of(frame: pl.DataFrame, feature: Feature, ids: pl.Series) -> NDArray
         column = column.cast(pl.List(pl.Float32), strict=False)
     elif isinstance(column.dtype, pl.Array):
         column = column.cast(pl.List(pl.Float32))
-    elif isinstance(column.dtype, pl.List):
+    elif isinstance(column.dtype, pl.List) or column.dtype == pl.Null:
         column = column.cast(pl.List(pl.Float32), strict=False)
     else:
         raise DataError(
@@ -191,8 +191,10 @@ def vectors_of(frame: pl.DataFrame, feature: Feature, ids: pl.Series) -> NDArray
             f"column {feature.column!r}: the vector of {ids[k]!r} has {lengths[k]} numbers, "
             f"expected {dim} as in the first row"
         )
-    flat = column.drop_nulls().explode() if dim else pl.Series([], dtype=pl.Float32)
-    if flat.null_count() or flat.is_nan().any():
+    if dim == 0:  # none of them is known, or all are empty
+        return np.full((len(frame), 0), np.nan, np.float32)
+    flat = column.drop_nulls().explode()
+    if flat.null_count() or not flat.is_finite().all():
         raise DataError(f"column {feature.column!r} holds vectors with parts that are no numbers")
     result = np.full((len(frame), dim), np.nan, np.float32)
     result[column.is_not_null().to_numpy()] = flat.to_numpy().reshape(-1, dim)

@@ -552,3 +552,13 @@ def test_request_ids_that_lost_digits_are_refused(tmp_path: Path, dtype: Any) ->
         request_sizes(tmp_path, [values])
     with pytest.raises(DataError, match="column 'request' holds Boolean, expected request ids"):
         request_sizes(tmp_path, [pl.Series([True, False])])
+
+
+def test_vectors_that_are_all_missing_are_seen(tmp_path: Path) -> None:
+    write(tmp_path, rows())
+    for dtype in (pl.Null, pl.List(pl.Float32), pl.String):
+        items = pl.DataFrame({"id": list(range(15)), "vec": pl.Series([None] * 15, dtype=dtype)})
+        items.write_parquet(tmp_path / "items.parquet")
+        table = {"files": ["items.parquet"], "features": [{"name": "vec", "kind": "text-vector"}]}
+        (warning,) = run(tmp_path, make_spec(items=table))["summary"]["warnings"]
+        assert "item feature vec: 0 of 15 rows have a value in the column 'vec'" in warning

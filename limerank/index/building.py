@@ -54,6 +54,9 @@ def build_index(
 ) -> dict[str, Any]:
     """Encode a catalogue into the folder ``out``; returns its manifest.
 
+    Below ``item_table`` it also says how a table in a file fits the run
+    (a :class:`limerank.coverage.TableCoverage`).
+
     A new index is built in a folder beside it, ``.NAME.partial``, and appears when it is whole. A
     killed build goes on where it was when it is called again with the same arguments. An index that
     is replaced stays in use until the new one takes its place in one step.
@@ -114,6 +117,8 @@ def build_index(
             folder.rename(out)
             sync_directory(out.parent)
         sweep(out, manifest)
+    if table is not None and table.coverage is not None:
+        manifest = {**manifest, "item_table": table.coverage}
     return manifest
 
 

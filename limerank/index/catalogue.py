@@ -7,11 +7,10 @@ of each. Items that training has seen keep what it learned of them; of others th
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 
 from limerank.batch import Items
 from limerank.canonical import id_integers, id_texts
+from limerank.coverage import TableCoverage, cover_table
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.features import FeatureTable
 from limerank.schema import Spec, Table, validate
-from limerank.sources import read_table
+from limerank.sources import in_one_file, read_table
 from limerank.tables import (
     Encoding,
     candidates,
@@ -54,6 +54,7 @@ class Catalogue:
         content: what else the item tower reads.
         candidate: whether rankings may offer them.
         rows: which of these rows are wanted.
+        coverage: of a table in a file, how it fits what the run has learned.
     """
 
     ids: NDArray[Any]
@@ -61,6 +62,7 @@ class Catalogue:
     content: FeatureTable
     candidate: NDArray[np.bool_]
     rows: NDArray[np.int64]
+    coverage: TableCoverage | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,13 +131,15 @@ class _ItemTable:
     """Ids of the items of training, in the order of the model's id table."""
 
     def of_file(self, path: Path) -> Catalogue:
-        text = path.name.lower().endswith((".parquet", ".pq"))
-        own = {"format": None, "columns": ()} if text else {"format": None}
-        layout = self.layout.model_copy(update={**own, "files": (glob.escape(path.name),)})
+        layout = in_one_file(self.layout, path)
         frame, bad = read_table(layout, path.resolve().parent, layout.read)
         if bad:
             raise DataError(f"{path}: {bad} lines could not be parsed")
-        return self._encoded(frame, str(path))
+        found = self._encoded(frame, str(path))
+        ids = pl.Series("id", found.ids, dtype=self.known.dtype)
+        features = self.layout.features
+        fit = cover_table("item", self.known, ids, frame, features, self.encoding, "the run")
+        return replace(found, coverage=fit)
 
     def of_mappings(self, items: list[Mapping[str, Any]]) -> Catalogue:
         needed = self.layout.read

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from limerank.coverage import TableCoverage
 from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.lookup import Level, level_of, merged
@@ -68,6 +69,7 @@ class Change:
         dropped: rows that compacting left out.
         clamped: the share of the new rows' codes that lie out of the range of the index's scales.
         advice: what its owner had better do, and why.
+        tables: how each table in a file fits the run.
     """
 
     version: int
@@ -79,6 +81,7 @@ class Change:
     dropped: int = 0
     clamped: float = 0.0
     advice: tuple[str, ...] = ()
+    tables: tuple[TableCoverage, ...] = ()
 
 
 def change_text(change: Change) -> str:
@@ -265,6 +268,7 @@ def _changed(
         removed=len(gone),
         clamped=share,
         advice=_advice(manifest, share),
+        tables=tuple(part.coverage for part in parts.values() if part.coverage is not None),
     )
 
 

@@ -158,6 +158,12 @@ class Serving:
         opened = Index.open(index, trained.fingerprint)
         states = UserStates(trained, opened, self.store, mode=self.mode)
         served = self._over(trained, states, opened, ItemTable(trained, self._table))
+        fit = served.items.coverage(trained, opened)
+        if fit is not None:
+            for line in fit.lines():
+                log.info("%s", line)
+            for warning in fit.warnings():
+                log.warning("%s: %s", self._table, warning)
         nobody = states.ready(None)
         top = served.scorer.top(nobody.state, min(10, max(1, len(opened))))
         if not np.isfinite(top.values[top.rows >= 0]).all():

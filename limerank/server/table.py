@@ -7,7 +7,6 @@ another table, which shares the file's part with the one before.
 
 from __future__ import annotations
 
-import glob
 import logging
 import threading
 from collections import OrderedDict
@@ -29,11 +28,12 @@ from limerank.canonical import (
     number,
     numbers,
 )
+from limerank.coverage import TableCoverage, cover_features
 from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
 from limerank.index import Index
 from limerank.schema import Feature, Spec, Table, validate
-from limerank.sources import read_table
-from limerank.tables import values_of
+from limerank.sources import in_one_file, read_table
+from limerank.tables import Encoding, read_vocabulary, values_of
 from limerank.trained import Trained
 
 log = logging.getLogger("limerank.server")
@@ -66,6 +66,15 @@ class ItemTable:
         self.path = path
         self._file = None if path is None or self.layout is None else _ItemFile(self.layout, path)
         self._live: dict[int | str, Columns | None] = {}
+
+    def coverage(self, trained: Trained, index: Index) -> TableCoverage | None:
+        """How the file fits an index; None: there is no file."""
+        if self._file is None:
+            return None
+        encoding = trained.manifest["encoding"]["items"]
+        names = [one["name"] for one in encoding["features"] if one["kind"] == "categorical"]
+        vocabularies = {name: read_vocabulary(trained.path, f"item_{name}") for name in names}
+        return self._file.coverage(Encoding(encoding, vocabularies), index)
 
     def with_items(self, items: Mapping[int | str, Columns | None]) -> ItemTable:
         """The table with live items over it: id -> columns, or None where the item was removed."""
@@ -206,9 +215,7 @@ class _ItemFile:
 
     def __init__(self, layout: Table, path: Path) -> None:
         self.layout = layout
-        parquet = path.name.lower().endswith((".parquet", ".pq"))
-        own: dict[str, Any] = {"format": None, "columns": ()} if parquet else {"format": None}
-        table = layout.model_copy(update={**own, "files": (glob.escape(path.name),)})
+        table = in_one_file(layout, path)
         try:
             self._frame, bad = read_table(table, path.resolve().parent, layout.read)
             texts = id_texts(self._frame[layout.id]).to_list()
@@ -223,6 +230,30 @@ class _ItemFile:
 
     def __len__(self) -> int:
         return len(self._frame)
+
+    def coverage(self, encoding: Encoding, index: Index) -> TableCoverage:
+        """How the rows fit the items of an index, and what the run knows of their values."""
+        ids = list(self.rows)
+        places = np.array(list(self.rows.values()), np.int64)
+        found = index.ids.find(ids)
+        used = found >= 0
+        met = np.zeros(len(index), bool)
+        met[found[used]] = True
+        met[index.removed] = True
+        lacking = np.flatnonzero(~met)[:1]
+        met[index.removed] = False
+        rows = places[used] if used.any() else places
+        return TableCoverage(
+            "item",
+            index.items,
+            int(met.sum()),
+            len(ids),
+            int(used.sum()),
+            str(index.ids[lacking][0]) if len(lacking) else None,
+            next((id for id, there in zip(ids, used.tolist(), strict=True) if not there), None),
+            cover_features(self._frame[rows], self.layout.features, encoding),
+            "the index",
+        )
 
     def ids(self, rows: Rows) -> list[Any]:
         """External ids of rows."""

@@ -10,6 +10,7 @@ from limerank.sources.reader import (
     concat,
     file_format,
     find_files,
+    in_one_file,
     read_table,
     wanted_of_table,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "concat",
     "file_format",
     "find_files",
+    "in_one_file",
     "read_table",
     "wanted_of_table",
 ]

@@ -437,6 +437,17 @@ def _number(text: str) -> int | float | None:
     return None
 
 
+def in_one_file(table: Table, path: Path) -> Table:
+    """The layout of a table for another file of its rows: the format is told by its ending."""
+    kind, _ = _ending(path)
+    own: dict[str, object] = {"files": (glob.escape(path.name),), "format": None}
+    if kind in ("parquet", "jsonl"):  # which name their columns themselves
+        own["columns"] = ()
+    elif kind is None:
+        own["format"] = table.format
+    return table.model_copy(update=own)
+
+
 def read_table(table: Table, base: Path, columns: Sequence[str]) -> tuple[pl.DataFrame, int]:
     """All rows of a table's files, and how many records could not be read."""
     frames, bad = [], 0

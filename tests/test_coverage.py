@@ -1,0 +1,135 @@
+"""Whether a table fits: the same report for every command that reads one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from limerank.coverage import cover_features, cover_table, percent
+from limerank.filling import fill
+from limerank.index import Index
+from limerank.index.building import build_index
+from limerank.index.changes import change_items
+from limerank.schema import Feature
+from limerank.server.table import ItemTable
+from limerank.stores import SqliteStore
+from limerank.tables import fit
+from limerank.trained import load_trained
+from tests.catalogues import folder, shop
+
+FEATURES = (
+    Feature(name="genre", kind="categorical", split="|"),
+    Feature(name="price", kind="numeric"),
+    Feature(name="vector", kind="text-vector"),
+)
+
+
+def frame(**columns: list[Any]) -> pl.DataFrame:
+    held: dict[str, Any] = {
+        "id": [1, 2, 3, 4],
+        "genre": ["a|b", "b", "", None],
+        "price": ["1", "$2", None, "3.5"],
+        "vector": [[1.0, 2.0], None, [1.0, 0.0], [0.0, 0.0]],
+    }
+    return pl.DataFrame(held | columns, strict=False)
+
+
+def encoding_of(table: pl.DataFrame) -> Any:
+    return fit(table, FEATURES, np.array([True, True, False, False]), table["id"])
+
+
+def test_values_are_counted_by_hand() -> None:
+    table = frame()
+    genre, price, vector = cover_features(
+        frame(genre=["a|x", "x", "", "NULL"]), FEATURES, encoding_of(table)
+    )
+    assert (genre.rows, genre.present, genre.parsed, genre.known) == (4, 3, 3, 1)
+    assert (genre.unknown, genre.missing_words, genre.word) == ("x", 1, "NULL")
+    assert (price.present, price.parsed, price.known, price.unread) == (3, 2, 2, "$2")
+    assert (vector.present, vector.known) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("log", "table", "met", "used"),
+    [
+        ([1, 2, 9], [1, 2, 3, 4], 2, 2),
+        (["1", "x"], ["1", "2", None, "4"], 1, 1),
+        ([7, 8], ["SKU-7", "SKU-8", "a", "b"], 0, 0),
+        ([], [1, 2, 3, 4], 0, 0),
+    ],
+)
+def test_ids_of_both_sides(log: list[Any], table: list[Any], met: int, used: int) -> None:
+    rows = frame()
+    found = cover_table("item", pl.Series(log), pl.Series(table), rows, FEATURES, encoding_of(rows))
+    assert (found.ids, found.met, found.used) == (len(log), met, used)
+    warned = [one for one in found.warnings() if "has a row for" in one]
+    assert bool(warned) == (len(log) > 0 and met == 0)
+    if warned:
+        assert "the log has such as '7', the table has such as 'SKU-7'" in warned[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (0, 9, "0 %"),
+        (9, 9, "100 %"),
+        (1, 10**6, "0.1 %"),
+        (10**6 - 1, 10**6, "99.9 %"),
+        (1, 0, "-"),
+    ],
+)
+def test_shares_are_0_or_100_only_where_they_are(part: int, whole: int, text: str) -> None:
+    assert percent(part, whole) == text
+
+
+def other_ids(path: Path) -> Path:
+    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    name = "item" if "item" in items.columns else items.columns[0]
+    items.with_columns(("SKU-" + pl.col(name).cast(pl.String)).alias(name)).write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def text_shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return shop("two-tower")
+
+
+def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> None:
+    items = folder() / "plain" / "log" / "items.csv"
+    built = build_index(text_shop.run, tmp_path / "index", items=items)
+    found = built["item_table"]
+    assert found.met == found.ids > 0
+    assert found.warnings() == []
+    again = change_items(text_shop.run, tmp_path / "index", put=items)
+    assert [table.met for table in again.tables] == [found.met]
+
+
+def test_a_server_says_how_its_table_fits(
+    text_shop: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = load_trained(text_shop.run.path)
+    index = Index.open(text_shop.index.path)
+    good = ItemTable(trained, folder() / "plain" / "log" / "items.csv").coverage(trained, index)
+    assert good is not None
+    assert good.met == good.ids == index.items
+    assert good.warnings() == []
+    bad = ItemTable(trained, other_ids(tmp_path / "items.csv")).coverage(trained, index)
+    assert bad is not None
+    (warning,) = bad.warnings()
+    assert f"has a row for 0 of {index.items} items of the index" in warning
+    assert "the table has such as 'SKU-" in warning
+    with caplog.at_level(logging.INFO, "limerank.server"):
+        assert ItemTable(trained, None).coverage(trained, index) is None
+
+
+def test_fill_says_how_the_user_table_fits(text_shop: Any, tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "events.db") as store:
+        done = fill(store, text_shop.data, base=folder() / "plain" / "log")
+    assert done.table is not None
+    assert done.table.met == done.features > 0
+    assert done.table.warnings() == []
