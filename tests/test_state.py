@@ -32,6 +32,9 @@ from limerank.stores import SqliteStore, State
 from tests.catalogues import MODELS, Shop, make_run, shop
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+LATER = 1_830_000_000_000
+"""After all events."""
+EARLY = 1_700_000_000_000
 
 
 @pytest.fixture
@@ -253,7 +256,7 @@ def check_request(of, states, user, request, mode, row):
 
 post = st.tuples(
     st.integers(0, 95),  # some of the items are not in the index
-    st.one_of(st.integers(0, 20), st.integers(0, 300 * 86_400), st.integers(-(10**9), 10**10)),
+    st.one_of(st.integers(0, 20), st.integers(0, 300 * 86_400), st.integers(-(10**9), 10**8)),
     st.sampled_from([{}, {"click": 1}, {"click": 0, "watch": 3.5}]),
 )
 
@@ -263,10 +266,12 @@ post = st.tuples(
 def test_order_makes_no_difference(tmp_path_factory, given_events, rng, data):
     of = shop("lime-mha")
     events = [
-        event_of({"user": 1, "item": item, "time": 1000 * at, "labels": labels, "id": place})
+        event_of(
+            {"user": 1, "item": item, "time": EARLY + 1000 * at, "labels": labels, "id": place}
+        )
         for place, (item, at, labels) in enumerate(given_events)
     ]
-    newest = max(event.time for event in events)
+    newest = max(EARLY, *(event.time for event in events)) + 1
     folder = tmp_path_factory.mktemp("order")
     found = {"streaming": [], "window": []}
     for round in range(2):
@@ -365,7 +370,7 @@ def test_a_stage_is_computed_once_per_change(model, mode, store):
     events = events_of(of.data, 0)
     store.append(events[:-1])
     states = UserStates(of.run, of.index, store, mode=mode)
-    user, now = events[0].user, events[-1].time
+    user, now = events[0].user, events[-1].time + 1
     one = states.ready(user, now=now)
     assert states.made == {"stages": 1, "rebuilds": 1, "updates": 0}
     later = states.ready(user, now=now + 86_400_000 * 40)
@@ -391,11 +396,11 @@ def test_a_context_that_its_owner_changes_is_another(odd, store):
     states = UserStates(of.run, of.index, store)
     store.append([event_of({"user": 1, "item": rows[0]["item_id"], "time": 5, "id": "a"})])
     context = {"tab": "t2"}
-    before = states.ready(1, now=9, context=context).state.head.clone()
+    before = states.ready(1, now=LATER, context=context).state.head.clone()
     context["tab"] = "t1"
-    found = states.ready(1, now=9, context=context).state.head
+    found = states.ready(1, now=LATER, context=context).state.head
     assert not torch.equal(found, before)
-    assert torch.equal(found, states.ready(1, now=9, context={"tab": "t1"}).state.head)
+    assert torch.equal(found, states.ready(1, now=LATER, context={"tab": "t1"}).state.head)
 
 
 def test_another_context_is_another_stage_of_other_models(store):
@@ -403,7 +408,7 @@ def test_another_context_is_another_stage_of_other_models(store):
     events = events_of(of.data, 0)
     store.append(events)
     states = UserStates(of.run, of.index, store)
-    now = events[-1].time
+    now = events[-1].time + 1
     found = [logits(of, states.ready(events[0].user, now=at)) for at in (now, now, now + 7_200_000)]
     assert states.made["stages"] == 2 and not torch.equal(found[0], found[2])
 
@@ -432,7 +437,7 @@ def test_memory_is_bounded(store):
 def test_kept_states_are_found_again(mode, store, tmp_path):
     of = shop("lime-mha")
     events = events_of(of.data, 4)
-    user, now = events[0].user, events[-1].time
+    user, now = events[0].user, events[-1].time + 1
     store.append(events[:-2])
     first = UserStates(of.run, of.index, store, mode=mode, keep=True)
     first.ready(user)
@@ -466,12 +471,12 @@ def test_a_damaged_state_is_made_anew(mode, store):
     store.append(events_of(of.data, 0))
     user = events_of(of.data, 0)[0].user
     states = UserStates(of.run, of.index, store, mode=mode, keep=True)
-    expected = logits(of, states.ready(user, now=0))
+    expected = logits(of, states.ready(user, now=LATER))
     good = store.state(user, mode)
     for data in (good.data[:-1], b"", good.data[:20], b"\0" + good.data[1:], good.data + b"\0"):
         assert store.put_state(user, mode, State(good.fingerprint, good.version, data))
         fresh = UserStates(of.run, of.index, store, mode=mode)
-        torch.testing.assert_close(logits(of, fresh.ready(user, now=0)), expected, **TOLERANCE)
+        torch.testing.assert_close(logits(of, fresh.ready(user, now=LATER)), expected, **TOLERANCE)
         assert fresh.made["rebuilds"] == 1
 
 
@@ -479,7 +484,7 @@ def test_a_foreign_fingerprint_is_never_used(store):
     """Another model, other features, an index with another item: the state is made anew."""
     of, other = shop("lime-mha"), shop("lime-mha", links=7)
     events = events_of(of.data, 0)
-    user, now = events[0].user, events[-1].time
+    user, now = events[0].user, events[-1].time + 1
     store.append(events)
     first = UserStates(of.run, of.index, store, mode="streaming", keep=True)
     plain = logits(of, first.ready(user, now=now))
@@ -514,7 +519,7 @@ def test_items_come_and_change(store, tmp_path):
     store.append([event_of({"user": user, "item": 900, "time": 1_800_000_000_000})])
     index = Index.open(tmp_path / "index", of.run.fingerprint)
     both = [UserStates(of.run, index, store, mode=mode) for mode in ("streaming", "window")]
-    before = [logits(of, states.ready(user, now=0)) for states in both]
+    before = [logits(of, states.ready(user, now=LATER)) for states in both]
     found = []
     for change in (add_items, update_items, None, compact_index):
         if change is add_items:
@@ -528,10 +533,10 @@ def test_items_come_and_change(store, tmp_path):
         index = Index.open(tmp_path / "index", of.run.fingerprint)
         for states in both:
             states.use_index(index)
-        now = [states.ready(user, now=0) for states in both]
+        now = [states.ready(user, now=LATER) for states in both]
         assert index.row_of(900) in now[0].seen and (now[0].seen == now[1].seen).all()
         found.append([logits(of, ready) for ready in now])
-        fresh = UserStates(of.run, index, store, mode="streaming").ready(user, now=0)
+        fresh = UserStates(of.run, index, store, mode="streaming").ready(user, now=LATER)
         torch.testing.assert_close(found[-1][0], logits(of, fresh), **TOLERANCE)
     known, updated, more, compacted = found
     assert not torch.allclose(before[0], known[0]) and not torch.allclose(known[0], updated[0])
@@ -553,7 +558,7 @@ def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, t
     other, mine = next(id for id in ids if id not in met), events[-1].item
     index = Index.open(tmp_path / "index", of.run.fingerprint)
     states = UserStates(of.run, index, store, mode=mode)
-    states.ready(user, now=0)
+    states.ready(user, now=LATER)
     item = {"group": "g1", "tags": "t1", "length": 12.0}
     for change, stages in (
         (lambda: add_items(of.run, index.path, {**item, "item_id": 900}), 1),
@@ -567,7 +572,7 @@ def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, t
         change()
         states.use_index(Index.open(index.path, of.run.fingerprint))
         found, fresh = (
-            one.ready(user, now=0)
+            one.ready(user, now=LATER)
             for one in (states, UserStates(of.run, states.index, store, mode=mode))
         )
         assert states.made["stages"] == stages
@@ -582,7 +587,7 @@ def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, t
 def test_users_nobody_knows(mode, store):
     of = shop("lime-mha")
     states = UserStates(of.run, of.index, store, mode=mode)
-    found = [states.ready(user, now=0) for user in ("nobody", None, 10**9)]
+    found = [states.ready(user, now=LATER) for user in ("nobody", None, 10**9)]
     assert all(not one.known and one.events == 0 and not len(one.seen) for one in found)
     assert states.made["stages"] == 1, "they share one"
     empty = of.data.batch(
@@ -592,7 +597,7 @@ def test_users_nobody_knows(mode, store):
         state = of.run.ranker.encode_users(empty.users, of.run.ranker.item_vectors(empty.items))
     assert found[0].state.links.shape == state.links.shape
     store.set_features("new", {"country": "c1"})  # known, without events
-    ready = states.ready("new", now=0)
+    ready = states.ready("new", now=LATER)
     assert ready.known and ready.events == 0
     assert not torch.allclose(ready.state.links, found[0].state.links)
 
@@ -624,12 +629,46 @@ def test_explanations_read_the_same_events(store):
     events = events_of(of.data, 0)
     store.append(events)
     states = UserStates(of.run, of.index, store)
-    past = states.past(events[0].user, now=events[-1].time)
+    past = states.past(events[0].user, now=events[-1].time + 1)
     assert past.items == [event.item for event in events[-20:]]
     vectors = torch.from_numpy(np.array(of.index.vectors[:2]))
     (first, _) = explain(of.run.ranker, past, ["a", "b"], vectors, np.array([1, 0], np.float32))
     assert sum(event.share for event in first.events) == pytest.approx(1, abs=1e-4)
     assert states.past("nobody").items == []
+
+
+@pytest.mark.parametrize("mode", ["window", "streaming"])
+def test_only_events_before_a_given_time_count(mode, store, tmp_path):
+    """For users of the store as for histories that are given, in rankings and explanations."""
+    of = shop("lime-mha")
+    introduce(store, of.data)
+    user = of.data.user_ids[1]
+    events = events_of(of.data, 1)
+    store.append(events)
+    now = events[len(events) // 2].time
+    before = [event for event in events if event.time < now]
+    states = UserStates(of.run, of.index, store, mode=mode)
+    everything = states.ready(user)
+    with SqliteStore(tmp_path / "past.db") as past:
+        introduce(past, of.data)
+        past.append(before)
+        expected = UserStates(of.run, of.index, past, mode=mode).ready(user, now=now)
+    found = states.ready(user, now=now)
+    torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
+    assert found.events == expected.events == len(before) < everything.events
+    np.testing.assert_array_equal(found.seen, expected.seen)
+    assert states.ready_at_once(user, now=now) is None, "it is read anew: not on the event loop"
+    assert states.past(user, now=now).times[-1] == before[-1].time
+    first = states.ready(user, now=events[0].time)
+    assert first.known and first.events == 0 and not len(first.seen)
+    assert states.ready(user).events == everything.events
+    history = [{"item": e.item, "time": e.time, "labels": e.labels} for e in events]
+    given = states.given(history, now=now)
+    np.testing.assert_array_equal(given.seen, expected.seen)
+    assert given.events == min(len(before), of.run.history)
+    for wrong in (now // 1000, now * 1000):
+        with pytest.raises(DataError, match="years off the log"):
+            states.ready(user, now=wrong)
 
 
 def test_events_that_the_run_cannot_read(store):
@@ -674,7 +713,7 @@ def test_wrong_settings(store):
 def test_a_bounded_store_has_the_state_of_what_it_holds(tmp_path):
     of = shop("lime-mha")
     events = events_of(of.data, 0)
-    now = events[-1].time
+    now = events[-1].time + 1
     with SqliteStore(tmp_path / "a.db", most=6) as some, SqliteStore(tmp_path / "b.db") as last:
         states = UserStates(of.run, of.index, some, mode="streaming", keep=True)
         for event in events:
@@ -707,8 +746,8 @@ def test_many_threads_see_what_was_acknowledged(store):
         try:
             for place, event in enumerate(events_of(of.data, thread)[:12]):
                 store.append([event])
-                assert states.ready(event.user, now=event.time).events == place + 1
-                states.ready("nobody", now=place)
+                assert states.ready(event.user, now=event.time + 1).events == place + 1
+                states.ready("nobody", now=LATER + place)
         except Exception as error:  # noqa: BLE001  (shown by the main thread)
             errors.append(error)
 

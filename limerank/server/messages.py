@@ -7,6 +7,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 
+from limerank.canonical import external_id, milliseconds
+from limerank.errors import DataError
+
 MOST_CANDIDATES = 100_000
 MOST_EVENTS = 10_000
 MOST_ITEMS = 1_000
@@ -39,6 +42,22 @@ def _scalar(value: Any, most: int) -> Any:
     return value
 
 
+def _id(value: Any) -> int | str:
+    if isinstance(value, str) and len(value) > 4 * MOST_ID:  # whatever its ends are
+        raise ValueError(f"the id has {len(value):,} characters, expected at most {MOST_ID}")
+    try:
+        return external_id("given", value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time(value: Any) -> int:
+    try:
+        return milliseconds(value if not isinstance(value, str) else value[:64])
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
 def _value(value: Any) -> Any:
     return _scalar(value, MOST_ID)
 
@@ -65,12 +84,32 @@ Named = Annotated[
     dict[Annotated[str, Field(max_length=MOST_ID)], One], Field(max_length=MOST_NAMES)
 ]
 Text = Annotated[str, Field(max_length=MOST_ID)]
-Id = (
-    Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-    | Annotated[str, Field(min_length=1, max_length=MOST_ID)]
-)
-"""An external id: what the log has, an integer or text."""
-Time = Annotated[int, Field(gt=-(1 << 53), lt=1 << 53)]
+Id = Annotated[
+    int | str,
+    PlainValidator(_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "string", "minLength": 1, "maxLength": MOST_ID},
+            ]
+        }
+    ),
+]
+"""An external id: what the log has, an integer or text, in any of its spellings."""
+Time = Annotated[
+    int,
+    PlainValidator(_time),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": -(1 << 53), "exclusiveMaximum": 1 << 53},
+                {"type": "string", "format": "date-time", "maxLength": 64},
+            ]
+        }
+    ),
+]
+"""Milliseconds since 1970, or ISO 8601 text; an order where the log has no clock."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Value = Annotated[Any, PlainValidator(_value), WithJsonSchema({"anyOf": _shown(MOST_ID)})]
 Column = Annotated[

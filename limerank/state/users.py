@@ -255,17 +255,21 @@ class UserStates:
 
         Args:
             user: external id, or None for nobody.
-            now: when the request is made; the clock's time when not given.
+            now: when the request is made; only events before it count. When not given: the clock's
+                time, and all events count, for a client's clock may be ahead of this one.
             context: context feature -> value; unknown where not given.
             index: the version of the index, see :meth:`marked`; the one in use when not given.
 
         Raises:
             UnknownError: a context feature is unknown.
+            DataError: the time is years off the log.
             StoreError, FormatError: as the store does.
         """
         user = None if user is None else external_id("user", user)
+        catalogue = index or self._catalogue
+        if self._after(user, now):
+            return self._as_of(user, catalogue, self._now(now), context or {})
         with self._stripe(user):
-            catalogue = index or self._catalogue
             entry = self._entry(user, catalogue)
             return self._ready(user, entry, catalogue, now, context)
 
@@ -285,7 +289,7 @@ class UserStates:
         """
         user = None if user is None else external_id("user", user)
         lock = self._stripe(user)
-        if not lock.acquire(blocking=False):
+        if self._after(user, now) or not lock.acquire(blocking=False):
             return None
         try:
             catalogue = index or self._catalogue
@@ -311,6 +315,33 @@ class UserStates:
         version = entry.version
         return Ready(state, entry.seen, version is not None, entry.kept.events, version)
 
+    def _after(self, user: int | str | None, now: int | None) -> bool:
+        """Whether the store holds events of a user that a request made at ``now`` must not see."""
+        if user is None or now is None:
+            return False
+        newest = self.store.latest(user, 1)
+        return bool(newest) and newest[0].time >= now
+
+    def _as_of(
+        self,
+        user: int | str | None,
+        catalogue: MarkedIndex,
+        now: int,
+        context: Mapping[str, Any],
+    ) -> Ready:
+        """The state that a user had at a time in the past: of the events before it, read anew;
+        nothing of it is kept."""
+        held = None if user is None else self.store.held(user)
+        events = [] if held is None else [event for event in held.events if event.time < now]
+        person = self.people.of({} if held is None else held.features)
+        made = self._updated(user or 0, self._empty(user or 0), events, person, catalogue.index)
+        assert made is not None
+        seen = made.seen.rows(catalogue.index)
+        version = None if held is None else held.version
+        entry = _Entry(version, person, made, catalogue.mark, seen, None)
+        state = self._computed(entry, catalogue.index, now, context)
+        return Ready(state, seen, held is not None, made.events, version)
+
     def given(
         self,
         history: Iterable[Any],
@@ -323,17 +354,13 @@ class UserStates:
         """The state of a user whose events are given here, as for ``Recommender.rank``; nothing is
         kept. The latest N events count, in either mode."""
         events = self.form.given(self.form.entries(history), now)
-        log = self.form.log(events, now)
-        at = (
-            self._now(now)
-            if now is not None or not events
-            else max(self._now(None), *(event.time for event in events))
-        )
+        log, at = self.form.log(events, now), self._moment(now, events)
         opened = (index or self._catalogue).index
         past = self._past(log, self.people.of(features or {}), at, context or {}, opened)
         with torch.inference_mode():
             state = self._ranker.encode_users(past.users, past.vectors)
-        seen = Seen().add([event.item for event in events]).rows(opened)
+        met = log.ids[log.columns["item"][log.met]].tolist()
+        seen = Seen().add(met).rows(opened)
         return Ready(state, seen, False, int(past.users.lengths[0]), None)
 
     def past(
@@ -344,14 +371,16 @@ class UserStates:
         context: Mapping[str, Any] | None = None,
         index: MarkedIndex | None = None,
     ) -> Past:
-        """The user's latest N events, for explanations."""
+        """The user's latest N events, those before ``now`` where it is given, for explanations."""
         version = None if user is None else self.store.version(user)
         # Where histories hold every event, the latest ones are all that is to be read.
-        since = version if self.form.keep is None else None
-        held = None if version is None else self.store.held(user, since)
+        recent = self.form.keep is None and not self._after(user, now)
+        held = None if version is None else self.store.held(user, version if recent else None)
         events = [] if held is None else [event for event in held.events if self.form.kept(event)]
         if held is not None and not held.whole:
             events = self.store.latest(user, self.length)
+        if now is not None:
+            events = [event for event in events if event.time < now]
         person = self.people.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])
         opened = (index or self._catalogue).index
@@ -367,9 +396,9 @@ class UserStates:
     ) -> Past:
         """The same of events that are given here, as for :meth:`given`."""
         events = self.form.given(self.form.entries(history), now)
-        log = self.form.log(events, now)
+        log, at = self.form.log(events, now), self._moment(now, events)
         opened = (index or self._catalogue).index
-        return self._past(log, self.people.of({}), self._now(now), context or {}, opened)
+        return self._past(log, self.people.of({}), at, context or {}, opened)
 
     def forget(self, user: Any) -> bool:
         """Delete a user from the store and from memory; False: the store did not hold it."""
@@ -744,7 +773,16 @@ class UserStates:
         return vector
 
     def _now(self, now: int | None) -> int:
-        return int(clock.time() * 1000) if now is None else now
+        if now is None:
+            return int(clock.time() * 1000)
+        self.form.check_time(now)
+        return now
+
+    def _moment(self, now: int | None, events: Sequence[Event]) -> int:
+        """When a request with events of its own is made: not before they were."""
+        if now is not None or not events:
+            return self._now(now)
+        return max(self._now(None), *(event.time for event in events))
 
     # Memory
 
