@@ -87,6 +87,23 @@ def test_events_change_rankings(client):
     assert item in ids(seen) and len(seen["items"]) == ITEMS
 
 
+def test_an_id_and_a_time_have_many_spellings(client):
+    item = client.post("/v1/rank", json={"user": 7, "k": 1}).json()["items"][0]["item"]
+    spelt = [item, float(item), str(item), f" {item} ", f"{item}.0"]
+    times = [START, float(START), "2023-11-14T22:13:20Z", "2023-11-14 22:13:20", START]
+    for one, time, user in zip(spelt, times, [7, 7.0, "7", " 7", "7.00"], strict=True):
+        said = client.post("/v1/events", json=event(user, one, time)).json()
+        assert said["accepted"] == int(one is item), (one, time, user)
+        found = client.post("/v1/rank", json={"user": user, "candidates": [one]}).json()
+        assert found["known"] and found["events"] == 1 and not found["items"]
+        assert client.get(f"/v1/items/{one}").json()["item"] == item
+    for wrong in ({"user": True}, {"user": 2.0**53}, {"item": " "}, {"time": START / 1000}):
+        answer = client.post("/v1/events", json={**event(7, item), **wrong})
+        assert answer.status_code == 422, answer.text
+    hint = client.post("/v1/rank", json={"user": 7, "time": START // 1000}).json()["detail"]
+    assert "did you mean" in hint and str(START) in hint
+
+
 def test_why(client):
     client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
     said = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()
@@ -318,7 +335,7 @@ def test_key_files(tmp_path, monkeypatch):
         (b'{"user": 1, "kk": 5}', 422, "kk"),
         (b'{"k": 0}', 422, "k:"),
         (b'{"k": 100000000}', 422, "k:"),
-        (b'{"user": 1.5}', 422, "user"),
+        (b'{"user": true}', 422, "user"),
         (b'{"user": ""}', 422, "user"),
         (b'{"task_weights": {"click": NaN}}', 422, "finite"),
         (b'{"candidates": "all"}', 422, "candidates"),

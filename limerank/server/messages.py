@@ -157,7 +157,11 @@ class Asking(Message):
         description="Task to its weight in the ranking value; the first task alone if not given.",
     )
     context: Named[Value] | None = Field(None, description="What is known of the request.")
-    time: Time | None = Field(None, description="When the request is made; now if not given.")
+    time: Time | None = Field(
+        None,
+        description="When the request is made: only events before it count. Now if not given, and "
+        "then all events count.",
+    )
 
 
 class Rank(Asking):
@@ -187,7 +191,9 @@ class Happened(Message):
 
     user: Id
     item: Id
-    time: Time = Field(description="Milliseconds since 1970; an order where the log has no clock.")
+    time: Time = Field(
+        description="Milliseconds since 1970 or ISO 8601 text; an order where the log has no clock."
+    )
     labels: Named[Number] | None = Field(None, description="Task to 0 or 1, or to seconds.")
     ratios: Named[Number] | None = Field(
         None, description="Duration task to the share of the item."
