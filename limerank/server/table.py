@@ -41,6 +41,9 @@ ALLOWED, ALLOWED_BYTES = 64, 64 << 20
 """Filters whose items are kept, for the next request with the same one: how many, and the bytes
 that they take together, at most. One always is."""
 
+SHOWN = 1 << 16
+"""Rows of a file whose features are at hand as they are shown, at most."""
+
 Rows = NDArray[np.int64]
 Columns = Mapping[str, Any]
 Wanted = dict[str, frozenset[str | None]]
@@ -112,9 +115,8 @@ class ItemTable:
                 places.append(place)
                 rows.append(row)
         if self._file is not None and rows:
-            names = list(dict.fromkeys(column for _, column in columns))
-            for place, values in zip(places, self._file.values(names, rows), strict=True):
-                found[place] = {name: json_value(values[column]) for name, column in columns}
+            for place, features in zip(places, self._file.features(rows), strict=True):
+                found[place] = features
         return found
 
     def wanted(self, given: Mapping[str, Sequence[Any]]) -> Wanted:
@@ -225,6 +227,9 @@ class _ItemFile:
             log.warning("%s: %d lines could not be parsed; their items are unknown", path, bad)
         self.rows = {id: row for row, id in enumerate(texts) if id is not None}
         """Row of each item, by its id's text."""
+        names = dict.fromkeys(feature.column for feature in layout.features)
+        self._columns = self._frame.select(list(names))
+        self._shown: dict[int, dict[str, Any]] = {}
         self._values: dict[str, _Values | NDArray[np.float64]] = {}
         self._lock = threading.Lock()
 
@@ -259,9 +264,24 @@ class _ItemFile:
         """External ids of rows."""
         return self._frame[self.layout.id].gather(rows).to_list()
 
-    def values(self, columns: list[str], rows: list[int]) -> list[dict[str, Any]]:
-        """Some columns of some rows."""
-        return self._frame.select(columns)[rows].rows(named=True)
+    def features(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The features of rows, as JSON can hold them. What was shown lately is at hand: rankings
+        show the same items over and over."""
+        if not self.layout.features:
+            return [{} for _ in rows]
+        shown = self._shown
+        found = {row: shown[row] for row in rows if row in shown}
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        if missing:
+            names = self._columns.columns
+            for row, values in zip(missing, self._columns[missing].rows(), strict=True):
+                told = dict(zip(names, map(json_value, values), strict=True))
+                found[row] = {one.name: told[one.column] for one in self.layout.features}
+            if len(shown) + len(missing) > SHOWN:
+                shown = self._shown = {}
+            for row in missing[:SHOWN]:
+                shown[row] = found[row]
+        return [found[row] for row in rows]
 
     def having(self, feature: Feature, wanted: frozenset[str | None]) -> NDArray[np.bool_]:
         """Which rows have one of the values of a feature, bool [rows]."""
