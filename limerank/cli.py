@@ -652,11 +652,13 @@ def fill(
     Filling again, from this log or from a later one that overlaps it, adds the events that the
     store does not hold: an event is known by its user, item, time and labels.
     """
+    from limerank.dataset import Dataset
     from limerank.filling import fill as run
     from limerank.stores import open_store
 
+    dataset = Dataset(data)  # before a store is made
     with open_store(store) as opened:
-        done = run(opened, data, base=base, quiet=quiet)
+        done = run(opened, dataset, base=base, quiet=quiet)
     print(
         f"{opened.address}: {done.accepted:,} new of {done.events:,} events of {done.users:,} users"
     )
@@ -859,11 +861,12 @@ def _bytes(text: str) -> int:
     number = text.strip().rstrip("BKMGTIbkmgti")
     unit = text.strip()[len(number) :].upper()
     try:
-        return int(float(number) * units[unit])
-    except (ValueError, KeyError):
-        raise SpecError(
-            f"{text!r} is no amount of memory; expected such as 512MiB or 2GiB"
-        ) from None
+        found = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        found = 0
+    if found < 1:
+        raise SpecError(f"{text!r} is no amount of memory; expected such as 512MiB or 2GiB")
+    return found
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def test_the_readmes_way_with_ones_own_logs(shop, call):
         (["prepare", "movielens", "--out", "x"], "give the folder"),
         (["prepare", "spec.toml"], "give --out"),
         (["prepare", "spec.toml", "--out", "x", "--memory", "lots"], "no amount of memory"),
+        (["prepare", "spec.toml", "--out", "x", "--memory", "-1GiB"], "no amount of memory"),
         (["train", "nothing", "--out", "x"], "is not a dataset"),
+        (["fill", "x", "--data", "nothing"], "is not a dataset"),
         (["train", "nothing", "--out", "x", "--set", "deep"], "expected NAME=VALUE"),
         (["train", "nothing", "--out", "x", "--model", "magic"], "lime-mha"),
         (["train", "nothing", "--out", "x", "--set", "magic=1"], "magic"),
@@ -162,6 +164,7 @@ def test_a_training_that_cannot_start_leaves_nothing(data, call, more, message):
 def test_a_folder_in_a_file_and_a_folder_of_something_else_are_refused(data, call):
     """Before the work; --overwrite replaces a run, a dataset or a demo, and nothing else."""
     shop = data.parent
+    assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
     before = sorted(path.name for path in shop.iterdir())
     for command in (
         ["prepare", shop / "shop.toml", "--out", shop / "events.csv" / "x"],
@@ -169,6 +172,7 @@ def test_a_folder_in_a_file_and_a_folder_of_something_else_are_refused(data, cal
         ["synth", "--out", shop / "events.csv" / "x"],
         ["demo", "--out", shop / "events.csv" / "x"],
         ["rank", "--run", "a", "--index", "b", "--users", "1", "--out", shop / "events.csv" / "x"],
+        ["index", shop / "run", "--out", shop / "events.csv" / "x"],
     ):
         status, _, error = call(*command)
         assert status == 2 and "events.csv is a file" in error, command

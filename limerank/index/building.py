@@ -17,7 +17,7 @@ from torch import Tensor
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.files import read_json, sync_directory, write_json
+from limerank.files import check_output, read_json, sync_directory, write_json
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.reading import DTYPES, FORMAT, Scales
@@ -93,6 +93,7 @@ def build_index(
         raise FormatError(f"{out} already exists; pass --overwrite or choose another folder")
     if exists and not (out / "manifest.json").exists():
         raise FormatError(f"{out} exists and is no index; choose another folder, or remove it")
+    check_output(out / "manifest.json")
     parts: list[Catalogue] = []
     table = None if items is None else of_source(run, items)
     if table is None or merge:
