@@ -562,3 +562,16 @@ def test_vectors_that_are_all_missing_are_seen(tmp_path: Path) -> None:
         table = {"files": ["items.parquet"], "features": [{"name": "vec", "kind": "text-vector"}]}
         (warning,) = run(tmp_path, make_spec(items=table))["summary"]["warnings"]
         assert "item feature vec: 0 of 15 rows have a value in the column 'vec'" in warning
+
+
+def test_bad_values_are_shown_with_their_file_and_column(tmp_path: Path) -> None:
+    columns = rows(click=["0", "1"] * 99 + ["yes", "2"])
+    columns["time"] = [str(value) for value in columns["time"]]
+    columns["time"][7] = "soon"
+    write(tmp_path, columns, "log.csv")
+    examples = run(tmp_path, make_spec({"files": ["log.csv"]}))["summary"]["examples"]
+    assert {reason: text.partition("log.csv, ")[2] for reason, text in examples.items()} == {
+        "missing or unparsable time": "column 'time': 'soon'",
+        "missing label click": "column 'click': 'yes'",
+        "label click is neither 0 nor 1": "column 'click': '2'",
+    }

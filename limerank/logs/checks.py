@@ -25,6 +25,8 @@ MINUTES = frozenset("MTRrXcs")
 DAY_MS = 86_400_000
 EXAMPLE_DAY = 20_778
 """2026-11-21 in days since 1970."""
+SHOWN = 60
+"""Characters of a bad value that a message shows."""
 UNIT_ROWS = 10_000
 OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
 """1990 and 2100: other times mostly have another unit than the one given."""
@@ -47,17 +49,37 @@ ISO_ZONE = (
 
 
 class Good:
-    """Which rows of a batch passed all checks so far; each bad row counts for one reason."""
+    """Which rows of a batch passed all checks so far; each bad row counts for one reason.
 
-    def __init__(self, rows: int, reasons: Counter[str]) -> None:
-        self._rows, self._reasons = rows, reasons
+    Args:
+        rows: of the batch.
+        reasons: takes the counts.
+        examples: takes, of each reason, ``where`` and the first bad value that is not missing.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        reasons: Counter[str],
+        examples: dict[str, str] | None = None,
+        where: str = "",
+    ) -> None:
+        self._rows, self._reasons, self._where = rows, reasons, where
+        self._examples = {} if examples is None else examples
         self.mask: Mask = None
 
-    def check(self, fine: Mask, reason: str) -> None:
+    def check(self, fine: Mask, reason: str, values: pl.Series | None = None) -> None:
+        """Count the rows that are not ``fine``; ``values`` is the column that was looked at."""
         if fine is None or fine.all():
             return
         mask = np.ones(self._rows, bool) if self.mask is None else self.mask
         self._reasons[reason] += int((mask & ~fine).sum())
+        if values is not None and reason not in self._examples:
+            wrong = values.filter(pl.Series(mask & ~fine)).drop_nulls()
+            if len(wrong):
+                self._examples[reason] = (
+                    f"{self._where}, column {values.name!r}: {wrong[0]!r:.{SHOWN}}"
+                )
         self.mask = mask & fine
 
 
@@ -70,14 +92,16 @@ def label_columns(
         return {key: values.cast(pl.UInt8).to_numpy()}
     given = numbers(values)
     finite = np.isfinite(given)
-    good.check(finite, f"missing label {label.name}")
+    good.check(finite, f"missing label {label.name}", values)
     if label.kind == "binary" and label.at_least is not None:
         return {key: (given >= label.at_least).view(np.uint8)}
     if label.kind == "binary":
         positive = given == 1
-        good.check(positive | (given == 0) | ~finite, f"label {label.name} is neither 0 nor 1")
+        good.check(
+            positive | (given == 0) | ~finite, f"label {label.name} is neither 0 nor 1", values
+        )
         return {key: positive.view(np.uint8)}
-    good.check((given >= 0) | ~finite, f"negative {label.name}")
+    good.check((given >= 0) | ~finite, f"negative {label.name}", values)
     seconds = as_float32(given * label.scale)
     if label.cap is not None:
         seconds = np.minimum(seconds, np.float32(label.cap))

@@ -68,6 +68,7 @@ class Spooling:
         self.parsed: Counter[str] = Counter()
         self.unread: dict[str, str] = {}
         self.feature_rows = 0
+        self._reading = ""
         self.rows = 0
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
@@ -208,6 +209,7 @@ class Spooling:
                 assert spool is not None
                 for reader in readers:
                     before = self.rows
+                    self._reading = str(reader.path)
                     done = 0.0
                     # Three steps, each in a thread of its own: decode, check, spool.
                     frames = ahead(self._with_users(reader, source))
@@ -309,12 +311,13 @@ class Spooling:
         """The columns of a batch's good rows; the others are counted by reason."""
         n = len(frame)
         self.rows += n
-        good = Good(n, self.bad)
+        good = Good(n, self.bad, self.examples, self._reading)
         good.check(known, "missing user id")
         items, known = self.items.codes(frame[source.item])
         good.check(known, "missing item id")
-        times, known = times_of(frame[source.time or source.order or ""], source)
-        good.check(known, "missing or unparsable time")
+        given = frame[source.time or source.order or ""]
+        times, known = times_of(given, source)
+        good.check(known, "missing or unparsable time", given)
         columns: dict[str, Array] = {"user": shuffle(users), "item": items, "time": times}
         if "source" in self.dtypes:
             columns["source"] = np.full(n, number, np.uint8)
@@ -383,10 +386,11 @@ class Spooling:
         """The good rows of a batch whose rows hold lists of items."""
         n = len(frame)
         self.rows += n
-        good = Good(n, self.bad)
+        good = Good(n, self.bad, self.examples, self._reading)
         good.check(known, "missing user id")
-        times, known = times_of(frame[source.time or source.order or ""], source)
-        good.check(known, "missing or unparsable time")
+        given = frame[source.time or source.order or ""]
+        times, known = times_of(given, source)
+        good.check(known, "missing or unparsable time", given)
         lists = frame[source.item]
         if isinstance(lists.dtype, pl.Array):
             lists = lists.arr.to_list()
