@@ -38,8 +38,11 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
             )
         counts = counts.copy()
         counts[words] = 0
-    largest = np.argsort(counts)[::-1][:SHOWN].tolist()
-    placeholders = ids.cast(pl.String).is_in(PLACEHOLDERS).arg_true().to_list()
+    some = min(SHOWN, len(counts))
+    largest = np.argpartition(counts, -some)[-some:]
+    largest = largest[np.argsort(counts[largest])[::-1]].tolist()
+    known = PLACEHOLDERS if ids.dtype == pl.String else [int(one) for one in PLACEHOLDERS]
+    placeholders = ids.is_in(known).arg_true().to_list()
     for place in dict.fromkeys([*largest, *placeholders]):
         count = int(counts[place])
         mean = (total - count) / max(len(counts) - 1, 1)
