@@ -596,6 +596,30 @@ def test_administration_does_not_starve_ranking():
             thread.join()
 
 
+def test_reading_much_does_not_starve_ranking():
+    engine = Stub()
+    engine.hangs = dict.fromkeys(("user", "users", "explain", "forget", "put_user"), PATIENCE)
+    with client_of(engine, threads=1, waiting=4) as client:
+        threads = [
+            threading.Thread(target=client.request, args=(method, path), kwargs={"json": body})
+            for method, path, body in (
+                ("GET", "/v1/users/1", None),
+                ("GET", "/v1/users", None),
+                ("POST", "/v1/explain", {"items": [1]}),
+                ("DELETE", "/v1/users/1", None),
+                ("PUT", "/v1/users/1", {"features": {}}),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: 'queue="looking"} 5.0' in client.get("/metrics").text, "not waiting")
+        assert client.get("/v1/users/2").status_code == 503
+        assert client.post("/v1/rank", json={"user": 1}).status_code == 200
+        engine.ended.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_a_remote_store_is_waited_for_by_more_threads_than_there_are_cores():
     engine = Stub(local=False)
     barrier = threading.Barrier(8)
@@ -673,10 +697,10 @@ def test_connections_of_one_address_leave_room_for_others():
     assert doors.enter(Fake(0), "10.0.0.2")
     assert doors.enter(Fake(99), "10.0.0.3")
     assert [one.dropped for one in many] == [True] + [False] * 18, "the oldest of the fullest"
-    many[1].is_computed = True
+    many[1].at_work = many[1].is_computed = True
     assert doors.enter(Fake(99), "10.0.0.4") and many[2].dropped and not many[1].dropped
     for one in doors._open:
-        one.is_computed = True
+        one.at_work = one.is_computed = True
     assert not doors.enter(Fake(99), "10.0.0.5")
     few = Doors(Settings(keys=KEYS, address_connections=4, proxies=("10.9.0.0/16",)), Numbers(), 0)
     assert few.most == 16

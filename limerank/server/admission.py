@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 import ipaddress
 import time
@@ -129,6 +130,7 @@ class Admission:
             )
 
 
+@functools.lru_cache(maxsize=4096)
 def address_of(host: str) -> str:
     """The address that is counted: of IPv6 the network of 64 bits, which one client has whole."""
     try:

@@ -55,6 +55,8 @@ log = logging.getLogger("limerank.server")
 WEB = Path(__file__).parent / "web"
 OTHER = "other"
 """Label of all routes that are not there, in the numbers: one, whatever was asked for."""
+FIRST = ("/v1/rank", "/v1/events")
+"""What a server is there for. All else, such as reading a user of very many events, has other threads."""
 FREE_BYTES = 64 << 10
 """Of each body that do not count as held: small requests pass where large ones wait."""
 ASIDE_THREADS, ASIDE_WAITING = 2, 16
@@ -217,8 +219,8 @@ WAYS: tuple[Way, ...] = (
 class Gate:
     """Keys, rates, sizes, places in the queue and deadlines, for all routes of an application.
 
-    Requests, administrators' requests, large bodies and whoever watches have threads of their own:
-    none of them waits for another kind.
+    Rankings and events, whoever looks around, administrators, large bodies and whoever watches have
+    threads of their own: none of them waits for another kind.
     """
 
     def __init__(self, engine: Engine, settings: Settings, private: Private) -> None:
@@ -230,6 +232,9 @@ class Gate:
             threads = max(threads, settings.store_threads)
         self.requests = Lane(
             "limerank", threads, settings.waiting, settings.seconds, depth("requests")
+        )
+        self.looking = Lane(
+            "limerank-look", threads, settings.waiting, settings.seconds, depth("looking")
         )
         self.administration = Lane(
             "limerank-admin",
@@ -295,7 +300,9 @@ class Gate:
         log.info("request", extra={"route": name, "status": status, "ms": round(1e3 * seconds, 3)})
 
     def _answers(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
-        lane = self.administration if way.access == "admin" else self.requests
+        lane = self.requests if way.path in FIRST else self.looking
+        if way.access == "admin":
+            lane = self.administration
 
         async def answer(request: Request) -> Response:
             self.admission.admit(way.access, request)
@@ -382,7 +389,7 @@ class Gate:
 
     async def close(self) -> None:
         """Begin nothing more, and close the engine; what hangs is not waited for."""
-        for lane in (self.requests, self.administration, self.bodies, self.aside):
+        for lane in (self.requests, self.looking, self.administration, self.bodies, self.aside):
             lane.close()
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import httptools
@@ -48,8 +48,9 @@ class Doors:
         self.settings, self.numbers = settings, numbers
         self.most = max(16, min(settings.connections, files - RESERVED_FILES))
         self._proxies = [ipaddress.ip_network(proxy) for proxy in settings.proxies]
-        self._of_address: Counter[str] = Counter()
         self._open: dict[Connection, str] = {}
+        self._of_address: dict[str, dict[Connection, None]] = {}
+        """Both in the order in which they came."""
         self._look: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Connection, host: str) -> bool:
@@ -59,15 +60,16 @@ class Doors:
             self._look = connection.loop.call_later(LOOK_SECONDS, self._looked, connection.loop)
         address = address_of(host)
         if len(self._open) >= self.most:
-            fullest = self._of_address.most_common(1)[0][0]
-            if not self._make_room(fullest) and not self._make_room(None):
+            fullest = max(self._of_address.values(), key=len)
+            if not self._make_room(fullest) and not self._make_room(self._open):
                 return False
-        if self._of_address[address] >= self.settings.address_connections and (
-            not self._is_proxy(address) and not self._make_room(address)
+        of_address = self._of_address.get(address, {})
+        if len(of_address) >= self.settings.address_connections and (
+            not self._is_proxy(address) and not self._make_room(of_address)
         ):
             return False
         self._open[connection] = address
-        self._of_address[address] += 1
+        self._of_address.setdefault(address, {})[connection] = None
         self.numbers.connections.set(len(self._open))
         return True
 
@@ -76,7 +78,7 @@ class Doors:
         address = self._open.pop(connection, None)
         if address is None:
             return
-        self._of_address[address] -= 1
+        del self._of_address[address][connection]
         if not self._of_address[address]:
             del self._of_address[address]
         self.numbers.connections.set(len(self._open))
@@ -88,19 +90,17 @@ class Doors:
             return False
         return any(found in proxy for proxy in self._proxies)
 
-    def _make_room(self, address: str | None) -> bool:
-        """Close the connection, of an address or of all, that has kept the server waiting longest:
-        first one that never had a request, last one whose body is on its way."""
-        waiting = [
-            connection
-            for connection, of in self._open.items()
-            if (address is None or of == address) and not connection.is_computed
-        ]
-        if not waiting:
+    def _make_room(self, among: Iterable[Connection]) -> bool:
+        """Close the connection that has kept the server waiting longest: first one that never had
+        a request, last one whose body is on its way."""
+        found = next((one for one in among if not one.answered and not one.at_work), None)
+        if found is None:
+            waiting = [one for one in among if not one.is_computed]
+            found = min(waiting, key=lambda one: (one.at_work, one.since), default=None)
+        if found is None:
             return False
-        oldest = min(waiting, key=lambda one: (one.at_work, one.answered, one.since))
-        oldest.drop("room for others")
-        self.leave(oldest)
+        found.drop("room for others")
+        self.leave(found)
         return True
 
     def _looked(self, loop: asyncio.AbstractEventLoop) -> None:
