@@ -262,7 +262,7 @@ def milliseconds(value: Any) -> int:
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     legal = isinstance(moment, (int, float, np.number)) and not isinstance(moment, bool)
-    if not legal or not math.isfinite(moment) or abs(moment) >= LARGEST_TIME:
+    if not legal or not abs(moment) < LARGEST_TIME:
         raise DataError(
             f"the time {value!r:.80} is neither a datetime, nor ISO 8601 text such as "
             "2026-11-01T12:00:00Z, nor a number below 2^53 in size; a number is milliseconds "

@@ -197,7 +197,7 @@ def test_large_right_bodies_are_taken(monkeypatch):
     engine.append = lambda events: seen.append(events) or {}
     with client_of(engine) as client:
         asked = {
-            "candidates": [*range(60_000), *map(str, range(40_000))],
+            "candidates": [*range(60_000), *(f"x{k}" for k in range(40_000))],
             "exclude": ["a"] * 70_000,
         }
         assert client.post("/v1/rank", json=asked).status_code == 200
@@ -268,7 +268,16 @@ def test_large_bodies_are_read_as_small_ones_are(message, indent, ascii_, data):
 
 @pytest.mark.parametrize(
     "value",
-    ["NaN", "Infinity", "-Infinity", "1e400", "-1e999", "100000000000000000000", "1" * 5000],
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e400",
+        "-1e999",
+        "100000000000000000000",
+        "1" * 400,
+        "1" * 5000,
+    ],
 )
 def test_numbers_that_cannot_be_kept_are_refused(value):
     places = {
@@ -284,6 +293,8 @@ def test_numbers_that_cannot_be_kept_are_refused(value):
     with client_of(Stub()) as client:
         for path, texts in places.items():
             for text in texts:
+                if value == "1" + 20 * "0" and ('"user":%s' in text or '"candidates"' in text):
+                    continue  # an id that is no integer of 64 bits is text
                 method = "PUT" if path in ("/v1/items", "/v1/users/1") else "POST"
                 answer = client.request(method, path, content=text % value)
                 assert answer.status_code in (400, 422), (path, text, answer.text)
@@ -294,7 +305,7 @@ def test_ids_have_a_length():
     with client_of(Stub()) as client:
         for body in wrong:
             answer = client.post("/v1/rank", json=body)
-            assert answer.status_code == 422 and "expected an id" in answer.json()["detail"]
+            assert answer.status_code == 422 and " id " in answer.json()["detail"], answer.text
         for path in ("/v1/users/", "/v1/users/" + "x" * 257, "/v1/items/" + "9" * 5000):
             assert client.get(path).status_code == 422, path
         said = client.get("/openapi.json").json()
@@ -808,6 +819,9 @@ from types import SimpleNamespace
 import limerank.server.run as run
 from limerank.server.settings import Settings
 from tests.test_hostile import Stub
+for file in ("run/config.json", "index/manifest.json"):
+    Path(file).parent.mkdir()
+    Path(file).touch()
 class Engine(Stub):
     def __init__(self, *given, **more):
         super().__init__()
@@ -831,7 +845,7 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
     with open(tmp_path / "log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", HANGING, "4"], stdout=subprocess.PIPE, stderr=log, text=True,
-            env=os.environ | {"PYTHONPATH": root},
+            env=os.environ | {"PYTHONPATH": root}, cwd=tmp_path,
         )  # fmt: skip
     try:
         line = process.stdout.readline()
@@ -861,20 +875,23 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
 def test_a_start_that_fails_is_one_line_and_leaves_nothing(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIMERANK_READ_KEYS", f" {KEYS['read'][0]} ,")
+    for name in ("run", "index"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    given = ("serve", "--run", "run", "--index", "index")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, told, error = call(
-            "serve", "--run", "nowhere", "--index", "nowhere", "--no-keys", "--port", port
-        )
+        status, told, error = call(*given, "--no-keys", "--port", port)
     assert status == 2 and not told
     assert len(error.splitlines()) == 1 and f"port {port}" in error and "--port" in error
     for more, what in (
         (("--host", "203.0.113.7"), "203.0.113.7"),
-        (("--port", 0), "--run: 'nowhere' is no folder"),
+        (("--port", 0, "--run", "file"), "'file' is no folder of a run"),
+        (("--port", 0), "'run' is no folder of a run"),
     ):
-        status, _, error = call("serve", "--run", "nowhere", "--index", "nowhere", *more)
+        status, _, error = call(*given, *more)
         assert status == 2 and what in error and len(error.splitlines()) == 1, error
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "index", "run"]
 
 
 def test_values_are_finite_in_answers_of_old_stores():

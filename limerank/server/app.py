@@ -56,7 +56,7 @@ WEB = Path(__file__).parent / "web"
 OTHER = "other"
 """Label of all routes that are not there, in the numbers: one, whatever was asked for."""
 FIRST = ("/v1/rank", "/v1/events")
-"""What a server is there for. All else, such as reading a user of very many events, has other threads."""
+"""What a server is there for. All else, such as reading a large user, has other threads."""
 FREE_BYTES = 64 << 10
 """Of each body that do not count as held: small requests pass where large ones wait."""
 ASIDE_THREADS, ASIDE_WAITING = 2, 16

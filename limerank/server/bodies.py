@@ -25,8 +25,6 @@ MOST_DEPTH = 4
 """Lists and objects inside each other: a list of events, each with a mapping, has that many."""
 MOST_TOLD = 20
 """Errors that an answer names."""
-IDS = ("constrained-int", "constrained-str")
-"""How pydantic calls the two forms of an id."""
 
 # Quantifiers are possessive and bounded: a match takes time in proportion to what it matches, and
 # that is little. What they do not match is read value by value.
@@ -86,9 +84,6 @@ def _refused(error: ValidationError, name: str | None = None, at: int = 0) -> Pr
             what = "expected an object"
         if name is not None:
             where = [name, at + int(where[0]), *where[1:]]
-        if any(part in where for part in IDS):
-            where = [part for part in where if part not in IDS]
-            what = "expected an id: an integer of 64 bits, or text of 1 to 256 characters"
         told.setdefault(".".join(map(str, where)), what)
         if len(told) == MOST_TOLD:
             break

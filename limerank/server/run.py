@@ -67,10 +67,11 @@ def serve(
         ],
     )
     with listener(settings.host, settings.port) as bound:
-        for option, path in (("--run", run), ("--index", index)):
-            if not path.is_dir():  # before a new store is made
-                raise FormatError(f"{option}: {str(path)!r} is no folder; expected that of a "
-                                  f"{option[2:]}")  # fmt: skip
+        for name, path, file in (("run", run, "config.json"), ("index", index, "manifest.json")):
+            if not (path / file).is_file():  # before a new store is made
+                raise FormatError(
+                    f"--{name}: {str(path)!r} is no folder of a {name}: it holds no {file}"
+                )
         log_json(private)
         engine = Serving(
             run,
