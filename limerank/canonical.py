@@ -50,6 +50,8 @@ _DECIMAL = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TRUTH = {"true": "1", "false": "0"}
+_OTHERWISE = rf"^(?:[{BLANKS}]|-0$|$)|[{BLANKS}]$|\.0+$"
+"""Of texts that have another form: of no others, but for few."""
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -295,6 +297,10 @@ def _each(values: pl.Series, one: Callable[[Any], str | None]) -> pl.Series:
 
 
 def _text_series(values: pl.Series) -> pl.Series:
+    """Each text as :func:`_stripped` has it, null where nothing is left; the very series that was
+    given where nothing has another form."""
+    if not values.str.contains(_OTHERWISE).any():
+        return values
     text = values.str.strip_chars(BLANKS)
     text = text.set((text == "").fill_null(False), None)
     text = text.str.replace(r"^(-?[0-9]+)\.0+$", "$1")

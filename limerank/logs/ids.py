@@ -88,6 +88,9 @@ class Ids:
         new = np.arange(len(self._canonical), count)
         texts = self.values(new).alias("an id")
         formed = self._form(texts)
+        if formed is texts:
+            self._canonical = np.concatenate([self._canonical, new])
+            return
         codes = formed.cast(self._type).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
         self._moved = self._moved or not np.array_equal(codes, new)
         # A form that is new itself has a number behind these, and is its own form.
