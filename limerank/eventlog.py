@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.canonical import category, iso, milliseconds, number
-from limerank.errors import DataError, check_names, did_you_mean
+from limerank.errors import DataError, FormatError, check_names, did_you_mean
 from limerank.events import Event, event_of
 from limerank.history import DAY_MS, Columns, EventEncoder
 from limerank.tables import read_vocabulary
@@ -67,6 +67,11 @@ class EventForm:
         """The time of the log's first event."""
         self.log_end: int = int(times.get("now", times["last"]))
         """The time of the log's last event, those of the future apart: a request's default time."""
+        if self.log_end < self.log_start:
+            raise FormatError(
+                f"the log that {folder} was made of ends at {self.log_end}, before its beginning at "
+                f"{self.log_start}: the folder was changed; make it anew"
+            )
         self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
         self._folder = folder
 
