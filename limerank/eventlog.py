@@ -69,7 +69,7 @@ class EventForm:
         """The time of the log's last event, those of the future apart: a request's default time."""
         if self.log_end < self.log_start:
             raise FormatError(
-                f"the log that {folder} was made of ends at {self.log_end}, before its beginning at "
+                f"the log that {folder} was made of ends at {self.log_end}, before its start at "
                 f"{self.log_start}: the folder was changed; make it anew"
             )
         self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
