@@ -29,6 +29,19 @@ MISSING_WORDS = (
     *("NaN", "nan", "NAN", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A"),
 )
 """How files spell that a value is missing."""
+CODE, CODES = "NA", "^[A-Z]{2,5}$"
+"""Namibia or North America, where other values are such codes as well."""
+
+
+def missing_words(values: pl.Series) -> pl.Series:
+    """Which texts are words that seem to stand for missing values, as a mask."""
+    words = values.is_in(MISSING_WORDS).fill_null(False)
+    code = words & (values == CODE).fill_null(False)
+    if code.any():
+        others = values.filter(~words).drop_nulls()
+        if 2 * int(others.str.contains(CODES).sum()) > len(others):
+            words &= ~code
+    return words
 
 
 @dataclass(frozen=True)
@@ -221,7 +234,7 @@ def _cover_feature(
             parsed += values["row"].n_unique()
             known += values["row"].filter(has_code).n_unique()
             unknown = unknown or _first(values["value"].filter(~has_code))
-            strange = values["value"].filter(values["value"].is_in(MISSING_WORDS))
+            strange = values["value"].filter(missing_words(values["value"]))
             words += len(strange)
             word = word or _first(strange)
         elif feature.kind == "numeric":

@@ -630,3 +630,15 @@ def test_the_command_line(live, tmp_path, call):
     assert status == 2 and f"{file.name} has changed" in told
     status, told, _ = call("index", "--help")
     assert status == 0 and "--compact" in told
+
+
+def test_a_table_may_be_a_link_to_a_file_of_another_name(live, tmp_path):
+    """As mounted configurations are; and a link in a circle is one line."""
+    run = shop("lime-mha").run
+    (tmp_path / "versions").mkdir()
+    pl.DataFrame([item(900)]).write_csv(tmp_path / "versions" / "3.csv")
+    (tmp_path / "new.csv").symlink_to(Path("versions") / "3.csv")
+    assert add_items(run, live, tmp_path / "new.csv").added == 1
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    with pytest.raises(DataError, match=r"no file matches .loop\.csv"):
+        add_items(run, live, tmp_path / "loop.csv")

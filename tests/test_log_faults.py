@@ -399,6 +399,52 @@ def test_an_even_log_names_nobody(tmp_path: Path) -> None:
     assert run(tmp_path, make_spec())["summary"]["warnings"] == []
 
 
+@pytest.mark.parametrize("id", [777, 0, "u777"])
+def test_a_busy_user_of_a_short_log_is_somebody(tmp_path: Path, id: int | str) -> None:
+    columns = rows(2000)
+    others = [1 + k * 7 % 900 for k in range(2000)]
+    ids = [id if k % 33 == 0 else other for k, other in enumerate(others)]  # 3 %
+    columns["user"] = [str(one) for one in ids]
+    columns["item"] = [k % 50 for k in range(2000)]
+    write(tmp_path, columns, "log.csv")
+    assert run(tmp_path, make_spec({"files": ["log.csv"]}))["summary"]["warnings"] == []
+
+
+def test_codes_of_countries_are_no_missing_values(tmp_path: Path) -> None:
+    columns = rows(200)
+    columns["land"] = [("US", "DE", "NA", "EMEA")[k % 4] for k in range(200)]
+    columns["user"] = [("AB", "CD", "NA", "EF")[k % 4] for k in range(200)]
+    write(tmp_path, columns)
+    feature = {"name": "land", "kind": "categorical"}
+    assert run(tmp_path, make_spec(event_features=[feature]))["summary"]["warnings"] == []
+    columns["land"] = [("red", "blue", "NA", "green")[k % 4] for k in range(200)]
+    write(tmp_path, columns)
+    (warning,) = run(tmp_path, make_spec(event_features=[feature]))["summary"]["warnings"]
+    assert "words such as 'NA'" in warning
+
+
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_ids_that_cannot_be_are_named_with_their_file_and_column(
+    tmp_path: Path, column: str
+) -> None:
+    columns = rows(200)
+    columns[column] = [f"x{one}" for one in columns[column]]
+    columns[column][100] = "x\0"
+    write(tmp_path, columns)
+    with pytest.raises(DataError, match=f"log.parquet: column '{column}' holds the id 'x.x00'"):
+        run(tmp_path, make_spec())
+    columns[column] = [float(1 << 53)] * 200
+    write(tmp_path, columns)
+    with pytest.raises(DataError, match=f"log.parquet: column '{column}' holds the id 9007"):
+        run(tmp_path, make_spec())
+    columns = rows(200)
+    write(tmp_path, columns)
+    table = {"files": ["t.parquet"], "id": "id"}
+    write(tmp_path, {"id": [float(1 << 53)]}, "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: column 'id' holds the id 9007"):
+        run(tmp_path, make_spec(**{f"{column}s": table}))
+
+
 def test_a_split_without_requests_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path, rows())
     cuts = {"validation_from": "2024-06-10T07:00", "test_from": "2030-01-01"}
@@ -465,6 +511,59 @@ def test_forms_that_tell_no_time_are_refused_at_once(tmp_path: Path, form: str) 
     source = {"files": ["log.csv"], "time_unit": "text", "time_format": form}
     with pytest.raises(SpecError, match=r"^time_format = .* of log.csv: [^\n]*; expected a year"):
         run(tmp_path, make_spec(source))
+
+
+def test_times_of_one_instant_have_one_form(tmp_path: Path) -> None:
+    """Blanks, a comma, and numbers beyond 2^53 beside one that is none change no millisecond."""
+    columns = rows(200)
+    columns["time"] = [START + k * 60_007 for k in range(200)]
+    told = pl.Series(columns["time"]).cast(pl.Datetime("ms")).dt
+    forms: list[tuple[str, Any]] = [
+        ("ms", [f" {t}  " for t in columns["time"]]),
+        ("ms", [f"{t}.0" for t in columns["time"]]),
+        ("ns", [f"{t * 1_000_000}" for t in columns["time"]]),
+        ("ns", [float(t * 1_000_000) for t in columns["time"]]),
+        ("s", [t / 1000 for t in columns["time"]]),
+        ("text", told.strftime("%Y-%m-%d %H:%M:%S,%3f").to_list()),
+        ("text", told.strftime("%Y-%m-%dT%H:%M:%S,%3fZ").to_list()),
+    ]
+    for unit, times in forms:
+        for ending in ("csv", "parquet"):
+            bad = "none" if isinstance(times[0], str) else None
+            written = [*times[:-1], bad]
+            write(tmp_path, columns | {"time": written}, f"log.{ending}")
+            source = {"files": [f"log.{ending}"], "time_unit": unit}
+            summary = run(tmp_path, make_spec(source))["summary"]
+            assert summary["dropped"] == {"missing or unparsable time": 1}, (unit, times[0])
+            assert summary["time"]["first"] == START
+            assert summary["time"]["last"] == columns["time"][-2], (unit, times[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "source", "word"),
+    [
+        (pl.Float32, {"time_unit": "s"}, "16,777,216"),
+        (pl.Float64, {"time": None, "order": "time"}, "9,007,199,254,740,992"),
+    ],
+)
+def test_times_that_lost_digits_are_refused(
+    tmp_path: Path, dtype: type[pl.DataType], source: dict[str, Any], word: str
+) -> None:
+    columns = rows(200)
+    write(
+        tmp_path, columns | {"time": pl.Series([t * 10_000 for t in columns["time"]], dtype=dtype)}
+    )
+    message = f"log.parquet: column 'time' holds the (time|order) .* {word} or more have lost"
+    with pytest.raises(DataError, match=message):
+        run(tmp_path, make_spec(source, split={"by": "position"}))
+
+
+def test_times_in_iso_text_that_are_to_be_numbers_get_a_hint(tmp_path: Path) -> None:
+    columns = rows(200)
+    columns["time"] = pl.Series(columns["time"]).cast(pl.Datetime("ms")).dt.to_string("iso")
+    write(tmp_path, columns, "log.csv")
+    with pytest.raises(DataError, match=r'such as .2024-06-10.*: set time_unit = "text"'):
+        run(tmp_path, make_spec({"files": ["log.csv"]}))
 
 
 def test_an_unsorted_file_is_said_to_be_unsorted(tmp_path: Path) -> None:

@@ -464,6 +464,15 @@ def test_spellings_of_missing_values(tmp_path: Path) -> None:
         assert some[0][1] is not None
 
 
+@pytest.mark.parametrize("given", ["-1", "-1.0", " -1.00"])
+def test_missing_numbers_in_text_have_all_spellings(tmp_path: Path, given: str) -> None:
+    (tmp_path / "t.csv").write_text("id,s\n-1,a\n-1.0,b\n -1 ,c\n-10,d\n-1.5,e\ntrue,f\n")
+    found, _ = rows_of(tmp_path / "t.csv", ["id", "s"], null_values={"id": (given.strip(),)})
+    assert [row[0] for row in found] == [None, None, None, "-10", "-1.5", "true"]
+    found, _ = rows_of(tmp_path / "t.csv", ["id", "s"], null_values={"id": ("1", "TRUE")})
+    assert [row[0] for row in found][-1] == "true"
+
+
 def test_the_limit_of_a_line_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "LONGEST_LINE", 1 << 20)
     (tmp_path / "t.csv").write_text("id,name\n" + "x" * (5 << 20))

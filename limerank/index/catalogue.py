@@ -132,7 +132,7 @@ class _ItemTable:
 
     def of_file(self, path: Path) -> Catalogue:
         layout = in_one_file(self.layout, path)
-        frame, bad = read_table(layout, path.resolve().parent, layout.read)
+        frame, bad = read_table(layout, path.absolute().parent, layout.read)
         if bad:
             raise DataError(f"{path}: {bad} lines could not be parsed")
         found = self._encoded(frame, str(path))

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.canonical import id_integers, id_texts, numbers
+from limerank.canonical import BLANKS, id_integers, id_texts, numbers
 from limerank.errors import DataError, SpecError
 from limerank.logs.ids import Mask
 from limerank.logs.partition import Array, shuffle
@@ -28,6 +28,7 @@ EXAMPLE_DAY = 20_778
 SHOWN = 60
 """Characters of a bad value that a message shows."""
 UNIT_ROWS = 10_000
+ISO_ROWS = 20
 OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
 """1990 and 2100: other times mostly have another unit than the one given."""
 KEY_OF_ZERO = np.uint64(0xD1B54A32D192ED03)
@@ -40,6 +41,7 @@ ISO = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
+ISO_COMMA = r"(\d:\d\d:\d\d),(\d)"
 ISO_ZONE = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -137,24 +139,15 @@ def times_of(values: pl.Series, source: EventSource) -> tuple[Array, NDArray[np.
         result = _parse_times(values.cast(pl.String), source.time_format)
     else:
         factor = UNITS[source.time_unit] if source.time is not None else 1.0
-        result = values.cast(pl.Int64, strict=False) if dtype == pl.String else values
-        if dtype == pl.String and result.null_count() > values.null_count():
-            result = values.cast(pl.Float64, strict=False)
-        if not (result.dtype.is_numeric() or result.dtype == pl.Boolean):
-            raise DataError(f"column {values.name!r} holds {dtype}, expected times or numbers")
-        if result.dtype.is_integer():
-            result = result.cast(pl.Int64, strict=False)
-            limit = (1 << 62) // 1000
-            if factor > 1:
-                inside = result.is_between(-limit, limit).fill_null(False)
-                if not inside.all():
-                    result = result.set(~inside, None)
-                result = result * int(factor)
-            elif factor < 1:
-                result = result // round(1 / factor)
+        if dtype == pl.String:
+            result = _scaled_text(values, factor)
+        elif dtype.is_integer():
+            result = _scaled_integers(values, factor)
+        elif dtype.is_numeric() or dtype == pl.Boolean:
+            _require_digits(values, source)
+            result = _scaled_floats(values, factor)
         else:
-            scaled = (result.cast(pl.Float64) * factor).fill_nan(None).floor()
-            result = scaled.cast(pl.Int64, strict=False)
+            raise DataError(f"column {values.name!r} holds {dtype}, expected times or numbers")
     inside = result.is_between(-(1 << 58), 1 << 58)
     if not inside.all():
         result = result.set(~inside.fill_null(False), None)
@@ -163,9 +156,61 @@ def times_of(values: pl.Series, source: EventSource) -> tuple[Array, NDArray[np.
     return result.to_numpy().astype(np.int64, copy=False), None
 
 
+def _scaled_text(values: pl.Series, factor: float) -> pl.Series:
+    """Numbers as text, as milliseconds; null where it is no number. Integers keep all digits."""
+    whole = values.cast(pl.Int64, strict=False)
+    result = _scaled_integers(whole, factor)
+    if whole.null_count() > values.null_count():
+        rest = (whole.is_null() & values.is_not_null()).arg_true()
+        text = values.gather(rest).str.strip_chars(BLANKS)
+        found = _scaled_integers(text.cast(pl.Int64, strict=False), factor)
+        others = _scaled_floats(text.cast(pl.Float64, strict=False), factor)
+        result = result.scatter(rest, found.zip_with(found.is_not_null(), others))
+    return result
+
+
+def _scaled_integers(values: pl.Series, factor: float) -> pl.Series:
+    result = values.cast(pl.Int64, strict=False)
+    if factor > 1:
+        limit = (1 << 62) // 1000
+        inside = result.is_between(-limit, limit).fill_null(False)
+        if not inside.all():
+            result = result.set(~inside, None)
+        return result * int(factor)
+    return result // round(1 / factor) if factor < 1 else result
+
+
+def _scaled_floats(values: pl.Series, factor: float) -> pl.Series:
+    """A float stands for all numbers that are rounded to it: the last of them, so that whole
+    milliseconds stay what they are."""
+    given = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    scaled = pl.Series(values.name, np.floor(np.nextafter(given, np.inf) * factor))
+    return scaled.fill_nan(None).cast(pl.Int64, strict=False)
+
+
+def _require_digits(values: pl.Series, source: EventSource) -> None:
+    """Raise a DataError where floats are too large to tell one time from the next.
+
+    (Nanoseconds as float64 are known to 256 of them, which is good enough.)
+    """
+    if values.dtype == pl.Float32:
+        exact = float(1 << 24)
+    elif values.dtype == pl.Float64 and source.time is None:
+        exact = float(1 << 53)
+    else:
+        return
+    lost = (values.is_finite() & (values.abs() >= exact)).fill_null(False)
+    if lost.any():
+        raise DataError(
+            f"column {values.name!r} holds the {'time' if source.time else 'order'} "
+            f"{values.filter(lost)[0]:.0f} as {values.dtype}; those of {exact:,.0f} or more have "
+            "lost digits: write the column as integers, or as text"
+        )
+
+
 def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
     """Text as milliseconds since 1970; null where it is no time."""
-    text = text.str.strip_chars()
+    text = text.str.strip_chars(BLANKS)
     if form is not None:
         zoned = "%z" in form or "%#z" in form
         return _strptime(text, form, zoned)
@@ -176,6 +221,12 @@ def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
         zoned = iso in ISO_ZONE
         source = text.str.replace(r"[Zz]$", "+00:00") if zoned else text
         result = result.zip_with(result.is_not_null(), _strptime(source, iso, zoned))
+    if result.null_count() > text.null_count():
+        # ISO 8601 lets a comma stand before the parts of a second.
+        comma = (result.is_null() & text.str.contains(ISO_COMMA)).fill_null(False)
+        if comma.any():
+            pointed = text.filter(comma).str.replace(ISO_COMMA, "$1.$2")
+            result = result.scatter(comma.arg_true(), _parse_times(pointed, None))
     return result
 
 
@@ -207,6 +258,14 @@ def require_time_format(source: EventSource) -> None:
             f"time_format = {form!r} of {source.files[0]}: {why}; expected a year, a month and a "
             'day, and perhaps hours and minutes, such as "%d.%m.%Y %H:%M"'
         )
+
+
+def seem_written(values: pl.Series, source: EventSource) -> bool:
+    """Whether times that are to be numbers are text in ISO 8601."""
+    if source.time is None or source.time_unit == "text" or values.dtype != pl.String:
+        return False
+    some = values.head(UNIT_ROWS).drop_nulls().head(ISO_ROWS)
+    return len(some) > 0 and 2 * _parse_times(some, None).count() > len(some)
 
 
 def better_unit(values: pl.Series, source: EventSource) -> tuple[str, float] | None:

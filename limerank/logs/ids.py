@@ -77,16 +77,16 @@ class Ids:
         codes = text.cast(self._type).to_physical()
         count = codes.max()
         if isinstance(count, int) and count >= len(self._canonical):
-            self._learn(count + 1)
+            self._learn(count + 1, values.name)
         if not self._moved:
             return codes
         moved = pl.Series(self._canonical[codes.fill_null(0).to_numpy()])
         return moved.set((moved < 0) | codes.is_null(), None).alias(values.name)
 
-    def _learn(self, count: int) -> None:
+    def _learn(self, count: int, column: str) -> None:
         """The canonical forms of the texts that have the numbers up to ``count``."""
         new = np.arange(len(self._canonical), count)
-        texts = self.values(new).alias("an id")
+        texts = self.values(new).alias(column)
         formed = self._form(texts)
         if formed is texts:
             self._canonical = np.concatenate([self._canonical, new])

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.coverage import MISSING_WORDS, percent
+from limerank.coverage import missing_words, percent
 
 PLACEHOLDERS = ("0", "-1")
 TIMES_THE_MEAN = {"user": 20, "item": 20}
@@ -15,6 +15,10 @@ LEAST_SHARE = {"user": 0.01, "item": 0.1}
 PLACEHOLDER_TIMES = 5
 PLACEHOLDER_SHARE = {"user": 0.01, "item": 0.02}
 """The same for ids that are often given to nobody. (Item 0 may well be the most popular one.)"""
+MANY = 1000
+"""Events. A user with fewer may well be one who is busy, where they are 1 % of a short log:"""
+SHORT_SHARE = {True: 0.05, False: 0.1}
+"""there it takes this share, of a placeholder and of another id."""
 SHOWN = 3
 
 
@@ -30,7 +34,7 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
         return []
     said = []
     if ids.dtype == pl.String:
-        words = ids.is_in(MISSING_WORDS).arg_true().to_numpy()
+        words = missing_words(ids).arg_true().to_numpy()
         for place in words.tolist():
             said.append(
                 f"the {what} id {ids[place]!r} has {_share(counts[place], total)}; if it stands "
@@ -48,6 +52,8 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
         mean = (total - count) / max(len(counts) - 1, 1)
         placeholder = place in placeholders
         least = (PLACEHOLDER_SHARE if placeholder else LEAST_SHARE)[what]
+        if what == "user" and count < MANY:
+            least = SHORT_SHARE[placeholder]
         times = PLACEHOLDER_TIMES if placeholder and what == "user" else TIMES_THE_MEAN[what]
         if len(counts) > 1 and count >= least * total and count > times * mean:
             said.append(

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.canonical import iso
-from limerank.coverage import MISSING_WORDS, FeatureCoverage, TableCoverage, cover_features
+from limerank.coverage import FeatureCoverage, TableCoverage, cover_features, missing_words
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
 from limerank.logs.checks import NEWEST, OLDEST
@@ -246,7 +246,7 @@ class _Job:
             codes, sums = counts.codes[known], counts.sums[0][known]
             text = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
             frame = pl.DataFrame({"value": text, "count": sums})
-            words = frame.filter(pl.col("value").is_in(MISSING_WORDS))
+            words = frame.filter(missing_words(frame["value"]))
             self.missing_words[feature.name] = int(words["count"].sum()), _first(words["value"])
             vocabulary = vocabulary_of(
                 frame.group_by("value").agg(pl.col("count").sum()), feature.min_count
@@ -392,7 +392,8 @@ class _Job:
             rows = 0
             for frame in reader.batches(columns, BATCH_BYTES):
                 rows += len(frame)
-                codes, known = ids.codes(frame[table.id])
+                with reader.named():
+                    codes, known = ids.codes(frame[table.id])
                 keep = np.ones(len(frame), bool) if known is None else known
                 self.spools.note(f"{what} table: rows without an id", int((~keep).sum()))
                 total += int(keep.sum())

@@ -23,6 +23,7 @@ from limerank.logs.checks import (
     label_columns,
     request_keys,
     require_time_format,
+    seem_written,
     times_of,
 )
 from limerank.logs.ids import Ids, Mask, TextIdsError
@@ -123,8 +124,9 @@ class Spooling:
                 ids = Ids(False)
                 try:
                     for reader in self.table_readers[k]:
-                        for frame in reader.batches([table.id], BATCH_BYTES):
-                            ids.codes(frame[table.id])
+                        with reader.named():
+                            for frame in reader.batches([table.id], BATCH_BYTES):
+                                ids.codes(frame[table.id])
                 except TextIdsError:
                     self.integral[k] = False
         self.feature_is_text = {
@@ -213,11 +215,12 @@ class Spooling:
                     done = 0.0
                     # Three steps, each in a thread of its own: decode, check, spool.
                     frames = ahead(self._with_users(reader, source))
-                    for columns in ahead(check(*one, source, number) for one in frames):
-                        spool.add(columns)
-                        at = reader.position(self.rows - before)
-                        bar.advance(at - done, note=f"{self.rows:,} rows")
-                        done = at
+                    with reader.named():
+                        for columns in ahead(check(*one, source, number) for one in frames):
+                            spool.add(columns)
+                            at = reader.position(self.rows - before)
+                            bar.advance(at - done, note=f"{self.rows:,} rows")
+                            done = at
                     bar.advance(reader.path.stat().st_size - done)
                     self.bad["unparsable line"] += reader.bad_lines
                     self.rows += reader.bad_lines
@@ -255,14 +258,20 @@ class Spooling:
     def _check_unit(self, reader: Reader, source: EventSource, times: pl.Series) -> None:
         """Say so where the first times of a file seem to have another unit than the one given."""
         found = better_unit(times, source)
-        if found is None:
+        if found is not None:
+            unit, example = found
+            self.unit_hints.append(
+                f"{reader.path}: times of column {times.name!r} are such as {example:.0f}, which "
+                f'is {iso(round(example * UNITS[unit]))} with time_unit = "{unit}", not with the '
+                f'"{source.time_unit}" given'
+            )
+        elif seem_written(times, source):
+            self.unit_hints.append(
+                f"{reader.path}: times of column {times.name!r} are such as "
+                f'{times.drop_nulls()[0]!r}: set time_unit = "text"'
+            )
+        else:
             return
-        unit, example = found
-        self.unit_hints.append(
-            f"{reader.path}: times of column {times.name!r} are such as {example:.0f}, which is "
-            f'{iso(round(example * UNITS[unit]))} with time_unit = "{unit}", not with the '
-            f'"{source.time_unit}" given'
-        )
         self.remarks.append(self.unit_hints[-1])
         self.examples.setdefault("missing or unparsable time", self.unit_hints[-1])
 

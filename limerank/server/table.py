@@ -219,7 +219,7 @@ class _ItemFile:
         self.layout = layout
         table = in_one_file(layout, path)
         try:
-            self._frame, bad = read_table(table, path.resolve().parent, layout.read)
+            self._frame, bad = read_table(table, path.absolute().parent, layout.read)
             texts = id_texts(self._frame[layout.id]).to_list()
         except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
             raise DataError(f"{path} cannot be read as an item table: {error}") from None

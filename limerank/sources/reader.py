@@ -11,6 +11,7 @@ import glob
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Protocol
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 
+from limerank.canonical import BLANKS, category
 from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.schema import EventSource, Table
 from limerank.sources.delimited import DelimitedFile
@@ -339,12 +341,22 @@ class Reader:
                     f"{_advice(held, role)}"
                 )
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors about values, which name their column, name this file as well."""
+        try:
+            yield
+        except DataError as error:
+            if str(self.path) in str(error):
+                raise
+            raise DataError(f"{self.path}: {error}") from None
+
     def _header_hint(self) -> str:
         names = [name for name in self.columns if name not in self.partitions]
         if self.kind in ("csv", "tsv") and names:
             if all(len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" for name in names):
                 return f"; the names stand in quotes: set quote = {names[0][0]!r}"
-            if len(names) == 1 and not self.source.columns:
+            if len(names) == 1 and not self._repeated and not self.source.columns:
                 return "; all names stand in one: set separator"
         return ""
 
@@ -413,16 +425,22 @@ def _spelt(values: pl.Series, spellings: Iterable[str]) -> pl.Series | None:
     """Which values are written in one of these ways; None: none can be."""
     dtype = values.dtype
     if dtype == pl.String:
-        return values.str.strip_chars().is_in(list(spellings)).fill_null(False)
+        text = values.str.strip_chars(BLANKS)
+        found = text.is_in(list(spellings)).fill_null(False)
+        numbers = [category(one) for one in spellings if _number(one) is not None]
+        if numbers:  # 0 is "0.0" and "0.00" as well
+            plain = text.str.replace(r"^(-?[0-9]+)\.0+$", "$1")
+            found |= plain.is_in(numbers).fill_null(False)
+        return found
     if dtype.is_numeric():
-        numbers = [number for text in spellings if (number := _number(text)) is not None]
+        given = [number for text in spellings if (number := _number(text)) is not None]
         if dtype.is_integer():
-            whole = [int(number) for number in numbers if float(number).is_integer()]
+            whole = [int(number) for number in given if float(number).is_integer()]
             found = pl.Series([False]).new_from_index(0, len(values))
             for number in whole:
                 found |= (values == number).fill_null(False)
             return found
-        found = values.is_in([float(number) for number in numbers]).fill_null(False)
+        found = values.is_in([float(number) for number in given]).fill_null(False)
         return found | values.is_nan().fill_null(False)
     return None
 
