@@ -14,7 +14,9 @@ another process, stands one kind of hostile client at a time, then all of them:
 - *a large user*: events of, and rankings and readings for, the user of 200,000 events;
 - *administration*: items are changed and the run is loaded again, one after another.
 
-A request of an honest client that is not answered with 200, or not within ten seconds, has failed.
+A request of an honest client that is not answered with 200 within ten seconds has failed.
+*Load before* is the machine's load average when the honest clients began: what else ran on its
+cores makes all of these times longer.
 """
 
 from __future__ import annotations
@@ -300,6 +302,7 @@ def hostile(port: int, given: argparse.Namespace, kinds: list[str]) -> None:
 
 def measure(kind: str, port: int, pid: int, given: argparse.Namespace) -> None:
     kinds = {"nobody": [], "all of them": list(HOSTILE)}.get(kind, [kind])
+    load = os.getloadavg()[0]
     context = multiprocessing.get_context("spawn")
     beside = context.Process(target=hostile, args=(port, given, kinds), daemon=True)
     if kinds:
@@ -324,6 +327,7 @@ def measure(kind: str, port: int, pid: int, given: argparse.Namespace) -> None:
             "health_ms_p99": health[int(0.99 * len(health))],
             "health_ms_most": health[-1],
             "peak_mib": peak,
+            "load_before": load,
         },
         repeats=len(rank),
     )

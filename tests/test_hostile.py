@@ -32,6 +32,7 @@ from limerank.server.messages import Events, Explain, Happened, PutItems, PutUse
 from limerank.server.numbers import Numbers
 from limerank.server.private import Private
 from limerank.server.problems import Problem
+from limerank.server.run import Server
 from limerank.server.settings import Settings
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
@@ -97,7 +98,8 @@ def served(engine, **settings):
         access_log=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as bound:
-        server = uvicorn.Server(config)
+        bound.setblocking(False)
+        server = Server(config, 60.0)
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:
@@ -817,6 +819,7 @@ import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 import limerank.server.run as run
+from limerank.server.run import Server
 from limerank.server.settings import Settings
 from tests.test_hostile import Stub
 for file in ("run/config.json", "index/manifest.json"):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+import logging
+import socket
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httptools
@@ -21,6 +23,9 @@ from limerank.server.numbers import Numbers
 from limerank.server.problems import Problem
 from limerank.server.settings import Settings
 
+log = logging.getLogger("limerank.server")
+ACCEPTED_AT_ONCE = 64
+"""New connections that are taken before those that are open have their turn."""
 MOST_HEADERS = 100
 HEADER_BYTES = 32 << 10
 """Of a request's line and headers together; also of what stands between the parts of a body."""
@@ -283,6 +288,57 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
         else:
             self.transport.close()
+
+
+class Acceptor:
+    """Takes new connections from a listening socket, some at a time: however fast they come, those
+    that are open have their turn in between. An event loop's own server takes all that there are.
+
+    Args:
+        listening: bound, listening and not blocking.
+        made: makes the protocol of a connection.
+    """
+
+    def __init__(self, listening: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
+        self._listening, self._made = listening, made
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def stop(self) -> None:
+        """Take no more."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listening)
+
+    def _begin(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listening, self._some)
+
+    def _some(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                taken, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no files or memory are left
+                log.error("no connection can be taken: %s", error.strerror)
+                self._loop.remove_reader(self._listening)
+                self._pause = self._loop.call_later(LOOK_SECONDS, self._begin)
+                return
+            taken.setblocking(False)
+            if taken.family != getattr(socket, "AF_UNIX", None):
+                taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            task = self._loop.create_task(self._connect(taken))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, taken: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._made, taken)
+        except OSError:  # it is closed already
+            taken.close()
 
 
 def protocol(doors: Doors) -> type[asyncio.Protocol]:

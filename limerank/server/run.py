@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -17,7 +18,7 @@ import uvicorn
 
 from limerank.errors import FormatError, SpecError
 from limerank.server.app import CLOSE_SECONDS, application
-from limerank.server.connections import Doors, protocol
+from limerank.server.connections import Acceptor, Doors, protocol
 from limerank.server.engine import Serving
 from limerank.server.lines import log_json
 from limerank.server.private import Private
@@ -109,7 +110,7 @@ def serve(
         host, port = bound.getsockname()[:2]
         print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
         try:
-            _Server(config, settings.drain_seconds).run(sockets=[bound])
+            Server(config, settings.drain_seconds).run(sockets=[bound])
         finally:
             beside.stop()
             if _hanging():
@@ -166,12 +167,34 @@ def files_allowed() -> int:
     return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-class _Server(uvicorn.Server):
-    """A server that ends in time once it is told to, whatever hangs."""
+class Server(uvicorn.Server):
+    """A server that takes connections some at a time, and that ends in time once it is told to,
+    whatever hangs.
+
+    Args:
+        config: of uvicorn, with the protocol of :mod:`limerank.server.connections`.
+        drain: seconds in which the process ends.
+    """
 
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
         super().__init__(config)
         self._drain = drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is not None
+        await super().startup(sockets=[])
+        config, state = self.config, self.server_state
+
+        def made() -> asyncio.Protocol:
+            of = config.http_protocol_class
+            return of(config=config, server_state=state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+        self._acceptors = [Acceptor(one, made) for one in sockets]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for one in self._acceptors:
+            one.stop()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
