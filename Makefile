@@ -80,6 +80,7 @@ faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the t
 bench-serving: $(VENV)/.dev  ## the server under load from another process; size and speed of the event store
 	$(PY) -m benchmarks.state
 	$(PY) -m benchmarks.serving $(ARGS)
+	$(PY) -m benchmarks.hostile
 	$(PY) -m benchmarks.report
 
 bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; nothing is kept
