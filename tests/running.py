@@ -29,6 +29,7 @@ class Running:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            cwd=place,
             env=os.environ | (env or {}),
             preexec_fn=limits,  # noqa: PLW1509  # sets a limit and no more
         )

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -386,15 +387,40 @@ def test_a_method_that_a_path_does_not_take_is_405():
         assert client.head("/v1/model").status_code == 200
 
 
+def test_any_id_of_an_event_is_one_of_a_path():
+    engine = Stub()
+    engine.user = engine.forget = engine.item = engine.remove_item = lambda id: {"id": id}
+    with client_of(engine) as client:
+        for id in ("a\nb", "a/b", "\r", "a?b#c", "\ufffd", "é" * 128, "a\n\n"):
+            path = urllib.parse.quote(id, safe="")
+            for kind in ("users", "items"):
+                for method in ("GET", "DELETE"):
+                    answer = client.request(method, f"/v1/{kind}/{path}")
+                    assert answer.json() == {"id": id}, (method, kind, id)
+        for path in ("%ff", "a%C3", "%ed%a0%80"):  # not the user called U+FFFD
+            for kind in ("users", "items"):
+                assert client.delete(f"/v1/{kind}/{path}").status_code == 422
+
+
+def test_what_is_no_path_is_a_problem_too():
+    with served(Stub()) as (port, doors):
+        told = talk(port, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert told.startswith(b"HTTP/1.1 404 ") and b"application/problem+json" in told
+        assert b"content-security-policy" in told
+        assert b'route="other",status="404"' in doors.numbers.text()
+
+
 def test_routes_that_are_not_there_are_counted_under_one_name():
     with client_of(Stub()) as client:
+        for method in ("POST", "PUT", "DELETE"):
+            assert client.request(method, "/v1/ranks").status_code == 404
         for place in range(30):
             assert client.get(f"/nothing/{place}").status_code == 404
         assert client.get("/v1/nothing").status_code == 404
         assert client.get("/%00").status_code == 404
         assert client.get("/" + "x" * 5000).status_code == 404
         text = client.get("/metrics").text
-    assert 'limerank_requests_total{route="other",status="404"} 33.0' in text
+    assert 'limerank_requests_total{route="other",status="404"} 36.0' in text
     assert "nothing" not in text
 
 
@@ -483,6 +509,10 @@ def test_this_machine_s_programs_need_no_key(base):
         ({"Host": "127.0.0.1.evil.example"}, 403),
         ({"Host": "192.168.0.7:8000"}, 403),
         ({"Host": ""}, 403),
+        ({"Host": "[::1]evil.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": "localhost:80@evil.example"}, 403),
+        ({"Host": "localhost:evil"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "http://localhost:3000"}, 403),
         ({"Origin": "https://localhost:8000"}, 403),
@@ -763,6 +793,34 @@ def test_requests_sent_ahead_are_bounded():
             told = b""
             while told.count(b"HTTP/1.1 200") < 8:
                 told += connection.recv(65_536)
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "h2c, foo"])
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_another_protocol_is_not_taken_up_and_the_request_is_answered(protocol, pause, caplog):
+    """As Java's HttpClient and ``curl --http2`` ask for it, with every first request."""
+    key = f"Authorization: Bearer {KEYS['write'][0]}\r\n".encode()
+    body = json.dumps({"user": 1, "item": 2, "time": 3}).encode()
+    ask = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol.encode() + b"\r\n"
+    post = b"POST /v1/events HTTP/1.1\r\nHost: x\r\n" + key + ask
+    whole = post + b"Content-Length: %d\r\n\r\n" % len(body)
+    chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
+    end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    with (
+        served(Stub()) as (port, _doors),
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
+    ):
+        for parts in ((whole, body), (chunked, end), (GET[:-2] + ask + b"\r\n", b""), (GET, b"")):
+            for part in parts if pause else (b"".join(parts),):
+                connection.sendall(part)
+                time.sleep(pause)
+            told = connection.recv(65_536)
+            assert told.startswith(b"HTTP/1.1 200 "), told
+        connection.sendall(whole + body + GET)  # sent ahead
+        told = b""
+        while told.count(b"HTTP/1.1 200") < 2:
+            told += connection.recv(65_536)
+    assert "WebSocket" not in caplog.text
 
 
 def test_late_connections_are_closed(monkeypatch):

@@ -338,6 +338,7 @@ def test_key_files(tmp_path, monkeypatch):
         (b'{"user": true}', 422, "user"),
         (b'{"user": ""}', 422, "user"),
         (b'{"task_weights": {"click": NaN}}', 422, "finite"),
+        (b'{"task_weights": {"click": 1e300}}', 422, "1e+300"),
         (b'{"candidates": "all"}', 422, "candidates"),
         (b'\xff\xfe', 400, "JSON"),
         (b'{"context": {"tab": [1]}}', 422, "context"),

@@ -23,6 +23,13 @@ def test_it_serves_and_stops(start, tmp_path):
     assert '"route":"POST /v1/rank"' in log and '"user"' not in log
 
 
+def test_paths_that_are_words_are_not_hidden(start, tmp_path):
+    server = start(tmp_path, "--index", "index", "--store", "events.db", "--no-keys")
+    answer = httpx.post(f"{server.url}/v1/rank", json={"user": 1, "candidates": [10**9]})
+    assert "1 of 1 candidates are not in the index" in answer.text
+    assert (tmp_path / "events.db").exists()
+
+
 def test_keys_of_the_environment(start, tmp_path):
     secret = "k" * 32
     server = start(tmp_path, env={"LIMERANK_WRITE_KEYS": secret})

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.events import Event, event_of, pack
+from limerank.server.private import Private
 from limerank.stores import SqliteStore, State, ValkeyStore, Version, open_store
 from limerank.stores.valkey import redacted
 from tests.valkey_server import needs_server, server
@@ -1272,6 +1273,11 @@ def test_addresses_without_secrets(url, shown):
         "postgres://user:secret-pass@host/db",
         "redis:/user:secret-pass@host",
         "VALKEY//:secret-pass@host",
+        "valkey://:secret-pass@[::1/0",
+        "valkey://:secret-pass@host/shop",
+        "valkey://:secret-pass@host/-1",
+        "redis://host:6379/0?pwd=secret-pass",
+        "rediss://host:6379/0?ssl_key=secret-pass",
     ],
 )
 def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
@@ -1282,6 +1288,7 @@ def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
     while told is not None:
         assert "pass" not in str(told).replace("PASSWORD", "").replace("password", "")
         told = told.__cause__ or told.__context__
+    Private.of_store(url, [], [])  # takes any text
     assert not any(tmp_path.iterdir())
 
 

@@ -10,7 +10,6 @@ Shape letters: B requests, n items, m items of a chunk, K tasks.
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,8 @@ Rows = NDArray[np.int64]
 
 CHUNK_NUMBERS = 1 << 21
 """First-layer sums (or item terms) held at once, about."""
+LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+"""Of a task."""
 ABSENT = torch.iinfo(torch.int64).min
 """The key of a place that no item takes."""
 
@@ -262,19 +263,22 @@ def weights_of_tasks(
 
     Args:
         tasks: of the model, K of them.
-        given: task -> weight; 0 where not given. The first task alone ranks when None.
+        given: task -> weight; 0 where not given. The first task alone ranks when None or empty.
 
     Raises:
         UnknownError: a name is that of no task.
-        SpecError: a weight is no finite number.
+        SpecError: a weight is no finite number, or too large for float32.
     """
     names = [task.name for task in tasks]
-    if given is None:
+    if not given:
         given = {names[0]: 1.0}
     check_names("task", given, names)
     for name, weight in given.items():
-        if not isinstance(weight, int | float | np.number) or not math.isfinite(weight):
-            raise SpecError(f"the weight of task {name!r} is {weight!r}, expected a finite number")
+        if not isinstance(weight, int | float | np.number) or not abs(weight) <= LARGEST_WEIGHT:
+            raise SpecError(
+                f"the weight of task {name!r} is {weight!r}, expected a finite number of "
+                f"{LARGEST_WEIGHT:.1e} at most"
+            )
     return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hmac
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 
@@ -25,6 +26,8 @@ WRONG_RATE, WRONG_BURST = 1.0, 20.0
 else who guesses would shut out all others behind the same address."""
 MOST_PACED = 10_000
 """Keys or addresses whose pace is known; that used longest ago is forgotten first."""
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:@\[\]]+))(?::[0-9]{0,5})?")
+"""An address in brackets or a name, and perhaps a port."""
 
 
 class Pace:
@@ -146,11 +149,9 @@ def address_of(host: str) -> str:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0] if host.count(":") == 1 else host
+    """The name in a Host header, without its port; "" where the header is broken."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return "" if found is None else found[1] or found[2]
 
 
 def _paced(what: str, wait: float) -> Problem:

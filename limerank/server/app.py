@@ -10,16 +10,18 @@ import asyncio
 import json
 import logging
 import os
+import re
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from starlette.applications import Starlette
@@ -144,6 +146,10 @@ def _text(told: Told) -> str:
 
 def _id(told: Told, name: str) -> str:
     text: str = told.path[name]
+    try:
+        unquote_to_bytes(told.request.scope["raw_path"]).decode()
+    except UnicodeDecodeError:  # what stands in its place would be another id
+        raise Problem(422, f"the {name}'s id in the URL is no UTF-8") from None
     if not 1 <= len(text) <= MOST_ID:
         raise Problem(422, f"the {name}'s id has {len(text):,} characters, expected 1 to {MOST_ID}")
     return text
@@ -257,11 +263,7 @@ class Gate:
         allowed = ", ".join(sorted({*endpoints, *(("HEAD",) if "GET" in endpoints else ())}))
 
         async def none(request: Request) -> Response:
-            raise Problem(
-                405,
-                f"{request.method[:20]} is no method of this route; it takes {allowed}",
-                {"Allow": allowed},
-            )
+            raise _not_taken(request, allowed)
 
         other = self.counting(OTHER, none)
 
@@ -269,7 +271,10 @@ class Gate:
             method = "GET" if request.method == "HEAD" else request.method
             return await endpoints.get(method, other)(request)
 
-        return Route(path, _Endpoint(endpoint))
+        route = Route(path, _Endpoint(endpoint))
+        # An id may hold line breaks.
+        route.path_regex = re.compile(route.path_regex.pattern, re.DOTALL)
+        return route
 
     def counting(
         self,
@@ -431,10 +436,16 @@ class _Endpoint:
 
 
 class _Page:
-    """The page's files, with the headers that every answer has; anything else is not there."""
+    """The page's files, with the headers that every answer has; anything else is not there.
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
-        self._app, self._gate = app, gate
+    Args:
+        app: what answers with the files.
+        gate: of the application.
+        paths: of the files, and of other routes that take GET and HEAD alone.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate, paths: Iterable[str]) -> None:
+        self._app, self._gate, self._paths = app, gate, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, started = 0, time.perf_counter()
@@ -458,15 +469,24 @@ class _Page:
                 problem = error
             else:
                 name = OTHER
-                code = error.status_code if isinstance(error, HTTPException) else 404
-                problem = Problem(
-                    code,
-                    f"{request.method[:20]}: there is no such route",
-                    {"Allow": "GET, HEAD"} if code == 405 else None,
-                )
+                problem = _nowhere(request)
+                if request.method not in ("GET", "HEAD") and request.url.path in self._paths:
+                    problem = _not_taken(request, "GET, HEAD")
             status = problem.status
             await problem.response()(scope, receive, send)
         self._gate.count(name, status, time.perf_counter() - started)
+
+
+def _not_taken(request: Request, allowed: str) -> Problem:
+    return Problem(
+        405,
+        f"{request.method[:20]} is no method of this route; it takes {allowed}",
+        {"Allow": allowed},
+    )
+
+
+def _nowhere(request: Request) -> Problem:
+    return Problem(404, f"{request.method[:20]}: there is no such route")
 
 
 def application(engine: Engine, settings: Settings, private: Private | None = None) -> Starlette:
@@ -484,6 +504,15 @@ def application(engine: Engine, settings: Settings, private: Private | None = No
         gate.admission.admit(None, request)
         return Response(description, headers=HEADERS, media_type="application/json")
 
+    async def nowhere(request: Request) -> Response:
+        gate.admission.admit(None, request)
+        raise _nowhere(request)
+
+    missing = gate.counting(OTHER, nowhere)
+
+    async def not_found(request: Request, error: Exception) -> Response:
+        return await missing(request)
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
@@ -493,8 +522,15 @@ def application(engine: Engine, settings: Settings, private: Private | None = No
     for way in WAYS:
         paths.setdefault(way.path, {})[way.method] = way
     routes: list[Any] = [gate.path(ways, path) for path, ways in paths.items()]
-    for path, answer in (("/openapi.json", openapi), ("/metrics", gate.metrics)):
+    read = {"/openapi.json": openapi, "/metrics": gate.metrics}
+    for path, answer in read.items():
         routes.append(Route(path, gate.counting(f"GET {path}", answer)))
     if WEB.exists():
-        routes.append(Mount("/", _Page(StaticFiles(directory=WEB, html=True), gate)))
-    return Starlette(routes=routes, lifespan=lifespan)
+        files = {f"/{file.relative_to(WEB).as_posix()}" for file in WEB.rglob("*")}
+        page = _Page(StaticFiles(directory=WEB, html=True), gate, {"/", *files, *read})
+        routes.append(Mount("/", page))
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={404: not_found},
+    )

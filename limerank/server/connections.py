@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -128,7 +129,8 @@ class Connection(HttpToolsProtocol):
         self.partial = False
         self.late: float | None = None
         self._headers = self._bytes = self._quiet = 0
-        self._progress = False
+        self._progress = self._known_head = False
+        self._data = b""
         self._refusal: Problem | None = None
         self._stays = self.doors.enter(self, self.client[0] if self.client else "?")
         if not self._stays:
@@ -197,6 +199,7 @@ class Connection(HttpToolsProtocol):
             if not self.at_work:
                 self.since = self.loop.time()
         self._progress = False
+        self._data = data
         super().data_received(data)
         # Parts of a header, of a chunk's head or of a trailer: the parser holds them.
         self._quiet = 0 if self._progress else self._quiet + len(data)
@@ -204,7 +207,30 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, f"the headers have more than {HEADER_BYTES:,} bytes", "large headers")
             self.send_400_response("")
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """A request that asks for another protocol, such as HTTP/2, is answered as any other. The
+        parser takes all behind its head for that protocol: another parser goes on there."""
+        error = sys.exc_info()[1]
+        assert isinstance(error, httptools.HttpParserUpgrade)
+        rest = self._data[error.args[0] :]
+        self.parser = httptools.HttpRequestParser(self)
+        length = self._body_header()
+        if length is not None:
+            self._known_head = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n" % length)
+        if rest:
+            self.data_received(rest)
+
+    def _body_header(self) -> tuple[bytes, bytes] | None:
+        """The header that says how long the body of the latest request is; None: it has none."""
+        for name, value in self.headers:
+            if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
+                return name, value
+        return None
+
     def on_message_begin(self) -> None:
+        if self._known_head:
+            return
         self._headers = self._bytes = 0
         self.partial = True
         if len(self.pipeline) >= MOST_AHEAD:
@@ -212,11 +238,15 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._known_head:
+            return
         super().on_url(url)
         if len(self.url) > URL_BYTES:
             self._stop(414, f"the URL has more than {URL_BYTES:,} bytes", "long URL")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._known_head:
+            return
         self._headers += 1
         self._bytes += len(name) + len(value) + 4
         if self._headers > MOST_HEADERS or self._bytes > HEADER_BYTES:
@@ -230,6 +260,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._progress = True
+        if self._known_head:
+            self._known_head = False
+            return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -237,6 +270,8 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self._body_header() is not None:
+            return  # its body is still to come
         self._progress, self.partial = True, False
         if self.cycle is not None:
             self.cycle.more_body = False

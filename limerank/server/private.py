@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -30,8 +31,10 @@ class Private:
     def of_store(cls, store: str, secrets: Iterable[str], places: Iterable[str]) -> Private:
         """With the password of a store's address among the secrets."""
         more = []
-        if "://" in store:
+        parts = None
+        with contextlib.suppress(ValueError):  # what is no address has no password
             parts = urlsplit(store)
+        if parts is not None and parts.scheme and parts.netloc:
             login = parts.netloc.rpartition("@")[0]
             given = login.partition(":")[2]
             query = [v for k, v in parse_qsl(parts.query) if "pass" in k.lower()]

@@ -64,7 +64,7 @@ def serve(
             text
             for path in (run, index, items, watch, None if "://" in store else Path(store))
             if path is not None
-            for text in (str(path), str(path.absolute()), str(path.resolve()))
+            for text in (str(path.absolute()), str(path.resolve()))
         ],
     )
     with listener(settings.host, settings.port) as bound:
@@ -75,10 +75,10 @@ def serve(
                 )
         log_json(private)
         engine = Serving(
-            run,
-            index,
+            run.absolute(),  # texts name them whole, so that no answer holds them
+            index.absolute(),
             open_store(store, most),
-            items=items,
+            items=None if items is None else items.absolute(),
             mode=mode,
             threads=threads,
         )
@@ -88,7 +88,7 @@ def serve(
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
         sys.setswitchinterval(SWITCH_SECONDS)
-        beside = Beside(engine, watch)
+        beside = Beside(engine, None if watch is None else watch.absolute())
         beside.start()
         doors = Doors(settings, engine.numbers, files_allowed())
         config = uvicorn.Config(

@@ -35,6 +35,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 from limerank.canonical import external_id
 from limerank.errors import FormatError, SpecError, StoreError
@@ -69,6 +70,8 @@ REWRITE_SECONDS = 3600
 """How long deleted events may stand in the server's log before it is told to write it anew."""
 NAMED_SCANS, SCAN = 50, 1000
 """Parts of the set of users that are searched for the beginning of an id; users in each, about."""
+_database = re.compile(r"(?:/[0-9]*)?")
+"""The path of an address: the library takes any other text for the database 0."""
 STATE = struct.Struct("<QQB")
 
 # KEYS: u:, t:, e:, c:, users, events. A new user is born with the random number ARGV[2].
@@ -312,14 +315,18 @@ class ValkeyStore(EventStore):
                 url = url.replace("redis", "valkey", 1)
         self._pool: Any = None
         pools: Any = valkey.BlockingConnectionPool
-        with contextlib.suppress(ValueError):  # its text may hold a part of a password
-            self._pool = pools.from_url(
+        # Texts of errors may hold a part of a password.
+        with contextlib.suppress(ValueError, TypeError):
+            pool = pools.from_url(
                 url,
                 max_connections=CONNECTIONS,
                 timeout=SECONDS,
                 socket_timeout=SECONDS,
                 socket_connect_timeout=SECONDS,
             )
+            pool.connection_class(**pool.connection_kwargs)  # refuses options that are none
+            if url.startswith("unix:") or _database.fullmatch(urlsplit(url).path):
+                self._pool = pool
         if self._pool is None:
             raise SpecError(
                 f"{self.address} is no address of a store; expected one such as "
