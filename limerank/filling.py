@@ -19,7 +19,7 @@ from limerank.canonical import external_id, id_texts, json_value
 from limerank.coverage import TableCoverage, cover_table
 from limerank.dataset import Dataset
 from limerank.errors import DataError, SpecError
-from limerank.events import Event, content_id, content_of, event_of
+from limerank.events import EVENT_ID_BYTES, Event, content_id, content_of, event_of
 from limerank.progress import Bar
 from limerank.schema import Spec, Table, load_spec, validate
 from limerank.sources import find_files, read_table
@@ -78,6 +78,7 @@ def fill(
     """
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     table, note = _user_table(dataset, base)
+    users = None if table is None else _read_users(*table)
     count, outcomes = len(dataset.events["item"]), Counter[Outcome]()
     with Bar("filling", total=count, unit="events", quiet=quiet) as bar:
         waiting: list[Event] = []
@@ -90,8 +91,8 @@ def fill(
         if waiting:
             outcomes.update(store.append(waiting))
     filled, fit = 0, None
-    if table is not None:
-        frame, ids = _read_users(*table)
+    if table is not None and users is not None:
+        frame, ids = users
         fit = _coverage(dataset, table[0], frame, ids)
         for user, features in _features_of_users(dataset, table[0], frame, ids):
             store.set_features(user, features)
@@ -117,15 +118,54 @@ def _new(store: EventStore, user: Any, events: list[Event], dataset: Dataset) ->
         for label in dataset.manifest["spec"]["labels"]
         if label["cap"] is not None
     }
-    known = Counter(content_of(event, caps) for event in held.events)
-    fresh = []
+    known: dict[bytes, list[bytes]] = {}
+    for event in held.events:
+        known.setdefault(content_of(event, caps), []).append(event.id)
+    ids: list[bytes | None] = []
     for event in events:
-        content = content_of(event)
-        if known[content]:
-            known[content] -= 1
-        else:
-            fresh.append(event)
+        same = known.get(content_of(event))
+        ids.append(same.pop(0) if same else None)
+    fresh: list[Event] = []
+    at = 0
+    for _, group in groupby(events, lambda event: event.time):
+        tied = list(group)
+        fresh += _among(tied, ids[at : at + len(tied)])
+        at += len(tied)
     return fresh
+
+
+def _among(tied: list[Event], held: list[bytes | None]) -> list[Event]:
+    """The events of one time that are not held, with ids that sort between those that are.
+
+    Args:
+        tied: all events of this time, in the log's order.
+        held: of each, the id under which the store holds it; None: it is new.
+    """
+    if all(id is None for id in held):
+        return tied
+    fresh: list[Event] = []
+    low = b""
+    for new, run in groupby(range(len(tied)), lambda place: held[place] is None):
+        places = list(run)
+        if not new:
+            low = max(low, *(id for place in places if (id := held[place]) is not None))
+            continue
+        high = next((id for id in held[places[-1] :] if id is not None and id > low), None)
+        ids = [tied[place].id for place in places]
+        if ids[0] <= low or (high is not None and ids[-1] >= high):
+            ids = [_between(low, high, content_id(tied[place], place)[1:]) for place in places]
+        fresh += [replace(tied[place], id=id) for place, id in zip(places, ids, strict=True)]
+    return fresh
+
+
+def _between(low: bytes, high: bytes | None, own: bytes) -> bytes:
+    """An id that sorts behind ``low`` and before ``high``, as far as its length allows, and ends
+    with ``own``."""
+    start = low or b"\0"
+    if high is not None and high.startswith(start):
+        rest = high[len(start) :]
+        start += bytes(len(rest) - len(rest.lstrip(b"\0")) + 1)
+    return (start + own)[-EVENT_ID_BYTES:]
 
 
 def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from limerank.dataset import Dataset
+from limerank.errors import DataError
 from limerank.events import event_of
 from limerank.filling import fill
 from limerank.logs import prepare
@@ -132,6 +133,40 @@ def test_ties_keep_the_order_of_the_log(tmp_path):
             part = slice(*data.event_offsets[row : row + 2].tolist())
             items = data.item_ids[data.events["item"][part]].tolist()
             assert [event.item for event in store.held(user).events] == items
+
+
+@pytest.mark.parametrize("first", [lambda n: n % 2, lambda n: n % 6 == 0, lambda n: n % 3 == 2])
+def test_what_is_new_of_a_tie_stands_where_the_log_has_it(first, tmp_path):
+    """Also where an earlier log held a part of the tie, or a client posted one."""
+    _, rows = log_of_days(tmp_path, "log", 0, 3)
+    rows = [(user, f"i{k % 9}", time - time % 86_400, *rest)
+            for k, (user, _, time, *rest) in enumerate(rows)]  # fmt: skip
+    columns = ["user", "item", "time", "click", "watch", "tab"]
+
+    def prepared(name, some):
+        pl.DataFrame(some, schema=columns, orient="row").write_csv(tmp_path / f"{name}.csv")
+        (tmp_path / f"{name}.toml").write_text(SPEC.replace("FILE", f"{name}.csv"))
+        prepare(load_spec(tmp_path / f"{name}.toml"), tmp_path / f"in-{name}", base=tmp_path)
+        return Dataset(tmp_path / f"in-{name}")
+
+    part = prepared("part", [row for n, row in enumerate(rows) if first(n)])
+    data = prepared("all", rows)
+    with SqliteStore(tmp_path / "events.db") as store:
+        fill(store, part)
+        fill(store, data)
+        for row, user in enumerate(data.user_ids.tolist()):
+            events = slice(*data.event_offsets[row : row + 2].tolist())
+            items = data.item_ids[data.events["item"][events]].tolist()
+            assert [event.item for event in store.held(user).events] == items
+        assert fill(store, data).accepted == fill(store, part).accepted == 0
+
+
+def test_a_user_table_that_cannot_be_read_is_told_before_anything_is_put(tmp_path):
+    data, _ = log_of_days(tmp_path, "log", 0, 1)
+    with SqliteStore(tmp_path / "events.db") as store:
+        with pytest.raises(DataError, match=r"users\.csv"):
+            fill(store, data, base=tmp_path / "nowhere")
+        assert list(store.users()) == []
 
 
 def test_the_user_table_is_found_by_the_description_or_said_to_be_missing(tmp_path):

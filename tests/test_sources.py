@@ -169,6 +169,36 @@ def test_quoted_tsv_pipes_and_escapes(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "d.dat", ["name"], **given)[0] == [("a::b",)]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("quote", ['"', ""])
+def test_an_escape_at_the_end_of_a_line(tmp_path: Path, end: str, quote: str) -> None:
+    """As of a title that ends with a backslash; or of a value over two lines, as MySQL writes."""
+    lines = [f"{k},name {k},{k % 7}" for k in range(300)]
+    lines[40] += "\\"  # the next line is a record of its own
+    lines[80] += "\\\\"  # an escaped escape
+    lines[120] = "120,two\\" + end + "lines,1"
+    lines[299] += "\\"
+    (tmp_path / "t.csv").write_text("id,name,x" + end + end.join(lines), newline="")
+    for size in (1, MIB):
+        found, reader = rows_of(tmp_path / "t.csv", ["id", "x"], size, escape="\\", quote=quote)
+        several = end != "\r\n"
+        lost = {40, 299} if several else {40, 120, 299}
+        assert [row[0] for row in found] == [str(k) for k in range(300) if k not in lost]
+        assert found[80 - 1] == ("80", "3\\")
+        assert (reader.bad_lines, reader.several_lines) == ((2, 1) if several else (4, 0))
+        assert "t.csv, line 42: an escape at its end: '40,name 40,5" in str(reader.bad_example)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_breaks_of_another_kind_within_quotes(tmp_path: Path, end: str) -> None:
+    text = end.join(["id,name", '1,"x\ry"', '2,"x\ny"', '3,"x\r\ny"', "4,z,bad", "5,z", ""])
+    (tmp_path / "t.csv").write_text(text, newline="")
+    found, reader = rows_of(tmp_path / "t.csv", ["id", "name"])
+    assert found == [("1", "x\ry"), ("2", "x\ny"), ("3", "x\r\ny"), ("5", "z")]
+    assert (reader.bad_lines, reader.several_lines) == (1, 3)
+    assert "line 8: 3 fields, expected 2" in str(reader.bad_example)
+
+
 # Headers and encodings
 
 

@@ -32,6 +32,7 @@ RECORD_LINES = 1000
 HEADER_BYTES = 1 << 20
 SHOWN = 60
 """Characters of a bad line that a message shows."""
+OPEN, ESCAPED = "a quote that is not closed", "an escape at its end"
 ENDS = np.zeros(256, bool)
 ENDS[[10, 13]] = True
 
@@ -47,8 +48,8 @@ class _Cut:
     """Of the block's end: the beginning of a record that is not complete."""
     lines: int
     """How many lines ``body`` and the bad records took of the file."""
-    bad: list[tuple[int, bytes]] = field(default_factory=list)
-    """Line within the block, from 0, and text of each record whose quotes do not pair up."""
+    bad: list[tuple[int, bytes, str]] = field(default_factory=list)
+    """Line within the block, from 0, and text of each record that is none, and what is wrong."""
     several: int = 0
     """Records over several lines."""
 
@@ -79,9 +80,7 @@ class DelimitedFile:
         self.bad = self.several_lines = 0
         self.bad_example: str | None = None
         self._stream: ByteStream | None = None
-        self._patterns = (
-            None if self._quote is None else _Patterns(self._separator, self._quote, self._escape)
-        )
+        self._patterns = _Patterns(self._separator, self._quote, self._escape)
         self._read_header(kind)
 
     def _read_header(self, kind: str) -> None:
@@ -96,7 +95,7 @@ class DelimitedFile:
                 f"{self.path} cannot be read as {kind}: it is empty; remove it from files, or give "
                 "it a header line"
             )
-        if self._patterns is not None and not self._patterns.closed(head):
+        if self._quote is not None and not self._patterns.closed(head):
             raise DataError(
                 f"{self.path}: the first line has a quote that is not closed: "
                 f"{head[:SHOWN].decode(errors='replace')!r}; mend it, or set quote"
@@ -166,10 +165,10 @@ class DelimitedFile:
                 start = line
                 if header and (head := _first_line(cut.body)):
                     at = cut.body.index(head) + len(head)
-                    start += cut.body[:at].count(b"\n")
+                    start += _ends(cut.body[:at])
                     cut.body, cut.records, header = cut.body[at:], cut.records - 1, False
-                for at, text in cut.bad:
-                    self._count_bad(line + at, text, "a quote that is not closed")
+                for at, text, what in cut.bad:
+                    self._count_bad(line + at, text, what)
                 self.several_lines += cut.several
                 if cut.body:
                     frame = self._frame(cut, start, places, columns)
@@ -206,7 +205,7 @@ class DelimitedFile:
         for count, text in wrong:
             at = 0
             if self.bad_example is None:
-                at = line + body[: max(body.find(text.encode()), 0)].count(b"\n")
+                at = line + _ends(body[: max(body.find(text.encode()), 0)])
             self._count_bad(at, text.encode(), f"{count} fields, expected {len(names)}")
         if table is None:
             return pl.DataFrame()
@@ -225,7 +224,8 @@ class DelimitedFile:
     ) -> pa.Table | None:
         """The fields of records, as text; None: there are only blank lines."""
         wanted = wanted or names[:1]
-        several = self._quote is not None and self._quote.encode() in body
+        marks = [mark.encode() for mark in (self._quote, self._escape) if mark is not None]
+        several = any(mark in body for mark in marks)
         try:
             return pyarrow.csv.read_csv(
                 pa.BufferReader(body),
@@ -283,9 +283,10 @@ class DelimitedFile:
             block = block.replace(self._long, SEPARATOR.encode())
         end = len(block) if last else max(block.rfind(b"\n"), block.rfind(b"\r", 0, -1)) + 1
         body, rest = block[:end], block[end:]
-        if self._quote is None or self._quote.encode() not in body:
-            return _Cut(body, _lines(body), rest, body.count(b"\n"))
-        if self._escape is None or self._escape.encode() not in body:
+        escaped = self._escape is not None and self._escape.encode() in body
+        if not escaped:
+            if self._quote is None or self._quote.encode() not in body:
+                return _Cut(body, _lines(body), rest, _ends(body))
             found = self._paired(body, rest, last)
             if found is not None:
                 return found
@@ -308,27 +309,29 @@ class DelimitedFile:
         closes = special[after] | (closing == len(data) - 1)
         if not (opens.all() and closes.all()):
             return None
-        ends = np.flatnonzero(data == 10)
+        ends = np.flatnonzero(ENDS[data] if b"\r" in body else data == 10)
         inside = np.searchsorted(at, ends) % 2
         if inside.any():
             return None
-        return _Cut(body, _lines(body), rest, len(ends))
+        return _Cut(body, _lines(body), rest, _ends(body))
 
     def _by_line(self, body: bytes, rest: bytes, last: bool) -> _Cut:
-        """The records of a block, line by line: those with an unpaired quote are bad."""
+        """The records of a block, line by line: those with an unpaired quote are bad, and so are
+        those with an escape at their end, unless a record goes on behind them."""
         patterns = self._patterns
-        assert patterns is not None and self._quote is not None
-        quote = self._quote.encode()
+        quote = None if self._quote is None else self._quote.encode()
         lines = body.splitlines(keepends=True)
         good: list[bytes] = []
         cut = _Cut(b"", 0, rest, 0)
         k = 0
         while k < len(lines):
             line, used = lines[k], 1
-            if quote not in line or patterns.closed(line):
+            whole = quote is None or quote not in line or patterns.closed(line)
+            if whole and not patterns.escaped_end(line):
                 good.append(line)
                 cut.records += bool(line.strip(b"\r\n"))
             else:
+                what = OPEN if not whole else ESCAPED
                 record, used, undecided = self._several(lines, k)
                 if record is not None and patterns.fields(record) == len(self._names):
                     good.append(record)
@@ -338,9 +341,9 @@ class DelimitedFile:
                     cut.rest = b"".join(lines[k:]) + rest
                     break
                 else:
-                    cut.bad.append((cut.lines, line))
+                    cut.bad.append((cut.lines, line, what))
                     used = 1
-            cut.lines += sum(one.count(b"\n") for one in lines[k : k + used])
+            cut.lines += used
             k += used
         cut.body = b"".join(good)
         return cut
@@ -348,13 +351,17 @@ class DelimitedFile:
     def _several(self, lines: list[bytes], first: int) -> tuple[bytes | None, int, bool]:
         """The record over several lines that begins with the line ``first`` (None: there is none),
         how many lines it has, and whether it may go on behind the last one."""
-        patterns, quote = self._patterns, self._quote
-        assert patterns is not None and quote is not None
-        mark = quote.encode()
+        patterns = self._patterns
+        mark = None if self._quote is None else self._quote.encode()
         for k in range(first + 1, min(first + RECORD_LINES, len(lines))):
-            if mark not in lines[k]:
+            escaped = patterns.escaped_end(lines[k - 1])
+            if escaped and lines[k - 1].endswith(b"\r\n"):
+                return None, 1, False  # the escape would stand for one of two bytes
+            if not escaped and (mark is None or mark not in lines[k]):
                 continue
             record = b"".join(lines[first : k + 1])
+            if patterns.escaped_end(record):
+                continue
             if patterns.well_closed(record):
                 return record, k + 1 - first, False
             if not patterns.open(record):
@@ -365,8 +372,12 @@ class DelimitedFile:
 class _Patterns:
     """What a record looks like, in the dialect of a file."""
 
-    def __init__(self, separator: str, quote: str, escape: str | None) -> None:
-        s, q = re.escape(separator.encode()), re.escape(quote.encode())
+    def __init__(self, separator: str, quote: str | None, escape: str | None) -> None:
+        # Without quotes a byte stands for them that no text in UTF-8 has.
+        s, q = (
+            re.escape(separator.encode()),
+            re.escape(b"\xff" if quote is None else quote.encode()),
+        )
         inner = rb"[^%b]+|%b%b" % (q, q, q)
         plain = rb"[^%b\r\n]+" % s
         if escape is not None:
@@ -381,6 +392,14 @@ class _Patterns:
         self._well_closed = re.compile(rb"%b(?:%b%b)*[\r\n]*" % (strict, s, strict))
         self._open = re.compile(rb"(?:%b%b)*(?>%b)" % (strict, s, inside))
         self._field = re.compile(rb"%b(%b|[\r\n]*\Z)" % (strict, s))
+
+        self._escaped_end = None
+        if escape is not None:
+            self._escaped_end = re.compile(rb"(?<!%b)(?:%b%b)*%b(?:\r\n|\r|\n)?\Z" % (e, e, e, e))
+
+    def escaped_end(self, line: bytes) -> bool:
+        """Whether an escape stands before the end of a line, which is then taken for text."""
+        return self._escaped_end is not None and self._escaped_end.search(line) is not None
 
     def closed(self, line: bytes) -> bool:
         """Whether every quote that a field opens is closed again; text after it belongs to it."""
@@ -406,10 +425,13 @@ class _Patterns:
 
 def _lines(body: bytes) -> int:
     """How many lines a block has, blank ones included."""
+    return _ends(body) + (len(body) > 0 and body[-1:] not in b"\r\n")
+
+
+def _ends(body: bytes) -> int:
+    """How many ends of lines a block has."""
     count = body.count(b"\n")
-    if b"\r" in body:
-        count += body.count(b"\r") - body.count(b"\r\n")
-    return count + (len(body) > 0 and body[-1:] not in b"\r\n")
+    return count + body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else count
 
 
 def _without_blank_lines(cut: _Cut) -> int:
