@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.batch import Users
-from limerank.canonical import milliseconds
+from limerank.canonical import external_id, milliseconds
 from limerank.checkpoint import Run, load_run
 from limerank.dataset import Dataset
 from limerank.errors import FingerprintError, SpecError, UnknownError
@@ -250,7 +250,8 @@ class Recommender:
         Raises:
             UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
                 unknown ids are listed.
-            DataError: the history is malformed, or the time is years off the log.
+            DataError: the user is no id, the history is malformed, or the time is years off the
+                log.
             SpecError: k is below 1.
         """
         started = clock.perf_counter()
@@ -420,6 +421,7 @@ class Recommender:
     def _user_row(self, user: Any) -> int | None:
         if user is None:
             return None
+        external_id("user", user)  # what is no id is no user that nobody knows
         row = int(self._users.find([user])[0])
         return None if row < 0 else row
 

@@ -478,8 +478,13 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
         if part["type"] == "literal_error":
             lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
         elif part["type"] == "extra_forbidden" and model is not None:
-            lines[-1] += did_you_mean(part["loc"][-1], _fields(model, part["loc"]))
+            lines[-1] += nearest_field(model, part["loc"])
     return "\n".join(lines)
+
+
+def nearest_field(model: type[BaseModel], place: Sequence[int | str]) -> str:
+    """The field that may be meant by an unknown one at ``place`` of a model, for messages."""
+    return did_you_mean(str(place[-1]), _fields(model, place))
 
 
 def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:

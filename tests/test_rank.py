@@ -180,6 +180,12 @@ def test_wrong_arguments(recommender):
         recommender.rank(history=[{"item": 1, "time": 5}, 2])
 
 
+@pytest.mark.parametrize("user", ["", "  ", True, 2.0**53, float("nan"), b"7", [7], "x" * 257])
+def test_what_is_no_id_is_no_unknown_user(recommender, user):
+    with pytest.raises(DataError, match="the user id"):
+        recommender.rank(user)
+
+
 def test_users_nobody_knows(of, recommender):
     """No history, no features: the same for all of them, and no dataset is needed."""
     alone = Recommender(of.run, of.index, folder() / "no such dataset", scorer="model")

@@ -104,6 +104,31 @@ def test_an_id_and_a_time_have_many_spellings(client):
     assert "did you mean" in hint and str(START) in hint
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "wrong", "meant"),
+    [
+        ("POST", "/v1/rank", {"filters": {}}, "filters", "filter"),
+        ("POST", "/v1/rank", {"history": [{"item": 1, "tme": 3}]}, "history.0.tme", "time"),
+        ("POST", "/v1/explain", {"user": 7, "item": [1]}, "item", "items"),
+        ("POST", "/v1/events", {"label": {}, **event(7, 3)}, "label", "labels"),
+        ("POST", "/v1/events", {"events": [event(7, 3, lables={})]}, "events.0.lables", "labels"),
+        (
+            "POST",
+            "/v1/events",
+            {"events": [*[event(7, 3)] * 3000, event(7, 3, tme=1)]},
+            "events.3000.tme",
+            "time",
+        ),
+        ("PUT", "/v1/users/7", {"feature": {}}, "feature", "features"),
+        ("POST", "/v1/admin/reload", {"runs": "x"}, "runs", "run"),
+    ],
+)
+def test_misspelt_fields_are_refused_with_the_nearest(client, method, path, body, wrong, meant):
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == f"{wrong}: there is no such field; did you mean {meant!r}?"
+
+
 def test_why(client):
     client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
     said = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from limerank.schema import nearest_field
 from limerank.server.messages import LONG, MOST_LISTED, MOST_NAMES, MOST_TEXT, Message
 from limerank.server.problems import Problem
 
@@ -64,7 +65,7 @@ def checked(models: Sequence[type[Message]], data: bytes) -> Message:
     try:
         return _model(models, found).model_validate(found)
     except ValidationError as error:
-        raise _refused(error) from None
+        raise _refused(error, _model(models, found)) from None
 
 
 def _model(models: Sequence[type[Message]], found: Any) -> type[Message]:
@@ -74,21 +75,27 @@ def _model(models: Sequence[type[Message]], found: Any) -> type[Message]:
     return models[0]
 
 
-def _refused(error: ValidationError, name: str | None = None, at: int = 0) -> Problem:
+def _refused(
+    error: ValidationError, model: type[Message], name: str | None = None, at: int = 0
+) -> Problem:
     """The first errors as an answer; ``name`` and ``at``: the list and the place of its piece."""
     told: dict[str, str] = {}
-    for one in error.errors(include_url=False, include_context=False, include_input=False):
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A wrong name first: that the right one is missing follows from it.
+    for one in sorted(errors, key=lambda one: one["type"] == "missing"):
         where: list[Any] = list(one["loc"])
         what = one["msg"].removeprefix("Value error, ")
         if one["type"] in ("model_type", "dict_type"):
             what = "expected an object"
         if name is not None:
             where = [name, at + int(where[0]), *where[1:]]
+        if one["type"] == "extra_forbidden":
+            what = f"there is no such field{nearest_field(model, where)}"
         told.setdefault(".".join(map(str, where)), what)
         if len(told) == MOST_TOLD:
             break
-    errors = [{"at": where, "what": what} for where, what in told.items()]
-    return Problem(422, f"{errors[0]['at'] or 'the body'}: {errors[0]['what']}", errors=errors)
+    parts = [{"at": where, "what": what} for where, what in told.items()]
+    return Problem(422, f"{parts[0]['at'] or 'the body'}: {parts[0]['what']}", errors=parts)
 
 
 class _Reader:
@@ -111,7 +118,7 @@ class _Reader:
         try:
             message = _model(self.models, found).model_validate(found | first if first else found)
         except ValidationError as error:
-            raise _refused(error) from None
+            raise _refused(error, _model(self.models, found)) from None
         return message.model_copy(update=checked) if checked else message
 
     def _skip(self) -> str:
@@ -161,7 +168,7 @@ class _Reader:
                 try:
                     values += self.long[name][0].validate_python(piece)
                 except ValidationError as error:
-                    raise _refused(error, name, len(values)) from None
+                    raise _refused(error, self.models[0], name, len(values)) from None
                 piece = []
         return values
 
