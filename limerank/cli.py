@@ -511,7 +511,7 @@ def index(
         )
     print(f"{out}: {change_text(change)}")
     for table in change.tables:
-        _print_coverage(table)
+        _print_coverage(table, partial=True)
     for advice in change.advice:
         print(f"advice: {advice}", file=sys.stderr)
 
@@ -846,11 +846,12 @@ def _of_settings(errors: Sequence[Any]) -> str:
     return "; ".join(parts)
 
 
-def _print_coverage(table: Any) -> None:
-    """How a table fits, where there is one; warnings go to standard error."""
+def _print_coverage(table: Any, partial: bool = False) -> None:
+    """How a table fits, where there is one; warnings go to standard error. ``partial``: the table
+    need not hold all items."""
     if table is not None:
         print("\n".join(f"  {line}" for line in table.lines()))
-        for warning in table.warnings():
+        for warning in table.warnings(partial):
             print(f"warning: {warning}", file=sys.stderr)
 
 

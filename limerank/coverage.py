@@ -7,6 +7,7 @@ or next to what was learned of one, says what share of it was of use, and warns 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -148,10 +149,18 @@ class TableCoverage:
             lines.append(f"{self.what} features, rows with a known value: {shares}")
         return lines
 
-    def warnings(self) -> list[str]:
-        """What is near 0, with an example of each side."""
+    def warnings(self, partial: bool = False) -> list[str]:
+        """What is near 0, with an example of each side.
+
+        Args:
+            partial: the table holds a part of the ids on purpose, as that of new items does: only
+                ids of another form than all others are warned of.
+        """
         said = []
-        if self.ids and self.met < NEAR_ZERO * self.ids:
+        few = self.met < NEAR_ZERO * self.ids
+        if partial:
+            few = self.used == 0 and _form(self.log_example) != _form(self.table_example)
+        if self.ids and few:
             examples = [
                 f"{side} has such as {example!r}"
                 for side, example in (
@@ -169,6 +178,11 @@ class TableCoverage:
             for feature in self.features:
                 said += feature.warnings(self.what)
         return said
+
+
+def _form(id: str | None) -> tuple[bool, str] | None:
+    """What ids of one making have in common: whether they are digits, and the signs in them."""
+    return None if id is None else (id.isdigit(), re.sub(r"\w+", "", id))
 
 
 def cover_table(

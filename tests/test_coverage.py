@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.coverage import cover_features, cover_table, percent
+from limerank.coverage import TableCoverage, cover_features, cover_table, percent
 from limerank.filling import fill
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -107,6 +107,28 @@ def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> Non
     assert found.warnings() == []
     again = change_items(text_shop.run, tmp_path / "index", put=items)
     assert [table.met for table in again.tables] == [found.met]
+
+
+def test_tables_of_some_items_are_warned_of_where_their_ids_look_otherwise(
+    text_shop: Any, tmp_path: Path, call: Any
+) -> None:
+    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    build_index(text_shop.run, tmp_path / "index", data=text_shop.data)
+    id = text_shop.run.manifest["spec"]["items"]["id"]
+    new = pl.col(id) + 5000
+    sku = items.head(20).with_columns(("SKU-" + pl.col(id).cast(pl.String)).alias(id))
+    assert TableCoverage("item", 9, 0, 9, 0, "A-B7", "7", ()).warnings(partial=True)
+    assert not TableCoverage("item", 9, 0, 9, 0, "B07-X1", "BA1-77", ()).warnings(partial=True)
+    for change, table, words in (
+        ("--update", items.head(1), ""),
+        ("--add", items.head(20).with_columns(new.alias(id)), ""),
+        ("--put", items.head(2), ""),
+        ("--put", sku, "no integer"),
+    ):
+        table.write_csv(tmp_path / "some.csv")
+        path = tmp_path / "some.csv"
+        _, _, said = call("index", text_shop.run.path, "--out", tmp_path / "index", change, path)
+        assert (words in said) if words else ("warning" not in said), said
 
 
 def test_a_server_says_how_its_table_fits(
