@@ -445,6 +445,56 @@ def test_ids_that_cannot_be_are_named_with_their_file_and_column(
         run(tmp_path, make_spec(**{f"{column}s": table}))
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_missing_elements_of_lists_are_named_as_values_are(tmp_path: Path, ending: str) -> None:
+    write(tmp_path, rows(300))
+    lists = [["0", "1", "2.0", "0.0", "NULL"], ["0"], [], ["3", " 1 "]]
+    tags = [["a", "NULL"], ["NULL"], ["b", "c"], []]
+    if ending == "csv":
+        past: list[Any] = [" ".join(one).replace("  1 ", " 1") for one in lists]
+        words: list[Any] = ["|".join(one) for one in tags]
+    else:
+        past, words = lists, tags
+    history = pl.DataFrame({"user": range(4), "past": past, "time": [START - 1] * 4})
+    items = pl.DataFrame({"id": range(1, 16), "tags": [words[k % 4] for k in range(15)]})
+    for frame, name in ((history, "h"), (items, "i")):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "parquet":
+            frame.write_parquet(path)
+        elif ending == "csv":
+            frame.write_csv(path)
+        else:
+            frame.write_ndjson(path)
+    source = {"files": [f"h.{ending}"], "user": "user", "item": "past", "time": "time",
+              "time_unit": "ms", "lists": True, "constant": {"click": 1},
+              "null_values": {"past": ["0", "NULL"]}}  # fmt: skip
+    tagged = {"name": "tags", "kind": "categorical", "split": "|"}
+    table = {"files": [f"i.{ending}"], "id": "id", "features": [tagged], "null_values": ["NULL"]}
+    spec = Spec.model_validate(
+        {"name": "t", "events": [{"time_unit": "ms", **EVENTS, "null_values": {"item": ["0"]}},
+                                 source],
+         "labels": [CLICK], "items": table, "checks": {"max_bad_share": 0.5}}
+    )  # fmt: skip
+    manifest = run(tmp_path, spec)
+    shown = sum(item != 0 for item in rows(300)["item"])
+    assert manifest["counts"]["events"] == shown + 4  # 1, 2; 3, 1
+    assert manifest["counts"]["items"] == 15
+    assert not any("words such as" in one for one in manifest["summary"]["warnings"])
+    vocabulary = pl.read_parquet(tmp_path / "out-0" / "vocab" / "item_tags.parquet")
+    assert set(vocabulary["value"]) == {"a", "b", "c"}
+
+
+def test_lists_in_brackets_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, rows(300))
+    history = {"user": range(3), "item": ["[1, 2]", None, "[3]"], "time": [START - 1] * 3}
+    pl.DataFrame(history).write_csv(tmp_path / "h.csv")
+    lists = {**EVENTS, "files": ["h.csv"], "time_unit": "ms", "lists": True, "list_split": ","}
+    events = [{**EVENTS, "time_unit": "ms"}, {**lists, "constant": {"click": 1}}]
+    spec = {"name": "t", "labels": [CLICK], "events": events}
+    with pytest.raises(DataError, match=r"h\.csv: column 'item' holds lists in brackets, such as"):
+        run(tmp_path, Spec.model_validate(spec))
+
+
 def test_a_split_without_requests_says_what_to_do(tmp_path: Path) -> None:
     write(tmp_path, rows())
     cuts = {"validation_from": "2024-06-10T07:00", "test_from": "2030-01-01"}

@@ -404,6 +404,7 @@ class Spooling:
         if isinstance(lists.dtype, pl.Array):
             lists = lists.arr.to_list()
         elif not isinstance(lists.dtype, pl.List):
+            _refuse_brackets(lists)
             lists = lists.cast(pl.String).str.strip_chars().str.split(source.list_split)
         lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
         flat = lists.filter(pl.Series(lengths > 0)).explode()
@@ -485,6 +486,18 @@ def _may_be_integers(reader: Reader, column: str) -> bool:
         dtype = dtype.inner  # type: ignore[assignment]
     assert dtype is not None
     return dtype.is_integer() or dtype.is_float() or reader.untyped(column)
+
+
+def _refuse_brackets(lists: pl.Series) -> None:
+    """Raise a DataError where lists are written as those of Python or JSON: no separator of
+    elements takes their brackets away."""
+    text = lists.cast(pl.String).drop_nulls().head(1000).str.strip_chars()
+    text = text.filter(text != "")
+    if len(text) and bool(text.str.contains(r"^(\[.*\]|\(.*\))$").all()):
+        raise DataError(
+            f"column {lists.name!r} holds lists in brackets, such as {text[0]!r:.60}; write the "
+            "items alone with list_split between them, or lists in Parquet or JSON lines"
+        )
 
 
 def _plus_one(codes: pl.Series) -> NDArray[np.uint32]:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Protocol
 from urllib.parse import unquote
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
@@ -230,6 +231,7 @@ class Reader:
 
     def __init__(self, path: Path, source: EventSource | Table, base: Path = Path()) -> None:
         self.path, self.source = path, source
+        self._several = _several(source)
         self.kind, self.compression = file_format(path, source.format)
         self.rows: int | None = None
         self.remarks: list[str] = []
@@ -397,9 +399,14 @@ class Reader:
         changed = []
         for values in frame:
             spellings = given if isinstance(given, tuple) else given.get(values.name, ())
-            null = _spelt(values, spellings) if spellings else None
+            if not spellings:
+                continue
+            null = _spelt(values, spellings)
             if null is not None and null.any():
-                changed.append(values.set(null, None))
+                values = values.set(null, None)
+            if values.name in self._several:
+                values = _without_elements(values, spellings, self._several[values.name])
+            changed.append(values)
         return frame.with_columns(changed) if changed else frame
 
     def _unreadable(self, error: BaseException) -> DataError:
@@ -443,6 +450,36 @@ def _spelt(values: pl.Series, spellings: Iterable[str]) -> pl.Series | None:
         found = values.is_in([float(number) for number in given]).fill_null(False)
         return found | values.is_nan().fill_null(False)
     return None
+
+
+def _several(source: EventSource | Table) -> dict[str, str | None]:
+    """The columns that may hold several values in a row, and what stands between them in text."""
+    if isinstance(source, EventSource):
+        return {source.item: source.list_split} if source.lists else {}
+    return {one.column: one.split for one in source.features if one.kind == "categorical"}
+
+
+def _without_elements(values: pl.Series, spellings: Iterable[str], split: str | None) -> pl.Series:
+    """Lists, or text with values between separators, without those values that are missing."""
+    lists = values
+    if values.dtype == pl.String and split is not None:
+        lists = values.str.split(split)
+    elif isinstance(values.dtype, pl.Array):
+        lists = values.arr.to_list()
+    if not isinstance(lists.dtype, pl.List):
+        return values
+    lengths = lists.list.len().fill_null(0)
+    flat = lists.filter(lengths > 0).explode()
+    null = _spelt(flat, spellings)
+    if null is None or not null.any():
+        return values
+    rows = pl.Series("row", np.repeat(np.arange(len(values)), lengths.to_numpy()))
+    kept = pl.DataFrame([rows, flat.alias("value")]).filter(~null)
+    kept = kept.group_by("row", maintain_order=True).agg("value")
+    every = pl.DataFrame([pl.Series("row", np.arange(len(values)))])
+    found = every.join(kept, on="row", how="left", maintain_order="left")["value"]
+    found = found.alias(values.name)
+    return found if lists is values or split is None else found.list.join(split)
 
 
 def _number(text: str) -> int | float | None:
