@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from limerank.canonical import category, iso, milliseconds, number
 from limerank.errors import DataError, FormatError, check_names, did_you_mean
-from limerank.events import Event, event_of
+from limerank.events import FLOAT32, Event, event_of
 from limerank.history import DAY_MS, Columns, EventEncoder
 from limerank.tables import read_vocabulary
 
@@ -188,7 +188,7 @@ class EventForm:
                     columns[f"label_{name}"][place] = self._label(name, value)
             for name, value in event.ratios.items():
                 if f"ratio_{name}" in columns:
-                    columns[f"ratio_{name}"][place] = value
+                    columns[f"ratio_{name}"][place] = min(value, FLOAT32)
             for name, feature in event.features.items():
                 if name in self.features:
                     columns[f"feature_{name}"][place] = self._code(self.features[name], feature)
@@ -222,7 +222,7 @@ class EventForm:
         if self.labels[name]["kind"] == "binary":
             return float(value == 1)
         cap = self._caps.get(name)
-        return value if cap is None else min(value, cap)
+        return min(value, FLOAT32 if cap is None else cap)
 
     def _code(self, feature: Mapping[str, Any], value: Any) -> int:
         """Code of an event feature's value; 0: unknown."""

@@ -641,7 +641,7 @@ def test_administration_does_not_starve_ranking():
 
 def test_reading_much_does_not_starve_ranking():
     engine = Stub()
-    engine.hangs = dict.fromkeys(("user", "users", "explain", "forget", "put_user"), PATIENCE)
+    engine.hangs = dict.fromkeys(("user", "users", "explain"), PATIENCE)
     with client_of(engine, threads=1, waiting=4) as client:
         threads = [
             threading.Thread(target=client.request, args=(method, path), kwargs={"json": body})
@@ -649,14 +649,33 @@ def test_reading_much_does_not_starve_ranking():
                 ("GET", "/v1/users/1", None),
                 ("GET", "/v1/users", None),
                 ("POST", "/v1/explain", {"items": [1]}),
-                ("DELETE", "/v1/users/1", None),
-                ("PUT", "/v1/users/1", {"features": {}}),
+                ("GET", "/v1/users/3", None),
+                ("GET", "/v1/users/4", None),
             )
         ]
         for thread in threads:
             thread.start()
         until(lambda: 'queue="looking"} 5.0' in client.get("/metrics").text, "not waiting")
         assert client.get("/v1/users/2").status_code == 503
+        assert client.post("/v1/rank", json={"user": 1}).status_code == 200
+        engine.ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_store_that_cannot_be_written_starves_nobody_who_reads():
+    engine = Stub()
+    engine.hangs = dict.fromkeys(("forget", "put_user"), PATIENCE)
+    with client_of(engine, threads=1, waiting=4) as client:
+        threads = [
+            threading.Thread(target=client.request, args=(method, "/v1/users/1"), kwargs=body)
+            for method, body in (("DELETE", {}), ("PUT", {"json": {"features": {}}})) * 2
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: 'queue="writing"} 4.0' in client.get("/metrics").text, "not waiting")
+        for path in ("/v1/model", "/v1/users/1", "/v1/items"):
+            assert client.get(path).status_code == 200, path
         assert client.post("/v1/rank", json={"user": 1}).status_code == 200
         engine.ended.set()
         for thread in threads:
@@ -915,10 +934,12 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
         head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         head += b"Content-Length: %d\r\n\r\n"
         with contextlib.ExitStack() as stack:
+            hanging = []
             for path in [b"/v1/rank", b"/v1/admin/reload"] * 4:
                 text = b"{}" if b"reload" in path else body
                 one = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
                 one.sendall(head % (path, len(text)) + text)
+                hanging.append(one)
             one = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
             one.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b" 200 " in answer_of(one)
@@ -926,6 +947,9 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
             process.send_signal(how)
             process.wait(timeout=30)
             assert time.monotonic() - began < 8
+            for one in hanging:  # nobody is left without a word
+                told = answer_of(one)
+                assert told.startswith(b"HTTP/1.1 503 ") and b"is stopping" in told, told
     finally:
         process.kill()
         process.stdout.close()

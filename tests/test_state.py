@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -669,6 +670,38 @@ def test_only_events_before_a_given_time_count(mode, store, tmp_path):
     for wrong in (now // 1000, now * 1000):
         with pytest.raises(DataError, match="years off the log"):
             states.ready(user, now=wrong)
+
+
+@pytest.mark.parametrize("hours", [-1, 1, 24 * 30])
+@pytest.mark.parametrize("model", ["lime-mha", "mha"])
+def test_an_event_of_the_future_is_one_for_users_and_histories_alike(hours, model, store):
+    """A request is not made before its newest event, in rankings and in explanations."""
+    of = shop(model)
+    now = round(time.time() * 1000)
+    history = [
+        {"item": of.data.item_ids[k].item(), "time": now + at, "labels": {"click": 1}}
+        for k, at in enumerate((-7_200_000, hours * 3_600_000))
+    ]
+    store.append([event_of({"user": 424_242, **one}) for one in history])
+    modes = ("window", "streaming") if model == "lime-mha" else ("window",)
+    given = UserStates(of.run, of.index, store).given(history)
+    for mode in modes:
+        states = UserStates(of.run, of.index, store, mode=mode)
+        found = states.ready(424_242)
+        torch.testing.assert_close(logits(of, found), logits(of, given), **TOLERANCE)
+        one, other = states.past(424_242), states.past_given(history)
+        assert torch.equal(one.users.context, other.users.context)
+
+
+def test_numbers_that_float32_cannot_hold_are_the_largest_that_it_can(store):
+    of = shop("lime-mha")
+    states = UserStates(of.run, of.index, store)
+    for value in (1e38, 1e40, 1e308):
+        one = event_of({"user": 1, "item": 1, "time": states.form.log_end,
+                        "labels": {"watch": value}, "ratios": {"watch": value}})  # fmt: skip
+        log = states.form.log([one])
+        assert np.isfinite(log.columns["label_watch"]).all()
+        assert np.isfinite(log.columns["ratio_watch"]).all()
 
 
 def test_events_that_the_run_cannot_read(store):

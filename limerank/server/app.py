@@ -59,6 +59,8 @@ OTHER = "other"
 """Label of all routes that are not there, in the numbers: one, whatever was asked for."""
 FIRST = ("/v1/rank", "/v1/events")
 """What a server is there for. All else, such as reading a large user, has other threads."""
+STOPPING_SECONDS = 2
+"""After which a client may ask again whose request was cut short by the end of the server."""
 FREE_BYTES = 64 << 10
 """Of each body that do not count as held: small requests pass where large ones wait."""
 ASIDE_THREADS, ASIDE_WAITING = 2, 16
@@ -225,8 +227,8 @@ WAYS: tuple[Way, ...] = (
 class Gate:
     """Keys, rates, sizes, places in the queue and deadlines, for all routes of an application.
 
-    Rankings and events, whoever looks around, administrators, large bodies and whoever watches have
-    threads of their own: none of them waits for another kind.
+    Rankings and events, changes of users, whoever looks around, administrators, large bodies and
+    whoever watches have threads of their own: none of them waits for another kind.
     """
 
     def __init__(self, engine: Engine, settings: Settings, private: Private) -> None:
@@ -241,6 +243,9 @@ class Gate:
         )
         self.looking = Lane(
             "limerank-look", threads, settings.waiting, settings.seconds, depth("looking")
+        )
+        self.writing = Lane(
+            "limerank-write", threads, settings.waiting, settings.seconds, depth("writing")
         )
         self.administration = Lane(
             "limerank-admin",
@@ -289,6 +294,9 @@ class Gate:
             started = time.perf_counter()
             try:
                 response = await answer(request)
+            except asyncio.CancelledError:  # the time for requests under way is over
+                wait = {"Retry-After": str(STOPPING_SECONDS)}
+                response = Problem(503, "the server is stopping; try again", wait).response()
             except Exception as error:  # noqa: BLE001  (each has its answer)
                 response = problem_of(error, name, self.private, admin=admin).response()
                 # Its frames hold the task that holds it, and what they had loaded: let go of both.
@@ -305,9 +313,13 @@ class Gate:
         log.info("request", extra={"route": name, "status": status, "ms": round(1e3 * seconds, 3)})
 
     def _answers(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
-        lane = self.requests if way.path in FIRST else self.looking
-        if way.access == "admin":
+        lane = self.looking
+        if way.path in FIRST:
+            lane = self.requests
+        elif way.access == "admin":
             lane = self.administration
+        elif way.access == "write":
+            lane = self.writing
 
         async def answer(request: Request) -> Response:
             self.admission.admit(way.access, request)
@@ -394,7 +406,8 @@ class Gate:
 
     async def close(self) -> None:
         """Begin nothing more, and close the engine; what hangs is not waited for."""
-        for lane in (self.requests, self.looking, self.administration, self.bodies, self.aside):
+        lanes = (self.requests, self.writing, self.looking)
+        for lane in (*lanes, self.administration, self.bodies, self.aside):
             lane.close()
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 

@@ -256,7 +256,8 @@ class UserStates:
         Args:
             user: external id, or None for nobody.
             now: when the request is made; only events before it count. When not given: the clock's
-                time, and all events count, for a client's clock may be ahead of this one.
+                time, or that of the newest event where it is later, and all events count, for a
+                client's clock may be ahead of this one.
             context: context feature -> value; unknown where not given.
             index: the version of the index, see :meth:`marked`; the one in use when not given.
 
@@ -354,7 +355,7 @@ class UserStates:
         """The state of a user whose events are given here, as for ``Recommender.rank``; nothing is
         kept. The latest N events count, in either mode."""
         events = self.form.given(self.form.entries(history), now)
-        log, at = self.form.log(events, now), self._moment(now, events)
+        log, at = self.form.log(events, now), self._now(now)
         opened = (index or self._catalogue).index
         past = self._past(log, self.people.of(features or {}), at, context or {}, opened)
         with torch.inference_mode():
@@ -396,7 +397,7 @@ class UserStates:
     ) -> Past:
         """The same of events that are given here, as for :meth:`given`."""
         events = self.form.given(self.form.entries(history), now)
-        log, at = self.form.log(events, now), self._moment(now, events)
+        log, at = self.form.log(events, now), self._now(now)
         opened = (index or self._catalogue).index
         return self._past(log, self.people.of({}), at, context or {}, opened)
 
@@ -701,10 +702,11 @@ class UserStates:
             self.made["stages"] += 1
             entry.stage = stage
         (newest, (links,)), count = stage, entry.kept.events
-        tokens = self._context(newest, count, now, context)
+        at = max(now, newest) if count else now
+        tokens = self._context(newest, count, at, context)
         c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
         state = LinkState(links, self._ranker.head.from_request(entry.person.u, c_bd))
-        until = self.form.encoder.context_until(now, newest, count)
+        until = self.form.encoder.context_until(at, newest, count)
         # A copy: the caller may change its own.
         entry.asked = _Asked(dict(context), now, until, state)
         return state
@@ -741,6 +743,10 @@ class UserStates:
         context: Mapping[str, Any],
         index: Index,
     ) -> Past:
+        """Events as histories hold them. A request is not made before its newest event, whatever
+        the clocks of clients and of this machine say."""
+        times = log.columns["time"][log.rows]
+        now = max(now, int(times[-1])) if len(times) else now
         return past_of(
             log,
             self.form,
@@ -777,12 +783,6 @@ class UserStates:
             return int(clock.time() * 1000)
         self.form.check_time(now)
         return now
-
-    def _moment(self, now: int | None, events: Sequence[Event]) -> int:
-        """When a request with events of its own is made: not before they were."""
-        if now is not None or not events:
-            return self._now(now)
-        return max(self._now(None), *(event.time for event in events))
 
     # Memory
 
