@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from limerank.errors import LimerankError, SpecError, check_choice, did_you_mean
+from limerank.files import FULL
 
 LONGEST_MESSAGE = 500
 """Characters of an unforeseen error's text that are shown; its trace holds all of it."""
@@ -71,6 +72,11 @@ def _shown(error: Exception, command: str) -> tuple[int, str]:
         return 2, error.detail
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno in FULL and not names:
+            return (
+                2,
+                f"a disk that is written to is full ({error.strerror}); make room and try again",
+            )
         return 2, ": ".join([*names, error.strerror or str(error) or type(error).__name__])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 2, f"there is not enough memory ({_one_line(error)}); try smaller batches or models"

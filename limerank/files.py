@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TABLE_ENDINGS = (".parquet", ".csv")
 """Of the names of tables that are written for people: what is written follows from the ending."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or of a part of it, that has no room left."""
 TRIES = 20
 """Names that are tried for a new folder's partial one."""
 
@@ -43,8 +46,8 @@ def new_folder(
         mark: a file that every such folder holds: one that has other things in it is not replaced.
 
     Raises:
-        FormatError: ``path`` exists and ``overwrite`` is false, or it is something else; a folder
-            above it is a file, or cannot be written to.
+        FormatError: ``path`` exists and ``overwrite`` is false, at the end as well, or it is
+            something else; a folder above it is a file, or cannot be written to; the disk is full.
     """
     path = Path(path)
     try:
@@ -59,6 +62,16 @@ def new_folder(
     try:
         try:
             yield partial
+            if path.exists() and not overwrite:
+                raise FormatError(
+                    f"{path} was made by another process meanwhile, and is not replaced; pass "
+                    "--overwrite or choose another folder"
+                )
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if error.errno in FULL:
+                raise _cannot_write(path, error) from None
+            raise
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -216,6 +229,10 @@ def _cannot_write(path: Path, error: OSError) -> FormatError:
     above = next((one for one in path.parents if one.exists()), path.parent)
     if not above.is_dir():
         return FormatError(f"{path} cannot be written: {above} is a file; choose another folder")
+    if error.errno in FULL:
+        return FormatError(
+            f"{path} cannot be written: {error.strerror}; make room there, or choose another place"
+        )
     return FormatError(
         f"{path} cannot be written: {error.strerror or error}; choose another place, or make "
         f"{above} writable"

@@ -224,3 +224,29 @@ def test_a_file_system_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with held_alone(tmp_path / "lock", "somebody"), held_alone(tmp_path / "lock", "somebody"):
         pass
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_not_replaced(tmp_path):
+    with (
+        pytest.raises(FormatError, match="made by another process meanwhile"),
+        new_folder(tmp_path / "out") as mine,
+    ):
+        (mine / "a").write_text("mine")
+        with new_folder(tmp_path / "out") as others:
+            (others / "a").write_text("theirs")
+    assert (tmp_path / "out" / "a").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with new_folder(tmp_path / "out", overwrite=True) as mine:
+        (mine / "a").write_text("mine")
+    assert (tmp_path / "out" / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(tmp_path, code):
+    with (
+        pytest.raises(FormatError, match=r"above/out cannot be written: .*; make room there"),
+        new_folder(tmp_path / "above" / "out") as folder,
+    ):
+        (folder / "a").write_text("some")
+        raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []

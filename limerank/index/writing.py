@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limerank.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
-from limerank.files import lock, sync_directory, write_json
+from limerank.files import FULL, lock, sync_directory, write_json
 from limerank.index.catalogue import Catalogue
 from limerank.index.lookup import Level, flattened
 from limerank.index.reading import (
@@ -43,7 +43,6 @@ BEHIND = 8
 PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
 RETRY_SECONDS = 0.05
 """Between two attempts to write where another process does."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BusyError(FormatError):

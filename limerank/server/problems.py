@@ -21,6 +21,7 @@ from limerank.errors import (
     StoreError,
     UnknownError,
 )
+from limerank.files import FULL
 from limerank.server.private import Private
 
 log = logging.getLogger("limerank.server")
@@ -30,7 +31,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 """Of every answer."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 MOST_DETAIL = 1_000
 """Characters of a detail."""
