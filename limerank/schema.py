@@ -399,7 +399,28 @@ class Spec(Frozen):
                 f"history.keep is {self.history.keep!r}, expected one of the binary labels {binary}"
                 f"{did_you_mean(self.history.keep, binary)}"
             )
+        self._check_null_values()
         return self
+
+    def _check_null_values(self) -> None:
+        """Refuse ``null_values`` of columns that are not read."""
+        events = {name for label in self.labels for name in (label.column, label.of) if name}
+        events |= {feature.column for feature in self.event_features}
+        read: list[tuple[str, Files, set[str]]] = []
+        for place, source in enumerate(self.events):
+            own = (source.user, source.item, source.time, source.order, source.request)
+            read.append((f"events.{place}", source, events | {name for name in own if name}))
+        for where, table in (("items", self.items), ("users", self.users)):
+            if table is not None:
+                read.append((where, table, set(table.read)))
+        for where, files, known in read:
+            given = files.null_values if isinstance(files.null_values, dict) else {}
+            for column in given:
+                if column not in known:
+                    raise ValueError(
+                        f"{where}.null_values.{column}: this column is not read; read are "
+                        f"{', '.join(sorted(known))}{did_you_mean(column, known)}"
+                    )
 
     def _wrong_constant(self, source: EventSource, column: str, value: float | str) -> str:
         """What is wrong with a value of ``constant``; empty: nothing."""

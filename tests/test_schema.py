@@ -68,6 +68,14 @@ def label(**values: Any) -> dict[str, Any]:
     [
         ({"events": []}, "events: Tuple should have at least 1 item"),
         ({"names": 1}, "names: Extra inputs are not permitted; got 1"),
+        (
+            source(null_values={"usr": ["0"]}),
+            "events.0.null_values.usr: this column is not read; read are ",
+        ),
+        (
+            {"items": {"files": ["i.csv"], "id": "item", "null_values": {"itm": ["0"]}}},
+            "items.null_values.itm: this column is not read; read are item; did you mean 'item'",
+        ),
         (source(order="pos"), "events.0: give either time or order"),
         (source(time=None), "events.0: give either time or order"),
         (source(time_unit="h"), "events.0.time_unit: .*got 'h'"),

@@ -319,6 +319,17 @@ def test_json_values_of_several_types_lose_nothing(tmp_path: Path) -> None:
     assert rows_of(path, ["id"])[0] == [("0.5",), (str((1 << 53) + 1),)]
 
 
+def test_json_numbers_that_are_none_are_missing_in_columns_of_any_type(tmp_path: Path) -> None:
+    lines = ['{"id": NaN}', '{"id": 9007199254740993}', '{"id": "x"}', '{"id": Infinity}']
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    assert rows_of(tmp_path / "t.jsonl", ["id"])[0] == [
+        (None,),
+        ("9007199254740993",),
+        ("x",),
+        (None,),
+    ]
+
+
 def test_json_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     good = '{"id": 1, "x": "a"}'

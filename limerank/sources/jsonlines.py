@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,4 +200,6 @@ def _text(value: Any) -> str | None:
     if isinstance(value, str):
         # Halves of surrogate pairs have no UTF-8.
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # NaN and Infinity, which Python writes, are no values
     return json.dumps(value)
