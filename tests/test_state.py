@@ -639,7 +639,7 @@ def test_explanations_read_the_same_events(store):
 
 
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_only_events_before_a_given_time_count(mode, store, tmp_path):
+def test_only_events_before_a_given_time_count(mode, store, tmp_path, monkeypatch):
     """For users of the store as for histories that are given, in rankings and explanations."""
     of = shop("lime-mha")
     introduce(store, of.data)
@@ -659,7 +659,15 @@ def test_only_events_before_a_given_time_count(mode, store, tmp_path):
     assert found.events == expected.events == len(before) < everything.events
     np.testing.assert_array_equal(found.seen, expected.seen)
     assert states.ready_at_once(user, now=now) is None, "it is read anew: not on the event loop"
-    assert states.past(user, now=now).times[-1] == before[-1].time
+    asked = []
+    held = store.held
+    monkeypatch.setattr(
+        store, "held", lambda user, since=None: asked.append(since) or held(user, since)
+    )
+    past = states.past(user, now=now)
+    assert len(asked) == 1 and asked[0] is not None, "for an explanation not all events are read"
+    monkeypatch.undo()
+    assert past.times[-1] == before[-1].time and len(past.times) == min(len(before), of.run.history)
     first = states.ready(user, now=events[0].time)
     assert first.known and first.events == 0 and not len(first.seen)
     assert states.ready(user).events == everything.events

@@ -87,6 +87,11 @@ def test_events_come_back_in_order(store):
     held = store.held(1)
     assert held.events == ordered and held.whole and held.features == {}
     assert store.latest(1, 2) == ordered[1:] and store.latest("1", 9) == ordered
+    for k, one in enumerate(ordered):
+        before = [other for other in ordered if other.time < one.time]
+        assert store.latest(1, 9, before=one.time) == before, k
+        assert store.latest(1, 1, before=one.time) == before[-1:], k
+    assert store.latest("nobody", 3, before=5) == []
     assert store.latest(1, 0) == [] and store.latest("nobody", 3) == []
     assert store.held("bob").events == [events[3]]
     assert store.counts() == (2, 4) and set(store.users()) == {1, "bob"}

@@ -193,7 +193,8 @@ class Serving:
         with self._alone():
             old = self._served
             new = self._load(
-                Path(run) if run else old.trained.path, Path(index) if index else old.index.path
+                Path(run).absolute() if run else old.trained.path,
+                Path(index).absolute() if index else old.index.path,
             )
             new.index.verify()
             new.check.state = "passed"

@@ -375,12 +375,12 @@ class UserStates:
         """The user's latest N events, those before ``now`` where it is given, for explanations."""
         version = None if user is None else self.store.version(user)
         # Where histories hold every event, the latest ones are all that is to be read.
-        recent = self.form.keep is None and not self._after(user, now)
+        recent = self.form.keep is None
         held = None if version is None else self.store.held(user, version if recent else None)
         events = [] if held is None else [event for event in held.events if self.form.kept(event)]
         if held is not None and not held.whole:
-            events = self.store.latest(user, self.length)
-        if now is not None:
+            events = self.store.latest(user, self.length, before=now)
+        elif now is not None:
             events = [event for event in events if event.time < now]
         person = self.people.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])

@@ -156,8 +156,9 @@ class EventStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def latest(self, user: Id, count: int) -> list[Event]:
-        """The latest ``count`` events of a user, oldest first; empty for an unknown one."""
+    def latest(self, user: Id, count: int, before: int | None = None) -> list[Event]:
+        """The latest ``count`` events of a user, or of those before a time, oldest first; empty for
+        an unknown one. No others are read."""
 
     @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:

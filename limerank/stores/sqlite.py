@@ -28,7 +28,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from limerank.canonical import external_id
+from limerank.canonical import LARGEST_TIME, external_id
 from limerank.errors import FormatError, StoreError
 from limerank.events import Event, derived_id, unpack
 from limerank.stores.contract import (
@@ -483,14 +483,14 @@ class SqliteStore(EventStore):
         features = read(f"the user {user!r}", features)
         return Held(Version(born, count), features, events, not some)
 
-    def latest(self, user: Id, count: int) -> list[Event]:
+    def latest(self, user: Id, count: int, before: int | None = None) -> list[Event]:
         user = external_id("user", user)
         count = max(count if self.most is None else min(count, self.most), 0)
         with self._reading() as connection:
             rows = connection.execute(
                 "SELECT data, time, id FROM events WHERE user=(SELECT key FROM users WHERE id=?) "
-                "ORDER BY time DESC, id DESC LIMIT ?",
-                (str(user), count),
+                "AND time<? ORDER BY time DESC, id DESC LIMIT ?",
+                (str(user), LARGEST_TIME if before is None else before, count),
             ).fetchall()
         return [unpack(data, user, time, id) for data, time, id in reversed(rows)]
 

@@ -599,14 +599,16 @@ class ValkeyStore(EventStore):
                     rest += [id, time, data]
         raise AssertionError("a count has no end")
 
-    def latest(self, user: Id, count: int) -> list[Event]:
+    def latest(self, user: Id, count: int, before: int | None = None) -> list[Event]:
         user = external_id("user", user)
         count = count if self.most is None else min(count, self.most)
         if count < 1:
             return []
         _, times, data = self._keys(user, "ute")
         with self._told():
-            found = self._client.zrange(times, -count, -1, withscores=True)
+            end = "+inf" if before is None else f"({before}"
+            found = self._client.zrevrangebyscore(times, end, "-inf", 0, count, withscores=True)
+            found.reverse()
             packed = self._client.hmget(data, [id for id, _ in found]) if found else []
         return [
             unpack(value.partition(b"|")[2], user, int(time), id)
