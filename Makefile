@@ -92,7 +92,7 @@ bench-data: $(VENV)/.dev
 	$(PY) -m benchmarks.report
 
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
-	$(PY) -c "from limerank.server.app import WAYS; from limerank.server.openapi import describe, reference; \
+	$(PY) -c "from limerank.serving.http.app import WAYS; from limerank.serving.http.openapi import describe, reference; \
 	  print(reference(describe('', WAYS, open_=False)), end='')" > docs/api.md
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)

@@ -73,7 +73,7 @@ def case_of(model: str, what: str, value: str) -> dict[str, Any]:
 
 def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     """Train with one change, read the test split, time the scoring."""
-    from limerank.evaluation import evaluate
+    from limerank.evaluation.evaluate import evaluate
 
     setting = {**quality.chosen(DATASET, model), "epochs": EPOCHS, **CHANGES[what][value]}
     last = quality.fit(DATASET, folder, model, seed, setting)
@@ -93,8 +93,8 @@ def microseconds(run: Path, folder: Path, repeats: int = 30) -> float:
     import numpy as np
     import torch
 
-    from limerank.checkpoint import load_run
-    from limerank.dataset import Dataset
+    from limerank.data.dataset import Dataset
+    from limerank.runs.folder import load_run
 
     ranker, dataset = load_run(run).ranker, Dataset(folder)
     batch = dataset.batch(dataset.requests_of("test")[:1])

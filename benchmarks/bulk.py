@@ -22,12 +22,12 @@ import torch
 
 from benchmarks.index import catalogue, random_run
 from benchmarks.rows import write_row
-from limerank.bulk import BATCH, rank_all
-from limerank.checkpoint import load_run
-from limerank.config import ModelConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.index.building import build_index
-from limerank.rank import Recommender
+from limerank.models.config import ModelConfig
+from limerank.ranking.bulk import BATCH, rank_all
+from limerank.ranking.recommender import Recommender
+from limerank.runs.folder import load_run
 
 K = 100
 

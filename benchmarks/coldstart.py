@@ -42,7 +42,7 @@ ID_DROPOUT = (0.0, 0.3)
 
 def prepare_cold(name: str, data: Path | None) -> Path | None:
     """The data set with a tenth of users and items held out."""
-    from limerank.logs import prepare
+    from limerank.data.prepare import prepare
 
     out = quality.WORK / "data-cold" / name
     if not out.exists():
@@ -58,7 +58,7 @@ def prepare_cold(name: str, data: Path | None) -> Path | None:
 
 def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -> None:
     """Train once, ask about items and users; a row each."""
-    from limerank.evaluation import evaluate
+    from limerank.evaluation.evaluate import evaluate
 
     setting = quality.chosen(name, model)
     quality.fit(f"cold-{name}", folder, model, seed, setting)
@@ -82,7 +82,7 @@ def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -
 
 def measure_share(name: str, folder: Path, share: float, seed: int) -> None:
     """Train with another share of hidden ids, ask about items."""
-    from limerank.evaluation import evaluate
+    from limerank.evaluation.evaluate import evaluate
 
     model = "lime-mha"
     setting = {**quality.chosen(name, model), "id_dropout": share}
@@ -124,7 +124,7 @@ def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str
     import torch
 
     from limerank import Dataset, Index, add_items, build_index, load_run, metrics
-    from limerank.scorer import scorer_for
+    from limerank.ranking.scorer import scorer_for
 
     of, dataset = load_run(run), Dataset(folder)
     new = pl.col(column).is_in(dataset.item_ids[dataset.trained_items :].tolist())

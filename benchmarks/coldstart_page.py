@@ -15,7 +15,7 @@ from benchmarks.tables import (
     spread_of,
     table,
 )
-from limerank.config import ModelConfig
+from limerank.models.config import ModelConfig
 
 OF_ITEMS = (
     "auc",

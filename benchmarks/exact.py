@@ -35,7 +35,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def prepare_sizes(data: Path) -> dict[str, Path]:
     """The data set with requests of each size."""
-    from limerank.logs import prepare
+    from limerank.data.prepare import prepare
 
     found = quality.describe(DATASET, data)
     if found is None:
@@ -53,7 +53,7 @@ def prepare_sizes(data: Path) -> dict[str, Path]:
 
 def measure(folders: dict[str, Path], form: str, seed: int) -> None:
     """Train in one form, evaluate in both."""
-    from limerank.evaluation import evaluate
+    from limerank.evaluation.evaluate import evaluate
 
     size, differs = FORMS[form]
     setting: dict[str, Any] = {

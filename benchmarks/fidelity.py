@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from benchmarks.rows import write_row
-from limerank.checkpoint import load_run
-from limerank.fidelity import quantisation_report
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.scorer import NativeScorer, paths
+from limerank.ranking.fidelity import quantisation_report
+from limerank.ranking.scorer import NativeScorer, paths
+from limerank.runs.folder import load_run
 
 USERS = 100
 

@@ -31,17 +31,17 @@ import polars as pl
 import torch
 
 from benchmarks.rows import write_row
-from limerank.checkpoint import Run, create_run, load_run, save_weights
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import add_items, compact_index, remove_items
-from limerank.logs import prepare
 from limerank.models import build
-from limerank.rank import Recommender
-from limerank.schema import Spec
-from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer
+from limerank.runs.folder import Run, create_run, load_run, save_weights
 
 FEATURES = {"author": 50_000, "category": 20, "brand": 5_000, "language": 30, "band": 100}
 

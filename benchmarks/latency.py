@@ -41,16 +41,16 @@ import torch
 
 from benchmarks.index import catalogue, random_run
 from benchmarks.rows import rows, write_row
-from limerank.batch import Features, Users
-from limerank.checkpoint import Run, load_run
-from limerank.config import ModelConfig
-from limerank.dataset import Dataset
+from limerank.data.batch import Features, Users
+from limerank.data.dataset import Dataset
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.kernels.personal import Personaliser
+from limerank.models.config import ModelConfig
 from limerank.models.lime import Lime
 from limerank.models.ranker import gather
-from limerank.scorer import NativeScorer
+from limerank.ranking.scorer import NativeScorer
+from limerank.runs.folder import Run, load_run
 
 MODELS = ("two-tower", "lime-mha", "lime-xor", "mha", "hstu")
 LIMES = ("lime-mha", "lime-xor")

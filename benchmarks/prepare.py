@@ -1,4 +1,4 @@
-"""Speed and peak memory of ``limerank.logs.prepare``, in a fresh process.
+"""Speed and peak memory of ``limerank.data.prepare.prepare``, in a fresh process.
 
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml
@@ -118,8 +118,8 @@ def measure(spec: Path, out: Path, memory: int) -> dict[str, float]:
 
 
 def child(spec: Path, out: Path, memory: int) -> None:
-    from limerank.logs import prepare
-    from limerank.schema import load_spec
+    from limerank.data.prepare import prepare
+    from limerank.data.spec import load_spec
 
     before = time.perf_counter()
     manifest = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)

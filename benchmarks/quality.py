@@ -34,7 +34,7 @@ from benchmarks.rows import has_row, rows, write_row
 from benchmarks.tables import MODELS
 
 if TYPE_CHECKING:
-    from limerank.schema import Spec
+    from limerank.data.spec import Spec
 
 AGAINST = ("two-tower", "hstu")
 SIMULATED: dict[str, dict[str, int]] = {
@@ -77,9 +77,9 @@ SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
 
 def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     """A data set's description and its files' folder; None where the files are not there."""
-    from limerank.readers import read
-    from limerank.schema import Requests, load_spec
-    from limerank.synthetic import simulate
+    from limerank.data.readers import read
+    from limerank.data.spec import Requests, load_spec
+    from limerank.data.synthetic import simulate
 
     if name in SIMULATED:
         base = WORK / "logs" / name
@@ -110,7 +110,7 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
 
 def prepare_dataset(name: str, data: Path | None) -> Path | None:
     """The prepared data set, made when it is not there yet; None where its files are not there."""
-    from limerank.logs import prepare
+    from limerank.data.prepare import prepare
 
     out = WORK / "data" / name
     if not out.exists():
@@ -174,8 +174,8 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
     """
     import torch
 
-    from limerank.config import ModelConfig, TrainConfig
-    from limerank.training import train
+    from limerank.models.config import ModelConfig, TrainConfig
+    from limerank.training.trainer import train
 
     torch.set_num_threads(1)
     run = run_folder(name, model, seed, setting)
@@ -238,7 +238,7 @@ def said_by(name: str, model: str, seed: int) -> Path:
 
 def measure(name: str, folder: Path, model: str, seed: int) -> None:
     """One row of quality: the chosen setting, evaluated once on test."""
-    from limerank.evaluation import evaluate
+    from limerank.evaluation.evaluate import evaluate
 
     setting = chosen(name, model)
     last = fit(name, folder, model, seed, setting)
@@ -276,9 +276,9 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from limerank.checkpoint import load_run
-    from limerank.dataset import Dataset
+    from limerank.data.dataset import Dataset
     from limerank.models.ranker import Table
+    from limerank.runs.folder import load_run
 
     of, dataset = load_run(run), Dataset(folder)
     ranker = of.ranker
@@ -341,8 +341,8 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     """One row of paired: differences in the main task's AUC, with the bounds of each."""
     import polars as pl
 
-    from limerank.comparison import differences
-    from limerank.evaluation import EDGES, column
+    from limerank.evaluation.compare import differences
+    from limerank.evaluation.evaluate import EDGES, column
 
     ours, theirs = (
         [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]

@@ -31,14 +31,14 @@ import torch
 
 from benchmarks.index import catalogue, random_run
 from benchmarks.rows import write_row
-from limerank.checkpoint import load_run
-from limerank.config import ModelConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.kernels import _native
+from limerank.models.config import ModelConfig
 from limerank.models.lime import LinkState
-from limerank.scorer import NativeScorer, paths
+from limerank.ranking.scorer import NativeScorer, paths
+from limerank.runs.folder import load_run
 
 K = 100
 CANDIDATES = 512

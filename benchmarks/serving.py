@@ -36,12 +36,12 @@ import numpy as np
 
 from benchmarks.index import catalogue, random_run
 from benchmarks.rows import write_row
-from limerank.checkpoint import load_run
-from limerank.config import ModelConfig
-from limerank.dataset import Dataset
-from limerank.events import event_of
+from limerank.data.dataset import Dataset
+from limerank.data.events import event_of
 from limerank.index.building import build_index
-from limerank.stores import open_store
+from limerank.models.config import ModelConfig
+from limerank.runs.folder import load_run
+from limerank.serving.stores import open_store
 
 START = 1_700_000_000_000
 BODIES = 2000

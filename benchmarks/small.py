@@ -28,13 +28,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.rows import write_row
-from limerank.config import ModelConfig, TrainConfig
-from limerank.evaluation import evaluate
-from limerank.logs import prepare
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec, validate
+from limerank.evaluation.evaluate import evaluate
 from limerank.metrics import auc
 from limerank.models import ranker
-from limerank.schema import Spec, validate
-from limerank.training import train
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.training.trainer import train
 
 USERS, ITEMS, CATEGORIES, EVENTS = 150, 300, 5, 20_000
 LIKED, OTHERS = 0.5, 0.12

@@ -25,10 +25,10 @@ import httpx2 as httpx
 from benchmarks.index import catalogue, random_run
 from benchmarks.rows import write_row
 from benchmarks.serving import START, fill, server
-from limerank.checkpoint import load_run
-from limerank.config import ModelConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.index.building import build_index
+from limerank.models.config import ModelConfig
+from limerank.runs.folder import load_run
 
 CLIENTS = 4
 KINDS = {"candidates": 60, "catalogue": 15, "unknown": 8, "events": 12, "explain": 2, "items": 1,

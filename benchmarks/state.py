@@ -29,17 +29,17 @@ import torch
 
 from benchmarks.index import catalogue
 from benchmarks.rows import write_row
-from limerank.checkpoint import create_run, load_run, save_weights
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.dataset import Dataset
-from limerank.events import Event, event_of
+from limerank.data.dataset import Dataset
+from limerank.data.events import Event, event_of
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models import build
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.progress import Bar
-from limerank.state import Mode, UserStates
-from limerank.stores import SqliteStore
-from limerank.trained import Trained
+from limerank.runs.folder import create_run, load_run, save_weights
+from limerank.runs.model import Trained
+from limerank.serving.state import Mode, UserStates
+from limerank.serving.stores import SqliteStore
 
 ITEMS = 20_000
 TOGETHER = 64

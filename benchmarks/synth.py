@@ -1,4 +1,4 @@
-"""Speed and peak memory of ``limerank.synthetic.simulate``, in a fresh process.
+"""Speed and peak memory of ``limerank.data.synthetic.simulate``, in a fresh process.
 
 python -m benchmarks.synth --events 20_000_000
 """
@@ -29,7 +29,7 @@ def measure(out: Path, events: int, users: int, items: int) -> dict[str, float]:
 
 
 def child(out: Path, events: int, users: int, items: int) -> None:
-    from limerank.synthetic import simulate
+    from limerank.data.synthetic import simulate
 
     before = time.perf_counter()
     simulate(out, users=users, items=items, events=events, overwrite=True)

@@ -19,14 +19,14 @@ import polars as pl
 import torch
 
 from benchmarks.rows import write_row
-from limerank.batch import Batch
-from limerank.config import DataShape, ModelConfig, ModelName, TrainConfig
-from limerank.dataset import Dataset
-from limerank.logs import prepare
-from limerank.losses import task_losses, total_loss
+from limerank.data.batch import Batch
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec, validate
 from limerank.models import build
-from limerank.optimise import Optimiser
-from limerank.schema import Spec, validate
+from limerank.models.config import DataShape, ModelConfig, ModelName, TrainConfig
+from limerank.models.losses import task_losses, total_loss
+from limerank.training.optim import Optimiser
 
 USERS, EVENTS, ITEMS = 1500, 320, 4000
 REPEATS = 7

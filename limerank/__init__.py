@@ -17,39 +17,73 @@ The public names, loaded when they are first used::
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # types and completion; at run time a name's module is loaded when it is used
+    from limerank.data.dataset import Dataset as Dataset
+    from limerank.data.events import event_of as event_of
+    from limerank.data.prepare.job import prepare as prepare
+    from limerank.data.spec import Spec as Spec
+    from limerank.data.spec import load_spec as load_spec
+    from limerank.data.synthetic import simulate as simulate
+    from limerank.errors import DataError as DataError
+    from limerank.errors import FingerprintError as FingerprintError
+    from limerank.errors import FormatError as FormatError
+    from limerank.errors import LimerankError as LimerankError
+    from limerank.errors import SpecError as SpecError
+    from limerank.errors import StoreError as StoreError
+    from limerank.errors import UnknownError as UnknownError
+    from limerank.evaluation.compare import compare as compare
+    from limerank.evaluation.evaluate import evaluate as evaluate
+    from limerank.index.building import build_index as build_index
+    from limerank.index.changes import add_items as add_items
+    from limerank.index.changes import change_items as change_items
+    from limerank.index.changes import compact_index as compact_index
+    from limerank.index.changes import put_items as put_items
+    from limerank.index.changes import remove_items as remove_items
+    from limerank.index.changes import update_items as update_items
+    from limerank.index.reading import Index as Index
+    from limerank.models.config import ModelConfig as ModelConfig
+    from limerank.models.config import TrainConfig as TrainConfig
+    from limerank.ranking.recommender import Recommender as Recommender
+    from limerank.runs.folder import load_run as load_run
+    from limerank.serving.state import UserStates as UserStates
+    from limerank.serving.stores import SqliteStore as SqliteStore
+    from limerank.serving.stores import ValkeyStore as ValkeyStore
+    from limerank.training.trainer import train as train
+
 
 _HOMES = {
     "DataError": "errors",
-    "Dataset": "dataset",
+    "Dataset": "data.dataset",
     "FingerprintError": "errors",
     "FormatError": "errors",
     "Index": "index.reading",
     "LimerankError": "errors",
-    "ModelConfig": "config",
-    "Recommender": "rank",
-    "Spec": "schema",
+    "ModelConfig": "models.config",
+    "Recommender": "ranking.recommender",
+    "Spec": "data.spec",
     "SpecError": "errors",
-    "SqliteStore": "stores",
+    "SqliteStore": "serving.stores",
     "StoreError": "errors",
-    "TrainConfig": "config",
+    "TrainConfig": "models.config",
     "UnknownError": "errors",
-    "UserStates": "state",
-    "ValkeyStore": "stores",
+    "UserStates": "serving.state",
+    "ValkeyStore": "serving.stores",
     "add_items": "index.changes",
     "build_index": "index.building",
     "change_items": "index.changes",
     "compact_index": "index.changes",
-    "compare": "comparison",
-    "evaluate": "evaluation",
-    "event_of": "events",
-    "load_run": "checkpoint",
-    "load_spec": "schema",
-    "prepare": "logs.preparation",
+    "compare": "evaluation.compare",
+    "evaluate": "evaluation.evaluate",
+    "event_of": "data.events",
+    "load_run": "runs.folder",
+    "load_spec": "data.spec",
+    "prepare": "data.prepare.job",
     "put_items": "index.changes",
     "remove_items": "index.changes",
-    "simulate": "synthetic",
-    "train": "training",
+    "simulate": "data.synthetic",
+    "train": "training.trainer",
     "update_items": "index.changes",
 }
 
@@ -57,6 +91,10 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605  (names and homes stand in one table)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("limerank")
     if name not in _HOMES:
         raise AttributeError(f"module 'limerank' has no attribute {name!r}")
     return getattr(importlib.import_module(f"limerank.{_HOMES[name]}"), name)

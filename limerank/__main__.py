@@ -1,5 +1,5 @@
 """``python -m limerank`` is the command line."""
 
-from limerank.cli import main
+from limerank.cli.main import main
 
 main()

@@ -11,15 +11,15 @@ from unittest import mock
 import numpy as np
 import torch
 
-from limerank.checkpoint import Run, create_run, load_run, save_weights
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.files import read_json, write_json
 from limerank.index import Index, manifest_checksum
 from limerank.index.building import build_index
 from limerank.models import build, layers
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.lime import Lime
-from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
+from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
+from limerank.runs.folder import Run, create_run, load_run, save_weights
 from tests.worlds import prepare_log
 
 MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")

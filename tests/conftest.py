@@ -85,7 +85,7 @@ def _poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
 def call(monkeypatch, capsys):
     """Run a command as a shell would: (exit status, standard output, standard error)."""
 
-    from limerank import cli
+    from limerank.cli import main as cli
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["limerank", *map(str, arguments)])

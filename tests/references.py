@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limerank.batch import Batch
+from limerank.data.batch import Batch
 from limerank.models import Ranker
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.ablations import CHANGES, MODELS, cases
 from benchmarks.ablations_page import BASE, DEFAULTS
-from limerank.config import ModelConfig
 from limerank.models import build
+from limerank.models.config import ModelConfig
 from tests.worlds import SHAPE
 
 CASES = list(cases(MODELS, tuple(CHANGES)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limerank.config import ModelConfig
 from limerank.models import MODELS, build
+from limerank.models.config import ModelConfig
 from tests.references import REFERENCES, logits
 from tests.worlds import SHAPE, batch
 

@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank import bulk
-from limerank.bulk import rank_all
 from limerank.errors import FormatError, SpecError, UnknownError
-from limerank.rank import Recommender
+from limerank.ranking import bulk
+from limerank.ranking.bulk import rank_all
+from limerank.ranking.recommender import Recommender
 from tests.catalogues import ITEMS, shop
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank import canonical
+from limerank.data import canonical
+from limerank.data.encoding import encode, fit, frame_of
+from limerank.data.prepare.ids import Ids
+from limerank.data.spec import Feature, Table
 from limerank.errors import DataError
-from limerank.logs.ids import Ids
-from limerank.schema import Feature, Table
-from limerank.tables import encode, fit, frame_of
 
 BLANK = st.text(st.sampled_from(canonical.BLANKS), max_size=2)
 NUMERALS = st.one_of(

@@ -12,7 +12,7 @@ from typing import get_args
 
 import pytest
 
-from limerank.config import ModelName
+from limerank.models.config import ModelName
 from tests.worlds import write_csv
 
 SPEC = """
@@ -210,7 +210,7 @@ def patched(*given, **named):
         raise ZeroDivisionError("a fault\\nof two lines")
     return before(*given, **named)
 setattr(owner, name, patched)
-from limerank.cli import main
+from limerank.cli.main import main
 main()
 """
 
@@ -230,13 +230,13 @@ def test_ctrl_c_says_how_to_go_on(data, call):
     assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
     given = ["--run", shop / "run", "--index", shop / "index", "--out", shop / "recs.parquet"]
     for where, name, how_on, *command in (
-        ("limerank.logs.preparation:_Job", "_find_cuts", "the same command begins anew",
+        ("limerank.data.prepare.job:_Job", "_find_cuts", "the same command begins anew",
          "prepare", shop / "shop.toml", "--out", shop / "again", "--quiet"),
-        ("limerank.training:Trainer", "_after_step", "goes on from the last checkpoint",
+        ("limerank.training.trainer:Trainer", "_after_step", "goes on from the last checkpoint",
          "train", data, "--out", shop / "cut", *SMALL),
         ("limerank.index.building", "_write_ids", "the same command goes on",
          "index", shop / "run", "--out", shop / "index", "--quiet"),
-        ("limerank.bulk", "_ranked", "goes on with --all-users or --users where it was",
+        ("limerank.ranking.bulk", "_ranked", "goes on with --all-users or --users where it was",
          "rank", *given, "--all-users", "--quiet"),
     ):  # fmt: skip
         done = patched(where, name, "interrupt", *command)
@@ -251,7 +251,7 @@ def test_an_unforeseen_error_is_one_line_and_its_trace_a_file(data, call):
     assert call("train", data, "--out", shop / "run", *SMALL[2:])[0] == 0
     assert call("index", shop / "run", "--out", shop / "index", "--quiet")[0] == 0
     rank = ["rank", "--run", shop / "run", "--index", shop / "index", "--user", 3]
-    done = patched("limerank.rank:Recommender", "rank", "fail", *rank)
+    done = patched("limerank.ranking.recommender:Recommender", "rank", "fail", *rank)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()  # and none of nanobind's
     found = re.fullmatch(
@@ -261,7 +261,7 @@ def test_an_unforeseen_error_is_one_line_and_its_trace_a_file(data, call):
     trace = Path(found[1])
     assert "Traceback" in trace.read_text() and "in patched" in trace.read_text()
     trace.unlink()
-    done = patched("limerank.rank:Recommender", "rank", "fail", "--debug", *rank)
+    done = patched("limerank.ranking.recommender:Recommender", "rank", "fail", "--debug", *rank)
     assert "Traceback" in done.stderr and "in patched" in done.stderr
     Path(done.stderr.rsplit("trace is in ", 1)[1].strip().removesuffix(")")).unlink()
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from limerank import metrics
-from limerank.comparison import (
+from limerank.errors import DataError, SpecError
+from limerank.evaluation.compare import (
     Resampled,
     compare,
     comparison_text,
@@ -16,8 +17,7 @@ from limerank.comparison import (
     paired_auc,
     resampled_auc,
 )
-from limerank.errors import DataError, SpecError
-from limerank.evaluation import evaluate
+from limerank.evaluation.evaluate import evaluate
 from tests.catalogues import data, shop
 
 

@@ -10,16 +10,16 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.coverage import TableCoverage, cover_features, cover_table, percent
-from limerank.filling import fill
+from limerank.data.coverage import TableCoverage, cover_features, cover_table, percent
+from limerank.data.encoding import fit
+from limerank.data.spec import Feature
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import change_items
-from limerank.schema import Feature
-from limerank.server.table import ItemTable
-from limerank.stores import SqliteStore
-from limerank.tables import fit
-from limerank.trained import load_trained
+from limerank.runs.model import load_trained
+from limerank.serving.fill import fill
+from limerank.serving.item_table import ItemTable
+from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, shop
 
 FEATURES = (
@@ -145,7 +145,7 @@ def test_a_server_says_how_its_table_fits(
     (warning,) = bad.warnings()
     assert f"has a row for 0 of {index.items} items of the index" in warning
     assert "the table has such as 'SKU-" in warning
-    with caplog.at_level(logging.INFO, "limerank.server"):
+    with caplog.at_level(logging.INFO, "limerank.serving"):
         assert ItemTable(trained, None).coverage(trained, index) is None
 
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limerank.dataset import Dataset, _distinct
+from limerank.data.dataset import Dataset, _distinct
+from limerank.data.history import latest
 from limerank.errors import FormatError, UnknownError
-from limerank.history import latest
 from tests.worlds import prepare_log
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limerank import demo as module
-from limerank import report
-from limerank.config import ModelConfig, TrainConfig
-from limerank.demo import demo
+from limerank.cli import demo as module
+from limerank.cli.demo import demo
 from limerank.errors import FormatError
-from limerank.evaluation import evaluate
-from limerank.report import write_report
-from limerank.training import train
+from limerank.evaluation.evaluate import evaluate
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.report import page as report
+from limerank.report.page import write_report
+from limerank.training.trainer import train
 from tests.worlds import prepare_log
 
 TINY = {

@@ -14,14 +14,14 @@ import numpy as np
 import orjson
 import pytest
 
-from limerank.canonical import json_value
+from limerank.data.canonical import json_value
 from limerank.errors import DataError, FormatError, StoreError, UnknownError
 from limerank.index.changes import compact_index, update_items
-from limerank.server.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
-from limerank.server.messages import Explain, Happened, Rank
-from limerank.server.table import Filters, ItemTable
-from limerank.state import users as states_module
-from limerank.stores import SqliteStore
+from limerank.serving.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
+from limerank.serving.item_table import Filters, ItemTable
+from limerank.serving.messages import Explain, Happened, Rank
+from limerank.serving.state import users as states_module
+from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, file_of, folder, make_run, shop
 
 START = 1_700_000_000_000

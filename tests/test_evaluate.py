@@ -12,15 +12,22 @@ import pytest
 import torch
 
 from limerank import metrics
-from limerank.checkpoint import load_run
-from limerank.config import ModelConfig, TrainConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
 from limerank.errors import FingerprintError, FormatError, UnknownError
-from limerank.evaluation import ages, effective_links, evaluate, list_metrics, predict, table_text
-from limerank.logs import prepare
-from limerank.losses import predictions
-from limerank.schema import load_spec
-from limerank.training import train
+from limerank.evaluation.evaluate import (
+    ages,
+    effective_links,
+    evaluate,
+    list_metrics,
+    predict,
+    table_text,
+)
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.models.losses import predictions
+from limerank.runs.folder import load_run
+from limerank.training.trainer import train
 from tests.worlds import prepare_log, write_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
@@ -248,7 +255,7 @@ def test_effective_links():
 
 def test_lists_are_drawn_before_they_are_looked_through(run, data, monkeypatch):
     """Few of a long split cost few; all of them where as many are asked for."""
-    from limerank import evaluation
+    from limerank.evaluation import evaluate as evaluation
 
     dataset, ranker = Dataset(data), load_run(run).ranker
     requests = dataset.requests_of("train")
@@ -296,7 +303,7 @@ def test_tables_hold_apart_what_long_names_push_together():
     ],
 )
 def test_outputs_are_refused_before_the_work(run, tmp_path, monkeypatch, given, message):
-    from limerank import evaluation
+    from limerank.evaluation import evaluate as evaluation
 
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(evaluation, "load_run", None)  # nothing is loaded

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limerank.canonical import BLANKS, external_id
-from limerank.errors import DataError, FormatError
-from limerank.events import (
+from limerank.data.canonical import BLANKS, external_id
+from limerank.data.events import (
     Event,
     event_of,
     pack,
@@ -22,6 +21,7 @@ from limerank.events import (
     unpack,
     unpack_list,
 )
+from limerank.errors import DataError, FormatError
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 ids = st.one_of(

@@ -7,18 +7,18 @@ import polars as pl
 import pytest
 import torch
 
-from limerank.checkpoint import load_run
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec
 from limerank.errors import SpecError
-from limerank.evaluation import evaluate
+from limerank.evaluation.evaluate import evaluate
 from limerank.kernels import reference
 from limerank.kernels.prefix import nothing_yet, prefix_attention
-from limerank.logs import prepare
-from limerank.losses import task_losses, total_loss
 from limerank.models import LimeMha, build, lime
-from limerank.schema import Spec
-from limerank.training import train
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.losses import task_losses, total_loss
+from limerank.runs.folder import load_run
+from limerank.training.trainer import train
 from tests.worlds import unsure
 
 

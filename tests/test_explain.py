@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from limerank.batch import Users
-from limerank.explain import Past, explain
+from limerank.data.batch import Users
 from limerank.models.ranker import gather
-from limerank.rank import Recommender
+from limerank.ranking.explain import Past, explain
+from limerank.ranking.recommender import Recommender
 from tests.catalogues import MODELS, shop
 
 WEIGHTS = np.array([1.0, -0.3], dtype=np.float32)

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from limerank.server.app import WAYS
-from limerank.server.openapi import describe
+from limerank.serving.http.app import WAYS
+from limerank.serving.http.openapi import describe
 from tests.running import START, event
 from tests.valkey_server import needs_server, server
 

@@ -9,14 +9,14 @@ import polars as pl
 import pytest
 import torch
 
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.events import event_of
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
 from limerank.errors import DataError
-from limerank.events import event_of
-from limerank.filling import fill
-from limerank.logs import prepare
-from limerank.schema import load_spec
-from limerank.state import UserStates
-from limerank.stores import SqliteStore
+from limerank.serving.fill import fill
+from limerank.serving.state import UserStates
+from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, shop
 
 

@@ -7,15 +7,15 @@ import polars as pl
 import pytest
 import torch
 
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec, load_spec, validate
 from limerank.errors import DataError, SpecError, UnknownError
-from limerank.evaluation import evaluate
+from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.logs import prepare
-from limerank.rank import Recommender
-from limerank.schema import Spec, load_spec, validate
-from limerank.scorer import ModelScorer, QuantisedScorer
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.scorer import ModelScorer, QuantisedScorer
 from tests.catalogues import make_run
 from tests.worlds import write_log
 

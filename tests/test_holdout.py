@@ -6,17 +6,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.config import ModelConfig, TrainConfig
-from limerank.dataset import SPLITS, Dataset
-from limerank.evaluation import evaluate
+from limerank.data.dataset import SPLITS, Dataset
+from limerank.data.prepare import prepare
+from limerank.data.prepare.holdout import FirstSeen, held_out_users
+from limerank.data.prepare.summary import summary_text
+from limerank.data.spec import load_spec
+from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.logs import prepare
-from limerank.logs.holdout import FirstSeen, held_out_users
-from limerank.logs.summary import summary_text
-from limerank.rank import Recommender
-from limerank.schema import load_spec
-from limerank.training import train
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.ranking.recommender import Recommender
+from limerank.training.trainer import train
 from tests.worlds import write_log
 
 USERS, ITEMS = 120, 40

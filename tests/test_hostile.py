@@ -25,16 +25,16 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from limerank.errors import FormatError, SpecError, StoreError
-from limerank.server import admission, bodies, connections
-from limerank.server.app import WAYS, application
-from limerank.server.connections import Doors, protocol
-from limerank.server.lines import JsonLines
-from limerank.server.messages import Events, Explain, Happened, PutItems, PutUser, Rank
-from limerank.server.numbers import Numbers
-from limerank.server.private import Private
-from limerank.server.problems import Problem
-from limerank.server.run import Server
-from limerank.server.settings import Settings
+from limerank.serving.http import admission, bodies, connections
+from limerank.serving.http.app import WAYS, application
+from limerank.serving.http.connections import Doors, protocol
+from limerank.serving.http.lines import JsonLines
+from limerank.serving.http.private import Private
+from limerank.serving.http.problems import Problem
+from limerank.serving.http.run import Server
+from limerank.serving.http.settings import Settings
+from limerank.serving.messages import Events, Explain, Happened, PutItems, PutUser, Rank
+from limerank.serving.telemetry import Numbers
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
 PATIENCE = 20.0
@@ -561,7 +561,7 @@ def private():
         "AUTH S3cret%2Fpass%40word failed",
         "runs/shop/model.safetensors is damaged",
         "/srv/live/index holds no manifest.json",
-        "unable to open '/var/lib/limerank/events.db'",
+        "unable to open '/var/lib/limerank/data/events/db'",
         "no folder: ../secret/place",
         "valkey://db.internal:6379/0?password=hunter22 is away",
     ],
@@ -600,7 +600,7 @@ def test_a_check_that_hangs_holds_one_thread():
     engine.hangs["ready"] = PATIENCE
     with client_of(engine) as client:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("limerank.server.app.READY_SECONDS", 0.1)
+            patch.setattr("limerank.serving.http.app.READY_SECONDS", 0.1)
             for _ in range(5):
                 assert client.get("/readyz").status_code == 503
         assert engine.asked == 1
@@ -895,9 +895,9 @@ HANGING = """
 import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-import limerank.server.run as run
-from limerank.server.run import Server
-from limerank.server.settings import Settings
+import limerank.serving.http.run as run
+from limerank.serving.http.run import Server
+from limerank.serving.http.settings import Settings
 from tests.test_hostile import Stub
 for file in ("run/config.json", "index/manifest.json"):
     Path(file).parent.mkdir()

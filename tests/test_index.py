@@ -15,17 +15,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank.canonical import external_id
-from limerank.checkpoint import load_run
-from limerank.dataset import Dataset
+from limerank.data.canonical import external_id
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
 from limerank.index import Index, catalogue, lookup, writing
 from limerank.index.building import build_index
 from limerank.index.changes import change_items
 from limerank.index.lookup import IdTable
-from limerank.logs import prepare
-from limerank.schema import load_spec
+from limerank.runs.folder import load_run
 from tests.catalogues import (
     ITEMS,
     MODELS,

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank.checkpoint import load_run
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index import Index, building, changes, read_manifest, reading
 from limerank.index import writing as writing_module
@@ -32,10 +33,9 @@ from limerank.index.changes import (
     update_items,
 )
 from limerank.index.writing import writing
-from limerank.logs import prepare
-from limerank.rank import Recommender
-from limerank.schema import load_spec
-from limerank.scorer import ModelScorer, QuantisedScorer
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.scorer import ModelScorer, QuantisedScorer
+from limerank.runs.folder import load_run
 from tests.catalogues import ITEMS, content, folder, make_run, shop
 from tests.worlds import write_log
 
@@ -351,8 +351,10 @@ SCRIPT = """
 import json, os, shutil, signal, sys, threading
 import torch
 torch.set_num_threads(1)
-from limerank.index import building, changes, writing
-from limerank.checkpoint import load_run
+from limerank.index import building
+from limerank.index import changes
+from limerank.index import writing
+from limerank.runs.folder import load_run
 from limerank.index.changes import change_items, compact_index
 from limerank.index.building import build_index
 
@@ -567,7 +569,7 @@ def test_a_reader_that_is_overtaken_opens_the_newer_version(live, monkeypatch):
 @pytest.mark.slow
 def test_readers_and_a_writer_at_once(live):
     script = (
-        "import sys; from limerank.checkpoint import load_run\n"
+        "import sys; from limerank.runs.folder import load_run\n"
         "from limerank.index.changes import compact_index, put_items\n"
         "run, path = load_run(sys.argv[1]), sys.argv[2]\n"
         "for k in range(60):\n"

@@ -20,10 +20,10 @@ from limerank.index.building import build_index
 from limerank.index.changes import put_items, remove_items
 from limerank.index.reading import LiveItems
 from limerank.index.writing import writing
-from limerank.server import engine as engine_module
-from limerank.server.engine import Serving
-from limerank.server.messages import Rank
-from limerank.stores import SqliteStore
+from limerank.serving import engine as engine_module
+from limerank.serving.engine import Serving
+from limerank.serving.messages import Rank
+from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, make_run, shop
 
 COLUMNS = {"group": "g1", "tags": "t1|t2", "length": 12.0}
@@ -296,9 +296,9 @@ def test_a_run_without_an_item_table_is_served(engines, tmp_path):
 
 
 def shop_without_items():
-    from limerank.dataset import Dataset
-    from limerank.logs import prepare
-    from limerank.schema import load_spec
+    from limerank.data.dataset import Dataset
+    from limerank.data.prepare import prepare
+    from limerank.data.spec import load_spec
     from tests.worlds import write_log
 
     place = folder() / "bare"

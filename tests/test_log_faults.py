@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from limerank.data.prepare import prepare, summary_text
+from limerank.data.prepare.clock import Clock
+from limerank.data.sources import Reader
+from limerank.data.spec import Spec
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.logs import prepare, summary_text
-from limerank.logs.clock import Clock
-from limerank.schema import Spec
-from limerank.sources import Reader
 
 DAY = 86_400_000
 START = 1_718_000_000_000

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from limerank.data.prepare import prepare, summary_text
+from limerank.data.spec import Spec
 from limerank.errors import DataError, FormatError
-from limerank.logs import prepare, summary_text
-from limerank.schema import Spec
 
 MIB = 1 << 20
 EVENTS = {"user": "user", "item": "item", "time": "time", "time_unit": "ms"}
@@ -318,7 +318,7 @@ def test_many_partitions_make_the_same_dataset(tmp_path: Path) -> None:
 def test_partitions_that_turn_out_too_large_are_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from limerank.logs.spooling import Spooling
+    from limerank.data.prepare.spooling import Spooling
 
     lists = [
         {"user": k % 50, "item": list(range(k % 5 + 1)), "time": 10**12 + k} for k in range(500)
@@ -959,8 +959,8 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
     program = f"""
         import os, signal
         from pathlib import Path
-        from limerank.logs import preparation
-        from limerank.schema import Spec
+        from limerank.data.prepare import job as preparation
+        from limerank.data.spec import Spec
 
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -980,7 +980,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
 
 
 def test_the_description_is_kept_beside_the_data(tmp_path: Path) -> None:
-    from limerank.schema import load_spec
+    from limerank.data.spec import load_spec
 
     folder = tmp_path / "logs [1]"
     folder.mkdir()

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from limerank.batch import Batch
-from limerank.config import ModelConfig, Variant
-from limerank.losses import predictions, task_losses, total_loss
+from limerank.data.batch import Batch
 from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
+from limerank.models.config import ModelConfig, Variant
 from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
+from limerank.models.losses import predictions, task_losses, total_loss
 from limerank.models.ranker import gather
 from tests.worlds import SHAPE, batch, unsure
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from limerank.errors import SpecError
 from limerank.kernels import _native
-from limerank.scorer import ModelScorer, NativeScorer, QuantisedScorer, paths
+from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, paths
 from tests.catalogues import ITEMS, shop
 
 NONE = np.zeros(0, np.int64)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from limerank.config import ModelConfig
 from limerank.kernels import _native
 from limerank.kernels.personal import Personaliser
 from limerank.models import VARIANTS, build
+from limerank.models.config import ModelConfig
 from limerank.models.lime import Lime
 from tests.worlds import SHAPE, batch, unsure
 

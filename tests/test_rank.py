@@ -17,15 +17,15 @@ import pytest
 import torch
 from rich.cells import cell_len
 
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.evaluation import predict
+from limerank.evaluation.evaluate import predict
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.logs import prepare
-from limerank.losses import predictions
-from limerank.rank import Ranked, Ranking, Recommender, rank_command, ranking_text
-from limerank.schema import Spec
+from limerank.models.losses import predictions
+from limerank.ranking.recommender import Ranked, Ranking, Recommender, rank_command, ranking_text
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
 

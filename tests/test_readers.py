@@ -17,12 +17,12 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.readers import READERS, layout, read
+from limerank.data.readers.taobao_ad import pseudo_items
+from limerank.data.spec import Checks, Spec, Split
 from limerank.errors import DataError, SpecError
-from limerank.logs import prepare
-from limerank.readers import READERS, layout, read
-from limerank.readers.taobao_ad import pseudo_items
-from limerank.schema import Checks, Spec, Split
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

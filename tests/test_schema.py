@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import limerank.schema
+import limerank.data.spec
+from limerank.data.spec import Spec, load_spec, validate, write_spec
 from limerank.errors import SpecError
-from limerank.schema import Spec, load_spec, validate, write_spec
 
 SOURCE: dict[str, Any] = {"files": ["log.parquet"], "time": "time"}
 LIKE: dict[str, Any] = {"name": "like", "kind": "binary", "column": "rating", "at_least": 4}
@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {"name": "shop", "events": [SOURCE], "labels": [LIKE]}
 
 
 def test_the_example_in_the_docstring_is_valid(tmp_path: Path) -> None:
-    text = (limerank.schema.__doc__ or "").split("::\n", 1)[1]
+    text = (limerank.data.spec.__doc__ or "").split("::\n", 1)[1]
     path = tmp_path / "spec.toml"
     path.write_text(textwrap.dedent(text))
     spec = load_spec(path)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limerank.errors import FingerprintError, SpecError, UnknownError
-from limerank.fidelity import quantisation_report
 from limerank.index import Index, catalogue
 from limerank.index.building import build_index
-from limerank.scorer import (
+from limerank.ranking.fidelity import quantisation_report
+from limerank.ranking.scorer import (
     ModelScorer,
     NativeScorer,
     QuantisedScorer,
@@ -20,7 +20,7 @@ from limerank.scorer import (
     contract,
     scorer_for,
 )
-from limerank.scorer.quantised import integer_products
+from limerank.ranking.scorer.quantised import integer_products
 from tests.catalogues import ITEMS, MODELS, SCORERS, folder, make_scorer, shop
 
 TASKS = 2

@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from limerank import selftest
-from limerank.checkpoint import load_run, save_weights
-from limerank.config import ModelConfig, TrainConfig
 from limerank.errors import FormatError
 from limerank.files import checksum, read_json, write_json
 from limerank.index import catalogue
 from limerank.index.building import build_index
 from limerank.index.changes import unreadable_items
-from limerank.rank import Recommender
-from limerank.state import people
-from limerank.trained import load_trained
-from limerank.training import train
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.ranking.recommender import Recommender
+from limerank.runs import selftest
+from limerank.runs.folder import load_run, save_weights
+from limerank.runs.model import load_trained
+from limerank.serving.state import people
+from limerank.training.trainer import train
 from tests.catalogues import MODELS, data, make_run, shop
 
 NAME = selftest.NAME

@@ -14,12 +14,12 @@ import torch
 from starlette.testclient import TestClient
 
 from limerank.errors import StoreError
-from limerank.losses import predictions
-from limerank.server.app import WAYS, application
-from limerank.server.engine import Serving
-from limerank.server.openapi import describe, reference
-from limerank.server.settings import Settings, keys_of_environment
-from limerank.stores import SqliteStore
+from limerank.models.losses import predictions
+from limerank.serving.engine import Serving
+from limerank.serving.http.app import WAYS, application
+from limerank.serving.http.openapi import describe, reference
+from limerank.serving.http.settings import Settings, keys_of_environment
+from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, folder, make_run, shop
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
@@ -520,7 +520,7 @@ def test_a_variant_is_told_apart(tmp_path):
     run = make_run(tmp_path / "broken", of.data, model="lime-mha")
     with torch.no_grad():
         run.ranker.links.fill_(float("nan"))
-    from limerank.checkpoint import save_weights
+    from limerank.runs.folder import save_weights
 
     save_weights(tmp_path / "broken", run.ranker)
     engine = engine_of(of, tmp_path)

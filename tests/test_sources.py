@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limerank.data.sources import Reader, delimited, find_files, read_table
+from limerank.data.spec import Table, load_spec
 from limerank.errors import DataError, SpecError
-from limerank.schema import Table, load_spec
-from limerank.sources import Reader, delimited, find_files, read_table
 
 MIB = 1 << 20
 

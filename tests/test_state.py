@@ -16,20 +16,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.events import event_of
+from limerank.data.prepare import prepare
+from limerank.data.spec import Spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.events import event_of
-from limerank.explain import explain
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import add_items, compact_index, remove_items, update_items
 from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
-from limerank.logs import prepare
 from limerank.models.ranker import gather
-from limerank.schema import Spec
-from limerank.state import Seen, Stream, UserStates, Window
-from limerank.stores import SqliteStore, State
+from limerank.ranking.explain import explain
+from limerank.serving.state import Seen, Stream, UserStates, Window
+from limerank.serving.stores import SqliteStore, State
 from tests.catalogues import MODELS, Shop, make_run, shop
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limerank.data.events import Event, event_of, pack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
-from limerank.events import Event, event_of, pack
-from limerank.server.private import Private
-from limerank.stores import SqliteStore, State, ValkeyStore, Version, open_store
-from limerank.stores.valkey import redacted
+from limerank.serving.http.private import Private
+from limerank.serving.stores import SqliteStore, State, ValkeyStore, Version, open_store
+from limerank.serving.stores.valkey import redacted
 from tests.valkey_server import needs_server, server
 
 NUMBERS = itertools.count()
@@ -353,7 +353,7 @@ def test_what_was_accepted_since_many_versions(store):
 def test_a_lower_bound_drops_what_is_too_much(place, monkeypatch):
     """When a user is next written or read, so many events at a time."""
     for module in ("sqlite", "valkey"):
-        monkeypatch.setattr(f"limerank.stores.{module}.TRIM", 4)
+        monkeypatch.setattr(f"limerank.serving.stores.{module}.TRIM", 4)
     with place.open() as store:
         for user in (1, 2):
             store.append([event(user=user, at=at, id=f"{at}") for at in range(20)])
@@ -572,9 +572,9 @@ def test_a_sound_store_has_nothing_to_look_after(store):
 
 FORK = """
 import os, sys, time
-from limerank.events import event_of
+from limerank.data.events import event_of
 from limerank.errors import StoreError
-from limerank.stores import SqliteStore, ValkeyStore
+from limerank.serving.stores import SqliteStore, ValkeyStore
 kind, where, prefix = sys.argv[1:]
 opened = lambda: SqliteStore(where) if kind == "sqlite" else ValkeyStore(where, prefix=prefix)
 store = opened()
@@ -643,8 +643,8 @@ def test_messages_of_an_open_store_do_not_say_where_it_is(place, monkeypatch):
 
 WRITER = """
 import sys
-from limerank.events import event_of
-from limerank.stores import SqliteStore, ValkeyStore
+from limerank.data.events import event_of
+from limerank.serving.stores import SqliteStore, ValkeyStore
 kind, where, prefix, name = sys.argv[1:]
 store = SqliteStore(where) if kind == "sqlite" else ValkeyStore(where, prefix=prefix)
 number = 0
@@ -839,7 +839,7 @@ def test_one_bad_write_does_not_stop_the_others(tmp_path):
 
 
 def test_another_process_holds_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("limerank.stores.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("limerank.serving.stores.sqlite.BUSY_SECONDS", 0.1)
     with SqliteStore(tmp_path / "events.db") as store:
         other = sqlite3.connect(tmp_path / "events.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -942,8 +942,8 @@ def test_a_file_of_an_earlier_version(tmp_path):
 
 def test_processes_that_make_one_file_at_once(tmp_path):
     code = (
-        "import sys\nfrom limerank.stores import SqliteStore\n"
-        "from limerank.events import event_of\n"
+        "import sys\nfrom limerank.serving.stores import SqliteStore\n"
+        "from limerank.data.events import event_of\n"
         "sys.stdin.readline()\n"
         "with SqliteStore(sys.argv[1]) as store:\n"
         "    store.append([event_of({'user': int(sys.argv[2]), 'item': 1, 'time': 1})])\n"
@@ -981,8 +981,8 @@ def test_a_foreign_database_stays_as_it_is(tmp_path):
 
 
 def test_a_deletion_that_is_not_for_good_yet_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("limerank.stores.sqlite.ERASE_TRIES", 2)
-    monkeypatch.setattr("limerank.stores.sqlite.ERASE_WAIT", 0.01)
+    monkeypatch.setattr("limerank.serving.stores.sqlite.ERASE_TRIES", 2)
+    monkeypatch.setattr("limerank.serving.stores.sqlite.ERASE_WAIT", 0.01)
     path = tmp_path / "events.db"
     with SqliteStore(path) as store:
         store.append([event(user="somebody", at=1, features={"x": "secret-of-somebody"})])
@@ -1125,7 +1125,7 @@ def test_settings_are_watched_while_the_store_is_open():
 
 @needs_server
 def test_a_large_user_is_read_part_by_part(monkeypatch):
-    monkeypatch.setattr("limerank.stores.valkey.PART", 10)
+    monkeypatch.setattr("limerank.serving.stores.valkey.PART", 10)
     with server() as running, ValkeyStore(running.url) as store:
         events = [event(at=at % 17, id=f"{at:03}") for at in range(95)]
         store.append(events)
@@ -1166,7 +1166,7 @@ def test_the_servers_log_is_written_anew_after_a_deletion(monkeypatch):
         assert b"secret-of" in logs()
         assert store.delete_user(1) and store.check() == []
         assert store._client.get(f"{store.prefix}erase") is not None, "not yet"
-        monkeypatch.setattr("limerank.stores.valkey.REWRITE_SECONDS", 0)
+        monkeypatch.setattr("limerank.serving.stores.valkey.REWRITE_SECONDS", 0)
         assert store.check() == []
         assert store._client.get(f"{store.prefix}erase") is None
         until = time.monotonic() + 30
@@ -1177,7 +1177,7 @@ def test_the_servers_log_is_written_anew_after_a_deletion(monkeypatch):
 
 @needs_server
 def test_appending_waits_in_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr("limerank.stores.valkey.WAITING", 3)
+    monkeypatch.setattr("limerank.serving.stores.valkey.WAITING", 3)
     with server() as running:
         store = ValkeyStore(running.url)
         go, append = threading.Event(), store.append
@@ -1196,7 +1196,7 @@ def test_appending_waits_in_threads_of_its_own(monkeypatch):
 
 @needs_server
 def test_more_threads_than_connections(monkeypatch):
-    monkeypatch.setattr("limerank.stores.valkey.CONNECTIONS", 2)
+    monkeypatch.setattr("limerank.serving.stores.valkey.CONNECTIONS", 2)
     with server() as running, ValkeyStore(running.url) as store:
         threads = [
             threading.Thread(target=lambda k=k: store.append([event(user=k, at=1)]))
@@ -1212,8 +1212,8 @@ def test_more_threads_than_connections(monkeypatch):
 
 @needs_server
 def test_a_search_of_names_is_bounded(monkeypatch):
-    monkeypatch.setattr("limerank.stores.valkey.NAMED_SCANS", 2)
-    monkeypatch.setattr("limerank.stores.valkey.SCAN", 10)
+    monkeypatch.setattr("limerank.serving.stores.valkey.NAMED_SCANS", 2)
+    monkeypatch.setattr("limerank.serving.stores.valkey.SCAN", 10)
     with server() as running, ValkeyStore(running.url) as store:
         store.append([event(user=user, at=1) for user in range(2000)])
         asked = []

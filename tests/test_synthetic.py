@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from limerank import synthetic
+from limerank.data import synthetic
+from limerank.data.spec import load_spec
+from limerank.data.synthetic import simulate
 from limerank.errors import FormatError, SpecError
 from limerank.metrics import auc
-from limerank.schema import load_spec
-from limerank.synthetic import simulate
 
 EVENTS = 150_000
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limerank.config import DataShape, ModelConfig, TrainConfig
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
-from limerank.evaluation import evaluate
+from limerank.evaluation.evaluate import evaluate
 from limerank.models import build
-from limerank.optimise import Optimiser
-from limerank.training import batch_size, train
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.training.optim import Optimiser
+from limerank.training.trainer import batch_size, train
 from tests.worlds import prepare_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
@@ -113,7 +113,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("at", [1, 4, 11])
 def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, monkeypatch, at):
-    import limerank.training as module
+    import limerank.training.trainer as module
 
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
     model = ModelConfig(model="lime-xor", **MODEL)
@@ -133,8 +133,8 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 
 SCRIPT = """
 import sys
-from limerank.config import ModelConfig, TrainConfig
-from limerank.training import train
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.training.trainer import train
 import torch
 torch.set_num_threads(2)
 train(sys.argv[1], sys.argv[2],
@@ -332,7 +332,7 @@ def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, 
     config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
     seen = []
     with monkeypatch.context() as patched:
-        patched.setattr("limerank.training.REPORT_SECONDS", 1e9)
+        patched.setattr("limerank.training.trainer.REPORT_SECONDS", 1e9)
         train(data, tmp_path / "whole", model=model, config=config, report=seen.append)
         first = next(line["step"] for line in seen if "validation" in line)
         _breaks(patched, first + 1)
@@ -357,7 +357,7 @@ def test_a_training_that_diverges_at_once_leaves_nothing(data, tmp_path, monkeyp
 
 def test_checkpoints_take_a_bounded_share_of_the_time(data, tmp_path, monkeypatch):
     """On a clock of this test: a step takes a second, a checkpoint ten."""
-    import limerank.training as module
+    import limerank.training.trainer as module
 
     class Clock:
         now = 0.0
@@ -420,8 +420,8 @@ def test_a_run_folder_holds_no_ids_of_users(tmp_path):
     """Ids that occur nowhere else, looked for in every byte; Parquet is read."""
     import polars as pl
 
-    from limerank.logs import prepare
-    from limerank.schema import load_spec
+    from limerank.data.prepare import prepare
+    from limerank.data.spec import load_spec
     from tests.worlds import write_log
 
     spec = write_log(tmp_path / "log")

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from limerank.errors import FormatError, SpecError, StoreError
-from limerank.server.numbers import Numbers
-from limerank.server.watching import Beside, wanted
+from limerank.serving.telemetry import Numbers
+from limerank.serving.watching import Beside, wanted
 
 SECONDS = 0.01
 PATIENCE = 30.0
@@ -93,7 +93,7 @@ def test_whatever_is_raised_is_counted_and_tried_again(beside, task, caplog):
 
 
 def test_attempts_come_later_and_later_but_not_for_ever(beside, monkeypatch):
-    monkeypatch.setattr("limerank.server.watching.LONGEST", 4 * SECONDS)
+    monkeypatch.setattr("limerank.serving.watching.LONGEST", 4 * SECONDS)
     engine = Engine()
     engine.raises["follow"] = [ValueError(str(k)) for k in range(12)]
     beside(engine)

@@ -9,10 +9,10 @@ import polars as pl
 import tomli_w
 import torch
 
-from limerank.batch import Batch, Features, Items, Users
-from limerank.config import DataShape, Task
-from limerank.logs import prepare
-from limerank.schema import load_spec
+from limerank.data.batch import Batch, Features, Items, Users
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
+from limerank.models.config import DataShape, Task
 
 SHAPE = DataShape(
     item_ids=40,

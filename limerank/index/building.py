@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.checkpoint import Run, load_run
-from limerank.dataset import Dataset
+from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, read_json, sync_directory, write_json
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
@@ -35,6 +34,7 @@ from limerank.index.writing import (
 )
 from limerank.models import Lime
 from limerank.progress import Bar
+from limerank.runs.folder import Run, load_run
 
 SHARD = 1 << 18
 """Items after which a build keeps what it has done."""
@@ -55,7 +55,7 @@ def build_index(
     """Encode a catalogue into the folder ``out``; returns its manifest.
 
     Below ``item_table`` it also says how a table in a file fits the run
-    (a :class:`limerank.coverage.TableCoverage`).
+    (a :class:`limerank.data.coverage.TableCoverage`).
 
     A new index is built in a folder beside it, ``.NAME.partial``, and appears when it is whole. A
     killed build goes on where it was when it is called again with the same arguments. An index that

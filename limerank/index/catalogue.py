@@ -19,14 +19,10 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from limerank.batch import Items
-from limerank.canonical import id_integers, id_texts
-from limerank.coverage import TableCoverage, cover_table
-from limerank.errors import DataError, FormatError, SpecError
-from limerank.features import FeatureTable
-from limerank.schema import Spec, Table, validate
-from limerank.sources import in_one_file, read_table
-from limerank.tables import (
+from limerank.data.batch import Items
+from limerank.data.canonical import id_integers, id_texts
+from limerank.data.coverage import TableCoverage, cover_table
+from limerank.data.encoding import (
     Encoding,
     candidates,
     encode,
@@ -34,7 +30,11 @@ from limerank.tables import (
     read_vocabulary,
     read_vocabulary_ids,
 )
-from limerank.trained import Trained
+from limerank.data.features import FeatureTable
+from limerank.data.sources import in_one_file, read_table
+from limerank.data.spec import Spec, Table, validate
+from limerank.errors import DataError, FormatError, SpecError
+from limerank.runs.model import Trained
 
 ENCODED_AT_ONCE = 1 << 20
 """Rows of a table."""

@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from limerank.coverage import TableCoverage
+from limerank.data.coverage import TableCoverage
 from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.lookup import Level, level_of, merged
@@ -37,7 +37,7 @@ from limerank.index.writing import (
     writing,
 )
 from limerank.progress import Bar
-from limerank.trained import Trained, load_trained
+from limerank.runs.model import Trained, load_trained
 
 TAIL = 1 << 16
 """Ids added or updated lately that are looked up apart; with more, all are sorted together."""

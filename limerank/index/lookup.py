@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from limerank.canonical import external_id
+from limerank.data.canonical import external_id
 from limerank.errors import DataError
 from limerank.kernels import _native
 
@@ -81,8 +81,9 @@ class IdTable:
     def find(self, ids: ArrayLike | Sequence[Any], first: int = 0) -> NDArray[np.int64]:
         """The row of each id, i64; -1 where the table does not hold it.
 
-        An id is found by any of its spellings (:func:`limerank.canonical.external_id`); text that
-        the table holds as it stands comes first, for tables written before there was that rule.
+        An id is found by any of its spellings (:func:`limerank.data.canonical.external_id`); text
+        that the table holds as it stands comes first, for tables written before there was that
+        rule.
 
         Args:
             ids: what is looked for.

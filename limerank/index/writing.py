@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.batch import Items
+from limerank.data.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, lock, sync_directory, write_json
 from limerank.index.catalogue import Catalogue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limerank.config import DataShape, ModelConfig
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.din import Din
 from limerank.models.hstu import Hstu
 from limerank.models.lime import Lime, LimeMha, LimeXor

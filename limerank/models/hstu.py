@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import (
     AGE_BUCKETS,
     age_bucket,

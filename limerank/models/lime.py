@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from limerank.batch import Sequences, Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Sequences, Users
 from limerank.kernels.attention import link_attention, link_weights, xor_attention
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import (
     Ages,
     Evidence,

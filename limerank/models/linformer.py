@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import Ages, places_from_newest
 from limerank.models.target_attention import CandidateAttention, KeyState
 

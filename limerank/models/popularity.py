@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import HeadTerms
 from limerank.models.ranker import Ranker
 

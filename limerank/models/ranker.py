@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.batch import Batch, Features, Items, Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Batch, Features, Items, Users
+from limerank.models.config import DataShape, ModelConfig
 
 MULTI_HOT_ROWS = 256
 """In training, event tables of at most so many rows are summed as a product with zeros and ones."""

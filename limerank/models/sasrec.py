@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import (
     FeedForward,
     HeadTerms,

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
 from limerank.kernels.attention import softmax_attention
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
 from limerank.models.ranker import Ranker, at_once, pieces
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.ranker import Ranker
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.batch import Users
-from limerank.config import DataShape, ModelConfig
+from limerank.data.batch import Users
 from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
+from limerank.models.config import DataShape, ModelConfig
 from limerank.models.layers import join_heads, split_heads
 from limerank.models.lime import (
     START_GAIN,

@@ -1,5 +1,5 @@
 // The face towards Python: arguments are checked here, then the work is shared among threads
-// without the interpreter's lock. See limerank/scorer/native.py for what the arrays are.
+// without the interpreter's lock. See limerank/ranking/scorer/native.py for what the arrays are.
 #include "python.hpp"
 
 #include <cmath>
@@ -400,7 +400,7 @@ NB_MODULE(_native, m) {
     using namespace limerank;
     // What a frame of an exception or a module's variable holds when the interpreter ends is no leak.
     nb::set_leak_warnings(false);
-    m.doc() = "Scores the items of an index in integer arithmetic, see limerank.scorer.native; and the "
+    m.doc() = "Scores the items of an index in integer arithmetic, see limerank.ranking.scorer.native; and the "
               "user stage of LIME, see limerank.kernels.personal.";
     m.attr("SILU_ERROR") = SILU_ERROR;
     m.def("paths", [] {

@@ -1,0 +1,264 @@
+"""Events given one by one, as the columns and codes that preparation makes of a log.
+
+One place for the server, whose events are posted, and for a history given on the spot.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limerank.data.canonical import category, iso, milliseconds, number
+from limerank.data.encoding import read_vocabulary
+from limerank.data.events import FLOAT32, Event, event_of
+from limerank.data.history import DAY_MS, Columns, EventEncoder
+from limerank.errors import DataError, FormatError, check_names, did_you_mean
+
+MINUTE_MS = 60_000
+FAR_MS = 3653 * DAY_MS
+"""Times so far off the log are none that can be meant: ten years."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Events of one user.
+
+    Attributes:
+        columns: of the dataset's format; ``columns["item"]`` holds codes.
+        rows: rows of the events that histories hold, oldest first.
+        met: rows of all events, oldest first.
+        ids: external ids of the items by code.
+    """
+
+    columns: Columns
+    rows: Rows
+    met: Rows
+    ids: Any
+
+
+class EventForm:
+    """What a run knows of an event: its labels, features and their codes.
+
+    Args:
+        manifest: of the dataset that the run was trained on.
+        folder: of the run, whose vocabularies are read when they are first needed.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], folder: Path) -> None:
+        encoding = manifest["encoding"]
+        self.encoder = EventEncoder(encoding, manifest["clock"])
+        self.labels = {label["name"]: label for label in encoding["labels"]}
+        self.features = {feature["name"]: feature for feature in encoding["event_features"]}
+        self.context_features = {
+            name: feature for name, feature in self.features.items() if feature["when"] == "context"
+        }
+        self.keep: str | None = manifest["spec"]["history"]["keep"]
+        times = manifest["summary"]["time"]
+        self.log_start: int = int(times["first"])
+        """The time of the log's first event."""
+        self.log_end: int = int(times.get("now", times["last"]))
+        """The time of the log's last event, those of the future apart: a request's default time."""
+        if self.log_end < self.log_start:
+            raise FormatError(
+                f"the log that {folder} was made of ends at {self.log_end}, before its start at "
+                f"{self.log_start}: the folder was changed; make it anew"
+            )
+        self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
+        self._folder = folder
+
+    @property
+    def clock(self) -> bool:
+        """Whether times are milliseconds since 1970; else they only order the events."""
+        return self.encoder.clock
+
+    @cached_property
+    def main(self) -> str | None:
+        """The first binary label."""
+        return next((n for n, label in self.labels.items() if label["kind"] == "binary"), None)
+
+    def check(self, event: Event) -> None:
+        """Refuse what the run does not know.
+
+        Raises:
+            UnknownError: a label or a feature has a name that is none of the run's.
+            DataError: a binary label is neither 0 nor 1, or the time cannot be meant.
+        """
+        self.check_time(event.time)
+        check_names("label", event.labels, self.labels)
+        check_names("duration label", event.ratios, self.labels)
+        check_names("event feature", event.features, self.features)
+        for name, value in event.labels.items():
+            if self.labels[name]["kind"] == "binary" and value not in (0, 1):
+                raise DataError(f"the label {name!r} is {value!r}, expected 0 or 1")
+
+    def check_time(self, time: int) -> None:
+        """Refuse a time that is years off the log's: it is in another unit, or of a broken clock.
+
+        Raises:
+            DataError: the log has a clock, and the time is more than ``FAR_MS`` before its first
+                event, or after both its last one and the present.
+        """
+        if not self.clock:
+            return
+        low = self.log_start - FAR_MS
+        high = max(self.log_end, round(clock.time() * 1000)) + FAR_MS
+        if low <= time <= high:
+            return
+        meant = [
+            f"{time * factor // divisor} (given in {unit})"
+            for unit, factor, divisor in (
+                ("seconds", 1000, 1), ("microseconds", 1, 1000), ("nanoseconds", 1, 1_000_000)
+            )
+            if low <= time * factor // divisor <= high
+        ]  # fmt: skip
+        raise DataError(
+            f"the time {time} is {iso(time)} in milliseconds since 1970, years off the log, which "
+            f"runs from {iso(self.log_start)} to {iso(self.log_end)}"
+            + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+        )
+
+    def entries(self, history: Iterable[Any]) -> list[dict[str, Any]]:
+        """The events of a history given on the spot as mappings; DataError where one is none."""
+        return [_entry(entry, self.main) for entry in history]
+
+    def given(self, entries: Sequence[Mapping[str, Any]], now: int | None) -> list[Event]:
+        """Events of :meth:`entries`, in their order.
+
+        All have a time or none; without, they are a minute apart (an order: one), and end before
+        ``now``, which is the end of the log when not given.
+        """
+        times = self._times([entry.get("time") for entry in entries], now)
+        events = [
+            event_of({"user": 0, "id": place, **entry, "time": int(time)})
+            for place, (entry, time) in enumerate(zip(entries, times, strict=True))
+        ]
+        for event in events:
+            self.check(event)
+        return events
+
+    def _times(self, given: list[Any], now: int | None) -> NDArray[np.int64]:
+        known = [value is not None for value in given]
+        if any(known) and not all(known):
+            raise DataError(
+                f"{len(known) - sum(known)} of {len(known)} events of the history have no time; "
+                "give a time to all of them or to none"
+            )
+        if given and all(known):
+            return np.array([milliseconds(value) for value in given], dtype=np.int64)
+        n = len(given)
+        if not self.clock:
+            return np.arange(n, dtype=np.int64) + (0 if now is None else now - n)
+        end = self.log_end if now is None else now
+        return end - MINUTE_MS * np.arange(n, 0, -1, dtype=np.int64)
+
+    def log(self, events: Sequence[Event], now: int | None = None) -> EventLog:
+        """Events of one user as columns; those of one time stay in the order given.
+
+        What this run does not know of them, such as a label that another run had, is left out.
+
+        Args:
+            events: in any order.
+            now: only events before it count.
+        """
+        n = len(events)
+        codes: dict[int | str, int] = {}
+        columns: dict[str, NDArray[Any]] = {
+            "item": np.array([codes.setdefault(e.item, len(codes)) for e in events], np.int32),
+            "time": np.array([event.time for event in events], dtype=np.int64),
+        }
+        for name, label in self.labels.items():
+            duration = label["kind"] == "duration"
+            columns[f"label_{name}"] = np.full(n, np.nan if duration else 0, np.float32)
+            if duration:
+                columns[f"ratio_{name}"] = np.full(n, np.nan, np.float32)
+        for name in self.features:
+            columns[f"feature_{name}"] = np.zeros(n, np.int32)
+        for place, event in enumerate(events):
+            for name, value in event.labels.items():
+                if name in self.labels:
+                    columns[f"label_{name}"][place] = self._label(name, value)
+            for name, value in event.ratios.items():
+                if f"ratio_{name}" in columns:
+                    columns[f"ratio_{name}"][place] = min(value, FLOAT32)
+            for name, feature in event.features.items():
+                if name in self.features:
+                    columns[f"feature_{name}"][place] = self._code(self.features[name], feature)
+        order = np.argsort(columns["time"], kind="stable")
+        if now is not None:
+            order = order[columns["time"][order] < now]
+        kept = order
+        if self.keep is not None:
+            kept = order[columns[f"label_{self.keep}"][order] > 0]
+        ids = np.empty(len(codes), dtype=object)
+        ids[:] = list(codes)
+        return EventLog(columns, kept, order, ids)
+
+    def kept(self, event: Event) -> bool:
+        """Whether histories hold the event."""
+        return self.keep is None or event.labels.get(self.keep) == 1
+
+    def context(self, given: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
+        """Columns of one request's context; unknown where not given.
+
+        Raises:
+            UnknownError: a name is that of no context feature.
+        """
+        check_names("context feature", given, self.context_features)
+        return {
+            f"feature_{name}": np.array([self._code(feature, given.get(name))])
+            for name, feature in self.context_features.items()
+        }
+
+    def _label(self, name: str, value: float) -> float:
+        if self.labels[name]["kind"] == "binary":
+            return float(value == 1)
+        cap = self._caps.get(name)
+        return min(value, FLOAT32 if cap is None else cap)
+
+    def _code(self, feature: Mapping[str, Any], value: Any) -> int:
+        """Code of an event feature's value; 0: unknown."""
+        if value is None:
+            return 0
+        if feature["kind"] == "numeric":
+            with np.errstate(over="ignore"):
+                given = np.float32(number(value))
+            if not np.isfinite(given):
+                return 0
+            return 1 + int(np.searchsorted(feature["edges"], given, side="right"))
+        text = category(value)
+        return 0 if text is None else self._vocabulary(feature["name"]).get(text, 0)
+
+    def _vocabulary(self, feature: str) -> dict[str, int]:
+        if feature not in self._vocabularies:
+            table = read_vocabulary(self._folder, f"event_{feature}")
+            self._vocabularies[feature] = dict(table.select("value", "code").iter_rows())
+        return self._vocabularies[feature]
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, dict[str, int]]:
+        return {}
+
+
+def _entry(entry: Any, main: str | None) -> dict[str, Any]:
+    """An event of a history given on the spot, as a mapping."""
+    if not isinstance(entry, Mapping):
+        # A bare id: an item that the user liked, unlike a mapping that says nothing.
+        return {"item": entry, "labels": {} if main is None else {main: 1}}
+    known = ("item", "time", "labels", "ratios", "features")
+    wrong = [name for name in entry if name not in known]
+    if wrong or "item" not in entry:
+        raise DataError(
+            f"an event of the history has {', '.join(map(repr, entry)) or 'nothing'}; expected "
+            f"item and any of {', '.join(known[1:])}"
+            + (did_you_mean(wrong[0], known) if wrong else "")
+        )
+    return {name: value for name, value in entry.items() if value is not None}

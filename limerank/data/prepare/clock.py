@@ -1,0 +1,108 @@
+"""Times that cannot be right: beyond the present, far after all others, before there were logs.
+
+One event of a phone whose clock is years ahead must not become the time at which everybody's
+ranking is made: :attr:`Clock.now` is the newest time that is none of these.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limerank.data.canonical import iso
+from limerank.data.prepare.checks import DAY_MS, OLDEST
+
+AHEAD_MS = DAY_MS
+"""How far beyond the present clock a time may lie: local times are read as UTC."""
+STRAY_SHARE = 0.01
+MOST_STRAYS = 1024
+"""At most this share of the events, and so many, can lie far after all others."""
+FEWEST_EVENTS = 10
+"""In a log of fewer events none is called far from the others."""
+SAMPLE = 1 << 16
+"""About so many times tell how long the log is without its strays."""
+
+
+class Clock:
+    """The times of a log as they are met in any order; then which of them are outliers.
+
+    A time is an outlier where it lies more than a day beyond the present clock, or where it and
+    all later ones are at most 1 % of the events (and at most 1,024) and lie further after the
+    events before them than a day and than half the time that those span.
+
+    Args:
+        total: about how many events there are.
+        present: the present time in milliseconds since 1970; the machine's clock when not given.
+    """
+
+    def __init__(self, total: int, present: int | None = None) -> None:
+        self._limit = (round(time.time() * 1000) if present is None else present) + AHEAD_MS
+        self._stride = max(total // SAMPLE, 1)
+        self._newest = np.zeros(0, np.int64)
+        self._sample: list[NDArray[np.int64]] = []
+        self._last = np.iinfo(np.int64).min
+        self.total = self.future = self.old = 0
+
+    def add(self, times: NDArray[np.int64]) -> None:
+        """Take note of some events' times (milliseconds since 1970)."""
+        self.total += len(times)
+        self._sample.append(times[:: self._stride].copy())
+        self.old += int((times < OLDEST).sum())
+        self._last = max(self._last, int(times.max(initial=self._last)))
+        if self._last > self._limit:
+            later = times > self._limit
+            self.future += int(later.sum())
+            times = times[~later]
+        newest = np.concatenate([self._newest, times])
+        keep = MOST_STRAYS + 1
+        self._newest = np.partition(newest, -keep)[-keep:] if len(newest) > keep else newest
+
+    def finish(self) -> None:
+        """Find the outliers: from now on :attr:`now` and :meth:`warnings` are known."""
+        self._sample = [np.sort(np.concatenate(self._sample))] if self._sample else []
+        self.now, self.far = int(self._last), 0
+        self._newest = np.sort(self._newest)
+        if 2 * self.future >= self.total or len(self._newest) == 0:
+            return  # most events lie in the future: a simulated log, or a wrong unit
+        cut = len(self._newest) if self.total < FEWEST_EVENTS else self._first_far()
+        self.far = len(self._newest) - cut
+        self.now = int(self._newest[cut - 1])
+
+    def _first_far(self) -> int:
+        """Where in the newest times those begin that lie far after all others."""
+        times = self._newest
+        most = min(max(int(STRAY_SHARE * self.total), 1), len(times) - 1)
+        start = int(self._sample[0][int(STRAY_SHARE * len(self._sample[0]))])
+        for cut in range(len(times) - most, len(times)):
+            before = int(times[cut - 1])
+            gap = int(times[cut]) - before
+            if gap > DAY_MS and 2 * gap > before - start:
+                return cut
+        return len(times)
+
+    def warnings(self) -> list[str]:
+        """What to say of the outliers: how many, and an example."""
+        said = []
+        if self.future:
+            said.append(
+                f"{self.future:,} of {self.total:,} events are later than the present, such as "
+                f"{iso(int(self._last))}: check their clocks, or the source's time_unit"
+            )
+        if self.far:
+            said.append(
+                f"{self.far:,} of {self.total:,} events lie far after all others, such as "
+                f"{iso(int(self._newest[-1]))} after {iso(self.now)}: check their clocks"
+            )
+        if (self.future or self.far) and self.now != self._last:
+            said[-1] += f"; rankings without a time are made as of {iso(self.now)}"
+        median = int(self._sample[0][len(self._sample[0]) // 2]) if self._sample else 0
+        if self.old and median >= OLDEST:
+            oldest = int(self._sample[0][0])
+            example = f", such as {iso(oldest)}" if oldest < OLDEST else ""
+            said.append(
+                f"{self.old:,} of {self.total:,} events are from before 1990{example}: if these "
+                "times stand for missing ones, name them in null_values"
+            )
+        return said

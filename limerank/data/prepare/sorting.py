@@ -1,0 +1,320 @@
+"""Spooled events, sorted by user and time, and read again in stretches of whole users."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from limerank.data.prepare.checks import request_steps
+from limerank.data.prepare.clock import Clock
+from limerank.data.prepare.ids import Mask
+from limerank.data.prepare.partition import (
+    MULTIPLIER,
+    Array,
+    NpyReader,
+    NpyWriter,
+    Spool,
+    group_order,
+    in_order,
+    radix_order,
+    ragged_index,
+    stable_order,
+    sync,
+)
+from limerank.data.prepare.spooling import Spooling, stretch
+from limerank.data.prepare.summary import BACKWARDS
+from limerank.errors import DataError
+from limerank.progress import Bar
+
+FINAL = ("time", "label_", "ratio_")
+"""Columns of the sorted events that are part of the dataset as they are."""
+BLOCK_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class SortedPart:
+    """One partition, sorted: its users with their numbers of events, its columns, its dirt."""
+
+    users: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    columns: dict[str, Array]
+    duplicates: int = 0
+    backwards: int = 0
+    broken_lists: int = 0
+
+
+@dataclass
+class Block:
+    """Consecutive events of whole users."""
+
+    first_user: int
+    first_event: int
+    counts: NDArray[np.int64]
+    columns: dict[str, Array]
+
+    @property
+    def size(self) -> int:
+        return int(self.counts.sum())
+
+
+class SortedEvents:
+    """All events, by user and time, each once.
+
+    Attributes:
+        keys, user_counts, total: the users in order, how many events each has, and all have.
+        time_range, shown_range: the first and the last time of all events, and of those shown.
+        shown_total: how many events are shown.
+        clock: which times are outliers.
+    """
+
+    def __init__(self, spools: Spooling, folder: Path) -> None:
+        """``folder`` is that of the dataset: it takes the columns that are part of it."""
+        self._spools, self._folder = spools, folder
+        self._spec, self._work = spools.spec, spools.work
+        self._room, self._quiet = spools.room, spools.quiet
+        self.some_hidden = spools.some_hidden
+        self._constants = {
+            number: spools.constants(source)
+            for number, source in enumerate(spools.spec.events)
+            if source.lists
+        }
+
+    def sort(self, aside: ThreadPoolExecutor) -> None:
+        """Sort each partition and append its columns to the arrays of all events.
+
+        Arrays that are part of the dataset are made durable by ``aside`` meanwhile.
+
+        Raises:
+            DataError: no event is left, or none that is shown.
+        """
+        spools, events = self._spools, self._folder / "events"
+        user_keys: list[NDArray[np.uint64]] = []
+        user_counts: list[NDArray[np.int64]] = []
+        self.time_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
+        self.shown_range = list(self.time_range)
+        self.shown_total = 0
+        dtypes = {name: t for name, t in spools.dtypes.items() if name not in ("user", "source")}
+        if self.some_hidden:
+            dtypes["shown"] = np.bool_
+        if spools.requests_given:
+            dtypes["request"] = np.uint8
+        self._dtypes = dtypes
+        writers = {
+            name: NpyWriter(
+                (events if name.startswith(FINAL) else self._work / "sorted") / f"{name}.npy", dtype
+            )
+            for name, dtype in dtypes.items()
+        }
+        total = int(spools.spool.rows.sum())
+        self.clock = Clock(total)
+        with Bar("sorting", total=total, unit="events", quiet=self._quiet) as bar:
+            for part in in_order(self._sort_part, self._parts(spools.spool, spools.lists)):
+                n = len(part.columns["time"])
+                if n == 0:
+                    continue
+                user_keys.append(part.users)
+                user_counts.append(part.counts)
+                spools.noted["duplicate row"] += part.duplicates
+                spools.noted[BACKWARDS] += part.backwards
+                spools.noted["list that does not continue the one before"] += part.broken_lists
+                for name, writer in writers.items():
+                    writer.append(part.columns[name])
+                times = part.columns["time"]
+                stretch(self.time_range, times)
+                self.clock.add(times)
+                if self.some_hidden:
+                    times = times[part.columns["shown"]]
+                if len(times):
+                    stretch(self.shown_range, times)
+                    self.shown_total += len(times)
+                bar.advance(n)
+        for name, writer in writers.items():
+            writer.close()
+            if name.startswith(FINAL):
+                aside.submit(sync, writer.path)
+        self.clock.finish()
+        if not user_keys:
+            raise DataError(f"the log has no usable events: {spools.rows:,} rows read")
+        self.keys = np.concatenate(user_keys)
+        self.user_counts = np.concatenate(user_counts)
+        self.total = int(self.user_counts.sum())
+        if self.shown_total == 0:
+            raise DataError("no event of a source with shown = true is left: nothing to score")
+
+    def stream(self, wanted: list[str]) -> Iterator[Block]:
+        """These columns of the sorted events, a stretch of whole users at a time."""
+        files = {}
+        for name in wanted:
+            if name == "shown" and not self.some_hidden:
+                continue
+            folder = self._folder / "events" if name.startswith(FINAL) else self._work / "sorted"
+            files[name] = NpyReader(folder / f"{name}.npy", self._dtypes[name])
+        ends = np.cumsum(self.user_counts)
+        size = int(min(max(self._room // 1000, 1 << 12), BLOCK_ROWS))
+        first_user = first_event = 0
+        try:
+            while first_user < len(ends):
+                last = int(np.searchsorted(ends, first_event + size, side="right"))
+                last = max(last, first_user + 1)
+                count = int(ends[last - 1]) - first_event
+                columns = {name: file.read(count) for name, file in files.items()}
+                if not self.some_hidden:
+                    columns["shown"] = np.ones(count, bool)
+                yield Block(first_user, first_event, self.user_counts[first_user:last], columns)
+                first_user, first_event = last, first_event + count
+        finally:
+            for file in files.values():
+                file.close()
+
+    def _parts(
+        self, spool: Spool, lists: Spool | None, depth: int = 0
+    ) -> Iterator[tuple[Spool, Spool | None, int]]:
+        """All partitions by user, those that are too large for memory divided further."""
+        for part in range(1 << spool.bits):
+            rows = int(spool.rows[part]) + (0 if lists is None else int(lists.rows[part]))
+            if rows > self._spools.part_limit and depth < 8:
+                finer = None if lists is None else lists.split(part)
+                yield from self._parts(spool.split(part), finer, depth + 1)
+            elif rows:
+                yield spool, lists, part
+
+    def _sort_part(self, place: tuple[Spool, Spool | None, int]) -> SortedPart:
+        spool, lists, number = place
+        columns = spool.load(number)
+        broken = 0
+        first_list = len(columns["user"])
+        if lists is not None:
+            new, broken = self._list_events(lists.load(number))
+            columns = {name: np.concatenate([columns[name], new[name]]) for name in columns}
+        keys = columns.pop("user")
+        n = len(keys)
+        order, keys, starts = group_order(keys)
+        users = keys[starts]
+        lengths = np.diff(np.append(starts, n))
+        rank = np.repeat(np.arange(len(starts)), lengths)
+        # Each user's events now stand as in the files; mostly that is in order of time already.
+        time = columns["time"][order]
+        same_user = rank[1:] == rank[:-1]
+        earlier = same_user & (time[1:] < time[:-1])
+        if "source" in columns:
+            source = columns["source"][order]
+            told = earlier & (source[1:] == source[:-1]) & (order[1:] < first_list)
+            backwards = int(told.sum())
+        else:
+            backwards = int(earlier.sum())
+        if self.some_hidden:
+            shown = self._spools.shown_sources[source]
+            wrong = same_user & (time[1:] == time[:-1]) & shown[:-1] & ~shown[1:]
+            if earlier.any() or wrong.any():
+                order = order[stable_order(rank, (time - time.min()) * 2 + shown)]
+        elif earlier.any():
+            order = order[stable_order(rank, time)]
+        columns = {name: array[order] for name, array in columns.items()}
+        if self.some_hidden:
+            columns["shown"] = self._spools.shown_sources[columns["source"]]
+        keep = self._distinct(columns, rank, order >= first_list)
+        if keep is not None:
+            columns = {name: array[keep] for name, array in columns.items()}
+            lengths = np.bincount(rank[keep], minlength=len(users))
+        if self._spools.requests_given:
+            columns["request"] = request_steps(columns["request"])
+        return SortedPart(users, lengths, columns, n - len(columns["time"]), backwards, broken)
+
+    def _distinct(self, columns: dict[str, Array], rank: Array, exempt: NDArray[np.bool_]) -> Mask:
+        """Which sorted rows to keep, where some repeat an earlier one exactly (None: all)."""
+        time = columns["time"]
+        tie = (rank[1:] == rank[:-1]) & (time[1:] == time[:-1])
+        in_tie = np.zeros(len(time), bool)
+        in_tie[1:] = tie
+        in_tie[:-1] |= tie
+        in_tie &= ~exempt
+        rows = np.flatnonzero(in_tie)
+        if len(rows) < 2:
+            return None
+        group = np.cumsum(np.concatenate([[True], ~tie]))[rows].astype(np.uint64)
+        values = [columns["item"][rows]] + ([columns["shown"][rows]] if self.some_hidden else [])
+        values += [columns[f"label_{label.name}"][rows] for label in self._spec.labels]
+        mixed = group
+        for value in values:
+            mixed = mixed * np.uint64(MULTIPLIER)
+            mixed ^= mixed >> np.uint64(32)
+            bits = value.view(np.uint32) if value.dtype == np.float32 else value
+            mixed += bits.astype(np.uint64)
+        mixed *= np.uint64(MULTIPLIER)
+        short = (mixed >> np.uint64(32)).astype(np.uint32)
+        order = radix_order(mixed >> np.uint64(32), 32)
+        same = np.flatnonzero(short[order[1:]] == short[order[:-1]])
+        if len(same) == 0:
+            return None
+        candidates = np.unique(order[np.concatenate([same, same + 1])])
+        frame = pl.DataFrame(
+            {"group": group[candidates]}
+            | {f"value_{k}": value[candidates] for k, value in enumerate(values)}
+        )
+        first = frame.with_row_index("at").unique(frame.columns, keep="first")["at"].to_numpy()
+        if len(first) == len(candidates):
+            return None
+        keep = np.ones(len(time), bool)
+        keep[rows[np.delete(candidates, first)]] = False
+        return keep
+
+    def _list_events(self, lists: dict[str, Array]) -> tuple[dict[str, Array], int]:
+        """The events that a partition's lists tell of, each once, in order."""
+        n = len(lists["user"])
+        dtypes = self._spools.dtypes
+        if n == 0:
+            return {name: np.zeros(0, dtype) for name, dtype in dtypes.items()}, 0
+        order, _, starts = group_order(lists["user"])
+        new_user = np.zeros(n, bool)
+        new_user[starts] = True
+        order = order[stable_order(np.cumsum(new_user) - 1, lists["time"][order])]
+        length = lists["length"][order]
+        start = (np.cumsum(lists["length"]) - lists["length"])[order]
+        values = lists["values"]
+        broken = 0
+        # The common case at once: a list that begins with the whole one before it.
+        previous = np.maximum(np.arange(n) - 1, 0)
+        shared = np.where(new_user, 0, np.minimum(length, length[previous]))
+        same = values[ragged_index(start, shared)] == values[ragged_index(start[previous], shared)]
+        row = np.repeat(np.arange(n), shared)
+        differs = np.bincount(row[~same], minlength=n) > 0
+        skip = np.where(differs, 0, shared)
+        for k in np.flatnonzero(differs).tolist():
+            old = values[start[k - 1] : start[k - 1] + length[k - 1]]
+            new = values[start[k] : start[k] + length[k]]
+            skip[k] = _overlap(old, new)
+            broken += int(skip[k] == 0)
+        count = length - skip
+        index = ragged_index(start + skip, count)
+        owner = order[np.repeat(np.arange(n), count)]
+        events: dict[str, Array] = {
+            "user": lists["user"][owner],
+            "item": values[index],
+            "time": lists["time"][owner] - 1,
+            "source": lists["source"][owner],
+        }
+        total = len(index)
+        for name, dtype in dtypes.items():
+            if name not in events:
+                events[name] = np.zeros(total, dtype)
+        for number, source in enumerate(self._spec.events):
+            if source.lists:
+                rows = events["source"] == number
+                for name, value in self._constants[number].items():
+                    events[name][rows] = value
+        return events, broken
+
+
+def _overlap(old: Array, new: Array) -> int:
+    """How many of ``new`` a list ``old`` before it holds already, at its end."""
+    for at in np.flatnonzero(old == new[0]).tolist():
+        length = min(len(old) - at, len(new))
+        if np.array_equal(old[at : at + length], new[:length]):
+            return length
+    return 0

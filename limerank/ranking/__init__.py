@@ -1,0 +1,1 @@
+"""Ranking: a user and an index in, ranked items with reasons out."""

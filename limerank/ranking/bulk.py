@@ -1,0 +1,232 @@
+"""Every user's best items, a batch of users at a time, into one Parquet or CSV file.
+
+A batch shares one pass over the index. Finished parts lie in ``OUT.partial`` until all are there: a
+killed job goes on where it was when it is called again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time as clock
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from limerank.data.canonical import milliseconds
+from limerank.errors import FormatError, SpecError
+from limerank.files import (
+    TABLE_ENDINGS,
+    check_output,
+    new_file,
+    read_json,
+    sync_directory,
+    write_json,
+)
+from limerank.models.losses import predictions
+from limerank.progress import Bar
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.scorer import weights_of_tasks
+
+PART = 8192
+"""Users of a part: a killed job loses at most about so many."""
+BATCH = 32
+"""Users that share one pass over the index."""
+
+
+def rank_all(
+    recommender: Recommender,
+    out: str | os.PathLike[str],
+    *,
+    users: Sequence[Any] | None = None,
+    k: int = 100,
+    exclude_seen: bool = True,
+    task_weights: Mapping[str, float] | None = None,
+    time: int | str | datetime | None = None,
+    batch: int = BATCH,
+    overwrite: bool = False,
+    quiet: bool = True,
+) -> dict[str, int]:
+    """Rank the whole catalogue for many users.
+
+    The file has a row per user and place: ``user``, ``rank`` (from 1), ``item``, ``value`` (what
+    they are ranked by, f32) and one column per task, f32: a probability, or expected seconds.
+
+    Args:
+        recommender: the run, the index, the dataset and the scorer.
+        out: the file, which appears when it is whole: CSV where its name ends in ``.csv``, else
+            Parquet.
+        users: external ids; all users of the dataset when not given.
+        k: items for each; fewer where a user has met nearly all.
+        exclude_seen: leave out items that the user has met.
+        task_weights: as for :meth:`~limerank.ranking.recommender.Recommender.rank`.
+        time: when the requests are made, as for
+            :meth:`~limerank.ranking.recommender.Recommender.rank`; the end of the log when not
+            given.
+        batch: users that share one pass over the index.
+        overwrite: replace ``out``, and forget what a killed job with other arguments had done.
+        quiet: show no progress.
+
+    Returns:
+        ``users`` and ``rows`` in the file.
+
+    Raises:
+        FormatError: ``out`` exists, or a killed job had other arguments, and ``overwrite`` is
+            false; or ``out`` has another ending, or cannot be written.
+        UnknownError: a user or a task is unknown.
+        SpecError: k is below 1.
+    """
+    out = check_output(out, TABLE_ENDINGS)
+    if out.exists() and not overwrite:
+        raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
+    if k < 1:
+        raise SpecError(f"k is {k}, expected at least 1")
+    weights_of_tasks(recommender.tasks, task_weights)
+    rows = recommender.user_rows(users)
+    partial = out.with_name(f"{out.name}.partial")
+    _begin(
+        partial,
+        {
+            "fingerprint": recommender.run.fingerprint,
+            "index": _hash(recommender.index.manifest),
+            "data": _hash(recommender.dataset.manifest),
+            "users": hashlib.sha256(rows.tobytes()).hexdigest(),
+            "k": k,
+            "exclude_seen": exclude_seen,
+            "task_weights": None if task_weights is None else dict(task_weights),
+            "scorer": recommender.scorer.name,
+            **({} if time is None else {"time": milliseconds(time)}),
+        },
+        overwrite,
+    )
+    parts = [rows[at : at + PART] for at in range(0, len(rows), PART)] or [rows]
+    with Bar("ranking", total=len(rows), unit="users", quiet=quiet) as bar:
+        for place, part in enumerate(parts):
+            path = partial / f"part-{place:06d}.parquet"
+            if path.exists():
+                bar.advance(len(part))
+                continue
+            frames = []
+            for at in range(0, max(len(part), 1), batch):
+                some = part[at : at + batch]
+                frames.append(_ranked(recommender, some, k, exclude_seen, task_weights, time))
+                bar.advance(len(some))
+            fresh = path.with_suffix(".fresh")
+            pl.concat(frames).write_parquet(fresh)
+            os.replace(fresh, path)
+    written = _join([partial / f"part-{place:06d}.parquet" for place in range(len(parts))], out)
+    shutil.rmtree(partial)
+    return {"users": len(rows), "rows": written}
+
+
+def _hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder of the parts, or find that of the same job."""
+    if (partial / "job.json").exists():
+        held = read_json(partial / "job.json", "a job that was stopped")
+        if held == job:
+            return
+        if not overwrite:
+            differs = ", ".join(name for name in job if held.get(name) != job[name])
+            raise FormatError(
+                f"{partial} holds the parts of a job that was stopped and had another {differs}; "
+                "call it with the same arguments to go on, or pass --overwrite to begin anew"
+            )
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    write_json(partial / "job.json", job)
+
+
+def _ranked(
+    recommender: Recommender,
+    users: NDArray[np.int64],
+    k: int,
+    exclude_seen: bool,
+    task_weights: Mapping[str, float] | None,
+    time: int | str | datetime | None,
+) -> pl.DataFrame:
+    top = recommender.rank_users(
+        users, k=k, exclude_seen=exclude_seen, task_weights=task_weights, time=time
+    )
+    found = top.rows >= 0
+    tasks = recommender.tasks
+    said = predictions(torch.from_numpy(top.logits[found]), tasks).numpy()
+    ranks = np.broadcast_to(np.arange(1, top.rows.shape[1] + 1, dtype=np.int32), top.rows.shape)
+    return pl.DataFrame(
+        {
+            "user": np.repeat(recommender.dataset.user_ids[users], found.sum(1)),
+            "rank": ranks[found],
+            "item": recommender.index.ids[top.rows[found]],
+            "value": top.values[found],
+            **{task.name: said[:, place] for place, task in enumerate(tasks)},
+        }
+    )
+
+
+def _join(parts: list[Path], out: Path) -> int:
+    """All parts in one file, which appears in one step; returns its rows."""
+    rows = 0
+    with new_file(out) as fresh:
+        if out.suffix.lower() == ".csv":
+            with open(fresh, "wb") as file:
+                for place, part in enumerate(parts):
+                    frame = pl.read_parquet(part)
+                    rows += len(frame)
+                    frame.write_csv(file, include_header=place == 0)
+        else:
+            with pq.ParquetWriter(fresh, pq.read_schema(parts[0])) as writer:
+                for part in parts:
+                    table = pq.read_table(part)
+                    rows += len(table)
+                    writer.write_table(table)
+    sync_directory(out.parent)
+    return rows
+
+
+def bulk_command(
+    *,
+    run: Path,
+    index: Path,
+    data: Path | None,
+    users: Sequence[Any] | None,
+    out: Path,
+    k: int,
+    exclude_seen: bool,
+    scorer: str,
+    threads: int,
+    overwrite: bool,
+    quiet: bool,
+    time: int | str | None = None,
+) -> None:
+    """``limerank rank --all-users``: rank for many users into a file, and say how fast."""
+    check_output(out, TABLE_ENDINGS)
+    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
+    started = clock.perf_counter()
+    done = rank_all(
+        recommender,
+        out,
+        users=users,
+        k=k,
+        exclude_seen=exclude_seen,
+        time=time,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    seconds = clock.perf_counter() - started
+    print(
+        f"{out}: the best {k} of {len(recommender.index):,} items for {done['users']:,} users, "
+        f"{done['rows']:,} rows in {seconds:.1f} s"
+    )

@@ -1,0 +1,581 @@
+"""A user's history meets the whole catalogue: ranked items with scores and reasons.
+
+>>> recommender = Recommender("runs/mine", "index/mine")
+>>> for item in recommender.rank(user=42, k=20, explain=3):
+...     print(item.id, item.scores, item.because())
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time as clock
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.data.batch import Users
+from limerank.data.canonical import external_id, milliseconds
+from limerank.data.dataset import Dataset
+from limerank.data.event_log import EventForm, EventLog
+from limerank.data.features import FeatureTable
+from limerank.data.history import latest
+from limerank.errors import FingerprintError, SpecError, UnknownError
+from limerank.index import Index
+from limerank.index.lookup import IdTable
+from limerank.models.losses import predictions
+from limerank.progress import table
+from limerank.ranking.explain import Explanation, Past, explain
+from limerank.ranking.request import past_of, plain
+from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
+from limerank.runs.folder import Run, load_run
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One item of a ranking.
+
+    Attributes:
+        id: external id.
+        row: its row in the index.
+        value: the ranking value, a weighted sum of the tasks' logits.
+        scores: what the model says of each task: a probability, or expected seconds.
+        explanation: why, for the first items where it was asked for.
+    """
+
+    id: Any
+    row: int
+    value: float
+    scores: dict[str, float]
+    explanation: Explanation | None = field(default=None, repr=False)
+
+    def because(self, most: int = 3) -> list[Any]:
+        """Ids of the history's items that raised this item's value most."""
+        if self.explanation is None:
+            return []
+        return [event.item for event in self.explanation.reasons(most)]
+
+
+@dataclass(frozen=True)
+class Ranking(Sequence[Ranked]):
+    """Ranked items, best first, and what they were ranked by.
+
+    Attributes:
+        items: the items.
+        user: the external id that was asked for.
+        known: whether the dataset knows that user.
+        events: events of the history that the model saw.
+        candidates: items that were ranked, before seen ones were left out.
+        milliseconds: time of each stage.
+        skipped: candidates that the index cannot rank; None where such are refused.
+    """
+
+    items: tuple[Ranked, ...]
+    user: Any
+    known: bool
+    events: int
+    candidates: int
+    milliseconds: dict[str, float] = field(default_factory=dict, compare=False)
+    skipped: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.items[place]
+
+    def json(self) -> dict[str, Any]:
+        """As plain values for JSON; explanations as their reasons."""
+        return {
+            "user": plain(self.user),
+            "known": self.known,
+            "events": self.events,
+            "candidates": self.candidates,
+            **({} if self.skipped is None else {"skipped": self.skipped}),
+            "items": [
+                {
+                    "id": plain(item.id),
+                    "value": item.value,
+                    "scores": item.scores,
+                    **({} if item.explanation is None else {"because": _because(item.explanation)}),
+                }
+                for item in self.items
+            ],
+            "milliseconds": self.milliseconds,
+        }
+
+
+def _because(explanation: Explanation) -> list[dict[str, Any]]:
+    return [
+        {"item": plain(event.item), "age": event.age, "share": event.share, "effect": event.effect}
+        for event in explanation.reasons()
+    ]
+
+
+class Recommender:
+    """A run and an index, loaded once, ranking for any user.
+
+    Args:
+        run: a trained run or its folder.
+        index: an index of that run or its folder.
+        data: the dataset that knows the users' events; the one that the run was trained on when
+            not given. It is opened when a user's events are first asked for.
+        scorer: "native" (LIME models, the bytes of the index), "quantised" (the same in torch),
+            "model" (any model, float32), "auto" (native where the index holds link weights), or a
+            scorer.
+        threads: of the native scorer.
+
+    A process that was forked off may go on with its parent's Recommender, with one thread of torch
+    (whose others a fork does not copy), but not on a GPU. Pickled, as for a worker that is spawned,
+    it is its folders and settings, which are opened anew there.
+
+    Raises:
+        FingerprintError: the index was built by another model.
+    """
+
+    def __init__(
+        self,
+        run: Run | str | os.PathLike[str],
+        index: Index | str | os.PathLike[str],
+        data: Dataset | str | os.PathLike[str] | None = None,
+        *,
+        scorer: ScorerName | Scorer = "auto",
+        threads: int = 1,
+    ) -> None:
+        self.run = run if isinstance(run, Run) else load_run(run)
+        path = index.path if isinstance(index, Index) else index
+        if not isinstance(index, Index) or index.fingerprint != self.run.fingerprint:
+            index = Index.open(path, fingerprint=self.run.fingerprint, verify=None)
+        self.index, self.ranker = index, self.run.ranker
+        self.tasks = self.ranker.shape.tasks
+        self._scorer_name = None if isinstance(scorer, Scorer) else scorer
+        self._threads, self._process = threads, os.getpid()
+        self.scorer = (
+            scorer
+            if isinstance(scorer, Scorer)
+            else scorer_for(scorer, self.ranker, self.index, threads=threads)
+        )
+        self.form = EventForm(self.run.manifest, self.run.path)
+        self.encoder = self.form.encoder
+        self.length = self.run.history
+        self._data = data
+        self._device = next(self.ranker.parameters()).device
+
+    def _in_this_process(self) -> None:
+        """After a fork: no thread of the parent's lives here, and torch would wait for its own."""
+        if os.getpid() == self._process:
+            return
+        if self._device.type == "cuda":
+            raise SpecError(
+                f"this Recommender was opened by process {self._process}, and a GPU cannot be used "
+                'after a fork: open one in each process, or start workers by "spawn"'
+            )
+        torch.set_num_threads(1)
+        if self._scorer_name is not None:
+            self.scorer = scorer_for(
+                self._scorer_name, self.ranker, self.index, threads=self._threads
+            )
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._scorer_name is None:
+            raise SpecError(
+                "a Recommender that was given a scorer cannot be pickled; give the scorer's name"
+            )
+        data = self._data.path if isinstance(self._data, Dataset) else self._data
+        return _opened, (
+            str(self.run.path.resolve()),
+            self.run.fingerprint,
+            str(self._device),
+            str(Path(self.index.path).resolve()),
+            None if data is None else str(Path(data).resolve()),
+            self._scorer_name,
+            self._threads,
+        )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset that knows the users' events."""
+        return self._data if isinstance(self._data, Dataset) else self.run.dataset(self._data)
+
+    def rank(
+        self,
+        user: Any = None,
+        *,
+        k: int = 20,
+        candidates: Iterable[Any] | None = None,
+        skip_unknown: bool = False,
+        history: Iterable[Any] | None = None,
+        exclude_seen: bool = True,
+        explain: int = 0,
+        task_weights: Mapping[str, float] | None = None,
+        time: int | str | datetime | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> Ranking:
+        """Rank the whole catalogue, or some candidates, for one user.
+
+        Args:
+            user: an external id, for the events in the log and the user's features. One that
+                nobody knows (or None) has an empty history and unknown features.
+            k: how many items.
+            candidates: external ids to rank; the whole index when not given.
+            skip_unknown: leave out candidates that the index lacks, that were removed or that may
+                not be ranked; the ranking's ``skipped`` counts them. Else they are an error.
+            history: events given here instead of the log's: item ids, oldest first, each an item
+                that the user liked (its first binary label is 1, all else unknown); or mappings
+                with ``item`` and any of ``time`` (milliseconds since 1970 or a datetime; an order
+                where the log has no clock), ``labels`` (task -> 0 or 1, or seconds), ``ratios``
+                (duration task -> share of the item's length) and ``features`` (name -> value).
+                All events have a time or none; without times they are a minute apart and the
+                last one is as old.
+            exclude_seen: leave out items that the user has met.
+            explain: explain the first so many items.
+            task_weights: task -> weight of its logit in the ranking value; 0 where not given. The
+                first task alone ranks when None.
+            time: when the request is made: milliseconds since 1970, ISO 8601 text or a datetime
+                (an order where the log has no clock); only events before it count. The end of the
+                log when not given (or of the user's events, where that is later).
+            context: context features of the request, name -> value; unknown where not given.
+
+        Raises:
+            UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
+                unknown ids are listed.
+            DataError: the user is no id, the history is malformed, or the time is years off the
+                log.
+            SpecError: k is below 1.
+        """
+        started = clock.perf_counter()
+        self._in_this_process()
+        weights = weights_of_tasks(self.tasks, task_weights)
+        rows, skipped = None, None
+        if candidates is not None:
+            rows, skipped = self._candidates(candidates, skip_unknown)
+        user_row = self._user_row(user)
+        now = None if time is None else milliseconds(time)
+        if now is not None:
+            self.form.check_time(now)
+        log = self._log(user_row, now) if history is None else self._given(history, now)
+        if now is None:
+            now = self._end(log)
+        past = self._past(log, user_row, now, context or {})
+        with torch.inference_mode():
+            state = self.ranker.encode_users(past.users, past.vectors)
+        encoded = clock.perf_counter()
+        seen = [self._met(log)] if exclude_seen else None
+        top = self.scorer.top(state, k, weights=weights, rows=rows, exclude=seen)
+        found = top.rows[0][top.rows[0] >= 0]
+        ids = self.index.ids[found]
+        said = predictions(torch.from_numpy(top.logits[0][: len(found)]), self.tasks).tolist()
+        scored = clock.perf_counter()
+        reasons = self._explain(past, found[:explain], ids[:explain], weights) if explain else []
+        done = clock.perf_counter()
+        return Ranking(
+            tuple(
+                Ranked(
+                    plain(ids[place]),
+                    int(found[place]),
+                    float(top.values[0, place]),
+                    dict(zip((task.name for task in self.tasks), said[place], strict=True)),
+                    reasons[place] if place < len(reasons) else None,
+                )
+                for place in range(len(found))
+            ),
+            user,
+            user_row is not None,
+            int(past.users.lengths[0]),
+            len(self.index) - len(self.index.hidden) if rows is None else len(np.unique(rows)),
+            {
+                "user": round(1e3 * (encoded - started), 3),
+                "score": round(1e3 * (scored - encoded), 3),
+                "explain": round(1e3 * (done - scored), 3),
+            },
+            skipped,
+        )
+
+    def user_rows(self, users: Sequence[Any] | None = None) -> Rows:
+        """Rows of users in the dataset by external id, of all when not given; UnknownError where
+        one is not there."""
+        if users is None:
+            return np.arange(len(self.dataset.user_ids), dtype=np.int64)
+        rows = self._users.find(list(users))
+        if (rows < 0).any():
+            unknown = [users[int(place)] for place in np.flatnonzero(rows < 0)]
+            raise UnknownError(
+                f"{len(unknown)} of {len(users)} users are not in {self.dataset.path}: "
+                f"{', '.join(map(repr, unknown[:10]))}"
+            )
+        return rows
+
+    def rank_users(
+        self,
+        rows: Rows,
+        *,
+        k: int = 20,
+        exclude_seen: bool = True,
+        task_weights: Mapping[str, float] | None = None,
+        time: int | str | datetime | None = None,
+    ) -> TopK:
+        """The best k of the whole catalogue for several users, in one pass over the index.
+
+        For each user what :meth:`rank` gives at that time, without context.
+
+        Args:
+            rows: rows of the users in the dataset; see :meth:`user_rows`.
+            time: as for :meth:`rank`; the end of the log when not given.
+        """
+        self._in_this_process()
+        dataset, weights = self.dataset, weights_of_tasks(self.tasks, task_weights)
+        starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
+        if time is None:
+            last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
+            now = np.maximum(self.form.log_end, last)
+        else:
+            moment = milliseconds(time)
+            self.form.check_time(moment)
+            now = np.full(len(rows), moment, dtype=np.int64)
+            before = [
+                int(np.searchsorted(dataset.events["time"][start:end], moment))
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            ends = starts + np.array(before, dtype=np.int64)
+        seen = None
+        if exclude_seen:
+            ids = dataset.item_ids
+            met = [
+                np.unique(dataset.events["item"][start:end])
+                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            ]
+            flat = self.index.ids.find(ids[np.concatenate([np.zeros(0, np.int64), *met])])
+            parts = np.split(flat, np.cumsum([len(part) for part in met])[:-1])
+            seen = [part[part >= 0] for part in parts] if met else []
+        if dataset.kept is not None:
+            starts, ends = (
+                np.searchsorted(dataset.kept, starts),
+                np.searchsorted(dataset.kept, ends),
+            )
+        history = latest(dataset.events, self.encoder, starts, ends, self.length, dataset.kept)
+        real = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        codes, at = np.unique(history.items[real], return_inverse=True)
+        places = np.zeros(real.shape, dtype=np.int64)
+        places[real] = at
+        context = self.encoder.context(
+            {name: np.zeros(len(rows), np.int32) for name in self.encoder.context_columns},
+            now,
+            history.newest,
+            history.lengths,
+        )
+        users = Users(
+            torch.from_numpy(places),
+            torch.from_numpy(history.tokens),
+            torch.from_numpy(history.age),
+            torch.from_numpy(history.lengths.astype(np.int64)),
+            dataset.users.take(rows),
+            torch.from_numpy(context),
+        ).to(self._device)
+        with torch.inference_mode():
+            state = self.ranker.encode_users(users, self._vectors(dataset.item_ids, codes))
+        return self.scorer.top(state, k, weights=weights, exclude=seen)
+
+    # Arguments
+
+    def _rows(self, what: str, ids: Iterable[Any]) -> Rows:
+        given = list(ids)
+        rows = self.index.ids.find(given)
+        if (rows < 0).any():
+            unknown = [given[place] for place in np.flatnonzero(rows < 0)]
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            raise UnknownError(
+                f"{len(unknown)} of {len(given)} {what} are not in the index {self.index.path}: "
+                f"{', '.join(map(repr, unknown[:10]))}{more}"
+            )
+        return rows
+
+    def _candidates(self, ids: Iterable[Any], skip: bool) -> tuple[Rows, int | None]:
+        """Index rows of candidates, and how many were skipped; None where they are refused."""
+        if skip:
+            rows = self.index.ids.find(list(ids))
+            known = rows[rows >= 0]
+            ranked = known[~np.isin(known, self.index.removed) & ~np.isin(known, self.index.hidden)]
+            return ranked, len(rows) - len(ranked)
+        rows = self._rows("candidates", ids)
+        for never, what in (
+            (self.index.removed, "were removed from the index"),
+            (self.index.hidden, "occur in histories only and cannot be ranked"),
+        ):
+            wrong = np.intersect1d(rows, never)
+            if len(wrong):
+                shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:10])
+                raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
+        return rows, None
+
+    def _user_row(self, user: Any) -> int | None:
+        if user is None:
+            return None
+        external_id("user", user)  # what is no id is no user that nobody knows
+        row = int(self._users.find([user])[0])
+        return None if row < 0 else row
+
+    @cached_property
+    def _users(self) -> IdTable:
+        return IdTable.of(self.dataset.user_ids)
+
+    # Histories
+
+    def _log(self, user: int | None, before: int | None) -> EventLog:
+        """The user's events in the dataset, all splits, before a time where one is given."""
+        if user is None:
+            return self._given([], before)
+        dataset = self.dataset
+        start, end = map(int, dataset.event_offsets[user : user + 2])
+        if before is not None:
+            end = start + int(np.searchsorted(dataset.events["time"][start:end], before))
+        met = np.arange(start, end)
+        rows = met
+        if dataset.kept is not None:
+            rows = dataset.kept[slice(*np.searchsorted(dataset.kept, [start, end]))]
+        return EventLog(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
+
+    def _given(self, history: Iterable[Any], now: int | None) -> EventLog:
+        """Events given on the spot, as columns of the dataset's format."""
+        entries = self.form.entries(history)
+        self._rows("items of the history", [entry["item"] for entry in entries])
+        log = self.form.log(self.form.given(entries, now), now)
+        return replace(log, ids=self.index.ids[self.index.ids.find(log.ids)])
+
+    def _end(self, log: EventLog) -> int:
+        """When a request is made that says nothing of it."""
+        newest = int(log.columns["time"][log.met].max(initial=np.iinfo(np.int64).min))
+        return max(self.form.log_end, newest)
+
+    def _past(self, log: EventLog, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
+        """The request with the user's history, and how to take events away from it."""
+        features = self._unknown if user is None else self.dataset.users
+        row = 0 if user is None else user
+        return past_of(
+            log,
+            self.form,
+            self.length,
+            lambda count: features.take(np.full(count, row)),
+            self._vectors,
+            now,
+            context,
+        )
+
+    def _vectors(self, ids: Any, codes: NDArray[Any]) -> Tensor:
+        """Item vectors of a log's items, ``ids[codes]``: the index's, or the tower's where it lacks
+        the item."""
+        rows = self.index.ids.find(ids[codes])
+        held, missing = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+        found = torch.zeros(len(codes), self.ranker.config.width)
+        found[held] = torch.from_numpy(np.array(self.index.vectors[rows[held]], dtype=np.float32))
+        found = found.to(self._device)
+        if len(missing):
+            items = self.dataset.item_batch(codes[missing].astype(np.int64)).to(self._device)
+            with torch.inference_mode():
+                found[missing] = self.ranker.item_vectors(items)
+        return found
+
+    def _met(self, log: EventLog) -> Rows:
+        """Index rows of the items that a user has met."""
+        codes = np.unique(log.columns["item"][log.met])
+        rows = self.index.ids.find(log.ids[codes])
+        return rows[rows >= 0]
+
+    @cached_property
+    def _unknown(self) -> FeatureTable:
+        """The features of a user of whom nothing is known, as a table of one row."""
+        return FeatureTable.unknown(self.run.manifest["encoding"]["users"])
+
+    # Explanations
+
+    def _explain(
+        self, past: Past, rows: Rows, ids: Any, weights: NDArray[np.float32]
+    ) -> list[Explanation]:
+        vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
+        names = [plain(id) for id in ids]
+        return explain(self.ranker, past, names, vectors.to(self._device), weights)
+
+
+def _opened(
+    run: str,
+    fingerprint: str,
+    device: str,
+    index: str,
+    data: str | None,
+    scorer: ScorerName,
+    threads: int,
+) -> Recommender:
+    """What a pickled Recommender is opened by."""
+    loaded = load_run(run, device)
+    if loaded.fingerprint != fingerprint:
+        raise FingerprintError(
+            f"{run} is not the run that it was when the Recommender was pickled; open it anew"
+        )
+    return Recommender(loaded, index, data, scorer=scorer, threads=threads)
+
+
+def rank_command(
+    *,
+    run: str | os.PathLike[str],
+    index: str | os.PathLike[str],
+    user: Any,
+    history: Sequence[Any] | None,
+    k: int,
+    candidates: Sequence[Any] | None,
+    explain: bool,
+    exclude_seen: bool,
+    scorer: str,
+    threads: int,
+    as_json: bool,
+    data: str | os.PathLike[str] | None,
+    time: int | str | None = None,
+    skip_unknown: bool = False,
+) -> None:
+    """``limerank rank``: rank for one user and print a table, or JSON."""
+    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
+    ranking = recommender.rank(
+        user,
+        k=k,
+        candidates=candidates,
+        skip_unknown=skip_unknown,
+        history=history,
+        exclude_seen=exclude_seen,
+        explain=k if explain else 0,
+        time=time,
+    )
+    print(json.dumps(ranking.json(), indent=2) if as_json else ranking_text(ranking))
+
+
+def ranking_text(ranking: Ranking) -> str:
+    """A ranking, to read: one line per item."""
+    who = "a user nobody knows" if not ranking.known else f"user {ranking.user}"
+    times = sum(ranking.milliseconds.values())
+    lines = [
+        f"{who}, {ranking.events:,} events: the best of {ranking.candidates:,} items "
+        f"({times:.1f} ms)"
+    ]
+    if ranking.skipped:
+        lines.append(f"  {ranking.skipped:,} candidates were skipped: the index cannot rank them")
+    if not ranking.items:
+        return "\n".join([*lines, "  nothing is left to rank"])
+    tasks = list(ranking.items[0].scores)
+    reasons = any(item.explanation is not None for item in ranking.items)
+    rows = [["", "item", *tasks, *(["because of"] if reasons else [])]]
+    for place, item in enumerate(ranking.items, 1):
+        row = [str(place), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
+        if reasons:
+            because = [] if item.explanation is None else item.explanation.reasons()
+            row.append(", ".join(f"{event.item} ({event.effect:+.2f})" for event in because))
+        rows.append(row)
+    align = "><" + ">" * len(tasks) + "<" * reasons
+    return "\n".join([*lines, *table(rows, align, (4, 0, *[10] * len(tasks)))])

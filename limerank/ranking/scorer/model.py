@@ -1,0 +1,60 @@
+"""The model itself as a scorer, for any ranker: the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limerank.index import Index
+from limerank.models import Ranker
+from limerank.models.ranker import gather
+from limerank.ranking.scorer.contract import Rows, Scorer
+
+
+class ModelScorer(Scorer):
+    """The model's own float32 arithmetic over the item vectors of an index.
+
+    Args:
+        keep: encode all items now and keep their terms in memory; else each call encodes the
+            items that it scores.
+    """
+
+    name = "model"
+
+    def __init__(self, ranker: Ranker, index: Index, *, keep: bool = False) -> None:
+        super().__init__(ranker, index)
+        self._kept: Any = None
+        if keep:
+            size = 65536
+            with torch.inference_mode():
+                parts = [self._terms(slice(at, at + size)) for at in range(0, len(index), size)]
+                parts = parts or [self._terms(slice(0, 0))]
+                self._kept = type(parts[0])(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _requests(self, state: Any) -> Any:
+        return state
+
+    def _terms(self, rows: slice | Rows) -> Any:
+        device = next(self.ranker.parameters()).device
+        vectors_ud = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
+        return self.ranker.encode_items(vectors_ud.to(device))
+
+    def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
+        if isinstance(rows, slice):
+            terms = self._terms(rows) if self._kept is None else _take(self._kept, rows)
+        elif self._kept is not None:
+            terms = gather(self._kept, torch.from_numpy(rows).to(self._kept[0].device))
+        else:
+            distinct, places = np.unique(rows, return_inverse=True)
+            terms = self._terms(distinct)
+            at = torch.from_numpy(places.reshape(rows.shape)).to(terms[0].device)
+            terms = gather(terms, at)
+        logits: Tensor = self.ranker.score(requests, terms)
+        return logits
+
+
+def _take(terms: Any, rows: slice) -> Any:
+    return type(terms)(*(part[rows] for part in terms))

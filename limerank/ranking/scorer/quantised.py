@@ -1,0 +1,161 @@
+"""LIME over the bytes of an index: the arithmetic of the native scorer, written in torch.
+
+For one request with folded links ``F`` [C, g] (C = H l) and user terms ``U`` [g]::
+
+    F0  = F - mean of F over the links of each head      # shares of a head sum to one
+    M   = weight_step * F0
+    s   = max over C of |M| / 127                        # per first-layer sum
+    Q   = round(M / s)                                   # i8 [C, g]
+    c   = U + sum over heads of the means + weight_low F0 + term_middle + weight_mean (M - s Q)
+    a_i = s * (codes_i Q) + term_step * term_codes_i + c           # codes_i Q in integers
+    logits_i = head(a_i)
+
+What the subtracted means and ``weight_mean`` take away are errors that all items share; they go
+where they are exact, to the user's side.
+
+Shape letters: B requests, m items of a chunk, K tasks, C = H l link weights, g first-layer sums of
+the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from limerank.errors import SpecError
+from limerank.index import Index
+from limerank.models import Lime, Ranker
+from limerank.ranking.scorer.contract import Rows, Scorer
+
+EXACT_COLUMNS = 512
+"""Of u8 x i8 products that a float32 sums without rounding: 512 * 255 * 127 < 2 ** 24."""
+STEEPEST = {"relu": 1.0, "silu": 1.1, "hardswish": 1.5}
+"""Largest slope of each activation."""
+
+
+class _Folded(NamedTuple):
+    """Of each request, what :class:`QuantisedScorer` computes once."""
+
+    codes: Tensor  # Q as float32 [B, C, g]
+    step: Tensor  # s [B, 1, g]
+    constant: Tensor  # c [B, 1, g]
+
+
+class QuantisedScorer(Scorer):
+    """LIME over the bytes of an index; see the module's text for the arithmetic.
+
+    Raises:
+        SpecError: the model has no links.
+    """
+
+    name = "quantised"
+    activation_error = 0.0
+    """How far the activation of a hidden unit may be from the model's."""
+
+    def __init__(self, ranker: Ranker, index: Index) -> None:
+        super().__init__(ranker, index)
+        if not isinstance(ranker, Lime) or index.scales is None:
+            raise SpecError(
+                f"the quantised scorer is for LIME models; the {ranker.config.model} is scored by "
+                "the model scorer"
+            )
+        assert index.weights is not None and index.terms is not None
+        self.lime: Lime = ranker
+        self._codes_nc, self._terms_ng = index.weights, index.terms
+        low_c, step_c, mean_c, middle_g, term_step_g = (
+            torch.from_numpy(getattr(index.scales, name))
+            for name in ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
+        )
+        self._low_c1, self._step_c1, self._mean_c1 = (
+            low_c[:, None],
+            step_c[:, None],
+            mean_c[:, None],
+        )
+        self._middle_g, self._term_step_g = middle_g, term_step_g
+        self._spread = index.scales.weight_spread
+
+    def _requests(self, state: Any) -> _Folded:
+        folded_bcg = self.lime.fold(state).float().cpu()
+        heads = folded_bcg.unflatten(1, (self.lime.config.heads, -1))
+        means_bh1g = heads.mean(2, keepdim=True)
+        centred_bcg = (heads - means_bh1g).flatten(1, 2)
+        user_bg = state.head.float().cpu() + means_bh1g.sum((1, 2)) + self._middle_g
+        user_bg = user_bg + (self._low_c1 * centred_bcg).sum(1)
+        matrix_bcg = self._step_c1 * centred_bcg
+        step_b1g = matrix_bcg.abs().amax(1, keepdim=True) / 127
+        step_b1g = torch.where(step_b1g > 0, step_b1g, 1.0)
+        codes_bcg = (matrix_bcg / step_b1g).round()
+        user_bg = user_bg + (self._mean_c1 * (matrix_bcg - step_b1g * codes_bcg)).sum(1)
+        return _Folded(codes_bcg, step_b1g, user_bg[:, None])
+
+    def bound(self, state: Any) -> NDArray[np.float32]:
+        heads = self.lime.fold(state).float().cpu().unflatten(1, (self.lime.config.heads, -1))
+        centred_bcg = (heads - heads.mean(2, keepdim=True)).flatten(1, 2).abs()
+        step_bg = (self._step_c1 * centred_bcg).amax(1) / 127
+        # Half a step, and more where items lie beyond the range of the index's scales.
+        assert self.index.scales is not None
+        weights_c, terms_g = map(
+            torch.from_numpy, (self.index.scales.weight_error, self.index.scales.term_error)
+        )
+        of_weights_bg = (weights_c[:, None] * centred_bcg).sum(1)
+        bound_bg = of_weights_bg + self._spread * step_bg / 2 + terms_g
+        found: NDArray[np.float32] = bound_bg.numpy()
+        return found
+
+    @torch.inference_mode()
+    def logit_bound(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
+        """Largest error of each logit of :meth:`scores` against the model, f32 [B, n, K].
+
+        From the bound ``e`` of the first-layer sums: a hidden unit ``f(a)`` is off by at most
+        ``S e``, S the largest slope of f; a gated one, ``f(a') a''``, by ``S e' (|a''| + e'') +
+        |f(a')| e''``. Rounding of float32 comes on top.
+        """
+        requests, error_bg = self._requests(state), torch.from_numpy(self.bound(state))
+        chosen = slice(0, len(self)) if rows is None else self._checked(rows)
+        head = self.lime.head
+        slope, off = STEEPEST[self.lime.config.activation], self.activation_error
+        error_b1g = error_bg[:, None]
+        if head.gated:
+            first_bmh, gate_bmh = self._sums(requests, chosen).chunk(2, -1)
+            of_first, of_gate = error_b1g.chunk(2, -1)
+            of_z = (slope * of_first + off) * (gate_bmh.abs() + of_gate)
+            of_z = of_z + head.activation(first_bmh).abs() * of_gate
+        else:
+            count = len(self) if isinstance(chosen, slice) else chosen.shape[-1]
+            of_z = (slope * error_b1g + off).expand(-1, count, -1)
+        found: NDArray[np.float32] = (of_z @ head.out.weight.float().cpu().abs().T).numpy()
+        return found
+
+    def _sums(self, requests: _Folded, rows: slice | Rows) -> Tensor:
+        """First-layer sums [B, m, g]."""
+        codes_mc = torch.from_numpy(self._codes_nc[rows].astype(np.float32))
+        terms_mg = torch.from_numpy(self._terms_ng[rows].astype(np.float32)) * self._term_step_g
+        sums_bmg = integer_products(codes_mc, requests.codes)
+        return sums_bmg * requests.step + (terms_mg + requests.constant)
+
+    def _logits(self, requests: _Folded, rows: slice | Rows) -> Tensor:
+        device = self.lime.head.out.weight.device
+        logits: Tensor = self.lime.head(self._sums(requests, rows).to(device))
+        return logits
+
+
+def integer_products(codes: Tensor, matrix_bcg: Tensor) -> Tensor:
+    """Exact products of u8 codes [m, C] or [B, m, C] with i8 [B, C, g], all held as float32.
+
+    The sums are the integers that a native kernel adds up, rounded to float32 once at most.
+    """
+    width = matrix_bcg.shape[1]
+    if width > EXACT_COLUMNS:
+        total = torch.zeros((), dtype=torch.float64)
+        for at in range(0, width, EXACT_COLUMNS):
+            part = slice(at, at + EXACT_COLUMNS)
+            total = total + integer_products(codes[..., part], matrix_bcg[:, part]).double()
+        return total.float()
+    if codes.dim() == 3 or len(matrix_bcg) == 1:
+        return codes @ matrix_bcg
+    sums_mx = codes @ matrix_bcg.transpose(0, 1).flatten(1)
+    return sums_mx.unflatten(1, (len(matrix_bcg), -1)).transpose(0, 1)

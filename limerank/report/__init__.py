@@ -1,0 +1,1 @@
+"""Pages to look at: reports of runs, and their plots."""

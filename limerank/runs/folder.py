@@ -1,0 +1,144 @@
+"""The run folder: configuration, weights, vocabulary, curves, and the state to resume from.
+
+config.json              format, model and training settings, data shape, where the data was
+model.safetensors        the best weights so far
+encoding.json            how events, items and users become tokens: the dataset's manifest
+vocab/                   the dataset's vocabularies (Parquet), but for its users' ids
+selftest.safetensors     what the weights say of a few requests, to be compared with
+checksums.json           of all files above, written with the weights
+metrics.jsonl            one line per report of the training
+trainer/state.safetensors    everything that an exact resume needs, until training ends
+
+A run folder holds no ids of users: what ranks knows users by their events, which are elsewhere. (A
+table of predictions names them, and is written only where it is asked for.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from limerank.data.dataset import Dataset
+from limerank.errors import FingerprintError, FormatError
+from limerank.files import write_json
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.runs.model import FORMAT, Trained, encoding_fingerprint, load_trained
+
+USER_IDS = "users.parquet"
+"""Of a dataset's vocabularies, the one that a run does without."""
+
+
+@dataclass(frozen=True)
+class Run(Trained):
+    """A trained run, loaded: the model, and the data that it was trained on."""
+
+    def dataset(self, path: str | os.PathLike[str] | None = None) -> Dataset:
+        """The dataset it was trained on, or another one that encodes alike.
+
+        Raises:
+            FingerprintError: the dataset's vocabularies are not those of the run.
+            FormatError: the folder is no dataset, or not where it was when the run was trained.
+        """
+        if path is None and not self.data.exists():
+            raise FormatError(
+                f"the dataset that {self.path} was trained on is no longer at {self.data}; "
+                "say where it is (--data), or prepare it again"
+            )
+        dataset = Dataset(self.data if path is None else path)
+        if encoding_fingerprint(dataset.manifest) != encoding_fingerprint(self.manifest):
+            raise FingerprintError(
+                f"{dataset.path} encodes its features otherwise than the data that {self.path} was "
+                "trained on; evaluate on that dataset, or train on this one"
+            )
+        return dataset
+
+
+def create_run(
+    path: Path, dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
+) -> None:
+    """Lay out a run folder (``path`` is new and empty) for training on ``dataset``."""
+    not_users = shutil.ignore_patterns(USER_IDS)
+    shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
+    # Of what preparing the log found, only the times are needed: warnings and examples name users.
+    found = {"time": dataset.manifest["summary"]["time"]}
+    write_json(path / "encoding.json", {**dataset.manifest, "summary": found})
+    (path / "trainer").mkdir()
+    write_json(path / "config.json", settings(dataset, shape, model, train))
+
+
+def settings(
+    dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
+) -> dict[str, Any]:
+    """What ``config.json`` holds; a run resumes only under the same settings."""
+    return {
+        "format": FORMAT,
+        "model": model.model_dump(mode="json"),
+        "train": train.model_dump(mode="json"),
+        "shape": shape.model_dump(mode="json"),
+        "data": str(dataset.path.resolve()),
+        "encoding": encoding_fingerprint(dataset.manifest),
+    }
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Replace ``model.safetensors`` in one step."""
+    _save(path / "model.safetensors", model.state_dict(), {})
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    """Replace the state that training resumes from, in one step."""
+    _save(path / "trainer" / "state.safetensors", tensors, {"progress": json.dumps(progress)})
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What :func:`save_state` kept, or None where there is nothing yet.
+
+    Raises:
+        FormatError: the file is damaged.
+    """
+    file = path / "trainer" / "state.safetensors"
+    if not file.exists():
+        return None
+    try:
+        tensors = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            progress: dict[str, Any] = json.loads(opened.metadata()["progress"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{file} is damaged ({error}): the training cannot go on from it; pass --overwrite to "
+            "begin anew"
+        ) from None
+    return tensors, progress
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are finite."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_run(path: str | os.PathLike[str], device: str = "cpu") -> Run:
+    """Load a run's best weights.
+
+    Raises:
+        FormatError: the folder is not a run, is of another format, is damaged, or training has
+            not reached its first validation yet.
+    """
+    return Run(**vars(load_trained(path, device)))

@@ -1,0 +1,192 @@
+"""The part of a run that ranks: weights, settings and encoding, without the data of its training.
+
+What a run folder holds: :mod:`limerank.runs.folder`, which writes it and knows its dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from limerank.data.spec import Spec, validate
+from limerank.devices import device_of
+from limerank.errors import FormatError, SpecError
+from limerank.files import checksum, read_json, require_file, write_json
+from limerank.models import Ranker, build
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
+
+FORMAT = 4
+CHECKSUMS = "checksums.json"
+WEIGHTS, SELFTEST = "model.safetensors", "selftest.safetensors"
+UNREAD = frozenset({"users.parquet"})
+"""Vocabularies that no ranking reads."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, loaded.
+
+    Attributes:
+        path: the folder of its run.
+        ranker: the model with its best weights, in evaluation mode.
+        train: how it was trained.
+        manifest: the manifest of the dataset it was trained on.
+        data: where that dataset was.
+        fingerprint: identifies model and encoding; an index keeps the one it was built by.
+        sealed: whether all files were compared with the checksums that were written with the
+            weights. Runs of earlier versions have none, nor has one that is still being trained
+            always those of its latest weights.
+    """
+
+    path: Path
+    ranker: Ranker
+    train: TrainConfig
+    manifest: dict[str, Any]
+    data: Path
+    fingerprint: str
+    sealed: bool = False
+
+    @property
+    def history(self) -> int:
+        """Events of a history, at most."""
+        length: int = self.train.history or self.manifest["spec"]["history"]["length"]
+        return length
+
+
+def encoding_fingerprint(manifest: dict[str, Any]) -> str:
+    """Identifies how a dataset turns users, items and events into tokens."""
+    text = json.dumps([manifest["clock"], manifest["encoding"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def seal(path: Path) -> None:
+    """Write the checksums of all files of a run that ranking reads, beside the weights that were
+    just saved."""
+    sums = {name: checksum(path / name) for name in _ranked_files(path)}
+    write_json(path / CHECKSUMS, {"format": FORMAT, "sha256": sums})
+
+
+def _ranked_files(path: Path) -> list[str]:
+    names = ["config.json", "encoding.json", WEIGHTS, SELFTEST]
+    names += [
+        f"vocab/{file.name}"
+        for file in sorted((path / "vocab").glob("*.parquet"))
+        if file.name not in UNREAD
+    ]
+    return [name for name in names if (path / name).exists()]
+
+
+def _sealed(path: Path, weights: str) -> bool:
+    """Whether all files are what :func:`seal` found; False: nothing can be told.
+
+    Raises:
+        FormatError: a file has changed since.
+    """
+    if not (path / CHECKSUMS).exists():
+        return False
+    sums = read_json(path / CHECKSUMS, "a run").get("sha256")
+    if not isinstance(sums, dict) or not all(isinstance(one, str) for one in sums.values()):
+        raise FormatError(f"{path / CHECKSUMS} is damaged; restore the run, or train it again")
+    known = set(_ranked_files(path))
+    changed = [
+        name
+        for name in sorted(sums.keys() | known)
+        if name not in known
+        or sums.get(name) != (weights if name == WEIGHTS else checksum(path / name))
+    ]
+    if changed and (path / "trainer").exists() and set(changed) <= {WEIGHTS, SELFTEST}:
+        return False  # a training that was killed, or goes on, between the weights and these sums
+    if changed:
+        raise FormatError(
+            f"{path} is damaged: {', '.join(changed[:10])} changed since the run was trained; "
+            "restore the run, or train it again"
+        )
+    return True
+
+
+def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
+    """Load a run's best weights.
+
+    Every file that ranking reads is compared with the checksums that were written with the weights,
+    where the run has them.
+
+    Raises:
+        FormatError: the folder is not a run, is of another format, is damaged, or training has
+            not reached its first validation yet.
+        SpecError: there is no such device.
+    """
+    path, place = Path(path), device_of(device)
+    config = read_json(path / "config.json", "a run")
+    if config.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} has run format {config.get('format')!r:.40}, expected {FORMAT}; train it again"
+        )
+    manifest = read_json(path / "encoding.json", "a run")
+    file = path / WEIGHTS
+    if not file.exists():
+        raise FormatError(f"{path} holds no weights yet: training has not reached a validation")
+    require_file(file)
+    weights = checksum(file)
+    sealed = _sealed(path, weights)
+    try:
+        shape = validate(DataShape, config["shape"], str(path / "config.json"))
+        model = validate(ModelConfig, config["model"], str(path / "config.json"))
+        train = validate(TrainConfig, config["train"], str(path / "config.json"))
+        data, encoding = Path(config["data"]), config["encoding"]
+    except (KeyError, TypeError, ValueError, SpecError) as error:
+        raise FormatError(
+            f"{path / 'config.json'} is damaged ({_reason(error)}); restore the run, or train it "
+            "again"
+        ) from None
+    _check_manifest(path, manifest, encoding)
+    try:
+        tensors = load_file(file, device=str(place))
+        with torch.device("meta"):
+            ranker = build(shape, model)
+        _check_types(ranker.state_dict(), tensors)
+        ranker.load_state_dict(tensors, assign=True)
+    except (SafetensorError, RuntimeError, TypeError, ValueError, SpecError) as error:
+        raise FormatError(f"{file} is damaged or of another model: {error}") from None
+    ranker.eval().requires_grad_(False)
+    fingerprint = hashlib.sha256(f"{weights} {encoding}".encode()).hexdigest()[:16]
+    return Trained(path, ranker, train, manifest, data, fingerprint, sealed)
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any], encoding: Any) -> None:
+    """Whether ``encoding.json`` is that of the run, and complete."""
+    try:
+        same = encoding_fingerprint(manifest) == encoding
+        validate(Spec, manifest["spec"], str(path / "encoding.json"))
+        int(manifest["summary"]["time"]["last"])
+        manifest["spec"]["history"]["length"], manifest["spec"]["history"]["keep"]
+        [label["cap"] for label in manifest["spec"]["labels"]]
+    except (KeyError, TypeError, ValueError, SpecError) as error:
+        raise FormatError(
+            f"{path / 'encoding.json'} is damaged ({_reason(error)}); restore the run, or train it "
+            "again"
+        ) from None
+    if not same:
+        raise FormatError(
+            f"{path / 'encoding.json'} is not the encoding that the run was trained with; restore "
+            "the run, or train it again"
+        )
+
+
+def _check_types(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if name in found and found[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} holds {found[name].dtype}, expected {tensor.dtype}")
+
+
+def _reason(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

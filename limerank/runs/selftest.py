@@ -1,0 +1,144 @@
+"""What a run said of a few requests when it was trained, and whether it still says so.
+
+``selftest.safetensors`` lies beside the weights: the requests as tensors, and their logits. A
+server computes them again before it serves a run, so that weights which were damaged, an encoding
+that has changed or a machine that computes otherwise are found before any user meets them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limerank.data.batch import Batch, Features, Items, Users
+from limerank.errors import FormatError
+from limerank.files import checksum, require_file
+from limerank.models import Ranker
+from limerank.models.config import DataShape
+from limerank.runs.model import SELFTEST, WEIGHTS, Trained, seal
+
+NAME = SELFTEST
+TOLERANCE = 1e-3
+"""Largest difference of a logit, absolute and relative: other processors round otherwise."""
+FEATURES = ("tokens", "weights", "offsets", "numeric")
+USERS = ("items", "tokens", "age", "lengths", "context")
+
+
+def keep(path: Path, ranker: Ranker, batch: Batch) -> None:
+    """Write what the model says of a batch, beside the weights that were just saved, and the
+    checksums of the whole run."""
+    was_training = ranker.training
+    ranker.eval()
+    with torch.inference_mode():
+        logits = ranker(batch)[batch.real].float().cpu()
+    ranker.train(was_training)
+    users = batch.users
+    tensors: dict[str, Tensor] = {
+        "logits": logits,
+        "ids": batch.items.ids,
+        "candidates": batch.candidates,
+        "counts": batch.counts,
+        "distinct": torch.tensor(batch.distinct),
+        **{f"users.{name}": getattr(users, name) for name in USERS},
+        **{f"items.{name}": getattr(batch.items.content, name) for name in FEATURES},
+        **{f"features.{name}": getattr(users.features, name) for name in FEATURES},
+    }
+    tensors = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
+    partial = path / f".{NAME}.partial"
+    save_file(tensors, partial, {"weights": checksum(path / WEIGHTS)})
+    partial.replace(path / NAME)
+    seal(path)
+
+
+def passes(trained: Trained) -> bool:
+    """Whether a run was compared with what it said; False: it has kept nothing of these weights.
+
+    Raises:
+        FormatError: it says something else now, or the file is damaged.
+    """
+    file = trained.path / NAME
+    if not file.exists():
+        return False
+    require_file(file)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            of = (opened.metadata() or {}).get("weights")
+            held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if of != checksum(trained.path / WEIGHTS):
+            return False  # a training that was killed between the two files
+        content, features = (
+            Features(*(held[f"{part}.{name}"] for name in FEATURES))
+            for part in ("items", "features")
+        )
+        items, tokens, age, lengths, context = (held[f"users.{name}"] for name in USERS)
+        batch = Batch(
+            Items(held["ids"], content),
+            int(held["distinct"]),
+            Users(items, tokens, age, lengths, features, context),
+            held["candidates"],
+            held["counts"],
+            torch.zeros(0),
+        )
+        expected = held["logits"]
+        _check(batch, trained.ranker.shape)
+        with torch.inference_mode():
+            device = next(trained.ranker.parameters()).device
+            found = trained.ranker(batch.to(device))[batch.real.to(device)].float().cpu()
+    except (
+        IndexError,
+        KeyError,
+        OSError,
+        OverflowError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise FormatError(f"{file} is damaged: {error}; train the run again") from None
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, atol=TOLERANCE, rtol=TOLERANCE
+    ):
+        off = (found - expected).abs().max() if found.shape == expected.shape else float("nan")
+        raise FormatError(
+            f"{trained.path} does not say what it said when it was trained (a logit differs by "
+            f"{float(off):.3g}): its files were changed, or this machine computes otherwise"
+        )
+    return True
+
+
+def _check(batch: Batch, shape: DataShape) -> None:
+    """ValueError where a part of a batch points at what does not exist."""
+    users, content = batch.users, batch.items.content
+    b, n = users.items.shape
+    rows = len(batch.items.ids)
+    in_range = {
+        "ids": (batch.items.ids, shape.item_ids),
+        "candidates": (batch.candidates, rows),
+        "counts": (batch.counts, batch.candidates.shape[1] + 1),
+        "users.items": (users.items, rows),
+        "users.lengths": (users.lengths, n + 1),
+        "users.tokens": (users.tokens, shape.event_tokens),
+        "users.context": (users.context, shape.context_tokens),
+        "items.tokens": (content.tokens, shape.item_tokens),
+        "features.tokens": (users.features.tokens, shape.user_tokens),
+    }
+    for name, (part, size) in in_range.items():
+        if part.dtype != torch.int64:
+            raise ValueError(f"{name} holds {part.dtype}, expected integers")
+        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < max(size, 1):
+            raise ValueError(f"{name} holds numbers beyond 0 .. {size - 1}")
+    for name, of, count in (("items", content, rows), ("features", users.features, b)):
+        if (
+            len(of.offsets) != count + 1
+            or int(of.offsets[0])
+            or int(of.offsets[-1]) != len(of.tokens)
+            or bool((of.offsets.diff() < 0).any())
+            or len(of.weights) != len(of.tokens)
+        ):
+            raise ValueError(f"{name}.offsets do not fit its tokens")
+    if len(users.lengths) != b or len(batch.counts) != b or not 0 <= batch.distinct <= rows:
+        raise ValueError("its parts are of different numbers of requests")

@@ -1,0 +1,1 @@
+"""Serving: events and user states, live items, and the HTTP service on top of them."""

@@ -1,0 +1,291 @@
+"""A prepared log's events into an event store: a server then knows its users at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from limerank.data.canonical import external_id, id_texts, json_value
+from limerank.data.coverage import TableCoverage, cover_table
+from limerank.data.dataset import Dataset
+from limerank.data.encoding import Encoding, read_vocabulary
+from limerank.data.events import EVENT_ID_BYTES, Event, content_id, content_of, event_of
+from limerank.data.sources import find_files, read_table
+from limerank.data.spec import Spec, Table, load_spec, validate
+from limerank.errors import DataError, SpecError
+from limerank.progress import Bar
+from limerank.serving.stores import EventStore, Outcome
+
+EVENTS = 8192
+"""Events that are made durable together, at least, but for the last ones."""
+
+
+class Filled(NamedTuple):
+    """What :func:`fill` did.
+
+    Attributes:
+        users, events: of the dataset.
+        accepted: events that the store did not hold before.
+        expired: events that a bounded store refused, since it holds later ones.
+        features: users whose own features were written.
+        note: why users have no features, where the description names a user table; else empty.
+        table: how the user table fits the log; None: it was not read.
+    """
+
+    users: int
+    events: int
+    accepted: int
+    expired: int
+    features: int
+    note: str
+    table: TableCoverage | None = None
+
+
+def fill(
+    store: EventStore,
+    data: Dataset | str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> Filled:
+    """Put all events of a dataset into a store, and what its user table says of the users.
+
+    Labels and categories are what the log said; numeric event features come back as a number of the
+    same bucket. An event that the store holds already, by whatever way it came, is not put again:
+    it is known by its user, item, time and labels (:func:`limerank.data.events.content_of`), and as
+    many times as the log holds it. So the next day's log, or a log that lost its oldest
+    days, adds what is new and nothing else.
+
+    Args:
+        store: where to.
+        data: a prepared dataset.
+        base: the folder that the description's paths begin in, to read the user table. When not
+            given, the table is looked for where it was when the dataset was prepared.
+        quiet: show no progress.
+
+    Raises:
+        DataError: the user table cannot be read, or has an id twice.
+    """
+    dataset = data if isinstance(data, Dataset) else Dataset(data)
+    table, note = _user_table(dataset, base)
+    users = None if table is None else _read_users(*table)
+    count, outcomes = len(dataset.events["item"]), Counter[Outcome]()
+    with Bar("filling", total=count, unit="events", quiet=quiet) as bar:
+        waiting: list[Event] = []
+        for user, events in _events(dataset):
+            waiting += _new(store, user, events, dataset)
+            if len(waiting) >= EVENTS:
+                outcomes.update(store.append(waiting))
+                waiting = []
+            bar.advance(len(events))
+        if waiting:
+            outcomes.update(store.append(waiting))
+    filled, fit = 0, None
+    if table is not None and users is not None:
+        frame, ids = users
+        fit = _coverage(dataset, table[0], frame, ids)
+        for user, features in _features_of_users(dataset, table[0], frame, ids):
+            store.set_features(user, features)
+            filled += 1
+    return Filled(
+        len(dataset.user_ids),
+        count,
+        outcomes[Outcome.ACCEPTED],
+        outcomes[Outcome.EXPIRED],
+        filled,
+        note,
+        fit,
+    )
+
+
+def _new(store: EventStore, user: Any, events: list[Event], dataset: Dataset) -> list[Event]:
+    """Events that the store does not hold, as often as it lacks them."""
+    held = store.held(user) if store.version(user) is not None else None
+    if held is None:
+        return events
+    caps = {
+        label["name"]: label["cap"]
+        for label in dataset.manifest["spec"]["labels"]
+        if label["cap"] is not None
+    }
+    known: dict[bytes, list[bytes]] = {}
+    for event in held.events:
+        known.setdefault(content_of(event, caps), []).append(event.id)
+    ids: list[bytes | None] = []
+    for event in events:
+        same = known.get(content_of(event))
+        ids.append(same.pop(0) if same else None)
+    fresh: list[Event] = []
+    at = 0
+    for _, group in groupby(events, lambda event: event.time):
+        tied = list(group)
+        fresh += _among(tied, ids[at : at + len(tied)])
+        at += len(tied)
+    return fresh
+
+
+def _among(tied: list[Event], held: list[bytes | None]) -> list[Event]:
+    """The events of one time that are not held, with ids that sort between those that are.
+
+    Args:
+        tied: all events of this time, in the log's order.
+        held: of each, the id under which the store holds it; None: it is new.
+    """
+    if all(id is None for id in held):
+        return tied
+    fresh: list[Event] = []
+    low = b""
+    for new, run in groupby(range(len(tied)), lambda place: held[place] is None):
+        places = list(run)
+        if not new:
+            low = max(low, *(id for place in places if (id := held[place]) is not None))
+            continue
+        high = next((id for id in held[places[-1] :] if id is not None and id > low), None)
+        ids = [tied[place].id for place in places]
+        if ids[0] <= low or (high is not None and ids[-1] >= high):
+            ids = [_between(low, high, content_id(tied[place], place)[1:]) for place in places]
+        fresh += [replace(tied[place], id=id) for place, id in zip(places, ids, strict=True)]
+    return fresh
+
+
+def _between(low: bytes, high: bytes | None, own: bytes) -> bytes:
+    """An id that sorts behind ``low`` and before ``high``, as far as its length allows, and ends
+    with ``own``."""
+    start = low or b"\0"
+    if high is not None and high.startswith(start):
+        rest = high[len(start) :]
+        start += bytes(len(rest) - len(rest.lstrip(b"\0")) + 1)
+    return (start + own)[-EVENT_ID_BYTES:]
+
+
+def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
+    """Each user's events, in the log's order, which their ids keep where times are equal."""
+    columns, features = dataset.events, _features(dataset)
+    ratios = [name for name in dataset.tasks if f"ratio_{name}" in columns]
+    for user, (start, end) in enumerate(
+        zip(dataset.event_offsets[:-1].tolist(), dataset.event_offsets[1:].tolist(), strict=True)
+    ):
+        part = slice(start, end)
+        items = dataset.item_ids[columns["item"][part]].tolist()
+        times = columns["time"][part].tolist()
+        labels = {name: columns[f"label_{name}"][part].tolist() for name in dataset.tasks}
+        shares = {name: columns[f"ratio_{name}"][part].tolist() for name in ratios}
+        codes = {name: columns[f"feature_{name}"][part].tolist() for name in features}
+        id = external_id("user", dataset.user_ids[user])
+        events: list[Event] = []
+        for place in range(end - start):
+            event = event_of(
+                {
+                    "user": id,
+                    "item": items[place],
+                    "time": times[place],
+                    "labels": _known({name: of[place] for name, of in labels.items()}),
+                    "ratios": _known({name: of[place] for name, of in shares.items()}),
+                    "features": {
+                        name: features[name][of[place]] for name, of in codes.items() if of[place]
+                    },
+                }
+            )
+            events.append(event)
+        yield id, _in_order(events)
+
+
+def _in_order(events: list[Event]) -> list[Event]:
+    """Events of one user, ordered by time, whose ids keep the order of those of one time."""
+    found: list[Event] = []
+    for _, group in groupby(events, lambda event: event.time):
+        tied = list(group)
+        if len(tied) > 1:
+            tied = [
+                replace(event, id=content_id(event, position))
+                for position, event in enumerate(tied)
+            ]
+        found += tied
+    return found
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _features(dataset: Dataset) -> dict[str, list[Any]]:
+    """Event feature -> the value of each code; that of 0, unknown, is None."""
+    found: dict[str, list[Any]] = {}
+    for feature in dataset.manifest["encoding"]["event_features"]:
+        name = feature["name"]
+        if feature["kind"] == "numeric":
+            edges = feature["edges"]
+            below = [np.nextafter(np.float32(edges[0]), np.float32(-np.inf))] if edges else [0.0]
+            found[name] = [None, *map(float, below), *map(float, edges)]
+        else:
+            table = read_vocabulary(dataset.path, f"event_{name}")
+            values: list[Any] = [None] * (int(table["code"].max() or 0) + 1)  # type: ignore[arg-type]
+            for value, code in table.select("value", "code").iter_rows():
+                values[code] = value
+            found[name] = values
+    return found
+
+
+def _user_table(
+    dataset: Dataset, base: str | os.PathLike[str] | None
+) -> tuple[tuple[Table, Path] | None, str]:
+    """The user table and the folder that its paths begin in, or why there is none."""
+    spec = validate(Spec, dataset.manifest["spec"], str(dataset.path / "dataset.json"))
+    if spec.users is None or not spec.users.features:
+        return None, ""
+    if base is not None:
+        return (spec.users, Path(base)), ""
+    try:
+        users = load_spec(dataset.path / "spec.toml").users
+        if users is not None:
+            find_files(users, dataset.path)
+            return (users, dataset.path), ""
+        note = f"{dataset.path / 'spec.toml'} names no user table"
+    except (SpecError, DataError) as error:
+        note = str(error)
+    return None, (
+        f"users have no features in the store: {note}; give the folder of the dataset description"
+    )
+
+
+def _read_users(table: Table, base: Path) -> tuple[pl.DataFrame, pl.Series]:
+    """The user table, and its ids as text."""
+    frame, _ = read_table(table, base, table.read)
+    ids = id_texts(frame[table.id])
+    if ids.drop_nulls().is_duplicated().any():
+        twice = ids.filter(ids.is_duplicated() & ids.is_not_null())[0]
+        raise DataError(f"the user table {', '.join(table.files)} has the id {twice!r} twice")
+    return frame, ids
+
+
+def _coverage(dataset: Dataset, table: Table, frame: pl.DataFrame, ids: pl.Series) -> TableCoverage:
+    encoding = dataset.manifest["encoding"]["users"]
+    vocabularies = {
+        one.name: read_vocabulary(dataset.path, f"user_{one.name}")
+        for one in table.features
+        if one.kind == "categorical"
+    }
+    users = pl.Series("id", [str(id) for id in dataset.user_ids.tolist()], dtype=pl.String)
+    learned = Encoding(encoding, vocabularies)
+    return cover_table("user", users, ids, frame, table.features, learned)
+
+
+def _features_of_users(
+    dataset: Dataset, table: Table, frame: pl.DataFrame, ids: pl.Series
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    held: NDArray[Any] = dataset.user_ids
+    wanted = {str(external_id("user", id)) for id in held.tolist()}
+    columns = list(dict.fromkeys(feature.column for feature in table.features))
+    for id, row in zip(ids, frame.iter_rows(named=True), strict=True):
+        if id in wanted:
+            yield id, {name: json_value(row[name]) for name in columns}

@@ -1,0 +1,1 @@
+"""The HTTP service: routes, limits, messages, and the process that runs them."""

@@ -1,0 +1,213 @@
+"""Bodies of requests: read and checked within bounds, whatever they hold.
+
+What is wrong is found by its first errors; how many more there are is not counted. A body of more
+than :data:`SMALL` bytes is read piece by piece, so that other threads go on meanwhile: each piece
+takes less than a millisecond.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from limerank.data.spec import nearest_field
+from limerank.serving.http.problems import Problem
+from limerank.serving.messages import LONG, MOST_LISTED, MOST_NAMES, MOST_TEXT, Message
+
+SMALL = 16 << 10
+"""Bytes of a body that is read at once."""
+PIECE = 500
+"""Elements of a list that are checked at once."""
+MOST_DEPTH = 4
+"""Lists and objects inside each other: a list of events, each with a mapping, has that many."""
+MOST_TOLD = 20
+"""Errors that an answer names."""
+
+# Quantifiers are possessive and bounded: a match takes time in proportion to what it matches, and
+# that is little. What they do not match is read value by value.
+_BLANK = r"[ \t\n\r]{0,4096}+"
+_STRING = rf'"[^"\\]{{0,{MOST_TEXT}}}+(?:\\.[^"\\]{{0,{MOST_TEXT}}}+){{0,{MOST_TEXT}}}+"'
+_SIMPLE = r'"[^"\\]{0,256}+"'
+_PLAIN = rf"(?:{_SIMPLE}|-?[0-9][0-9.eE+-]{{0,40}}+|true|false|null)"
+_REST = r'[^{}\[\]"\\]{0,64}+'
+_FLAT = rf"\{{{_REST}(?:{_SIMPLE}{_REST}){{0,32}}+\}}"
+_DEEPER = rf"\{{{_REST}(?:(?:{_SIMPLE}|{_FLAT}){_REST}){{0,32}}+\}}"
+_blank = re.compile(_BLANK)
+_NUMBER = r"-?(?:[0-9][0-9.eE+-]{0,400}+|Infinity)|NaN"
+_scalar = re.compile(rf"{_STRING}|{_NUMBER}|true|false|null", re.DOTALL)
+_name = re.compile(rf"({_SIMPLE}|{_STRING}){_BLANK}:", re.DOTALL)
+_values = re.compile(rf"(?:{_BLANK}{_PLAIN}{_BLANK},){{1,{PIECE}}}+")
+_objects = re.compile(rf"(?:{_BLANK}{_DEEPER}{_BLANK},){{1,8}}+")
+_pairs = re.compile(rf"(?:{_BLANK}{_SIMPLE}{_BLANK}:{_BLANK}{_PLAIN}{_BLANK},){{1,{PIECE}}}+")
+
+
+def checked(models: Sequence[type[Message]], data: bytes) -> Message:
+    """A body as the message that it is.
+
+    Args:
+        models: what the route takes. Of two, the first is that with the field ``events``.
+        data: JSON.
+
+    Raises:
+        Problem: 400 where it is no JSON, 422 where it is no such message.
+    """
+    try:
+        if len(data) > SMALL:
+            return _Reader(data.decode(), models).message()
+        found = from_json(data)
+    except ValueError as error:
+        what = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Problem(400, f"the body is no JSON: {what}") from None
+    try:
+        return _model(models, found).model_validate(found)
+    except ValidationError as error:
+        raise _refused(error, _model(models, found)) from None
+
+
+def _model(models: Sequence[type[Message]], found: Any) -> type[Message]:
+    """The message that values stand for."""
+    if len(models) > 1 and not (isinstance(found, dict) and "events" in found):
+        return models[1]
+    return models[0]
+
+
+def _refused(
+    error: ValidationError, model: type[Message], name: str | None = None, at: int = 0
+) -> Problem:
+    """The first errors as an answer; ``name`` and ``at``: the list and the place of its piece."""
+    told: dict[str, str] = {}
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # A wrong name first: that the right one is missing follows from it.
+    for one in sorted(errors, key=lambda one: one["type"] == "missing"):
+        where: list[Any] = list(one["loc"])
+        what = one["msg"].removeprefix("Value error, ")
+        if one["type"] in ("model_type", "dict_type"):
+            what = "expected an object"
+        if name is not None:
+            where = [name, at + int(where[0]), *where[1:]]
+        if one["type"] == "extra_forbidden":
+            what = f"there is no such field{nearest_field(model, where)}"
+        told.setdefault(".".join(map(str, where)), what)
+        if len(told) == MOST_TOLD:
+            break
+    parts = [{"at": where, "what": what} for where, what in told.items()]
+    return Problem(422, f"{parts[0]['at'] or 'the body'}: {parts[0]['what']}", errors=parts)
+
+
+class _Reader:
+    """A message of JSON that is read with bounds, its long lists checked as they are read."""
+
+    def __init__(self, text: str, models: Sequence[type[Message]]) -> None:
+        self.text, self.at, self.models = text, 0, models
+        self.long = {name: of for model in models for name, of in LONG.get(model, {}).items()}
+
+    def message(self) -> Message:
+        """The message; raises Problem, or ValueError where the text is no JSON."""
+        checked: dict[str, list[Any]] = {}
+        found = self._value(0, checked)
+        if self._skip():
+            raise self._wrong("something stands behind its end")
+        # A name that stands there twice has its last value, as elsewhere.
+        checked = {name: of for name, of in checked.items() if found[name] is of}
+        # The rest is checked with the first elements of the long lists; these are checked already.
+        first = {name: of[:PIECE] for name, of in checked.items()}
+        try:
+            message = _model(self.models, found).model_validate(found | first if first else found)
+        except ValidationError as error:
+            raise _refused(error, _model(self.models, found)) from None
+        return message.model_copy(update=checked) if checked else message
+
+    def _skip(self) -> str:
+        """Go on to the next character that is no blank; returns it, "" at the end."""
+        found = _blank.match(self.text, self.at)
+        assert found is not None
+        self.at = found.end()
+        return self.text[self.at : self.at + 1]
+
+    def _value(self, depth: int, checked: dict[str, list[Any]] | None = None) -> Any:
+        next_ = self._skip()
+        if next_ in ("[", "{"):
+            if depth == MOST_DEPTH:
+                raise Problem(
+                    422, f"the body has more than {MOST_DEPTH} levels of lists and objects"
+                )
+            self.at += 1
+            return self._list(depth) if next_ == "[" else self._object(depth, checked)
+        found = _scalar.match(self.text, self.at)
+        if found is None:
+            raise self._wrong("a value is missing, broken or too long")
+        self.at = found.end()
+        return from_json(found[0])
+
+    def _list(self, depth: int, name: str | None = None) -> list[Any]:
+        """A list; one with a name is long, and what is returned of it is checked."""
+        values: list[Any] = []
+        piece, end = values, self._skip() == "]"
+        most = MOST_LISTED
+        if name is not None:
+            piece, most = [], self.long[name][1]
+        self.at += end
+        while not end:
+            run = _values.match(self.text, self.at)
+            if run is None and depth + 3 <= MOST_DEPTH:
+                run = _objects.match(self.text, self.at)
+            if run is None:
+                piece.append(self._value(depth + 1))
+                end = self._next("]")
+            else:
+                piece += from_json(f"[{run[0][:-1]}]")
+                self.at = run.end()
+            if len(values) + (len(piece) if name else 0) > most:
+                what = "a list" if name is None else f"{name}: the list"
+                raise Problem(422, f"{what} has more than {most:,} elements")
+            if name is not None and (end or len(piece) >= PIECE):
+                try:
+                    values += self.long[name][0].validate_python(piece)
+                except ValidationError as error:
+                    raise _refused(error, self.models[0], name, len(values)) from None
+                piece = []
+        return values
+
+    def _object(self, depth: int, checked: dict[str, list[Any]] | None) -> dict[str, Any]:
+        """An object; the outermost puts its long lists into ``checked``, too."""
+        values: dict[str, Any] = {}
+        end, names = self._skip() == "}", 0
+        self.at += end
+        while not end:
+            run = _pairs.match(self.text, self.at)
+            if run is None:
+                self._skip()
+                found = _name.match(self.text, self.at)
+                if found is None:
+                    raise self._wrong("a name is missing, broken or too long")
+                self.at = found.end()
+                name, names = from_json(found[1]), names + 1
+                if checked is not None and name in self.long and self._skip() == "[":
+                    self.at += 1
+                    values[name] = checked[name] = self._list(depth + 1, name)
+                else:
+                    values[name] = self._value(depth + 1)
+                end = self._next("}")
+            else:
+                part = from_json(f"{{{run[0][:-1]}}}")
+                names += max(len(part), run[0].count('":'))
+                values |= part
+                self.at = run.end()
+            if names > MOST_NAMES:
+                raise Problem(422, f"an object has more than {MOST_NAMES:,} names")
+        return values
+
+    def _next(self, end: str) -> bool:
+        """Whether a list or an object ends here; else its next element follows."""
+        found = self._skip()
+        if found not in (end, ",") or not found:
+            raise self._wrong(f"expected a comma or {end}")
+        self.at += 1
+        return found == end
+
+    def _wrong(self, what: str) -> ValueError:
+        return ValueError(f"{what} at character {self.at:,}")

@@ -1,0 +1,221 @@
+"""``limerank serve``: the application on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from limerank.errors import FormatError, SpecError
+from limerank.serving.engine import Serving
+from limerank.serving.http.app import CLOSE_SECONDS, application
+from limerank.serving.http.connections import Acceptor, Doors, protocol
+from limerank.serving.http.lines import log_json
+from limerank.serving.http.private import Private
+from limerank.serving.http.settings import Settings
+from limerank.serving.state import Mode
+from limerank.serving.stores import open_store
+from limerank.serving.watching import Beside
+
+log = logging.getLogger("limerank.serving")
+SWITCH_SECONDS = 0.001
+"""After which a thread that computes in Python lets another one go on: requests that are answered
+at once never wait long for those that are not."""
+MOST_FILES = 65_536
+"""Open files that the process allows itself, where it may."""
+
+
+def serve(
+    *,
+    run: Path,
+    index: Path,
+    store: str,
+    settings: Settings,
+    items: Path | None = None,
+    mode: Mode = "window",
+    threads: int = 1,
+    most: int | None = None,
+    watch: Path | None = None,
+) -> None:
+    """Serve until the process is told to stop; requests under way are answered first.
+
+    Args:
+        run, index, items, mode, threads: see :class:`~limerank.serving.engine.Serving`.
+        store: an SQLite file, or the address of a Valkey or Redis server.
+        settings: keys, limits, times.
+        most: events held of a user, at most; all when not given.
+        watch: a folder with the links ``run`` and ``index``, or a JSON file
+            ``{"run": PATH, "index": PATH}``: when they lead elsewhere, that is loaded.
+    """
+    private = Private.of_store(
+        store,
+        secrets=[key for keys in settings.keys.values() for key in keys],
+        places=[
+            text
+            for path in (run, index, items, watch, None if "://" in store else Path(store))
+            if path is not None
+            for text in (str(path.absolute()), str(path.resolve()))
+        ],
+    )
+    with listener(settings.host, settings.port) as bound:
+        for name, path, file in (("run", run, "config.json"), ("index", index, "manifest.json")):
+            if not (path / file).is_file():  # before a new store is made
+                raise FormatError(
+                    f"--{name}: {str(path)!r} is no folder of a {name}: it holds no {file}"
+                )
+        log_json(private)
+        engine = Serving(
+            run.absolute(),  # texts name them whole, so that no answer holds them
+            index.absolute(),
+            open_store(store, most),
+            items=None if items is None else items.absolute(),
+            mode=mode,
+            threads=threads,
+        )
+        app = application(engine, settings, private)
+        # What is loaded stays: the collector of garbage need not look at it with every request.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
+        sys.setswitchinterval(SWITCH_SECONDS)
+        beside = Beside(engine, None if watch is None else watch.absolute())
+        beside.start()
+        doors = Doors(settings, engine.numbers, files_allowed())
+        config = uvicorn.Config(
+            app,
+            http=protocol(doors),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(settings.proxies),
+            forwarded_allow_ips=list(settings.proxies),
+            timeout_keep_alive=max(1, round(settings.idle_seconds)),
+            timeout_graceful_shutdown=max(1, int(settings.drain_seconds - CLOSE_SECONDS - 1)),
+        )
+        try:
+            bound.listen(config.backlog)  # who reads the next line may connect
+        except OSError as error:  # another process has bound it, too, and was the first to listen
+            raise _taken(settings.host, settings.port, error) from None
+        host, port = bound.getsockname()[:2]
+        print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        try:
+            Server(config, settings.drain_seconds).run(sockets=[bound])
+        finally:
+            beside.stop()
+            if _hanging():
+                _end(0)
+
+
+@contextmanager
+def listener(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound to an address, so that nothing is loaded where it is taken.
+
+    Raises:
+        SpecError: the address is in use, is none of this machine's or needs more rights.
+    """
+    try:
+        family, kind, protocol_, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol_)
+    except OSError as error:
+        raise SpecError(f"cannot listen on {host}: {error.strerror}; give another --host") from None
+    with bound:
+        if os.name != "nt":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except OSError as error:
+            raise _taken(host, port, error) from None
+        bound.setblocking(False)
+        yield bound
+
+
+def _taken(host: str, port: int, error: OSError) -> SpecError:
+    what = (error.strerror or str(error)).lower()
+    return SpecError(
+        f"cannot listen on {host}, port {port}: {what}; stop what uses it, or give another --port "
+        "(0: any free one)"
+    )
+
+
+def files_allowed() -> int:
+    """Files that this process may open: as many as it may allow itself."""
+    try:
+        import resource
+    except ImportError:  # no such limit is known here
+        return MOST_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError):  # the system has its reasons
+            pass
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+class Server(uvicorn.Server):
+    """A server that takes connections some at a time, and that ends in time once it is told to,
+    whatever hangs.
+
+    Args:
+        config: of uvicorn, with the protocol of :mod:`limerank.serving.http.connections`.
+        drain: seconds in which the process ends.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: float) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is not None
+        await super().startup(sockets=[])
+        config, state = self.config, self.server_state
+
+        def made() -> asyncio.Protocol:
+            of = config.http_protocol_class
+            return of(config=config, server_state=state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+        self._acceptors = [Acceptor(one, made) for one in sockets]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for one in self._acceptors:
+            one.stop()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            timer = threading.Timer(self._drain, _end, (1,))
+            timer.daemon = True
+            timer.start()
+        super().handle_exit(sig, frame)
+
+
+def _hanging() -> bool:
+    """Whether threads are left that the end of the process would wait for."""
+    return any(
+        thread is not threading.current_thread() and not thread.daemon
+        for thread in threading.enumerate()
+    )
+
+
+def _end(status: int) -> None:
+    """End the process without waiting for its threads."""
+    if status:
+        log.error("what was under way did not end in time; the process ends without it")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

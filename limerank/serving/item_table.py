@@ -1,0 +1,376 @@
+"""What is known of items beside what the model made of them: to filter by, to look for, to show.
+
+The item table of the run's own layout, as a file, and over it the items that were put live.
+Without a file only the live ones are known. Nothing here ever changes: items that are put live make
+another table, which shares the file's part with the one before.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from limerank.data.canonical import (
+    category,
+    category_list,
+    external_id,
+    id_texts,
+    json_value,
+    number,
+    numbers,
+)
+from limerank.data.coverage import TableCoverage, cover_features
+from limerank.data.encoding import Encoding, read_vocabulary, values_of
+from limerank.data.sources import in_one_file, read_table
+from limerank.data.spec import Feature, Spec, Table, validate
+from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
+from limerank.index import Index
+from limerank.runs.model import Trained
+
+log = logging.getLogger("limerank.serving")
+ALLOWED, ALLOWED_BYTES = 64, 64 << 20
+"""Filters whose items are kept, for the next request with the same one: how many, and the bytes
+that they take together, at most. One always is."""
+
+SHOWN = 1 << 16
+"""Rows of a file whose features are at hand as they are shown, at most."""
+
+Rows = NDArray[np.int64]
+Columns = Mapping[str, Any]
+Wanted = dict[str, frozenset[str | None]]
+
+
+class ItemTable:
+    """Columns of the item table by external id; immutable.
+
+    Args:
+        trained: the run, whose description names the columns.
+        path: the table (CSV, TSV or Parquet); None: nothing is known but of live items.
+
+    Raises:
+        DataError: the file cannot be read, or a column of the description is missing.
+        SpecError: a table is given, and the run's data had none.
+    """
+
+    def __init__(self, trained: Trained, path: Path | None) -> None:
+        spec = validate(Spec, trained.manifest["spec"], str(trained.path / "encoding.json"))
+        self.layout = spec.items
+        if self.layout is None and path is not None:
+            raise SpecError(f"the data of {trained.path} had no item table; {path} cannot be read")
+        self.path = path
+        self._file = None if path is None or self.layout is None else _ItemFile(self.layout, path)
+        self._live: dict[int | str, Columns | None] = {}
+
+    def coverage(self, trained: Trained, index: Index) -> TableCoverage | None:
+        """How the file fits an index; None: there is no file."""
+        if self._file is None:
+            return None
+        encoding = trained.manifest["encoding"]["items"]
+        names = [one["name"] for one in encoding["features"] if one["kind"] == "categorical"]
+        vocabularies = {name: read_vocabulary(trained.path, f"item_{name}") for name in names}
+        return self._file.coverage(Encoding(encoding, vocabularies), index)
+
+    def with_items(self, items: Mapping[int | str, Columns | None]) -> ItemTable:
+        """The table with live items over it: id -> columns, or None where the item was removed."""
+        if not items:
+            return self
+        table = object.__new__(ItemTable)
+        table.layout, table.path, table._file = self.layout, self.path, self._file
+        table._live = self._live | {_key(id): columns for id, columns in items.items()}
+        return table
+
+    @property
+    def live(self) -> Mapping[int | str, Columns | None]:
+        """The live items, by id."""
+        return self._live
+
+    @property
+    def names(self) -> list[str]:
+        """Features by name."""
+        return [] if self.layout is None else [one.name for one in self.layout.features]
+
+    def features(self, ids: Sequence[Any]) -> list[dict[str, Any]]:
+        """The features of each item, as the table has them; empty where nothing is known."""
+        if self.layout is None:
+            return [{} for _ in ids]
+        columns = [(one.name, one.column) for one in self.layout.features]
+        found: list[dict[str, Any]] = [{} for _ in ids]
+        places: list[int] = []
+        rows: list[int] = []
+        for place, id in enumerate(ids):
+            key = _key(id)
+            live = self._live.get(key)
+            if live is not None:
+                found[place] = {name: json_value(live.get(column)) for name, column in columns}
+            elif self._file is not None and (row := self._file.rows.get(str(key))) is not None:
+                places.append(place)
+                rows.append(row)
+        if self._file is not None and rows:
+            for place, features in zip(places, self._file.features(rows), strict=True):
+                found[place] = features
+        return found
+
+    def wanted(self, given: Mapping[str, Sequence[Any]]) -> Wanted:
+        """A filter in its one form: feature -> the values that are allowed, as the vocabularies
+        hold them. None stands for items of which the value is not known.
+
+        Raises:
+            UnknownError: no feature has a name.
+            SpecError: there is nothing to filter by, or a feature holds vectors.
+            DataError: a value is none that a feature can have.
+        """
+        unknown = [name for name in given if name not in self.names]
+        if unknown:
+            raise UnknownError(
+                f"no item feature is called {', '.join(map(repr, unknown[:10]))}; there are "
+                f"{', '.join(self.names) or 'none'}{did_you_mean(unknown[0], self.names)}"
+            )
+        if self.layout is None or (self._file is None and not self._live):
+            raise SpecError(
+                "nothing is known of items to filter by: serve with --items FILE, the item table"
+            )
+        found: Wanted = {}
+        for feature in self.layout.features:
+            if feature.name in given:
+                if feature.kind == "text-vector":
+                    raise SpecError(f"{feature.name!r} holds vectors; no filter can name them")
+                values = given[feature.name]
+                found[feature.name] = frozenset(texts := [_one(feature, v) for v in values])
+                if feature.kind == "numeric":
+                    _check_numbers(feature, values, texts)
+        return found
+
+    def allowed(self, index: Index, wanted: Wanted) -> NDArray[np.bool_]:
+        """Which rows of an index every feature of a filter allows, bool [n]."""
+        assert self.layout is not None
+        features = [one for one in self.layout.features if one.name in wanted]
+        allowed = np.zeros(len(index), dtype=bool)
+        if self._file is not None:
+            keep = np.ones(len(self._file), dtype=bool)
+            for feature in features:
+                keep &= self._file.having(feature, wanted[feature.name])
+            rows = index.ids.find(self._file.ids(np.flatnonzero(keep)))
+            allowed[rows[rows >= 0]] = True
+        rows = index.ids.find(list(self._live))
+        for row, columns in zip(rows.tolist(), self._live.values(), strict=True):
+            if row >= 0:
+                allowed[row] = columns is not None and all(
+                    not wanted[one.name].isdisjoint(_values(one, columns.get(one.column)))
+                    for one in features
+                )
+        return allowed
+
+    def search(self, text: str, limit: int) -> list[str]:
+        """Ids of known items of which the id or a feature holds a text, in any letter case."""
+        low = text.lower()
+        found: list[str] = []
+        for id, columns in self._live.items():
+            if len(found) >= limit:
+                break
+            if columns is not None and _holds(low, str(id), columns):
+                found.append(str(id))
+        if self._file is not None and len(found) < limit:
+            found += self._file.search(low, limit)
+        return list(dict.fromkeys(found))[:limit]
+
+
+class Filters:
+    """Filters over one table and one index, neither of which changes: what was found for the latest
+    ones stays right as long as they are. Safe in several threads."""
+
+    def __init__(self, items: ItemTable, index: Index) -> None:
+        self._items, self._index = items, index
+        self._kept: OrderedDict[Any, NDArray[np.bool_]] = OrderedDict()
+        self._most = max(1, min(ALLOWED, ALLOWED_BYTES // max(1, len(index))))
+        self._lock = threading.Lock()
+
+    def allowed(self, given: Mapping[str, Sequence[Any]]) -> NDArray[np.bool_]:
+        """Which rows of the index every feature of a filter allows, bool [n]; see
+        :meth:`ItemTable.wanted`."""
+        wanted = self._items.wanted(given)
+        key = frozenset(wanted.items())
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+                return found
+        found = self._items.allowed(self._index, wanted)
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return found
+
+
+class _ItemFile:
+    """The item table of a file. What is asked for by feature is prepared with the first question
+    about it, once."""
+
+    def __init__(self, layout: Table, path: Path) -> None:
+        self.layout = layout
+        table = in_one_file(layout, path)
+        try:
+            self._frame, bad = read_table(table, path.absolute().parent, layout.read)
+            texts = id_texts(self._frame[layout.id]).to_list()
+        except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+            raise DataError(f"{path} cannot be read as an item table: {error}") from None
+        if bad:
+            log.warning("%s: %d lines could not be parsed; their items are unknown", path, bad)
+        self.rows = {id: row for row, id in enumerate(texts) if id is not None}
+        """Row of each item, by its id's text."""
+        names = dict.fromkeys(feature.column for feature in layout.features)
+        self._columns = self._frame.select(list(names))
+        self._shown: dict[int, dict[str, Any]] = {}
+        self._values: dict[str, _Values | NDArray[np.float64]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def coverage(self, encoding: Encoding, index: Index) -> TableCoverage:
+        """How the rows fit the items of an index, and what the run knows of their values."""
+        ids = list(self.rows)
+        places = np.array(list(self.rows.values()), np.int64)
+        found = index.ids.find(ids)
+        used = found >= 0
+        met = np.zeros(len(index), bool)
+        met[found[used]] = True
+        met[index.removed] = True
+        lacking = np.flatnonzero(~met)[:1]
+        met[index.removed] = False
+        rows = places[used] if used.any() else places
+        return TableCoverage(
+            "item",
+            index.items,
+            int(met.sum()),
+            len(ids),
+            int(used.sum()),
+            str(index.ids[lacking][0]) if len(lacking) else None,
+            next((id for id, there in zip(ids, used.tolist(), strict=True) if not there), None),
+            cover_features(self._frame[rows], self.layout.features, encoding),
+            "the index",
+        )
+
+    def ids(self, rows: Rows) -> list[Any]:
+        """External ids of rows."""
+        return self._frame[self.layout.id].gather(rows).to_list()
+
+    def features(self, rows: list[int]) -> list[dict[str, Any]]:
+        """The features of rows, as JSON can hold them. What was shown lately is at hand: rankings
+        show the same items over and over."""
+        if not self.layout.features:
+            return [{} for _ in rows]
+        shown = self._shown
+        found = {row: shown[row] for row in rows if row in shown}
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        if missing:
+            names = self._columns.columns
+            for row, values in zip(missing, self._columns[missing].rows(), strict=True):
+                told = dict(zip(names, map(json_value, values), strict=True))
+                found[row] = {one.name: told[one.column] for one in self.layout.features}
+            if len(shown) + len(missing) > SHOWN:
+                shown = self._shown = {}
+            for row in missing[:SHOWN]:
+                shown[row] = found[row]
+        return [found[row] for row in rows]
+
+    def having(self, feature: Feature, wanted: frozenset[str | None]) -> NDArray[np.bool_]:
+        """Which rows have one of the values of a feature, bool [rows]."""
+        with self._lock:
+            if feature.name not in self._values:
+                self._values[feature.name] = (
+                    numbers(self._frame[feature.column])
+                    if feature.kind == "numeric"
+                    else _Values(values_of(self._frame, feature), len(self))
+                )
+            held = self._values[feature.name]
+        if isinstance(held, _Values):
+            return held.having(wanted)
+        found = np.isin(held, [float(value) for value in wanted if value is not None])
+        return found | np.isnan(held) if None in wanted else found
+
+    def search(self, low: str, limit: int) -> list[str]:
+        """Ids of rows of which the id or a text holds a text."""
+        texts = [
+            pl.col(name)
+            .cast(pl.String, strict=False)
+            .str.to_lowercase()
+            .str.contains(low, literal=True)
+            for name, kind in self._frame.schema.items()
+            if kind == pl.String or name == self.layout.id
+        ]
+        some = self._frame.filter(pl.any_horizontal(texts)).head(limit)
+        return [text for text in some[self.layout.id].cast(pl.String).to_list() if text is not None]
+
+
+class _Values:
+    """Which rows hold each value of a categorical feature: ``long`` has the columns row, value."""
+
+    def __init__(self, long: pl.DataFrame, count: int) -> None:
+        texts = long["value"].unique(maintain_order=True)
+        codes = pl.DataFrame([texts, pl.Series("code", np.arange(len(texts)))])
+        code = long.join(codes, on="value", how="left", maintain_order="left")["code"].to_numpy()
+        order = np.argsort(code, kind="stable")
+        self._codes = dict(zip(texts.to_list(), range(len(texts)), strict=True))
+        self._rows = long["row"].to_numpy()[order]
+        self._starts = np.searchsorted(code[order], np.arange(len(texts) + 1))
+        self._count = count
+
+    def having(self, wanted: frozenset[str | None]) -> NDArray[np.bool_]:
+        found = np.zeros(self._count, dtype=bool)
+        if None in wanted:
+            found[:] = True
+            found[self._rows] = False
+        for code in (self._codes[text] for text in wanted if text in self._codes):
+            found[self._rows[self._starts[code] : self._starts[code + 1]]] = True
+        return found
+
+
+def _key(id: Any) -> int | str:
+    """An item's id in its one form, or as it is where it is none."""
+    try:
+        return external_id("item", id)
+    except DataError:
+        return str(id)
+
+
+def _one(feature: Feature, value: Any) -> str | None:
+    """One value of a feature, as text; None: not known."""
+    if value is None:
+        return None
+    if feature.kind != "numeric":
+        return category(value)
+    return category(number(value))
+
+
+def _check_numbers(feature: Feature, values: Sequence[Any], texts: Sequence[str | None]) -> None:
+    for value, text in zip(values, texts, strict=True):
+        if text is None and value is not None:
+            raise DataError(
+                f"the filter of {feature.name!r} has {value!r:.80}, expected numbers, or null for "
+                "items of which it is not known"
+            )
+
+
+def _values(feature: Feature, value: Any) -> set[str | None]:
+    """All values that an item has of a feature; None stands for no value at all."""
+    try:
+        if feature.kind == "numeric":
+            return {_one(feature, value)}
+        return set(category_list(value, feature.split)) or {None}
+    except DataError:  # stored before such values were refused
+        return {None}
+
+
+def _holds(low: str, id: str, columns: Columns) -> bool:
+    values = [id, *(value for value in columns.values() if isinstance(value, str))]
+    return any(low in value.lower() for value in values)

@@ -1,0 +1,243 @@
+"""What requests say: checked bodies, whose schemas are the API's description."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
+
+from limerank.data.canonical import external_id, milliseconds
+from limerank.errors import DataError
+
+MOST_CANDIDATES = 100_000
+MOST_EVENTS = 10_000
+MOST_ITEMS = 1_000
+MOST_RANKED = 10_000
+MOST_EXPLAINED = 50
+MOST_NAMES = 1_000
+"""Names in one object: tasks, features, columns."""
+MOST_LISTED = 10_000
+"""Values in one list of an item's column."""
+MOST_ID = 256
+"""Characters of an id, and of any other name or value but an item's text."""
+MOST_TEXT = 65_536
+"""Characters of a text in an item's column."""
+
+
+def _scalar(value: Any, most: int) -> Any:
+    """A value that can be stored, read and told again."""
+    if type(value) is int:
+        if not -(1 << 63) <= value < 1 << 63:
+            raise ValueError("the integer has more than 64 bits; send it as text")
+    elif type(value) is float:
+        if not math.isfinite(value):
+            raise ValueError("the number is not finite; send null, or a number below 1.8e308")
+    elif type(value) is str:
+        if len(value) > most:
+            raise ValueError(f"the text has {len(value):,} characters, expected at most {most:,}")
+    elif value is not None and type(value) is not bool:
+        kind = "an object" if isinstance(value, dict) else "a list"
+        raise ValueError(f"expected text, a number, true, false or null, got {kind}")
+    return value
+
+
+def _id(value: Any) -> int | str:
+    if isinstance(value, str) and len(value) > 4 * MOST_ID:  # whatever its ends are
+        raise ValueError(f"the id has {len(value):,} characters, expected at most {MOST_ID}")
+    try:
+        return external_id("given", value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _time(value: Any) -> int:
+    try:
+        return milliseconds(value if not isinstance(value, str) else value[:64])
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _value(value: Any) -> Any:
+    return _scalar(value, MOST_ID)
+
+
+def _column(value: Any) -> Any:
+    if not isinstance(value, list):
+        return _scalar(value, MOST_TEXT)
+    if len(value) > MOST_LISTED:
+        raise ValueError(f"the list has {len(value):,} values, expected at most {MOST_LISTED:,}")
+    return [_scalar(one, MOST_TEXT) for one in value]
+
+
+def _shown(most: int) -> list[dict[str, Any]]:
+    """Schemas of single values."""
+    text = {"type": "string", "maxLength": most}
+    kinds = ("integer", "number", text, "boolean", "null")
+    return [{"type": one} if isinstance(one, str) else one for one in kinds]
+
+
+One = TypeVar("One")
+Listed = Annotated[list[One], Field(fail_fast=True)]
+"""A list that is refused with its first wrong element: the others are not looked at."""
+Named = Annotated[
+    dict[Annotated[str, Field(max_length=MOST_ID)], One], Field(max_length=MOST_NAMES)
+]
+Text = Annotated[str, Field(max_length=MOST_ID)]
+Id = Annotated[
+    int | str,
+    PlainValidator(_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer"},
+                {"type": "string", "minLength": 1, "maxLength": MOST_ID},
+            ]
+        }
+    ),
+]
+"""An external id: what the log has, an integer or text, in any of its spellings."""
+Time = Annotated[
+    int,
+    PlainValidator(_time),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": -(1 << 53), "exclusiveMaximum": 1 << 53},
+                {"type": "string", "format": "date-time", "maxLength": 64},
+            ]
+        }
+    ),
+]
+"""Milliseconds since 1970, or ISO 8601 text; an order where the log has no clock."""
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Value = Annotated[Any, PlainValidator(_value), WithJsonSchema({"anyOf": _shown(MOST_ID)})]
+Column = Annotated[
+    Any,
+    PlainValidator(_column),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *_shown(MOST_TEXT),
+                {"type": "array", "items": {"anyOf": _shown(MOST_TEXT)}, "maxItems": MOST_LISTED},
+            ]
+        }
+    ),
+]
+"""What an item's column holds: one value, or a list of values."""
+
+
+class Message(BaseModel):
+    """Base of all bodies: a field that is not known is an error and no silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Past(Message):
+    """One event of a history that is given in the request."""
+
+    item: Id
+    time: Time | None = Field(None, description="Milliseconds since 1970; all events or none.")
+    labels: Named[Number] | None = Field(
+        None, description="Task to 0 or 1, or to seconds. Without: nothing is known of the event."
+    )
+    ratios: Named[Number] | None = None
+    features: Named[Value] | None = None
+
+
+class Asking(Message):
+    """Who asks, and when: a user by id, or a history of someone whom nobody knows."""
+
+    user: Id | None = Field(None, description="External id. Unknown users have empty histories.")
+    history: Annotated[Listed[Past], Field(max_length=MOST_EVENTS)] | None = Field(
+        None, description="Events instead of the user's own, oldest first."
+    )
+    task_weights: Named[Number] | None = Field(
+        None,
+        description="Task to its weight in the ranking value; the first task alone if not given.",
+    )
+    context: Named[Value] | None = Field(None, description="What is known of the request.")
+    time: Time | None = Field(
+        None,
+        description="When the request is made: only events before it count. Now if not given, and "
+        "then all events count.",
+    )
+
+
+class Rank(Asking):
+    """Rank the catalogue, or some candidates, for one user."""
+
+    k: Annotated[int, Field(ge=1, le=MOST_RANKED)] = 20
+    candidates: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
+        None, description="Ids to rank; the whole catalogue if not given."
+    )
+    exclude_seen: bool = Field(True, description="Leave out items of the user's events.")
+    exclude: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
+        None, description="Further ids to leave out."
+    )
+    filter: Named[Annotated[Listed[Value], Field(max_length=1000)]] | None = Field(
+        None, description="Item feature to the values that are allowed; all features must allow it."
+    )
+
+
+class Explain(Asking):
+    """Say why items stand where they stand."""
+
+    items: Annotated[Listed[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
+
+
+class Happened(Message):
+    """One event."""
+
+    user: Id
+    item: Id
+    time: Time = Field(
+        description="Milliseconds since 1970 or ISO 8601 text; an order where the log has no clock."
+    )
+    labels: Named[Number] | None = Field(None, description="Task to 0 or 1, or to seconds.")
+    ratios: Named[Number] | None = Field(
+        None, description="Duration task to the share of the item."
+    )
+    features: Named[Value] | None = Field(None, description="Event feature to its value.")
+    context: Named[Value] | None = Field(None, description="Context feature to its value.")
+    id: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="The same id twice is the same event; follows from the rest if not given."
+    )
+
+
+class Events(Message):
+    """Several events; answered when all of them are durable."""
+
+    events: Annotated[Listed[Happened], Field(min_length=1, max_length=MOST_EVENTS)]
+
+
+class PutUser(Message):
+    """A user's own features: columns of the user table, in place of those before."""
+
+    features: Named[Value]
+
+
+class PutItems(Message):
+    """Items to add, or to change where they are known: all columns of the item table."""
+
+    items: Annotated[Listed[Named[Column]], Field(min_length=1, max_length=MOST_ITEMS)]
+
+
+class Reload(Message):
+    """Another run or index to serve; what is not given stays."""
+
+    run: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    index: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+
+LONG: dict[type[Message], dict[str, tuple[TypeAdapter[Any], int]]] = {
+    Rank: {
+        "candidates": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
+        "exclude": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
+        "history": (TypeAdapter(Listed[Past]), MOST_EVENTS),
+    },
+    Explain: {"history": (TypeAdapter(Listed[Past]), MOST_EVENTS)},
+    Events: {"events": (TypeAdapter(Listed[Happened]), MOST_EVENTS)},
+    PutItems: {"items": (TypeAdapter(Listed[Named[Column]]), MOST_ITEMS)},
+}
+"""Lists that can be long: field -> what checks a piece of it, and how long it may be."""

@@ -1,0 +1,178 @@
+"""What is kept of a user: a window of the latest events, or a stream's sums; and what was seen.
+
+The bytes of a kept state, little-endian, all of which a CRC-32 (u32, at the end) covers::
+
+    window       "LRSW" | version u8 | count, size u32 | limerank.data.events.pack_list | seen
+    streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
+                 | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
+    seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between
+
+``seen`` are the items that the user has met, ``unknown`` counts events whose item the index did not
+hold, ``order`` bytes are the id of the newest event, which orders events of one time.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.data.events import Event
+from limerank.errors import FormatError
+from limerank.index import Index
+from limerank.kernels.prefix import Carry
+
+VERSION = 1
+Rows = NDArray[np.int64]
+HEADER = struct.Struct("<4sB")
+SHAPE = struct.Struct("<IIIqqqqBd")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """External ids of items: integers, ascending, and texts."""
+
+    integers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    texts: tuple[str, ...] = ()
+
+    def add(self, items: Sequence[int | str]) -> Seen:
+        """With more items."""
+        whole = np.unique(np.array([item for item in items if isinstance(item, int)], np.int64))
+        at = np.searchsorted(self.integers, whole)
+        held = at < len(self.integers)
+        held[held] = self.integers[at[held]] == whole[held]
+        texts = [item for item in items if isinstance(item, str)]
+        return Seen(
+            np.insert(self.integers, at[~held], whole[~held]),
+            tuple(dict.fromkeys([*self.texts, *texts])) if texts else self.texts,
+        )
+
+    def rows(self, index: Index) -> Rows:
+        """Rows of the items that an index holds."""
+        found = [index.ids.find(self.integers)] if len(self.integers) else []
+        if self.texts:
+            found.append(index.ids.find(list(self.texts)))
+        rows = np.concatenate([np.zeros(0, np.int64), *found])
+        return np.unique(rows[rows >= 0])
+
+    def pack(self) -> bytes:
+        texts = "\0".join(self.texts).encode()
+        parts = (struct.pack("<I", len(self.integers)), self.integers.astype("<i8").tobytes())
+        return b"".join((*parts, struct.pack("<I", len(texts)), texts))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Seen:
+        (count,) = struct.unpack_from("<I", data)
+        integers = np.frombuffer(data, "<i8", count, 4).astype(np.int64)
+        (size,) = struct.unpack_from("<I", data, 4 + 8 * count)
+        texts = data[8 + 8 * count :]
+        if len(texts) != size:
+            raise ValueError("the ids of seen items end too early")
+        return cls(integers, tuple(texts.decode().split("\0")) if size else ())
+
+
+@dataclass(frozen=True)
+class Window:
+    """The latest events that histories hold, packed; how many; and what was seen."""
+
+    packed: bytes
+    events: int
+    seen: Seen
+    open: tuple[Event, ...] | None = field(default=None, compare=False)
+    """The events as they are, as long as a user stage is to be computed of them."""
+
+    def pack(self) -> bytes:
+        sizes = struct.pack("<II", self.events, len(self.packed))
+        return _sealed(HEADER.pack(b"LRSW", VERSION) + sizes + self.packed + self.seen.pack())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Window:
+        """What :meth:`pack` packed; FormatError where it is damaged."""
+        body = _opened(data, b"LRSW")
+        count, size = struct.unpack_from("<II", body)
+        return cls(body[8 : 8 + size], count, Seen.unpack(body[8 + size :]))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.packed) + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What links have read of all events.
+
+    Attributes:
+        carry: None before the first event. Its time is in days, or in events where the log has no
+            clock.
+        events: how many there were.
+        unknown: of them, those whose item the index did not hold.
+        index_rows: rows of the index at that time.
+        newest: time and id of the newest event.
+        seen: items that the user has met.
+    """
+
+    carry: Carry | None = None
+    events: int = 0
+    unknown: int = 0
+    index_rows: int = 0
+    newest: tuple[int, bytes] = (0, b"")
+    seen: Seen = field(default_factory=Seen)
+
+    def pack(self) -> bytes:
+        shape: tuple[int, ...] = (0, 0, 0)
+        parts, at = b"", 0.0
+        if self.carry is not None:
+            shape, at = tuple(self.carry.mean.shape), float(self.carry.time)
+            parts = self.carry.log.cpu().numpy().astype("<f8").tobytes()
+            parts += self.carry.mean.cpu().numpy().astype("<f4").tobytes()
+        counts = (self.events, self.unknown, self.index_rows, self.newest[0])
+        head = HEADER.pack(b"LRSS", VERSION)
+        head += SHAPE.pack(*shape, *counts, len(self.newest[1]), at)
+        return _sealed(head + self.newest[1] + parts + self.seen.pack())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Stream:
+        """What :meth:`pack` packed; FormatError where it is damaged."""
+        body = _opened(data, b"LRSS")
+        heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
+        place = SHAPE.size + order
+        id, carry = body[SHAPE.size : place], None
+        if heads:
+            log = np.frombuffer(body, "<f8", heads * links, place).reshape(heads, links)
+            place += log.nbytes
+            mean = np.frombuffer(body, "<f4", heads * links * e, place)
+            place += mean.nbytes
+            carry = Carry(
+                torch.from_numpy(mean.reshape(heads, links, e).astype(np.float32)),
+                torch.from_numpy(log.astype(np.float64)),
+                torch.tensor(at, dtype=torch.float64),
+            )
+        seen = Seen.unpack(body[place:])
+        return cls(carry, events, unknown, rows, (newest, id), seen)
+
+    @property
+    def nbytes(self) -> int:
+        carry = 0 if self.carry is None else self.carry.mean.nbytes + self.carry.log.nbytes
+        return carry + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+
+
+def _sealed(data: bytes) -> bytes:
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def _opened(data: bytes, magic: bytes) -> bytes:
+    """The bytes behind the header of a state whose checksum is right."""
+    if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise FormatError(f"a state of {len(data)} bytes is damaged; it is made anew from events")
+    found, version = HEADER.unpack_from(data)
+    if found != magic or version != VERSION:
+        raise FormatError(
+            f"a state is {found!r} of version {version}, expected {magic!r} of {VERSION}; it is "
+            "made anew from events"
+        )
+    return data[HEADER.size : -4]

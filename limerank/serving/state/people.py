@@ -1,0 +1,156 @@
+"""Users' own features, and all that follows from them alone: the same for all who share them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from limerank.data.batch import Features, Users
+from limerank.data.encoding import Encoding, encode, frame_of, read_vocabulary
+from limerank.data.features import FeatureTable
+from limerank.data.spec import Spec, validate
+from limerank.errors import DataError, UnknownError, did_you_mean
+from limerank.runs.model import Trained
+
+PEOPLE = 512
+"""Sets of user features whose encodings are kept."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """One set of user features: ``features`` encoded, ``u`` [1, d]."""
+
+    digest: bytes
+    features: Features
+    u: Tensor
+
+
+class People:
+    """Encodings of users' features by a run, kept while they are in use. Safe in several threads.
+
+    Args:
+        trained: the model, and how its data's users were encoded.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self._ranker: Any = trained.ranker
+        self._device = next(trained.ranker.parameters()).device
+        self._people: OrderedDict[bytes, Person] = OrderedDict()
+        self._links: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, features: Mapping[str, Any]) -> None:
+        """Refuse features of a user, columns of the user table, that the run cannot read.
+
+        Features that are stored already and that another model cannot read are unknown to it.
+
+        Raises:
+            UnknownError: the user table has no such column.
+            DataError: a value is none that the column can have.
+        """
+        known = self._columns
+        wrong = [name for name in features if name not in known]
+        if wrong:
+            raise UnknownError(
+                f"the user table has no column {', '.join(map(repr, wrong))}; it has "
+                f"{', '.join(map(repr, known)) or 'none'}{did_you_mean(wrong[0], known)}"
+            )
+        self._table(features)
+
+    def knows(self, features: Mapping[str, Any]) -> bool:
+        """Whether these features are encoded already."""
+        with self._lock:
+            return _digest(features) in self._people
+
+    def of(self, features: Mapping[str, Any]) -> Person:
+        """Encoded features of a user, which are the same for all who have the same ones."""
+        digest = _digest(features)
+        with self._lock:
+            if digest in self._people:
+                self._people.move_to_end(digest)
+                return self._people[digest]
+        person = self._encoded(digest, features)
+        with self._lock:
+            self._people[digest] = person
+            while len(self._people) > PEOPLE:
+                self._people.popitem(last=False)
+        return person
+
+    @torch.inference_mode()
+    def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> Person:
+        try:
+            table = self._table(features)
+        except DataError:
+            table = FeatureTable.unknown(self.trained.manifest["encoding"]["users"])
+        encoded = table.take(np.zeros(1, np.int64)).to(self._device)
+        empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
+        users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
+        u_bd: Tensor = self._ranker.user_tower(users)[0]
+        return Person(digest, encoded, u_bd)
+
+    @torch.inference_mode()
+    def links(self, person: Person) -> tuple[Tensor, Tensor]:
+        """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
+        with self._lock:
+            found = self._links.get(person.digest)
+        if found is None:
+            links_bld = self._ranker.contextualise(person.u)
+            q_bhle = self._ranker.reading.queries(links_bld)
+            found = links_bld, q_bhle[0]
+            with self._lock:
+                self._links[person.digest] = found
+                while len(self._links) > PEOPLE:
+                    self._links.popitem(last=False)
+        return found
+
+    def _table(self, features: Mapping[str, Any]) -> FeatureTable:
+        encoding = self.trained.manifest["encoding"]["users"]
+        spec, known = self._spec.users, self._columns
+        if spec is None or all(features.get(name) is None for name in known):
+            return FeatureTable.unknown(encoding)
+        try:
+            frame = frame_of(spec, [features], ids=False)
+            found = encode(
+                frame, spec.features, Encoding(encoding, self._vocabularies), pl.Series(["user"])
+            )
+        except DataError as error:
+            raise DataError(
+                f"the features {dict(features)!r:.200} cannot be read: {error}"
+            ) from None
+        return FeatureTable(found.tokens, found.weights, found.offsets, found.numeric)
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
+        """Columns of the user table."""
+        spec = self._spec.users
+        return () if spec is None else tuple(dict.fromkeys(f.column for f in spec.features))
+
+    @cached_property
+    def _spec(self) -> Spec:
+        return validate(Spec, self.trained.manifest["spec"], str(self.trained.path))
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, pl.DataFrame]:
+        features = () if self._spec.users is None else self._spec.users.features
+        return {
+            feature.name: read_vocabulary(self.trained.path, f"user_{feature.name}")
+            for feature in features
+            if feature.kind == "categorical"
+        }
+
+
+def _digest(features: Mapping[str, Any]) -> bytes:
+    text = json.dumps(features, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,0 +1,113 @@
+"""What a server counts, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+TASKS = ("follow", "watch", "verify", "store")
+"""What runs beside the requests: see :mod:`limerank.serving.watching`."""
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Numbers:
+    """Counters, histograms and gauges of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        into = self.registry
+        self.requests = Counter(
+            "limerank_requests", "Requests answered.", ["route", "status"], registry=into
+        )
+        self.seconds = Histogram(
+            "limerank_request_seconds", "Time to answer.", ["route"], buckets=SECONDS, registry=into
+        )
+        self.stages = Histogram(
+            "limerank_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, registry=into
+        )
+        self.users = Gauge("limerank_users", "Users in the store.", registry=into)
+        self.events = Gauge("limerank_events", "Events in the store.", registry=into)
+        self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
+        self.index_version = Gauge("limerank_index_version", "Version of the index.", registry=into)
+        self.queue = Gauge(
+            "limerank_queue_depth", "Requests that wait or are computed.", ["queue"], registry=into
+        )
+        self.store_up = Gauge(
+            "limerank_store_up", "Whether the store answered when last asked.", registry=into
+        )
+        self.connections = Gauge("limerank_connections", "Open connections.", registry=into)
+        self.refused = Counter(
+            "limerank_connections_closed",
+            "Connections closed for what they did or did not do.",
+            ["reason"],
+            registry=into,
+        )
+        self.model = Gauge(
+            "limerank_model_info", "The model in use: 1.", ["run", "model"], registry=into
+        )
+        self.store_warnings = Gauge(
+            "limerank_store_warnings",
+            "What an operator has to look after in the store; the log says what.",
+            registry=into,
+        )
+        self.index_verified = Gauge(
+            "limerank_index_verified",
+            "1: all checksums of the index in use are right; 0: not all are compared yet, or one "
+            "is wrong.",
+            registry=into,
+        )
+        self.index_damaged = Gauge(
+            "limerank_index_damaged",
+            "1: a checksum of the index in use is wrong; its answers may be wrong.",
+            registry=into,
+        )
+        live = Gauge(
+            "limerank_live_items",
+            "Live items of the store: skipped, since the model cannot read them, and pending, "
+            "since the index could not be changed.",
+            ["state"],
+            registry=into,
+        )
+        self.live_skipped, self.live_pending = live.labels("skipped"), live.labels("pending")
+        self.failures = Counter(
+            "limerank_background_failures",
+            "Failures of what runs beside the requests; each is tried again.",
+            ["task"],
+            registry=into,
+        )
+        self.failing = Gauge(
+            "limerank_background_failing",
+            "1: the last attempt of what runs beside the requests failed.",
+            ["task"],
+            registry=into,
+        )
+        for task in TASKS:  # there from the start, for alarms on their rates
+            self.failures.labels(task)
+            self.failing.labels(task)
+
+    def stage(self, name: str, taken: dict[str, float] | None = None) -> Stage:
+        """Time a stage; ``taken`` gets its milliseconds as well."""
+        return Stage(self.stages.labels(name), name, taken)
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Stage:
+    """A block that is timed. No generator: it stands in the way of every request."""
+
+    __slots__ = ("_name", "_observed", "_started", "_taken")
+
+    def __init__(self, observed: Histogram, name: str, taken: dict[str, float] | None) -> None:
+        self._observed, self._name, self._taken = observed, name, taken
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        seconds = time.perf_counter() - self._started
+        self._observed.observe(seconds)
+        if self._taken is not None:
+            self._taken[self._name] = round(1e3 * seconds, 3)

@@ -1,0 +1,1 @@
+"""Training: batches in, a run folder out."""

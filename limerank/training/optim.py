@@ -1,0 +1,115 @@
+"""Optimisers: AdamW for dense weights, row-wise Adagrad for embedding tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from limerank.models.config import TrainConfig
+from limerank.models.ranker import Table
+
+
+class TableAdagrad:
+    """Adagrad with one number of state per row, for tables with sparse gradients.
+
+    ``s_r += mean(g_r ** 2)``; ``w_r -= rate * g_r / (sqrt(s_r) + eps)``. A step costs what the
+    batch touches: rows without a gradient are neither read nor written.
+    """
+
+    def __init__(self, tables: Iterable[Tensor], decay: float, eps: float = 1e-8) -> None:
+        self.tables = list(tables)
+        self.sums = [torch.zeros(len(table), device=table.device) for table in self.tables]
+        self.decay, self.eps = decay, eps
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for table, sums_r in zip(self.tables, self.sums, strict=True):
+            if table.grad is None:
+                continue
+            grad = table.grad.coalesce()
+            rows, values_rd = grad.indices()[0], grad.values()
+            sums = sums_r.index_select(0, rows) + values_rd.square().mean(1)
+            sums_r.index_copy_(0, rows, sums)
+            step_rd = values_rd * (-rate / (sums.sqrt() + self.eps))[:, None]
+            if self.decay:
+                step_rd -= rate * self.decay * table.index_select(0, rows)
+            table.index_add_(0, rows, step_rd)
+
+
+class Optimiser:
+    """Both optimisers, the learning rate's course and gradient clipping, as one step.
+
+    Args:
+        model: whose weights.
+        config: rates and the rest.
+        steps: how many there will be.
+        impressions: of a batch; rates grow with its square root.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps: int, impressions: int = 1024
+    ) -> None:
+        self.scale = math.sqrt(impressions / 1024)
+        tables = [part.weight for part in model.modules() if isinstance(part, Table)]
+        held = {id(table) for table in tables}
+        dense = [weight for weight in model.parameters() if id(weight) not in held]
+        self.config, self.steps = config, steps
+        self.dense = dense
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [w for w in dense if w.dim() > 1], "weight_decay": config.weight_decay},
+                {"params": [w for w in dense if w.dim() <= 1], "weight_decay": 0.0},
+            ],
+            lr=config.rate,
+            betas=(0.9, 0.99),
+            foreach=True,
+        )
+        self.tables = TableAdagrad(tables, config.table_decay)
+
+    def share(self, step: int) -> float:
+        """The learning rate of a step (0 ..) as a share of its peak: rise, then a cosine to 0."""
+        warm = self.config.warmup * self.steps
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        done = (step - warm) / max(self.steps - warm, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def step(self, step: int) -> None:
+        """Update from the gradients that the weights hold, and drop them."""
+        share = self.share(step)
+        nn.utils.clip_grad_norm_(self.dense, self.config.clip)
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.rate * self.scale * share
+        self.adam.step()
+        self.tables.step(self.config.table_rate * self.scale * share)
+        for weight in (*self.dense, *self.tables.tables):
+            weight.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """All state as named tensors, for a checkpoint."""
+        tensors = {f"table.{place}": sums for place, sums in enumerate(self.tables.sums)}
+        for place, weight in enumerate(self.dense):
+            for name, value in self.adam.state.get(weight, {}).items():
+                tensors[f"dense.{place}.{name}"] = value
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state` gave, each number onto the device of its weight: a training
+        that began on a GPU goes on where its checkpoint was read into the memory of the host."""
+        for place, sums in enumerate(self.tables.sums):
+            sums.copy_(tensors[f"table.{place}"])
+        for place, weight in enumerate(self.dense):
+            prefix = f"dense.{place}."
+            state = {
+                # AdamW counts steps in host memory, wherever the weight is.
+                (own := name.removeprefix(prefix)): (
+                    value.clone() if own == "step" else value.to(weight.device, copy=True)
+                )
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            if state:
+                self.adam.state[weight] = state
