@@ -315,6 +315,15 @@ def test_the_ending_decides_what_is_written(data, call):
     ]  # fmt: skip
 
 
+def test_the_version(call):
+    from importlib.metadata import version
+
+    import limerank
+
+    assert call("--version")[:2] == (0, f"limerank {version('limerank')}\n")
+    assert limerank.__version__ == version("limerank")
+
+
 def test_help_teaches(call):
     for command in ("prepare", "train", "evaluate", "index", "rank", "synth", "demo", "report"):
         status, told, _ = call(command, "--help")

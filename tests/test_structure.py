@@ -314,6 +314,22 @@ def test_public_names_are_sorted_and_resolve() -> None:
     assert not missing, missing
 
 
+def test_public_names_have_types() -> None:
+    """What editors and type checkers see of the package is what it gives when it runs."""
+    limerank = importlib.import_module("limerank")
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    seen = {
+        alias.asname: f"{node.module}.{alias.name}"
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {name: f"limerank.{home}.{name}" for name, home in limerank._HOMES.items()}
+    assert seen == homes
+
+
 def test_command_line_starts_light() -> None:
     """`limerank --help` answers at once: what is heavy is imported by the command that needs it."""
     code = f"import limerank.cli.main, sys; print(*(set({HEAVY}) & sys.modules.keys()))"

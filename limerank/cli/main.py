@@ -111,13 +111,27 @@ The way of the data: **synth** or your own logs -> **prepare** -> **train** -> *
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"limerank {version('limerank')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _limerank(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the trace of an error, too.")
     ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version, and end."
+        ),
+    ] = False,
 ) -> None:
-    pass  # Commands reads it
+    pass  # Commands reads --debug
 
 
 READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
