@@ -1,4 +1,4 @@
-"""Speed and peak memory of ``limerank.data.prepare.prepare``, in a fresh process.
+"""Speed and peak memory of ``limerank.prepare``, in a fresh process.
 
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml

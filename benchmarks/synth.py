@@ -1,4 +1,4 @@
-"""Speed and peak memory of ``limerank.data.synthetic.simulate``, in a fresh process.
+"""Speed and peak memory of ``limerank.simulate``, in a fresh process.
 
 python -m benchmarks.synth --events 20_000_000
 """

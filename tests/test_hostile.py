@@ -561,7 +561,7 @@ def private():
         "AUTH S3cret%2Fpass%40word failed",
         "runs/shop/model.safetensors is damaged",
         "/srv/live/index holds no manifest.json",
-        "unable to open '/var/lib/limerank/data/events/db'",
+        "unable to open '/var/lib/limerank/events.db'",
         "no folder: ../secret/place",
         "valkey://db.internal:6379/0?password=hunter22 is away",
     ],

@@ -1,6 +1,6 @@
 // What every part of the scorer shares: items in bytes, requests in bytes, and the paths.
 //
-// Arithmetic, for one request with folded links F [C, g] and user terms U [g] (limerank/ranking/scorer.py):
+// Arithmetic, for one request with folded links F [C, g] and user terms U [g] (limerank/ranking/scorer):
 //
 //     F0  = F - mean of F over the links of each head
 //     M   = weight_step * F0
