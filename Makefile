@@ -34,7 +34,7 @@ demo-small: $(VENV)/.runtime  ## the same way in a small form
 	$(VENV)/bin/limerank demo --small --out limerank-demo-small $(ARGS)
 
 test: $(VENV)/.dev  ## the whole test suite; ARGS="-k links -x" goes to pytest
-	$(VENV)/bin/pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest $(ARGS)
 
 check: lint types test  ## what CI runs: lint, formatting, types, tests
 

@@ -140,6 +140,20 @@ def test_why(served, browser):
         expect(page.locator("#why")).to_be_hidden()
 
 
+def test_a_late_answer_about_the_user_before_changes_nothing(served, browser):
+    with visited(browser, served) as page:
+        choose(page, 7)
+        held = []
+        page.route("**/v1/users/7", lambda route: held.append(route))  # noqa: PLW0108  # a function
+        with page.expect_request("**/v1/users/7"):
+            page.reload()
+        choose(page, 21)
+        for route in held:
+            route.continue_()
+        page.evaluate("fetch('v1/users?limit=1').then((answer) => answer.text())")
+        expect(page.locator("#person .person")).to_contain_text("21")
+
+
 def test_feedback_changes_the_list(served, browser):
     with visited(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 21)

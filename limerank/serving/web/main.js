@@ -149,6 +149,7 @@ function note(answer) {
 }
 
 async function showPerson(answer) {
+  asked.person.stop(); // a late answer about the user before must not replace this one
   if (subject.kind === "made") {
     views.person.made(subject.history);
     return;
