@@ -129,6 +129,14 @@ def test_misspelt_fields_are_refused_with_the_nearest(client, method, path, body
     assert answer.json()["detail"] == f"{wrong}: there is no such field; did you mean {meant!r}?"
 
 
+def test_no_weights_at_all_are_as_none_given(client):
+    plain, empty = (
+        client.post("/v1/rank", json={"user": 7, "k": 9, **more}).json()["items"]
+        for more in ({}, {"task_weights": {}})
+    )
+    assert empty == plain and plain[0]["value"] != 0
+
+
 def test_why(client):
     client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
     said = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()
