@@ -92,8 +92,8 @@ bench-data: $(VENV)/.dev
 	$(PY) -m benchmarks.report
 
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
-	$(PY) -c "from limerank.serving.http.app import WAYS; from limerank.serving.http.openapi import describe, reference; \
-	  print(reference(describe('', WAYS, open_=False)), end='')" > docs/api.md
+	$(PY) -c "from limerank.serving.http.app import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
+	  print(reference(describe('', OPERATIONS, open_=False)), end='')" > docs/api.md
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'

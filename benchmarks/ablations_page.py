@@ -117,8 +117,8 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
                     model,
                     part,
                     DEFAULTS[part],
-                    told(found, min(less, key=lambda value: found[value][1:], default=None)),
-                    told(found, max(more, key=lambda value: found[value][0], default=None)),
+                    described(found, min(less, key=lambda value: found[value][1:], default=None)),
+                    described(found, max(more, key=lambda value: found[value][0], default=None)),
                     str(len(seeds)),
                 ]
             )
@@ -138,7 +138,7 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
     return [*words, *table(heads, body)]
 
 
-def told(found: dict[str, tuple[float, float, float]], value: str | None) -> str:
+def described(found: dict[str, tuple[float, float, float]], value: str | None) -> str:
     if value is None:
         return "-"
     gained, candidate, user = found[value]
@@ -222,12 +222,12 @@ def plot_parts(models: dict[str, list[Row]]) -> None:
     high = 0.19 * max(len(part) for part in bars.values()) + 0.8
     figure, panels = plt.subplots(1, len(bars), figsize=(4.8 * len(bars), high), squeeze=False)
     for axes, (model, part) in zip(panels[0], bars.items(), strict=True):
-        places = range(len(part))
+        positions = range(len(part))
         axes.axvspan(-NOISE, NOISE, color="#eeeeee")
-        axes.hlines(places, 0, [change for _, change, _ in part], color=COLOURS[model], lw=1)
-        axes.plot([change for _, change, _ in part], places, "o", ms=4, color=COLOURS[model])
+        axes.hlines(positions, 0, [change for _, change, _ in part], color=COLOURS[model], lw=1)
+        axes.plot([change for _, change, _ in part], positions, "o", ms=4, color=COLOURS[model])
         names = [f"{name}  (x {share:.2g})" for name, _, share in part]
-        axes.set_yticks(places, names, fontsize=7)
+        axes.set_yticks(positions, names, fontsize=7)
         axes.invert_yaxis()
         axes.set_title(model, loc="left", fontsize=9)
         axes.set_xlabel("change of the test AUC")

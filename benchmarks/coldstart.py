@@ -138,7 +138,7 @@ def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str
         taken = time.perf_counter() - started
         index = Index.open(f"{scratch}/index", of.fingerprint)
         scorer = scorer_for("native", of.ranker, index)
-        said, labels = [], []
+        predicted, labels = [], []
         for request in requests:
             first, count = (int(dataset.requests[key][request]) for key in ("first", "count"))
             asked = dataset.events["item"][first : first + count]
@@ -147,10 +147,10 @@ def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str
                 batch = dataset.batch(np.array([request]), of.train.history)
                 state = of.ranker.encode_users(batch.users, of.ranker.item_vectors(batch.items))
                 rows = index.ids.find(dataset.item_ids[asked[cold]])
-                said.append(scorer.scores(state, rows)[0, :, 0])
+                predicted.append(scorer.scores(state, rows)[0, :, 0])
                 labels.append(batch.labels[0, cold, 0].numpy())
     return {
-        "auc through the index": metrics.auc(np.concatenate(labels), np.concatenate(said)),
+        "auc through the index": metrics.auc(np.concatenate(labels), np.concatenate(predicted)),
         "items added to the index": change.added,
         "ms to add them": 1e3 * taken,
     }
@@ -182,14 +182,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)
     with workers(given.processes) as pool:
-        whole = {
+        full = {
             name: folder
             for name in given.only or DATASETS
             if (folder := quality.prepare_dataset(name, given.data)) is not None
         }
         models = tuple(given.models or MODELS)
-        finish(pool, "settings", quality.searches(whole, models))
-        cold = {name: prepare_cold(name, given.data) for name in whole}
+        finish(pool, "settings", quality.searches(full, models))
+        cold = {name: prepare_cold(name, given.data) for name in full}
         waiting: list[Job] = [
             (measure, name, given.data, folder, model, seed)
             for name, folder in cold.items()

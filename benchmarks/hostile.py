@@ -190,8 +190,8 @@ def honest(port: int, given: argparse.Namespace) -> dict[str, Any]:
 async def again(port: int, made: Callable[[int], bytes], connections: int, pause: float) -> None:
     """Send one request after another, whatever is answered."""
 
-    async def one(place: int) -> None:
-        at = place
+    async def one(position: int) -> None:
+        at = position
         while True:
             with contextlib.suppress(OSError, EOFError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -205,7 +205,7 @@ async def again(port: int, made: Callable[[int], bytes], connections: int, pause
                     writer.close()
             await asyncio.sleep(0.05)
 
-    await asyncio.gather(*(one(place) for place in range(connections)))
+    await asyncio.gather(*(one(position) for position in range(connections)))
 
 
 async def wrong_bodies(port: int, given: argparse.Namespace) -> None:
@@ -229,17 +229,17 @@ async def wrong_keys(port: int, given: argparse.Namespace) -> None:
 
 
 async def silent(port: int, given: argparse.Namespace) -> None:
-    async def one(place: int) -> None:
+    async def one(position: int) -> None:
         while True:
             with contextlib.suppress(OSError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                if place % 2:
+                if position % 2:
                     writer.write(b"POST /v1/rank HTTP/1.1\r\nHost: ")
                 await reader.read()
                 writer.close()
             await asyncio.sleep(0.5)
 
-    await asyncio.gather(*(one(place) for place in range(SILENT)))
+    await asyncio.gather(*(one(position) for position in range(SILENT)))
 
 
 async def slow(port: int, given: argparse.Namespace) -> None:

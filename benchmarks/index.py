@@ -239,10 +239,10 @@ def measure_table(folder: Path, model: str, items: int, threads: int, repeats: i
         ]
 
     one, many = [some(1) for _ in range(repeats + 1)], [some(10_000) for _ in range(repeats + 1)]
-    gone = iter(range(items))
+    removed = iter(range(items))
     one_ms, one_spread = milliseconds(lambda: add_items(run, path, one.pop()), repeats)
     many_ms, _ = milliseconds(lambda: add_items(run, path, many.pop()), repeats)
-    remove_ms, _ = milliseconds(lambda: remove_items(path, [next(gone)]), repeats)
+    remove_ms, _ = milliseconds(lambda: remove_items(path, [next(removed)]), repeats)
     started = time.perf_counter()
     compact_index(path)
     write_row(

@@ -8,9 +8,9 @@
 A request is a user's history of N events and M candidates, rows of a catalogue in any order. What
 each model can know of an item is computed beforehand (LIME: the index; MHA: queries; two-tower:
 vectors; HSTU: what enters the blocks; all: the item's part of the head) and gathered or read within
-the request. With ``state: fresh`` the user's history is encoded within the request, with ``state:
-kept`` what comes of that is at hand: MHA then holds keys and values of every event, HSTU those of
-every block, two-tower one vector, LIME its links.
+the request. With ``state: fresh`` the user's history is encoded within the request; with
+``state: kept`` what follows from it is cached: keys and values of every event (MHA), those of every
+block (HSTU), one vector (two-tower), the links (LIME).
 
 On a processor LIME is scored by the native scorer over an index built in the usual way, the others
 by their own ``score`` without gradients; on a GPU all are. Weights, histories and candidates are
@@ -56,7 +56,7 @@ MODELS = ("two-tower", "lime-mha", "lime-xor", "mha", "hstu")
 LIMES = ("lime-mha", "lime-xor")
 FAISS = "faiss-flat"
 """The pure scan: no user stage, no head, the best items by inner product."""
-WHOLE_CATALOGUE = ("two-tower", *LIMES, FAISS)
+FULL_CATALOGUE = ("two-tower", *LIMES, FAISS)
 """Models that score every item of a large catalogue for one request."""
 K = 100
 BURSTS = 5
@@ -167,7 +167,7 @@ def points(plan: Plan) -> Iterator[list[Case]]:
             yield everyone(N=n, M=m, batch=plan.batch)
     cases = [
         Case(model, N=None if model == FAISS else plan.N, M=plan.catalogue, state=state)
-        for model in WHOLE_CATALOGUE
+        for model in FULL_CATALOGUE
         for state in ("fresh", "kept")
         if (model, state) != (FAISS, "fresh")
     ]
@@ -379,14 +379,14 @@ def take_turns(
             spent[case] += time.perf_counter() - started
     for case, found in bursts.items():
         calls = [call for burst in found for call in burst]
-        user, score, whole = (
+        user, score, total = (
             statistics.median(times)
             for times in ((u for u, _ in calls), (s for _, s in calls), (u + s for u, s in calls))
         )
         medians = [statistics.median(u + s for u, s in burst) for burst in found]
         if case.state.startswith("kept"):
             user = 0.0
-        times = {"user_ms_p50": user, "score_ms_p50": score, "ms_p50": whole}
+        times = {"user_ms_p50": user, "score_ms_p50": score, "ms_p50": total}
         yield case, times, [min(medians), max(medians)], len(calls)
 
 
@@ -411,13 +411,13 @@ def verify(store: Store, items: int, device: str, models: Iterable[str]) -> None
     for model in models:
         ranker = store.run(model, items, 64, 32).ranker.to(device)
         for chosen in (np.sort(np.array(some)), ragged):
-            whole = dataset.batch(chosen).to(device)
-            trained = ranker(whole).detach()[whole.real]
+            padded = dataset.batch(chosen).to(device)
+            trained = ranker(padded).detach()[padded.real]
             with torch.inference_mode():
-                served = ranker(whole)[whole.real]
+                served = ranker(padded)[padded.real]
             torch.testing.assert_close(served, trained, atol=1e-4, rtol=1e-3, msg=_about(model))
             if model in REFERENCES and len(chosen) == len(some) and device == "cpu":
-                slow = torch.stack(logits(ranker, whole)).detach()
+                slow = torch.stack(logits(ranker, padded)).detach()
                 torch.testing.assert_close(served, slow, atol=1e-4, rtol=1e-3, msg=_about(model))
         if model in LIMES and device == "cpu":
             verify_native(store, model, items)

@@ -142,9 +142,9 @@ def goals(timed: list[Row], stages: list[Row]) -> list[str]:
     body.append(linearity(stages, timed))
     body += peaks(stages)
     lines = table(["goal", "measured", "met"], body)
-    kept = times_of(timed, "kept")
+    cached = times_of(timed, "kept")
     body = [
-        against(kept, model, peer, 1, f"{shown(model)}, {shown(peer)}")[:2]
+        against(cached, model, peer, 1, f"{shown(model)}, {shown(peer)}")[:2]
         for model in LIMES
         for peer in ("mha", "hstu")
     ]
@@ -364,7 +364,7 @@ def plot(timed: list[Row], path: Path) -> None:
     figure, panels = plt.subplots(2, 2, figsize=(8.4, 6.4))
     axes = panels.ravel()
     fresh = times_of(timed, "fresh")
-    kept = times_of(timed, "kept")
+    cached = times_of(timed, "kept")
     n, m = usual(fresh, 1, POINT["N"]), usual(fresh, 2, POINT["M"])
     for model in ORDER:
         style = {"color": COLOURS.get(model, GREY), "marker": "o", "ms": 3, "lw": 1.4}
@@ -372,22 +372,24 @@ def plot(timed: list[Row], path: Path) -> None:
             style |= {"marker": "x", "ls": ":"}
         by_m = {of_m: ms for (name, of_n, of_m), ms in fresh.items() if (name, of_n) == (model, n)}
         if model == "faiss-flat":
-            by_m = {of_m: ms for (name, _, of_m), ms in kept.items() if name == model}
+            by_m = {of_m: ms for (name, _, of_m), ms in cached.items() if name == model}
         else:
-            of_kept = {k: ms for (name, of_n, k), ms in kept.items() if (name, of_n) == (model, n)}
-            line(axes[0], of_kept, None, style | {"ls": "--", "lw": 0.9, "marker": ""})
+            cached_times = {
+                k: ms for (name, of_n, k), ms in cached.items() if (name, of_n) == (model, n)
+            }
+            line(axes[0], cached_times, None, style | {"ls": "--", "lw": 0.9, "marker": ""})
         line(axes[0], by_m, model, style)
         by_n = {of_n: ms for (name, of_n, of_m), ms in fresh.items() if (name, of_m) == (model, m)}
         if model != "faiss-flat":
             line(axes[1], by_n, model, style)
-        for place, key in ((2, "d"), (3, "links")):
+        for position, key in ((2, "d"), (3, "links")):
             by_key = {
                 row["case"][key]: row["metrics"]["ms_p50"]
                 for row in timed
                 if row["case"]["model"] == model and row["case"]["state"] == "fresh"
                 if at_point(row, key) and on_point(row) and row["case"][key] is not None
             }
-            line(axes[place], by_key, model, style)
+            line(axes[position], by_key, model, style)
     titles = (
         (f"candidates M (N = {n:,}; dashed: state kept)", "ms per request"),
         (f"history N (M = {m:,})", ""),
@@ -409,9 +411,9 @@ def plot(timed: list[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def usual(times: Times, place: int, wanted: int) -> int:
+def usual(times: Times, position: int, wanted: int) -> int:
     """The size that a plot goes through: the usual one, or the most frequent where it is absent."""
-    sizes = [int(key[place]) for key in times]
+    sizes = [int(key[position]) for key in times]
     return wanted if wanted in sizes or not sizes else max(sizes, key=sizes.count)
 
 

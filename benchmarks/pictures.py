@@ -123,14 +123,18 @@ def ask(url: str, stop: threading.Event) -> None:
     """Requests of many users, as long as they are wanted."""
     with httpx.Client(base_url=url) as client:
         users = client.get("/v1/users", params={"limit": 500}).json()["users"]
-        place = 0
+        position = 0
         while not stop.wait(0.004):
-            user = users[place % len(users)]
+            user = users[position % len(users)]
             client.post("/v1/rank", json={"user": user, "k": 20})
-            if place % 5 == 0:
-                event = {"user": user, "item": 1 + place % 200, "time": 1_800_000_000_000 + place}
+            if position % 5 == 0:
+                event = {
+                    "user": user,
+                    "item": 1 + position % 200,
+                    "time": 1_800_000_000_000 + position,
+                }
                 client.post("/v1/events", json=event)
-            place += 1
+            position += 1
 
 
 if __name__ == "__main__":

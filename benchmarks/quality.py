@@ -231,7 +231,7 @@ def case_of(name: str, model: str) -> dict[str, Any]:
     return {"dataset": name, "model": model, "split": "test"}
 
 
-def said_by(name: str, model: str, seed: int) -> Path:
+def predictions_of(name: str, model: str, seed: int) -> Path:
     """Where a run's test predictions lie."""
     return WORK / "said" / f"{name}-{model}-{seed}.parquet"
 
@@ -242,9 +242,9 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
 
     setting = chosen(name, model)
     last = fit(name, folder, model, seed, setting)
-    run, said = run_folder(name, model, seed, setting), said_by(name, model, seed)
-    said.parent.mkdir(parents=True, exist_ok=True)
-    result = evaluate(run, data=folder, lists=LISTS, predictions=said)
+    run, predicted = run_folder(name, model, seed, setting), predictions_of(name, model, seed)
+    predicted.parent.mkdir(parents=True, exist_ok=True)
+    result = evaluate(run, data=folder, lists=LISTS, predictions=predicted)
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():
         metrics |= {f"{task}/{metric}": value for metric, value in found.items()}
@@ -329,7 +329,7 @@ def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -
         done = {
             model
             for model in {*models, *AGAINST}
-            if all(said_by(name, model, seed).exists() for seed in range(seeds))
+            if all(predictions_of(name, model, seed).exists() for seed in range(seeds))
         }
         for against in AGAINST:
             for model in models:
@@ -345,7 +345,7 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     from limerank.evaluation.evaluate import EDGES, column
 
     ours, theirs = (
-        [pl.read_parquet(said_by(name, one, seed)) for seed in range(seeds)]
+        [pl.read_parquet(predictions_of(name, one, seed)) for seed in range(seeds)]
         for one in (model, against)
     )
     frame = ours[0]
@@ -358,8 +358,8 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     for part, _, found in differences(
         frame[task].to_numpy(),
         frame["user"].to_numpy(),
-        [said[f"{task}_predicted"].to_numpy() for said in ours],
-        [said[f"{task}_predicted"].to_numpy() for said in theirs],
+        [predicted[f"{task}_predicted"].to_numpy() for predicted in ours],
+        [predicted[f"{task}_predicted"].to_numpy() for predicted in theirs],
         {kind: frame[column(kind)].to_numpy() for kind in EDGES if column(kind) in frame.columns},
         resamples=RESAMPLES,
     ):
@@ -400,14 +400,14 @@ def main(arguments: list[str] | None = None) -> None:
 def quick(processes: int) -> None:
     """All phases for all models on a small simulated log, in folders that do not stay."""
     with tempfile.TemporaryDirectory(prefix="limerank-quick-") as folder:
-        places = {"BENCH_WORK": f"{folder}/work", "BENCH_RESULTS": f"{folder}/results"}
+        environment = {"BENCH_WORK": f"{folder}/work", "BENCH_RESULTS": f"{folder}/results"}
         again = [sys.executable, "-m", "benchmarks.quality", "--only", QUICK, "--seeds", "1"]
         subprocess.run(
-            [*again, "--processes", str(processes)], check=True, env={**os.environ, **places}
+            [*again, "--processes", str(processes)], check=True, env={**os.environ, **environment}
         )
         page = "from benchmarks import quality_page, rows; "
         page += "print(quality_page.difference_tables(list(rows.rows('paired')))[-1])"
-        subprocess.run([sys.executable, "-c", page], check=True, env={**os.environ, **places})
+        subprocess.run([sys.executable, "-c", page], check=True, env={**os.environ, **environment})
 
 
 if __name__ == "__main__":

@@ -92,10 +92,10 @@ def quality(found: list[Row]) -> str:
         names = list(dict.fromkeys(key for row in of_dataset for key in row["metrics"]))
         seeds = sorted({row["seed"] for row in of_dataset})
         lines += ["", f"## {dataset}", "", f"Seeds: {', '.join(map(str, seeds))}.", ""]
-        whole = [name for name in names if " | " not in name]
+        full = [name for name in names if " | " not in name]
         lines += table(
             ["metric", *models],
-            [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in whole],
+            [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in full],
         )
         of_pairs = [row for row in pairs if row["case"]["dataset"] == dataset]
         if of_pairs:
@@ -332,7 +332,7 @@ def plot_slices(pairs: list[Row]) -> None:
     figure, panels = stacked(heights, 0.22)
     for axes, (dataset, names) in zip(panels, parts.items(), strict=True):
         widest = 0.0
-        for place, model in enumerate(LIME):
+        for position, model in enumerate(LIME):
             metrics = found.get((dataset, model), {})
             for y, name in enumerate(names):
                 if f"low | {name}" not in metrics:
@@ -340,7 +340,7 @@ def plot_slices(pairs: list[Row]) -> None:
                 low, middle, high = (
                     metrics[f"{what} | {name}"] for what in ("low", "difference", "high")
                 )
-                at, colour = y + 0.16 - 0.32 * place, COLOURS[model]
+                at, colour = y + 0.16 - 0.32 * position, COLOURS[model]
                 axes.plot([low, high], [at, at], color=colour, lw=1.3)
                 axes.plot([middle], [at], "o", color=colour, ms=4, label=model if not y else None)
                 if high - low < WIDE:

@@ -58,7 +58,7 @@ def main() -> None:
     index += ["`make bench`, `make bench-quality` and its like, and `make bench-latency`.", ""]
     for maker, pages_of in grouped(written, made_by).items():
         links = ", ".join(f"[{bench}]({bench}.md)" for bench in pages_of)
-        first = told(maker).replace("``", "`").split("\n\n")[0]
+        first = documented(maker).replace("``", "`").split("\n\n")[0]
         what = " ".join(first.split()).split(". ")[0].rstrip(".")
         index.append(f"- {links}: {what[0].lower()}{what[1:]}")
     (DOCS / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
@@ -108,7 +108,7 @@ def made_by(bench: str) -> str:
     return MADE_BY.get(bench, bench)
 
 
-def told(module: str) -> str:
+def documented(module: str) -> str:
     """What a module says of itself."""
     return inspect.getdoc(importlib.import_module(f"benchmarks.{module}")) or ""
 
@@ -116,7 +116,7 @@ def told(module: str) -> str:
 def plain(found: list[Row]) -> str:
     """Any other measurement: a row a line, and a table for all that measured the same."""
     bench = found[0]["bench"]
-    lines = [f"# {bench.capitalize()}", "", told(made_by(bench)), "", *machines(found)]
+    lines = [f"# {bench.capitalize()}", "", documented(made_by(bench)), "", *machines(found)]
     if any(row["spread"] for row in found):
         lines += ["", "In brackets: the least and the most of the repeats whose median it is."]
     groups = grouped(
@@ -124,12 +124,12 @@ def plain(found: list[Row]) -> str:
     )
     for names, part in groups.items():
         keys = [key for key in part[0]["case"] if any(row["case"].get(key) for row in part)]
-        told_once = [key for key in keys if len({str(row["case"].get(key)) for row in part}) == 1]
+        constant = [key for key in keys if len({str(row["case"].get(key)) for row in part}) == 1]
         if len(part) > 1:
-            keys = [key for key in keys if key not in told_once]
-            if told_once:
-                said = ", ".join(f"{key} {part[0]['case'][key]}" for key in told_once)
-                lines += ["", f"{said}:"]
+            keys = [key for key in keys if key not in constant]
+            if constant:
+                caption = ", ".join(f"{key} {part[0]['case'][key]}" for key in constant)
+                lines += ["", f"{caption}:"]
         lines.append("")
         lines += table(
             [name.replace("_", " ") for name in (*keys, *names)],
@@ -144,8 +144,8 @@ def plain(found: list[Row]) -> str:
 
 def with_spread(row: Row, name: str) -> str:
     """A number, and the least and the most of its repeats where they are known."""
-    told, spread = number(row["metrics"][name]), (row["spread"] or {}).get(name)
-    return f"{told} [{number(spread[0])}, {number(spread[1])}]" if spread else told
+    documented, spread = number(row["metrics"][name]), (row["spread"] or {}).get(name)
+    return f"{documented} [{number(spread[0])}, {number(spread[1])}]" if spread else documented
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def write_row(
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two measurements may end at once
-        kept = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
-        text = "".join(json.dumps(part) + "\n" for part in [*kept, row])
+        others = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
+        text = "".join(json.dumps(part) + "\n" for part in [*others, row])
         partial = RESULTS / f".{bench}.jsonl.partial"
         partial.write_text(text, encoding="utf-8")
         partial.replace(RESULTS / f"{bench}.jsonl")

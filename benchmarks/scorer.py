@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for at in range(0, items, 1 << 16):
                 size = min(1 << 16, items - at)
                 flat.add(rng.normal(size=(size, 64)).astype(np.float32))
-            for place, head in enumerate(HEADS):
+            for position, head in enumerate(HEADS):
                 config = ModelConfig(model="lime-mha", **head)
-                run = folder / f"run-{place}"
+                run = folder / f"run-{position}"
                 random_run(run, dataset, config)
                 build_index(load_run(run), folder / "index", data=dataset, overwrite=True)
                 index = Index.open(folder / "index")
@@ -174,7 +174,7 @@ def in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 def bandwidth(threads: int, size: int = 1 << 28) -> float:
     """Bytes per second that so many threads read, at best."""
     parts = np.array_split(np.ones(size // 8), threads)
-    return size / _best(threads, lambda place: float(parts[place].max()))
+    return size / _best(threads, lambda position: float(parts[position].max()))
 
 
 def dot_peak(path: str, threads: int, rounds: int = 20_000_000) -> float:

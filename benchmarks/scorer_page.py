@@ -87,13 +87,15 @@ def plot(found: list[Row]) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(3.8 * len(panels), 2.8), squeeze=False)
     for panel, (threads, part) in zip(axes[0], panels.items(), strict=True):
         names = [head_of(row) for row in part]
-        places = range(len(part))
-        panel.barh(places, [row["metrics"]["ms_p50"] for row in part], color=COLOURS["lime-mha"])
-        for place, row in enumerate(part):
-            panel.plot([row["metrics"]["bound_ms"]] * 2, [place - 0.4, place + 0.4], color="black")
+        positions = range(len(part))
+        panel.barh(positions, [row["metrics"]["ms_p50"] for row in part], color=COLOURS["lime-mha"])
+        for position, row in enumerate(part):
+            panel.plot(
+                [row["metrics"]["bound_ms"]] * 2, [position - 0.4, position + 0.4], color="black"
+            )
         faiss = [row["metrics"]["faiss_ms_p50"] for row in part]
         panel.axvspan(min(faiss), max(faiss), color=GREY, alpha=0.4, lw=0)
-        panel.set_yticks(places, names)
+        panel.set_yticks(positions, names)
         panel.invert_yaxis()
         panel.set_xlabel("ms; grey: FAISS, black: allowed")
         panel.set_title(f"{most:,} items, {threads} thread(s)", loc="left", fontsize=9)

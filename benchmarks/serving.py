@@ -88,13 +88,13 @@ def fill(path: str | Path, users: int, items: int, history: int) -> float:
                     event_of(
                         {
                             "user": user,
-                            "item": int(chosen[user - first, place]),
-                            "time": START + 60_000 * place,
-                            "labels": {"click": place % 2},
+                            "item": int(chosen[user - first, position]),
+                            "time": START + 60_000 * position,
+                            "labels": {"click": position % 2},
                         }
                     )
                     for user in range(first, min(first + 64, users))
-                    for place in range(history)
+                    for position in range(history)
                 ]
             )
     return time.perf_counter() - started
@@ -102,15 +102,15 @@ def fill(path: str | Path, users: int, items: int, history: int) -> float:
 
 @contextlib.contextmanager
 def server(
-    folder: Path, model: str, store: str = "events.db", place: int = 0, more: Sequence[str] = ()
+    folder: Path, model: str, store: str = "events.db", position: int = 0, more: Sequence[str] = ()
 ) -> Iterator[tuple[int, int]]:
     """A server as a user starts it; gives its port and its process' id."""
-    port = 8700 + os.getpid() % 200 + 200 * place
+    port = 8700 + os.getpid() % 200 + 200 * position
     command = [sys.executable, "-m", "limerank", "serve", "--no-keys", "--port", str(port)]
     command += ["--run", str(folder / model), "--index", str(folder / f"index-{model}")]
     command += ["--store", store if "://" in store else str(folder / store), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(folder / f"log-{place}", "w", encoding="utf-8") as log:
+    with open(folder / f"log-{position}", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         try:
             asyncio.run(_ready(port, process))
@@ -150,16 +150,16 @@ def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
     if what == "no-op":
         return [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"]
     found, when = [], START + 10**9
-    for place in range(BODIES):
+    for position in range(BODIES):
         user = int(rng.integers(0, given.users))
         path = "/v1/rank"
         body: dict[str, Any] = {"user": user, "k": 20}
         if what.startswith("512"):
             body["candidates"] = rng.choice(given.items, 512, replace=False).tolist()
         if what.endswith("unknown users"):
-            body["user"] = given.users + place
+            body["user"] = given.users + position
         if what.endswith("cold users"):  # each body is of another user, and sent once
-            body["user"] = place % given.users
+            body["user"] = position % given.users
         if KINDS[what]:
             path, events = "/v1/events", []
             for _ in range(KINDS[what]):
@@ -183,9 +183,9 @@ def load(
     Connections share the requests among them: ``once`` through, or for so many seconds.
     """
 
-    async def one(place: int, until: float, taken: list[float]) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", ports[place % len(ports)])
-        at = place
+    async def one(position: int, until: float, taken: list[float]) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports[position % len(ports)])
+        at = position
         while at < len(requests) if once else time.perf_counter() < until:
             started = time.perf_counter()
             writer.write(requests[at % len(requests)])
@@ -202,7 +202,7 @@ def load(
         taken: list[float] = []
         started = time.perf_counter()
         until = started + seconds
-        await asyncio.gather(*(one(place, until, taken) for place in range(connections)))
+        await asyncio.gather(*(one(position, until, taken) for position in range(connections)))
         return taken, time.perf_counter() - started
 
     return asyncio.run(all_of_them())
@@ -320,12 +320,12 @@ def agreement(ports: list[int], items: int) -> int:
         clients = [
             stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")) for port in ports
         ]
-        for place in range(ROUNDS):
-            user, sent = f"of both {place // 50}", place % 50 + 1
-            body = {"user": user, "item": place % items, "time": START + place}
-            clients[place % 2].post("/v1/events", json=body).raise_for_status()
-            told = clients[1 - place % 2].post("/v1/rank", json={"user": user, "k": 1}).json()
-            missing += told["events"] != sent
+        for position in range(ROUNDS):
+            user, sent = f"of both {position // 50}", position % 50 + 1
+            body = {"user": user, "item": position % items, "time": START + position}
+            clients[position % 2].post("/v1/events", json=body).raise_for_status()
+            ranked = clients[1 - position % 2].post("/v1/rank", json={"user": user, "k": 1}).json()
+            missing += ranked["events"] != sent
     return missing
 
 

@@ -111,8 +111,8 @@ def counting(
     """Share of clicks of the user in the category before each event, drawn to that of all."""
     shown, clicked = np.full((USERS, CATEGORIES), 4.0), np.full((USERS, CATEGORIES), 1.0)
     found = np.empty(len(user))
-    for place, (who, what, did) in enumerate(zip(user, category, click, strict=True)):
-        found[place] = clicked[who, what] / shown[who, what]
+    for position, (who, what, did) in enumerate(zip(user, category, click, strict=True)):
+        found[position] = clicked[who, what] / shown[who, what]
         shown[who, what] += 1
         clicked[who, what] += did
     return found

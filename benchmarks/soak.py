@@ -59,8 +59,8 @@ def soak(url: str, process: Path, given: argparse.Namespace) -> None:
     taken: list[float] = []
     failed: list[str] = []
     threads = [
-        threading.Thread(target=ask, args=(url, place, given, stop, lock, taken, failed))
-        for place in range(CLIENTS)
+        threading.Thread(target=ask, args=(url, position, given, stop, lock, taken, failed))
+        for position in range(CLIENTS)
     ]
     for thread in threads:
         thread.start()
@@ -100,14 +100,14 @@ def soak(url: str, process: Path, given: argparse.Namespace) -> None:
 
 def ask(
     url: str,
-    place: int,
+    position: int,
     given: argparse.Namespace,
     stop: threading.Event,
     lock: threading.Lock,
     taken: list[float],
     failed: list[str],
 ) -> None:
-    rng = random.Random(place)
+    rng = random.Random(position)
     pause, sent = CLIENTS / given.rate, 0
     due = time.monotonic()
     with httpx.Client(base_url=url, timeout=30) as client:
@@ -115,7 +115,7 @@ def ask(
             due = max(due + pause, time.monotonic() - 1)
             stop.wait(max(0.0, due - time.monotonic()))
             (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
-            method, path, body = request(kind, rng, given, sent, place)
+            method, path, body = request(kind, rng, given, sent, position)
             sent += 1
             started = time.perf_counter()
             answer = client.request(method, path, json=body)
@@ -131,14 +131,14 @@ def ask(
 
 
 def request(
-    kind: str, rng: random.Random, given: argparse.Namespace, sent: int, place: int
+    kind: str, rng: random.Random, given: argparse.Namespace, sent: int, position: int
 ) -> tuple[str, str, object]:
     user = rng.randrange(given.users)
     if kind == "events":
         events = [
             {"user": rng.randrange(given.users), "item": rng.randrange(given.items),
              "time": START + 10**9 + 100 * sent + k, "labels": {"click": k % 2},
-             "id": f"{place}-{sent}-{k}"}
+             "id": f"{position}-{sent}-{k}"}
             for k in range(5)
         ]  # fmt: skip
         return "POST", "/v1/events", {"events": events}

@@ -178,15 +178,15 @@ def measure_states(folder: Path, events: int, samples: int) -> None:
                 found.append(once(lambda s=states: s.ready(1)))  # type: ignore[misc]
             metrics |= quantiles(f"{mode}_update", found)
             metrics |= quantiles(f"{mode}_again", times(lambda _, s=states: s.ready(1), samples))  # type: ignore[misc]
-            anew = []
+            rebuilt = []
             for _ in range(20):
                 fresh = UserStates(trained, index, store, mode=mode)
                 fresh.ready(None)  # vocabularies and the like are read
-                anew.append(once(lambda s=fresh: s.ready(1)))  # type: ignore[misc]
-            metrics |= quantiles(f"{mode}_anew", anew)
+                rebuilt.append(once(lambda s=fresh: s.ready(1)))  # type: ignore[misc]
+            metrics |= quantiles(f"{mode}_anew", rebuilt)
             states.rebuild()
-            kept = store.state(1, mode)
-            metrics[f"{mode}_bytes"] = 0 if kept is None else len(kept.data)
+            stored = store.state(1, mode)
+            metrics[f"{mode}_bytes"] = 0 if stored is None else len(stored.data)
         metrics["update_ratio_to_anew"] = round(
             metrics["streaming_update_ms_p50"] / metrics["streaming_anew_ms_p50"], 3
         )

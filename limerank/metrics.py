@@ -227,13 +227,13 @@ def calibration(labels: ArrayLike, predictions: ArrayLike) -> float:
         labels: [n] 0 or 1, or durations.
         predictions: [n] probabilities, or expected durations.
     """
-    said = _vector("predictions", predictions)
-    happened = _vector("labels", labels)
-    _same_length("labels", happened, "predictions", said)
-    total = float(happened.sum(dtype=np.float64))
+    predicted_values = _vector("predictions", predictions)
+    outcomes = _vector("labels", labels)
+    _same_length("labels", outcomes, "predictions", predicted_values)
+    total = float(outcomes.sum(dtype=np.float64))
     if total == 0:
         return float("nan")
-    return float(said.sum(dtype=np.float64)) / total
+    return float(predicted_values.sum(dtype=np.float64)) / total
 
 
 def ece(labels: ArrayLike, probabilities: ArrayLike, bins: int = 20) -> float:
@@ -313,13 +313,13 @@ def xauc(truth: ArrayLike, predicted: ArrayLike) -> float:
     falling |= np.arange(n, dtype=np.uint64)
     del key
     falling.sort()
-    places = falling.astype(np.uint32)  # keeps the low half, the place
+    positions = falling.astype(np.uint32)  # keeps the low half, the place
     falling >>= 32
     comparable = n * (n - 1) // 2 - _tied_pairs(falling)
     del falling
     if comparable == 0:
         return float("nan")
-    discordant = _inversions(places)
+    discordant = _inversions(positions)
     half = tied_predicted - tied_both
     return (2 * (comparable - discordant) - half) / (2 * comparable)
 
@@ -376,8 +376,8 @@ def ndcg(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
     if offsets is not None:
         _distinct(ranks, relevant)
     gain = np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
-    places = np.arange(1, min(k, int(relevant.max())) + 1)
-    ideal = np.cumsum(1.0 / np.log2(1.0 + places))  # [places] of a list with so many relevant
+    positions = np.arange(1, min(k, int(relevant.max())) + 1)
+    ideal = np.cumsum(1.0 / np.log2(1.0 + positions))  # [places] of a list with so many relevant
     return float(np.mean(np.add.reduceat(gain, starts) / ideal[np.minimum(relevant, k) - 1]))
 
 
@@ -486,12 +486,12 @@ def _inversions(permutation: NDArray[np.uint32]) -> int:
         low, high = permutation.compress(zero), permutation.compress(~zero)
         # The block with prefix q holds all its values, so it lies at [q * 2 * half, ...); only the
         # last one may be short.
-        whole = n // (2 * half)
-        cut = whole * half
+        full = n // (2 * half)
+        cut = full * half
         permutation = np.empty_like(permutation)
-        blocks = permutation[: 2 * cut].reshape(whole, 2, half)
-        blocks[:, 0] = low[:cut].reshape(whole, half)
-        blocks[:, 1] = high[:cut].reshape(whole, half)
+        blocks = permutation[: 2 * cut].reshape(full, 2, half)
+        blocks[:, 0] = low[:cut].reshape(full, half)
+        blocks[:, 1] = high[:cut].reshape(full, half)
         split = cut + low.size
         permutation[2 * cut : split] = low[cut:]
         permutation[split:] = high[cut:]
@@ -619,8 +619,8 @@ def _lists(
             " np.append(0, np.cumsum(sizes))"
         )
     # reduceat takes the lists that start one after another; an empty one would repeat a rank.
-    kept = sizes > 0
-    return array, bounds[:-1][kept], sizes[kept]
+    filled = sizes > 0
+    return array, bounds[:-1][filled], sizes[filled]
 
 
 def _distinct(ranks: NDArray[np.float64], relevant: NDArray[np.intp]) -> None:

@@ -111,18 +111,18 @@ def table(
         indent: blanks before each line.
     """
     widths = []
-    for place in range(len(align)):
-        longest = max((cell_len(row[place]) for row in rows), default=0) + GAP
-        widths.append(max(least[place] if place < len(least) else 0, longest))
+    for position in range(len(align)):
+        longest = max((cell_len(row[position]) for row in rows), default=0) + GAP
+        widths.append(max(least[position] if position < len(least) else 0, longest))
     lines = []
     for row in rows:
         line = " " * indent
-        for place, (cell, side) in enumerate(zip(row, align, strict=True)):
-            blanks = " " * (widths[place] - cell_len(cell))
+        for position, (cell, side) in enumerate(zip(row, align, strict=True)):
+            blanks = " " * (widths[position] - cell_len(cell))
             if side == ">":
                 line += blanks + cell
             else:
-                after_number = place and align[place - 1] == ">"
+                after_number = position and align[position - 1] == ">"
                 line += " " * GAP * bool(after_number) + cell + blanks
         lines.append(line.rstrip())
     return lines

@@ -94,7 +94,7 @@ def call(monkeypatch, capsys):
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
-        told = capsys.readouterr()
-        return status, told.out, told.err
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
 
     return run

@@ -83,8 +83,8 @@ def lrea(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     events = aged(ranker, events_nd, age_n)
     n, slots = len(events), []
     for slot in range(ranker.config.links if n else 0):
-        place = ranker.projection.weight[:, slot]
-        total = sum(place[n - 1 - j] * e for j, e in enumerate(events))
+        position = ranker.projection.weight[:, slot]
+        total = sum(position[n - 1 - j] * e for j, e in enumerate(events))
         slots.append(layer_norm(ranker.norm_slots, total / math.sqrt(n)))
     zero = torch.zeros(())
     rates = [zero] * ranker.config.heads
@@ -131,7 +131,7 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     """The candidate is one more position at the end: it stands where the newest event does."""
     n = len(events_nd)
     x, age = [*events_nd, t_d], [*age_n.tolist(), 0.0]
-    for place, block in enumerate(ranker.stack):
+    for position, block in enumerate(ranker.stack):
         uqkv = [halves(F.silu(linear(block.uqkv, layer_norm(block.norm, one))), 4) for one in x]
         new = []
         for i in range(n + 1):
@@ -142,7 +142,10 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
                 for j in range(i + 1):
                     k, v = (halves(uqkv[j][part], block.heads)[h] for part in (2, 3))
                     time = bucket(max(age[j] - age[i], 0.0))
-                    bias = ranker.of_place.weight[i - j, place] + ranker.of_time.weight[time, place]
+                    bias = (
+                        ranker.of_place.weight[i - j, position]
+                        + ranker.of_time.weight[time, position]
+                    )
                     read = read + F.silu(q @ k / math.sqrt(len(q)) + bias) * v / (n + 1)
                 found.append(read)
             gated = layer_norm(block.norm_read, torch.cat(found)) * uqkv[i][0]
@@ -167,10 +170,10 @@ def read(reading, links: list[Tensor], events: list[Tensor], age_n: Tensor) -> l
     """The links after they have read the events for good."""
     heads, new = reading.heads, []
     pairs = [halves(linear(reading.key_value, e), 2) for e in events]
-    for place, link in enumerate(links):
+    for position, link in enumerate(links):
         found = []
         for h, q in enumerate(halves(linear(reading.query, link), heads)):
-            shares = (-reading.log_rate[h, place].exp() * age_n).softmax(0)
+            shares = (-reading.log_rate[h, position].exp() * age_n).softmax(0)
             total = torch.zeros_like(q)
             for share, (key, value) in zip(shares, pairs, strict=True):
                 k, v = halves(key, heads)[h], halves(value, heads)[h]
@@ -178,7 +181,7 @@ def read(reading, links: list[Tensor], events: list[Tensor], age_n: Tensor) -> l
             found.append(total)
         x = torch.cat(found)
         x = x / (x.square().mean() + (2 * reading.norm_read.log_floor).exp()).sqrt()
-        link = link + linear(reading.out, x) * heard(reading.evidence, place, len(events))
+        link = link + linear(reading.out, x) * heard(reading.evidence, position, len(events))
         new.append(link + feed(reading.feed, link))
     return new
 

@@ -17,25 +17,25 @@ START = 1_700_000_000_000
 class Running:
     """A server process and its address; ``more``: of the command, in place of what stands there."""
 
-    def __init__(self, place, *more, env=None, limits=None):
+    def __init__(self, location, *more, env=None, limits=None):
         of = shop("lime-mha")
-        if not (place / "index").exists():
-            shutil.copytree(of.index.path, place / "index")
+        if not (location / "index").exists():
+            shutil.copytree(of.index.path, location / "index")
         command = [sys.executable, "-m", "limerank", "serve", "--port", "0", "--run", of.run.path]
-        command += ["--index", place / "index", "--store", place / "events.db", *more]
-        self.log = open(place / "log", "a", encoding="utf-8")  # noqa: SIM115  # closed by stop
+        command += ["--index", location / "index", "--store", location / "events.db", *more]
+        self.log = open(location / "log", "a", encoding="utf-8")  # noqa: SIM115  # closed by stop
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            cwd=place,
+            cwd=location,
             env=os.environ | (env or {}),
             preexec_fn=limits,  # noqa: PLW1509  # sets a limit and no more
         )
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+", line)
-        assert found, (line, (place / "log").read_text())
+        assert found, (line, (location / "log").read_text())
         self.url = found[0]
 
     def stop(self, how=signal.SIGTERM):
@@ -47,12 +47,12 @@ class Running:
         return code
 
 
-def event(user, place):
-    """The ``place``-th of a row of different events."""
+def event(user, location):
+    """The ``location``-th of a row of different events."""
     return {
         "user": user,
-        "item": 1 + place % 80,
-        "time": START + 1000 * place,
+        "item": 1 + location % 80,
+        "time": START + 1000 * location,
         "labels": {"click": 1},
-        "id": str(place),
+        "id": str(location),
     }

@@ -29,8 +29,8 @@ def test_every_model_that_reads_events_one_by_one_has_a_reference():
 
 @pytest.mark.parametrize("model", sorted(REFERENCES))
 def test_logits_and_gradients(model):
-    ranker, whole = make(model), batch(LENGTHS, COUNTS, width=2)
-    fast, slow = ranker(whole)[whole.real], torch.stack(logits(ranker, whole))
+    ranker, full = make(model), batch(LENGTHS, COUNTS, width=2)
+    fast, slow = ranker(full)[full.real], torch.stack(logits(ranker, full))
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
     pull = torch.randn(fast.shape, generator=torch.Generator().manual_seed(1))
     named = dict(ranker.named_parameters())
@@ -58,22 +58,22 @@ def test_logits_and_gradients(model):
 @pytest.mark.parametrize("model", sorted(REFERENCES))
 def test_the_order_of_events_matters_where_it_should(model):
     """All but DIN, MHA and LIME, which know an event's age alone, tell places apart."""
-    ranker, whole = make(model), batch([6], [2])
-    whole.users.age.zero_()
+    ranker, full = make(model), batch([6], [2])
+    full.users.age.zero_()
     flipped = batch([6], [2])
     flipped.users.age.zero_()
-    flipped.users.items.copy_(whole.users.items.flip(1))
-    flipped.users.tokens.copy_(whole.users.tokens.flip(1))
-    same = torch.allclose(ranker(whole), ranker(flipped), atol=1e-5)
+    flipped.users.items.copy_(full.users.items.flip(1))
+    flipped.users.tokens.copy_(full.users.tokens.flip(1))
+    same = torch.allclose(ranker(full), ranker(flipped), atol=1e-5)
     assert same == (model in ("din", "mha", "lime-mha", "lime-xor"))
 
 
 def test_truncated_attention_reads_the_latest_events_alone():
-    ranker, whole = make("truncated-mha"), batch([9, 4, 6], [2, 2, 2])
-    before = ranker(whole)
+    ranker, full = make("truncated-mha"), batch([9, 4, 6], [2, 2, 2])
+    before = ranker(full)
     for b, length in enumerate([9, 4, 6]):
-        whole.users.tokens[b, : max(length - 4, 0)] = 0
-        whole.users.items[b, : max(length - 4, 0)] = 0
-    torch.testing.assert_close(ranker(whole), before)
-    whole.users.tokens[0, 5] = (whole.users.tokens[0, 5] + 1) % SHAPE.event_tokens
-    assert not torch.allclose(ranker(whole)[0], before[0])
+        full.users.tokens[b, : max(length - 4, 0)] = 0
+        full.users.items[b, : max(length - 4, 0)] = 0
+    torch.testing.assert_close(ranker(full), before)
+    full.users.tokens[0, 5] = (full.users.tokens[0, 5] + 1) % SHAPE.event_tokens
+    assert not torch.allclose(ranker(full)[0], before[0])

@@ -55,8 +55,8 @@ def test_many_users_are_ranked_as_each_alone(recommender, tmp_path, exclude_seen
         same = sum(a == item.id for a, item in zip(found["item"], alone, strict=True))
         assert same >= len(alone) - 2  # equal but for rounding
         for task in ("click", "watch"):
-            said = [item.scores[task] for item in alone]
-            np.testing.assert_allclose(found[task], said, rtol=1e-3, atol=1e-4)
+            predicted = [item.scores[task] for item in alone]
+            np.testing.assert_allclose(found[task], predicted, rtol=1e-3, atol=1e-4)
 
 
 def test_many_users_are_ranked_as_of_a_time(recommender, tmp_path):
@@ -74,8 +74,8 @@ def test_many_users_are_ranked_as_of_a_time(recommender, tmp_path):
 
 def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "PART", 8)
-    whole = tmp_path / "whole.parquet"
-    rank_all(recommender, whole, k=5)
+    full = tmp_path / "whole.parquet"
+    rank_all(recommender, full, k=5)
     ranked, seen = bulk._ranked, []
 
     def dies(recommender, users, *rest):
@@ -98,7 +98,7 @@ def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     )
     rank_all(recommender, out, k=5)
     assert len(seen) + len(again) == -(-len(recommender.dataset.user_ids) // 8)
-    assert pl.read_parquet(out).equals(pl.read_parquet(whole))
+    assert pl.read_parquet(out).equals(pl.read_parquet(full))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
 
 
@@ -126,8 +126,10 @@ def test_the_command(call, tmp_path):
     of = shop("lime-mha")
     given = ["rank", "--run", of.run.path, "--index", of.index.path, "--data", of.data.path]
     out = tmp_path / "recs.parquet"
-    status, told, _ = call(*given, "--all-users", "-k", 3, "--out", out, "--threads", 2, "--quiet")
-    assert status == 0 and f"{out}: the best 3 of {ITEMS} items for" in told
+    status, output, _ = call(
+        *given, "--all-users", "-k", 3, "--out", out, "--threads", 2, "--quiet"
+    )
+    assert status == 0 and f"{out}: the best 3 of {ITEMS} items for" in output
     assert len(pl.read_parquet(out)) == 3 * len(of.data.user_ids)
     user = of.data.user_ids[0]
     status, *_ = call(*given, "--users", user, "--out", out, "--overwrite", "--quiet")
@@ -136,5 +138,5 @@ def test_the_command(call, tmp_path):
         (["--all-users"], "need --out"),
         (["--all-users", "--out", out, "--explain"], "--explain is for one user"),
     ):
-        status, told, error = call(*given, *wrong)
-        assert status == 2 and what in told + error
+        status, output, error = call(*given, *wrong)
+        assert status == 2 and what in output + error

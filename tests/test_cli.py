@@ -53,26 +53,26 @@ def shop(tmp_path) -> Path:
 
 def test_the_readmes_way_with_ones_own_logs(shop, call):
     data, run, index = shop / "data", shop / "run", shop / "index"
-    status, told, _ = call("prepare", shop / "shop.toml", "--out", data)
+    status, output, _ = call("prepare", shop / "shop.toml", "--out", data)
     assert status == 0
-    assert "users 30" in told
+    assert "users 30" in output
     sizes = ("--set", "heads=2", "--set", "hidden=8", "--width", 16, "--links", 4, "--epochs", 2)
-    status, told, _ = call("train", data, "--model", "lime-xor", "--out", run, *sizes)
-    assert status == 0, told
-    assert "best_click/auc" in told
+    status, output, _ = call("train", data, "--model", "lime-xor", "--out", run, *sizes)
+    assert status == 0, output
+    assert "best_click/auc" in output
     assert call("evaluate", run)[0] == 0
     assert call("index", run, "--out", index)[0] == 0
-    status, told, _ = call(
+    status, output, _ = call(
         "rank", "--run", run, "--index", index, "--user", 17, "-k", 5, "--explain"
     )
     assert status == 0
-    assert "because of" in told
-    assert len(told.splitlines()) == 7
-    status, told, _ = call(
+    assert "because of" in output
+    assert len(output.splitlines()) == 7
+    status, output, _ = call(
         "rank", "--run", run, "--index", index, "--history", "3,7", "-k", 4, "--json"
     )
     assert status == 0
-    ranked = [item["id"] for item in json.loads(told)["items"]]
+    ranked = [item["id"] for item in json.loads(output)["items"]]
     assert len(ranked) == 4
     assert not {3, 7} & set(ranked)
     assert call("report", run, "--out", shop / "page.html")[0] == 0
@@ -80,14 +80,14 @@ def test_the_readmes_way_with_ones_own_logs(shop, call):
     new.write_text("item_id,category,tags\n900,c1,a0|b1\n901,c2,a1\n")
     status, _, _ = call("index", run, "--items", new, "--out", shop / "new")
     assert status == 0
-    status, told, _ = call("rank", "--run", run, "--index", shop / "new", "--user", 17, "--json")
-    assert {item["id"] for item in json.loads(told)["items"]} == {900, 901}
+    status, output, _ = call("rank", "--run", run, "--index", shop / "new", "--user", 17, "--json")
+    assert {item["id"] for item in json.loads(output)["items"]} == {900, 901}
     status, _, _ = call("index", run, "--items", new, "--merge", "--out", shop / "both")
     assert status == 0
-    status, told, _ = call(
+    status, output, _ = call(
         "rank", "--run", run, "--index", shop / "both", "--user", 17, "-k", 99, "--seen", "--json"
     )
-    assert {item["id"] for item in json.loads(told)["items"]} == {*range(40), 900, 901}
+    assert {item["id"] for item in json.loads(output)["items"]} == {*range(40), 900, 901}
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_a_folder_in_a_file_and_a_folder_of_something_else_are_refused(data, cal
 def test_a_port_in_use_is_found_before_the_demo_works(tmp_path, call):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, told, error = call("demo", "--serve", "--port", port, "--out", tmp_path / "demo")
-    assert (status, told) == (2, "") and str(port) in error and len(error.splitlines()) == 1
+        status, output, error = call("demo", "--serve", "--port", port, "--out", tmp_path / "demo")
+    assert (status, output) == (2, "") and str(port) in error and len(error.splitlines()) == 1
     assert not (tmp_path / "demo").exists()
 
 
@@ -288,13 +288,13 @@ def test_unknown_candidates_are_named_or_skipped_and_counted(data, call):
     rank = ["rank", "--run", shop / "run", "--index", shop / "index", "--user", 3, "--seen"]
     status, _, error = call(*rank, "--candidates", "7,nobody,900")
     assert status == 2 and "2 of 3 candidates are not in the index" in error and "nobody" in error
-    status, told, _ = call(*rank, "--candidates", "7,nobody,900", "--skip-unknown")
-    assert status == 0 and "2 candidates were skipped" in told
-    status, told, _ = call(*rank, "--candidates", "nobody,7,8", "--skip-unknown", "--json")
-    found = json.loads(told)
+    status, output, _ = call(*rank, "--candidates", "7,nobody,900", "--skip-unknown")
+    assert status == 0 and "2 candidates were skipped" in output
+    status, output, _ = call(*rank, "--candidates", "nobody,7,8", "--skip-unknown", "--json")
+    found = json.loads(output)
     assert found["skipped"] == 1 and {item["id"] for item in found["items"]} == {7, 8}
-    status, told, _ = call(*rank, "--candidates", "nobody", "--skip-unknown")
-    assert status == 0 and "nothing is left to rank" in told
+    status, output, _ = call(*rank, "--candidates", "nobody", "--skip-unknown")
+    assert status == 0 and "nothing is left to rank" in output
 
 
 def test_the_ending_decides_what_is_written(data, call):
@@ -326,12 +326,12 @@ def test_the_version(call):
 
 def test_help_teaches(call):
     for command in ("prepare", "train", "evaluate", "index", "rank", "synth", "demo", "report"):
-        status, told, _ = call(command, "--help")
+        status, output, _ = call(command, "--help")
         assert status == 0
-        assert "--out" in told or command == "rank"
+        assert "--out" in output or command == "rank"
 
 
 def test_help_names_every_model(call):
-    _, told, _ = call("train", "--help")
+    _, output, _ = call("train", "--help")
     for name in get_args(ModelName):
-        assert re.search(rf"[^-]\b{name}\b", told), name
+        assert re.search(rf"[^-]\b{name}\b", output), name

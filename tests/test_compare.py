@@ -131,12 +131,12 @@ def test_an_interval_is_that_of_all_resamples_held_at_once():
     users, labels, scores = log()
     worse = scores + np.random.default_rng(1).normal(size=600).astype(np.float32)
     found = paired_auc(labels, users, [scores], [worse], resamples=50, seed=4)
-    distinct, places = np.unique(users, return_inverse=True)
+    distinct, positions = np.unique(users, return_inverse=True)
     generator = np.random.default_rng(4)
     gaps = []
     for _ in range(50):
         drawn = generator.integers(0, len(distinct), len(distinct))
-        counts = np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[places]
+        counts = np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[positions]
         gaps.append(Resampled(labels, scores).auc(counts) - Resampled(labels, worse).auc(counts))
     low, high = np.quantile(gaps, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     assert (found.low, found.high) == (low, high)

@@ -55,7 +55,7 @@ def test_values_are_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "table", "met", "used"),
+    ("log", "table", "matched", "used"),
     [
         ([1, 2, 9], [1, 2, 3, 4], 2, 2),
         (["1", "x"], ["1", "2", None, "4"], 1, 1),
@@ -63,18 +63,18 @@ def test_values_are_counted_by_hand() -> None:
         ([], [1, 2, 3, 4], 0, 0),
     ],
 )
-def test_ids_of_both_sides(log: list[Any], table: list[Any], met: int, used: int) -> None:
+def test_ids_of_both_sides(log: list[Any], table: list[Any], matched: int, used: int) -> None:
     rows = frame()
     found = cover_table("item", pl.Series(log), pl.Series(table), rows, FEATURES, encoding_of(rows))
-    assert (found.ids, found.met, found.used) == (len(log), met, used)
+    assert (found.ids, found.matched, found.used) == (len(log), matched, used)
     warned = [one for one in found.warnings() if "has a row for" in one]
-    assert bool(warned) == (len(log) > 0 and met == 0)
+    assert bool(warned) == (len(log) > 0 and matched == 0)
     if warned:
         assert "the log has such as '7', the table has such as 'SKU-7'" in warned[0]
 
 
 @pytest.mark.parametrize(
-    ("part", "whole", "text"),
+    ("part", "total", "text"),
     [
         (0, 9, "0 %"),
         (9, 9, "100 %"),
@@ -83,8 +83,8 @@ def test_ids_of_both_sides(log: list[Any], table: list[Any], met: int, used: int
         (1, 0, "-"),
     ],
 )
-def test_shares_are_0_or_100_only_where_they_are(part: int, whole: int, text: str) -> None:
-    assert percent(part, whole) == text
+def test_shares_are_0_or_100_only_where_they_are(part: int, total: int, text: str) -> None:
+    assert percent(part, total) == text
 
 
 def other_ids(path: Path) -> Path:
@@ -103,10 +103,10 @@ def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> Non
     items = folder() / "plain" / "log" / "items.csv"
     built = build_index(text_shop.run, tmp_path / "index", items=items)
     found = built["item_table"]
-    assert found.met == found.ids > 0
+    assert found.matched == found.ids > 0
     assert found.warnings() == []
     again = change_items(text_shop.run, tmp_path / "index", put=items)
-    assert [table.met for table in again.tables] == [found.met]
+    assert [table.matched for table in again.tables] == [found.matched]
 
 
 def test_tables_of_some_items_are_warned_of_where_their_ids_look_otherwise(
@@ -127,8 +127,8 @@ def test_tables_of_some_items_are_warned_of_where_their_ids_look_otherwise(
     ):
         table.write_csv(tmp_path / "some.csv")
         path = tmp_path / "some.csv"
-        _, _, said = call("index", text_shop.run.path, "--out", tmp_path / "index", change, path)
-        assert (words in said) if words else ("warning" not in said), said
+        _, _, output = call("index", text_shop.run.path, "--out", tmp_path / "index", change, path)
+        assert (words in output) if words else ("warning" not in output), output
 
 
 def test_a_server_says_how_its_table_fits(
@@ -138,7 +138,7 @@ def test_a_server_says_how_its_table_fits(
     index = Index.open(text_shop.index.path)
     good = ItemTable(trained, folder() / "plain" / "log" / "items.csv").coverage(trained, index)
     assert good is not None
-    assert good.met == good.ids == index.items
+    assert good.matched == good.ids == index.items
     assert good.warnings() == []
     bad = ItemTable(trained, other_ids(tmp_path / "items.csv")).coverage(trained, index)
     assert bad is not None
@@ -153,5 +153,5 @@ def test_fill_says_how_the_user_table_fits(text_shop: Any, tmp_path: Path) -> No
     with SqliteStore(tmp_path / "events.db") as store:
         done = fill(store, text_shop.data, base=folder() / "plain" / "log")
     assert done.table is not None
-    assert done.table.met == done.features > 0
+    assert done.table.matched == done.features > 0
     assert done.table.warnings() == []

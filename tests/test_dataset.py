@@ -68,10 +68,10 @@ def test_a_shorter_history_keeps_the_latest(dataset):
     requests = dataset.requests_of("test")[:9]
     long, short = dataset.batch(requests), dataset.batch(requests, length=2)
     for b, length in enumerate(short.users.lengths.tolist()):
-        whole = int(long.users.lengths[b])
-        kept = short.items.ids[short.users.items[b, :length]]
-        all_of_them = long.items.ids[long.users.items[b, :whole]]
-        torch.testing.assert_close(kept, all_of_them[whole - length :])
+        full = int(long.users.lengths[b])
+        retained = short.items.ids[short.users.items[b, :length]]
+        all_of_them = long.items.ids[long.users.items[b, :full]]
+        torch.testing.assert_close(retained, all_of_them[full - length :])
 
 
 def test_histories_come_from_one_function(dataset):

@@ -61,16 +61,16 @@ def _check(path: Path) -> _Page:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> tuple[Path, list[str]]:
-    out, said = tmp_path_factory.mktemp("demo") / "demo", []
+    out, output = tmp_path_factory.mktemp("demo") / "demo", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SMALL", TINY)
-        demo(out, small=True, quiet=True, echo=said.append)
-    return out, said
+        demo(out, small=True, quiet=True, echo=output.append)
+    return out, output
 
 
 def test_every_step_is_made_and_told(folder):
-    out, said = folder
-    text = "\n".join(said)
+    out, output = folder
+    text = "\n".join(output)
     for number in range(1, 8):
         assert f"[{number}/7]" in text
     for part in ("logs", "data", "runs/two-tower", "runs/lime-mha", "runs/lime-xor", "index"):
@@ -86,9 +86,9 @@ def test_finished_steps_are_kept(folder, monkeypatch):
     out, _ = folder
     monkeypatch.setattr(module, "SMALL", TINY)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    said: list[str] = []
-    demo(out, small=True, quiet=True, echo=said.append)
-    assert sum("kept" in line for line in said) == 6
+    output: list[str] = []
+    demo(out, small=True, quiet=True, echo=output.append)
+    assert sum("kept" in line for line in output) == 6
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert {path.name for path in after if after[path] != before.get(path)} == {"report.html"}
 

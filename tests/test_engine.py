@@ -19,7 +19,7 @@ from limerank.errors import DataError, FormatError, StoreError, UnknownError
 from limerank.index.changes import compact_index, update_items
 from limerank.serving.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
 from limerank.serving.item_table import Filters, ItemTable
-from limerank.serving.messages import Explain, Happened, Rank
+from limerank.serving.messages import EventMessage, Explain, Rank
 from limerank.serving.state import users as states_module
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, file_of, folder, make_run, shop
@@ -47,7 +47,7 @@ def engine(tmp_path):
 
 
 def post(engine, *events):
-    done = engine.append([Happened(**one) for one in events])
+    done = engine.append([EventMessage(**one) for one in events])
     return done.result(PATIENCE)
 
 
@@ -151,7 +151,7 @@ def test_new_features_are_not_encoded_at_once(engine):
 
 
 def test_many_events_are_not_checked_at_once(engine):
-    events = [Happened(**event(7, 1 + k % 80, START + k)) for k in range(100)]
+    events = [EventMessage(**event(7, 1 + k % 80, START + k)) for k in range(100)]
     assert engine.append_at_once(events) is None
     assert engine.append_at_once(events[:3]).result(PATIENCE)["accepted"] == 3
 

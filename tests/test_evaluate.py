@@ -49,15 +49,21 @@ def run(request, data, tmp_path_factory) -> Path:
 def test_each_impression_is_scored_once_in_place(run, data):
     loaded, dataset = load_run(run), Dataset(data)
     requests = dataset.requests_of("test")
-    said = predict(loaded.ranker, dataset, requests, impressions=16)
-    assert len(np.unique(said.rows)) == len(said.rows) == dataset.requests["count"][requests].sum()
-    np.testing.assert_array_equal(said.labels[:, 0], dataset.events["label_click"][said.rows])
+    predicted = predict(loaded.ranker, dataset, requests, impressions=16)
+    assert (
+        len(np.unique(predicted.rows))
+        == len(predicted.rows)
+        == dataset.requests["count"][requests].sum()
+    )
+    np.testing.assert_array_equal(
+        predicted.labels[:, 0], dataset.events["label_click"][predicted.rows]
+    )
     for request in requests[:7]:
         batch = dataset.batch(np.array([request]))
         with torch.inference_mode():
             alone = predictions(loaded.ranker(batch)[0], loaded.ranker.shape.tasks)
         np.testing.assert_allclose(
-            said.values[said.requests == request], alone.numpy(), rtol=1e-4, atol=1e-6
+            predicted.values[predicted.requests == request], alone.numpy(), rtol=1e-4, atol=1e-6
         )
 
 
@@ -65,12 +71,14 @@ def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     dataset = Dataset(data)
     result = evaluate(run, out=tmp_path / "m.json")
     assert result == json.loads((tmp_path / "m.json").read_text())
-    said = predict(load_run(run).ranker, dataset, dataset.requests_of("test"))
-    users = dataset.requests["user"][said.requests]
+    predicted = predict(load_run(run).ranker, dataset, dataset.requests_of("test"))
+    users = dataset.requests["user"][predicted.requests]
     click = result["tasks"]["click"]
-    assert click["auc"] == metrics.auc(said.labels[:, 0], said.values[:, 0])
-    assert click["gauc"] == metrics.gauc(said.labels[:, 0], said.values[:, 0], users)
-    assert result["tasks"]["watch"]["xauc"] == metrics.xauc(said.labels[:, 1], said.values[:, 1])
+    assert click["auc"] == metrics.auc(predicted.labels[:, 0], predicted.values[:, 0])
+    assert click["gauc"] == metrics.gauc(predicted.labels[:, 0], predicted.values[:, 0], users)
+    assert result["tasks"]["watch"]["xauc"] == metrics.xauc(
+        predicted.labels[:, 1], predicted.values[:, 1]
+    )
     for kind in ("history", "item impressions", "user days", "item days"):
         parts = [part for part in result["slices"] if part["kind"] == kind]
         assert sum(part["impressions"] for part in parts) == result["impressions"]
@@ -91,19 +99,19 @@ def test_another_split_is_written_beside_the_first(run):
 def test_predictions_are_written_to_look_at(run, data, tmp_path):
     path = tmp_path / "said.parquet"
     result = evaluate(run, out=tmp_path / "metrics.json", lists=0, predictions=path)
-    said, dataset = pl.read_parquet(path), Dataset(data)
-    assert len(said) == result["impressions"]
-    auc = metrics.auc(said["click"].to_numpy(), said["click_predicted"].to_numpy())
+    predicted, dataset = pl.read_parquet(path), Dataset(data)
+    assert len(predicted) == result["impressions"]
+    auc = metrics.auc(predicted["click"].to_numpy(), predicted["click_predicted"].to_numpy())
     assert auc == result["tasks"]["click"]["auc"]
     log = pl.read_parquet(data.parent / "log" / "events.parquet")
     keys = {"user": "user_id", "item": "item_id"}
-    both = said.with_columns(time=pl.col("time") // 1000).join(
+    both = predicted.with_columns(time=pl.col("time") // 1000).join(
         log, left_on=[*keys, "time"], right_on=[*keys.values(), "time"]
     )
-    assert len(both) >= len(said)
+    assert len(both) >= len(predicted)
     assert (both["click"] == both["click_right"]).all()
     counts = dict(zip(dataset.item_ids, dataset.train_count, strict=True))
-    assert said["item_impressions"].to_list() == [counts[item] for item in said["item"]]
+    assert predicted["item_impressions"].to_list() == [counts[item] for item in predicted["item"]]
     begun = log.group_by("user_id").agg(pl.col("time").min())
     first = log.group_by("item_id").agg(pl.col("time").min())
     day = 24 * 3600
@@ -111,20 +119,20 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
         known = dict(since.iter_rows())
         days = [
             (time // 1000 - known[one]) // day
-            for one, time in zip(said[ours], said["time"], strict=True)
+            for one, time in zip(predicted[ours], predicted["time"], strict=True)
         ]
-        assert said[f"{ours}_days"].to_list() == days
+        assert predicted[f"{ours}_days"].to_list() == days
         assert max(days) >= 1
     young = next(p for p in result["slices"] if (p["kind"], p["slice"]) == ("history", "1-9"))
-    assert said["history"].is_between(1, 9).sum() == young["impressions"]
+    assert predicted["history"].is_between(1, 9).sum() == young["impressions"]
 
 
 def test_a_log_without_a_clock_has_no_slices_by_days(run, data):
     dataset = Dataset(data)
-    said = predict(load_run(run).ranker, dataset, dataset.requests_of("test")[:3])
-    clocked = ages(said, dataset)
+    predicted = predict(load_run(run).ranker, dataset, dataset.requests_of("test")[:3])
+    clocked = ages(predicted, dataset)
     dataset.clock = False
-    assert list(ages(said, dataset)) == list(clocked)[:2] == ["history", "item impressions"]
+    assert list(ages(predicted, dataset)) == list(clocked)[:2] == ["history", "item impressions"]
 
 
 def test_ranks_over_the_catalogue_by_hand(run, data):
@@ -138,12 +146,14 @@ def test_ranks_over_the_catalogue_by_hand(run, data):
         own = ranker.item_vectors(batch.items)
         scores = ranker.score(ranker.encode_users(batch.users, own), terms)[0, :, 0].tolist()
         start = dataset.requests["history_start"][request]
-        met = set(dataset.events["item"][start : dataset.requests["history_end"][request]].tolist())
+        seen = set(
+            dataset.events["item"][start : dataset.requests["history_end"][request]].tolist()
+        )
         first = dataset.requests["first"][request]
         shown = range(first, first + dataset.requests["count"][request])
         liked = {int(dataset.events["item"][r]) for r in shown if dataset.events["label_click"][r]}
-        order = sorted((item for item in range(30) if item not in met), key=lambda i: -scores[i])
-        found = sorted(order.index(item) + 1 for item in liked - met)
+        order = sorted((item for item in range(30) if item not in seen), key=lambda i: -scores[i])
+        found = sorted(order.index(item) + 1 for item in liked - seen)
         if found:
             ranks.append(found)
     result = list_metrics(ranker, dataset, requests)
@@ -181,7 +191,7 @@ def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path
         folders.append(Dataset(tmp_path / f"data-{name}"))
     train(folders[0], tmp_path / "run", model=ModelConfig(model="lime-xor", **MODEL), config=CONFIG)
     loaded = load_run(tmp_path / "run")
-    said = []
+    predicted = []
     for dataset in (loaded.dataset(), loaded.dataset(folders[1].path)):
         times = dataset.events["time"][dataset.requests["first"]]
         past = np.flatnonzero(times < cuts[2] * 1000)
@@ -194,11 +204,11 @@ def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path
                 strict=True,
             )
         )
-        said.append(dict(zip(keys, found.values.tolist(), strict=True)))
-    assert len(said[0]) > 500
-    assert said[0].keys() == said[1].keys()
-    for key, value in said[0].items():
-        assert value == pytest.approx(said[1][key], rel=1e-4, abs=1e-6)
+        predicted.append(dict(zip(keys, found.values.tolist(), strict=True)))
+    assert len(predicted[0]) > 500
+    assert predicted[0].keys() == predicted[1].keys()
+    for key, value in predicted[0].items():
+        assert value == pytest.approx(predicted[1][key], rel=1e-4, abs=1e-6)
 
 
 def write_log_spec(folder: Path, split: dict[str, str]) -> Path:
@@ -315,10 +325,10 @@ def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, 
     folder = tmp_path / "no" / "such"
     result = evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.csv")
     assert json.loads((folder / "m.json").read_text()) == result
-    said = pl.read_csv(folder / "said.csv")
-    assert len(said) == result["impressions"] and "click_predicted" in said.columns
+    predicted = pl.read_csv(folder / "said.csv")
+    assert len(predicted) == result["impressions"] and "click_predicted" in predicted.columns
     evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.parquet")
-    assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == said["user"].to_list()
+    assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == predicted["user"].to_list()
     assert sorted(path.name for path in folder.iterdir()) == ["m.json", "said.csv", "said.parquet"]
 
 

@@ -152,7 +152,7 @@ def test_one_pass_is_a_request_for_each_impression(data, monkeypatch, chunk, tog
     shuffled = [*stretches[::2], *stretches[1::2]]
     sequences = wide.sequences(np.concatenate(shuffled))
     assert len(sequences.users.lengths) == len(stretches) or not together
-    at = {int(row): place for place, row in enumerate(single.requests["first"][requests])}
+    at = {int(row): position for position, row in enumerate(single.requests["first"][requests])}
     order = [at[int(row)] for rows in shuffled for row in wide.impression_rows(rows)]
     batch = single.batch(requests[order])
     gradients = []
@@ -220,8 +220,8 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
     with pytest.raises(StopError):
         train(wide, tmp_path / "cut", model=model, config=config, report=stop)
     train(wide, tmp_path / "cut", model=model, config=config)
-    whole, cut = (load_run(tmp_path / name).ranker.state_dict() for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    full, cut = (load_run(tmp_path / name).ranker.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(full[name], cut[name]) for name in full)
 
 
 def test_other_models_say_that_they_cannot(data, tmp_path):
@@ -242,10 +242,10 @@ def test_requests_together_are_for_exact_histories():
 
 def test_memory_does_not_hold_every_prefix(monkeypatch):
     """What the backward pass keeps grows with the carries, not with prefixes x links x width."""
-    kept = []
+    retained = []
 
     def pack(tensor):
-        kept.append(tensor.numel())
+        retained.append(tensor.numel())
         return tensor
 
     n, links, e = 512, 8, 32
@@ -269,6 +269,6 @@ def test_memory_does_not_hold_every_prefix(monkeypatch):
                 run, start, *carry, use_reentrant=False
             )
             total = total + found
-    assert sum(kept) < n * links * e / 4
+    assert sum(retained) < n * links * e / 4
     total.backward()
     assert q.grad.isfinite().all()

@@ -42,7 +42,7 @@ def test_shares_sum_to_one(of):
         shares = [event.share for event in item.explanation.events]
         assert sum(shares) == pytest.approx(1) and min(shares) >= 0
         assert len(shares) == ranking.events == 20  # the dataset's history length
-        assert [event.place for event in item.explanation.events] == list(range(20))
+        assert [event.position for event in item.explanation.events] == list(range(20))
 
 
 def test_the_value_is_the_ranking_value(of):
@@ -59,23 +59,23 @@ def test_effects_are_what_the_model_says_without_the_event(of):
     user = int(np.flatnonzero(of.data.user_ids == ranking.user)[0])
     log = recommender._log(user, None)
     now = recommender._end(log)
-    whole = recommender._past(log, user, now, {})
+    full = recommender._past(log, user, now, {})
     ranker = of.run.ranker
     rows = np.array([item.row for item in ranking])
     with torch.inference_mode():
         terms = ranker.encode_items(torch.from_numpy(np.array(of.index.vectors[rows])))
-        for place in (0, 7, 19):
-            kept = np.delete(log.rows[-20:], place)
-            without = recommender._past(replace(log, rows=kept), user, now, {})
+        for position in (0, 7, 19):
+            retained = np.delete(log.rows[-20:], position)
+            without = recommender._past(replace(log, rows=retained), user, now, {})
             # The request's context is the request's: it does not change with its history.
-            users = replace(without.users, context=whole.users.context)
+            users = replace(without.users, context=full.users.context)
             state = ranker.encode_users(users, without.vectors)
             expected = ranker.score(state, terms)[0, :, 0].numpy()
             for item, value in zip(ranking, expected, strict=True):
-                event = item.explanation.events[place]
+                event = item.explanation.events[position]
                 assert event.effect == pytest.approx(item.value - value, abs=2e-5)
         nothing = recommender._past(replace(log, rows=log.rows[:0]), user, now, {})
-        users = replace(nothing.users, context=whole.users.context)
+        users = replace(nothing.users, context=full.users.context)
         empty = ranker.score(ranker.encode_users(users, nothing.vectors), terms)[0, :, 0].numpy()
     found = [item.explanation.without_history for item in ranking]
     np.testing.assert_allclose(found, empty, atol=1e-5)
@@ -151,7 +151,7 @@ def test_effects_of_some_events_only(of):
     known = [event for event in some.events if not np.isnan(event.effect)]
     assert len(known) == 6
     for event in known:
-        assert event.effect == pytest.approx(first.events[event.place].effect, abs=1e-5)
+        assert event.effect == pytest.approx(first.events[event.position].effect, abs=1e-5)
     assert sum(event.share for event in some.events) == pytest.approx(1)
     none = explain(of.run.ranker, past, [0], vectors[:1], WEIGHTS, effects=0)[0]
     assert all(np.isnan(event.effect) for event in none.events) and none.reasons() == []
@@ -197,30 +197,30 @@ def test_a_request_of_one_s_own():
     with torch.inference_mode():
         vectors = of.run.ranker.item_vectors(batch.items)
 
-    def without(places):
-        for place in [*places, None]:
+    def without(positions):
+        for position in [*positions, None]:
             n = batch.users.items.shape[1]
-            kept = [j for j in range(n) if place is not None and j != place]
-            age = batch.users.age[:, kept]
+            retained = [j for j in range(n) if position is not None and j != position]
+            age = batch.users.age[:, retained]
             yield replace(
                 batch.users,
-                items=batch.users.items[:, kept],
-                tokens=batch.users.tokens[:, kept],
-                age=age - age[:, -1:] if kept else age,
-                lengths=torch.tensor([len(kept)]),
+                items=batch.users.items[:, retained],
+                tokens=batch.users.tokens[:, retained],
+                age=age - age[:, -1:] if retained else age,
+                lengths=torch.tensor([len(retained)]),
             )
 
     n = int(batch.users.lengths[0])
     assert isinstance(batch.users, Users) and n > 1
     past = Past(batch.users, vectors, list(range(n)), np.arange(n), without)
-    items = [f"item {place}" for place in range(batch.distinct)]
+    items = [f"item {position}" for position in range(batch.distinct)]
     found = explain(of.run.ranker, past, items, vectors[: batch.distinct], WEIGHTS)
     with torch.inference_mode():
         logits = of.run.ranker(batch)[0]
         terms = gather(of.run.ranker.encode_items(vectors), batch.candidates)
         again = of.run.ranker.score(of.run.ranker.encode_users(batch.users, vectors), terms)[0]
     torch.testing.assert_close(logits, again)
-    for place, at in enumerate(batch.candidates[0, : batch.counts[0]]):
-        value = float(logits[place] @ torch.from_numpy(WEIGHTS))
+    for position, at in enumerate(batch.candidates[0, : batch.counts[0]]):
+        value = float(logits[position] @ torch.from_numpy(WEIGHTS))
         assert found[int(at)].value == pytest.approx(value, abs=1e-5)
         assert found[int(at)].item == f"item {at}"

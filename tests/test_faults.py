@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from limerank.serving.http.app import WAYS
+from limerank.serving.http.app import OPERATIONS
 from limerank.serving.http.openapi import describe
 from tests.running import START, event
 from tests.valkey_server import needs_server, server
@@ -41,24 +41,24 @@ def until(done, what):
 def test_a_killed_server_loses_nothing_that_it_acknowledged(start, tmp_path):
     rng, acknowledged, sent = random.Random(0), set(), 0
 
-    def post(url, places, done):
+    def post(url, positions, done):
         with httpx.Client(base_url=url) as client:
-            for place in places:
+            for position in positions:
                 if done.is_set():
                     return
                 try:
-                    answer = client.post("/v1/events", json=event(place % 5, place))
+                    answer = client.post("/v1/events", json=event(position % 5, position))
                 except httpx.TransportError:
                     return
                 if answer.status_code == 200:
-                    acknowledged.add(place)
+                    acknowledged.add(position)
 
     for _ in range(KILLS):
         running, done = start(tmp_path, "--open"), threading.Event()
         threads = []
         for _ in range(3):
-            places = range(sent, sent + 10_000)
-            threads.append(threading.Thread(target=post, args=(running.url, places, done)))
+            positions = range(sent, sent + 10_000)
+            threads.append(threading.Thread(target=post, args=(running.url, positions, done)))
             sent += 10_000
         for thread in threads:
             thread.start()
@@ -73,9 +73,9 @@ def test_a_killed_server_loses_nothing_that_it_acknowledged(start, tmp_path):
     with httpx.Client(base_url=running.url) as client:
         held = {}
         for user in range(5):
-            told = client.get(f"/v1/users/{user}").json()
-            held[user] = told["events"]
-        again = [event(place % 5, place) for place in sorted(acknowledged)]
+            reply = client.get(f"/v1/users/{user}").json()
+            held[user] = reply["events"]
+        again = [event(position % 5, position) for position in sorted(acknowledged)]
         for first in range(0, len(again), 500):
             some = again[first : first + 500]
             answer = client.post("/v1/events", json={"events": some}).json()
@@ -139,22 +139,24 @@ def test_a_store_that_goes_down_and_comes_back(start, tmp_path):
 @needs_server
 def test_two_servers_share_a_store(start, tmp_path):
     with server() as store:
-        places = [tmp_path / "a", tmp_path / "b"]
-        for place in places:
-            place.mkdir()
+        positions = [tmp_path / "a", tmp_path / "b"]
+        for position in positions:
+            position.mkdir()
         one, two = (
-            httpx.Client(base_url=start(place, "--open", "--store", store.url).url)
-            for place in places
+            httpx.Client(base_url=start(position, "--open", "--store", store.url).url)
+            for position in positions
         )
         with one, two:
-            for place in range(1, 30):
-                here, there = (one, two) if place % 2 else (two, one)
-                assert here.post("/v1/events", json=event(1, place)).json()["accepted"] == 1
-                assert there.post("/v1/rank", json={"user": 1}).json()["events"] == min(place, 20)
-                assert there.post("/v1/events", json=event(1, place)).json()["duplicates"] == 1
-            told = [client.post("/v1/rank", json={"user": 1, "time": START}).json()["items"]
+            for position in range(1, 30):
+                here, there = (one, two) if position % 2 else (two, one)
+                assert here.post("/v1/events", json=event(1, position)).json()["accepted"] == 1
+                assert there.post("/v1/rank", json={"user": 1}).json()["events"] == min(
+                    position, 20
+                )
+                assert there.post("/v1/events", json=event(1, position)).json()["duplicates"] == 1
+            reply = [client.post("/v1/rank", json={"user": 1, "time": START}).json()["items"]
                     for client in (one, two)]  # fmt: skip
-            assert told[0] == told[1]
+            assert reply[0] == reply[1]
             assert two.delete("/v1/users/1").status_code == 200
             assert one.post("/v1/rank", json={"user": 1}).json()["known"] is False
 
@@ -195,7 +197,7 @@ def test_a_giant_body_is_refused_before_it_is_read(start, tmp_path):
             b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         part = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-        told = b""
+        reply = b""
         for _ in range(1000):
             try:
                 connection.sendall(part)
@@ -203,15 +205,15 @@ def test_a_giant_body_is_refused_before_it_is_read(start, tmp_path):
                 break
             connection.setblocking(False)
             try:
-                told += connection.recv(4096)
+                reply += connection.recv(4096)
             except BlockingIOError:
                 pass
             except OSError:
                 break
             connection.setblocking(True)
-            if told:
+            if reply:
                 break
-        assert b" 413 " in told
+        assert b" 413 " in reply
     with httpx.Client(base_url=running.url) as client:
         assert client.get("/healthz").status_code == 200
 
@@ -223,8 +225,8 @@ def test_clocks_that_jump(start, tmp_path):
     running = start(tmp_path, "--no-keys")
     with httpx.Client(base_url=running.url) as client:
         times = [START, START - 9 * years, START + 8 * years, START + 1, START - 1, START]
-        for place, when in enumerate(times):
-            body = event(1, place) | {"time": when}
+        for position, when in enumerate(times):
+            body = event(1, position) | {"time": when}
             answer = client.post("/v1/events", json=body)
             assert answer.status_code == 200 and answer.json()["accepted"] == 1, answer.text
             for asked in (START, START - 9 * years, START + 9 * years, None):
@@ -235,7 +237,7 @@ def test_clocks_that_jump(start, tmp_path):
                 assert values == sorted(values, reverse=True) and all(
                     isinstance(value, float) for value in values
                 )
-                before = [one for one in times[: place + 1] if asked is None or one < asked]
+                before = [one for one in times[: position + 1] if asked is None or one < asked]
                 assert answer.json()["events"] == len(before)
         for wrong in (0, START // 1000, START * 1000, -(10**12), (1 << 53) - 1):
             answers = [
@@ -308,7 +310,7 @@ class Maker:
 
 @pytest.mark.slow
 def test_no_request_is_an_error_of_the_server_s(start, tmp_path):
-    description = describe("", WAYS, open_=True)
+    description = describe("", OPERATIONS, open_=True)
     make, routes = Maker(description, seed=0), []
     for path, methods in description["paths"].items():
         for method, operation in methods.items():

@@ -63,10 +63,10 @@ def test_a_kill_leaves_nothing_that_looks_finished_and_is_swept_up(tmp_path):
 
 def test_a_kill_in_mid_swap_loses_nothing(tmp_path):
     """The old folder stands aside and the new one is not yet in place: the old one comes back."""
-    gone = subprocess.run(
+    missing = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    pid = int(gone.stdout)
+    pid = int(missing.stdout)
     aside = tmp_path / f".a.partial-{pid}-old"
     aside.mkdir()
     (aside / "x").write_text("old")

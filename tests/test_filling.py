@@ -54,12 +54,12 @@ def test_the_store_s_users_are_the_log_s(model, tmp_path):
 
 def test_the_command(call, tmp_path):
     of = shop("lime-mha")
-    status, told, _ = call(
+    status, output, _ = call(
         "fill", tmp_path / "events.db", "--data", of.data.path, "--quiet",
         "--base", folder() / "plain" / "log",
     )  # fmt: skip
     count = len(of.data.events["item"])
-    assert status == 0 and f"{count:,} new of {count:,} events" in told
+    assert status == 0 and f"{count:,} new of {count:,} events" in output
     with SqliteStore(tmp_path / "events.db") as store:
         users = pl.read_csv(folder() / "plain" / "log" / "users.csv")
         held = store.held(of.data.user_ids[0])

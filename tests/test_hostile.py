@@ -26,14 +26,14 @@ from starlette.testclient import TestClient
 
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.http import admission, bodies, connections
-from limerank.serving.http.app import WAYS, application
+from limerank.serving.http.app import OPERATIONS, application
 from limerank.serving.http.connections import Doors, protocol
 from limerank.serving.http.lines import JsonLines
 from limerank.serving.http.private import Private
 from limerank.serving.http.problems import Problem
 from limerank.serving.http.run import Server
 from limerank.serving.http.settings import Settings
-from limerank.serving.messages import Events, Explain, Happened, PutItems, PutUser, Rank
+from limerank.serving.messages import EventMessage, Events, Explain, PutItems, PutUser, Rank
 from limerank.serving.telemetry import Numbers
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
@@ -119,14 +119,14 @@ def talk(port, data, timeout=PATIENCE):
 
 
 def answer_of(connection):
-    told = b""
+    reply = b""
     while True:
         part = connection.recv(65_536)
-        told += part
-        head, _, body = told.partition(b"\r\n\r\n")
+        reply += part
+        head, _, body = reply.partition(b"\r\n\r\n")
         size = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         if not part or (size and len(body) >= int(size[1])):
-            return told
+            return reply
 
 
 def until(done, what):
@@ -255,7 +255,7 @@ def test_large_bodies_are_read_as_small_ones_are(message, indent, ascii_, data):
             + (text[at + 1 :])
         )
     raw = text.encode("utf-8", "surrogatepass")
-    for models in ((Rank,), (Events, Happened), (Explain,), (PutItems,), (PutUser,)):
+    for models in ((Rank,), (Events, EventMessage), (Explain,), (PutItems,), (PutUser,)):
         found = []
         for small in (-1, 1 << 30):
             with pytest.MonkeyPatch.context() as patch:
@@ -283,7 +283,7 @@ def test_large_bodies_are_read_as_small_ones_are(message, indent, ascii_, data):
     ],
 )
 def test_numbers_that_cannot_be_kept_are_refused(value):
-    places = {
+    positions = {
         "/v1/rank": ['{"context":{"a":%s}}', '{"filter":{"a":[%s]}}', '{"user":%s}', '{"time":%s}',
                      '{"k":%s}', '{"candidates":[%s]}',
                      '{"history":[{"item":1,"features":{"a":%s}}]}'],
@@ -294,7 +294,7 @@ def test_numbers_that_cannot_be_kept_are_refused(value):
         "/v1/users/1": ['{"features":{"a":%s}}'],
     }  # fmt: skip
     with client_of(Stub()) as client:
-        for path, texts in places.items():
+        for path, texts in positions.items():
             for text in texts:
                 if value == "1" + 20 * "0" and ('"user":%s' in text or '"candidates"' in text):
                     continue  # an id that is no integer of 64 bits is text
@@ -311,10 +311,10 @@ def test_ids_have_a_length():
             assert answer.status_code == 422 and " id " in answer.json()["detail"], answer.text
         for path in ("/v1/users/", "/v1/users/" + "x" * 257, "/v1/items/" + "9" * 5000):
             assert client.get(path).status_code == 422, path
-        said = client.get("/openapi.json").json()
-        schema = said["components"]["schemas"]["Rank"]["properties"]["user"]["anyOf"][1]
+        predicted = client.get("/openapi.json").json()
+        schema = predicted["components"]["schemas"]["Rank"]["properties"]["user"]["anyOf"][1]
         assert schema == {"type": "string", "minLength": 1, "maxLength": 256}
-        schema = said["paths"]["/v1/users/{user}"]["get"]["parameters"][0]["schema"]
+        schema = predicted["paths"]["/v1/users/{user}"]["get"]["parameters"][0]["schema"]
         assert schema["minLength"] == 1 and schema["maxLength"] == 256
 
 
@@ -370,8 +370,8 @@ def test_bodies_under_way_are_bounded():
 
 def test_a_method_that_a_path_does_not_take_is_405():
     methods = {}
-    for way in WAYS:
-        methods.setdefault(way.path, set()).add(way.method)
+    for operation in OPERATIONS:
+        methods.setdefault(operation.path, set()).add(operation.method)
     with client_of(Stub()) as client:
         for path, allowed in methods.items():
             shown = path.replace("{user:path}", "5").replace("{item:path}", "5")
@@ -404,9 +404,9 @@ def test_any_id_of_an_event_is_one_of_a_path():
 
 def test_what_is_no_path_is_a_problem_too():
     with served(Stub()) as (port, doors):
-        told = talk(port, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert told.startswith(b"HTTP/1.1 404 ") and b"application/problem+json" in told
-        assert b"content-security-policy" in told
+        reply = talk(port, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert reply.startswith(b"HTTP/1.1 404 ") and b"application/problem+json" in reply
+        assert b"content-security-policy" in reply
         assert b'route="other",status="404"' in doors.numbers.text()
 
 
@@ -414,8 +414,8 @@ def test_routes_that_are_not_there_are_counted_under_one_name():
     with client_of(Stub()) as client:
         for method in ("POST", "PUT", "DELETE"):
             assert client.request(method, "/v1/ranks").status_code == 404
-        for place in range(30):
-            assert client.get(f"/nothing/{place}").status_code == 404
+        for position in range(30):
+            assert client.get(f"/nothing/{position}").status_code == 404
         assert client.get("/v1/nothing").status_code == 404
         assert client.get("/%00").status_code == 404
         assert client.get("/" + "x" * 5000).status_code == 404
@@ -455,8 +455,8 @@ def test_a_key_is_one_in_whatever_form_it_is_sent():
 def test_wrong_keys_are_paced_and_right_ones_pass():
     with client_of(Stub()) as client:
         codes = []
-        for place in range(40):
-            wrong = {"Authorization": f"Bearer {place:020d}"}
+        for position in range(40):
+            wrong = {"Authorization": f"Bearer {position:020d}"}
             codes.append(client.get("/v1/model", headers=wrong).status_code)
         assert codes[0] == 401 and codes[-1] == 429
         answer = client.get("/v1/model", headers={"Authorization": "Bearer wrong"})
@@ -469,8 +469,8 @@ def test_what_is_known_of_paces_is_bounded(monkeypatch):
     monkeypatch.setattr(admission, "MOST_PACED", 10)
     pace = admission.Pace(1.0, 2.0)
     assert [bool(pace.wait("a")) for _ in range(3)] == [False, False, True]
-    for place in range(9):
-        pace.wait(str(place))
+    for position in range(9):
+        pace.wait(str(position))
     assert pace.wait("a"), "others do not make it forgotten, as long as there is room"
     assert len(pace._left) <= 10
 
@@ -731,10 +731,10 @@ def test_silent_connections_shut_nobody_out():
     starts = (b"", b"GET", b"GET / HTTP/1.1\r\nX: ", body.encode())
     with served(Stub(), connections=60, address_connections=40) as (port, doors):
         with contextlib.ExitStack() as stack:
-            for place in range(300):
+            for position in range(300):
                 one = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
-                one.sendall(starts[place % len(starts)])
-                if place % 20 == 0:
+                one.sendall(starts[position % len(starts)])
+                if position % 20 == 0:
                     began = time.monotonic()
                     assert b" 200 " in talk(port, GET)
                     assert time.monotonic() - began < 2
@@ -786,9 +786,9 @@ def test_connections_of_one_address_leave_room_for_others():
 )  # fmt: skip
 def test_what_is_no_request_or_too_much_of_one(data, status):
     with served(Stub()) as (port, _doors):
-        told = talk(port, data)
-        assert told.startswith(b"HTTP/1.1 %d " % status), told
-        assert json.loads(told.partition(b"\r\n\r\n")[2])["status"] == status
+        reply = talk(port, data)
+        assert reply.startswith(b"HTTP/1.1 %d " % status), reply
+        assert json.loads(reply.partition(b"\r\n\r\n")[2])["status"] == status
         assert b" 200 " in talk(port, GET)
 
 
@@ -800,18 +800,18 @@ def test_requests_sent_ahead_are_bounded():
         one = b"GET /v1/model HTTP/1.1\r\nHost: x\r\n" + key
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(one * 5_000)
-            told = b""
+            reply = b""
             with contextlib.suppress(OSError):
                 while part := connection.recv(65_536):
-                    told += part
-        assert told.count(b"HTTP/1.1 200") == 1 and engine.asked < 20
+                    reply += part
+        assert reply.count(b"HTTP/1.1 200") == 1 and engine.asked < 20
         # A few are fine.
         engine.hangs.clear()
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(one * 8)
-            told = b""
-            while told.count(b"HTTP/1.1 200") < 8:
-                told += connection.recv(65_536)
+            reply = b""
+            while reply.count(b"HTTP/1.1 200") < 8:
+                reply += connection.recv(65_536)
 
 
 @pytest.mark.parametrize("protocol", ["h2c", "websocket", "h2c, foo"])
@@ -822,23 +822,23 @@ def test_another_protocol_is_not_taken_up_and_the_request_is_answered(protocol, 
     body = json.dumps({"user": 1, "item": 2, "time": 3}).encode()
     ask = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: " + protocol.encode() + b"\r\n"
     post = b"POST /v1/events HTTP/1.1\r\nHost: x\r\n" + key + ask
-    whole = post + b"Content-Length: %d\r\n\r\n" % len(body)
+    full = post + b"Content-Length: %d\r\n\r\n" % len(body)
     chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
     end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     with (
         served(Stub()) as (port, _doors),
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection,
     ):
-        for parts in ((whole, body), (chunked, end), (GET[:-2] + ask + b"\r\n", b""), (GET, b"")):
+        for parts in ((full, body), (chunked, end), (GET[:-2] + ask + b"\r\n", b""), (GET, b"")):
             for part in parts if pause else (b"".join(parts),):
                 connection.sendall(part)
                 time.sleep(pause)
-            told = connection.recv(65_536)
-            assert told.startswith(b"HTTP/1.1 200 "), told
-        connection.sendall(whole + body + GET)  # sent ahead
-        told = b""
-        while told.count(b"HTTP/1.1 200") < 2:
-            told += connection.recv(65_536)
+            reply = connection.recv(65_536)
+            assert reply.startswith(b"HTTP/1.1 200 "), reply
+        connection.sendall(full + body + GET)  # sent ahead
+        reply = b""
+        while reply.count(b"HTTP/1.1 200") < 2:
+            reply += connection.recv(65_536)
     assert "WebSocket" not in caplog.text
 
 
@@ -879,14 +879,14 @@ def test_headers_that_trickle_do_not_extend_their_time(monkeypatch):
         began = time.monotonic()
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         connection.setblocking(False)
-        told = b""
-        while not told and time.monotonic() - began < PATIENCE:
+        reply = b""
+        while not reply and time.monotonic() - began < PATIENCE:
             with contextlib.suppress(BlockingIOError):
                 connection.sendall(b"y")
             with contextlib.suppress(BlockingIOError):
-                told = connection.recv(4096)
+                reply = connection.recv(4096)
             time.sleep(0.02)
-        assert b" 408 " in told and time.monotonic() - began < 5
+        assert b" 408 " in reply and time.monotonic() - began < 5
 
 
 # The process
@@ -948,8 +948,8 @@ def test_a_process_ends_in_time_whatever_hangs(how, tmp_path):
             process.wait(timeout=30)
             assert time.monotonic() - began < 8
             for one in hanging:  # nobody is left without a word
-                told = answer_of(one)
-                assert told.startswith(b"HTTP/1.1 503 ") and b"is stopping" in told, told
+                reply = answer_of(one)
+                assert reply.startswith(b"HTTP/1.1 503 ") and b"is stopping" in reply, reply
     finally:
         process.kill()
         process.stdout.close()
@@ -966,8 +966,8 @@ def test_a_start_that_fails_is_one_line_and_leaves_nothing(call, tmp_path, monke
     given = ("serve", "--run", "run", "--index", "index")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, told, error = call(*given, "--no-keys", "--port", port)
-    assert status == 2 and not told
+        status, reply, error = call(*given, "--no-keys", "--port", port)
+    assert status == 2 and not reply
     assert len(error.splitlines()) == 1 and f"port {port}" in error and "--port" in error
     for more, what in (
         (("--host", "203.0.113.7"), "203.0.113.7"),

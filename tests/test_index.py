@@ -182,11 +182,11 @@ def test_what_is_no_index_is_refused(tmp_path):
 )
 def test_damage_is_noticed(copy, name):
     file = file_of(copy, name)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
+    full = file.read_bytes()
+    file.write_bytes(full[:-1])
     with pytest.raises(FormatError, match=f"{file.name} has"):
         Index.open(copy)
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    file.write_bytes(full[:-1] + bytes([full[-1] ^ 1]))
     Index.open(copy)
     with pytest.raises(FormatError, match=f"{file.name} has changed"):
         Index.open(copy, verify=True)
@@ -282,23 +282,23 @@ def test_any_damage_is_noticed_or_harmless(changed, data):
     path, files = changed
     expected = content(Index.open(path, verify=True))
     name = data.draw(st.sampled_from(sorted(files)))
-    whole = files[name]
+    full = files[name]
     kind = data.draw(st.sampled_from(["flip", "flip", "cut", "gone", "longer"]))
     try:
-        if kind == "flip" and whole:
-            at = data.draw(st.integers(0, len(whole) - 1))
-            new = whole[at] ^ data.draw(st.integers(1, 255))
-            (path / name).write_bytes(whole[:at] + bytes([new]) + whole[at + 1 :])
+        if kind == "flip" and full:
+            at = data.draw(st.integers(0, len(full) - 1))
+            new = full[at] ^ data.draw(st.integers(1, 255))
+            (path / name).write_bytes(full[:at] + bytes([new]) + full[at + 1 :])
         elif kind == "cut":
-            (path / name).write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+            (path / name).write_bytes(full[: data.draw(st.integers(0, len(full)))])
         elif kind == "gone":
             (path / name).unlink()
         else:
-            (path / name).write_bytes(whole + data.draw(st.binary(min_size=1, max_size=9)))
+            (path / name).write_bytes(full + data.draw(st.binary(min_size=1, max_size=9)))
         with contextlib.suppress(FormatError):
             assert content(Index.open(path, verify=True)) == expected
     finally:
-        (path / name).write_bytes(whole)
+        (path / name).write_bytes(full)
 
 
 def test_what_exists_is_kept(copy):

@@ -91,8 +91,8 @@ def test_an_added_item_is_ranked_by_the_next_reader(live):
         before.rank(candidates=[1000])
     # As good as built with it.
     build_index(of.run, live.parent / "anew", data=of.data, items=[item(1000)], merge=True)
-    anew = Recommender(of.run, live.parent / "anew", of.data)
-    a, b = ({one.id: one.value for one in r.rank(k=ITEMS + 1)} for r in (after, anew))
+    rebuilt = Recommender(of.run, live.parent / "anew", of.data)
+    a, b = ({one.id: one.value for one in r.rank(k=ITEMS + 1)} for r in (after, rebuilt))
     assert a.keys() == b.keys()
     np.testing.assert_allclose([a[id] for id in a], [b[id] for id in a], atol=0.05)
 
@@ -104,8 +104,8 @@ def test_a_removed_item_is_read_by_histories_and_offered_to_nobody(live):
     after = Recommender(of.run, live, of.data)
     ranking = after.rank(history=[7, 9], exclude_seen=False, k=ITEMS)
     assert ranking.events == 2 and ranking.candidates == len(ranking) == ITEMS - 2
-    kept = {one.id: one.value for one in ranking}
-    assert kept == {one.id: one.value for one in before if one.id not in (7, 8)}
+    retained = {one.id: one.value for one in ranking}
+    assert retained == {one.id: one.value for one in before if one.id not in (7, 8)}
     with pytest.raises(UnknownError, match="1 candidates were removed from the index: 8"):
         after.rank(candidates=[8, 9])
     with pytest.raises(UnknownError, match=r"1 of 2 items to remove are not in the index .*: 7"):
@@ -264,7 +264,7 @@ def test_any_changes_are_those_of_a_dictionary(text_run, text, start, todo):
     path = folder() / f"dictionary-{text}"
     name = (lambda id: f"ü{id * 3}") if text else (lambda id: id * 3)
     held: dict[int, str | None] = dict(start)
-    gone: dict[int, str | None] = {}
+    removed_ids: dict[int, str | None] = {}
     readers = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(changes, "TAIL", 3)
@@ -274,33 +274,33 @@ def test_any_changes_are_those_of_a_dictionary(text_run, text, start, todo):
             try:
                 if kind == "compact":
                     compact_index(path, forget=what)
-                    gone = {} if what else gone
+                    removed_ids = {} if what else removed_ids
                 elif kind == "remove":
                     remove_items(path, [name(i) for i in what])
-                    gone |= {i: held.pop(i) for i in dict.fromkeys(what)}
+                    removed_ids |= {i: held.pop(i) for i in dict.fromkeys(what)}
                 else:
                     change_items(run, path, **{kind: [item(name(i), g) for i, g in what]})
                     assert kind != "add" or not {i for i, _ in what} & held.keys()
                     assert kind != "update" or {i for i, _ in what} <= held.keys()
                     held |= dict(what)
-                    gone = {i: g for i, g in gone.items() if i not in dict(what)}
+                    removed_ids = {i: g for i, g in removed_ids.items() if i not in dict(what)}
             except (DataError, UnknownError):
                 assert (
                     (kind == "add" and {i for i, _ in what} & held.keys())
                     or (kind == "update" and {i for i, _ in what} - held.keys())
                     or (kind == "remove" and set(what) - held.keys())
                 )
-            check(run, Index.open(path, run.fingerprint, verify=True), held, gone, name)
+            check(run, Index.open(path, run.fingerprint, verify=True), held, removed_ids, name)
         for index, was in readers:
             assert content(index) == was, "a reader keeps the version that it opened"
 
 
-def check(run, index, held, gone, name):
-    known = [*held.items(), *gone.items()]
+def check(run, index, held, removed_ids, name):
+    known = [*held.items(), *removed_ids.items()]
     assert index.items == len(held) and len(index) == len(known) + index.superseded
     rows = index.ids.find([name(i) for i, _ in known])
     assert (rows >= 0).all() and len(set(rows.tolist())) == len(rows)
-    others = [i for i in range(-1, 13) if i not in held and i not in gone]
+    others = [i for i in range(-1, 13) if i not in held and i not in removed_ids]
     assert (index.ids.find([name(i) for i in others]) == -1).all()
     assert index.ids[rows].tolist() == [name(i) for i, _ in known]
     offered = np.setdiff1d(np.arange(len(index)), index.hidden)
@@ -448,7 +448,7 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path, kind):
 def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     run, items = shop("lime-mha").run, [item(id) for id in range(100)]
     paths = killed(tmp_path, "build", items=items)
-    whole = content(Index.open(paths[-1], verify=True))
+    full = content(Index.open(paths[-1], verify=True))
     monkeypatch.setattr(writing_module, "CHUNK", 16)
     monkeypatch.setattr(building, "SHARD", 32)
     encoded: list[int] = []
@@ -461,11 +461,11 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(writing_module.Encoder, "__call__", counting)
     for path in paths:
         if path.exists():  # then it is whole
-            assert content(Index.open(path, verify=True)) == whole
+            assert content(Index.open(path, verify=True)) == full
             continue
         encoded.append(0)
         build_index(run, path, items=items)
-        assert content(Index.open(path, verify=True)) == whole
+        assert content(Index.open(path, verify=True)) == full
         assert [one.name for one in path.parent.iterdir()] == ["index"]
         assert not (path / "building.json").exists()
     assert encoded[0] == 100 and encoded[-1] == 0 and {36, 68} <= set(encoded)
@@ -600,17 +600,17 @@ def test_the_command_line(live, tmp_path, call):
     pl.DataFrame([item(3), item(902)]).write_csv(tmp_path / "put.csv")
     (tmp_path / "gone.txt").write_text("5\n6\n")
     given = ("index", run, "--out", live, "-q")
-    status, told, _ = call(*given, "--add", tmp_path / "new.csv", "--remove", "1,2")
-    assert status == 0 and f"2 added, 2 removed; {ITEMS} items, version 2" in told
-    gone = f"@{tmp_path / 'gone.txt'}"
-    status, told, _ = call(*given, "--put", tmp_path / "put.csv", "--remove", gone)
-    assert status == 0 and f"1 added, 1 updated, 2 removed; {ITEMS - 1} items" in told
-    status, told, _ = call(*given, "--update", tmp_path / "new.csv")
-    assert status == 0 and "2 updated" in told
-    status, told, _ = call(*given, "--verify")
-    assert status == 0 and f"is whole: {ITEMS - 1} items, version 4" in told
-    status, told, _ = call(*given, "--compact", "--forget")
-    assert status == 0 and "7 old rows dropped" in told
+    status, output, _ = call(*given, "--add", tmp_path / "new.csv", "--remove", "1,2")
+    assert status == 0 and f"2 added, 2 removed; {ITEMS} items, version 2" in output
+    removed_ids = f"@{tmp_path / 'gone.txt'}"
+    status, output, _ = call(*given, "--put", tmp_path / "put.csv", "--remove", removed_ids)
+    assert status == 0 and f"1 added, 1 updated, 2 removed; {ITEMS - 1} items" in output
+    status, output, _ = call(*given, "--update", tmp_path / "new.csv")
+    assert status == 0 and "2 updated" in output
+    status, output, _ = call(*given, "--verify")
+    assert status == 0 and f"is whole: {ITEMS - 1} items, version 4" in output
+    status, output, _ = call(*given, "--compact", "--forget")
+    assert status == 0 and "7 old rows dropped" in output
     for wrong, match in (
         (("--add", tmp_path / "new.csv"), "are in the index"),
         (("--remove", "5"), "not in the index"),
@@ -619,19 +619,19 @@ def test_the_command_line(live, tmp_path, call):
         (("--forget",), "--forget goes with --compact"),
         ((), "already exists"),
     ):
-        status, _, told = call(*given, *wrong)
-        assert status == 2 and match in told, told
+        status, _, output = call(*given, *wrong)
+        assert status == 2 and match in output, output
     other = shop("lime-mha", links=4).run.path
     for option in (("--verify",), ("--compact",), ("--remove", "3")):
-        status, _, told = call("index", other, "--out", live, *option)
-        assert status == 2 and "was built by the model" in told
+        status, _, output = call("index", other, "--out", live, *option)
+        assert status == 2 and "was built by the model" in output
     names = [entry["file"] for name, entry in read_manifest(live)["files"].items() if "vec" in name]
     file = Path(live / names[0])
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")
-    status, _, told = call(*given, "--verify")
-    assert status == 2 and f"{file.name} has changed" in told
-    status, told, _ = call("index", "--help")
-    assert status == 0 and "--compact" in told
+    status, _, output = call(*given, "--verify")
+    assert status == 2 and f"{file.name} has changed" in output
+    status, output, _ = call("index", "--help")
+    assert status == 0 and "--compact" in output
 
 
 def test_a_table_may_be_a_link_to_a_file_of_another_name(live, tmp_path):

@@ -100,14 +100,16 @@ def test_goals_are_computed_from_the_rows():
         row("lime-xor", 16384, 512, 40.0),
         row("hstu", 4096, 512, 40.0, d=128),  # not of the grid
     ]
-    said = {line.split("|")[1].strip(): line for line in latency_page.goals(timed, [])}
-    never = said["LIME-MHA is never slower than MHA"]
+    lines_of = {line.split("|")[1].strip(): line for line in latency_page.goals(timed, [])}
+    never = lines_of["LIME-MHA is never slower than MHA"]
     assert "at least 0.50 times as fast at N = 64, M = 64; 1 of 2 points" in never
     assert never.endswith("| no |")
-    assert "35.00 times" in said["LIME-MHA: 30 times faster than MHA at N = 1,024, M = 32,768"]
-    assert said["LIME-MHA: 100 times faster than HSTU at N = 1,024, M = 32,768"].endswith("| no |")
-    assert "4.00 times" in next(line for goal, line in said.items() if "16,384 events" in goal)
-    assert said["LIME-XOR: 10 times faster than HSTU"].endswith("| - | - |")
+    assert "35.00 times" in lines_of["LIME-MHA: 30 times faster than MHA at N = 1,024, M = 32,768"]
+    assert lines_of["LIME-MHA: 100 times faster than HSTU at N = 1,024, M = 32,768"].endswith(
+        "| no |"
+    )
+    assert "4.00 times" in next(line for goal, line in lines_of.items() if "16,384 events" in goal)
+    assert lines_of["LIME-XOR: 10 times faster than HSTU"].endswith("| - | - |")
 
 
 def test_cost_is_fitted_by_a_line():

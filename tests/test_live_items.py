@@ -33,13 +33,13 @@ def item(id, **more):
     return {"item_id": id, **COLUMNS, **more}
 
 
-def serving(place, store, name="index", of=None, **options):
+def serving(location, store, name="index", of=None, **options):
     of = of or shop("lime-mha")
-    if not (place / name).exists():
-        shutil.copytree(of.index.path, place / name)
+    if not (location / name).exists():
+        shutil.copytree(of.index.path, location / name)
     return Serving(
         of.run.path,
-        place / name,
+        location / name,
         SqliteStore(store),
         items=folder() / "plain" / "log" / "items.csv",
         **options,
@@ -276,8 +276,8 @@ def test_a_bad_item_is_skipped_and_told(engines, tmp_path, bad):
     raw.close()
     engine = engines(tmp_path, store)
     assert holds(engine, 901) and not holds(engine, id if isinstance(id, int) else 1000)
-    for told in (engine.model()["live_items"], engine.reload(None, None)["live_items"]):
-        assert [str(one["item"]) for one in told["skipped"]] == [str(id)]
+    for reported in (engine.model()["live_items"], engine.reload(None, None)["live_items"]):
+        assert [str(one["item"]) for one in reported["skipped"]] == [str(id)]
     engine.count()
     assert b'limerank_live_items{state="skipped"} 1.0' in engine.numbers.text()
     if isinstance(id, int):
@@ -301,17 +301,17 @@ def shop_without_items():
     from limerank.data.spec import load_spec
     from tests.worlds import write_log
 
-    place = folder() / "bare"
-    if not place.exists():
-        spec = write_log(place / "log", users=20)
+    location = folder() / "bare"
+    if not location.exists():
+        spec = write_log(location / "log", users=20)
         text = spec.read_text()
         start = text.index("[items]")
         end = text.index("[users]") if text.index("[users]") > start else len(text)
         spec.write_text(text[:start] + text[end:])
-        prepare(load_spec(spec), place / "data", base=spec.parent)
-        run = make_run(place / "run", Dataset(place / "data"), model="lime-mha")
-        build_index(run, place / "index", data=place / "data")
-    return place / "run", place / "index"
+        prepare(load_spec(spec), location / "data", base=spec.parent)
+        run = make_run(location / "run", Dataset(location / "data"), model="lime-mha")
+        build_index(run, location / "index", data=location / "data")
+    return location / "run", location / "index"
 
 
 @pytest.mark.parametrize(

@@ -90,8 +90,8 @@ def test_now_is_the_newest_time_that_is_no_outlier(
 ) -> None:
     clock = clock_of(times)
     assert clock.now == now
-    said = " ".join(clock.warnings())
-    assert (word in said) if word else not said, said
+    report = " ".join(clock.warnings())
+    assert (word in report) if word else not report, report
 
 
 def test_one_event_of_the_future_is_said_and_is_not_now(tmp_path: Path) -> None:
@@ -109,13 +109,13 @@ def test_one_event_of_the_future_is_said_and_is_not_now(tmp_path: Path) -> None:
 # Files
 
 
-def quoted_log(place: int) -> str:
+def quoted_log(position: int) -> str:
     columns = rows(1000)
     lines = [
         f"{u},{i},{t},{c},note {k}"
         for k, (u, i, t, c) in enumerate(zip(*columns.values(), strict=True))
     ]
-    lines[place] = lines[place].replace("note", '"note')
+    lines[position] = lines[position].replace("note", '"note')
     return "user,item,time,click,note\n" + "\n".join(lines) + "\n"
 
 
@@ -288,7 +288,7 @@ def test_new_items_of_a_table_are_said_and_are_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "report"),
     [
         (
             {"price": [f"${k}.50" for k in range(15)]},
@@ -303,10 +303,10 @@ def test_new_items_of_a_table_are_said_and_are_fine(tmp_path: Path) -> None:
     ],
 )
 def test_features_that_cannot_be_read_are_seen(
-    tmp_path: Path, change: dict[str, list[Any]], said: str
+    tmp_path: Path, change: dict[str, list[Any]], report: str
 ) -> None:
     (warning,) = covered(tmp_path, ITEMS | change)["warnings"]
-    assert said in warning
+    assert report in warning
 
 
 def test_some_values_that_are_no_numbers_are_said_with_an_example(tmp_path: Path) -> None:
@@ -516,16 +516,16 @@ def test_times_in_another_unit_are_seen(tmp_path: Path, given: str, unit: str, e
     write(tmp_path, rows(time=times), f"log.{ending}")
     spec = make_spec({"files": [f"log.{ending}"], "time_unit": given})
     try:
-        said = " ".join(run(tmp_path, spec)["summary"]["warnings"])
+        report = " ".join(run(tmp_path, spec)["summary"]["warnings"])
     except DataError as error:  # no time is left, or all are one
-        said = str(error)
-    assert f'with time_unit = "{unit}", not with the "{given}" given' in said
+        report = str(error)
+    assert f'with time_unit = "{unit}", not with the "{given}" given' in report
 
 
 def test_times_that_no_unit_explains_or_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     write(tmp_path, rows(time=list(range(200))))
-    said = run(tmp_path, make_spec())["summary"]["warnings"]
-    assert not any("time_unit =" in one for one in said)
+    report = run(tmp_path, make_spec())["summary"]["warnings"]
+    assert not any("time_unit =" in one for one in report)
     write(tmp_path, rows(time=[START * 10**6 + k for k in range(200)]))
     with pytest.raises(DataError, match='with time_unit = "ns", not with the "s" given'):
         run(tmp_path, make_spec({"time_unit": "s"}))
@@ -567,15 +567,15 @@ def test_times_of_one_instant_have_one_form(tmp_path: Path) -> None:
     """Blanks, a comma, and numbers beyond 2^53 beside one that is none change no millisecond."""
     columns = rows(200)
     columns["time"] = [START + k * 60_007 for k in range(200)]
-    told = pl.Series(columns["time"]).cast(pl.Datetime("ms")).dt
+    moments = pl.Series(columns["time"]).cast(pl.Datetime("ms")).dt
     forms: list[tuple[str, Any]] = [
         ("ms", [f" {t}  " for t in columns["time"]]),
         ("ms", [f"{t}.0" for t in columns["time"]]),
         ("ns", [f"{t * 1_000_000}" for t in columns["time"]]),
         ("ns", [float(t * 1_000_000) for t in columns["time"]]),
         ("s", [t / 1000 for t in columns["time"]]),
-        ("text", told.strftime("%Y-%m-%d %H:%M:%S,%3f").to_list()),
-        ("text", told.strftime("%Y-%m-%dT%H:%M:%S,%3fZ").to_list()),
+        ("text", moments.strftime("%Y-%m-%d %H:%M:%S,%3f").to_list()),
+        ("text", moments.strftime("%Y-%m-%dT%H:%M:%S,%3fZ").to_list()),
     ]
     for unit, times in forms:
         for ending in ("csv", "parquet"):

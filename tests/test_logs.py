@@ -57,8 +57,8 @@ class View:
         self.items = pl.read_parquet(path / "vocab/items.parquet")["id"].to_list()
         self.events = {p.stem: np.load(p) for p in (path / "events").glob("*.npy")}
         self.requests = {p.stem: np.load(p) for p in (path / "requests").glob("*.npy")}
-        kept = path / "history/rows.npy"
-        self.kept = np.load(kept) if kept.exists() else None
+        retained = path / "history/rows.npy"
+        self.retained = np.load(retained) if retained.exists() else None
         self.train_count = np.load(path / "items/train_count.npy")
 
     def array(self, name: str) -> np.ndarray:
@@ -81,7 +81,7 @@ class View:
         for k in range(len(self.requests["user"])):
             one = {name: int(array[k]) for name, array in self.requests.items()}
             history = range(one["history_start"], one["history_end"])
-            rows = list(history) if self.kept is None else self.kept[list(history)].tolist()
+            rows = list(history) if self.retained is None else self.retained[list(history)].tolist()
             impressions = list(range(one["first"], one["first"] + one["count"]))
             user = self.users[one["user"]]
             result.append(
@@ -134,20 +134,20 @@ def reference(
     """What `prepare` must make of good rows with a click, a watch time and maybe a request id."""
     users: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for number, (source, shown) in enumerate(((rows, True), (hidden, False))):
-        for place, row in enumerate(source):
-            event = {**row, "shown": shown, "place": (number, place)}
+        for position, row in enumerate(source):
+            event = {**row, "shown": shown, "place": (number, position)}
             users[row["user"]].append(event)
     duplicates = 0
     for user, events in users.items():
         events.sort(key=lambda e: (e["time"], e["shown"], e["place"]))
-        seen, kept = set(), []
+        seen, retained = set(), []
         for e in events:
             key = (e["item"], e["time"], e["click"], np.float32(e["watch"]), e["shown"])
             duplicates += key in seen
             if key not in seen:
-                kept.append(e)
+                retained.append(e)
             seen.add(key)
-        users[user] = kept
+        users[user] = retained
     times = sorted(e["time"] for events in users.values() for e in events if e["shown"])
     if spec.split.by == "time":
         shares = (spec.split.train, spec.split.train + spec.split.validation)
@@ -987,9 +987,9 @@ def test_the_description_is_kept_beside_the_data(tmp_path: Path) -> None:
     write(folder, log((1, 2, 10, 1), (1, 1, 20, 0)))
     spec = make_spec(split={"by": "position", "train": 0.5})
     prepare(spec, tmp_path / "data", base=folder)
-    kept = load_spec(tmp_path / "data/spec.toml")
-    assert kept.model_copy(update={"events": spec.events}) == spec
-    prepare(kept, tmp_path / "again", base=tmp_path / "data")
+    retained = load_spec(tmp_path / "data/spec.toml")
+    assert retained.model_copy(update={"events": spec.events}) == spec
+    prepare(retained, tmp_path / "again", base=tmp_path / "data")
     same(tmp_path / "data/events", tmp_path / "again/events")
 
 

@@ -37,30 +37,30 @@ def ranker(request) -> Ranker:
     return ranker
 
 
-def _widened(whole: Batch, more: int) -> Batch:
+def _widened(full: Batch, more: int) -> Batch:
     """The same requests with more padding, filled with numbers that must not matter."""
-    users = whole.users
+    users = full.users
     pad = torch.nn.functional.pad
     return replace(
-        whole,
+        full,
         users=replace(
             users,
             items=pad(users.items, (0, more), value=1),
             tokens=pad(users.tokens, (0, 0, 0, more), value=2),
             age=pad(users.age, (0, more), value=77.0),
         ),
-        candidates=pad(whole.candidates, (0, more), value=1),
-        labels=pad(whole.labels, (0, 0, 0, more)),
+        candidates=pad(full.candidates, (0, more), value=1),
+        labels=pad(full.labels, (0, 0, 0, more)),
     )
 
 
-def _row(whole: Batch, b: int) -> Batch:
+def _row(full: Batch, b: int) -> Batch:
     """One request alone."""
-    users, features = whole.users, whole.users.features
+    users, features = full.users, full.users.features
     start, end = int(features.offsets[b]), int(features.offsets[b + 1])
-    n, m = int(users.lengths[b]), int(whole.counts[b])
+    n, m = int(users.lengths[b]), int(full.counts[b])
     return replace(
-        whole,
+        full,
         users=replace(
             users,
             items=users.items[b : b + 1, :n],
@@ -76,27 +76,27 @@ def _row(whole: Batch, b: int) -> Batch:
             ),
             context=users.context[b : b + 1],
         ),
-        candidates=whole.candidates[b : b + 1, :m],
-        counts=whole.counts[b : b + 1],
-        labels=whole.labels[b : b + 1, :m],
+        candidates=full.candidates[b : b + 1, :m],
+        counts=full.counts[b : b + 1],
+        labels=full.labels[b : b + 1, :m],
     )
 
 
 def test_forward_is_the_score_of_encoded_parts(ranker):
-    whole = batch(LENGTHS, COUNTS)
-    vectors = ranker.item_vectors(whole.items)
+    full = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(full.items)
     terms = ranker.encode_items(vectors)
-    state = ranker.encode_users(whole.users, vectors)
+    state = ranker.encode_users(full.users, vectors)
     torch.testing.assert_close(
-        ranker(whole), ranker.score(state, gather(terms, whole.candidates)), **CLOSE
+        ranker(full), ranker.score(state, gather(terms, full.candidates)), **CLOSE
     )
 
 
 def test_a_catalogue_for_everyone_scores_as_candidates_do(ranker):
-    whole = batch(LENGTHS, COUNTS)
-    vectors = ranker.item_vectors(whole.items)
+    full = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(full.items)
     terms = ranker.encode_items(vectors)
-    state = ranker.encode_users(whole.users, vectors)
+    state = ranker.encode_users(full.users, vectors)
     every = torch.arange(len(vectors)).expand(len(LENGTHS), -1)
     torch.testing.assert_close(
         ranker.score(state, terms), ranker.score(state, gather(terms, every)), **CLOSE
@@ -104,23 +104,23 @@ def test_a_catalogue_for_everyone_scores_as_candidates_do(ranker):
 
 
 def test_padding_never_enters(ranker):
-    whole = batch(LENGTHS, COUNTS)
-    real = whole.real
-    wide = ranker(_widened(whole, 4))[:, : real.shape[1]]
-    torch.testing.assert_close(wide[real], ranker(whole)[real], **CLOSE)
+    full = batch(LENGTHS, COUNTS)
+    real = full.real
+    wide = ranker(_widened(full, 4))[:, : real.shape[1]]
+    torch.testing.assert_close(wide[real], ranker(full)[real], **CLOSE)
 
 
 def test_a_request_does_not_depend_on_its_neighbours(ranker):
-    whole = batch(LENGTHS, COUNTS)
-    together = ranker(whole)
+    full = batch(LENGTHS, COUNTS)
+    together = ranker(full)
     for b, count in enumerate(COUNTS):
-        torch.testing.assert_close(ranker(_row(whole, b))[0], together[b, :count], **CLOSE)
+        torch.testing.assert_close(ranker(_row(full, b))[0], together[b, :count], **CLOSE)
 
 
 def test_candidates_do_not_see_each_other(ranker):
-    whole = batch([6], [5])
-    changed = replace(whole, candidates=torch.cat([whole.candidates[:, :1]] * 5, 1))
-    torch.testing.assert_close(ranker(changed)[:, 0], ranker(whole)[:, 0], **CLOSE)
+    full = batch([6], [5])
+    changed = replace(full, candidates=torch.cat([full.candidates[:, :1]] * 5, 1))
+    torch.testing.assert_close(ranker(changed)[:, 0], ranker(full)[:, 0], **CLOSE)
 
 
 @pytest.mark.parametrize("model", ["mha", "truncated-mha", "lrea", "din", "hstu", "two-tower"])
@@ -130,31 +130,31 @@ def test_serving_takes_shorter_ways_to_the_same_logits(model, lengths):
     config = ModelConfig(model=model, width=16, heads=2, links=6, blocks=3, hidden=12, places=200)
     torch.manual_seed(0)
     ranker = build(SHAPE, config).eval()
-    whole = batch(lengths, [1500] + [70] * (len(lengths) - 1))
-    trained = ranker(whole).detach()
+    full = batch(lengths, [1500] + [70] * (len(lengths) - 1))
+    trained = ranker(full).detach()
     with torch.inference_mode():
-        served = ranker(whole)
-        vectors = ranker.item_vectors(whole.items)
-        terms, state = ranker.encode_items(vectors), ranker.encode_users(whole.users, vectors)
-        shared = ranker.score(state, gather(terms, whole.candidates[0]))
-    real = whole.real
+        served = ranker(full)
+        vectors = ranker.item_vectors(full.items)
+        terms, state = ranker.encode_items(vectors), ranker.encode_users(full.users, vectors)
+        shared = ranker.score(state, gather(terms, full.candidates[0]))
+    real = full.real
     torch.testing.assert_close(served[real], trained[real], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(shared[0], trained[0], atol=2e-5, rtol=1e-4)
 
 
 def test_an_empty_history_is_legal(ranker):
-    whole = batch([0, 0], [2, 2])
-    assert whole.users.items.shape[1] == 0
-    assert ranker(whole).isfinite().all()
+    full = batch([0, 0], [2, 2])
+    assert full.users.items.shape[1] == 0
+    assert ranker(full).isfinite().all()
 
 
 def test_every_weight_learns(ranker):
     ranker.train()
     torch.manual_seed(0)
     for seed in range(3):
-        whole = batch(LENGTHS, COUNTS, seed=seed)
-        logits, real = ranker(whole), batch(LENGTHS, COUNTS, seed=seed).real
-        losses = task_losses(logits[real], whole.labels[real], SHAPE.tasks)
+        full = batch(LENGTHS, COUNTS, seed=seed)
+        logits, real = ranker(full), batch(LENGTHS, COUNTS, seed=seed).real
+        losses = task_losses(logits[real], full.labels[real], SHAPE.tasks)
         total_loss(losses, {}).backward()
     for name, weight in ranker.named_parameters():
         assert weight.grad is not None, name
@@ -162,17 +162,17 @@ def test_every_weight_learns(ranker):
 
 
 def test_an_unseen_id_is_a_dropped_one(ranker):
-    whole = batch(LENGTHS, COUNTS)
-    unseen = replace(whole, items=replace(whole.items, ids=torch.zeros_like(whole.items.ids)))
+    full = batch(LENGTHS, COUNTS)
+    unseen = replace(full, items=replace(full.items, ids=torch.zeros_like(full.items.ids)))
     tower = ranker.item_tower.train()
     tower.id_dropout = 1.0
-    torch.testing.assert_close(tower(whole.items), tower.eval()(unseen.items))
+    torch.testing.assert_close(tower(full.items), tower.eval()(unseen.items))
 
 
 def test_history_matters(ranker):
-    whole = batch([6], [5])
-    other = replace(whole, users=replace(whole.users, items=whole.users.items.flip(1) * 0 + 3))
-    same = torch.allclose(ranker(other), ranker(whole), atol=1e-4)
+    full = batch([6], [5])
+    other = replace(full, users=replace(full.users, items=full.users.items.flip(1) * 0 + 3))
+    same = torch.allclose(ranker(other), ranker(full), atol=1e-4)
     assert same == (ranker.config.model == "popularity")
 
 
@@ -185,9 +185,9 @@ def test_folded_links_are_the_links(gated, activation):
     )
     ranker = build(SHAPE, config).eval()
     assert isinstance(ranker, Lime)
-    whole = batch(LENGTHS, COUNTS)
-    vectors = ranker.item_vectors(whole.items)
-    state, terms = ranker.encode_users(whole.users, vectors), ranker.encode_items(vectors)
+    full = batch(LENGTHS, COUNTS)
+    vectors = ranker.item_vectors(full.items)
+    state, terms = ranker.encode_users(full.users, vectors), ranker.encode_items(vectors)
     folded = ranker.fold(state)
     by_hand = ranker.head(terms.weights @ folded + terms.head + state.head[:, None])
     every = torch.arange(len(vectors)).expand(len(LENGTHS), -1)
@@ -198,8 +198,8 @@ def test_folded_links_are_the_links(gated, activation):
 def test_link_weights_are_shares_that_no_user_enters(model):
     torch.manual_seed(0)
     ranker = build(SHAPE, ModelConfig(model=model, width=16, heads=2, links=5)).eval()
-    whole = batch(LENGTHS, COUNTS)
-    weights = ranker.encode_items(ranker.item_vectors(whole.items)).weights.unflatten(-1, (2, 5))
+    full = batch(LENGTHS, COUNTS)
+    weights = ranker.encode_items(ranker.item_vectors(full.items)).weights.unflatten(-1, (2, 5))
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:2]), **CLOSE)
 
@@ -209,12 +209,12 @@ def test_few_events_say_less_than_many(model):
     """Of the same event n times, what links read is the same; n / (n + k) of it counts."""
     torch.manual_seed(0)
     config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=1)
-    ranker, whole = build(SHAPE, config).eval(), batch([9], [4])
+    ranker, full = build(SHAPE, config).eval(), batch([9], [4])
     lime = ranker.reading.evidence
 
     def scores(count: int, log_prior: float) -> torch.Tensor:
         lime.log_prior.data.fill_(log_prior)
-        users = whole.users
+        users = full.users
         same = replace(
             users,
             items=users.items[:, :1].expand(-1, count),
@@ -222,7 +222,7 @@ def test_few_events_say_less_than_many(model):
             age=torch.zeros(1, count),
             lengths=torch.tensor([count]),
         )
-        return ranker(replace(whole, users=same))
+        return ranker(replace(full, users=same))
 
     sure, none = -30.0, scores(0, 0.0)
     torch.testing.assert_close(scores(1, sure), scores(9, sure), **CLOSE)
@@ -290,13 +290,13 @@ def test_half_lives_start_spread_over_the_ages_of_a_log():
 def test_mha_does_not_depend_on_the_order_of_events():
     torch.manual_seed(0)
     ranker = build(SHAPE, ModelConfig(model="lime-mha", width=16, heads=2, links=5)).eval()
-    whole = batch([7], [4])
-    users = whole.users
+    full = batch([7], [4])
+    users = full.users
     order = torch.randperm(7)
     shuffled = replace(
         users, items=users.items[:, order], tokens=users.tokens[:, order], age=users.age[:, order]
     )
-    torch.testing.assert_close(ranker(replace(whole, users=shuffled)), ranker(whole), **CLOSE)
+    torch.testing.assert_close(ranker(replace(full, users=shuffled)), ranker(full), **CLOSE)
 
 
 def test_duration_loss_is_least_at_the_mean():
@@ -313,8 +313,8 @@ def test_duration_loss_is_least_at_the_mean():
         return loss
 
     optimiser.step(closure)
-    said = predictions(torch.stack([torch.zeros(1), z.detach()], -1), SHAPE.tasks)
-    torch.testing.assert_close(said[0, 1], torch.tensor(14.0), atol=1e-2, rtol=1e-3)
+    predicted = predictions(torch.stack([torch.zeros(1), z.detach()], -1), SHAPE.tasks)
+    torch.testing.assert_close(predicted[0, 1], torch.tensor(14.0), atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
@@ -327,9 +327,9 @@ def test_variants_differ_from_what_they_vary(model, variant):
     found = other.load_state_dict(plain.state_dict(), strict=False)
     assert bool(found.missing_keys) == (variant in ("product", "last-block"))
     assert bool(found.unexpected_keys) == (variant in ("raw-links", "last-block"))
-    whole = batch(LENGTHS, COUNTS)
-    real = whole.real
-    assert not torch.allclose(plain(whole)[real], other(whole)[real], atol=1e-4)
+    full = batch(LENGTHS, COUNTS)
+    real = full.real
+    assert not torch.allclose(plain(full)[real], other(full)[real], atol=1e-4)
 
 
 @pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
@@ -337,24 +337,24 @@ def test_variants_hand_out_weights_of_their_own_reading(model, variant):
     """They read by them: what the last layer is given is these weights times its values."""
     torch.manual_seed(0)
     config = ModelConfig(model=model, variant=variant, width=16, heads=2, links=5, blocks=2)
-    ranker, whole = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
+    ranker, full = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
     given, values = [], []
     last = ranker.last if variant == "last-block" else ranker.reading
     norms = last.norm_read.register_forward_pre_hook(lambda _, x: given.append(x[0]))
     of_values = last.kv if variant == "last-block" else last.key_value
-    vectors = ranker.item_vectors(whole.items)
-    weights = ranker.read_weights(whole.users, vectors)
-    real = torch.arange(weights.shape[-1]) < whole.users.lengths[:, None]
+    vectors = ranker.item_vectors(full.items)
+    weights = ranker.read_weights(full.users, vectors)
+    real = torch.arange(weights.shape[-1]) < full.users.lengths[:, None]
     assert (weights * ~real[:, None, None]).abs().max() == 0
     if model == "lime-mha":
-        kv = ranker.event_tower.through(of_values, whole.users, vectors)
+        kv = ranker.event_tower.through(of_values, full.users, vectors)
     else:
         taken = of_values.register_forward_hook(lambda *x: values.append(x[-1]))
-        ranker.encode_users(whole.users, vectors)
+        ranker.encode_users(full.users, vectors)
         taken.remove()
         kv = F.silu(values[-1]) if variant == "last-block" else values[-1]
     given.clear()
-    ranker.encode_users(whole.users, vectors)
+    ranker.encode_users(full.users, vectors)
     norms.remove()
     v = kv.chunk(2, -1)[1].unflatten(-1, (2, -1)).transpose(1, 2)
     read = (weights @ v).transpose(1, 2).flatten(-2)
@@ -381,8 +381,8 @@ def test_lime_mha_starts_with_items_that_read_what_is_like_them():
     """Before any training, an item weighs the links by which events of the same item are read."""
     torch.manual_seed(0)
     ranker = build(SHAPE, ModelConfig(model="lime-mha", width=32, links=16)).eval()
-    whole = batch([12], [8], items=20)
-    vectors = ranker.item_vectors(whole.items)
+    full = batch([12], [8], items=20)
+    vectors = ranker.item_vectors(full.items)
     weights_ul = ranker.encode_items(vectors).weights
     keys_ud = ranker.reading.key_value(vectors).chunk(2, -1)[0]
     queries_ld = ranker.reading.query(ranker.links)
@@ -418,7 +418,7 @@ def test_nothing_drowns_the_rest_when_training_starts(model):
     content = fresh.item_tower.content
     number, category = content.numeric.weight.std(), content.table.weight.std()
     assert 0.5 < number / category < 2
-    whole = batch(LENGTHS, COUNTS)
-    items_ud = fresh.item_vectors(whole.items)
-    happened = fresh.event_tower(whole.users, items_ud)[0, :5] - items_ud[whole.users.items[0, :5]]
-    assert 0.5 < happened.std() / items_ud.std() < 2
+    full = batch(LENGTHS, COUNTS)
+    items_ud = fresh.item_vectors(full.items)
+    outcomes = fresh.event_tower(full.users, items_ud)[0, :5] - items_ud[full.users.items[0, :5]]
+    assert 0.5 < outcomes.std() / items_ud.std() < 2

@@ -122,15 +122,17 @@ def test_every_path_gives_the_same_bits(w, k, threads, seed):
         scorer = w.scorer(path)
         assert scorer.path == path
         requests = scorer.requests(w.links, w.head)
-        whole = scorer.scores(requests, None, threads)
+        complete = scorer.scores(requests, None, threads)
         some = scorer.scores(requests, rows, 1)
-        np.testing.assert_array_equal(some, whole[:, rows[0]])
+        np.testing.assert_array_equal(some, complete[:, rows[0]])
         ends = np.zeros(len(w.links), np.int64)
         top = scorer.top(requests, k, weights, None, NONE, ends, None, threads)
-        found.append((whole, *top))
-        anew = w.scorer(path, held=False)
-        requests = anew.requests(w.links, w.head)
-        found.append((whole, *anew.top(requests, k, weights, None, NONE, ends, None, threads)))
+        found.append((complete, *top))
+        reopened = w.scorer(path, held=False)
+        requests = reopened.requests(w.links, w.head)
+        found.append(
+            (complete, *reopened.top(requests, k, weights, None, NONE, ends, None, threads))
+        )
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, same)

@@ -59,7 +59,8 @@ def visited(browser, url, size=WIDE, *, wrong=()):
     page, bad, host = context.new_page(), [], urlsplit(url).netloc
     page.set_default_timeout(15_000)
     page.on(
-        "console", lambda said: bad.append(said.text) if said.type in ("error", "warning") else None
+        "console",
+        lambda message: bad.append(message.text) if message.type in ("error", "warning") else None,
     )
     page.on("pageerror", lambda error: bad.append(str(error)))
     page.on("request", lambda asked: urlsplit(asked.url).netloc == host or bad.append(asked.url))
@@ -92,8 +93,8 @@ def choose(page, user):
 def test_a_user_s_ranking(served, browser):
     with visited(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
-        told = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
-        assert rows(page) == [str(one["item"]) for one in told["items"]]
+        reply = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
+        assert rows(page) == [str(one["item"]) for one in reply["items"]]
         expect(page.locator("#person")).to_contain_text("11 events")
         assert page.locator(".timeline .event").count() == 11
         first = page.locator("#ranked > li").first
@@ -130,8 +131,8 @@ def test_why(served, browser):
         page.locator(f'#ranked > li[data-item="{item}"] button.what').click()
         expect(page.locator("#why")).to_be_visible()
         expect(page.locator("#why .flow")).to_be_visible()
-        told = client.post("/v1/explain", json={"user": 7, "items": [int(item)]}).json()
-        (one,) = told["items"]
+        reply = client.post("/v1/explain", json={"user": 7, "items": [int(item)]}).json()
+        (one,) = reply["items"]
         expect(page.locator("#why")).to_contain_text(f"Why {item}")
         shown = float(page.locator("#why .sum .strong dd").inner_text().replace("\u2212", "-"))
         assert shown == pytest.approx(one["value"], abs=2e-3)
@@ -181,9 +182,11 @@ def test_someone_made_up(served, browser):
             expect(page.locator(".timeline")).to_contain_text(item)
         expect(page.locator(".timeline .event")).to_have_count(2)
         expect(page.locator("#ranked")).to_have_attribute("aria-busy", "false")
-        told = client.post("/v1/rank", json={"history": [{"item": 4}, {"item": 9}], "k": 20}).json()
+        reply = client.post(
+            "/v1/rank", json={"history": [{"item": 4}, {"item": 9}], "k": 20}
+        ).json()
         assert {"4", "9"}.isdisjoint(rows(page)) and rows(page) != empty
-        assert len(set(rows(page)) & {str(one["item"]) for one in told["items"]}) > 10
+        assert len(set(rows(page)) & {str(one["item"]) for one in reply["items"]}) > 10
         page.locator(".timeline .remove").first.click()
         expect(page.locator(".timeline .event")).to_have_count(1)
         assert client.get("/v1/users").json() == users  # nothing of it is stored

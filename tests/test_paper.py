@@ -95,7 +95,7 @@ def test_the_commands_of_the_page_run(name, tmp_path, call, monkeypatch):
     commands = re.search(r"```\n(.*?)```", PAPER, re.S)
     assert commands is not None
     prepare = next(line for line in commands[1].splitlines() if f"prepare {name}" in line)
-    status, told, error = call(*shlex.split(prepare)[1:], "--quiet")
+    status, output, error = call(*shlex.split(prepare)[1:], "--quiet")
     assert status == 0, error
     data = shlex.split(prepare)[-1]
     rest = [line for line in commands[1].splitlines() if "limerank prepare" not in line]
@@ -103,8 +103,8 @@ def test_the_commands_of_the_page_run(name, tmp_path, call, monkeypatch):
     for line in rest:
         words = shlex.split(line.replace("kuairand-1k", Path(data).name))[1:]
         words += ["--set", "epochs=1", "--set", "blocks=1"] if words[0] == "train" else []
-        status, told, error = call(*words, "--quiet")
+        status, output, error = call(*words, "--quiet")
         assert status == 0, error
-    assert "click" in told and "test split" in told
+    assert "click" in output and "test split" in output
     spec = json.loads(Path(data, "dataset.json").read_text())["spec"]
     assert spec["history"]["length"] == {"kuairand": 256, "taobao-ad": 50}[name]

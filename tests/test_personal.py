@@ -36,29 +36,29 @@ def ranker_of(model, heads=1, links=5, width=16, **more):
     return ranker
 
 
-def given(ranker, whole):
+def given(ranker, full):
     """What C++ is given of a batch: as torch tensors without gradients."""
     with torch.no_grad():
-        vectors = ranker.item_vectors(whole.items)
-        users = ranker.user_tower(whole.users)[0]
-        return users, ranker.events(whole.users, vectors), whole.users.age, whole.users.lengths
+        vectors = ranker.item_vectors(full.items)
+        users = ranker.user_tower(full.users)[0]
+        return users, ranker.events(full.users, vectors), full.users.age, full.users.lengths
 
 
 def arrays_of(ranker):
-    links, *others = (getattr(*place).detach().numpy() for place in ranker.stage())
+    links, *others = (getattr(*position).detach().numpy() for position in ranker.stage())
     return links, others
 
 
-def in_cpp(ranker, whole, path=None, threads=1):
+def in_cpp(ranker, full, path=None, threads=1):
     native = _native.Personaliser(ranker.config.heads, *arrays_of(ranker), path)
-    arrays = [tensor.contiguous().numpy() for tensor in given(ranker, whole)]
+    arrays = [tensor.contiguous().numpy() for tensor in given(ranker, full)]
     return torch.from_numpy(native(*arrays, threads))
 
 
-def by_definition(ranker, whole):
-    vectors = ranker.item_vectors(whole.items)
-    links = ranker.contextualise(ranker.user_tower(whole.users)[0])
-    return ranker.norm(ranker.personalise(links, whole.users, vectors)).detach()
+def by_definition(ranker, full):
+    vectors = ranker.item_vectors(full.items)
+    links = ranker.contextualise(ranker.user_tower(full.users)[0])
+    return ranker.norm(ranker.personalise(links, full.users, vectors)).detach()
 
 
 @pytest.mark.parametrize("path", _native.paths())
@@ -69,20 +69,20 @@ def by_definition(ranker, whole):
 )
 def test_every_path_gives_the_models_links(model, blocks, heads, links, width, lengths, path):
     ranker = ranker_of(model, heads, links, width, blocks=blocks)
-    whole = batch(lengths, [2] * len(lengths))
-    found = in_cpp(ranker, whole, path)
-    torch.testing.assert_close(found, by_definition(ranker, whole), **CLOSE)
+    full = batch(lengths, [2] * len(lengths))
+    found = in_cpp(ranker, full, path)
+    torch.testing.assert_close(found, by_definition(ranker, full), **CLOSE)
 
 
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_logits_are_the_same_with_gradients_and_without(model, lengths):
     ranker = ranker_of(model)
-    whole = batch(lengths, [2] * len(lengths))
-    trained = ranker(whole).detach()
+    full = batch(lengths, [2] * len(lengths))
+    trained = ranker(full).detach()
     assert ranker.personaliser is None
     with torch.inference_mode():
-        served = ranker(whole)
+        served = ranker(full)
     assert ranker.personaliser is not None
     torch.testing.assert_close(served, trained, **CLOSE)
 
@@ -93,22 +93,22 @@ def test_old_events_of_any_age_and_fast_forgetting(model):
     ranker = ranker_of(model)
     with torch.no_grad():
         ranker.reading.log_rate[:, ::2] = 8.0
-    whole = batch([70, 3], [2, 2])
-    whole.users.age[:] = whole.users.age * 40 + 5
-    found = in_cpp(ranker, whole)
+    full = batch([70, 3], [2, 2])
+    full.users.age[:] = full.users.age * 40 + 5
+    found = in_cpp(ranker, full)
     assert found.isfinite().all()
-    torch.testing.assert_close(found, by_definition(ranker, whole), **CLOSE)
+    torch.testing.assert_close(found, by_definition(ranker, full), **CLOSE)
 
 
 @pytest.mark.parametrize("path", _native.paths())
 def test_threads_and_neighbours_change_no_bit(path):
     ranker = ranker_of("lime-xor")
     lengths = [9, 0, 130, 64, 1, 7]
-    whole = batch(lengths, [2] * len(lengths))
-    one = in_cpp(ranker, whole, path)
+    full = batch(lengths, [2] * len(lengths))
+    one = in_cpp(ranker, full, path)
     for threads in (2, 3, 9):
-        assert torch.equal(in_cpp(ranker, whole, path, threads), one)
-    users, events, age, count = given(ranker, whole)
+        assert torch.equal(in_cpp(ranker, full, path, threads), one)
+    users, events, age, count = given(ranker, full)
     native = _native.Personaliser(1, *arrays_of(ranker), path)
     for b, length in enumerate(lengths):
         alone = native(
@@ -132,11 +132,11 @@ def test_what_is_no_number_stays_with_its_request():
 
 def test_weights_count_as_soon_as_they_are_written():
     ranker = ranker_of("lime-xor")
-    whole = batch([6, 2], [2, 2])
+    full = batch([6, 2], [2, 2])
 
     def served(of):
         with torch.inference_mode():
-            return of(whole)
+            return of(full)
 
     before = served(ranker)
     copies = [copy.deepcopy(ranker), pickle.loads(pickle.dumps(ranker))]
@@ -146,11 +146,11 @@ def test_weights_count_as_soon_as_they_are_written():
         ranker.links += 1
     after = served(ranker)
     assert not torch.allclose(after, before, atol=1e-3)
-    torch.testing.assert_close(after, ranker(whole).detach(), **CLOSE)
+    torch.testing.assert_close(after, ranker(full).detach(), **CLOSE)
     ranker.reading.query.weight = nn.Parameter(2 * ranker.reading.query.weight.detach())
     replaced = served(ranker)
     assert not torch.allclose(replaced, after, atol=1e-3)
-    torch.testing.assert_close(replaced, ranker(whole).detach(), **CLOSE)
+    torch.testing.assert_close(replaced, ranker(full).detach(), **CLOSE)
     for one in copies:  # have weights of their own
         assert torch.equal(served(one), before)
 
@@ -180,10 +180,10 @@ def test_multiply_adds_are_those_of_the_matrix_products(heads, links, width):
 
 def test_only_where_no_gradient_is_wanted():
     ranker = ranker_of("lime-mha")
-    whole = batch([6, 2], [2, 2])
-    ranker(whole)
+    full = batch([6, 2], [2, 2])
+    ranker(full)
     with torch.no_grad():
-        ranker.train()(whole)
+        ranker.train()(full)
     assert ranker.personaliser is None
     for (model, variant), kind in VARIANTS.items():
         if issubclass(kind, Lime):

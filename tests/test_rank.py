@@ -60,7 +60,7 @@ def same(one, other):
 def test_a_ranking_as_of_a_request_is_what_evaluation_computed(of, recommender):
     """Ask at the time of the test split's requests: the same history, context and scores."""
     requests = of.data.requests_of("test")
-    said = predict(of.run.ranker, of.data, requests)
+    predicted = predict(of.run.ranker, of.data, requests)
     checked = 0
     for request in requests[:8]:
         first, count = of.data.requests["first"][request], of.data.requests["count"][request]
@@ -74,9 +74,9 @@ def test_a_ranking_as_of_a_request_is_what_evaluation_computed(of, recommender):
         )
         assert ranking.events == of.data.history_lengths(np.array([request]), 20)[0]
         scores = {item.id: item.scores for item in ranking}
-        for place in np.flatnonzero(said.requests == request):
-            id = of.data.item_ids[of.data.events["item"][said.rows[place]]]
-            expected = dict(zip(of.data.tasks, said.values[place].tolist(), strict=True))
+        for position in np.flatnonzero(predicted.requests == request):
+            id = of.data.item_ids[of.data.events["item"][predicted.rows[position]]]
+            expected = dict(zip(of.data.tasks, predicted.values[position].tolist(), strict=True))
             assert scores[id] == pytest.approx(expected, rel=1e-4)
             checked += 1
     assert checked > 10
@@ -133,10 +133,10 @@ def test_task_weights(of, recommender):
 
 def test_seen_items_are_left_out(of, recommender):
     user = of.data.user_ids[1]
-    met = set(of.data.item_ids[of.data.events["item"][events_of(of, user)]])
+    seen = set(of.data.item_ids[of.data.events["item"][events_of(of, user)]])
     ranking = recommender.rank(user, k=ITEMS)
-    assert len(ranking) == ITEMS - len(met) and ranking.candidates == ITEMS
-    assert not met & {item.id for item in ranking}
+    assert len(ranking) == ITEMS - len(seen) and ranking.candidates == ITEMS
+    assert not seen & {item.id for item in ranking}
     assert len(recommender.rank(user, k=ITEMS, exclude_seen=False)) == ITEMS
     assert {item.id for item in recommender.rank(history=[3, 4], k=ITEMS)} == set(
         of.data.item_ids.tolist()
@@ -146,8 +146,8 @@ def test_seen_items_are_left_out(of, recommender):
 def test_candidates(of, recommender):
     ranking = recommender.rank("nobody", candidates=[7, "9", 11, 7], k=20)
     assert {item.id for item in ranking} == {7, 9, 11} and ranking.candidates == 3
-    whole = [item for item in recommender.rank("nobody", k=ITEMS) if item.id in (7, 9, 11)]
-    assert [item.id for item in whole] == [item.id for item in ranking]
+    full = [item for item in recommender.rank("nobody", k=ITEMS) if item.id in (7, 9, 11)]
+    assert [item.id for item in full] == [item.id for item in ranking]
     assert len(recommender.rank("nobody", candidates=[])) == 0
     unknown = [7, *range(1000, 1012), "x"]
     with pytest.raises(UnknownError, match=r"13 of 14 candidates .* and 3 more"):
@@ -321,12 +321,12 @@ def test_a_log_with_context_features_and_kept_events(tmp_path):
     recommender = Recommender(run, tmp_path / "index", dataset, scorer="model")
 
     request = dataset.requests_of("test")[3]
-    said = predict(run.ranker, dataset, np.array([request]))
+    predicted = predict(run.ranker, dataset, np.array([request]))
     first = dataset.requests["first"][request]
     user = dataset.user_ids[dataset.requests["user"][request]]
     tab = pl.read_parquet(tmp_path / "data" / "vocab" / "event_tab.parquet")
     names = dict(zip(tab["code"], tab["value"], strict=True))
-    shown = dataset.item_ids[dataset.events["item"][said.rows]]
+    shown = dataset.item_ids[dataset.events["item"][predicted.rows]]
     given = {
         "candidates": shown,
         "exclude_seen": False,
@@ -335,7 +335,7 @@ def test_a_log_with_context_features_and_kept_events(tmp_path):
     }
     ranking = recommender.rank(user, **given)
     scores = {item.id: item.scores["click"] for item in ranking}
-    for id, value in zip(shown, said.values[:, 0], strict=True):
+    for id, value in zip(shown, predicted.values[:, 0], strict=True):
         assert scores[id] == pytest.approx(value, rel=1e-4)
 
     # The same events given here, all of them: those without a click stay out of the history.

@@ -58,7 +58,7 @@ def requests(data: Dataset) -> list[dict[str, Any]]:
     for row in range(len(columns["user"])):
         first, count = int(columns["first"][row]), int(columns["count"][row])
         held = np.arange(columns["history_start"][row], columns["history_end"][row])
-        held = held if data.kept is None else data.kept[held]
+        held = held if data.retained is None else data.retained[held]
         shown = np.arange(first, first + count)
         found.append(
             {

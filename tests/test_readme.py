@@ -35,8 +35,8 @@ def test_the_readmes_description_and_its_way_in_python(tmp_path, call):
     (spec,) = blocks(README, "toml")
     (tmp_path / "shop.toml").write_text(spec)
     assert call("prepare", tmp_path / "shop.toml", "--out", tmp_path / "data" / "shop")[0] == 0
-    (way,) = blocks(README, "python")
-    auc, *ranking = run(way, tmp_path).splitlines()
+    (example,) = blocks(README, "python")
+    auc, *ranking = run(example, tmp_path).splitlines()
     assert 0 < float(auc) < 1
     assert len(ranking) == 5
     assert all("'click': " in line and "'watch': " in line for line in ranking)
@@ -56,7 +56,7 @@ def test_what_documents_import_is_there(page, tmp_path):
         for line in code.splitlines()
         if re.match(r"(from|import) limerank", line)
     ]
-    told = "from types import ModuleType as M\nprint([n for n, x in [*globals().items()]"
-    told += " if n[0] != '_' and isinstance(x, M)])"
+    reported = "from types import ModuleType as M\nprint([n for n, x in [*globals().items()]"
+    reported += " if n[0] != '_' and isinstance(x, M)])"
     if imports:
-        assert run("\n".join([*imports, told]), tmp_path) == "[]\n"
+        assert run("\n".join([*imports, reported]), tmp_path) == "[]\n"

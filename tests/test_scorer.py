@@ -46,10 +46,10 @@ def pair(request):
     return of, make_scorer(scorer, of)
 
 
-def best(values, k, gone=()):
+def best(values, k, removed=()):
     """Brute force: rows by falling value, then rising row."""
     values = np.array(values, dtype=np.float64)
-    rows = np.setdiff1d(np.arange(len(values)), gone)
+    rows = np.setdiff1d(np.arange(len(values)), removed)
     return rows[np.lexsort((rows, -values[rows]))][:k].tolist()
 
 
@@ -61,25 +61,25 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 def test_all_rows_or_some_have_the_same_scores(pair):
     of, scorer = pair
     state = of.state()
-    whole = scorer.scores(state)
-    assert whole.shape == (12, ITEMS, TASKS) and whole.dtype == np.float32
+    full = scorer.scores(state)
+    assert full.shape == (12, ITEMS, TASKS) and full.dtype == np.float32
     rows = np.array([5, 3, 88, 3])
-    np.testing.assert_allclose(scorer.scores(state, rows), whole[:, rows], **CLOSE)
+    np.testing.assert_allclose(scorer.scores(state, rows), full[:, rows], **CLOSE)
     own = np.random.default_rng(0).integers(0, ITEMS, (12, 7))
-    expected = np.take_along_axis(whole, own[..., None], 1)
+    expected = np.take_along_axis(full, own[..., None], 1)
     np.testing.assert_allclose(scorer.scores(state, own), expected, **CLOSE)
     assert scorer.scores(state, []).shape == (12, 0, TASKS)
-    np.testing.assert_allclose(scorer.scores(state, slice(70, None)), whole[:, 70:], **CLOSE)
+    np.testing.assert_allclose(scorer.scores(state, slice(70, None)), full[:, 70:], **CLOSE)
 
 
 def test_chunks_do_not_matter(pair, monkeypatch):
     of, scorer = pair
     state = of.state()
-    whole, top = scorer.scores(state), scorer.top(state, 30)
+    full, top = scorer.scores(state), scorer.top(state, 30)
     monkeypatch.setattr(
         Scorer, "_chunks", lambda self, b, n: ((at, min(at + 7, n)) for at in range(0, n, 7))
     )
-    np.testing.assert_allclose(scorer.scores(state), whole, **CLOSE)
+    np.testing.assert_allclose(scorer.scores(state), full, **CLOSE)
     again = scorer.top(state, 30)
     np.testing.assert_allclose(again.values, top.values, **CLOSE)
     assert (again.rows == top.rows).mean() > 0.99
@@ -335,8 +335,8 @@ def test_the_quantised_arithmetic_is_what_the_module_says():
         constant = state.head[b].double().numpy() + means.sum((0, 1)) + s.term_middle
         constant += s.weight_low @ f0 + s.weight_mean @ (m - step * q)
         for item in (0, 17, ITEMS - 1):
-            whole = of.index.weights[item].astype(np.int64) @ q.astype(np.int64)
-            a = step * whole + s.term_step * of.index.terms[item] + constant
+            full = of.index.weights[item].astype(np.int64) @ q.astype(np.int64)
+            a = step * full + s.term_step * of.index.terms[item] + constant
             with torch.inference_mode():
                 logits = lime.head(torch.from_numpy(a).float()).numpy()
             np.testing.assert_allclose(found[b, item], logits, atol=2e-3)

@@ -22,7 +22,7 @@ from limerank.ranking.recommender import Recommender
 from limerank.runs import selftest
 from limerank.runs.folder import load_run, save_weights
 from limerank.runs.model import load_trained
-from limerank.serving.state import people
+from limerank.serving.state import user_features
 from limerank.training.trainer import train
 from tests.catalogues import MODELS, data, make_run, shop
 
@@ -98,17 +98,17 @@ def test_every_file_that_ranking_reads_is_compared(finished):
     assert load_trained(finished).sealed
     for name in sums:
         file = finished / name
-        whole = file.read_bytes()
-        at = len(whole) // 2
-        flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
-        for changed in (flipped, whole[:-1], b"", None):
+        full = file.read_bytes()
+        at = len(full) // 2
+        flipped = full[:at] + bytes([full[at] ^ 1]) + full[at + 1 :]
+        for changed in (flipped, full[:-1], b"", None):
             if changed is None:
                 file.unlink()
             else:
                 file.write_bytes(changed)
             with pytest.raises(FormatError):
                 load_trained(finished)
-            file.write_bytes(whole)
+            file.write_bytes(full)
     (finished / "vocab" / "item_more.parquet").write_bytes(b"")
     with pytest.raises(FormatError, match=r"item_more\.parquet changed"):
         load_trained(finished)
@@ -145,7 +145,7 @@ def test_damage_without_checksums_is_one_error(finished, tmp_path):
         catalogue._learned.cache_clear()
         loaded = load_run(run)
         selftest.passes(loaded)
-        people.People(loaded).check(user)
+        user_features.UserFeatureCache(loaded).check(user)
         unreadable_items(loaded, [item])
         recommender = Recommender(loaded, index)
         recommender.rank(history=[{"item": 3, "labels": {"click": 1}}], k=3)
@@ -153,22 +153,22 @@ def test_damage_without_checksums_is_one_error(finished, tmp_path):
     use()
     for name in names(run):
         file = run / name
-        whole = file.read_bytes()
-        damaged = [None, b"", bytes(len(whole)), whole[: len(whole) // 2], whole[:-1], b"null"]
+        full = file.read_bytes()
+        damaged = [None, b"", bytes(len(full)), full[: len(full) // 2], full[:-1], b"null"]
         for _ in range(6):
-            other = bytearray(whole)
+            other = bytearray(full)
             other[rng.randrange(len(other))] ^= rng.randrange(1, 256)
             damaged.append(bytes(other))
         if file.suffix == ".json":
             for _ in range(10):
-                damaged.append(json.dumps(mistyped(json.loads(whole), rng)).encode())
+                damaged.append(json.dumps(mistyped(json.loads(full), rng)).encode())
         for changed in damaged:
             file.unlink()
             if changed is not None:
                 file.write_bytes(changed)
             with contextlib.suppress(FormatError):
                 use()
-            file.write_bytes(whole)
+            file.write_bytes(full)
     catalogue._learned.cache_clear()
 
 

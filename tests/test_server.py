@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from limerank.errors import StoreError
 from limerank.models.losses import predictions
 from limerank.serving.engine import Serving
-from limerank.serving.http.app import WAYS, application
+from limerank.serving.http.app import OPERATIONS, application
 from limerank.serving.http.openapi import describe, reference
 from limerank.serving.http.settings import Settings, keys_of_environment
 from limerank.serving.stores import SqliteStore
@@ -30,13 +30,13 @@ def key(access):
     return {"Authorization": f"Bearer {KEYS[access][0]}"}
 
 
-def engine_of(of, place, **options):
-    if not (place / "index").exists():
-        shutil.copytree(of.index.path, place / "index")
+def engine_of(of, position, **options):
+    if not (position / "index").exists():
+        shutil.copytree(of.index.path, position / "index")
     return Serving(
         of.run.path,
-        place / "index",
-        SqliteStore(place / "events.db"),
+        position / "index",
+        SqliteStore(position / "events.db"),
         items=folder() / "plain" / "log" / "items.csv",
         **options,
     )
@@ -63,9 +63,9 @@ def ids(ranking):
 
 
 def test_what_is_served(client):
-    said = client.get("/v1/model").json()
-    assert said["model"] == "lime-mha" and said["index"] == {"version": 1, "items": ITEMS}
-    assert [task["name"] for task in said["tasks"]] == ["click", "watch"]
+    predicted = client.get("/v1/model").json()
+    assert predicted["model"] == "lime-mha" and predicted["index"] == {"version": 1, "items": ITEMS}
+    assert [task["name"] for task in predicted["tasks"]] == ["click", "watch"]
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
 
 
@@ -74,8 +74,8 @@ def test_events_change_rankings(client):
     before = client.post("/v1/rank", json={"user": 7, "k": 5}).json()
     assert before["known"] is False and before["events"] == 0 and len(before["items"]) == 5
     item = before["items"][0]["item"]
-    said = client.post("/v1/events", json=event(7, item)).json()
-    assert said == {"accepted": 1, "duplicates": 0, "expired": 0}
+    predicted = client.post("/v1/events", json=event(7, item)).json()
+    assert predicted == {"accepted": 1, "duplicates": 0, "expired": 0}
     again = {"events": [event(7, item), event("7", item)]}
     assert client.post("/v1/events", json=again).json()["duplicates"] == 2
     after = client.post("/v1/rank", json={"user": 7, "k": 5}).json()
@@ -92,8 +92,8 @@ def test_an_id_and_a_time_have_many_spellings(client):
     spelt = [item, float(item), str(item), f" {item} ", f"{item}.0"]
     times = [START, float(START), "2023-11-14T22:13:20Z", "2023-11-14 22:13:20", START]
     for one, time, user in zip(spelt, times, [7, 7.0, "7", " 7", "7.00"], strict=True):
-        said = client.post("/v1/events", json=event(user, one, time)).json()
-        assert said["accepted"] == int(one is item), (one, time, user)
+        predicted = client.post("/v1/events", json=event(user, one, time)).json()
+        assert predicted["accepted"] == int(one is item), (one, time, user)
         found = client.post("/v1/rank", json={"user": user, "candidates": [one]}).json()
         assert found["known"] and found["events"] == 1 and not found["items"]
         assert client.get(f"/v1/items/{one}").json()["item"] == item
@@ -139,21 +139,21 @@ def test_no_weights_at_all_are_as_none_given(client):
 
 def test_why(client):
     client.post("/v1/events", json={"events": [event(7, item, START + item) for item in (3, 9)]})
-    said = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()
-    assert [one["item"] for one in said["items"]] == [5, 6]
-    for one in said["items"]:
+    predicted = client.post("/v1/explain", json={"user": 7, "items": [5, 6]}).json()
+    assert [one["item"] for one in predicted["items"]] == [5, 6]
+    for one in predicted["items"]:
         assert [part["item"] for part in one["events"]] == [3, 9]
         assert sum(part["share"] for part in one["events"]) == pytest.approx(1, abs=1e-4)
         assert one["links"] and one["paths"]
     given = {"history": [{"item": 3}, {"item": 9}], "items": [5]}
-    said = client.post("/v1/explain", json=given).json()
-    assert [part["item"] for part in said["items"][0]["events"]] == [3, 9]
+    predicted = client.post("/v1/explain", json=given).json()
+    assert [part["item"] for part in predicted["items"][0]["events"]] == [3, 9]
 
 
 def test_users(client):
     client.post("/v1/events", json={"events": [event(7, 3), event(71, 4), event("a/b", 5)]})
-    said = client.get("/v1/users/7").json()
-    assert said["events"] == 1 and said["history"][0]["item"] == 3
+    predicted = client.get("/v1/users/7").json()
+    assert predicted["events"] == 1 and predicted["history"][0]["item"] == 3
     assert client.get("/v1/users", params={"q": "7"}).json() == {"users": [7, 71]}
     assert client.get("/v1/users/a%2Fb").json()["user"] == "a/b"
     before = client.post("/v1/rank", json={"user": 7, "k": 3}).json()
@@ -169,11 +169,11 @@ def test_users(client):
 def test_a_history_in_the_request(client):
     client.post("/v1/events", json={"events": [event(7, 3, START), event(7, 9, START + 60_000)]})
     time = START + 120_000
-    kept = client.post("/v1/rank", json={"user": 7, "time": time, "k": 5}).json()
+    retained = client.post("/v1/rank", json={"user": 7, "time": time, "k": 5}).json()
     past = [event(7, 3, START), event(7, 9, START + 60_000)]
     given = {"history": [{k: v for k, v in one.items() if k != "user"} for one in past]}
-    told = client.post("/v1/rank", json={**given, "time": time, "k": 5}).json()
-    assert ids(kept) == ids(told) and told["known"] is False and told["events"] == 2
+    reply = client.post("/v1/rank", json={**given, "time": time, "k": 5}).json()
+    assert ids(retained) == ids(reply) and reply["known"] is False and reply["events"] == 2
     both = client.post("/v1/rank", json={**given, "user": 7})
     assert both.status_code == 422 and "not both" in both.json()["detail"]
 
@@ -244,14 +244,14 @@ def test_versions_of_the_index_that_were_replaced_are_closed(model, tmp_path):
     seen = []
     with client_of(engine) as client:
         columns = client.get("/v1/model").json()["item_columns"]
-        for place in range(4):
+        for position in range(4):
             seen.append(weakref.ref(engine._served.index))
-            client.post("/v1/events", json=event(place, 3))
-            client.post("/v1/rank", json={"user": place, "filter": {"group": ["x"]}})
+            client.post("/v1/events", json=event(position, 3))
+            client.post("/v1/rank", json={"user": position, "filter": {"group": ["x"]}})
             client.post("/v1/rank", json={"k": 3})
-            item = dict.fromkeys(columns) | {"item_id": 9001 + place}
+            item = dict.fromkeys(columns) | {"item_id": 9001 + position}
             assert client.put("/v1/items", json={"items": [item]}).status_code == 200
-            assert client.delete("/v1/items/9").status_code == (404 if place else 200)
+            assert client.delete("/v1/items/9").status_code == (404 if position else 200)
             assert client.post("/v1/rank", json={"candidates": [9999]}).status_code == 404
             assert client.post("/v1/admin/reload", json={}).status_code == 200
         assert [one() for one in seen] == [None] * 4
@@ -317,8 +317,8 @@ def test_a_bad_run_or_index_is_refused(client, tmp_path):
         assert answer.status_code == 409, answer.text
         assert client.get("/v1/model").json() == before
     both = {"run": str(of.run.path), "index": str(of.index.path)}
-    said = client.post("/v1/admin/reload", json=both).json()
-    assert said["run"] == of.run.fingerprint
+    predicted = client.post("/v1/admin/reload", json=both).json()
+    assert predicted["run"] == of.run.fingerprint
     assert client.get("/v1/model").json()["model"] == "lime-xor"
 
 
@@ -330,12 +330,14 @@ def test_keys(client):
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
     wrong = client.get("/v1/model", headers={"Authorization": "Bearer " + "x" * 20})
     assert wrong.status_code == 401
-    for way in WAYS:
-        path = way.path.replace("{user:path}", "5").replace("{item:path}", "5")
+    for one_operation in OPERATIONS:
+        path = one_operation.path.replace("{user:path}", "5").replace("{item:path}", "5")
         for access in KEYS:
-            answer = client.request(way.method, path, headers=key(access), content=b"{}")
-            may = way.access is None or list(KEYS).index(access) >= list(KEYS).index(way.access)
-            assert (answer.status_code == 403) != may, (way.method, path, access)
+            answer = client.request(one_operation.method, path, headers=key(access), content=b"{}")
+            may = one_operation.access is None or list(KEYS).index(access) >= list(KEYS).index(
+                one_operation.access
+            )
+            assert (answer.status_code == 403) != may, (one_operation.method, path, access)
     assert client.get("/metrics").status_code == 401
     assert client.get("/healthz").status_code == 200
 
@@ -384,8 +386,8 @@ def test_wrong_bodies(client, body, status, what):
     assert answer.status_code == status, answer.text
     if status != 200:
         assert answer.headers["content-type"] == "application/problem+json"
-        said = answer.json()
-        assert said["status"] == status and what in said["detail"]
+        predicted = answer.json()
+        assert predicted["status"] == status and what in predicted["detail"]
 
 
 def test_wrong_events(client):
@@ -452,19 +454,21 @@ def test_numbers(client):
 
 
 def test_the_description_knows_every_route(client):
-    said = client.get("/openapi.json").json()
-    assert said["openapi"] == "3.1.0"
-    for way in WAYS:
-        path = way.path.replace(":path}", "}")
-        operation = said["paths"][path][way.method.lower()]
-        assert operation["summary"] and (way.access is None or "security" in operation)
-    refs = [part for part in json.dumps(said).split('"') if part.startswith("#/components/schemas")]
-    assert refs and all(ref.rsplit("/", 1)[1] in said["components"]["schemas"] for ref in refs)
+    predicted = client.get("/openapi.json").json()
+    assert predicted["openapi"] == "3.1.0"
+    for one_operation in OPERATIONS:
+        path = one_operation.path.replace(":path}", "}")
+        operation = predicted["paths"][path][one_operation.method.lower()]
+        assert operation["summary"] and (one_operation.access is None or "security" in operation)
+    refs = [
+        part for part in json.dumps(predicted).split('"') if part.startswith("#/components/schemas")
+    ]
+    assert refs and all(ref.rsplit("/", 1)[1] in predicted["components"]["schemas"] for ref in refs)
 
 
 def test_the_page_on_the_api_is_the_description_s():
     written = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
-    assert written == reference(describe("", WAYS, open_=False)), "make api writes it anew"
+    assert written == reference(describe("", OPERATIONS, open_=False)), "make api writes it anew"
 
 
 # The keystone
@@ -501,8 +505,8 @@ def test_the_server_says_what_evaluation_says(model, mode, tmp_path):
             batch = data.batch(np.array([request]), 1 << 20 if mode == "streaming" else None)
             with torch.inference_mode():
                 logits = of.run.ranker(batch)[0]
-            said = predictions(logits, of.run.ranker.shape.tasks).numpy()
-            rows = first + np.arange(len(said))
+            predicted = predictions(logits, of.run.ranker.shape.tasks).numpy()
+            rows = first + np.arange(len(predicted))
             candidates = [int(item) for item in data.item_ids[data.events["item"][rows]]]
             asked = {
                 "user": int(data.user_ids[user]),
@@ -513,8 +517,8 @@ def test_the_server_says_what_evaluation_says(model, mode, tmp_path):
             }
             ranked = client.post("/v1/rank", json=asked).json()
             scores = {one["item"]: one["scores"] for one in ranked["items"]}
-            for place, item in enumerate(candidates):
-                for task, expected in zip(data.tasks, said[place], strict=True):
+            for position, item in enumerate(candidates):
+                for task, expected in zip(data.tasks, predicted[position], strict=True):
                     assert scores[item][task] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 

@@ -49,8 +49,8 @@ def test_it_says_what_it_needs(call, tmp_path):
         (["--open", "--host", "0.0.0.0"], "loopback"),
         (["--open", "--store", tmp_path / "e.db", "--state", "streamed"], "streamed"),
     ):
-        status, told, error = call(*given, *wrong)
-        assert status != 0 and what in " ".join((told + error).split())
+        status, output, error = call(*given, *wrong)
+        assert status != 0 and what in " ".join((output + error).split())
 
 
 def test_reloading_under_load_fails_no_request(start, tmp_path):

@@ -43,15 +43,15 @@ def rows_of(
 # Quotes
 
 
-@pytest.mark.parametrize("place", [0, 1, 500, 998, 999])
-def test_an_unpaired_quote_costs_its_own_line_and_is_counted(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 500, 998, 999])
+def test_an_unpaired_quote_costs_its_own_line_and_is_counted(tmp_path: Path, position: int) -> None:
     lines = [f"{k},name {k},{k % 7}" for k in range(1000)]
-    lines[place] = f'{place},"unpaired,{place % 7}'
+    lines[position] = f'{position},"unpaired,{position % 7}'
     (tmp_path / "t.csv").write_text("id,name,class\n" + "\n".join(lines) + "\n")
     rows, reader = rows_of(tmp_path / "t.csv", ["id", "class"])
-    assert [int(row[0]) for row in rows] == [k for k in range(1000) if k != place]
+    assert [int(row[0]) for row in rows] == [k for k in range(1000) if k != position]
     assert reader.bad_lines == 1
-    assert f"line {place + 2:,}: a quote that is not closed" in (reader.bad_example or "")
+    assert f"line {position + 2:,}: a quote that is not closed" in (reader.bad_example or "")
 
 
 def test_records_of_every_kind_add_up(tmp_path: Path) -> None:
@@ -474,9 +474,9 @@ def test_damaged_files_say_so(tmp_path: Path) -> None:
     (tmp_path / "t.csv.gz").write_bytes(data[: len(data) // 2])
     (tmp_path / "u.csv.gz").write_bytes(b"id,name\n1,a\n")
     pl.DataFrame({"id": list(range(1000))}).write_parquet(tmp_path / "t.parquet")
-    whole = (tmp_path / "t.parquet").read_bytes()
-    (tmp_path / "t.parquet").write_bytes(whole[:40] + b"\xff" * 60 + whole[100:])
-    (tmp_path / "u.parquet").write_bytes(whole[:-20])
+    full = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(full[:40] + b"\xff" * 60 + full[100:])
+    (tmp_path / "u.parquet").write_bytes(full[:-20])
     for name in ("t.csv.gz", "u.csv.gz", "t.parquet", "u.parquet"):
         with pytest.raises(DataError, match=f"{name} cannot be read as [^\n]*$"):
             rows_of(tmp_path / name, ["id"])

@@ -102,8 +102,10 @@ def of_requests(of: Shop, store, mode, requests, length=None, posted=None):
             terms = gather(of.run.ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
             found.append(of.run.ranker.score(ready.state, terms)[0])
         assert ready.events == batch.users.lengths[0]
-        met = np.unique(data.events["item"][start:end])
-        assert sorted(of.index.ids[ready.seen].tolist()) == sorted(data.item_ids[met].tolist())
+        seen_items = np.unique(data.events["item"][start:end])
+        assert sorted(of.index.ids[ready.seen].tolist()) == sorted(
+            data.item_ids[seen_items].tolist()
+        )
     return torch.cat(found), torch.cat(expected), states
 
 
@@ -137,8 +139,8 @@ def odd(request, tmp_path_factory):
         {
             "user_id": user,
             "item_id": f"{prefix}{item}" if prefix else int(item),
-            "time": 1_700_000_000 + 5_000 * place,
-            "pos": place,
+            "time": 1_700_000_000 + 5_000 * position,
+            "pos": position,
             "click": int(item % 3 == user % 3),
             "tab": f"t{item % 4}",
             "price": float(item) / 3,
@@ -146,7 +148,7 @@ def odd(request, tmp_path_factory):
             "length": 20.0,
         }
         for user in range(8)
-        for place, item in enumerate(rng.integers(0, 25, int(rng.integers(5, 60))))
+        for position, item in enumerate(rng.integers(0, 25, int(rng.integers(5, 60))))
     ]
     pl.DataFrame(rows).write_parquet(folder / "events.parquet")
     order = {"order": "pos"} if request.param == "order" else {"time": "time"}
@@ -268,9 +270,9 @@ def test_order_makes_no_difference(tmp_path_factory, given_events, rng, data):
     of = shop("lime-mha")
     events = [
         event_of(
-            {"user": 1, "item": item, "time": EARLY + 1000 * at, "labels": labels, "id": place}
+            {"user": 1, "item": item, "time": EARLY + 1000 * at, "labels": labels, "id": position}
         )
-        for place, (item, at, labels) in enumerate(given_events)
+        for position, (item, at, labels) in enumerate(given_events)
     ]
     newest = max(EARLY, *(event.time for event in events)) + 1
     folder = tmp_path_factory.mktemp("order")
@@ -554,9 +556,9 @@ def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, t
     shutil.copytree(of.index.path, tmp_path / "index")
     events = events_of(of.data, 0)
     store.append(events)
-    user, met = events[0].user, {event.item for event in events}
+    user, seen_items = events[0].user, {event.item for event in events}
     ids = [int(id) for id in of.index.ids[:]]
-    other, mine = next(id for id in ids if id not in met), events[-1].item
+    other, mine = next(id for id in ids if id not in seen_items), events[-1].item
     index = Index.open(tmp_path / "index", of.run.fingerprint)
     states = UserStates(of.run, index, store, mode=mode)
     states.ready(user, now=LATER)
@@ -733,8 +735,8 @@ def test_events_that_the_run_cannot_read(store):
     with pytest.raises(UnknownError, match="no context feature is called 'tab'"):
         states.ready(1, context={"tab": 1})
     with pytest.raises(UnknownError, match="the user table has no column 'city'; it has 'country'"):
-        states.people.check({"city": "x"})
-    states.people.check({"country": None})
+        states.user_features.check({"city": "x"})
+    states.user_features.check({"country": None})
     store.set_features(1, {"city": "x", "country": [1]})
     assert states.ready(1).known
 
@@ -785,10 +787,10 @@ def test_many_threads_see_what_was_acknowledged(store):
 
     def work(thread):
         try:
-            for place, event in enumerate(events_of(of.data, thread)[:12]):
+            for position, event in enumerate(events_of(of.data, thread)[:12]):
                 store.append([event])
-                assert states.ready(event.user, now=event.time + 1).events == place + 1
-                states.ready("nobody", now=LATER + place)
+                assert states.ready(event.user, now=event.time + 1).events == position + 1
+                states.ready("nobody", now=LATER + position)
         except Exception as error:  # noqa: BLE001  (shown by the main thread)
             errors.append(error)
 

@@ -35,7 +35,7 @@ def event(user=1, at=0, id=None, item=5, **more):
     return event_of({"user": user, "item": item, "time": at, "id": id, **more})
 
 
-class Place:
+class Location:
     """Where stores are opened: the same one again, or a new one."""
 
     def __init__(self, kind, folder, url=None):
@@ -48,27 +48,27 @@ class Place:
         return ValkeyStore(self.url, prefix=f"{self.number}:", **options)
 
     def new(self):
-        return Place(self.kind, self.folder, self.url)
+        return Location(self.kind, self.folder, self.url)
 
 
 @pytest.fixture(scope="module", params=["sqlite", pytest.param("valkey", marks=needs_server)])
-def kind(request, tmp_path_factory) -> Iterator[Place]:
+def kind(request, tmp_path_factory) -> Iterator[Location]:
     folder = tmp_path_factory.mktemp("stores")
     if request.param == "sqlite":
-        yield Place("sqlite", folder)
+        yield Location("sqlite", folder)
     else:
         with server() as running:
-            yield Place("valkey", folder, running.url)
+            yield Location("valkey", folder, running.url)
 
 
 @pytest.fixture
-def place(kind):
+def location(kind):
     return kind.new()
 
 
 @pytest.fixture
-def store(place):
-    with place.open() as opened:
+def store(location):
+    with location.open() as opened:
         yield opened
 
 
@@ -85,7 +85,7 @@ def test_events_come_back_in_order(store):
     assert store.append(events) == ["accepted"] * 4
     ordered = [events[1], events[2], events[0]]
     held = store.held(1)
-    assert held.events == ordered and held.whole and held.features == {}
+    assert held.events == ordered and held.complete and held.features == {}
     assert store.latest(1, 2) == ordered[1:] and store.latest("1", 9) == ordered
     for k, one in enumerate(ordered):
         before = [other for other in ordered if other.time < one.time]
@@ -134,8 +134,8 @@ def test_appends_side_by_side_are_each_told_their_own(store):
     for part, one in zip(parts, outcomes, strict=True):
         for found, outcome in zip(part, one, strict=True):
             seen.setdefault((found.user, found.id), []).append(str(outcome))
-    assert all(sorted(told)[0] == "accepted" for told in seen.values())
-    assert all(told.count("accepted") == 1 for told in seen.values())
+    assert all(sorted(outcome_of)[0] == "accepted" for outcome_of in seen.values())
+    assert all(outcome_of.count("accepted") == 1 for outcome_of in seen.values())
     assert store.counts() == (len({user for user, _ in seen}), len(seen))
     for user in {user for user, _ in seen}:
         assert len(store.held(user).events) == sum(one == user for one, _ in seen)
@@ -179,11 +179,11 @@ def test_what_was_accepted_since(store):
     assert store.held(1, version) == (version, {}, [], False)
     store.append([event(at=15, id="late"), event(at=20, id="b")])
     held = store.held(1, version)
-    assert [one.id for one in held.events] == [b"late"] and not held.whole
+    assert [one.id for one in held.events] == [b"late"] and not held.complete
     assert held.version == store.version(1) != version
     foreign = Version(version.born + 1, version.changes)
     future = Version(version.born, version.changes + 100)
-    assert store.held(1, foreign).whole and store.held(1, future).whole
+    assert store.held(1, foreign).complete and store.held(1, future).complete
 
 
 def test_features(store):
@@ -223,15 +223,15 @@ def test_states_are_of_the_present_version(store):
     assert store.state(1, "k") == (b"", new, b"new")
 
 
-def test_a_bounded_number_of_events(place):
-    with place.open(most=3) as store:
+def test_a_bounded_number_of_events(location):
+    with location.open(most=3) as store:
         assert store.append([event(at=at, id=f"{at}") for at in (30, 10, 20)]) == ["accepted"] * 3
         version = store.version(1)
         assert store.append([event(at=5, id="5")]) == ["expired"]
         assert store.version(1) == version
         assert store.append([event(at=40, id="40")]) == ["accepted"]
         assert [one.time for one in store.held(1).events] == [20, 30, 40]
-        assert store.held(1, version).whole, "one was dropped: what was made of it is stale"
+        assert store.held(1, version).complete, "one was dropped: what was made of it is stale"
         assert store.append([event(at=10, id="10")]) == ["expired"], "it was dropped before"
         assert store.append([event(at=20, id="a"), event(at=20, id="1")]) == [
             "accepted",
@@ -239,7 +239,7 @@ def test_a_bounded_number_of_events(place):
         ]
         assert store.counts() == (1, 3)
     with pytest.raises(SpecError, match="at most 0 events"):
-        place.open(most=0)
+        location.open(most=0)
 
 
 @settings(max_examples=20)
@@ -276,26 +276,26 @@ def test_items(store):
     assert store.put_items({}) == 4
 
 
-def test_a_store_is_told_from_others(place):
-    with place.open() as store:
+def test_a_store_is_told_from_others(location):
+    with location.open() as store:
         identity = store.identity()
         assert identity and store.identity() == identity
-        with place.open() as other:  # both at once
+        with location.open() as other:  # both at once
             assert other.identity() == identity
     with pytest.raises(StoreError, match="closed"):
         store.identity()
-    with place.open() as store:
+    with location.open() as store:
         assert store.identity() == identity
-    with place.new().open() as store:
+    with location.new().open() as store:
         assert store.identity() != identity
 
 
-def test_reopened(place):
-    with place.open() as store:
+def test_reopened(location):
+    with location.open() as store:
         store.append([event(at=1, id="a")])
         store.put_items({1: {"title": "A"}})
         held = store.held(1)
-        with place.open() as other:  # both at once
+        with location.open() as other:  # both at once
             assert other.held(1) == held
             other.append([event(at=2, id="b")])
         assert len(store.held(1).events) == 2
@@ -304,7 +304,7 @@ def test_reopened(place):
     with pytest.raises(StoreError, match="closed"):
         store.version(1)
     store.close()
-    with place.open() as store:
+    with location.open() as store:
         assert len(store.held(1).events) == 2 and store.items()[0] == 1
         assert store.append([event(at=1, id="a")]) == ["duplicate"]
 
@@ -324,8 +324,8 @@ def test_many_threads(store):
         thread.start()
     for thread in threads:
         thread.join()
-    said = [one for some in outcomes for one in some]
-    assert said.count("accepted") == 6 * 20 + 20 and said.count("duplicate") == 5 * 20
+    predicted = [one for some in outcomes for one in some]
+    assert predicted.count("accepted") == 6 * 20 + 20 and predicted.count("duplicate") == 5 * 20
     assert store.counts() == (4, 140)
 
 
@@ -346,21 +346,21 @@ def test_what_was_accepted_since_many_versions(store):
         after.append([])
     for version, some in zip(versions, after, strict=True):
         held = store.held(1, version)
-        assert not held.whole and held.version == versions[-1]
+        assert not held.complete and held.version == versions[-1]
         assert held.events == sorted(some, key=lambda one: (one.time, one.id))
 
 
-def test_a_lower_bound_drops_what_is_too_much(place, monkeypatch):
+def test_a_lower_bound_drops_what_is_too_much(location, monkeypatch):
     """When a user is next written or read, so many events at a time."""
     for module in ("sqlite", "valkey"):
         monkeypatch.setattr(f"limerank.serving.stores.{module}.TRIM", 4)
-    with place.open() as store:
+    with location.open() as store:
         for user in (1, 2):
             store.append([event(user=user, at=at, id=f"{at}") for at in range(20)])
         old = store.version(1)
-    with place.open(most=10) as store:
+    with location.open(most=10) as store:
         assert [one.time for one in store.latest(1, 99)] == list(range(10, 20))
-        assert len(store.held(1, old).events) == 16 and store.held(1, old).whole
+        assert len(store.held(1, old).events) == 16 and store.held(1, old).complete
         assert [one.time for one in store.held(1).events] == list(range(10, 20))
         version = store.version(1)
         assert store.held(1, version) == (version, {}, [], False), "there is nothing left to drop"
@@ -538,9 +538,9 @@ def test_a_damaged_item_does_not_hide_the_others(store, caplog):
     assert "1 live items of the event store are damaged" in caplog.text
 
 
-def test_a_reader_of_items_skips_no_change_of_others(place):
+def test_a_reader_of_items_skips_no_change_of_others(location):
     """Each goes on from where it has read to, whatever it wrote itself."""
-    with place.open() as one, place.open() as other:
+    with location.open() as one, location.open() as other:
         read, _ = one.items()
         other.put_items({1: {"title": "theirs"}})
         assert one.put_items({2: {"title": "ours"}, 3: None}) == 3
@@ -603,10 +603,14 @@ store.close()
 """
 
 
-def test_a_store_after_a_fork(place):
+def test_a_store_after_a_fork(location):
     """It works or says at once what to do; the parent's and the child's own go on."""
-    where = str(place.folder / f"{place.number}.db") if place.kind == "sqlite" else place.url
-    arguments = [place.kind, where, f"{place.number}:"]
+    where = (
+        str(location.folder / f"{location.number}.db")
+        if location.kind == "sqlite"
+        else location.url
+    )
+    arguments = [location.kind, where, f"{location.number}:"]
     done = subprocess.run(
         [sys.executable, "-c", FORK, *arguments],
         capture_output=True,
@@ -615,7 +619,7 @@ def test_a_store_after_a_fork(place):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    first, users = ("refused", 3) if place.kind == "sqlite" else ("works", 4)
+    first, users = ("refused", 3) if location.kind == "sqlite" else ("works", 4)
     assert done.stdout.split("\n")[:-1] == [
         *[first] * 3,
         "accepted True",
@@ -628,9 +632,9 @@ def test_a_store_cannot_be_pickled(store):
         copy.copy(store)
 
 
-def test_messages_of_an_open_store_do_not_say_where_it_is(place, monkeypatch):
-    store = place.open()
-    where = str(place.folder) if place.kind == "sqlite" else place.url.partition("//")[2]
+def test_messages_of_an_open_store_do_not_say_where_it_is(location, monkeypatch):
+    store = location.open()
+    where = str(location.folder) if location.kind == "sqlite" else location.url.partition("//")[2]
     store.close()
     with pytest.raises(StoreError, match="is closed; open it again") as caught:
         store.version(1)
@@ -660,15 +664,19 @@ while True:
 """
 
 
-def started(place, name):
-    where = str(place.folder / f"{place.number}.db") if place.kind == "sqlite" else place.url
-    arguments = [place.kind, where, f"{place.number}:", name]
+def started(location, name):
+    where = (
+        str(location.folder / f"{location.number}.db")
+        if location.kind == "sqlite"
+        else location.url
+    )
+    arguments = [location.kind, where, f"{location.number}:", name]
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True
     )
 
 
-def told_until_killed(process, seconds):
+def output_until_killed(process, seconds):
     """Kill a writer; returns how many events it was told are kept."""
     first = process.stdout.readline()
     timer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
@@ -680,32 +688,32 @@ def told_until_killed(process, seconds):
     return max(int(line) for line in lines if line.endswith("\n"))
 
 
-def test_killed_writers_lose_nothing(place):
+def test_killed_writers_lose_nothing(location):
     """Two processes at a time write to one store and are killed at random moments."""
     rng = random.Random(0)
-    place.open().close()
+    location.open().close()
     for round in range(6):
         names = [f"{round}a", f"{round}b"]
-        writers = [started(place, name) for name in names]
-        told = [told_until_killed(writer, rng.uniform(0, 0.08)) for writer in writers]
-        with place.open() as store:
+        writers = [started(location, name) for name in names]
+        outcome_of = [output_until_killed(writer, rng.uniform(0, 0.08)) for writer in writers]
+        with location.open() as store:
             ids = [one.id for user in range(3) for one in store.latest(user, 1 << 30)]
             assert len(ids) == len(set(ids)) == store.counts().events
-            for name, count in zip(names, told, strict=True):
+            for name, count in zip(names, outcome_of, strict=True):
                 mine = {id for id in ids if id.startswith(f"{name}-".encode())}
                 assert {f"{name}-{k}".encode() for k in range(count)} <= mine
                 assert len(mine) <= count + 5, "the last ones were under way"
 
 
-def test_ids_that_an_earlier_version_kept_as_they_came(place):
+def test_ids_that_an_earlier_version_kept_as_they_came(location):
     """They are joined with their one form: found, listed once and deleted."""
-    place.open().close()
-    kept = {" x ": [1, 2], "7.0": [1, 2, 3], "7": [3, 4], "fine": [5]}
-    if place.kind == "sqlite":
-        raw = sqlite3.connect(place.folder / f"{place.number}.db")
+    location.open().close()
+    stored = {" x ": [1, 2], "7.0": [1, 2, 3], "7": [3, 4], "fine": [5]}
+    if location.kind == "sqlite":
+        raw = sqlite3.connect(location.folder / f"{location.number}.db")
         raw.execute("DROP INDEX events_by_change")
         raw.execute("UPDATE totals SET users=4, events=8")
-        for key, (user, times) in enumerate(kept.items()):
+        for key, (user, times) in enumerate(stored.items()):
             raw.execute(
                 "INSERT INTO users VALUES (?,?,5,9,?,0,?)", (key, user, len(times), '{"age": 3}')
             )
@@ -715,11 +723,11 @@ def test_ids_that_an_earlier_version_kept_as_they_came(place):
         raw.commit()
         raw.close()
     else:
-        with place.open() as store:
+        with location.open() as store:
             client, prefix = store._client, store.prefix
             client.delete(f"{prefix}ids")
             client.set(f"{prefix}events", 8)
-            for user, times in kept.items():
+            for user, times in stored.items():
                 client.sadd(f"{prefix}users", user)
                 fields = {"born": 5, "count": 9, "dropped": 0, "features": '{"age": 3}'}
                 client.hset(f"{prefix}u:{user}", mapping=fields)
@@ -727,7 +735,7 @@ def test_ids_that_an_earlier_version_kept_as_they_came(place):
                     one = replace(event(user=user, at=at, id=f"{at}"), user=user, item="9.0")
                     client.zadd(f"{prefix}t:{user}", {one.id: at})
                     client.hset(f"{prefix}e:{user}", one.id, b"1|" + pack(one))
-    with place.open() as store:
+    with location.open() as store:
         users = list(store.users())
         assert set(users) == {"x", 7, "fine"} and len(users) == 3
         assert store.counts() == (3, 7)
@@ -744,13 +752,13 @@ def test_ids_that_an_earlier_version_kept_as_they_came(place):
 
 def test_a_full_disk_loses_nothing(tmp_path):
     with SqliteStore(tmp_path / "events.db", max_bytes=200_000) as store:
-        kept = 0
+        stored = 0
         with pytest.raises(StoreError, match=r"is full .* make room"):
             for at in range(10_000):
                 store.append([event(user=k, at=at, features={"x": "y" * 300}) for k in range(20)])
-                kept += 20
-        assert 0 < kept == store.counts().events
-        assert sum(len(store.held(k).events) for k in range(20)) == kept
+                stored += 20
+        assert 0 < stored == store.counts().events
+        assert sum(len(store.held(k).events) for k in range(20)) == stored
         # Deleting makes room.
         assert store.delete_user(0)
         assert store.append([event(user=1, at=1 << 40)]) == ["accepted"]
@@ -1098,7 +1106,7 @@ def test_the_list_of_changes_is_bounded():
             versions.append(store.version(1))
         assert store._client.llen(f"{store.prefix}c:1") <= 2 * 10 + 64
         assert store.held(1, versions[-1]) == (versions[-1], {}, [], False)
-        assert store.held(1, versions[-2]).whole and store.held(1, versions[0]).whole
+        assert store.held(1, versions[-2]).complete and store.held(1, versions[0]).complete
 
 
 @needs_server
@@ -1240,10 +1248,14 @@ def test_a_password_is_shown_nowhere(caplog):
             for ask in (store.counts, store.check, lambda: store.append([event(at=1)])):
                 with pytest.raises(StoreError, match="cannot be reached") as caught:
                     ask()
-                told = caught.value
-                while told is not None:
-                    shown += [str(told), repr(told), str(getattr(told, "detail", ""))]
-                    told = told.__cause__ or told.__context__
+                outcome_of = caught.value
+                while outcome_of is not None:
+                    shown += [
+                        str(outcome_of),
+                        repr(outcome_of),
+                        str(getattr(outcome_of, "detail", "")),
+                    ]
+                    outcome_of = outcome_of.__cause__ or outcome_of.__context__
                 assert running.url.removeprefix("unix://") not in str(caught.value)
                 assert store.address in caught.value.detail
         assert store.address == running.url.replace("unix://", "unix://:***@")
@@ -1289,10 +1301,10 @@ def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpecError, match="no address of a store") as caught:
         open_store(url)
-    told = caught.value
-    while told is not None:
-        assert "pass" not in str(told).replace("PASSWORD", "").replace("password", "")
-        told = told.__cause__ or told.__context__
+    outcome_of = caught.value
+    while outcome_of is not None:
+        assert "pass" not in str(outcome_of).replace("PASSWORD", "").replace("password", "")
+        outcome_of = outcome_of.__cause__ or outcome_of.__context__
     Private.of_store(url, [], [])  # takes any text
     assert not any(tmp_path.iterdir())
 
@@ -1324,12 +1336,12 @@ def test_a_killed_server_comes_back_with_everything():
 @needs_server
 def test_a_full_server_loses_nothing():
     with server("--maxmemory", "3mb") as running, ValkeyStore(running.url) as store:
-        kept = 0
+        stored = 0
         with pytest.raises(StoreError, match="is full"):
             for at in range(10_000):
                 store.append([event(at=at, features={"x": "y" * 2000})])
-                kept += 1
-        assert kept == store.counts().events == len(store.held(1).events) > 0
+                stored += 1
+        assert stored == store.counts().events == len(store.held(1).events) > 0
 
 
 @needs_server

@@ -43,11 +43,11 @@ def _ranks() -> dict[str, int]:
     """Name of a folder, or of a module within a folder whose order is given -> its place."""
     found: dict[str, int] = {}
     lines = LAYERS.replace("\n    ", " ").strip().splitlines()
-    for place, line in enumerate(lines):
+    for position, line in enumerate(lines):
         folders, _, inner = line.partition(":")
-        found |= dict.fromkeys(folders.split(), 100 * place)
+        found |= dict.fromkeys(folders.split(), 100 * position)
         for step, names in enumerate(inner.split("<")):
-            found |= {f"{folders}.{name}": 100 * place + step for name in names.split()}
+            found |= {f"{folders}.{name}": 100 * position + step for name in names.split()}
     return found
 
 
@@ -113,7 +113,7 @@ def entry(name: str) -> str:
     return name.split(".")[1]
 
 
-def place(name: str) -> str:
+def position(name: str) -> str:
     """`limerank.data.prepare.job` -> `data.prepare`: what `LAYERS` gives a place to."""
     inner = ".".join(name.split(".")[1:3])
     return inner if inner in RANK else entry(name)
@@ -132,15 +132,17 @@ def reached(name: str) -> set[str]:
 
 def test_every_module_has_its_layer() -> None:
     ordered = {name.partition(".")[0] for name in RANK if "." in name}
-    strangers = {place(name) for name in ARROWS} - RANK.keys()
+    strangers = {position(name) for name in ARROWS} - RANK.keys()
     strangers |= {
         name
         for name in ARROWS
-        if entry(name) in ordered and name.count(".") > 1 and place(name) == entry(name)
+        if entry(name) in ordered and name.count(".") > 1 and position(name) == entry(name)
     }
     assert not strangers, f"give these their place in LAYERS: {sorted(strangers)}"
-    gone = {name for name in RANK if not any(place(one) == name for one in ARROWS)}
-    assert gone <= {name for name in RANK if name in ordered}, f"nothing is called {sorted(gone)}"
+    lacking = {name for name in RANK if not any(position(one) == name for one in ARROWS)}
+    assert lacking <= {name for name in RANK if name in ordered}, (
+        f"nothing is called {sorted(lacking)}"
+    )
 
 
 def test_imports_point_downwards() -> None:
@@ -148,7 +150,7 @@ def test_imports_point_downwards() -> None:
         f"{name} -> {other}"
         for name, others in ARROWS.items()
         for other in others - {"limerank"}
-        if RANK[place(other)] > RANK[place(name)]
+        if RANK[position(other)] > RANK[position(name)]
     ]
     assert not upward, f"imports that point upwards: {sorted(upward)}"
 
@@ -228,9 +230,9 @@ def test_serving_never_reaches_the_logs() -> None:
     reaching = [
         f"{name} -> {other}"
         for name in ARROWS
-        if place(name) in serving or name in changing
+        if position(name) in serving or name in changing
         for other in reached(name) - {"limerank"}
-        if place(other) in forbidden
+        if position(other) in forbidden
     ]
     assert not reaching, sorted(reaching)
 

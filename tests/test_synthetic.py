@@ -114,10 +114,10 @@ def test_types_and_ranges(log: Log) -> None:
     ("outcome", "truth"), [("click", "click_probability"), ("like", "like_probability")]
 )
 def test_frequencies_are_the_true_probabilities(log: Log, outcome: str, truth: str) -> None:
-    happened, p = log.column(outcome).astype(float), log.column(truth).astype(float)
+    outcomes, p = log.column(outcome).astype(float), log.column(truth).astype(float)
     for rows in np.array_split(np.argsort(p, kind="stable"), 25):
         error = np.sqrt((p[rows] * (1 - p[rows])).sum())
-        assert abs(happened[rows].sum() - p[rows].sum()) < 4 * error
+        assert abs(outcomes[rows].sum() - p[rows].sum()) < 4 * error
 
 
 def test_watch_times_have_the_expected_mean(log: Log) -> None:
@@ -225,11 +225,11 @@ def test_large_logs_are_sampled_evenly_for_the_known_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"users": 200, "items": 200, "events": 40_000, "days": 5}
-    whole = simulate(tmp_path / "whole", **asked)["best"]
+    full = simulate(tmp_path / "whole", **asked)["best"]
     monkeypatch.setattr(synthetic, "SAMPLE", 9_000)
     sampled = simulate(tmp_path / "sampled", **asked)["best"]
     assert sampled["overall"]["rows"] == 8000
-    assert sampled["overall"]["auc"] == pytest.approx(whole["overall"]["auc"], abs=0.02)
+    assert sampled["overall"]["auc"] == pytest.approx(full["overall"]["auc"], abs=0.02)
 
 
 def test_a_window_without_clicks_has_no_auc(tmp_path: Path) -> None:

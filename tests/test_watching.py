@@ -85,9 +85,12 @@ def test_whatever_is_raised_is_counted_and_tried_again(beside, task, caplog):
     until(lambda: engine.attempts[task] >= len(errors) + 2)
     until(lambda: engine.number("limerank_background_failing", task) == 0)
     assert engine.number("limerank_background_failures_total", task) == len(errors)
-    told = [one for one in caplog.records if f"{task} failed" in one.getMessage()]
-    assert len(told) == len(errors) and all(one.exc_info for one in told)
-    assert "at a place" in told[0].getMessage() and "Too many open files" in told[1].getMessage()
+    reported = [one for one in caplog.records if f"{task} failed" in one.getMessage()]
+    assert len(reported) == len(errors) and all(one.exc_info for one in reported)
+    assert (
+        "at a place" in reported[0].getMessage()
+        and "Too many open files" in reported[1].getMessage()
+    )
     others = {"follow", "verify", "store"} - {task}
     assert all(engine.number("limerank_background_failures_total", one) == 0 for one in others)
 

@@ -525,9 +525,9 @@ def index(
         Index.open(out, loaded.fingerprint)
         change = compact_index(out, forget=forget, quiet=quiet)
     else:
-        gone = None if remove is None else _ids(remove)
+        removed = None if remove is None else _ids(remove)
         change = change_items(
-            loaded, out, add=add, update=update, put=put, remove=gone, quiet=quiet
+            loaded, out, add=add, update=update, put=put, remove=removed, quiet=quiet
         )
     print(f"{out}: {change_text(change)}")
     for table in change.tables:
@@ -858,11 +858,11 @@ def _of_settings(errors: Sequence[Any]) -> str:
     """What pydantic says of a server's settings, in one line."""
     parts = []
     for one in errors:
-        place = ".".join(map(str, one["loc"]))
+        position = ".".join(map(str, one["loc"]))
         text = one["msg"].removeprefix("Value error, ")
-        secret = place.startswith("keys")
-        got = "" if secret or not place else f" is {one['input']!r}"
-        parts.append(f"{place}{got}: {text}" if place else text)
+        secret = position.startswith("keys")
+        got = "" if secret or not position else f" is {one['input']!r}"
+        parts.append(f"{position}{got}: {text}" if position else text)
     return "; ".join(parts)
 
 

@@ -101,8 +101,8 @@ class Batch(_Movable):
     @property
     def real(self) -> Tensor:
         """Which candidate positions are not padding, bool [B, M]."""
-        places = torch.arange(self.candidates.shape[1], device=self.counts.device)
-        return places < self.counts[:, None]
+        positions = torch.arange(self.candidates.shape[1], device=self.counts.device)
+        return positions < self.counts[:, None]
 
     @property
     def impressions(self) -> int:

@@ -88,9 +88,9 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, (int, np.integer)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
-        whole = float(value).is_integer() and abs(float(value)) < 1 << 63
+        integral = float(value).is_integer() and abs(float(value)) < 1 << 63
         # str of NumPy's float32 is the shortest text that gives it back, as for Python's floats.
-        return str(int(value)) if whole else str(value)
+        return str(int(value)) if integral else str(value)
     if isinstance(value, Decimal):
         return _stripped(format(value, "f"))
     if isinstance(value, np.datetime64):
@@ -343,10 +343,10 @@ def _plain_series(values: pl.Series) -> pl.Series:
         return values.cast(pl.String)
     if dtype.is_float():
         values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        same = (whole.cast(dtype) == values).fill_null(False)
+        integral = values.cast(pl.Int64, strict=False)
+        same = (integral.cast(dtype) == values).fill_null(False)
         same &= (values.abs() < float(1 << 63)).fill_null(False)
-        text = whole.cast(pl.String)
+        text = integral.cast(pl.String)
         rest = values.set(same, None)
         return text.zip_with(same, _each(rest, _plain)) if rest.count() else text
     return _each(values, _plain)
@@ -387,12 +387,12 @@ def id_integers(values: pl.Series) -> tuple[pl.Series, int]:
     dtype = values.dtype
     _require_ids(values)
     if dtype == pl.String:
-        found = _whole_numbers(values)
+        found = _integers(values)
         if found.null_count() == values.null_count():
             return found, 0
         rest = values.filter(found.is_null() & values.is_not_null())
         text = _text_series(rest)
-        again = _whole_numbers(text)
+        again = _integers(text)
         at = (found.is_null() & values.is_not_null()).arg_true()
         found = found.scatter(at, again)
         return found, again.null_count() - text.null_count()
@@ -409,7 +409,7 @@ def id_integers(values: pl.Series) -> tuple[pl.Series, int]:
             found = found.set(odd, None)
         return found, found.null_count() - values.null_count()
     text = id_texts(values)
-    found = _whole_numbers(text)
+    found = _integers(text)
     return found, found.null_count() - text.null_count()
 
 
@@ -429,7 +429,7 @@ def _require_ids(values: pl.Series) -> None:
             )
 
 
-def _whole_numbers(text: pl.Series) -> pl.Series:
+def _integers(text: pl.Series) -> pl.Series:
     """Text as Int64; null where it is not a plainly written integer."""
     value = text.cast(pl.Int64, strict=False)
     odd = (

@@ -81,29 +81,29 @@ class FeatureCoverage:
 
     def warnings(self, what: str) -> list[str]:
         """What is wrong with it; ``what``: "item", "user" or "event"."""
-        said = []
+        found = []
         name = f"{what} feature {self.name}"
         if self.rows and self.present < NEAR_ZERO * self.rows:
-            said.append(
+            found.append(
                 f"{name}: {self.present:,} of {self.rows:,} rows have a value in the column "
                 f"{self.column!r}; is it the right one?"
             )
         elif self.parsed < MOSTLY * self.present:
-            said.append(
+            found.append(
                 f"{name}: {self.present - self.parsed:,} of {self.present:,} values are no "
                 f"numbers, such as {self.unread!r}, and count as missing; write plain numbers"
             )
         elif self.known < NEAR_ZERO * self.present:
-            said.append(
+            found.append(
                 f"{name}: {self.known:,} of {self.present:,} rows have a value that training "
                 f"knows; unknown are such as {self.unknown!r}"
             )
         if self.missing_words:
-            said.append(
+            found.append(
                 f"{name}: {self.missing_words:,} of {self.rows:,} values are words such as "
                 f"{self.word!r}; if they stand for missing ones, name them in null_values"
             )
-        return said
+        return found
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TableCoverage:
 
     Attributes:
         what: "item" or "user".
-        ids: distinct ids of the log; ``met``: of these, how many have a row of the table.
+        ids: distinct ids of the log; ``matched``: of these, how many have a row of the table.
         rows: rows of the table with an id; ``used``: of these, how many the log's ids use.
         log_example: an id of the log without a row; ``table_example``: one of the table that the
             log does not have.
@@ -122,7 +122,7 @@ class TableCoverage:
 
     what: str
     ids: int
-    met: int
+    matched: int
     rows: int
     used: int
     log_example: str | None
@@ -138,8 +138,8 @@ class TableCoverage:
         """A line or two for people."""
         others = self.rows - self.used
         text = (
-            f"{self.what} table: {self.met:,} of {self.ids:,} {self.what}s of {self.log} have a "
-            f"row ({percent(self.met, self.ids)})"
+            f"{self.what} table: {self.matched:,} of {self.ids:,} {self.what}s of {self.log} "
+            f"have a row ({percent(self.matched, self.ids)})"
         )
         if others:
             text += f"; {others:,} of {self.rows:,} rows are {self.what}s that it does not name"
@@ -156,8 +156,8 @@ class TableCoverage:
             partial: the table holds a part of the ids on purpose, as that of new items does: only
                 ids of another form than all others are warned of.
         """
-        said = []
-        few = self.met < NEAR_ZERO * self.ids
+        found = []
+        few = self.matched < NEAR_ZERO * self.ids
         if partial:
             few = self.used == 0 and _form(self.log_example) != _form(self.table_example)
         if self.ids and few:
@@ -169,15 +169,15 @@ class TableCoverage:
                 )
                 if example is not None
             ]
-            said.append(
-                f"the {self.what} table has a row for {self.met:,} of {self.ids:,} {self.what}s of "
-                f"{self.log}: {', '.join(examples)}; are ids written alike, and is it the right "
-                "column?"
+            found.append(
+                f"the {self.what} table has a row for {self.matched:,} of {self.ids:,} {self.what}s"
+                f" of {self.log}: {', '.join(examples)}; are ids written alike, and is it "
+                "the right column?"
             )
-        if self.met or not self.ids:
+        if self.matched or not self.ids:
             for feature in self.features:
-                said += feature.warnings(self.what)
-        return said
+                found += feature.warnings(self.what)
+        return found
 
 
 def _form(id: str | None) -> tuple[bool, str] | None:
@@ -286,12 +286,12 @@ def presence(column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     return readable, readable
 
 
-def percent(part: int, whole: int) -> str:
+def percent(part: int, total: int) -> str:
     """A share as text; never 0 or 100 for what is not."""
-    if whole == 0:
+    if total == 0:
         return "-"
-    share = 100 * part / whole
-    if 0 < part < whole:
+    share = 100 * part / total
+    if 0 < part < total:
         share = min(max(share, 0.1), 99.9)
         return f"{share:.1f} %" if share < 1 or share > 99 else f"{share:.0f} %"
     return f"{share:.0f} %"

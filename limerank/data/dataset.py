@@ -96,8 +96,10 @@ class Dataset:
             name: open_array(self.path / "requests" / f"{name}.npy")
             for name in ("user", "first", "count", "history_start", "history_end", "split")
         }
-        kept = self.path / "history" / "rows.npy"
-        self.kept: NDArray[np.int64] | None = open_array(kept) if kept.exists() else None
+        retained = self.path / "history" / "rows.npy"
+        self.retained: NDArray[np.int64] | None = (
+            open_array(retained) if retained.exists() else None
+        )
         lengths = {len(column) for column in self.events.values()}
         if lengths != {self.manifest["counts"]["events"]}:
             raise FormatError(f"{self.path} is damaged: its event columns differ in length")
@@ -150,7 +152,7 @@ class Dataset:
             columns["history_start"][requests],
             columns["history_end"][requests],
             self.history_length if length is None else length,
-            self.kept,
+            self.retained,
         )
         counts = columns["count"][requests].astype(np.int64)
         first = columns["first"][requests]
@@ -161,13 +163,13 @@ class Dataset:
         labels = np.where(real[..., None], labels, 0).astype(np.float32)
         candidates = self.events["item"][at]
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
-        rows, distinct, candidate_places, history_places = _distinct(
+        rows, distinct, candidate_positions, history_positions = _distinct(
             candidates[real], history.items[held]
         )
         candidate_index = np.zeros(real.shape, dtype=np.int64)
-        candidate_index[real] = candidate_places
+        candidate_index[real] = candidate_positions
         history_index = np.zeros(held.shape, dtype=np.int64)
-        history_index[held] = history_places
+        history_index[held] = history_positions
         context = self.encoder.context(
             {name: self.events[name][first] for name in self.encoder.context_columns},
             self.events["time"][first],
@@ -205,10 +207,10 @@ class Dataset:
         for together in np.split(requests, np.flatnonzero(apart) + 1):
             one = columns["user"][together[0]]
             start, end = self.event_offsets[one : one + 2]
-            if self.kept is not None:
-                start, end = np.searchsorted(self.kept, [start, end])
+            if self.retained is not None:
+                start, end = np.searchsorted(self.retained, [start, end])
             times = self.events["time"]
-            times = times[start:end] if self.kept is None else times[self.kept[start:end]]
+            times = times[start:end] if self.retained is None else times[self.retained[start:end]]
             shown = self.impression_rows(together)
             prefix = np.searchsorted(times, self.events["time"][shown], side="left")
             rows.append(shown)
@@ -219,13 +221,15 @@ class Dataset:
         owner = np.repeat(np.arange(len(users)), [len(shown) for shown in rows])
         most = np.array([prefix.max() for prefix in prefixes])
         row, prefix, start = np.concatenate(rows), np.concatenate(prefixes), np.array(starts)
-        history = latest(self.events, self.encoder, start, start + most, int(most.max()), self.kept)
+        history = latest(
+            self.events, self.encoder, start, start + most, int(most.max()), self.retained
+        )
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
-        items, distinct, candidates, history_places = _distinct(
+        items, distinct, candidates, history_positions = _distinct(
             self.events["item"][row], history.items[held]
         )
         history_index = np.zeros(held.shape, dtype=np.int64)
-        history_index[held] = history_places
+        history_index[held] = history_positions
         context = self.encoder.context(
             {name: self.events[name][row] for name in self.encoder.context_columns},
             self.events["time"][row],
@@ -294,7 +298,7 @@ class Dataset:
             for part in _alike(pool, lengths, counts, impressions)
         ]
         if generator is not None:
-            batches = [batches[place] for place in generator.permutation(len(batches))]
+            batches = [batches[position] for position in generator.permutation(len(batches))]
         return batches
 
     def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
@@ -310,10 +314,10 @@ def _ahead(make: Callable[[NDArray[np.int64]], B], plan: list[NDArray[np.int64]]
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(make, rows) for rows in plan[:2]]
         try:
-            for place in range(len(plan)):
+            for position in range(len(plan)):
                 batch = waiting.pop(0).result()
-                if place + 2 < len(plan):
-                    waiting.append(pool.submit(make, plan[place + 2]))
+                if position + 2 < len(plan):
+                    waiting.append(pool.submit(make, plan[position + 2]))
                 yield batch
         finally:
             for future in waiting:
@@ -338,9 +342,9 @@ def _alike(
     for key in (lengths, counts):
         ordered = pool[np.argsort(key[pool], kind="stable")]
         wanted = total * (parts // 2) / parts
-        place = int(np.searchsorted(np.cumsum(sizes[ordered]), wanted))
-        place = min(max(place, 1), len(pool) - 1)
-        pair = ordered[:place], ordered[place:]
+        position = int(np.searchsorted(np.cumsum(sizes[ordered]), wanted))
+        position = min(max(position, 1), len(pool) - 1)
+        pair = ordered[:position], ordered[position:]
         computed = sum(len(half) * int(lengths[half].max() + counts[half].max()) for half in pair)
         halves.append((computed, *pair))
     _, first, second = min(halves, key=lambda half: half[0])
@@ -355,13 +359,13 @@ def _distinct(
     is_candidate = np.zeros(len(rows), dtype=bool)
     is_candidate[inverse[: len(candidates)]] = True
     order = np.argsort(~is_candidate, kind="stable")
-    place = np.empty(len(rows), dtype=np.int64)
-    place[order] = np.arange(len(rows))
-    places = place[inverse]
+    position = np.empty(len(rows), dtype=np.int64)
+    position[order] = np.arange(len(rows))
+    positions = position[inverse]
     distinct = int(is_candidate.sum())
     return (
         rows[order].astype(np.int64),
         distinct,
-        places[: len(candidates)],
-        places[len(candidates) :],
+        positions[: len(candidates)],
+        positions[len(candidates) :],
     )

@@ -242,11 +242,11 @@ def fit(
 
 def vocabulary_of(counts: pl.DataFrame, min_count: int) -> pl.DataFrame:
     """Codes from 1 for the values of ``counts`` (columns value, count)."""
-    kept = counts.filter(pl.col("count") >= min_count).sort(
+    frequent = counts.filter(pl.col("count") >= min_count).sort(
         ["count", "value"], descending=[True, False]
     )
-    codes = pl.Series("code", np.arange(1, len(kept) + 1, dtype=np.int32))
-    return pl.DataFrame([kept["value"].cast(pl.String), codes])
+    codes = pl.Series("code", np.arange(1, len(frequent) + 1, dtype=np.int32))
+    return pl.DataFrame([frequent["value"].cast(pl.String), codes])
 
 
 def read_vocabulary(folder: Path, name: str) -> pl.DataFrame:

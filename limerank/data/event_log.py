@@ -41,7 +41,7 @@ class EventLog:
 
     columns: Columns
     rows: Rows
-    met: Rows
+    seen: Rows
     ids: Any
 
 
@@ -138,8 +138,8 @@ class EventForm:
         """
         times = self._times([entry.get("time") for entry in entries], now)
         events = [
-            event_of({"user": 0, "id": place, **entry, "time": int(time)})
-            for place, (entry, time) in enumerate(zip(entries, times, strict=True))
+            event_of({"user": 0, "id": position, **entry, "time": int(time)})
+            for position, (entry, time) in enumerate(zip(entries, times, strict=True))
         ]
         for event in events:
             self.check(event)
@@ -182,27 +182,27 @@ class EventForm:
                 columns[f"ratio_{name}"] = np.full(n, np.nan, np.float32)
         for name in self.features:
             columns[f"feature_{name}"] = np.zeros(n, np.int32)
-        for place, event in enumerate(events):
+        for position, event in enumerate(events):
             for name, value in event.labels.items():
                 if name in self.labels:
-                    columns[f"label_{name}"][place] = self._label(name, value)
+                    columns[f"label_{name}"][position] = self._label(name, value)
             for name, value in event.ratios.items():
                 if f"ratio_{name}" in columns:
-                    columns[f"ratio_{name}"][place] = min(value, FLOAT32)
+                    columns[f"ratio_{name}"][position] = min(value, FLOAT32)
             for name, feature in event.features.items():
                 if name in self.features:
-                    columns[f"feature_{name}"][place] = self._code(self.features[name], feature)
+                    columns[f"feature_{name}"][position] = self._code(self.features[name], feature)
         order = np.argsort(columns["time"], kind="stable")
         if now is not None:
             order = order[columns["time"][order] < now]
-        kept = order
+        retained = order
         if self.keep is not None:
-            kept = order[columns[f"label_{self.keep}"][order] > 0]
+            retained = order[columns[f"label_{self.keep}"][order] > 0]
         ids = np.empty(len(codes), dtype=object)
         ids[:] = list(codes)
-        return EventLog(columns, kept, order, ids)
+        return EventLog(columns, retained, order, ids)
 
-    def kept(self, event: Event) -> bool:
+    def retained(self, event: Event) -> bool:
         """Whether histories hold the event."""
         return self.keep is None or event.labels.get(self.keep) == 1
 

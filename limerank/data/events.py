@@ -267,7 +267,7 @@ def pack_list(user: int | str, events: Sequence[Event]) -> bytes:
     _put_id(out, user)
     _put_varint(out, len(events))
     parts = (part for event in events for part in (event.labels, event.ratios, event.features))
-    names = {name: place for place, name in enumerate(dict.fromkeys(n for p in parts for n in p))}
+    names = {name: column for column, name in enumerate(dict.fromkeys(n for p in parts for n in p))}
     _put_varint(out, len(names))
     for name in names:
         _put_text(out, name.encode())
@@ -430,10 +430,10 @@ class _Reader:
         parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
         for _ in range(self.varint()):
             part, form = divmod(self._take(1)[0], 16)
-            place = 0 if names is None else self.varint()
-            if part > 2 or form > 5 or (names is not None and place >= len(names)):
+            column = 0 if names is None else self.varint()
+            if part > 2 or form > 5 or (names is not None and column >= len(names)):
                 raise FormatError("bytes of events are damaged: no value has this form")
-            name = self.text() if names is None else names[place]
+            name = self.text() if names is None else names[column]
             value = self._value(form)
             if not isinstance(value, float) or math.isfinite(value):
                 parts[part][name] = value  # numbers that are none are not known

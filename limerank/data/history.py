@@ -109,8 +109,8 @@ class EventEncoder:
         if self.clock:
             parts += _hour_and_weekday(time)
         tokens = np.empty((*time.shape, len(parts)), dtype=np.int64)
-        for place, part in enumerate(parts):
-            np.add(part, self._starts[place], out=tokens[..., place], casting="unsafe")
+        for position, part in enumerate(parts):
+            np.add(part, self._starts[position], out=tokens[..., position], casting="unsafe")
         return tokens
 
     def context(
@@ -128,8 +128,8 @@ class EventEncoder:
             gap = 1 + np.searchsorted(GAP_EDGES_MS, time - newest, side="right")
             parts.append(np.where(lengths > 0, gap, 0))
         tokens = np.empty((len(time), len(parts)), dtype=np.int64)
-        for place, part in enumerate(parts):
-            np.add(part, self._context_starts[place], out=tokens[:, place], casting="unsafe")
+        for position, part in enumerate(parts):
+            np.add(part, self._context_starts[position], out=tokens[:, position], casting="unsafe")
         return tokens
 
     def context_until(self, time: int, newest: int, length: int) -> float:

@@ -378,11 +378,11 @@ class Spec(Frozen):
             raise ValueError("cut points need a time column")
         if not self.clock and self.split.by == "time":
             raise ValueError('a log that has only an order is split by = "position"')
-        for place, source in enumerate(self.events):
+        for position, source in enumerate(self.events):
             for column, value in source.constant.items():
                 wrong = self._wrong_constant(source, column, value)
                 if wrong:
-                    raise ValueError(f"events.{place}.constant.{column}: {wrong}")
+                    raise ValueError(f"events.{position}.constant.{column}: {wrong}")
             absent = [
                 label.column
                 for label in self.labels
@@ -407,9 +407,9 @@ class Spec(Frozen):
         events = {name for label in self.labels for name in (label.column, label.of) if name}
         events |= {feature.column for feature in self.event_features}
         read: list[tuple[str, Files, set[str]]] = []
-        for place, source in enumerate(self.events):
+        for position, source in enumerate(self.events):
             own = (source.user, source.item, source.time, source.order, source.request)
-            read.append((f"events.{place}", source, events | {name for name in own if name}))
+            read.append((f"events.{position}", source, events | {name for name in own if name}))
         for where, table in (("items", self.items), ("users", self.users)):
             if table is not None:
                 read.append((where, table, set(table.read)))
@@ -493,9 +493,9 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
             continue  # what is wrong inside is said; that nothing valid remains follows from it
         if part["type"] == "default_factory_not_called":
             continue  # a default that follows from a field that is wrong
-        place = ".".join(str(step) for step in part["loc"]) or "(whole)"
+        position = ".".join(str(step) for step in part["loc"]) or "(whole)"
         got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
-        lines.append(f"  {place}: {part['msg'].removeprefix('Value error, ')}{got}")
+        lines.append(f"  {position}: {part['msg'].removeprefix('Value error, ')}{got}")
         if part["type"] == "literal_error":
             lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
         elif part["type"] == "extra_forbidden" and model is not None:
@@ -503,14 +503,14 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
     return "\n".join(lines)
 
 
-def nearest_field(model: type[BaseModel], place: Sequence[int | str]) -> str:
-    """The field that may be meant by an unknown one at ``place`` of a model, for messages."""
-    return did_you_mean(str(place[-1]), _fields(model, place))
+def nearest_field(model: type[BaseModel], position: Sequence[int | str]) -> str:
+    """The field that may be meant by an unknown one at ``position`` of a model, for messages."""
+    return did_you_mean(str(position[-1]), _fields(model, position))
 
 
-def _fields(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
-    """Names of the fields that stand beside the one at ``place``; none where nobody knows."""
-    for step in place[:-1]:
+def _fields(model: type[BaseModel], position: Sequence[int | str]) -> list[str]:
+    """Names of the fields that stand beside the one at ``position``; none where nobody knows."""
+    for step in position[:-1]:
         if isinstance(step, int):
             continue  # of a list: each entry is alike
         field = model.model_fields.get(step)

@@ -292,18 +292,18 @@ class _Catalogue:
             ],
             axis=1,
         )
-        kept = rng.random((n, 4)) < np.array([0.9, 0.7, 0.4, 0.1])
-        kept[:, 2] &= tags[:, 2] != tags[:, 1]
-        kept[:, 3] &= tags[:, 3] != tags[:, 0]
+        chosen = rng.random((n, 4)) < np.array([0.9, 0.7, 0.4, 0.1])
+        chosen[:, 2] &= tags[:, 2] != tags[:, 1]
+        chosen[:, 3] &= tags[:, 3] != tags[:, 0]
         order = np.argsort(rng.random((n, 4)), axis=1)
-        tags, kept = np.take_along_axis(tags, order, 1), np.take_along_axis(kept, order, 1)
-        offsets = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int32)
+        tags, chosen = np.take_along_axis(tags, order, 1), np.take_along_axis(chosen, order, 1)
+        offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int32)
         return pa.table(
             {
                 "item_id": np.arange(1, n + 1),
                 "author": self.author + 1,
                 "category": _named(self.category, CATEGORIES),
-                "tags": pa.ListArray.from_arrays(offsets, _named(tags[kept], names)),
+                "tags": pa.ListArray.from_arrays(offsets, _named(tags[chosen], names)),
                 "duration_ms": self.duration_ms,
                 "upload_day": np.floor_divide(self.upload_move, MOVES_PER_DAY).astype(np.int32),
                 "upload_ms": self.upload_ms,
@@ -502,9 +502,9 @@ def _shown(
     choice = rng.random(n, dtype=np.float32)
     where = rng.random(n, dtype=np.float32)
     personal = (choice < SHARE_PERSONAL) & (count > 0)
-    place = (np.where(personal, count, POOL) * where).astype(np.int32)
-    place += np.where(personal, catalogue.pool_from[believed], 0)
-    item = catalogue.pool[np.minimum(place, POOL - 1)]
+    position = (np.where(personal, count, POOL) * where).astype(np.int32)
+    position += np.where(personal, catalogue.pool_from[believed], 0)
+    item = catalogue.pool[np.minimum(position, POOL - 1)]
     anywhere = (where * np.float32(catalogue.live)).astype(np.int32)
     anywhere = np.minimum(anywhere, catalogue.live - 1)
     item = np.where(choice < SHARE_PERSONAL + SHARE_POPULAR, item, anywhere)
@@ -562,8 +562,8 @@ class _Writer:
 
     def _put(self, blocks: list[dict[str, Any]]) -> None:
         names = dict.fromkeys(self.EVENTS + self.TRUTH)
-        whole = pa.table({name: np.concatenate([b[name] for b in blocks]) for name in names})
-        events, truth = whole.select(self.EVENTS), whole.select(self.TRUTH)
+        joined = pa.table({name: np.concatenate([b[name] for b in blocks]) for name in names})
+        events, truth = joined.select(self.EVENTS), joined.select(self.TRUTH)
         if self._events is not None and self._file_rows >= FILE_ROWS:
             self._events.close()
             self._events = None
@@ -573,9 +573,9 @@ class _Writer:
             self._files, self._file_rows = self._files + 1, 0
         if self._truth is None:
             self._truth = self._open(self._folder / "truth.parquet", truth.schema)
-        self._events.write_table(events, row_group_size=len(whole))
-        self._truth.write_table(truth, row_group_size=len(whole))
-        self._file_rows += len(whole)
+        self._events.write_table(events, row_group_size=len(joined))
+        self._truth.write_table(truth, row_group_size=len(joined))
+        self._file_rows += len(joined)
 
     @staticmethod
     def _open(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

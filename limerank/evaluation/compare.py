@@ -45,11 +45,11 @@ def one_by_one(users: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDAr
     Args:
         users: [n] whose impression each one is.
     """
-    distinct, places = np.unique(np.asarray(users), return_inverse=True)
+    distinct, user_of = np.unique(np.asarray(users), return_inverse=True)
     rng = np.random.default_rng(seed)
     for _ in range(resamples):
         drawn = rng.integers(0, len(distinct), len(distinct))
-        yield np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[places]
+        yield np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[user_of]
 
 
 class Resampled:
@@ -120,11 +120,11 @@ def paired_auc(
         (Resampled(labels, one), Resampled(labels, other))
         for one, other in zip(ours, theirs, strict=True)
     ]
-    whole = np.ones(len(np.asarray(users)), dtype=np.int32)
+    each_once = np.ones(len(np.asarray(users)), dtype=np.int32)
     gaps = np.array(
         [
             np.mean([one.auc(drawn) - other.auc(drawn) for one, other in pairs])
-            for drawn in chain([whole], one_by_one(users, resamples, seed))
+            for drawn in chain([each_once], one_by_one(users, resamples, seed))
         ]
     )
     drawn = gaps[1:][~np.isnan(gaps[1:])]
@@ -204,12 +204,14 @@ def compare(
             f"no binary task {task!r}; known: {', '.join(tasks) or 'none'}"
             f"{did_you_mean(task, tasks)}"
         )
-    place = dataset.tasks.index(task)
-    said = [[_said(run, dataset, split, quiet) for run in runs] for runs in (ours, theirs)]
-    first = said[0][0]
-    scores = [[one.values[:, place] for one in of_model] for of_model in said]
+    position = dataset.tasks.index(task)
+    predicted = [
+        [_predicted(run, dataset, split, quiet) for run in runs] for runs in (ours, theirs)
+    ]
+    first = predicted[0][0]
+    scores = [[one.values[:, position] for one in of_model] for of_model in predicted]
     found = differences(
-        first.labels[:, place],
+        first.labels[:, position],
         dataset.requests["user"][first.requests],
         scores[0],
         scores[1],
@@ -233,7 +235,9 @@ def _bounds(interval: Interval) -> dict[str, float | None]:
     }
 
 
-def _said(run: str | os.PathLike[str], dataset: Dataset, split: str, quiet: bool) -> Predictions:
+def _predicted(
+    run: str | os.PathLike[str], dataset: Dataset, split: str, quiet: bool
+) -> Predictions:
     loaded = load_run(run)
     loaded.dataset(dataset.path)  # refuses a dataset of another encoding
     return predict(

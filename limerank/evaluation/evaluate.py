@@ -73,9 +73,9 @@ def predict(
     """Score every impression of the requests with the history before it."""
     device = next(ranker.parameters()).device
     counts = dataset.requests["count"][requests].astype(np.int64)
-    place = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
-    place[requests + 1] = counts
-    np.cumsum(place, out=place)
+    position = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
+    position[requests + 1] = counts
+    np.cumsum(position, out=position)
     total, tasks = int(counts.sum()), len(dataset.tasks)
     values = np.empty((total, tasks), dtype=np.float32)
     labels = np.empty((total, tasks), dtype=np.float32)
@@ -90,11 +90,11 @@ def predict(
         for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
             batch = batch.to(device)
             real = batch.real
-            said = predictions(ranker(batch)[real].float(), ranker.shape.tasks)
+            predicted = predictions(ranker(batch)[real].float(), ranker.shape.tasks)
             counts_b = batch.counts.cpu().numpy()
-            starts = np.repeat(place[part] - (np.cumsum(counts_b) - counts_b), counts_b)
+            starts = np.repeat(position[part] - (np.cumsum(counts_b) - counts_b), counts_b)
             at = starts + np.arange(len(starts))
-            values[at] = said.cpu().numpy()
+            values[at] = predicted.cpu().numpy()
             labels[at] = batch.labels[real].cpu().numpy()
             if isinstance(ranker, Lime) and ranker.folds:
                 terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
@@ -117,18 +117,18 @@ def effective_links(link_use: NDArray[np.float32]) -> float:
 
 
 def task_metrics(
-    said: Predictions,
+    predicted: Predictions,
     dataset: Dataset,
     tasks: tuple[Task, ...],
     chosen: NDArray[np.bool_] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of each task over the chosen impressions (all, when not given)."""
     pick = slice(None) if chosen is None else chosen
-    users = dataset.requests["user"][said.requests[pick]]
-    main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), None)
+    users = dataset.requests["user"][predicted.requests[pick]]
+    main = next((position for position, task in enumerate(tasks) if task.kind == "binary"), None)
     found: dict[str, dict[str, float]] = {}
-    for place, task in enumerate(tasks):
-        value, label = said.values[pick, place], said.labels[pick, place]
+    for position, task in enumerate(tasks):
+        value, label = predicted.values[pick, position], predicted.labels[pick, position]
         if task.kind == "binary":
             found[task.name] = {
                 "auc": metrics.auc(label, value),
@@ -139,7 +139,7 @@ def task_metrics(
                 "ece": metrics.ece(label, value),
             }
         else:
-            positive = label > 0 if main is None else said.labels[pick, main]
+            positive = label > 0 if main is None else predicted.labels[pick, main]
             found[task.name] = {
                 "xauc": metrics.xauc(label, value),
                 "wtauc": metrics.wtauc(positive, value, label),
@@ -149,28 +149,30 @@ def task_metrics(
     return found
 
 
-def slices(said: Predictions, dataset: Dataset) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+def slices(
+    predicted: Predictions, dataset: Dataset
+) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """The slices that every report shows: (kind, name, which impressions)."""
-    return cut(ages(said, dataset))
+    return cut(ages(predicted, dataset))
 
 
-def ages(said: Predictions, dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+def ages(predicted: Predictions, dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     """How well the log knows the user and the item of each impression, i64 [n] by kind of slice:
     ``history``, events that the user had before it; ``item impressions``, how often the item was
     shown in the training window; and where the log has a clock ``user days`` and ``item days``,
     whole days since the first event of either."""
     starts, ends = dataset.requests["history_start"], dataset.requests["history_end"]
-    items = np.asarray(dataset.events["item"][said.rows])
+    items = np.asarray(dataset.events["item"][predicted.rows])
     found = {
-        "history": (ends - starts)[said.requests],
+        "history": (ends - starts)[predicted.requests],
         "item impressions": dataset.train_count[items],
     }
     if dataset.clock:
         times = dataset.events["time"]
-        begun = times[dataset.event_offsets[dataset.requests["user"][said.requests]]]
+        begun = times[dataset.event_offsets[dataset.requests["user"][predicted.requests]]]
         first = _first_times(dataset)[items]
-        found["user days"] = (times[said.rows] - begun) // DAY_MS
-        found["item days"] = (times[said.rows] - first) // DAY_MS
+        found["user days"] = (times[predicted.rows] - begun) // DAY_MS
+        found["item days"] = (times[predicted.rows] - first) // DAY_MS
     return found
 
 
@@ -189,13 +191,13 @@ def cut(ages: Mapping[str, NDArray[np.int64]]) -> Iterator[tuple[str, str, NDArr
     for kind, values in ages.items():
         edges = EDGES[kind]
         group = np.searchsorted(edges, values, side="right") - 1
-        for place, low in enumerate(edges):
-            if place + 1 == len(edges):
+        for position, low in enumerate(edges):
+            if position + 1 == len(edges):
                 name = f"{low}+"
             else:
-                high = edges[place + 1] - 1
+                high = edges[position + 1] - 1
                 name = str(low) if high == low else f"{low}-{high}"
-            yield kind, name, group == place
+            yield kind, name, group == position
 
 
 def list_metrics(
@@ -218,7 +220,7 @@ def list_metrics(
             always the same ones.
     """
     tasks = ranker.shape.tasks
-    main = next((place for place, task in enumerate(tasks) if task.kind == "binary"), 0)
+    main = next((position for position, task in enumerate(tasks) if task.kind == "binary"), 0)
     items = len(dataset.items)
     # Requests are drawn before they are looked through: a long split costs what is asked for.
     drawn = requests
@@ -271,12 +273,12 @@ def list_metrics(
     return result
 
 
-def _met(dataset: Dataset, request: int) -> NDArray[np.int32]:
+def _seen(dataset: Dataset, request: int) -> NDArray[np.int32]:
     """Items of the whole history before a request."""
     columns = dataset.requests
     rows = slice(columns["history_start"][request], columns["history_end"][request])
     items: NDArray[np.int32] = dataset.events["item"][
-        rows if dataset.kept is None else dataset.kept[rows]
+        rows if dataset.retained is None else dataset.retained[rows]
     ]
     return items
 
@@ -286,7 +288,7 @@ def _relevant(dataset: Dataset, request: int, label: str) -> NDArray[np.int32]:
     first = dataset.requests["first"][request]
     shown = slice(first, first + dataset.requests["count"][request])
     liked = dataset.events["item"][shown][dataset.events[f"label_{label}"][shown] > 0]
-    return np.setdiff1d(liked[dataset.candidate[liked]], _met(dataset, request))
+    return np.setdiff1d(liked[dataset.candidate[liked]], _seen(dataset, request))
 
 
 def _ranks(
@@ -295,7 +297,7 @@ def _ranks(
     """The rank of each relevant item, ascending; each counts the others above it, and of equal
     scores the lower row comes first."""
     scores[np.isnan(scores)] = -np.inf
-    scores[_met(dataset, request)] = -np.inf
+    scores[_seen(dataset, request)] = -np.inf
     scores[~dataset.candidate] = -np.inf
     ranks = [
         1
@@ -359,9 +361,9 @@ def evaluate(
         check_output(target)
     if history is None:
         history = loaded.train.history
-    said = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
+    predicted = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
     if predictions is not None:
-        _write_predictions(said, dataset, Path(predictions))
+        _write_predictions(predicted, dataset, Path(predictions))
     tasks = loaded.ranker.shape.tasks
     result: dict[str, Any] = {
         "model": loaded.ranker.config.model,
@@ -370,20 +372,20 @@ def evaluate(
         "history": dataset.history_length if history is None else history,
         "at_least": at_least,
         "requests": len(requests),
-        "impressions": len(said.rows),
-        "tasks": task_metrics(said, dataset, tasks) if len(said.rows) else {},
+        "impressions": len(predicted.rows),
+        "tasks": task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {},
         "slices": [
             {
                 "kind": kind,
                 "slice": name,
                 "impressions": int(chosen.sum()),
-                "tasks": task_metrics(said, dataset, tasks, chosen) if chosen.any() else {},
+                "tasks": task_metrics(predicted, dataset, tasks, chosen) if chosen.any() else {},
             }
-            for kind, name, chosen in slices(said, dataset)
+            for kind, name, chosen in slices(predicted, dataset)
         ],
     }
-    if said.link_use is not None:
-        result["effective_links"] = effective_links(said.link_use)
+    if predicted.link_use is not None:
+        result["effective_links"] = effective_links(predicted.link_use)
     if lists:
         result["lists"] = list_metrics(
             loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
@@ -404,17 +406,17 @@ def _file_name(split: str, history: int | None, at_least: int) -> str:
     return "-".join(parts) + ".json"
 
 
-def _write_predictions(said: Predictions, dataset: Dataset, path: Path) -> None:
+def _write_predictions(predicted: Predictions, dataset: Dataset, path: Path) -> None:
     columns = {
-        "user": dataset.user_ids[dataset.requests["user"][said.requests]],
-        "item": dataset.item_ids[dataset.events["item"][said.rows]],
-        "time": np.asarray(dataset.events["time"][said.rows]),
-        "request": said.requests,
-        **{column(kind): values for kind, values in ages(said, dataset).items()},
+        "user": dataset.user_ids[dataset.requests["user"][predicted.requests]],
+        "item": dataset.item_ids[dataset.events["item"][predicted.rows]],
+        "time": np.asarray(dataset.events["time"][predicted.rows]),
+        "request": predicted.requests,
+        **{column(kind): values for kind, values in ages(predicted, dataset).items()},
     }
-    for place, task in enumerate(dataset.tasks):
-        columns[task] = said.labels[:, place]
-        columns[f"{task}_predicted"] = said.values[:, place]
+    for position, task in enumerate(dataset.tasks):
+        columns[task] = predicted.labels[:, position]
+        columns[f"{task}_predicted"] = predicted.values[:, position]
     write_table(pl.DataFrame(columns), path)
 
 

@@ -105,7 +105,7 @@ def build_index(
     folder.mkdir(parents=True, exist_ok=True)
     with writing(folder):
         try:
-            state = _kept(folder, run, parts, overwrite)
+            state = _unfinished(folder, run, parts, overwrite)
             if state is None and not exists:
                 sweep(folder, {"files": {}})
             built = _build(folder, run, parts, state, quiet)
@@ -202,11 +202,13 @@ def _same(run: Run, parts: Sequence[Catalogue]) -> dict[str, Any]:
     }
 
 
-def _kept(folder: Path, run: Run, parts: Sequence[Catalogue], anew: bool) -> dict[str, Any] | None:
+def _unfinished(
+    folder: Path, run: Run, parts: Sequence[Catalogue], replace: bool
+) -> dict[str, Any] | None:
     """The state of a killed build of the same thing, or None.
 
     Raises:
-        FormatError: it was of another thing, and ``anew`` is false.
+        FormatError: it was of another thing, and ``replace`` is false.
     """
     path = folder / "building.json"
     if not path.exists():
@@ -223,7 +225,7 @@ def _kept(folder: Path, run: Run, parts: Sequence[Catalogue], anew: bool) -> dic
     of = _same(run, parts)
     if state.get("format") == FORMAT and state.get("of") == of and all(held.values()):
         return state
-    if not anew and state.get("of") != of:
+    if not replace and state.get("of") != of:
         was = state.get("of", {})
         changed = "run" if was.get("fingerprint") != of["fingerprint"] else "items"
         raise FormatError(

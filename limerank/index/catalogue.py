@@ -72,9 +72,9 @@ class Catalogue:
         """External ids of the wanted rows."""
         return self.ids[self.rows]
 
-    def items(self, places: NDArray[np.int64] | slice) -> Items:
+    def items(self, positions: NDArray[np.int64] | slice) -> Items:
         """What the item tower reads of some of the wanted rows."""
-        rows = self.rows[places]
+        rows = self.rows[positions]
         return Items(torch.from_numpy(self.codes[rows]), self.content.take(rows))
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Items]:
@@ -159,8 +159,8 @@ class _ItemTable:
 
     def _encoded(self, frame: pl.DataFrame, source: str) -> Catalogue:
         ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
-        places = np.arange(1, len(self.known) + 1)
-        known = pl.DataFrame([self.known, pl.Series("code", places, dtype=pl.Int64)])
+        positions = np.arange(1, len(self.known) + 1)
+        known = pl.DataFrame([self.known, pl.Series("code", positions, dtype=pl.Int64)])
         wanted = pl.DataFrame([ids.alias("id")])
         known = known.join(wanted, on="id", how="semi")
         codes = wanted.join(known, on="id", how="left", maintain_order="left")["code"]

@@ -88,8 +88,8 @@ def change_text(change: Change) -> str:
     """A change, to read."""
     done = {"added": change.added, "updated": change.updated, "removed": change.removed}
     done |= {"old rows dropped": change.dropped}
-    said = ", ".join(f"{count:,} {name}" for name, count in done.items() if count)
-    return f"{said or 'nothing to do'}; {change.items:,} items, version {change.version}"
+    warnings = ", ".join(f"{count:,} {name}" for name, count in done.items() if count)
+    return f"{warnings or 'nothing to do'}; {change.items:,} items, version {change.version}"
 
 
 IndexPath = Index | str | os.PathLike[str]
@@ -215,12 +215,12 @@ def _changed(
 ) -> Change:
     old = Index.open(path, None if run is None else run.fingerprint)
     ids, replaced = _checked(old, parts)
-    gone = _removable(old, remove, ids)
+    removable = _removable(old, remove, ids)
     count, offered = len(ids), [part.candidate[part.rows] for part in parts.values()]
     manifest = dict(old.manifest)
     if live is not None:
         manifest["live"] = live.json()
-    if not count and not len(gone):
+    if not count and not len(removable):
         if live is not None:  # the same version: no item is another
             commit(path, manifest)
         return Change(old.version, old.items, len(old), advice=_advice(old.manifest, 0.0))
@@ -241,10 +241,10 @@ def _changed(
         if count:
             files.append_ids(ids)
             write_lookup(files, *_grown(old, ids, replaced))
-        own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else gone
-        hidden = np.unique(np.concatenate([old.hidden, replaced, gone, own]))
+        own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else removable
+        hidden = np.unique(np.concatenate([old.hidden, replaced, removable, own]))
         files.write("hidden_rows.i32", hidden)
-        removed = np.union1d(np.setdiff1d(old.removed, replaced), gone)
+        removed = np.union1d(np.setdiff1d(old.removed, replaced), removable)
         if not np.array_equal(removed, old.removed):
             files.write("removed_rows.i32", removed)
         manifest["files"] = files.entries()
@@ -265,7 +265,7 @@ def _changed(
         total,
         added=count - updated,
         updated=updated,
-        removed=len(gone),
+        removed=len(removable),
         clamped=share,
         advice=_advice(manifest, share),
         tables=tuple(part.coverage for part in parts.values() if part.coverage is not None),
@@ -278,21 +278,21 @@ def unreadable_items(run: Trained, items: Sequence[Mapping[str, Any]]) -> dict[i
     found: dict[int, str] = {}
     todo = [np.arange(len(items))] if len(items) else []
     while todo:
-        places = todo.pop()
+        positions = todo.pop()
         try:
-            part = of_source(run, [items[place] for place in places.tolist()])
+            part = of_source(run, [items[position] for position in positions.tolist()])
             with torch.inference_mode():
                 vectors = [run.ranker.item_vectors(some).float() for some in part.chunks(CHUNK)]
             finite = np.concatenate([torch.isfinite(some).all(1).cpu().numpy() for some in vectors])
-            for place in places[~finite].tolist():
-                found[place] = "its columns encode to NaN: look for extreme numbers"
+            for position in positions[~finite].tolist():
+                found[position] = "its columns encode to NaN: look for extreme numbers"
         except FormatError:  # of the run, not of an item
             raise
         except UNREADABLE as error:
-            if len(places) == 1:
-                found[int(places[0])] = f"{error!s:.300}"
+            if len(positions) == 1:
+                found[int(positions[0])] = f"{error!s:.300}"
             else:
-                todo += np.array_split(places, 2)
+                todo += np.array_split(positions, 2)
     return dict(sorted(found.items()))
 
 
@@ -325,7 +325,7 @@ def _removable(old: Index, remove: Iterable[Any] | None, ids: NDArray[Any]) -> N
     rows = old.ids.find(given)
     held = (rows >= 0) & ~np.isin(rows, old.removed)
     if not held.all():
-        unknown = [given[place] for place in np.flatnonzero(~held)]
+        unknown = [given[position] for position in np.flatnonzero(~held)]
         raise UnknownError(
             f"{len(unknown)} of {len(given)} items to remove are not in the index {old.path}: "
             f"{_some(unknown)}"
@@ -361,18 +361,18 @@ def _grown(
 
 
 def _advice(manifest: Mapping[str, Any], clamped: float) -> tuple[str, ...]:
-    said = []
+    warnings = []
     if clamped > CLAMPED_SHARE:
-        said.append(
+        warnings.append(
             f"{100 * clamped:.1f} % of the new items' codes lie out of the range that the index "
             "was built for, and were clamped to it; build the index again from the whole catalogue"
         )
     if manifest["superseded"] > DEAD_SHARE * max(manifest["rows"], 1):
-        said.append(
+        warnings.append(
             f"{manifest['superseded']:,} of {manifest['rows']:,} rows are old ones of updated "
             "items; compact the index"
         )
-    return tuple(said)
+    return tuple(warnings)
 
 
 def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
@@ -395,34 +395,34 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
         stale = old.ids.find(old.ids[tail], first=1)
         newest = np.union1d(np.setdiff1d(base, stale), tail)
         removed = np.zeros(0, np.int32) if forget else old.removed
-        kept = np.setdiff1d(newest, old.removed) if forget else newest
+        retained = np.setdiff1d(newest, old.removed) if forget else newest
         version, manifest = next_version(path, old.version), dict(old.manifest)
         arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
         with (
             Files(path, version) as files,
-            Bar("compacting", total=len(kept), unit="items", quiet=quiet) as bar,
+            Bar("compacting", total=len(retained), unit="items", quiet=quiet) as bar,
         ):
-            for at in range(0, max(len(kept), 1), CHUNK):
-                rows = kept[at : at + CHUNK]
+            for at in range(0, max(len(retained), 1), CHUNK):
+                rows = retained[at : at + CHUNK]
                 for name, array in arrays.items():
                     if array is not None:
                         files.append(name, array[rows])
                 files.append_ids(np.asarray(old.ids[rows]))
                 bar.advance(len(rows))
             none = np.zeros(0, np.int64)
-            level = level_of(np.asarray(old.ids[kept]))
+            level = level_of(np.asarray(old.ids[retained]))
             write_lookup(files, level, Level(none, none.astype(np.int32)))
-            files.write("hidden_rows.i32", _places(kept, old.hidden))
-            files.write("removed_rows.i32", _places(kept, removed))
+            files.write("hidden_rows.i32", _positions(retained, old.hidden))
+            files.write("removed_rows.i32", _positions(retained, removed))
             manifest["files"] = files.entries()
-        manifest |= {"version": version, "rows": len(kept), "superseded": 0}
+        manifest |= {"version": version, "rows": len(retained), "superseded": 0}
         manifest["built"] = manifest["files"]["vectors.f32"]["crc32"]
-        manifest["items"] = len(kept) - len(removed)
+        manifest["items"] = len(retained) - len(removed)
         manifest = commit(path, manifest)
         sweep(path, manifest)
-    return Change(version, manifest["items"], len(kept), dropped=len(old) - len(kept))
+    return Change(version, manifest["items"], len(retained), dropped=len(old) - len(retained))
 
 
-def _places(kept: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
+def _positions(retained: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
     """Where rows stand among the kept ones, ascending; those that are not kept are left out."""
-    return np.flatnonzero(np.isin(kept, rows))
+    return np.flatnonzero(np.isin(retained, rows))

@@ -105,10 +105,10 @@ class IdTable:
         texts = [value if isinstance(value, str) else _text(value) for value in given]
         found = self._find_all(levels, texts)
         missing = np.flatnonzero(found < 0).tolist()
-        forms = {place: _text(given[place]) for place in missing}
-        other = [place for place in missing if forms[place] not in ("", texts[place])]
+        forms = {position: _text(given[position]) for position in missing}
+        other = [position for position in missing if forms[position] not in ("", texts[position])]
         if other:
-            found[other] = self._find_all(levels, [forms[place] for place in other])
+            found[other] = self._find_all(levels, [forms[position] for position in other])
         return found
 
     def _find_all(self, levels: Sequence[Level], texts: list[str]) -> NDArray[np.int64]:
@@ -158,8 +158,8 @@ def level_of(values: NDArray[Any], first: int = 0) -> Level:
     again = order[1:][keys[1:] == keys[:-1]].tolist()
     if text and again:  # equal hashes: are the texts equal, too?
         group = order[np.isin(keys, keys[1:][keys[1:] == keys[:-1]])].tolist()
-        counts = Counter(str(values[place]) for place in group)
-        again = [place for place in group if counts[str(values[place])] > 1]
+        counts = Counter(str(values[position]) for position in group)
+        again = [position for position in group if counts[str(values[position])] > 1]
     if again:
         some = ", ".join(repr(value) for value in dict.fromkeys(values[again].tolist()))
         raise DataError(f"each item must have an id of its own; given more than once: {some:.200}")
@@ -168,8 +168,8 @@ def level_of(values: NDArray[Any], first: int = 0) -> Level:
 
 def merged(older: Level, newer: Level, stale: NDArray[np.int64]) -> Level:
     """One level of two: that of ``older`` without its ``stale`` rows, and all of ``newer``."""
-    kept = ~np.isin(older.rows, stale)
-    keys, rows = older.keys[kept], older.rows[kept]
+    current = ~np.isin(older.rows, stale)
+    keys, rows = older.keys[current], older.rows[current]
     at = np.searchsorted(keys, newer.keys)
     return Level(np.insert(keys, at, newer.keys), np.insert(rows, at, newer.rows))
 
@@ -187,14 +187,14 @@ def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_] | No
     """Values as integers, and which of them are integers or their plain text; None: all."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
         return np.ascontiguousarray(values, dtype=np.int64), None
-    if isinstance(values, list) and (whole := _native.integers(values)) is not None:
-        return whole, None
+    if isinstance(values, list) and (all_integers := _native.integers(values)) is not None:
+        return all_integers, None
     numbers = np.zeros(len(values), dtype=np.int64)
     legal = np.zeros(len(values), dtype=bool)
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         id = _id(value)
         if isinstance(id, int):
-            numbers[place], legal[place] = id, True
+            numbers[position], legal[position] = id, True
     return numbers, legal
 
 

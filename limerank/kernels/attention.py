@@ -19,7 +19,7 @@ def real_positions(lengths_b: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths_b.device) < lengths_b[:, None]
 
 
-def whole(lengths_b: Tensor, size: int) -> bool:
+def unpadded(lengths_b: Tensor, size: int) -> bool:
     """Whether this is known to be one request whose ``size`` >= 1 positions all hold events: the
     most frequent call of a server. Never asks a GPU, which would have to finish its work first."""
     alone = size > 0 and len(lengths_b) == 1 and lengths_b.device.type == "cpu"
@@ -85,7 +85,7 @@ def softmax_attention(
         # Fused: nothing of the size l x N is written but the mask, and not even that where links
         # share their rate. Training takes the form below, whose gradients reach the rates.
         mask_bhln = age_bn.view(batch, 1, 1, size) * -rate_hl.unsqueeze(-1)
-        if whole(lengths_b, size):
+        if unpadded(lengths_b, size):
             return F.scaled_dot_product_attention(
                 q_bhle, k_bhne, v_bhne, attn_mask=mask_bhln.to(kind)
             )

@@ -69,9 +69,9 @@ def xor_attention(
         links: l.
         lengths_b: real events of each request.
     """
-    places = torch.arange(q_bhxe.shape[2])
-    is_link_x = places < links
-    real_bx = is_link_x | (places < links + lengths_b[:, None])
+    positions = torch.arange(q_bhxe.shape[2])
+    is_link_x = positions < links
+    real_bx = is_link_x | (positions < links + lengths_b[:, None])
     mask_bxx = (is_link_x[:, None] != is_link_x[None, :]) & real_bx[:, None] & real_bx[:, :, None]
     n_bx = mask_bxx.sum(-1).clamp(min=1)
     a_bhxx = F.silu(q_bhxe @ k_bhxe.mT / q_bhxe.shape[-1] ** 0.5)

@@ -110,8 +110,8 @@ def rank_all(
     )
     parts = [rows[at : at + PART] for at in range(0, len(rows), PART)] or [rows]
     with Bar("ranking", total=len(rows), unit="users", quiet=quiet) as bar:
-        for place, part in enumerate(parts):
-            path = partial / f"part-{place:06d}.parquet"
+        for position, part in enumerate(parts):
+            path = partial / f"part-{position:06d}.parquet"
             if path.exists():
                 bar.advance(len(part))
                 continue
@@ -123,7 +123,9 @@ def rank_all(
             fresh = path.with_suffix(".fresh")
             pl.concat(frames).write_parquet(fresh)
             os.replace(fresh, path)
-    written = _join([partial / f"part-{place:06d}.parquet" for place in range(len(parts))], out)
+    written = _join(
+        [partial / f"part-{position:06d}.parquet" for position in range(len(parts))], out
+    )
     shutil.rmtree(partial)
     return {"users": len(rows), "rows": written}
 
@@ -163,7 +165,7 @@ def _ranked(
     )
     found = top.rows >= 0
     tasks = recommender.tasks
-    said = predictions(torch.from_numpy(top.logits[found]), tasks).numpy()
+    predicted = predictions(torch.from_numpy(top.logits[found]), tasks).numpy()
     ranks = np.broadcast_to(np.arange(1, top.rows.shape[1] + 1, dtype=np.int32), top.rows.shape)
     return pl.DataFrame(
         {
@@ -171,7 +173,7 @@ def _ranked(
             "rank": ranks[found],
             "item": recommender.index.ids[top.rows[found]],
             "value": top.values[found],
-            **{task.name: said[:, place] for place, task in enumerate(tasks)},
+            **{task.name: predicted[:, position] for position, task in enumerate(tasks)},
         }
     )
 
@@ -182,10 +184,10 @@ def _join(parts: list[Path], out: Path) -> int:
     with new_file(out) as fresh:
         if out.suffix.lower() == ".csv":
             with open(fresh, "wb") as file:
-                for place, part in enumerate(parts):
+                for position, part in enumerate(parts):
                     frame = pl.read_parquet(part)
                     rows += len(frame)
-                    frame.write_csv(file, include_header=place == 0)
+                    frame.write_csv(file, include_header=position == 0)
         else:
             with pq.ParquetWriter(fresh, pq.read_schema(parts[0])) as writer:
                 for part in parts:

@@ -45,7 +45,7 @@ class EventShare:
             asked for.
     """
 
-    place: int
+    position: int
     item: Any
     time: int
     age: float
@@ -76,7 +76,7 @@ class Explanation:
     def reasons(self, most: int = 3) -> list[EventShare]:
         """The events that raised the value, the strongest first."""
         helped = [event for event in self.events if event.effect > 0]
-        return sorted(helped, key=lambda event: (-event.effect, event.place))[:most]
+        return sorted(helped, key=lambda event: (-event.effect, event.position))[:most]
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def explain(
         shares_mn = w_mhl.mean(1).double().cpu().numpy() @ reads_ln.astype(np.float64)
     # Of equal shares the newest events are taken.
     order = np.lexsort((np.arange(length), shares_mn.sum(0)))
-    places = np.sort(order[max(length - effects, 0) :])
-    parts = past.without(places)
+    positions = np.sort(order[max(length - effects, 0) :])
+    parts = past.without(positions)
     values_pm = torch.cat(
         [ranker.score(ranker.encode_users(part, past.vectors), terms) @ weights_k for part in parts]
     )
     effects_mn = np.full((len(items), length), np.nan)
-    effects_mn[:, places] = (value_m - values_pm[:-1]).T.double().cpu().numpy()
+    effects_mn[:, positions] = (value_m - values_pm[:-1]).T.double().cpu().numpy()
     if reads_ln is None:
         shares_mn = np.nan_to_num(np.abs(effects_mn)) + 1e-30
     shares_mn = shares_mn / shares_mn.sum(1, keepdims=True)
@@ -148,14 +148,14 @@ def explain(
     for row, item in enumerate(items):
         events = tuple(
             EventShare(
-                place,
-                past.items[place],
-                int(past.times[place]),
-                float(ages[place]),
-                float(shares_mn[row, place]),
-                float(effects_mn[row, place]),
+                position,
+                past.items[position],
+                int(past.times[position]),
+                float(ages[position]),
+                float(shares_mn[row, position]),
+                float(effects_mn[row, position]),
             )
-            for place in range(length)
+            for position in range(length)
         )
         found.append(
             Explanation(

@@ -67,7 +67,7 @@ def quantisation_report(
     of_users = _spaced(chosen[last], users)
     tasks = ranker.shape.tasks
     labels: list[NDArray[np.float32]] = []
-    said: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    predicted: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     squares = count = 0.0
     most = 0.0
     overlaps: list[float] = []
@@ -83,7 +83,7 @@ def quantisation_report(
             candidates = rows[dataset.events["item"][at]]
             state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
             both = (reference.scores(state, candidates), measured.scores(state, candidates))
-            said.append((both[0][real], both[1][real]))
+            predicted.append((both[0][real], both[1][real]))
             labels.append(batch.labels.numpy()[real])
             bar.advance(len(part))
         for some in np.array_split(of_users, -(-len(of_users) // 32)) if len(of_users) else []:
@@ -109,12 +109,12 @@ def quantisation_report(
     }
     if labels:
         label = np.concatenate(labels)
-        exact, rounded = (np.concatenate(parts) for parts in zip(*said, strict=True))
-        for place, task in enumerate(tasks):
+        exact, rounded = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
+        for position, task in enumerate(tasks):
             measure, name = (
                 (metrics.auc, "auc") if task.kind == "binary" else (metrics.xauc, "xauc")
             )
-            before, after = (measure(label[:, place], z[:, place]) for z in (exact, rounded))
+            before, after = (measure(label[:, position], z[:, position]) for z in (exact, rounded))
             result[f"{task.name}/{name}"] = before
             result[f"{task.name}/{name}_lost"] = before - after
     return result

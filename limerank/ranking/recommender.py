@@ -91,8 +91,8 @@ class Ranking(Sequence[Ranked]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: Any) -> Any:
-        return self.items[place]
+    def __getitem__(self, position: Any) -> Any:
+        return self.items[position]
 
     def json(self) -> dict[str, Any]:
         """As plain values for JSON; explanations as their reasons."""
@@ -271,24 +271,24 @@ class Recommender:
         with torch.inference_mode():
             state = self.ranker.encode_users(past.users, past.vectors)
         encoded = clock.perf_counter()
-        seen = [self._met(log)] if exclude_seen else None
+        seen = [self._seen(log)] if exclude_seen else None
         top = self.scorer.top(state, k, weights=weights, rows=rows, exclude=seen)
         found = top.rows[0][top.rows[0] >= 0]
         ids = self.index.ids[found]
-        said = predictions(torch.from_numpy(top.logits[0][: len(found)]), self.tasks).tolist()
+        predicted = predictions(torch.from_numpy(top.logits[0][: len(found)]), self.tasks).tolist()
         scored = clock.perf_counter()
         reasons = self._explain(past, found[:explain], ids[:explain], weights) if explain else []
         done = clock.perf_counter()
         return Ranking(
             tuple(
                 Ranked(
-                    plain(ids[place]),
-                    int(found[place]),
-                    float(top.values[0, place]),
-                    dict(zip((task.name for task in self.tasks), said[place], strict=True)),
-                    reasons[place] if place < len(reasons) else None,
+                    plain(ids[position]),
+                    int(found[position]),
+                    float(top.values[0, position]),
+                    dict(zip((task.name for task in self.tasks), predicted[position], strict=True)),
+                    reasons[position] if position < len(reasons) else None,
                 )
-                for place in range(len(found))
+                for position in range(len(found))
             ),
             user,
             user_row is not None,
@@ -309,7 +309,7 @@ class Recommender:
             return np.arange(len(self.dataset.user_ids), dtype=np.int64)
         rows = self._users.find(list(users))
         if (rows < 0).any():
-            unknown = [users[int(place)] for place in np.flatnonzero(rows < 0)]
+            unknown = [users[int(position)] for position in np.flatnonzero(rows < 0)]
             raise UnknownError(
                 f"{len(unknown)} of {len(users)} users are not in {self.dataset.path}: "
                 f"{', '.join(map(repr, unknown[:10]))}"
@@ -351,23 +351,23 @@ class Recommender:
         seen = None
         if exclude_seen:
             ids = dataset.item_ids
-            met = [
+            seen_ids = [
                 np.unique(dataset.events["item"][start:end])
                 for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
             ]
-            flat = self.index.ids.find(ids[np.concatenate([np.zeros(0, np.int64), *met])])
-            parts = np.split(flat, np.cumsum([len(part) for part in met])[:-1])
-            seen = [part[part >= 0] for part in parts] if met else []
-        if dataset.kept is not None:
+            flat = self.index.ids.find(ids[np.concatenate([np.zeros(0, np.int64), *seen_ids])])
+            parts = np.split(flat, np.cumsum([len(part) for part in seen_ids])[:-1])
+            seen = [part[part >= 0] for part in parts] if seen_ids else []
+        if dataset.retained is not None:
             starts, ends = (
-                np.searchsorted(dataset.kept, starts),
-                np.searchsorted(dataset.kept, ends),
+                np.searchsorted(dataset.retained, starts),
+                np.searchsorted(dataset.retained, ends),
             )
-        history = latest(dataset.events, self.encoder, starts, ends, self.length, dataset.kept)
+        history = latest(dataset.events, self.encoder, starts, ends, self.length, dataset.retained)
         real = np.arange(history.items.shape[1]) < history.lengths[:, None]
         codes, at = np.unique(history.items[real], return_inverse=True)
-        places = np.zeros(real.shape, dtype=np.int64)
-        places[real] = at
+        positions = np.zeros(real.shape, dtype=np.int64)
+        positions[real] = at
         context = self.encoder.context(
             {name: np.zeros(len(rows), np.int32) for name in self.encoder.context_columns},
             now,
@@ -375,7 +375,7 @@ class Recommender:
             history.lengths,
         )
         users = Users(
-            torch.from_numpy(places),
+            torch.from_numpy(positions),
             torch.from_numpy(history.tokens),
             torch.from_numpy(history.age),
             torch.from_numpy(history.lengths.astype(np.int64)),
@@ -392,7 +392,7 @@ class Recommender:
         given = list(ids)
         rows = self.index.ids.find(given)
         if (rows < 0).any():
-            unknown = [given[place] for place in np.flatnonzero(rows < 0)]
+            unknown = [given[position] for position in np.flatnonzero(rows < 0)]
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             raise UnknownError(
                 f"{len(unknown)} of {len(given)} {what} are not in the index {self.index.path}: "
@@ -439,11 +439,13 @@ class Recommender:
         start, end = map(int, dataset.event_offsets[user : user + 2])
         if before is not None:
             end = start + int(np.searchsorted(dataset.events["time"][start:end], before))
-        met = np.arange(start, end)
-        rows = met
-        if dataset.kept is not None:
-            rows = dataset.kept[slice(*np.searchsorted(dataset.kept, [start, end]))]
-        return EventLog(dataset.events, np.asarray(rows, dtype=np.int64), met, dataset.item_ids)
+        seen_ids = np.arange(start, end)
+        rows = seen_ids
+        if dataset.retained is not None:
+            rows = dataset.retained[slice(*np.searchsorted(dataset.retained, [start, end]))]
+        return EventLog(
+            dataset.events, np.asarray(rows, dtype=np.int64), seen_ids, dataset.item_ids
+        )
 
     def _given(self, history: Iterable[Any], now: int | None) -> EventLog:
         """Events given on the spot, as columns of the dataset's format."""
@@ -454,7 +456,7 @@ class Recommender:
 
     def _end(self, log: EventLog) -> int:
         """When a request is made that says nothing of it."""
-        newest = int(log.columns["time"][log.met].max(initial=np.iinfo(np.int64).min))
+        newest = int(log.columns["time"][log.seen].max(initial=np.iinfo(np.int64).min))
         return max(self.form.log_end, newest)
 
     def _past(self, log: EventLog, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
@@ -485,9 +487,9 @@ class Recommender:
                 found[missing] = self.ranker.item_vectors(items)
         return found
 
-    def _met(self, log: EventLog) -> Rows:
+    def _seen(self, log: EventLog) -> Rows:
         """Index rows of the items that a user has met."""
-        codes = np.unique(log.columns["item"][log.met])
+        codes = np.unique(log.columns["item"][log.seen])
         rows = self.index.ids.find(log.ids[codes])
         return rows[rows >= 0]
 
@@ -571,8 +573,8 @@ def ranking_text(ranking: Ranking) -> str:
     tasks = list(ranking.items[0].scores)
     reasons = any(item.explanation is not None for item in ranking.items)
     rows = [["", "item", *tasks, *(["because of"] if reasons else [])]]
-    for place, item in enumerate(ranking.items, 1):
-        row = [str(place), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
+    for position, item in enumerate(ranking.items, 1):
+        row = [str(position), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
         if reasons:
             because = [] if item.explanation is None else item.explanation.reasons()
             row.append(", ".join(f"{event.item} ({event.effect:+.2f})" for event in because))

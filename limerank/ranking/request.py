@@ -55,14 +55,14 @@ def past_of(
         flat = np.concatenate(rows)
         history = latest(log.columns, form.encoder, starts, ends, length, flat)
         real = np.arange(history.items.shape[1]) < history.lengths[:, None]
-        places = np.where(real, np.searchsorted(codes, history.items), 0)
+        positions = np.where(real, np.searchsorted(codes, history.items), 0)
         if tokens is None:
             at = np.array([now], dtype=np.int64)
             tokens = torch.from_numpy(
                 form.encoder.context(of_request, at, history.newest, history.lengths)
             )
         return Users(
-            torch.from_numpy(places.astype(np.int64)),
+            torch.from_numpy(positions.astype(np.int64)),
             torch.from_numpy(history.tokens),
             torch.from_numpy(history.age),
             torch.from_numpy(history.lengths.astype(np.int64)),
@@ -70,17 +70,17 @@ def past_of(
             tokens.expand(len(rows), -1),
         ).to(of_items.device)
 
-    whole = users([base], None)
+    full = users([base], None)
 
-    def without(places: NDArray[np.int64]) -> Iterator[Users]:
-        histories = [np.delete(base, place) for place in places] + [base[:0]]
+    def without(positions: NDArray[np.int64]) -> Iterator[Users]:
+        histories = [np.delete(base, position) for position in positions] + [base[:0]]
         size = max(1, POSITIONS // max(len(base), 1))
         for at in range(0, len(histories), size):
-            yield users(histories[at : at + size], whole.context)
+            yield users(histories[at : at + size], full.context)
 
     items = [plain(log.ids[code]) for code in log.columns["item"][base]]
     times = np.asarray(log.columns["time"][base], dtype=np.int64)
-    return Past(whole, of_items, items, times, without)
+    return Past(full, of_items, items, times, without)
 
 
 def plain(value: Any) -> Any:

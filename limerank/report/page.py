@@ -116,8 +116,8 @@ def _comparison(
     for task, metric in _leading(results[0])[:2]:
         best_of[task] = None if ceiling is None else ceiling.get(metric)
         rows = [
-            (name, place, result["tasks"][task][metric])
-            for place, (name, result) in enumerate(zip(names, results, strict=True))
+            (name, position, result["tasks"][task][metric])
+            for position, (name, result) in enumerate(zip(names, results, strict=True))
             if result["tasks"][task][metric] is not None
         ]
         if rows:
@@ -167,13 +167,13 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
             part for part in results[0]["slices"] if part["kind"] == kind and part["impressions"]
         ]
         lines = []
-        for place, (name, result) in enumerate(zip(names, results, strict=True)):
+        for position, (name, result) in enumerate(zip(names, results, strict=True)):
             tasks = {
                 part["slice"]: part["tasks"] for part in result["slices"] if part["kind"] == kind
             }
             values = [tasks.get(part["slice"], {}).get(task, {}).get(metric) for part in parts]
             numbers = [float("nan") if value is None else value for value in values]
-            lines.append(Series(name, place, list(range(len(numbers))), numbers))
+            lines.append(Series(name, position, list(range(len(numbers))), numbers))
         if any(np.isfinite(line.y).any() for line in lines):
             pictures.append(
                 plots.slices(
@@ -191,18 +191,20 @@ def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
 def _curves(names: list[str], runs: Sequence[Run]) -> list[str]:
     losses, held_out, links = [], [], []
     metric = ""
-    for place, (name, run) in enumerate(zip(names, runs, strict=True)):
+    for position, (name, run) in enumerate(zip(names, runs, strict=True)):
         text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
         points = [line for line in lines if "loss" in line]
-        losses.append(Series(name, place, _of(points, "step"), _of(points, "loss")))
+        losses.append(Series(name, position, _of(points, "step"), _of(points, "loss")))
         tested = [line for line in lines if "validation" in line]
         task, found = next(iter(tested[0]["validation"].items()))
         metric = next(iter(found))
         values = [line["validation"][task][metric] for line in tested]
-        held_out.append(Series(name, place, _of(tested, "step"), values))
+        held_out.append(Series(name, position, _of(tested, "step"), values))
         if "effective_links" in tested[0]:
-            links.append(Series(name, place, _of(tested, "step"), _of(tested, "effective_links")))
+            links.append(
+                Series(name, position, _of(tested, "step"), _of(tested, "effective_links"))
+            )
     pictures = [
         plots.curves("training loss", losses, "batches", "training loss (nats, all tasks)"),
         plots.curves(
@@ -232,16 +234,18 @@ def _of(lines: Sequence[Mapping[str, Any]], name: str) -> list[float]:
 def _agreement(names: list[str], runs: Sequence[Run], dataset: Dataset) -> list[str]:
     """Calibration of the first binary task and of the first duration, on the test split."""
     requests = dataset.requests_of("test")
-    said = [predict(run.ranker, dataset, requests, history=run.train.history) for run in runs]
+    predicted = [predict(run.ranker, dataset, requests, history=run.train.history) for run in runs]
     tasks = runs[0].ranker.shape.tasks
     pictures = []
     for kind in ("binary", "duration"):
-        place = next((place for place, task in enumerate(tasks) if task.kind == kind), None)
-        if place is None:
+        position = next(
+            (position for position, task in enumerate(tasks) if task.kind == kind), None
+        )
+        if position is None:
             continue
         series = []
-        for colour, (name, one) in enumerate(zip(names, said, strict=True)):
-            values, labels = one.values[:, place], one.labels[:, place]
+        for colour, (name, one) in enumerate(zip(names, predicted, strict=True)):
+            values, labels = one.values[:, position], one.labels[:, position]
             if kind == "binary":
                 bins = metrics.reliability(labels, values)
                 series.append(Series(name, colour, bins.prediction, bins.label))
@@ -250,15 +254,15 @@ def _agreement(names: list[str], runs: Sequence[Run], dataset: Dataset) -> list[
                 x = [float(values[part].mean()) for part in parts if len(part)]
                 y = [float(labels[part].mean()) for part in parts if len(part)]
                 series.append(Series(name, colour, x, y))
-        task = tasks[place].name
+        task = tasks[position].name
         unit = f"probability of {task}" if kind == "binary" else f"seconds of {task}"
-        happened = f"share with {task}" if kind == "binary" else f"mean seconds of {task}"
+        outcomes = f"share with {task}" if kind == "binary" else f"mean seconds of {task}"
         pictures.append(
             plots.agreement(
                 f"calibration of {task}",
                 series,
                 f"predicted {unit}",
-                f"observed {happened}",
+                f"observed {outcomes}",
                 above="too timid",
                 below="too bold",
             )
@@ -324,8 +328,8 @@ def some_users(dataset: Dataset, count: int) -> list[Any]:
     columns = dataset.requests
     lengths = (columns["history_end"] - columns["history_start"])[requests]
     ordered = requests[np.argsort(lengths, kind="stable")]
-    places = np.linspace(0.3, 0.9, count) * (len(ordered) - 1)
-    users = columns["user"][ordered[places.astype(np.int64)]]
+    positions = np.linspace(0.3, 0.9, count) * (len(ordered) - 1)
+    users = columns["user"][ordered[positions.astype(np.int64)]]
     return [dataset.user_ids[row] for row in dict.fromkeys(users.tolist())]
 
 
@@ -349,8 +353,8 @@ def _picture(ranking: Ranking) -> str:
     height = row * max(len(events), len(links), len(shown)) + 34
     columns = (150, 340, 530)
 
-    def y(place: int, count: int) -> float:
-        return 40 + (height - 50) * (place + 0.5) / count
+    def y(position: int, count: int) -> float:
+        return 40 + (height - 50) * (position + 0.5) / count
 
     parts = [
         f'<svg viewBox="0 0 680 {height}" role="img" class="flow">',

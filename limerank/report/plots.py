@@ -28,7 +28,7 @@ SERIES = 8
 """Colours of the page; further series begin again."""
 
 INK, MUTED, GRID, CARD = "#1a1b1c", "#6a6b6c", "#dadbdc", "#fafbfc"
-COLOURS = tuple(f"#0a0b{place:02x}" for place in range(SERIES))
+COLOURS = tuple(f"#0a0b{position:02x}" for position in range(SERIES))
 """Stand-ins that matplotlib draws with; each becomes a variable of the page."""
 
 _VARIABLES = {
@@ -36,7 +36,7 @@ _VARIABLES = {
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
     CARD: "var(--card)",
-    **{colour: f"var(--c{place})" for place, colour in enumerate(COLOURS)},
+    **{colour: f"var(--c{position})" for position, colour in enumerate(COLOURS)},
 }
 
 
@@ -78,12 +78,12 @@ def dots(
         spread = max(high - low, 0.02 * max(abs(high), 1e-9))
         axes.set_xlim(low - 0.25 * spread, high + 0.25 * spread)
         axes.set_ylim(len(rows) - 0.4, -0.65)
-        for place, (_, colour, value) in enumerate(rows):
-            axes.axhline(place, color=GRID, linewidth=1, zorder=0)
-            axes.plot(value, place, "o", color=_colour(colour), markersize=9)
+        for position, (_, colour, value) in enumerate(rows):
+            axes.axhline(position, color=GRID, linewidth=1, zorder=0)
+            axes.plot(value, position, "o", color=_colour(colour), markersize=9)
             axes.annotate(
                 _number(value),
-                (value, place),
+                (value, position),
                 (0, 9),
                 textcoords="offset points",
                 ha="center",
@@ -214,8 +214,11 @@ def agreement(
             axes.plot(one.x, one.y, "o", color=colour, markersize=4, alpha=0.9)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-        for text, place, align in ((above, (0.04, 0.93), "left"), (below, (0.96, 0.06), "right")):
-            axes.text(*place, text, transform=axes.transAxes, ha=align, color=MUTED)
+        for text, position, align in (
+            (above, (0.04, 0.93), "left"),
+            (below, (0.96, 0.06), "right"),
+        ):
+            axes.text(*position, text, transform=axes.transAxes, ha=align, color=MUTED)
         _name_ends(axes, [(one, _colour(one.colour)) for one in series])
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -260,8 +263,8 @@ def _figure(height: float = HEIGHT) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % SERIES]
+def _colour(position: int) -> str:
+    return COLOURS[position % SERIES]
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[Series, str]]) -> None:
@@ -275,7 +278,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[Series, str]]) -> None:
             wanted.append(((known[-1] - low) / (high - low) * height, one.name, colour))
     wanted.sort(key=lambda end: end[0])
     for y, (_, name, colour) in zip(
-        _apart([place for place, _, _ in wanted], 13.0, height), wanted, strict=True
+        _apart([position for position, _, _ in wanted], 13.0, height), wanted, strict=True
     ):
         axes.annotate(
             name,
@@ -290,11 +293,11 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[Series, str]]) -> None:
         )
 
 
-def _apart(places: Sequence[float], gap: float, most: float) -> list[float]:
+def _apart(positions: Sequence[float], gap: float, most: float) -> list[float]:
     """Ascending places moved as little as makes them ``gap`` apart, and none above ``most``."""
     moved: list[list[float]] = []  # groups that touch: [sum of the wanted centres, how many]
-    for place in places:
-        moved.append([place, 1])
+    for position in positions:
+        moved.append([position, 1])
         while len(moved) > 1 and _bottom(moved[-1], gap) < _top(moved[-2], gap) + gap:
             total, many = moved.pop()
             moved[-1] = [moved[-1][0] + total, moved[-1][1] + many]
@@ -302,7 +305,9 @@ def _apart(places: Sequence[float], gap: float, most: float) -> list[float]:
     for group in moved:
         found += [_bottom(group, gap) + gap * step for step in range(int(group[1]))]
     if found and found[-1] > most:
-        found = [min(y, most - gap * (len(found) - 1 - place)) for place, y in enumerate(found)]
+        found = [
+            min(y, most - gap * (len(found) - 1 - position)) for position, y in enumerate(found)
+        ]
     return found
 
 

@@ -125,7 +125,7 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
             not reached its first validation yet.
         SpecError: there is no such device.
     """
-    path, place = Path(path), device_of(device)
+    path, position = Path(path), device_of(device)
     config = read_json(path / "config.json", "a run")
     if config.get("format") != FORMAT:
         raise FormatError(
@@ -150,7 +150,7 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
         ) from None
     _check_manifest(path, manifest, encoding)
     try:
-        tensors = load_file(file, device=str(place))
+        tensors = load_file(file, device=str(position))
         with torch.device("meta"):
             ranker = build(shape, model)
         _check_types(ranker.state_dict(), tensors)

@@ -44,7 +44,7 @@ from limerank.ranking.scorer import Scorer, ScorerName, scorer_for, weights_of_t
 from limerank.runs import selftest
 from limerank.runs.model import Trained, load_trained
 from limerank.serving.item_table import Filters, ItemTable
-from limerank.serving.messages import Asking, Explain, Happened, Rank
+from limerank.serving.messages import Asking, EventMessage, Explain, Rank
 from limerank.serving.state import MarkedIndex, Mode, Ready, UserStates
 from limerank.serving.stores import EventStore, Id, Outcome
 from limerank.serving.stores.values import written
@@ -277,7 +277,7 @@ class Serving:
     def _rows(self, index: Index, what: str, ids: Sequence[Any]) -> NDArray[np.int64]:
         rows = index.ids.find(ids)
         if (rows < 0).any():
-            unknown = [ids[int(place)] for place in np.flatnonzero(rows < 0)[:10]]
+            unknown = [ids[int(position)] for position in np.flatnonzero(rows < 0)[:10]]
             raise UnknownError(
                 f"{int((rows < 0).sum())} of {len(ids)} {what} are not in the index: "
                 f"{', '.join(map(repr, unknown))}"
@@ -327,23 +327,23 @@ class Serving:
             rows = None
             if asked.candidates is not None:
                 rows = self._rows(index, "candidates", asked.candidates)
-            gone = ready.seen if asked.exclude_seen else np.zeros(0, np.int64)
+            excluded = ready.seen if asked.exclude_seen else np.zeros(0, np.int64)
             if asked.exclude:
                 more = index.ids.find(asked.exclude)
-                gone = np.concatenate([gone, more[more >= 0]])
+                excluded = np.concatenate([excluded, more[more >= 0]])
             allow = None if not asked.filter else served.filters.allowed(asked.filter)
             top = scorer.top(
                 ready.state,
                 asked.k,
                 weights=weights,
                 rows=rows,
-                exclude=[gone],
+                exclude=[excluded],
                 allow=allow,
             )
         found = top.rows[0][top.rows[0] >= 0]
         ids = index.ids[found].tolist()
         tasks = served.trained.ranker.shape.tasks
-        said = predictions(torch.from_numpy(top.logits[0][: len(found)]), tasks).tolist()
+        predicted = predictions(torch.from_numpy(top.logits[0][: len(found)]), tasks).tolist()
         values = top.values[0].tolist()
         names = [task.name for task in tasks]
         features = served.items.features(ids)
@@ -358,12 +358,12 @@ class Serving:
             "items": [
                 {
                     "item": id,
-                    "rank": place + 1,
-                    "value": values[place],
-                    "scores": dict(zip(names, said[place], strict=True)),
-                    "features": features[place],
+                    "rank": position + 1,
+                    "value": values[position],
+                    "scores": dict(zip(names, predicted[position], strict=True)),
+                    "features": features[position],
                 }
-                for place, id in enumerate(ids)
+                for position, id in enumerate(ids)
             ],
             "milliseconds": taken,
         }
@@ -393,28 +393,28 @@ class Serving:
 
     # Events
 
-    def append(self, events: list[Happened]) -> Future[dict[str, Any]]:
+    def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]:
         """Check events and have them kept: a promise, so that nobody waits for the disk alone."""
         served = self._served
         checked: list[Event] = []
-        for place, given in enumerate(events):
+        for position, given in enumerate(events):
             try:
                 event = event_of(given.__dict__)  # its fields, checked
                 served.states.check(event)
             except (DataError, UnknownError) as error:
-                raise type(error)(f"events[{place}]: {error}") from None
+                raise type(error)(f"events[{position}]: {error}") from None
             checked.append(event)
         answer: Future[dict[str, Any]] = Future()
         answer.set_running_or_notify_cancel()  # it is kept, whoever goes away
         started = clock.perf_counter()
 
-        def told(kept: Future[list[Outcome]]) -> None:
+        def stored_events(stored: Future[list[Outcome]]) -> None:
             self.numbers.stages.labels("append").observe(clock.perf_counter() - started)
-            error = kept.exception()
+            error = stored.exception()
             if error is not None:
                 answer.set_exception(error)
                 return
-            outcomes = kept.result()
+            outcomes = stored.result()
             answer.set_result(
                 {
                     "accepted": outcomes.count(Outcome.ACCEPTED),
@@ -423,10 +423,10 @@ class Serving:
                 }
             )
 
-        self.store.appending(checked).add_done_callback(told)
+        self.store.appending(checked).add_done_callback(stored_events)
         return answer
 
-    def append_at_once(self, events: list[Happened]) -> Future[dict[str, Any]] | None:
+    def append_at_once(self, events: list[EventMessage]) -> Future[dict[str, Any]] | None:
         """What :meth:`append` gives, where checking the events takes about a millisecond and the
         store makes nobody wait; else None."""
         if not self.store.local or len(events) > BRIEF_EVENTS:
@@ -443,7 +443,7 @@ class Serving:
         if held is None or count is None:
             raise UnknownError(f"nothing is held of the user {id!r}")
         latest = self.store.latest(id, served.states.length)
-        met = list(dict.fromkeys(event.item for event in latest))
+        event_items = list(dict.fromkeys(event.item for event in latest))
         return {
             "user": id,
             "known": True,
@@ -460,7 +460,7 @@ class Serving:
             ],
             "items": [
                 {"item": item, "features": of}
-                for item, of in zip(met, served.items.features(met), strict=True)
+                for item, of in zip(event_items, served.items.features(event_items), strict=True)
             ],
         }
 
@@ -470,7 +470,7 @@ class Serving:
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]:
         served, id = self._served, _id(user)
         written(f"the user {id!r}", features)  # or refused
-        served.states.people.check(features)
+        served.states.user_features.check(features)
         self.store.set_features(id, features)
         return {"user": id, "features": features}
 
@@ -491,8 +491,8 @@ class Serving:
             raise UnknownError(f"the index holds no item {item!r:.80}")
         id = _plain(served.index.ids[row])
         (features,) = served.items.features([id])
-        place = int(np.searchsorted(served.index.hidden, row))
-        hidden = place < len(served.index.hidden) and served.index.hidden[place] == row
+        position = int(np.searchsorted(served.index.hidden, row))
+        hidden = position < len(served.index.hidden) and served.index.hidden[position] == row
         return {"item": id, "features": features, "rankable": not hidden}
 
     def items(self, text: str, limit: int) -> dict[str, Any]:
@@ -514,18 +514,20 @@ class Serving:
         if layout is None:
             raise SpecError("the run's data had no item table, so items cannot be put live")
         given: dict[Id, dict[str, Any]] = {}
-        for place, item in enumerate(items):
+        for position, item in enumerate(items):
             if item.get(layout.id) is None:
-                raise DataError(f"items[{place}]: an item needs an id in the column {layout.id!r}")
+                raise DataError(
+                    f"items[{position}]: an item needs an id in the column {layout.id!r}"
+                )
             id = external_id("item", item[layout.id])
             if id in given:
-                raise DataError(f"items[{place}]: the item {id!r} is given twice")
-            written(f"items[{place}]", item)  # or refused, before anything is changed
+                raise DataError(f"items[{position}]: the item {id!r} is given twice")
+            written(f"items[{position}]", item)  # or refused, before anything is changed
             given[id] = item
         with self._alone():
             served = self._served
-            for place, why in unreadable_items(served.trained, items).items():
-                raise DataError(f"items[{place}]: {why}")
+            for position, why in unreadable_items(served.trained, items).items():
+                raise DataError(f"items[{position}]: {why}")
             fresh = 0
             with self._writing(served):
                 index = Index.open(served.index.path, served.trained.fingerprint)
@@ -547,8 +549,8 @@ class Serving:
                 index = Index.open(served.index.path, served.trained.fingerprint)
                 row = int(index.ids.find([item])[0])
                 id = _id_of_item(item) if row < 0 else _plain(index.ids[row])
-                gone = row < 0 or row in index.removed
-                if gone and served.items.live.get(id) is None:
+                excluded = row < 0 or row in index.removed
+                if excluded and served.items.live.get(id) is None:
                     raise UnknownError(f"the index holds no item {item!r:.80}")
                 self.store.put_items({id: None})
                 served = self._brought_up(served, index)
@@ -626,11 +628,11 @@ class Serving:
         known = index.live is not None and index.live.store == identity
         ids = list(items)
         rows = index.ids.find(ids)
-        gone = np.isin(rows, index.removed)
+        excluded = np.isin(rows, index.removed)
         put: dict[Id, dict[str, Any]] = {}
         remove: list[Id] = []
         layout = served.items.layout
-        for id, row, away in zip(ids, rows.tolist(), gone.tolist(), strict=True):
+        for id, row, away in zip(ids, rows.tolist(), excluded.tolist(), strict=True):
             columns = items[id]
             if columns is None:
                 if row >= 0 and not away:
@@ -646,10 +648,10 @@ class Serving:
         try:
             self._put(served, index, put, remove, LiveItems(identity, change, skipped))
         except DataError:
-            places = list(put)
-            for place, why in unreadable_items(served.trained, list(put.values())).items():
-                skipped[str(places[place])] = why
-                del put[places[place]]
+            positions = list(put)
+            for position, why in unreadable_items(served.trained, list(put.values())).items():
+                skipped[str(positions[position])] = why
+                del put[positions[position]]
                 log.error("a live item cannot be read by the run and is skipped: %s", why)
             self._put(served, index, put, remove, LiveItems(identity, change, skipped))
         return self._with_table(self._reopened(served))
@@ -823,12 +825,12 @@ def _explained(found: Explanation) -> dict[str, Any]:
         weights = found.links.mean(0)
         order = np.argsort(-weights, kind="stable")[:LINKS]
         links = [{"link": int(link), "weight": float(weights[link])} for link in order]
-        whole = weights[:, None] * found.reads
-        if whole.size:
-            heaviest = np.argsort(-whole, axis=None, kind="stable")[:PATHS]
-            for link, event in zip(*np.unravel_index(heaviest, whole.shape), strict=True):
+        full = weights[:, None] * found.reads
+        if full.size:
+            heaviest = np.argsort(-full, axis=None, kind="stable")[:PATHS]
+            for link, event in zip(*np.unravel_index(heaviest, full.shape), strict=True):
                 paths.append(
-                    {"event": int(event), "link": int(link), "weight": float(whole[link, event])}
+                    {"event": int(event), "link": int(link), "weight": float(full[link, event])}
                 )
     return {
         "item": plain(found.item),

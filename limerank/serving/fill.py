@@ -145,16 +145,16 @@ def _among(tied: list[Event], held: list[bytes | None]) -> list[Event]:
         return tied
     fresh: list[Event] = []
     low = b""
-    for new, run in groupby(range(len(tied)), lambda place: held[place] is None):
-        places = list(run)
+    for new, run in groupby(range(len(tied)), lambda index: held[index] is None):
+        positions = list(run)
         if not new:
-            low = max(low, *(id for place in places if (id := held[place]) is not None))
+            low = max(low, *(id for index in positions if (id := held[index]) is not None))
             continue
-        high = next((id for id in held[places[-1] :] if id is not None and id > low), None)
-        ids = [tied[place].id for place in places]
+        high = next((id for id in held[positions[-1] :] if id is not None and id > low), None)
+        ids = [tied[index].id for index in positions]
         if ids[0] <= low or (high is not None and ids[-1] >= high):
-            ids = [_between(low, high, content_id(tied[place], place)[1:]) for place in places]
-        fresh += [replace(tied[place], id=id) for place, id in zip(places, ids, strict=True)]
+            ids = [_between(low, high, content_id(tied[index], index)[1:]) for index in positions]
+        fresh += [replace(tied[index], id=id) for index, id in zip(positions, ids, strict=True)]
     return fresh
 
 
@@ -183,16 +183,16 @@ def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
         codes = {name: columns[f"feature_{name}"][part].tolist() for name in features}
         id = external_id("user", dataset.user_ids[user])
         events: list[Event] = []
-        for place in range(end - start):
+        for index in range(end - start):
             event = event_of(
                 {
                     "user": id,
-                    "item": items[place],
-                    "time": times[place],
-                    "labels": _known({name: of[place] for name, of in labels.items()}),
-                    "ratios": _known({name: of[place] for name, of in shares.items()}),
+                    "item": items[index],
+                    "time": times[index],
+                    "labels": _known({name: of[index] for name, of in labels.items()}),
+                    "ratios": _known({name: of[index] for name, of in shares.items()}),
                     "features": {
-                        name: features[name][of[place]] for name, of in codes.items() if of[place]
+                        name: features[name][of[index]] for name, of in codes.items() if of[index]
                     },
                 }
             )

@@ -104,19 +104,19 @@ class ItemTable:
             return [{} for _ in ids]
         columns = [(one.name, one.column) for one in self.layout.features]
         found: list[dict[str, Any]] = [{} for _ in ids]
-        places: list[int] = []
+        positions: list[int] = []
         rows: list[int] = []
-        for place, id in enumerate(ids):
+        for position, id in enumerate(ids):
             key = _key(id)
             live = self._live.get(key)
             if live is not None:
-                found[place] = {name: json_value(live.get(column)) for name, column in columns}
+                found[position] = {name: json_value(live.get(column)) for name, column in columns}
             elif self._file is not None and (row := self._file.rows.get(str(key))) is not None:
-                places.append(place)
+                positions.append(position)
                 rows.append(row)
         if self._file is not None and rows:
-            for place, features in zip(places, self._file.features(rows), strict=True):
-                found[place] = features
+            for position, features in zip(positions, self._file.features(rows), strict=True):
+                found[position] = features
         return found
 
     def wanted(self, given: Mapping[str, Sequence[Any]]) -> Wanted:
@@ -189,7 +189,7 @@ class Filters:
 
     def __init__(self, items: ItemTable, index: Index) -> None:
         self._items, self._index = items, index
-        self._kept: OrderedDict[Any, NDArray[np.bool_]] = OrderedDict()
+        self._cached: OrderedDict[Any, NDArray[np.bool_]] = OrderedDict()
         self._most = max(1, min(ALLOWED, ALLOWED_BYTES // max(1, len(index))))
         self._lock = threading.Lock()
 
@@ -199,15 +199,15 @@ class Filters:
         wanted = self._items.wanted(given)
         key = frozenset(wanted.items())
         with self._lock:
-            found = self._kept.get(key)
+            found = self._cached.get(key)
             if found is not None:
-                self._kept.move_to_end(key)
+                self._cached.move_to_end(key)
                 return found
         found = self._items.allowed(self._index, wanted)
         with self._lock:
-            self._kept[key] = found
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
+            self._cached[key] = found
+            while len(self._cached) > self._most:
+                self._cached.popitem(last=False)
         return found
 
 
@@ -239,19 +239,19 @@ class _ItemFile:
     def coverage(self, encoding: Encoding, index: Index) -> TableCoverage:
         """How the rows fit the items of an index, and what the run knows of their values."""
         ids = list(self.rows)
-        places = np.array(list(self.rows.values()), np.int64)
+        positions = np.array(list(self.rows.values()), np.int64)
         found = index.ids.find(ids)
         used = found >= 0
-        met = np.zeros(len(index), bool)
-        met[found[used]] = True
-        met[index.removed] = True
-        lacking = np.flatnonzero(~met)[:1]
-        met[index.removed] = False
-        rows = places[used] if used.any() else places
+        matched = np.zeros(len(index), bool)
+        matched[found[used]] = True
+        matched[index.removed] = True
+        lacking = np.flatnonzero(~matched)[:1]
+        matched[index.removed] = False
+        rows = positions[used] if used.any() else positions
         return TableCoverage(
             "item",
             index.items,
-            int(met.sum()),
+            int(matched.sum()),
             len(ids),
             int(used.sum()),
             str(index.ids[lacking][0]) if len(lacking) else None,
@@ -275,8 +275,8 @@ class _ItemFile:
         if missing:
             names = self._columns.columns
             for row, values in zip(missing, self._columns[missing].rows(), strict=True):
-                told = dict(zip(names, map(json_value, values), strict=True))
-                found[row] = {one.name: told[one.column] for one in self.layout.features}
+                decoded = dict(zip(names, map(json_value, values), strict=True))
+                found[row] = {one.name: decoded[one.column] for one in self.layout.features}
             if len(shown) + len(missing) > SHOWN:
                 shown = self._shown = {}
             for row in missing[:SHOWN]:

@@ -186,7 +186,7 @@ class Explain(Asking):
     items: Annotated[Listed[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
 
 
-class Happened(Message):
+class EventMessage(Message):
     """One event."""
 
     user: Id
@@ -208,7 +208,7 @@ class Happened(Message):
 class Events(Message):
     """Several events; answered when all of them are durable."""
 
-    events: Annotated[Listed[Happened], Field(min_length=1, max_length=MOST_EVENTS)]
+    events: Annotated[Listed[EventMessage], Field(min_length=1, max_length=MOST_EVENTS)]
 
 
 class PutUser(Message):
@@ -237,7 +237,7 @@ LONG: dict[type[Message], dict[str, tuple[TypeAdapter[Any], int]]] = {
         "history": (TypeAdapter(Listed[Past]), MOST_EVENTS),
     },
     Explain: {"history": (TypeAdapter(Listed[Past]), MOST_EVENTS)},
-    Events: {"events": (TypeAdapter(Listed[Happened]), MOST_EVENTS)},
+    Events: {"events": (TypeAdapter(Listed[EventMessage]), MOST_EVENTS)},
     PutItems: {"items": (TypeAdapter(Listed[Named[Column]]), MOST_ITEMS)},
 }
 """Lists that can be long: field -> what checks a piece of it, and how long it may be."""

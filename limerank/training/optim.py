@@ -90,19 +90,19 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """All state as named tensors, for a checkpoint."""
-        tensors = {f"table.{place}": sums for place, sums in enumerate(self.tables.sums)}
-        for place, weight in enumerate(self.dense):
+        tensors = {f"table.{position}": sums for position, sums in enumerate(self.tables.sums)}
+        for position, weight in enumerate(self.dense):
             for name, value in self.adam.state.get(weight, {}).items():
-                tensors[f"dense.{place}.{name}"] = value
+                tensors[f"dense.{position}.{name}"] = value
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`state` gave, each number onto the device of its weight: a training
         that began on a GPU goes on where its checkpoint was read into the memory of the host."""
-        for place, sums in enumerate(self.tables.sums):
-            sums.copy_(tensors[f"table.{place}"])
-        for place, weight in enumerate(self.dense):
-            prefix = f"dense.{place}."
+        for position, sums in enumerate(self.tables.sums):
+            sums.copy_(tensors[f"table.{position}"])
+        for position, weight in enumerate(self.dense):
+            prefix = f"dense.{position}."
             state = {
                 # AdamW counts steps in host memory, wherever the weight is.
                 (own := name.removeprefix(prefix)): (

@@ -130,8 +130,8 @@ def _nothing_left(out: Path) -> Iterator[None]:
     try:
         yield
     except (LimerankError, RuntimeError, MemoryError, OSError):
-        kept = ("model.safetensors", "trainer/state.safetensors")
-        if not any((out / name).exists() for name in kept):
+        saved = ("model.safetensors", "trainer/state.safetensors")
+        if not any((out / name).exists() for name in saved):
             shutil.rmtree(out, ignore_errors=True)
         raise
 
@@ -392,8 +392,8 @@ class Trainer:
         state = self.progress
         if not finite(self.ranker.parameters()):
             self._diverged("weights are not finite")
-        said = predict(self.ranker, self.dataset, self.held_out, history=self.config.history)
-        found = task_metrics(said, self.dataset, self.shape.tasks)
+        predicted = predict(self.ranker, self.dataset, self.held_out, history=self.config.history)
+        found = task_metrics(predicted, self.dataset, self.shape.tasks)
         task, metric = self.metric
         value = found[task][metric]
         if math.isnan(value):
@@ -402,8 +402,8 @@ class Trainer:
                 "validation split are all alike; choose other split points or another metric"
             )
         line: dict[str, Any] = {"step": state["step"], "validation": found}
-        if said.link_use is not None:
-            line["effective_links"] = round(effective_links(said.link_use), 3)
+        if predicted.link_use is not None:
+            line["effective_links"] = round(effective_links(predicted.link_use), 3)
         self._line(line)
         sign = 1 if HIGHER_IS_BETTER.get(metric, False) else -1
         if state["best"] is None or sign * value > sign * state["best"]:

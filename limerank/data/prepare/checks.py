@@ -109,9 +109,9 @@ def label_columns(
         seconds = np.minimum(seconds, np.float32(label.cap))
     if length is None:
         return {key: seconds}
-    whole = numbers(length)
+    lengths = numbers(length)
     ratio = np.full(len(given), np.nan)
-    np.divide(given, whole, out=ratio, where=whole > 0)
+    np.divide(given, lengths, out=ratio, where=lengths > 0)
     return {key: seconds, f"ratio_{label.name}": as_float32(ratio)}
 
 
@@ -158,10 +158,10 @@ def times_of(values: pl.Series, source: EventSource) -> tuple[Array, NDArray[np.
 
 def _scaled_text(values: pl.Series, factor: float) -> pl.Series:
     """Numbers as text, as milliseconds; null where it is no number. Integers keep all digits."""
-    whole = values.cast(pl.Int64, strict=False)
-    result = _scaled_integers(whole, factor)
-    if whole.null_count() > values.null_count():
-        rest = (whole.is_null() & values.is_not_null()).arg_true()
+    lengths = values.cast(pl.Int64, strict=False)
+    result = _scaled_integers(lengths, factor)
+    if lengths.null_count() > values.null_count():
+        rest = (lengths.is_null() & values.is_not_null()).arg_true()
         text = values.gather(rest).str.strip_chars(BLANKS)
         found = _scaled_integers(text.cast(pl.Int64, strict=False), factor)
         others = _scaled_floats(text.cast(pl.Float64, strict=False), factor)
@@ -299,14 +299,14 @@ def request_keys(values: pl.Series) -> NDArray[np.uint64]:
         DataError: the column holds no ids, or floats that may have lost digits.
     """
     try:
-        whole, others = id_integers(values)
-        texts = id_texts(values.filter(whole.is_null())) if others else None
+        lengths, others = id_integers(values)
+        texts = id_texts(values.filter(lengths.is_null())) if others else None
     except DataError as error:
         raise DataError(f"request ids: {error}") from None
-    keys = shuffle(whole.fill_null(0).to_numpy())
+    keys = shuffle(lengths.fill_null(0).to_numpy())
     keys = np.where(keys == 0, KEY_OF_ZERO, keys)
-    if whole.null_count():
-        missing = whole.is_null().to_numpy()
+    if lengths.null_count():
+        missing = lengths.is_null().to_numpy()
         keys[missing] = 0
         if texts is not None:
             hashed = texts.hash().to_numpy().astype(np.uint64)

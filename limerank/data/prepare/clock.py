@@ -84,25 +84,25 @@ class Clock:
 
     def warnings(self) -> list[str]:
         """What to say of the outliers: how many, and an example."""
-        said = []
+        lines = []
         if self.future:
-            said.append(
+            lines.append(
                 f"{self.future:,} of {self.total:,} events are later than the present, such as "
                 f"{iso(int(self._last))}: check their clocks, or the source's time_unit"
             )
         if self.far:
-            said.append(
+            lines.append(
                 f"{self.far:,} of {self.total:,} events lie far after all others, such as "
                 f"{iso(int(self._newest[-1]))} after {iso(self.now)}: check their clocks"
             )
         if (self.future or self.far) and self.now != self._last:
-            said[-1] += f"; rankings without a time are made as of {iso(self.now)}"
+            lines[-1] += f"; rankings without a time are made as of {iso(self.now)}"
         median = int(self._sample[0][len(self._sample[0]) // 2]) if self._sample else 0
         if self.old and median >= OLDEST:
             oldest = int(self._sample[0][0])
             example = f", such as {iso(oldest)}" if oldest < OLDEST else ""
-            said.append(
+            lines.append(
                 f"{self.old:,} of {self.total:,} events are from before 1990{example}: if these "
                 "times stand for missing ones, name them in null_values"
             )
-        return said
+        return lines

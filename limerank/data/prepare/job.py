@@ -370,11 +370,11 @@ class _Job:
     ) -> None:
         """Note how a table fits the log: ids of the log, those met, rows of the table; and ids
         that only the log, or only the table, has."""
-        ids, met, rows = numbers
+        ids, matched, rows = numbers
         only_log, only_table = (None if len(one) == 0 else str(one[0]) for one in examples)
         features = cover_features(frame, table.features, encoding)
         self.coverage[what] = TableCoverage(
-            what, ids, met, rows, met, only_log, only_table, features
+            what, ids, matched, rows, matched, only_log, only_table, features
         )
 
     def _read_table(
@@ -459,13 +459,13 @@ class _Job:
             labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels},
             known={feature.name: 0 for feature in spec.event_features},
         )
-        kept = 0
+        retained = 0
         with Bar("writing", total=self.events.total, unit="events", quiet=self.quiet) as bar:
             for size, arrays, sums in in_order(self._finish, self.events.stream(wanted)):
                 if "history/rows" in arrays:
-                    arrays["requests/history_start"] += kept
-                    arrays["requests/history_end"] += kept
-                    kept += len(arrays["history/rows"])
+                    arrays["requests/history_start"] += retained
+                    arrays["requests/history_end"] += retained
+                    retained += len(arrays["history/rows"])
                 for name, writer in writers.items():
                     writer.append(arrays[name])
                 stats.add(sums)
@@ -560,8 +560,8 @@ class _Job:
             return empty, empty, empty
         # A hidden event ends a run, so that a run is all the shown rows up to the next beginning.
         run = np.cumsum(begin)
-        place = np.arange(n) - starts[np.maximum(run, 1) - 1]
-        cut = (place % self.spec.requests.size == 0) & (place > 0) & shown
+        position = np.arange(n) - starts[np.maximum(run, 1) - 1]
+        cut = (position % self.spec.requests.size == 0) & (position > 0) & shown
         if by_gap is not None:
             cut &= by_gap
         first = np.flatnonzero(begin | cut)

@@ -32,12 +32,12 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
     total = int(counts.sum())
     if total == 0:
         return []
-    said = []
+    warnings = []
     if ids.dtype == pl.String:
         words = missing_words(ids).arg_true().to_numpy()
-        for place in words.tolist():
-            said.append(
-                f"the {what} id {ids[place]!r} has {_share(counts[place], total)}; if it stands "
+        for code in words.tolist():
+            warnings.append(
+                f"the {what} id {ids[code]!r} has {_share(counts[code], total)}; if it stands "
                 f"for a missing one, name it in null_values"
             )
         counts = counts.copy()
@@ -47,20 +47,20 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
     largest = largest[np.argsort(counts[largest])[::-1]].tolist()
     known = PLACEHOLDERS if ids.dtype == pl.String else [int(one) for one in PLACEHOLDERS]
     placeholders = ids.is_in(known).arg_true().to_list()
-    for place in dict.fromkeys([*largest, *placeholders]):
-        count = int(counts[place])
+    for code in dict.fromkeys([*largest, *placeholders]):
+        count = int(counts[code])
         mean = (total - count) / max(len(counts) - 1, 1)
-        placeholder = place in placeholders
+        placeholder = code in placeholders
         least = (PLACEHOLDER_SHARE if placeholder else LEAST_SHARE)[what]
         if what == "user" and count < MANY:
             least = SHORT_SHARE[placeholder]
         times = PLACEHOLDER_TIMES if placeholder and what == "user" else TIMES_THE_MEAN[what]
         if len(counts) > 1 and count >= least * total and count > times * mean:
-            said.append(
-                f"the {what} id {str(ids[place])!r} has {_share(count, total)}, the others "
+            warnings.append(
+                f"the {what} id {str(ids[code])!r} has {_share(count, total)}, the others "
                 f"{mean:,.1f} on average; if it stands for no single {what}, name it in null_values"
             )
-    return said
+    return warnings
 
 
 def _share(count: int, total: int) -> str:

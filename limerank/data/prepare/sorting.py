@@ -184,8 +184,8 @@ class SortedEvents:
             elif rows:
                 yield spool, lists, part
 
-    def _sort_part(self, place: tuple[Spool, Spool | None, int]) -> SortedPart:
-        spool, lists, number = place
+    def _sort_part(self, pair: tuple[Spool, Spool | None, int]) -> SortedPart:
+        spool, lists, number = pair
         columns = spool.load(number)
         broken = 0
         first_list = len(columns["user"])
@@ -204,8 +204,8 @@ class SortedEvents:
         earlier = same_user & (time[1:] < time[:-1])
         if "source" in columns:
             source = columns["source"][order]
-            told = earlier & (source[1:] == source[:-1]) & (order[1:] < first_list)
-            backwards = int(told.sum())
+            tied = earlier & (source[1:] == source[:-1]) & (order[1:] < first_list)
+            backwards = int(tied.sum())
         else:
             backwards = int(earlier.sum())
         if self.some_hidden:

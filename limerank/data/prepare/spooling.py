@@ -364,10 +364,10 @@ class Spooling:
         ids = self.features[feature.name]
         if ids.text:
             return _plus_one(ids.of_text(values))
-        whole = values.cast(pl.Int64)
-        if whole.null_count():
-            whole = whole.fill_null(self.missing(feature))
-        return whole.to_numpy()
+        integers = values.cast(pl.Int64)
+        if integers.null_count():
+            integers = integers.fill_null(self.missing(feature))
+        return integers.to_numpy()
 
     def _note_numbers(self, feature: Feature, values: pl.Series, found: Array) -> None:
         """Count the values of a numeric event feature, and those that are numbers."""

@@ -99,7 +99,7 @@ USER_CATEGORIES = (
     "fans_user_num_range",
     "friend_user_num_range",
     "register_days_range",
-    *(f"onehot_feat{place}" for place in range(18)),
+    *(f"onehot_feat{position}" for position in range(18)),
 )
 VIDEO_FILES = "video_features_basic_*.csv"
 VIDEO_IDS = ("author_id", "music_id")

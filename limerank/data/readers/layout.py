@@ -158,7 +158,7 @@ def pieces(
         yield frame.select(pl.when(fits).then(pl.col(name)).alias(name) for name in columns)
 
 
-def whole(frames: Iterable[pl.DataFrame], columns: Mapping[str, Any]) -> pl.DataFrame:
+def concatenated(frames: Iterable[pl.DataFrame], columns: Mapping[str, Any]) -> pl.DataFrame:
     """The frames as one."""
     return pl.concat([pl.DataFrame(schema=columns), *frames])
 

@@ -36,12 +36,12 @@ import polars as pl
 from limerank.data.readers.layout import (
     ID_MIN_COUNT,
     ParquetSheet,
+    concatenated,
     named,
     pieces,
     reference,
     size_of,
     split_by,
-    whole,
     words,
     wrong_folder,
 )
@@ -162,7 +162,7 @@ def _parts(directory: Path) -> list[Path]:
             f"{directory} holds several {' and '.join(twice)} parts: "
             f"{', '.join(part.name for part in parts)}; name one data set, such as MINDsmall"
         )
-    order = {kind: place for place, kind in enumerate(PARTS)}
+    order = {kind: position for position, kind in enumerate(PARTS)}
     return sorted(parts, key=lambda part: (order.get(_kind(part), len(order)), part.name))
 
 
@@ -177,11 +177,11 @@ def _behaviours(paths: Sequence[Path], impressions: Path, histories: Path, quiet
             {"user_id": pl.String, "time": pl.Int64, "history": pl.List(pl.String)},
         ) as lists,
     ):
-        for place, path in enumerate(paths):
+        for position, path in enumerate(paths):
             for piece in pieces(path, BEHAVIOURS, separator="\t", skip_header=False, bar=bar):
                 labelled = pl.col("impressions").str.contains(r"-[01]( |$)").fill_null(True)
                 rows = piece.filter(labelled).select(
-                    pl.col("impression_id") + place * PART_IDS,
+                    pl.col("impression_id") + position * PART_IDS,
                     "user_id",
                     pl.col("time")
                     .str.to_datetime(TIME, time_unit="ms", strict=False)
@@ -225,7 +225,7 @@ def _news(
                 named(part, "news.tsv")[0], NEWS, separator="\t", skip_header=False, bar=bar
             )
         ]
-    news = whole(frames, NEWS).unique("news_id", keep="first", maintain_order=True)
+    news = concatenated(frames, NEWS).unique("news_id", keep="first", maintain_order=True)
     columns = ["news_id", "category", "subcategory"]
     features = [Feature(name=name, kind="categorical") for name in ("category", "subcategory")]
     if title_words:

@@ -147,7 +147,7 @@ class DelimitedFile:
         """The records' fields in these columns, in batches of about ``size`` bytes of memory."""
         self.bad = self.several_lines = 0
         self.bad_example = None
-        places = [self._names.index(name) for name in columns]
+        columns_at = [self._names.index(name) for name in columns]
         # A block of text, in work at several places, takes some twenty times its size.
         block = max(size // 4, 1 << 20)
         rest, line, header = b"", 1, self._header
@@ -171,7 +171,7 @@ class DelimitedFile:
                     self._count_bad(line + at, text, what)
                 self.several_lines += cut.several
                 if cut.body:
-                    frame = self._frame(cut, start, places, columns)
+                    frame = self._frame(cut, start, columns_at, columns)
                     if not checked and len(frame):
                         self._refuse_quotes(frame)
                         checked = True
@@ -183,7 +183,7 @@ class DelimitedFile:
                     return
 
     def _frame(
-        self, cut: _Cut, line: int, places: list[int], columns: Sequence[str]
+        self, cut: _Cut, line: int, columns_at: list[int], columns: Sequence[str]
     ) -> pl.DataFrame:
         """The records of a block that begins with a line of the file; bad ones are counted."""
         wrong: list[tuple[int, str]] = []
@@ -194,7 +194,7 @@ class DelimitedFile:
 
         body = cut.body
         names = [str(k) for k in range(len(self._names))]
-        table = self._parse(body, names, [str(place) for place in places], skip)
+        table = self._parse(body, names, [str(index_of) for index_of in columns_at], skip)
         found = (0 if table is None else table.num_rows) + len(wrong)
         if found != cut.records and found != _without_blank_lines(cut):
             raise DataError(
@@ -326,12 +326,12 @@ class DelimitedFile:
         k = 0
         while k < len(lines):
             line, used = lines[k], 1
-            whole = quote is None or quote not in line or patterns.closed(line)
-            if whole and not patterns.escaped_end(line):
+            complete = quote is None or quote not in line or patterns.closed(line)
+            if complete and not patterns.escaped_end(line):
                 good.append(line)
                 cut.records += bool(line.strip(b"\r\n"))
             else:
-                what = OPEN if not whole else ESCAPED
+                what = OPEN if not complete else ESCAPED
                 record, used, undecided = self._several(lines, k)
                 if record is not None and patterns.fields(record) == len(self._names):
                     good.append(record)

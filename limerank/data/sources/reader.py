@@ -192,8 +192,8 @@ def _plain(dtype: pl.DataType) -> pl.DataType:
 def _as_plain(values: pl.Series) -> pl.Series:
     dtype = values.dtype
     if isinstance(dtype, pl.Decimal) and dtype.scale == 0:
-        whole = values.cast(pl.Int64, strict=False)
-        return whole if whole.null_count() == values.null_count() else values.cast(pl.String)
+        integers = values.cast(pl.Int64, strict=False)
+        return integers if integers.null_count() == values.null_count() else values.cast(pl.String)
     plain = _plain(dtype)
     return values if plain == dtype else values.cast(plain)
 
@@ -298,11 +298,11 @@ class Reader:
         low, high = math.inf, -math.inf
         with pyarrow.parquet.ParquetFile(self.path) as file:
             names = file.schema_arrow.names
-            place = names.index(column)
+            column_at = names.index(column)
             if file.metadata.num_columns != len(names):
                 return unknown
             for k in range(file.metadata.num_row_groups):
-                statistics = file.metadata.row_group(k).column(place).statistics
+                statistics = file.metadata.row_group(k).column(column_at).statistics
                 if statistics is None:
                     return unknown
                 if statistics.has_min_max:
@@ -410,11 +410,11 @@ class Reader:
         return frame.with_columns(changed) if changed else frame
 
     def _unreadable(self, error: BaseException) -> DataError:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        message = (str(error) or type(error).__name__).splitlines()[0]
         hint = ""
-        if "UTF8" in said or "utf-8" in said or isinstance(error, UnicodeError):
+        if "UTF8" in message or "utf-8" in message or isinstance(error, UnicodeError):
             hint = f'; it is not "{self.source.encoding}": give the file\'s encoding'
-        return DataError(f"{self.path} cannot be read as {self.kind}: {said}{hint}")
+        return DataError(f"{self.path} cannot be read as {self.kind}: {message}{hint}")
 
 
 def _advice(held: str, role: str) -> str:
@@ -442,9 +442,9 @@ def _spelt(values: pl.Series, spellings: Iterable[str]) -> pl.Series | None:
     if dtype.is_numeric():
         given = [number for text in spellings if (number := _number(text)) is not None]
         if dtype.is_integer():
-            whole = [int(number) for number in given if float(number).is_integer()]
+            integers = [int(number) for number in given if float(number).is_integer()]
             found = pl.Series([False]).new_from_index(0, len(values))
-            for number in whole:
+            for number in integers:
                 found |= (values == number).fill_null(False)
             return found
         found = values.is_in([float(number) for number in given]).fill_null(False)
@@ -474,10 +474,10 @@ def _without_elements(values: pl.Series, spellings: Iterable[str], split: str | 
     if null is None or not null.any():
         return values
     rows = pl.Series("row", np.repeat(np.arange(len(values)), lengths.to_numpy()))
-    kept = pl.DataFrame([rows, flat.alias("value")]).filter(~null)
-    kept = kept.group_by("row", maintain_order=True).agg("value")
+    retained = pl.DataFrame([rows, flat.alias("value")]).filter(~null)
+    retained = retained.group_by("row", maintain_order=True).agg("value")
     every = pl.DataFrame([pl.Series("row", np.arange(len(values)))])
-    found = every.join(kept, on="row", how="left", maintain_order="left")["value"]
+    found = every.join(retained, on="row", how="left", maintain_order="left")["value"]
     found = found.alias(values.name)
     return found if lists is values or split is None else found.list.join(split)
 

@@ -138,7 +138,7 @@ class Scorer(abc.ABC):
             chosen, hidden = np.setdiff1d(chosen, hidden, assume_unique=True), hidden[:0]
         allowed_bn = allowed if allowed is None or chosen is None else allowed[:, chosen]
         count = len(self) if chosen is None else len(chosen)
-        gone_b, gone_at = self._excluded(exclude, chosen, batch)
+        excluded_b, excluded_at = self._excluded(exclude, chosen, batch)
         requests = self._requests(state)
         k = min(k, count - len(hidden))
         best = torch.full((batch, k), ABSENT)
@@ -147,8 +147,10 @@ class Scorer(abc.ABC):
             part = slice(low, high) if chosen is None else chosen[low:high]
             found_bmk = self._logits(requests, part).cpu()
             keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
-            first, last = np.searchsorted(gone_at, [low, high])
-            keys_bm[gone_b[first:last], torch.from_numpy(gone_at[first:last] - low)] = ABSENT
+            first, last = np.searchsorted(excluded_at, [low, high])
+            keys_bm[excluded_b[first:last], torch.from_numpy(excluded_at[first:last] - low)] = (
+                ABSENT
+            )
             first, last = np.searchsorted(hidden, [low, high])
             keys_bm[:, torch.from_numpy(hidden[first:last].astype(np.int64) - low)] = ABSENT
             if allowed_bn is not None:
@@ -161,11 +163,11 @@ class Scorer(abc.ABC):
             logits = torch.cat([logits, new_logits], 1).gather(
                 1, order[..., None].expand(-1, -1, self.tasks)
             )
-        places, values = _unpack(best)
+        positions, values = _unpack(best)
         missing = best == ABSENT
         values[missing] = float("-inf")
         logits[missing] = float("nan")
-        found = places.numpy()
+        found = positions.numpy()
         if chosen is not None and len(chosen):
             found = chosen[np.where(missing, 0, found)]
         return TopK(np.where(missing, -1, found), values.numpy(), logits.numpy())
@@ -248,10 +250,10 @@ class Scorer(abc.ABC):
         request = np.repeat(np.arange(batch), [len(part) for part in parts])
         at = np.concatenate([np.zeros(0, np.int64), *parts])
         if chosen is not None:
-            place = np.searchsorted(chosen, at)
-            held = place < len(chosen)
-            held[held] = chosen[place[held]] == at[held]
-            request, at = request[held], place[held]
+            position = np.searchsorted(chosen, at)
+            held = position < len(chosen)
+            held[held] = chosen[position[held]] == at[held]
+            request, at = request[held], position[held]
         order = np.argsort(at, kind="stable")
         return torch.from_numpy(request[order]), at[order]
 
@@ -287,12 +289,12 @@ def _keys(values_bm: Tensor, first: int) -> Tensor:
     values_bm = values_bm.float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     bits = (values_bm + 0.0).view(torch.int32)  # + 0.0: -0 equals 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    places = torch.arange(first, first + values_bm.shape[1])
-    return (bits.long() << 32) | (0xFFFFFFFF - places)
+    positions = torch.arange(first, first + values_bm.shape[1])
+    return (bits.long() << 32) | (0xFFFFFFFF - positions)
 
 
 def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Places and values that keys were made of."""
-    places = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
+    positions = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
     bits = (keys >> 32).int()
-    return places, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).clone()
+    return positions, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).clone()

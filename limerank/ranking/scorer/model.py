@@ -26,13 +26,15 @@ class ModelScorer(Scorer):
 
     def __init__(self, ranker: Ranker, index: Index, *, keep: bool = False) -> None:
         super().__init__(ranker, index)
-        self._kept: Any = None
+        self._cached: Any = None
         if keep:
             size = 65536
             with torch.inference_mode():
                 parts = [self._terms(slice(at, at + size)) for at in range(0, len(index), size)]
                 parts = parts or [self._terms(slice(0, 0))]
-                self._kept = type(parts[0])(*(torch.cat(part) for part in zip(*parts, strict=True)))
+                self._cached = type(parts[0])(
+                    *(torch.cat(part) for part in zip(*parts, strict=True))
+                )
 
     def _requests(self, state: Any) -> Any:
         return state
@@ -44,13 +46,13 @@ class ModelScorer(Scorer):
 
     def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
         if isinstance(rows, slice):
-            terms = self._terms(rows) if self._kept is None else _take(self._kept, rows)
-        elif self._kept is not None:
-            terms = gather(self._kept, torch.from_numpy(rows).to(self._kept[0].device))
+            terms = self._terms(rows) if self._cached is None else _take(self._cached, rows)
+        elif self._cached is not None:
+            terms = gather(self._cached, torch.from_numpy(rows).to(self._cached[0].device))
         else:
-            distinct, places = np.unique(rows, return_inverse=True)
+            distinct, positions = np.unique(rows, return_inverse=True)
             terms = self._terms(distinct)
-            at = torch.from_numpy(places.reshape(rows.shape)).to(terms[0].device)
+            at = torch.from_numpy(positions.reshape(rows.shape)).to(terms[0].device)
             terms = gather(terms, at)
         logits: Tensor = self.ranker.score(requests, terms)
         return logits

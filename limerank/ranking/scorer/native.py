@@ -132,13 +132,13 @@ class NativeScorer(QuantisedScorer):
         allowed = self._allowed(allow, batch)
         if allowed is not None and allowed.ndim == 1:
             allowed = allowed[None]
-        gone, ends = np.zeros(0, np.int64), np.zeros(batch, np.int64)
+        excluded, ends = np.zeros(0, np.int64), np.zeros(batch, np.int64)
         if exclude is not None:
             if len(exclude) != batch:
                 raise SpecError(f"exclude is for {len(exclude)} requests, the state is of {batch}")
             parts = [self._integers(part).ravel() for part in exclude]
             ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-            gone = parts[0] if batch == 1 else np.concatenate([gone, *parts])
+            excluded = parts[0] if batch == 1 else np.concatenate([excluded, *parts])
         try:
             return TopK(
                 *self._native.top(
@@ -146,7 +146,7 @@ class NativeScorer(QuantisedScorer):
                     self._checked_k(k),
                     of_tasks,
                     chosen,
-                    gone,
+                    excluded,
                     ends,
                     allowed,
                     self.threads,

@@ -42,9 +42,9 @@ from limerank.serving.http.problems import HEADERS, Problem, problem_of
 from limerank.serving.http.settings import Settings
 from limerank.serving.messages import (
     MOST_ID,
+    EventMessage,
     Events,
     Explain,
-    Happened,
     PutItems,
     PutUser,
     Rank,
@@ -84,9 +84,9 @@ class Engine(Protocol):
     def model(self) -> dict[str, Any]: ...
     def rank(self, asked: Rank) -> dict[str, Any]: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
-    def append(self, events: list[Happened]) -> Future[dict[str, Any]]: ...
+    def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]: ...
     def rank_at_once(self, asked: Rank) -> dict[str, Any] | None: ...
-    def append_at_once(self, events: list[Happened]) -> Future[dict[str, Any]] | None: ...
+    def append_at_once(self, events: list[EventMessage]) -> Future[dict[str, Any]] | None: ...
     def user(self, user: str) -> dict[str, Any]: ...
     def users(self, text: str, limit: int) -> dict[str, Any]: ...
     def put_user(self, user: str, features: dict[str, Any]) -> dict[str, Any]: ...
@@ -101,7 +101,7 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Told(NamedTuple):
+class Call(NamedTuple):
     """What a route is told of a request: its checked body, and the rest as it came."""
 
     body: Any
@@ -117,12 +117,12 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way(Described):
+class Operation(Described):
     """A described route, and the engine's method behind it."""
 
-    answers: Callable[[Engine, Told], Any] = lambda engine, told: None
+    answers: Callable[[Engine, Call], Any] = lambda engine, call: None
     """What is answered, or a promise of it."""
-    at_once: Callable[[Engine, Told], Any] = lambda engine, told: None
+    at_once: Callable[[Engine, Call], Any] = lambda engine, call: None
     """What is answered on the event loop, or a promise of it; None: it takes another thread, since
     it would take more than about a millisecond, or wait for something."""
 
@@ -132,24 +132,24 @@ class Way(Described):
         return f"{self.method} {self.path}"
 
 
-def _limit(told: Told) -> int:
-    text = told.query.get("limit", "20")
+def _limit(call: Call) -> int:
+    text = call.query.get("limit", "20")
     if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 1000):
         raise Problem(422, f"limit is {text[:40]!r}, expected 1 to 1000")
     return int(text)
 
 
-def _text(told: Told) -> str:
-    text = told.query.get("q", "")
+def _text(call: Call) -> str:
+    text = call.query.get("q", "")
     if len(text) > MOST_ID:
         raise Problem(422, f"q has {len(text):,} characters, expected at most {MOST_ID}")
     return text
 
 
-def _id(told: Told, name: str) -> str:
-    text: str = told.path[name]
+def _id(call: Call, name: str) -> str:
+    text: str = call.path[name]
     try:
-        unquote_to_bytes(told.request.scope["raw_path"]).decode()
+        unquote_to_bytes(call.request.scope["raw_path"]).decode()
     except UnicodeDecodeError:  # what stands in its place would be another id
         raise Problem(422, f"the {name}'s id in the URL is no UTF-8") from None
     if not 1 <= len(text) <= MOST_ID:
@@ -165,12 +165,12 @@ def _folder(name: str, given: str | None) -> str | None:
         if not stat.S_ISDIR(os.stat(given).st_mode):
             raise Problem(409, f"{name}: {given[:200]!r} is no folder; expected that of the {name}")
         looked_at = 0
-        for place, _, files in os.walk(given):
+        for position, _, files in os.walk(given):
             for file in files:
                 looked_at += 1
                 if looked_at > MOST_FILES:
                     raise Problem(409, f"{name}: the folder holds more than {MOST_FILES:,} files")
-                if not stat.S_ISREG(os.stat(os.path.join(place, file)).st_mode):
+                if not stat.S_ISREG(os.stat(os.path.join(position, file)).st_mode):
                     raise Problem(409, f"{name}: {file[:200]!r} in the folder is no regular file")
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -178,49 +178,49 @@ def _folder(name: str, given: str | None) -> str | None:
     return given
 
 
-def _events(told: Told) -> list[Happened]:
-    return list(told.body.events) if isinstance(told.body, Events) else [told.body]
+def _events(call: Call) -> list[EventMessage]:
+    return list(call.body.events) if isinstance(call.body, Events) else [call.body]
 
 
 TEXT = ("q", {"type": "string", "maxLength": MOST_ID})
 LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20})
-WAYS: tuple[Way, ...] = (
-    Way("GET", "/v1/model", "read", "The model, the index and what they know.",
-        answers=lambda engine, told: engine.model()),
-    Way("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
-        answers=lambda engine, told: engine.rank(told.body),
-        at_once=lambda engine, told: engine.rank_at_once(told.body)),
-    Way("POST", "/v1/explain", "read", "Say which events and links carried items.", (Explain,),
-        answers=lambda engine, told: engine.explain(told.body)),
-    Way("POST", "/v1/events", "write", "Keep events; answered when they are durable.",
-        (Events, Happened), answer={"accepted": 1, "duplicates": 0, "expired": 0},
-        answers=lambda engine, told: engine.append(_events(told)),
-        at_once=lambda engine, told: engine.append_at_once(_events(told))),
-    Way("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
-        answers=lambda engine, told: engine.users(_text(told), _limit(told))),
-    Way("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
-        answers=lambda engine, told: engine.user(_id(told, "user"))),
-    Way("PUT", "/v1/users/{user:path}", "write", "Say what a user's own features are.", (PutUser,),
-        answers=lambda engine, told: engine.put_user(
-            _id(told, "user"), told.body.features)),
-    Way("DELETE", "/v1/users/{user:path}", "write", "Forget a user for good.",
-        answer={"forgotten": 42}, answers=lambda engine, told: engine.forget(_id(told, "user"))),
-    Way("GET", "/v1/items", "read", "Items whose id or features begin with a text.",
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("GET", "/v1/model", "read", "The model, the index and what they know.",
+        answers=lambda engine, call: engine.model()),
+    Operation("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
+        answers=lambda engine, call: engine.rank(call.body),
+        at_once=lambda engine, call: engine.rank_at_once(call.body)),
+    Operation("POST", "/v1/explain", "read", "The events and links behind scores.", (Explain,),
+        answers=lambda engine, call: engine.explain(call.body)),
+    Operation("POST", "/v1/events", "write", "Keep events; answered when they are durable.",
+        (Events, EventMessage), answer={"accepted": 1, "duplicates": 0, "expired": 0},
+        answers=lambda engine, call: engine.append(_events(call)),
+        at_once=lambda engine, call: engine.append_at_once(_events(call))),
+    Operation("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
+        answers=lambda engine, call: engine.users(_text(call), _limit(call))),
+    Operation("GET", "/v1/users/{user:path}", "read", "What is held of a user.",
+        answers=lambda engine, call: engine.user(_id(call, "user"))),
+    Operation("PUT", "/v1/users/{user:path}", "write", "Set a user's own features.", (PutUser,),
+        answers=lambda engine, call: engine.put_user(
+            _id(call, "user"), call.body.features)),
+    Operation("DELETE", "/v1/users/{user:path}", "write", "Forget a user for good.",
+        answer={"forgotten": 42}, answers=lambda engine, call: engine.forget(_id(call, "user"))),
+    Operation("GET", "/v1/items", "read", "Items whose id or features begin with a text.",
         query=(TEXT, LIMIT),
-        answers=lambda engine, told: engine.items(_text(told), _limit(told))),
-    Way("GET", "/v1/items/{item:path}", "read", "What is known of an item.",
-        answers=lambda engine, told: engine.item(_id(told, "item"))),
-    Way("PUT", "/v1/items", "admin", "Add or change items: rankable with the next request.",
-        (PutItems,), answers=lambda engine, told: engine.put_items(told.body.items)),
-    Way("DELETE", "/v1/items/{item:path}", "admin", "Take an item out of rankings.",
-        answer={"removed": 1}, answers=lambda engine, told: engine.remove_item(_id(told, "item"))),
-    Way("POST", "/v1/admin/reload", "admin", "Serve another run or index if it passes its tests.",
-        (Reload,), answers=lambda engine, told: engine.reload(
-            _folder("run", told.body.run), _folder("index", told.body.index))),
-    Way("GET", "/healthz", None, "Whether the process is alive.",
-        answer={"status": "ok"}, at_once=lambda engine, told: {"status": "ok"}),
-    Way("GET", "/readyz", None, "Whether requests can be answered.",
-        answer={"status": "ok"}, answers=lambda engine, told: engine.ready()),
+        answers=lambda engine, call: engine.items(_text(call), _limit(call))),
+    Operation("GET", "/v1/items/{item:path}", "read", "What is known of an item.",
+        answers=lambda engine, call: engine.item(_id(call, "item"))),
+    Operation("PUT", "/v1/items", "admin", "Add or change items: rankable with the next request.",
+        (PutItems,), answers=lambda engine, call: engine.put_items(call.body.items)),
+    Operation("DELETE", "/v1/items/{item:path}", "admin", "Take an item out of rankings.",
+        answer={"removed": 1}, answers=lambda engine, call: engine.remove_item(_id(call, "item"))),
+    Operation("POST", "/v1/admin/reload", "admin", "Serve another run or index once checked.",
+        (Reload,), answers=lambda engine, call: engine.reload(
+            _folder("run", call.body.run), _folder("index", call.body.index))),
+    Operation("GET", "/healthz", None, "Whether the process is alive.",
+        answer={"status": "ok"}, at_once=lambda engine, call: {"status": "ok"}),
+    Operation("GET", "/readyz", None, "Whether requests can be answered.",
+        answer={"status": "ok"}, answers=lambda engine, call: engine.ready()),
 )  # fmt: skip
 
 
@@ -261,10 +261,10 @@ class Gate:
         self.held = 0
         """Bytes of large bodies that are under way."""
 
-    def path(self, ways: Mapping[str, Way], path: str) -> Route:
+    def path(self, by_method: Mapping[str, Operation], path: str) -> Route:
         """A path of the application, and what its methods do."""
-        endpoints = {method: self.counting(way.name, self._answers(way), way)
-                     for method, way in ways.items()}  # fmt: skip
+        endpoints = {method: self.counting(operation.name, self._answers(operation), operation)
+                     for method, operation in by_method.items()}  # fmt: skip
         allowed = ", ".join(sorted({*endpoints, *(("HEAD",) if "GET" in endpoints else ())}))
 
         async def none(request: Request) -> Response:
@@ -285,10 +285,10 @@ class Gate:
         self,
         name: str,
         answer: Callable[[Request], Awaitable[Response]],
-        way: Way | None = None,
+        operation: Operation | None = None,
     ) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint whose answers are counted, timed and logged, and whose errors are told."""
-        admin = way is not None and way.access == "admin"
+        admin = operation is not None and operation.access == "admin"
 
         async def endpoint(request: Request) -> Response:
             started = time.perf_counter()
@@ -312,34 +312,34 @@ class Gate:
         self.numbers.seconds.labels(name).observe(seconds)
         log.info("request", extra={"route": name, "status": status, "ms": round(1e3 * seconds, 3)})
 
-    def _answers(self, way: Way) -> Callable[[Request], Awaitable[Response]]:
+    def _answers(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         lane = self.looking
-        if way.path in FIRST:
+        if operation.path in FIRST:
             lane = self.requests
-        elif way.access == "admin":
+        elif operation.access == "admin":
             lane = self.administration
-        elif way.access == "write":
+        elif operation.access == "write":
             lane = self.writing
 
         async def answer(request: Request) -> Response:
-            self.admission.admit(way.access, request)
-            if way.path == "/readyz":
+            self.admission.admit(operation.access, request)
+            if operation.path == "/readyz":
                 return _json(await self._is_ready())
-            if way.body:
+            if operation.body:
                 self.admission.check_type(request)
-            told = Told(await self._body(way, request) if way.body else None, request)
-            found = way.at_once(self.engine, told)
+            call = Call(await self._body(operation, request) if operation.body else None, request)
+            found = operation.at_once(self.engine, call)
             if found is None:
-                found = await lane.answer(self._work, way, told)
+                found = await lane.answer(self._work, operation, call)
             elif isinstance(found, (asyncio.Future, Future)):
-                found = await lane.kept(found)
+                found = await lane.completed(found)
             return _json(found)
 
         return answer
 
-    def _work(self, way: Way, told: Told) -> Any:
+    def _work(self, operation: Operation, call: Call) -> Any:
         """An answer as its bytes, or a promise of it."""
-        found = way.answers(self.engine, told)
+        found = operation.answers(self.engine, call)
         return found if isinstance(found, (asyncio.Future, Future)) else _dumped(found)
 
     async def _is_ready(self) -> Any:
@@ -369,7 +369,7 @@ class Gate:
         text = self.numbers.text()
         return Response(text, headers=HEADERS, media_type="text/plain; version=0.0.4")
 
-    async def _body(self, way: Way, request: Request) -> Any:
+    async def _body(self, operation: Operation, request: Request) -> Any:
         """A checked body; a large one is checked in another thread."""
         most = self.settings.body_bytes
         length = request.headers.get("content-length", "")
@@ -399,8 +399,8 @@ class Gate:
             data = b"".join(parts)
             parts.clear()
             if size <= bodies.SMALL:
-                return bodies.checked(way.body, data)
-            return await self.bodies.answer(bodies.checked, way.body, data)
+                return bodies.checked(operation.body, data)
+            return await self.bodies.answer(bodies.checked, operation.body, data)
         finally:
             self.held -= held
 
@@ -511,7 +511,7 @@ def application(engine: Engine, settings: Settings, private: Private | None = No
         private: what no answer may hold.
     """
     gate = Gate(engine, settings, private or Private())
-    description = orjson.dumps(describe(version("limerank"), WAYS, open_=settings.open))
+    description = orjson.dumps(describe(version("limerank"), OPERATIONS, open_=settings.open))
 
     async def openapi(request: Request) -> Response:
         gate.admission.admit(None, request)
@@ -531,10 +531,10 @@ def application(engine: Engine, settings: Settings, private: Private | None = No
         yield
         await gate.close()
 
-    paths: dict[str, dict[str, Way]] = {}
-    for way in WAYS:
-        paths.setdefault(way.path, {})[way.method] = way
-    routes: list[Any] = [gate.path(ways, path) for path, ways in paths.items()]
+    paths: dict[str, dict[str, Operation]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = operation
+    routes: list[Any] = [gate.path(by_method, path) for path, by_method in paths.items()]
     read = {"/openapi.json": openapi, "/metrics": gate.metrics}
     for path, answer in read.items():
         routes.append(Route(path, gate.counting(f"GET {path}", answer)))

@@ -24,7 +24,7 @@ PIECE = 500
 """Elements of a list that are checked at once."""
 MOST_DEPTH = 4
 """Lists and objects inside each other: a list of events, each with a mapping, has that many."""
-MOST_TOLD = 20
+MOST_REPORTED = 20
 """Errors that an answer names."""
 
 # Quantifiers are possessive and bounded: a match takes time in proportion to what it matches, and
@@ -79,7 +79,7 @@ def _refused(
     error: ValidationError, model: type[Message], name: str | None = None, at: int = 0
 ) -> Problem:
     """The first errors as an answer; ``name`` and ``at``: the list and the place of its piece."""
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     errors = error.errors(include_url=False, include_context=False, include_input=False)
     # A wrong name first: that the right one is missing follows from it.
     for one in sorted(errors, key=lambda one: one["type"] == "missing"):
@@ -91,10 +91,10 @@ def _refused(
             where = [name, at + int(where[0]), *where[1:]]
         if one["type"] == "extra_forbidden":
             what = f"there is no such field{nearest_field(model, where)}"
-        told.setdefault(".".join(map(str, where)), what)
-        if len(told) == MOST_TOLD:
+        reported.setdefault(".".join(map(str, where)), what)
+        if len(reported) == MOST_REPORTED:
             break
-    parts = [{"at": where, "what": what} for where, what in told.items()]
+    parts = [{"at": where, "what": what} for where, what in reported.items()]
     return Problem(422, f"{parts[0]['at'] or 'the body'}: {parts[0]['what']}", errors=parts)
 
 

@@ -37,9 +37,11 @@ class Lane:
         """What the work gives, in a thread of this lane."""
         if self.inside >= self.most:
             raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
-        return await self.kept(asyncio.get_running_loop().run_in_executor(self.pool, work, *given))
+        return await self.completed(
+            asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
+        )
 
-    async def kept(self, promise: Promise) -> Any:
+    async def completed(self, promise: Promise) -> Any:
         """What was promised, and what that promised, within the time that a request has."""
         found: Any = promise
         until = time.monotonic() + self.seconds

@@ -23,12 +23,12 @@ class Private:
         places: paths and addresses of the server's configuration: in no answer.
     """
 
-    def __init__(self, secrets: Iterable[str] = (), places: Iterable[str] = ()) -> None:
+    def __init__(self, secrets: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
         self._secrets = _longest(secrets)
-        self._places = _longest(places)
+        self._paths = _longest(paths)
 
     @classmethod
-    def of_store(cls, store: str, secrets: Iterable[str], places: Iterable[str]) -> Private:
+    def of_store(cls, store: str, secrets: Iterable[str], paths: Iterable[str]) -> Private:
         """With the password of a store's address among the secrets."""
         more = []
         parts = None
@@ -39,7 +39,7 @@ class Private:
             given = login.partition(":")[2]
             query = [v for k, v in parse_qsl(parts.query) if "pass" in k.lower()]
             more = [text for raw in (given, *query) for text in (raw, unquote(raw))]
-        return cls([*secrets, *more], [*places, store])
+        return cls([*secrets, *more], [*paths, store])
 
     def logged(self, text: str) -> str:
         """A text for the log: without passwords and keys."""
@@ -50,8 +50,8 @@ class Private:
     def hidden(self, text: str) -> str:
         """A text for clients: without passwords, keys, addresses of stores and paths."""
         text = self.logged(text)
-        for place in self._places:
-            text = text.replace(place, "...")
+        for path in self._paths:
+            text = text.replace(path, "...")
         return _path.sub("...", _address.sub("...", text))
 
 

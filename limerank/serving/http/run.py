@@ -60,7 +60,7 @@ def serve(
     private = Private.of_store(
         store,
         secrets=[key for keys in settings.keys.values() for key in keys],
-        places=[
+        paths=[
             text
             for path in (run, index, items, watch, None if "://" in store else Path(store))
             if path is not None

@@ -47,8 +47,8 @@ from limerank.models.lime import LinkState
 from limerank.ranking.explain import Past
 from limerank.ranking.request import past_of
 from limerank.runs.model import Trained
-from limerank.serving.state.kept import VERSION, Rows, Seen, Stream, Window
-from limerank.serving.state.people import People, Person
+from limerank.serving.state.stored import VERSION, Rows, Seen, Stream, Window
+from limerank.serving.state.user_features import EncodedUser, UserFeatureCache
 from limerank.serving.stores import EventStore, Held, State, Version
 
 KEEP = 32
@@ -125,8 +125,8 @@ class _Entry:
     """
 
     version: Version | None
-    person: Person
-    kept: Window | Stream
+    person: EncodedUser
+    stored: Window | Stream
     mark: _Mark
     seen: Rows
     written: Version | None
@@ -137,13 +137,13 @@ class _Entry:
     def nbytes(self) -> int:
         stage = () if self.stage is None else self.stage[1]
         of_stage = sum(getattr(part, "nbytes", 0) for part in stage)
-        return ENTRY_BYTES + self.kept.nbytes + self.seen.nbytes + of_stage
+        return ENTRY_BYTES + self.stored.nbytes + self.seen.nbytes + of_stage
 
 
 class _Made(NamedTuple):
     """A state that was made before, of which version and by what."""
 
-    kept: Window | Stream
+    stored: Window | Stream
     version: Version
     fingerprint: bytes
     written: Version | None
@@ -203,7 +203,7 @@ class UserStates:
         self._ranker: Any = ranker
         self._device = next(ranker.parameters()).device
         self._entries: OrderedDict[int | str | None, _Entry] = OrderedDict()
-        self.people = People(trained)
+        self.user_features = UserFeatureCache(trained)
         self._sizes: dict[int | str | None, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -297,7 +297,7 @@ class UserStates:
             entry = self._entry_at_once(user, catalogue)
             if entry is None or len(entry.seen) > BRIEF_SEEN:
                 return None
-            if entry.stage is None and entry.kept.events > BRIEF_HISTORY:
+            if entry.stage is None and entry.stored.events > BRIEF_HISTORY:
                 return None
             return self._ready(user, entry, catalogue, now, context)
         finally:
@@ -314,7 +314,7 @@ class UserStates:
         state = self._stage(entry, catalogue.index, self._now(now), context or {})
         self._remember(user, entry)
         version = entry.version
-        return Ready(state, entry.seen, version is not None, entry.kept.events, version)
+        return Ready(state, entry.seen, version is not None, entry.stored.events, version)
 
     def _after(self, user: int | str | None, now: int | None) -> bool:
         """Whether the store holds events of a user that a request made at ``now`` must not see."""
@@ -334,7 +334,7 @@ class UserStates:
         nothing of it is kept."""
         held = None if user is None else self.store.held(user)
         events = [] if held is None else [event for event in held.events if event.time < now]
-        person = self.people.of({} if held is None else held.features)
+        person = self.user_features.of({} if held is None else held.features)
         made = self._updated(user or 0, self._empty(user or 0), events, person, catalogue.index)
         assert made is not None
         seen = made.seen.rows(catalogue.index)
@@ -357,11 +357,11 @@ class UserStates:
         events = self.form.given(self.form.entries(history), now)
         log, at = self.form.log(events, now), self._now(now)
         opened = (index or self._catalogue).index
-        past = self._past(log, self.people.of(features or {}), at, context or {}, opened)
+        past = self._past(log, self.user_features.of(features or {}), at, context or {}, opened)
         with torch.inference_mode():
             state = self._ranker.encode_users(past.users, past.vectors)
-        met = log.ids[log.columns["item"][log.met]].tolist()
-        seen = Seen().add(met).rows(opened)
+        seen_items = log.ids[log.columns["item"][log.seen]].tolist()
+        seen = Seen().add(seen_items).rows(opened)
         return Ready(state, seen, False, int(past.users.lengths[0]), None)
 
     def past(
@@ -377,12 +377,12 @@ class UserStates:
         # Where histories hold every event, the latest ones are all that is to be read.
         recent = self.form.keep is None
         held = None if version is None else self.store.held(user, version if recent else None)
-        events = [] if held is None else [event for event in held.events if self.form.kept(event)]
-        if held is not None and not held.whole:
+        events = [] if held is None else list(filter(self.form.retained, held.events))
+        if held is not None and not held.complete:
             events = self.store.latest(user, self.length, before=now)
         elif now is not None:
             events = [event for event in events if event.time < now]
-        person = self.people.of({} if held is None else held.features)
+        person = self.user_features.of({} if held is None else held.features)
         log = self.form.log(events[-self.length :])
         opened = (index or self._catalogue).index
         return self._past(log, person, self._now(now), context or {}, opened)
@@ -399,7 +399,7 @@ class UserStates:
         events = self.form.given(self.form.entries(history), now)
         log, at = self.form.log(events, now), self._now(now)
         opened = (index or self._catalogue).index
-        return self._past(log, self.people.of({}), at, context or {}, opened)
+        return self._past(log, self.user_features.of({}), at, context or {}, opened)
 
     def forget(self, user: Any) -> bool:
         """Delete a user from the store and from memory; False: the store did not hold it."""
@@ -450,18 +450,18 @@ class UserStates:
         held = self.store.held(user, None if made is None else made.version)
         if held is None:  # deleted in between
             return self._nobody(catalogue)
-        person, fresh = self.people.of(held.features), None
-        if made is not None and not held.whole and self._holds(made, person, catalogue):
-            fresh = self._updated(user, made.kept, held.events, person, catalogue.index)
+        person, fresh = self.user_features.of(held.features), None
+        if made is not None and not held.complete and self._holds(made, person, catalogue):
+            fresh = self._updated(user, made.stored, held.events, person, catalogue.index)
         if fresh is not None:
             written = None if made is None else made.written
             self.made["updates"] += bool(held.events)
         else:
-            if not held.whole:
+            if not held.complete:
                 held = self.store.held(user)
                 if held is None:
                     return self._nobody(catalogue)
-                person = self.people.of(held.features)
+                person = self.user_features.of(held.features)
             empty = self._empty(user)
             fresh = self._updated(user, empty, held.events, person, catalogue.index)
             assert fresh is not None
@@ -495,15 +495,15 @@ class UserStates:
             0 <= version.changes - entry.version.changes <= BRIEF_CHANGES
         )
         # Of a store that drops old events, what came since may be all that it holds.
-        if not few or self.store.most is not None or entry.kept.events > BRIEF_HISTORY:
+        if not few or self.store.most is not None or entry.stored.events > BRIEF_HISTORY:
             return None
         held = self.store.held(user, entry.version)
-        if held is None or held.whole or not self.people.knows(held.features):
+        if held is None or held.complete or not self.user_features.knows(held.features):
             return None
-        person, before = self.people.of(held.features), entry.person
-        if isinstance(entry.kept, Stream) and person.digest != before.digest:
+        person, before = self.user_features.of(held.features), entry.person
+        if isinstance(entry.stored, Stream) and person.digest != before.digest:
             return None  # all that links have read depends on it
-        fresh = self._updated(user, entry.kept, held.events, person, catalogue.index)
+        fresh = self._updated(user, entry.stored, held.events, person, catalogue.index)
         if fresh is None:
             return None
         self.made["updates"] += bool(held.events)
@@ -513,13 +513,13 @@ class UserStates:
         self,
         entry: _Entry | None,
         held: Held,
-        person: Person,
+        person: EncodedUser,
         fresh: Window | Stream,
         catalogue: MarkedIndex,
         written: Version | None,
     ) -> _Entry:
         """An entry of what was made of a user just now, in place of the one before."""
-        if entry is not None and entry.mark is catalogue.mark and not held.whole:
+        if entry is not None and entry.mark is catalogue.mark and not held.complete:
             more = Seen().add([event.item for event in held.events]).rows(catalogue.index)
             seen = np.union1d(entry.seen, more)
         else:
@@ -532,11 +532,11 @@ class UserStates:
         if entry.mark is catalogue.mark:
             return True
         if entry.mark.base != catalogue.mark.base or not np.array_equal(
-            entry.seen, entry.kept.seen.rows(catalogue.index)
+            entry.seen, entry.stored.seen.rows(catalogue.index)
         ):
             return False
-        if isinstance(entry.kept, Stream):
-            entry.kept = replace(entry.kept, index_rows=len(catalogue.index))
+        if isinstance(entry.stored, Stream):
+            entry.stored = replace(entry.stored, index_rows=len(catalogue.index))
         before = self._fingerprint(entry.person, entry.mark)
         if before != self._fingerprint(entry.person, catalogue.mark):
             entry.written = None  # what the store keeps is another's now
@@ -547,36 +547,36 @@ class UserStates:
         """What was made of the user before: in memory, or in the store."""
         if entry is not None and entry.version is not None:
             fingerprint = self._fingerprint(entry.person, entry.mark)
-            return _Made(entry.kept, entry.version, fingerprint, entry.written)
+            return _Made(entry.stored, entry.version, fingerprint, entry.written)
         state = self.store.state(user, self.mode)
         if state is None:
             return None
         kind: type[Window | Stream] = Window if self.mode == "window" else Stream
         try:
-            kept = kind.unpack(state.data)
+            stored = kind.unpack(state.data)
         except (FormatError, ValueError, struct.error):
             return None  # damaged, or of another format: it is made anew
-        return _Made(kept, state.version, state.fingerprint, state.version)
+        return _Made(stored, state.version, state.fingerprint, state.version)
 
-    def _holds(self, made: _Made, person: Person, catalogue: MarkedIndex) -> bool:
+    def _holds(self, made: _Made, person: EncodedUser, catalogue: MarkedIndex) -> bool:
         """Whether what was made before is what this model, index and user would make."""
         if made.fingerprint != self._fingerprint(person, catalogue.mark):
             return False
-        if isinstance(made.kept, Stream):
+        if isinstance(made.stored, Stream):
             # An item that was unknown may be known now.
-            return not made.kept.unknown or made.kept.index_rows == len(catalogue.index)
+            return not made.stored.unknown or made.stored.index_rows == len(catalogue.index)
         return True
 
     def _keep(self, user: int | str, entry: _Entry) -> bool:
         assert entry.version is not None
         fingerprint = self._fingerprint(entry.person, entry.mark)
-        state = State(fingerprint, entry.version, entry.kept.pack())
+        state = State(fingerprint, entry.version, entry.stored.pack())
         done = self.store.put_state(user, self.mode, state)
         if done:
             entry.written = entry.version
         return done
 
-    def _fingerprint(self, person: Person, mark: _Mark) -> bytes:
+    def _fingerprint(self, person: EncodedUser, mark: _Mark) -> bytes:
         """Of all but the events that a state is made of."""
         parts: list[Any] = [VERSION, self.mode]
         if self.mode == "window":  # events as they are: any model reads them
@@ -593,26 +593,28 @@ class UserStates:
             entry = self._entries.get(None)
         if entry is None or not self._still(entry, catalogue):
             rows = np.zeros(0, np.int64)
-            entry = _Entry(None, self.people.of({}), self._empty(0), catalogue.mark, rows, None)
+            entry = _Entry(
+                None, self.user_features.of({}), self._empty(0), catalogue.mark, rows, None
+            )
         return entry
 
     def _updated(
         self,
         user: int | str,
-        kept: Window | Stream,
+        stored: Window | Stream,
         events: Sequence[Event],
-        person: Person,
+        person: EncodedUser,
         index: Index,
     ) -> Window | Stream | None:
         """With more events; None where it must be made of all of them."""
-        seen = kept.seen.add([event.item for event in events]) if events else kept.seen
-        events = [event for event in events if self.form.kept(event)]
-        if isinstance(kept, Stream):
-            return self._streamed(replace(kept, seen=seen), events, person, index)
+        seen = stored.seen.add([event.item for event in events]) if events else stored.seen
+        events = [event for event in events if self.form.retained(event)]
+        if isinstance(stored, Stream):
+            return self._streamed(replace(stored, seen=seen), events, person, index)
         if not events:
-            return replace(kept, seen=seen)
+            return replace(stored, seen=seen)
         try:
-            held = kept.open or unpack_list(kept.packed)[1]
+            held = stored.open or unpack_list(stored.packed)[1]
         except FormatError:
             return None
         # What fell out of a full window is older than all that is in it.
@@ -620,14 +622,14 @@ class UserStates:
         return Window(pack_list(user, every), len(every), seen, tuple(every))
 
     def _streamed(
-        self, kept: Stream, events: Sequence[Event], person: Person, index: Index
+        self, stored: Stream, events: Sequence[Event], person: EncodedUser, index: Index
     ) -> Stream | None:
         if not events:
-            return replace(kept, index_rows=len(index))
+            return replace(stored, index_rows=len(index))
         events = sorted(events, key=_by_time)
-        if not self.form.clock and kept.events and _by_time(events[0]) < kept.newest:
+        if not self.form.clock and stored.events and _by_time(events[0]) < stored.newest:
             return None  # ages are places here, and an event in between changes those of older ones
-        found, carry, count, unknown = kept.newest, kept.carry, kept.events, kept.unknown
+        found, carry, count, unknown = stored.newest, stored.carry, stored.events, stored.unknown
         rate_hl = self._ranker.reading.log_rate.exp()
         for at in range(0, len(events), CHUNK):
             some = events[at : at + CHUNK]
@@ -643,12 +645,12 @@ class UserStates:
             count,
             unknown,
             len(index),
-            max(found, _by_time(events[-1])) if kept.events else _by_time(events[-1]),
-            kept.seen,
+            max(found, _by_time(events[-1])) if stored.events else _by_time(events[-1]),
+            stored.seen,
         )
 
     @torch.inference_mode()
-    def _carry(self, log: EventLog, vectors: Tensor, count: int, person: Person) -> Carry:
+    def _carry(self, log: EventLog, vectors: Tensor, count: int, person: EncodedUser) -> Carry:
         """What links read of some events; ``count``: how many there are by now."""
         n = len(log.rows)
         zero, end = np.zeros(1, np.int64), np.array([n])
@@ -667,7 +669,7 @@ class UserStates:
         )
         at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
-        rate_hl, queries = self._ranker.reading.log_rate.exp(), self.people.links(person)[1]
+        rate_hl, queries = self._ranker.reading.log_rate.exp(), self.user_features.links(person)[1]
         return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
 
     # From an entry to a state
@@ -692,8 +694,8 @@ class UserStates:
             return stage[1]
         stage = entry.stage
         if stage is None:
-            if isinstance(entry.kept, Stream):
-                links, newest = self._read(entry.kept, entry.person), entry.kept.newest[0]
+            if isinstance(entry.stored, Stream):
+                links, newest = self._read(entry.stored, entry.person), entry.stored.newest[0]
             else:
                 past = self._past_of(entry, index, now, context)
                 links = self._ranker.encode_users(past.users, past.vectors).links
@@ -701,7 +703,7 @@ class UserStates:
             stage = newest, (links,)
             self.made["stages"] += 1
             entry.stage = stage
-        (newest, (links,)), count = stage, entry.kept.events
+        (newest, (links,)), count = stage, entry.stored.events
         at = max(now, newest) if count else now
         tokens = self._context(newest, count, at, context)
         c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
@@ -712,17 +714,17 @@ class UserStates:
         return state
 
     def _past_of(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Past:
-        assert isinstance(entry.kept, Window)
-        events = entry.kept.open or unpack_list(entry.kept.packed)[1]
-        entry.kept = replace(entry.kept, open=None)
+        assert isinstance(entry.stored, Window)
+        events = entry.stored.open or unpack_list(entry.stored.packed)[1]
+        entry.stored = replace(entry.stored, open=None)
         log = self.form.log(events)
         return self._past(log, entry.person, now, context, index)
 
-    def _read(self, kept: Stream, person: Person) -> Tensor:
+    def _read(self, stored: Stream, person: EncodedUser) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""
-        links_bld, queries_hle = self.people.links(person)
-        read_hle = torch.zeros_like(queries_hle) if kept.carry is None else kept.carry.mean
-        count = torch.tensor([kept.events], device=self._device)
+        links_bld, queries_hle = self.user_features.links(person)
+        read_hle = torch.zeros_like(queries_hle) if stored.carry is None else stored.carry.mean
+        count = torch.tensor([stored.events], device=self._device)
         read_bhle = read_hle.to(self._device)[None]
         personal: Tensor = self._ranker.norm(
             self._ranker.reading.absorb(links_bld, read_bhle, count)
@@ -738,7 +740,7 @@ class UserStates:
     def _past(
         self,
         log: EventLog,
-        person: Person,
+        person: EncodedUser,
         now: int,
         context: Mapping[str, Any],
         index: Index,

@@ -54,8 +54,8 @@ def open_store(where: str | os.PathLike[str], most: int | None = None) -> EventS
     if not isinstance(where, str):
         return SqliteStore(where, most=most)
     if where.lower().startswith(SERVERS):
-        scheme, _, place = where.partition("://")
-        return ValkeyStore(f"{scheme.lower()}://{place}", most=most)
+        scheme, _, location = where.partition("://")
+        return ValkeyStore(f"{scheme.lower()}://{location}", most=most)
     if "://" in where or NEARLY.match(where):  # no file: its name may hold a password
         raise SpecError(
             f"{redacted(where)} is no address of a store; expected the path of a file, or one that "

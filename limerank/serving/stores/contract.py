@@ -69,14 +69,14 @@ class Held(NamedTuple):
         version: of the user.
         features: the user's own features, raw.
         events: in their order, those asked for.
-        whole: whether these are all of the user's events; else, those accepted since the version
+        complete: whether these are all of the user's events; else, those accepted since the version
             that was asked for.
     """
 
     version: Version
     features: dict[str, Any]
     events: list[Event]
-    whole: bool
+    complete: bool
 
 
 class State(NamedTuple):
@@ -281,8 +281,8 @@ def trouble(
 ) -> E:
     """An error of a store: ``the event store`` and the text. Where the store is, and what it said,
     stand in the detail alone, and in the message only where a store is being opened."""
-    said = f" ({cause})" if str(cause) else ""
-    detail = f"the event store {address} {text}{said}"
+    reason = f" ({cause})" if str(cause) else ""
+    detail = f"the event store {address} {text}{reason}"
     return kind(detail if opening else f"the event store {text}", detail=detail)
 
 
@@ -315,6 +315,6 @@ def one_form(user: str) -> Id | None:
 def by_user(events: Iterable[Event]) -> dict[Id, list[tuple[int, Event]]]:
     """Events with their places, user by user."""
     parts: dict[Id, list[tuple[int, Event]]] = {}
-    for place, event in enumerate(events):
-        parts.setdefault(event.user, []).append((place, event))
+    for position, event in enumerate(events):
+        parts.setdefault(event.user, []).append((position, event))
     return parts

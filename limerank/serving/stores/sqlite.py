@@ -135,7 +135,7 @@ class SqliteStore(EventStore):
         self._closed = threading.Event()
         self._readers: queue.LifoQueue[Connection] = queue.LifoQueue(READERS)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(WAITING)
-        with self._told(opening=True):
+        with self._as_store_errors(opening=True):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open(max_bytes)
             self._file = _identity(self.path)
@@ -213,7 +213,7 @@ class SqliteStore(EventStore):
         return not tables
 
     @contextlib.contextmanager
-    def _told(self, *, opening: bool = False) -> Iterator[None]:
+    def _as_store_errors(self, *, opening: bool = False) -> Iterator[None]:
         """Errors of SQLite and of the disk, as ours."""
         try:
             yield
@@ -224,7 +224,7 @@ class SqliteStore(EventStore):
     def _reading(self, *, several: bool = True) -> Iterator[Connection]:
         """A connection; in a transaction where several statements read what is of one moment."""
         self._check_open()
-        with self._told():
+        with self._as_store_errors():
             try:
                 connection = self._readers.get_nowait()
             except queue.Empty:
@@ -296,7 +296,7 @@ class SqliteStore(EventStore):
         if not jobs:
             return
         try:
-            with self._told():
+            with self._as_store_errors():
                 self._connection.execute("BEGIN IMMEDIATE")
                 found = self._done(jobs)
                 self._connection.execute("COMMIT")
@@ -632,10 +632,10 @@ def _to_one_form(connection: Connection) -> None:
             continue
         rows = connection.execute("SELECT data, time, id FROM events WHERE user=?", (key,))
         events = renamed(id, user, rows.fetchall())
-        gone = connection.execute("DELETE FROM events WHERE user=?", (key,)).rowcount
+        deleted = connection.execute("DELETE FROM events WHERE user=?", (key,)).rowcount
         connection.execute("DELETE FROM states WHERE user=?", (key,))
         connection.execute("DELETE FROM users WHERE key=?", (key,))
-        _count(connection, -1, -gone)
+        _count(connection, -1, -deleted)
         if str(user) not in _known(connection, [str(user)]):
             _new_user(connection, user, features)
             _count(connection, 1, 0)
@@ -683,9 +683,9 @@ class _Append:
         for user, placed in parts.items():
             key, count, events, dropped = known[str(user)]
             new: dict[bytes, tuple[int, Event]] = {}
-            for place, event in placed:
+            for position, event in placed:
                 if (key, event.id) not in held:
-                    new.setdefault(event.id, (place, event))
+                    new.setdefault(event.id, (position, event))
             before = events
             if self.most is not None and events > self.most:  # it was higher
                 events -= _drop_oldest(connection, key, min(events - self.most, TRIM))
@@ -694,17 +694,17 @@ class _Append:
                 continue
             own: list[Row] = []
             full = self.most is not None and events + len(new) > self.most
-            for place, event in sorted(new.values(), key=_by_time):
+            for position, event in sorted(new.values(), key=_by_time):
                 if full and self.most is not None and events >= self.most:
                     _insert(connection, own)
                     own = []
                     if not _makes_room(connection, key, event):
-                        outcomes[place] = Outcome.EXPIRED
+                        outcomes[position] = Outcome.EXPIRED
                         continue
                     events, dropped = events - 1, count + 1
                 count, events = count + 1, events + 1
-                own.append((key, event.time, event.id, count, self.data[place]))
-                outcomes[place] = Outcome.ACCEPTED
+                own.append((key, event.time, event.id, count, self.data[position]))
+                outcomes[position] = Outcome.ACCEPTED
             rows += own
             changed.append((key, count, events, dropped))
             added += events - before
@@ -726,9 +726,9 @@ class _Trim:
         if known is None or known[2] <= self.most:
             return
         key, count, events, _ = known
-        gone = _drop_oldest(connection, key, min(events - self.most, TRIM))
-        _update(connection, [(key, count + 1, events - gone, count + 1)])
-        _count(connection, 0, -gone)
+        deleted = _drop_oldest(connection, key, min(events - self.most, TRIM))
+        _update(connection, [(key, count + 1, events - deleted, count + 1)])
+        _count(connection, 0, -deleted)
 
 
 def _drop_oldest(connection: Connection, key: int, count: int) -> int:
@@ -758,21 +758,21 @@ def _in_parts(rows: Sequence[Row]) -> Iterator[tuple[int, int, list[Any]]]:
     are, how many places the statement has, and the values. The last one is repeated."""
     for at in range(0, len(rows), ROWS):
         some = rows[at : at + ROWS]
-        places = 1 << (len(some) - 1).bit_length()
+        padded = 1 << (len(some) - 1).bit_length()
         values = [value for row in some for value in row]
-        yield len(some), places, values + [*some[-1]] * (places - len(some))
+        yield len(some), padded, values + [*some[-1]] * (padded - len(some))
 
 
-def _places(columns: int, count: int) -> str:
+def _placeholders(columns: int, count: int) -> str:
     return ",".join([f"({','.join('?' * columns)})"] * count)
 
 
 def _known(connection: Connection, users: list[str]) -> dict[str, tuple[int, int, int, int]]:
     """Key, count, events and dropped of those users that are known."""
     found = {}
-    for _, places, values in _in_parts([(user,) for user in users]):
+    for _, padded, values in _in_parts([(user,) for user in users]):
         query = "SELECT id, key, count, events, dropped FROM users WHERE id IN "
-        for id, *rest in connection.execute(f"{query}({','.join('?' * places)})", values):
+        for id, *rest in connection.execute(f"{query}({','.join('?' * padded)})", values):
             found[id] = tuple(rest)
     return found
 
@@ -784,10 +784,10 @@ def _held_ids(
     given is looked for at all times of its user; one that follows from the content, at its own."""
     found: set[tuple[int, bytes]] = set()
     derived = [event for event in events if derived_id(event[2])]
-    for _, places, values in _in_parts(derived):
-        query = (
-            f"WITH new(user, time, id) AS (VALUES {_places(3, places)}) SELECT user, id FROM new "
-            "CROSS JOIN events USING (user, time, id)"  # one by one, by the events' own order
+    for _, padded, values in _in_parts(derived):
+        query = (  # one by one, by the events' own order
+            f"WITH new(user, time, id) AS (VALUES {_placeholders(3, padded)}) "
+            "SELECT user, id FROM new CROSS JOIN events USING (user, time, id)"
         )
         found.update(connection.execute(query, values))
     given: dict[int, list[bytes]] = {}
@@ -795,27 +795,27 @@ def _held_ids(
         if not derived_id(id):
             given.setdefault(key, []).append(id)
     for key, ids in given.items():
-        for _, places, values in _in_parts([(id,) for id in ids]):
+        for _, padded, values in _in_parts([(id,) for id in ids]):
             query = (
                 "SELECT user, id FROM events INDEXED BY events_by_id WHERE user=? "
-                f"AND substr(id, 1, 1) <> x'00' AND id IN ({','.join('?' * places)})"
+                f"AND substr(id, 1, 1) <> x'00' AND id IN ({','.join('?' * padded)})"
             )
             found.update(connection.execute(query, [key, *values]))
     return found
 
 
 def _insert(connection: Connection, rows: Sequence[Row]) -> None:
-    for count, places, values in _in_parts(rows):
+    for count, padded, values in _in_parts(rows):
         # Only repeated rows can be in conflict: those that are held are known.
-        statement = f"INSERT INTO events VALUES {_places(5, places)} ON CONFLICT DO NOTHING"
+        statement = f"INSERT INTO events VALUES {_placeholders(5, padded)} ON CONFLICT DO NOTHING"
         done = connection.execute(statement, values)
         assert done.rowcount == count, "an event that is held was not known"
 
 
 def _update(connection: Connection, users: Sequence[Row]) -> None:
-    for _, places, values in _in_parts(users):
+    for _, padded, values in _in_parts(users):
         connection.execute(
-            f"WITH new(key, count, events, dropped) AS (VALUES {_places(4, places)}) "
+            f"WITH new(key, count, events, dropped) AS (VALUES {_placeholders(4, padded)}) "
             "UPDATE users SET count=new.count, events=new.events, dropped=new.dropped "
             "FROM new WHERE users.key=new.key",
             values,

@@ -268,11 +268,11 @@ def redacted(url: str) -> str:
     is none; of the options behind ``?`` only the number of the database is shown.
     """
     scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    before, at, place = rest.rpartition("@")
+    before, at, position = rest.rpartition("@")
     user, colon, _ = before.partition(":")
     hidden = f"{user}:***" if colon else "***" if at else ""  # a lone word may be a password
-    place, question, query = place.partition("#")[0].partition("?")
-    host, slash, path = place.partition("/")
+    position, question, query = position.partition("#")[0].partition("?")
+    host, slash, path = position.partition("/")
     name, port_mark, port = host.rpartition(":")
     if port_mark and not port.isdecimal() and not port.endswith("]"):
         host = f"{name}:***"
@@ -349,7 +349,7 @@ class ValkeyStore(EventStore):
             self._items,
         ) = map(self._client.register_script, scripts)
         try:
-            with self._told(opening=True):
+            with self._as_store_errors(opening=True):
                 lost = self._lost() if durable else []
                 if lost:
                     raise StoreError(
@@ -372,7 +372,7 @@ class ValkeyStore(EventStore):
         """Bring ids of users that an earlier version kept as they came, such as "7.0", to their one
         form; where that is a user, too, both become one."""
         done = f"{self.prefix}ids"
-        with self._told(opening=True):
+        with self._as_store_errors(opening=True):
             if self._client.exists(done):
                 return
             for given in [given for part in self._scanned() for given in part]:
@@ -396,7 +396,7 @@ class ValkeyStore(EventStore):
         """All users, part by part."""
         cursor = -1
         while cursor:
-            with self._told():
+            with self._as_store_errors():
                 cursor, found = self._client.sscan(self._all[0], max(cursor, 0), count=SCAN)
             yield found
 
@@ -424,7 +424,7 @@ class ValkeyStore(EventStore):
 
     def check(self) -> list[str]:
         found = []
-        with self._told():
+        with self._as_store_errors():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.get(f"{self.prefix}format").info("persistence")
             pipeline.get(f"{self.prefix}erase").time()
@@ -453,11 +453,11 @@ class ValkeyStore(EventStore):
         if seconds < REWRITE_SECONDS:
             return []
         try:
-            with self._told():
+            with self._as_store_errors():
                 if self._client.delete(key):  # no other process is at it
                     self._client.bgrewriteaof()
         except StoreError:
-            with self._told():
+            with self._as_store_errors():
                 self._client.set(key, since, nx=True)
             if seconds > 2 * REWRITE_SECONDS:
                 return [
@@ -467,7 +467,7 @@ class ValkeyStore(EventStore):
         return []
 
     @contextlib.contextmanager
-    def _told(self, *, opening: bool = False) -> Iterator[None]:
+    def _as_store_errors(self, *, opening: bool = False) -> Iterator[None]:
         """Errors of the server, as ours."""
         if self._closed:
             raise trouble(StoreError, self.address, "is closed; open it again")
@@ -475,13 +475,17 @@ class ValkeyStore(EventStore):
         try:
             yield
         except (errors.ValkeyError, OSError) as error:
-            said = str(error)
-            if isinstance(error, errors.OutOfMemoryError) or "OOM" in said or "MISCONF" in said:
+            message = str(error)
+            if (
+                isinstance(error, errors.OutOfMemoryError)
+                or "OOM" in message
+                or "MISCONF" in message
+            ):
                 text = (
                     "is full now: nothing was written, all that was acknowledged is there; make "
                     "room, and try again"
                 )
-            elif "No connection available" in said:
+            elif "No connection available" in message:
                 text = (
                     f"is too busy now: {CONNECTIONS} requests are waiting for its answers; try "
                     "again later"
@@ -506,25 +510,25 @@ class ValkeyStore(EventStore):
         meant = (Outcome.DUPLICATE, Outcome.ACCEPTED, Outcome.EXPIRED)
         parts, data = by_user(events), [packed(event) for event in events]
         orders: list[list[int]] = []
-        with self._told():
+        with self._as_store_errors():
             pipeline = self._client.pipeline(transaction=False)
             for user, placed in parts.items():
                 first: dict[bytes, tuple[int, Event]] = {}
-                for place, event in placed:
-                    first.setdefault(event.id, (place, event))
+                for position, event in placed:
+                    first.setdefault(event.id, (position, event))
                 ordered = sorted(first.values(), key=lambda one: (one[1].time, one[1].id))
                 arguments: list[Any] = [user, secrets.randbits(62), self.most or 0, TRIM]
-                for place, event in ordered:
-                    arguments += [event.id, event.time, data[place]]
+                for position, event in ordered:
+                    arguments += [event.id, event.time, data[position]]
                 client = self._client if len(parts) == 1 else pipeline
                 found = self._append(
                     keys=self._keys(user, "utec") + self._all, args=arguments, client=client
                 )
-                orders.append([place for place, _ in ordered])
+                orders.append([position for position, _ in ordered])
             answers = [found] if len(parts) == 1 else pipeline.execute()
         for order, answer in zip(orders, answers, strict=True):
-            for place, said in zip(order, answer, strict=True):
-                outcomes[place] = meant[said]
+            for position, message in zip(order, answer, strict=True):
+                outcomes[position] = meant[message]
         return outcomes
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
@@ -546,7 +550,7 @@ class ValkeyStore(EventStore):
 
     def version(self, user: Id) -> Version | None:
         (key,) = self._keys(external_id("user", user), "u")
-        with self._told():
+        with self._as_store_errors():
             born, count = self._client.hmget(key, "born", "count")
         return None if born is None else Version(int(born), int(count))
 
@@ -555,7 +559,10 @@ class ValkeyStore(EventStore):
         asked: tuple[Any, Any] = ("", -1) if since is None else since
         found = self._held_of(user, asked)
         if found is not None and self.most is not None and found[4] > self.most:
-            with contextlib.suppress(StoreError), self._told():  # what is too much can be read
+            with (
+                contextlib.suppress(StoreError),
+                self._as_store_errors(),
+            ):  # what is too much can be read
                 self._trim(
                     keys=self._keys(user, "utec") + self._all,
                     args=[user, secrets.randbits(62), self.most, TRIM],
@@ -563,18 +570,18 @@ class ValkeyStore(EventStore):
             found = self._held_of(user, asked)
         if found is None:
             return None
-        born, count, features, whole, _, _, *rest = found
+        born, count, features, complete, _, _, *rest = found
         events = [
             unpack(data, user, int(float(time)), id)
             for id, time, data in zip(rest[::3], rest[1::3], rest[2::3], strict=True)
         ]
         events.sort(key=lambda event: (event.time, event.id))
         values = read(f"the user {user!r}", features)
-        return Held(Version(int(born), int(count)), values, events, whole == b"1")
+        return Held(Version(int(born), int(count)), values, events, complete == b"1")
 
     def _held_of(self, user: Id, since: tuple[Any, Any]) -> Any:
         keys = self._keys(user, "utec")
-        with self._told():
+        with self._as_store_errors():
             for _ in range(TRIES):
                 found = self._held(keys=keys, args=[*since, PART])
                 if found is None or found[5] != b"1":
@@ -605,7 +612,7 @@ class ValkeyStore(EventStore):
         if count < 1:
             return []
         _, times, data = self._keys(user, "ute")
-        with self._told():
+        with self._as_store_errors():
             end = "+inf" if before is None else f"({before}"
             found = self._client.zrevrangebyscore(times, end, "-inf", 0, count, withscores=True)
             found.reverse()
@@ -618,7 +625,7 @@ class ValkeyStore(EventStore):
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
         user, text = external_id("user", user), written(f"the user {user!r:.80}", features)
-        with self._told():
+        with self._as_store_errors():
             self._features(
                 keys=self._keys(user, "utec") + self._all,
                 args=[user, secrets.randbits(62), text],
@@ -628,13 +635,13 @@ class ValkeyStore(EventStore):
         return self._delete_of(external_id("user", user))
 
     def _delete_of(self, user: Id) -> bool:
-        with self._told():
+        with self._as_store_errors():
             keys = [*self._keys(user, "utesc"), *self._all, f"{self.prefix}erase"]
             return bool(self._delete(keys=keys, args=[user, self._client.time()[0]]))
 
     def state(self, user: Id, kind: str) -> State | None:
         (key,) = self._keys(external_id("user", user), "s")
-        with self._told():
+        with self._as_store_errors():
             found = self._client.hget(key, kind)
         if found is None:
             return None
@@ -646,7 +653,7 @@ class ValkeyStore(EventStore):
         user = external_id("user", user)
         born, count = state.version
         data = STATE.pack(born, count, len(state.fingerprint)) + state.fingerprint + state.data
-        with self._told():
+        with self._as_store_errors():
             return bool(
                 self._put_state(keys=self._keys(user, "us"), args=[born, count, kind, data])
             )
@@ -663,13 +670,13 @@ class ValkeyStore(EventStore):
             return []
         pattern = re.sub(r"([\\*?\[\]^])", r"\\\1", text) + "*"
         found: set[bytes] = set()
-        with self._told():
+        with self._as_store_errors():
             if text and self._client.sismember(self._all[0], text):
                 found.add(text.encode())
         cursor, scans = -1, 0
         while cursor and len(found) < limit and scans < NAMED_SCANS:
             scans += 1
-            with self._told():
+            with self._as_store_errors():
                 cursor, some = self._client.sscan(
                     self._all[0], max(cursor, 0), match=pattern, count=SCAN
                 )
@@ -679,14 +686,14 @@ class ValkeyStore(EventStore):
 
     def event_count(self, user: Id) -> int | None:
         keys = self._keys(external_id("user", user), "ut")
-        with self._told():
+        with self._as_store_errors():
             pipeline = self._client.pipeline()
             pipeline.exists(keys[0]).zcard(keys[1])
             known, count = pipeline.execute()
         return int(count) if known else None
 
     def counts(self) -> Counts:
-        with self._told():
+        with self._as_store_errors():
             users, events = self._client.scard(self._all[0]), self._client.get(self._all[1])
         return Counts(users, int(events or 0))
 
@@ -696,7 +703,7 @@ class ValkeyStore(EventStore):
 
     def identity(self) -> str:
         key = f"{self.prefix}identity"
-        with self._told():
+        with self._as_store_errors():
             self._client.set(key, secrets.token_hex(16), nx=True)
             return str(bytes(self._client.get(key) or b"").decode())
 
@@ -707,13 +714,13 @@ class ValkeyStore(EventStore):
                 external_id("item", id),
                 "" if columns is None else written(f"the item {id!r:.80}", columns),
             ]
-        with self._told():
+        with self._as_store_errors():
             return int(self._put_items(keys=self._item_keys, args=arguments))
 
     def items(
         self, since: int = 0, limit: int | None = None
     ) -> tuple[int, dict[Id, dict[str, Any] | None]]:
-        with self._told():
+        with self._as_store_errors():
             change, *rest = self._items(
                 keys=self._item_keys, args=[since, -1 if limit is None else max(limit, 0)]
             )

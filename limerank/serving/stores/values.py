@@ -86,7 +86,7 @@ def read(what: str, text: str | bytes) -> dict[str, Any]:
         ) from None
     if not isinstance(found, dict):
         raise FormatError(f"the values of {what} are no mapping; write them anew, or delete them")
-    return {_whole(name): _safe(value) for name, value in found.items()}
+    return {_well_formed(name): _safe(value) for name, value in found.items()}
 
 
 def items_of(
@@ -193,9 +193,9 @@ def _safe_scalar(value: Any) -> Scalar:
         return value if -(1 << 63) <= value < 1 << 63 else str(value)[:TEXT_LENGTH]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return _whole(value if isinstance(value, str) else json.dumps(value))[:TEXT_LENGTH]
+    return _well_formed(value if isinstance(value, str) else json.dumps(value))[:TEXT_LENGTH]
 
 
-def _whole(text: str) -> str:
+def _well_formed(text: str) -> str:
     """A text with U+FFFD for each half of a surrogate pair."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -58,7 +58,7 @@ export function lineChart(title, note, format) {
   function read() {
     place.querySelector(".cross")?.remove();
     if (pointed === null || last === null) {
-      told.textContent = "";
+      output.textContent = "";
       return;
     }
     const [series, from, to] = last;

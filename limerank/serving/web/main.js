@@ -34,7 +34,7 @@ let usual = USUAL_SECONDS;
 // Messages
 
 function tell(text) {
-  const place = byId("told");
+  const place = byId("status");
   place.textContent = text;
   place.classList.add("on");
   clearTimeout(tell.timer);

@@ -15,7 +15,7 @@ const rate = (value) => (value === 0 ? "0" : value < 10 ? value.toFixed(value < 
 const time = (seconds) => (seconds === null ? "–" : format.milliseconds(1000 * seconds));
 const name = (route) => route.replace(":path}", "}");
 
-/** @param failed called with a problem that needs a key; others are told here. */
+/** @param failed called with a problem that needs a key; others are shown here. */
 export function operationsView(place, { failed }) {
   let readings = [];
   let timer = 0;

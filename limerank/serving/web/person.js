@@ -63,8 +63,8 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
       const when = timed && event.time !== undefined ? format.day(event.time) : "";
       if (when && when !== last) list.append(el("li", { class: "day", "data-late": order >= SHORT }, when));
       last = when;
-      const told = format.labels(event.labels, tasks);
-      const good = told.length ? told[0].good : true;
+      const outcomes = format.labels(event.labels, tasks);
+      const good = outcomes.length ? outcomes[0].good : true;
       list.append(
         el(
           "li",
@@ -79,7 +79,7 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
             "div",
             { class: "labels" },
             timed && event.time !== undefined && el("time", { datetime: new Date(event.time).toISOString() }, format.clock(event.time)),
-            told.map((one) => el("span", { class: one.good ? "label" : "label not" }, one.text)),
+            outcomes.map((one) => el("span", { class: one.good ? "label" : "label not" }, one.text)),
           ),
           removable && el("button", { type: "button", class: "plain remove", "aria-label": `Take ${event.item} out`, onclick: () => remove(event.at) }, "×"),
         ),

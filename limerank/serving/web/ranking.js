@@ -144,7 +144,7 @@ export function rankingView({ tasks, explain, happened }) {
   };
 }
 
-/** What the server told about a ranking: time by stage, and of what it was made. */
+/** What the server reported of a ranking: time by stage, and of what it was made. */
 export function facts(answer, travelled) {
   const { total, ...stages } = answer.milliseconds;
   const said = [
@@ -165,14 +165,14 @@ export function facts(answer, travelled) {
 export function weightsView(model, changed) {
   const state = { weights: Object.fromEntries(model.tasks.map((task, at) => [task.name, at === 0 ? 1 : 0])), context: {}, seen: false };
   const sliders = model.tasks.map((task) => {
-    const told = el("output", { for: `weight-${task.name}` }, format.value(state.weights[task.name]).slice(0, -1));
+    const output = el("output", { for: `weight-${task.name}` }, format.value(state.weights[task.name]).slice(0, -1));
     const input = el("input", { type: "range", id: `weight-${task.name}`, min: "-1", max: "2", step: "0.05", value: state.weights[task.name] });
     input.addEventListener("input", () => {
       state.weights[task.name] = Number(input.value);
-      told.textContent = format.value(Number(input.value)).slice(0, -1);
+      output.textContent = format.value(Number(input.value)).slice(0, -1);
       changed(state);
     });
-    return el("div", { class: "weight" }, el("label", { for: input.id }, task.name), input, told);
+    return el("div", { class: "weight" }, el("label", { for: input.id }, task.name), input, output);
   });
   const choices = model.context.map((one) => {
     const name = `context-${one.name}`;

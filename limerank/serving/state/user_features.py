@@ -23,12 +23,12 @@ from limerank.data.spec import Spec, validate
 from limerank.errors import DataError, UnknownError, did_you_mean
 from limerank.runs.model import Trained
 
-PEOPLE = 512
+CACHED_USERS = 512
 """Sets of user features whose encodings are kept."""
 
 
 @dataclass(frozen=True)
-class Person:
+class EncodedUser:
     """One set of user features: ``features`` encoded, ``u`` [1, d]."""
 
     digest: bytes
@@ -36,7 +36,7 @@ class Person:
     u: Tensor
 
 
-class People:
+class UserFeatureCache:
     """Encodings of users' features by a run, kept while they are in use. Safe in several threads.
 
     Args:
@@ -47,7 +47,7 @@ class People:
         self.trained = trained
         self._ranker: Any = trained.ranker
         self._device = next(trained.ranker.parameters()).device
-        self._people: OrderedDict[bytes, Person] = OrderedDict()
+        self._cached: OrderedDict[bytes, EncodedUser] = OrderedDict()
         self._links: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -72,24 +72,24 @@ class People:
     def knows(self, features: Mapping[str, Any]) -> bool:
         """Whether these features are encoded already."""
         with self._lock:
-            return _digest(features) in self._people
+            return _digest(features) in self._cached
 
-    def of(self, features: Mapping[str, Any]) -> Person:
+    def of(self, features: Mapping[str, Any]) -> EncodedUser:
         """Encoded features of a user, which are the same for all who have the same ones."""
         digest = _digest(features)
         with self._lock:
-            if digest in self._people:
-                self._people.move_to_end(digest)
-                return self._people[digest]
+            if digest in self._cached:
+                self._cached.move_to_end(digest)
+                return self._cached[digest]
         person = self._encoded(digest, features)
         with self._lock:
-            self._people[digest] = person
-            while len(self._people) > PEOPLE:
-                self._people.popitem(last=False)
+            self._cached[digest] = person
+            while len(self._cached) > CACHED_USERS:
+                self._cached.popitem(last=False)
         return person
 
     @torch.inference_mode()
-    def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> Person:
+    def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> EncodedUser:
         try:
             table = self._table(features)
         except DataError:
@@ -98,10 +98,10 @@ class People:
         empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
         users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
         u_bd: Tensor = self._ranker.user_tower(users)[0]
-        return Person(digest, encoded, u_bd)
+        return EncodedUser(digest, encoded, u_bd)
 
     @torch.inference_mode()
-    def links(self, person: Person) -> tuple[Tensor, Tensor]:
+    def links(self, person: EncodedUser) -> tuple[Tensor, Tensor]:
         """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
         with self._lock:
             found = self._links.get(person.digest)
@@ -111,7 +111,7 @@ class People:
             found = links_bld, q_bhle[0]
             with self._lock:
                 self._links[person.digest] = found
-                while len(self._links) > PEOPLE:
+                while len(self._links) > CACHED_USERS:
                     self._links.popitem(last=False)
         return found
 

@@ -42,13 +42,15 @@ class Seen:
 
     def add(self, items: Sequence[int | str]) -> Seen:
         """With more items."""
-        whole = np.unique(np.array([item for item in items if isinstance(item, int)], np.int64))
-        at = np.searchsorted(self.integers, whole)
+        integers_given = np.unique(
+            np.array([item for item in items if isinstance(item, int)], np.int64)
+        )
+        at = np.searchsorted(self.integers, integers_given)
         held = at < len(self.integers)
-        held[held] = self.integers[at[held]] == whole[held]
+        held[held] = self.integers[at[held]] == integers_given[held]
         texts = [item for item in items if isinstance(item, str)]
         return Seen(
-            np.insert(self.integers, at[~held], whole[~held]),
+            np.insert(self.integers, at[~held], integers_given[~held]),
             tuple(dict.fromkeys([*self.texts, *texts])) if texts else self.texts,
         )
 
@@ -140,19 +142,19 @@ class Stream:
         """What :meth:`pack` packed; FormatError where it is damaged."""
         body = _opened(data, b"LRSS")
         heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
-        place = SHAPE.size + order
-        id, carry = body[SHAPE.size : place], None
+        position = SHAPE.size + order
+        id, carry = body[SHAPE.size : position], None
         if heads:
-            log = np.frombuffer(body, "<f8", heads * links, place).reshape(heads, links)
-            place += log.nbytes
-            mean = np.frombuffer(body, "<f4", heads * links * e, place)
-            place += mean.nbytes
+            log = np.frombuffer(body, "<f8", heads * links, position).reshape(heads, links)
+            position += log.nbytes
+            mean = np.frombuffer(body, "<f4", heads * links * e, position)
+            position += mean.nbytes
             carry = Carry(
                 torch.from_numpy(mean.reshape(heads, links, e).astype(np.float32)),
                 torch.from_numpy(log.astype(np.float64)),
                 torch.tensor(at, dtype=torch.float64),
             )
-        seen = Seen.unpack(body[place:])
+        seen = Seen.unpack(body[position:])
         return cls(carry, events, unknown, rows, (newest, id), seen)
 
     @property
