@@ -25,7 +25,8 @@ from limerank.evaluation.evaluate import predict
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models.losses import predictions
-from limerank.ranking.recommender import Ranked, Ranking, Recommender, rank_command, ranking_text
+from limerank.ranking.recommender import Recommender, rank_command
+from limerank.ranking.results import Ranked, Ranking, ranking_text
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
 
@@ -537,11 +538,11 @@ def test_candidates_that_cannot_be_ranked_are_skipped_and_counted():
     ids = of.data.item_ids[:3].tolist()
     asked = {"exclude_seen": False, "skip_unknown": True}
     ranking = recommender.rank(3, candidates=[*ids, "nobody", -5], **asked)
-    assert ranking.skipped == ranking.json()["skipped"] == 2
+    assert ranking.skipped == ranking.to_dict()["skipped"] == 2
     assert sorted(item.id for item in ranking) == sorted(ids)
     assert recommender.rank(3, candidates=ids, **asked).skipped == 0
     alone = recommender.rank(3, candidates=ids)
-    assert alone.skipped is None and "skipped" not in alone.json()
+    assert alone.skipped is None and "skipped" not in alone.to_dict()
 
 
 def test_long_names_keep_the_columns_of_a_ranking_apart():

@@ -30,7 +30,7 @@ data: canonical < spec < sources < encoding < history batch events features < ev
 models
 runs: folder model < selftest
 index evaluation
-ranking: scorer explain < request < recommender < bulk fidelity
+ranking: scorer explain < request < results < recommender < bulk fidelity
 training
 serving: stores telemetry item_table messages < state < engine watching fill < http
 report

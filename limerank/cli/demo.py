@@ -25,7 +25,8 @@ from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models.config import ModelConfig, ModelName, TrainConfig
 from limerank.ranking.fidelity import quantisation_report
-from limerank.ranking.recommender import Recommender, ranking_text
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.results import ranking_text
 from limerank.report.page import some_users, write_report
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train

@@ -21,7 +21,8 @@ from limerank.errors import FormatError
 from limerank.evaluation.evaluate import predict
 from limerank.files import check_output, read_json, write_text
 from limerank.index import Index
-from limerank.ranking.recommender import Ranking, Recommender
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.results import Ranking
 from limerank.report import plots
 from limerank.report.plots import Series
 from limerank.runs.folder import Run, load_run
