@@ -342,7 +342,7 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     import polars as pl
 
     from limerank.evaluation.compare import differences
-    from limerank.evaluation.evaluate import EDGES, column
+    from limerank.evaluation.slices import EDGES, column
 
     ours, theirs = (
         [pl.read_parquet(predictions_of(name, one, seed)) for seed in range(seeds)]

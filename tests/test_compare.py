@@ -9,14 +9,8 @@ import pytest
 
 from limerank import metrics
 from limerank.errors import DataError, SpecError
-from limerank.evaluation.compare import (
-    Resampled,
-    compare,
-    comparison_text,
-    draws,
-    paired_auc,
-    resampled_auc,
-)
+from limerank.evaluation.bootstrap import Resampled, draws, paired_auc, resampled_auc
+from limerank.evaluation.compare import compare, comparison_text
 from limerank.evaluation.evaluate import evaluate
 from tests.catalogues import data, shop
 

@@ -16,14 +16,10 @@ from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
 from limerank.data.spec import load_spec
 from limerank.errors import FingerprintError, FormatError, UnknownError
-from limerank.evaluation.evaluate import (
-    ages,
-    effective_links,
-    evaluate,
-    list_metrics,
-    predict,
-    table_text,
-)
+from limerank.evaluation.evaluate import evaluate, table_text
+from limerank.evaluation.lists import list_metrics
+from limerank.evaluation.predict import effective_links, predict
+from limerank.evaluation.slices import slice_values
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.models.losses import predictions
 from limerank.runs.folder import load_run
@@ -130,9 +126,13 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
 def test_a_log_without_a_clock_has_no_slices_by_days(run, data):
     dataset = Dataset(data)
     predicted = predict(load_run(run).ranker, dataset, dataset.requests_of("test")[:3])
-    clocked = ages(predicted, dataset)
+    clocked = slice_values(predicted, dataset)
     dataset.clock = False
-    assert list(ages(predicted, dataset)) == list(clocked)[:2] == ["history", "item impressions"]
+    assert (
+        list(slice_values(predicted, dataset))
+        == list(clocked)[:2]
+        == ["history", "item impressions"]
+    )
 
 
 def test_ranks_over_the_catalogue_by_hand(run, data):
@@ -265,7 +265,7 @@ def test_effective_links():
 
 def test_lists_are_drawn_before_they_are_looked_through(run, data, monkeypatch):
     """Few of a long split cost few; all of them where as many are asked for."""
-    from limerank.evaluation import evaluate as evaluation
+    from limerank.evaluation import lists as evaluation
 
     dataset, ranker = Dataset(data), load_run(run).ranker
     requests = dataset.requests_of("train")

@@ -21,7 +21,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.evaluation.evaluate import predict
+from limerank.evaluation.predict import predict
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models.losses import predictions

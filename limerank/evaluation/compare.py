@@ -1,137 +1,22 @@
-"""Two models on the same impressions: the difference, and how sure it is.
-
-Impressions of one user are not independent, so users are drawn anew with replacement, all their
-impressions with them, the same draw for both models (the paired cluster bootstrap).
-
-Shapes: n impressions, U users, R resamples.
-"""
+"""Two models on the same impressions: the difference in AUC, with bounds, in all and by slice."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, SpecError, did_you_mean
-from limerank.evaluation.evaluate import Predictions, ages, cut, predict
+from limerank.evaluation.bootstrap import Interval, paired_auc
+from limerank.evaluation.predict import Predictions, predict
+from limerank.evaluation.slices import slice_values, slices
 from limerank.progress import table
 from limerank.runs.folder import load_run
-
-
-class Interval(NamedTuple):
-    """A difference, and the bounds between which ``level`` of its resamples lie; NaN where there
-    is nothing to draw from: one user alone."""
-
-    difference: float
-    low: float
-    high: float
-
-
-def draws(users: ArrayLike, resamples: int, seed: int = 0) -> NDArray[np.int32]:
-    """How often each impression is counted in each resample, i32 [R, n]: all of them at once, to
-    look at. What is computed takes them :func:`one_by_one`."""
-    return np.stack(list(one_by_one(users, resamples, seed)))
-
-
-def one_by_one(users: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int32]]:
-    """Yield how often each impression is counted in each resample, i32 [n], R times.
-
-    Args:
-        users: [n] whose impression each one is.
-    """
-    distinct, user_of = np.unique(np.asarray(users), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    for _ in range(resamples):
-        drawn = rng.integers(0, len(distinct), len(distinct))
-        yield np.bincount(drawn, minlength=len(distinct)).astype(np.int32)[user_of]
-
-
-class Resampled:
-    """The AUC of one set of scores in any resample; what is sorted is sorted once.
-
-    Args:
-        labels: [n] 0 or 1.
-        scores: [n].
-    """
-
-    def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
-        self._order = np.argsort(np.asarray(scores), kind="stable")
-        ordered = np.asarray(scores)[self._order]
-        self._positive = np.asarray(labels)[self._order] > 0
-        # Rows of one score are one tie: a positive beats half the negatives of its own.
-        self._first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-
-    def auc(self, drawn: NDArray[np.int32]) -> float:
-        """The AUC of impressions counted as a row of :func:`draws` says; NaN without a class."""
-        weights = drawn[self._order].astype(np.float64)
-        positives = np.add.reduceat(np.where(self._positive, weights, 0.0), self._first)
-        negatives = np.add.reduceat(np.where(self._positive, 0.0, weights), self._first)
-        pairs = positives.sum() * negatives.sum()
-        below = np.cumsum(negatives) - negatives / 2
-        return float(positives @ below / pairs) if pairs else float("nan")
-
-
-def resampled_auc(
-    labels: ArrayLike, scores: ArrayLike, counts: Iterable[NDArray[np.int32]]
-) -> NDArray[np.float64]:
-    """AUC of each resample, [R]; NaN where it lacks a class.
-
-    Args:
-        labels: [n] 0 or 1.
-        scores: [n].
-        counts: of :func:`draws` or :func:`one_by_one`.
-    """
-    resampled = Resampled(labels, scores)
-    return np.array([resampled.auc(drawn) for drawn in counts])
-
-
-def paired_auc(
-    labels: ArrayLike,
-    users: ArrayLike,
-    ours: list[NDArray[np.float32]],
-    theirs: list[NDArray[np.float32]],
-    *,
-    resamples: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """AUC of one model minus AUC of another, the mean over runs, with a percentile interval.
-
-    Args:
-        labels: [n] 0 or 1.
-        users: [n].
-        ours, theirs: the scores [n] of each run (seed) of the two models, as many runs of either.
-        resamples: how many draws of users.
-        level: how much of them the interval holds.
-        seed: of the draws.
-
-    Raises:
-        DataError: there are no runs, or not as many of either.
-    """
-    if not ours or len(ours) != len(theirs):
-        raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
-    pairs = [
-        (Resampled(labels, one), Resampled(labels, other))
-        for one, other in zip(ours, theirs, strict=True)
-    ]
-    each_once = np.ones(len(np.asarray(users)), dtype=np.int32)
-    gaps = np.array(
-        [
-            np.mean([one.auc(drawn) - other.auc(drawn) for one, other in pairs])
-            for drawn in chain([each_once], one_by_one(users, resamples, seed))
-        ]
-    )
-    drawn = gaps[1:][~np.isnan(gaps[1:])]
-    if not len(drawn) or len(np.unique(np.asarray(users))) < 2:
-        return Interval(float(gaps[0]), float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(gaps[0]), float(low), float(high))
 
 
 def differences(
@@ -139,18 +24,21 @@ def differences(
     users: NDArray[Any],
     ours: list[NDArray[np.float32]],
     theirs: list[NDArray[np.float32]],
-    ages: Mapping[str, NDArray[np.int64]],
+    values_of_kind: Mapping[str, NDArray[np.int64]],
     **options: Any,
 ) -> Iterator[tuple[str, int, Interval]]:
-    """(slice, impressions, :func:`paired_auc`) of all impressions, slice "", and of each slice that
-    holds both classes.
+    """Yield (slice, impressions, :func:`paired_auc`) of all impressions, named "", and of each
+    slice that holds both classes.
 
     Args:
-        ages: what :func:`limerank.evaluation.evaluate.ages` gives, [n] each.
-        options: of :func:`paired_auc`, as are the others.
+        labels: 0 or 1, f32 [n].
+        users: [n].
+        ours, theirs: the scores [n] of each run (seed) of the two models.
+        values_of_kind: of :func:`limerank.evaluation.slices.slice_values`, [n] each.
+        options: of :func:`paired_auc`.
     """
     parts = [("", np.ones(len(labels), dtype=bool))]
-    parts += [(f"{kind} {name}", chosen) for kind, name, chosen in cut(ages)]
+    parts += [(f"{kind} {name}", chosen) for kind, name, chosen in slices(values_of_kind)]
     for name, chosen in parts:
         if 0 < labels[chosen].sum() < chosen.sum():
             found = paired_auc(
@@ -176,7 +64,7 @@ def compare(
     """AUC of one model's runs minus that of another's, over all impressions and in each slice.
 
     Args:
-        ours, theirs: run folders, as many of either: one each, or one per seed.
+        ours, theirs: run folders, equally many of both: one each, or one per seed.
         data: the dataset; the one that the first run was trained on when not given.
         split: "train", "validation", "test" or "held-out".
         task: a binary task; the first one when not given.
@@ -189,11 +77,11 @@ def compare(
         there are no bounds.
 
     Raises:
-        DataError: not as many runs of either.
+        DataError: the models have different numbers of runs.
         SpecError: no such binary task.
     """
     if not ours or len(ours) != len(theirs):
-        raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected as many of either")
+        raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected equally many of both")
     if resamples < 1:
         raise SpecError(f"resamples is {resamples}, expected 1 or more")
     dataset = load_run(ours[0]).dataset(data)
@@ -215,7 +103,7 @@ def compare(
         dataset.requests["user"][first.requests],
         scores[0],
         scores[1],
-        ages(first, dataset),
+        slice_values(first, dataset),
         resamples=resamples,
     )
     return {

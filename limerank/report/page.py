@@ -18,7 +18,7 @@ from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.data.prepare import summary_text
 from limerank.errors import FormatError
-from limerank.evaluation.evaluate import predict
+from limerank.evaluation.predict import predict
 from limerank.files import check_output, read_json, write_text
 from limerank.index import Index
 from limerank.ranking.recommender import Recommender

@@ -27,7 +27,8 @@ from limerank.errors import (
     check_names,
     did_you_mean,
 )
-from limerank.evaluation.evaluate import effective_links, predict, task_metrics
+from limerank.evaluation.measures import task_metrics
+from limerank.evaluation.predict import effective_links, predict
 from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.kernels.attention import real_positions
 from limerank.models import LimeMha, build

@@ -1,0 +1,103 @@
+"""A ranker's predictions for the impressions of a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.data.dataset import Dataset
+from limerank.models import Lime, Ranker
+from limerank.models.losses import predictions
+from limerank.progress import Bar
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for n impressions, in the order of the requests.
+
+    Attributes:
+        rows: event rows, i64 [n].
+        requests: request rows, i64 [n].
+        values: probabilities or expected seconds, f32 [n, K].
+        labels: outcomes, f32 [n, K].
+        link_use: mean weight of each link per head, f32 [H, l]; None for models without links.
+    """
+
+    rows: NDArray[np.int64]
+    requests: NDArray[np.int64]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    link_use: NDArray[np.float32] | None
+
+
+def predict(
+    ranker: Ranker,
+    dataset: Dataset,
+    requests: NDArray[np.int64],
+    *,
+    history: int | None = None,
+    impressions: int = 8192,
+    quiet: bool = True,
+) -> Predictions:
+    """Predict the outcomes of every impression of the requests from the history before each.
+
+    Args:
+        ranker: the model; it is left in the mode (training or evaluation) that it was in.
+        dataset: whose requests are scored.
+        requests: request rows, i64.
+        history: events of a history, at most; as many as the dataset holds when not given.
+        impressions: of a batch, about.
+        quiet: show no progress.
+    """
+    device = next(ranker.parameters()).device
+    counts = dataset.requests["count"][requests].astype(np.int64)
+    position = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
+    position[requests + 1] = counts
+    np.cumsum(position, out=position)
+    total, tasks = int(counts.sum()), len(dataset.tasks)
+    values = np.empty((total, tasks), dtype=np.float32)
+    labels = np.empty((total, tasks), dtype=np.float32)
+    use: torch.Tensor | None = None
+    plan = dataset.plan(requests, impressions, history)
+    was_training = ranker.training
+    ranker.eval()
+    with (
+        torch.inference_mode(),
+        Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
+    ):
+        for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
+            batch = batch.to(device)
+            real = batch.real
+            predicted = predictions(ranker(batch)[real].float(), ranker.shape.tasks)
+            counts_b = batch.counts.cpu().numpy()
+            starts = np.repeat(position[part] - (np.cumsum(counts_b) - counts_b), counts_b)
+            at = starts + np.arange(len(starts))
+            values[at] = predicted.cpu().numpy()
+            labels[at] = batch.labels[real].cpu().numpy()
+            if isinstance(ranker, Lime) and ranker.folds:
+                terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
+                seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)
+                used = seen.to(terms.weights.dtype) @ terms.weights
+                use = used if use is None else use + used
+            bar.advance(len(at))
+    ranker.train(was_training)
+    link_use = None
+    if use is not None and total:
+        link_use = (use / total).view(ranker.config.heads, -1).cpu().numpy()
+    rows = dataset.impression_rows(requests)
+    return Predictions(rows, np.repeat(requests, counts), values, labels, link_use)
+
+
+def effective_links(link_use: NDArray[np.float32]) -> float:
+    """How many links the items use: the perplexity of the mean link weights, averaged over heads.
+
+    It is l where all links are used alike, and 1 where items use a single link.
+
+    Args:
+        link_use: mean weight of each link per head, f32 [H, l], rows sum to one.
+    """
+    share = np.maximum(link_use.astype(np.float64), 1e-30)
+    return float(np.exp(-(share * np.log(share)).sum(-1)).mean())
