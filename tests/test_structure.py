@@ -32,7 +32,7 @@ runs: folder model < selftest
 index evaluation
 ranking: scorer explain < request < results < recommender < bulk fidelity
 training
-serving: stores telemetry item_table messages < state < engine watching fill < http
+serving: stores telemetry item_table messages < intake state < engine watching fill < http
 report
 cli
 __main__

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import external_id, json_value
 from limerank.data.encoding import read_vocabulary
-from limerank.data.events import Event, event_of
 from limerank.errors import (
     DataError,
     FormatError,
@@ -43,6 +42,7 @@ from limerank.ranking.request import plain
 from limerank.ranking.scorer import Scorer, ScorerName, scorer_for, weights_of_tasks
 from limerank.runs import selftest
 from limerank.runs.model import Trained, load_trained
+from limerank.serving.intake import Accepted, Intake
 from limerank.serving.item_table import Filters, ItemTable
 from limerank.serving.messages import Asking, EventMessage, Explain, Rank
 from limerank.serving.state import MarkedIndex, Mode, Ready, UserStates
@@ -138,6 +138,7 @@ class Serving:
         takes it."""
         self._store_warnings: list[str] = []
         self._served = self._load(run, index)
+        self.intake = Intake(store, lambda: self._served.states.form, self.numbers)
 
     # Loading
 
@@ -394,36 +395,26 @@ class Serving:
     # Events
 
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]:
-        """Check events and have them kept: a promise, so that nobody waits for the disk alone."""
-        served = self._served
-        checked: list[Event] = []
-        for position, given in enumerate(events):
-            try:
-                event = event_of(given.__dict__)  # its fields, checked
-                served.states.check(event)
-            except (DataError, UnknownError) as error:
-                raise type(error)(f"events[{position}]: {error}") from None
-            checked.append(event)
+        """Check and store events; the future is done when they are durable, so that no thread waits
+        for the disk."""
         answer: Future[dict[str, Any]] = Future()
-        answer.set_running_or_notify_cancel()  # it is kept, whoever goes away
-        started = clock.perf_counter()
+        answer.set_running_or_notify_cancel()  # a client that disconnects does not cancel a write
 
-        def stored_events(stored: Future[list[Outcome]]) -> None:
-            self.numbers.stages.labels("append").observe(clock.perf_counter() - started)
-            error = stored.exception()
+        def accepted(done: Future[Accepted]) -> None:
+            error = done.exception()
             if error is not None:
                 answer.set_exception(error)
                 return
-            outcomes = stored.result()
+            found = done.result()
             answer.set_result(
                 {
-                    "accepted": outcomes.count(Outcome.ACCEPTED),
-                    "duplicates": outcomes.count(Outcome.DUPLICATE),
-                    "expired": outcomes.count(Outcome.EXPIRED),
+                    "accepted": found.count(Outcome.ACCEPTED),
+                    "duplicates": found.count(Outcome.DUPLICATE),
+                    "expired": found.count(Outcome.EXPIRED),
                 }
             )
 
-        self.store.appending(checked).add_done_callback(stored_events)
+        self.intake.submit(events).add_done_callback(accepted)
         return answer
 
     def append_at_once(self, events: list[EventMessage]) -> Future[dict[str, Any]] | None:

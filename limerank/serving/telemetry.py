@@ -26,6 +26,14 @@ class Numbers:
         self.stages = Histogram(
             "limerank_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, registry=into
         )
+        self.intake = Counter(
+            "limerank_intake_events",
+            "Events received, from any source, by outcome: accepted, duplicate, expired, refused.",
+            ["outcome"],
+            registry=into,
+        )
+        for outcome in ("accepted", "duplicate", "expired", "refused"):
+            self.intake.labels(outcome)
         self.users = Gauge("limerank_users", "Users in the store.", registry=into)
         self.events = Gauge("limerank_events", "Events in the store.", registry=into)
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
