@@ -229,17 +229,17 @@ def random_users(dataset: Dataset, length: int, batch: int, seed: int = 0) -> Us
     chosen = torch.randint(len(kinds), (batch, length), generator=generator)
     none = torch.zeros(0)
     return Users(
-        torch.randint(length, (batch, length), generator=generator),
-        kinds[chosen],
-        torch.rand(batch, length, generator=generator).cumsum(1).flip(1),
-        torch.full((batch,), length),
-        Features(
-            none.long(),
-            none,
-            torch.zeros(batch + 1, dtype=torch.long),
-            torch.zeros(batch, known.features.numeric.shape[1]),
+        items=torch.randint(length, (batch, length), generator=generator),
+        tokens=kinds[chosen],
+        age=torch.rand(batch, length, generator=generator).cumsum(1).flip(1),
+        lengths=torch.full((batch,), length),
+        features=Features(
+            tokens=none.long(),
+            weights=none,
+            offsets=torch.zeros(batch + 1, dtype=torch.long),
+            numeric=torch.zeros(batch, known.features.numeric.shape[1]),
         ),
-        torch.zeros(batch, known.context.shape[1], dtype=torch.long),
+        context=torch.zeros(batch, known.context.shape[1], dtype=torch.long),
     )
 
 

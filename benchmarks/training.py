@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,7 @@ def table_sizes(folder: Path) -> None:
     spread_out = []
     for batch in batches:  # the same work on ids all over the large table
         ids = batch.items.ids * (4_000_000 // (ITEMS + 1))
-        spread_out.append(
-            Batch(**{**vars(batch), "items": type(batch.items)(ids, batch.items.content)})
-        )
+        spread_out.append(replace(batch, items=replace(batch.items, ids=ids)))
     times: list[tuple[float, float]] = []
     for small, large in zip(batches, spread_out, strict=True):
         started = time.perf_counter()

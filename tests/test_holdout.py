@@ -6,7 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.data.dataset import SPLITS, Dataset
+from limerank.data.dataset import Dataset
+from limerank.data.folder import SPLITS
 from limerank.data.prepare import prepare
 from limerank.data.prepare.holdout import FirstSeen, held_out_users
 from limerank.data.prepare.summary import summary_text

@@ -25,8 +25,8 @@ LAYERS = """
 errors
 progress files devices metrics
 kernels
-data: canonical < spec < sources < encoding < history batch events features < event_log
-    < dataset synthetic coverage < prepare readers
+data: canonical ragged pipeline folder < spec < sources < encoding
+    < history batch events features < event_log < dataset synthetic coverage < prepare readers
 models
 runs: folder model < selftest
 index evaluation

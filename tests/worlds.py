@@ -36,10 +36,10 @@ def features(rows: int, tokens: int, numeric: int, generator: torch.Generator) -
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     total = int(offsets[-1])
     return Features(
-        torch.randint(0, tokens, (total,), generator=generator),
-        torch.rand(total, generator=generator),
-        offsets,
-        torch.randn(rows, numeric, generator=generator),
+        tokens=torch.randint(0, tokens, (total,), generator=generator),
+        weights=torch.rand(total, generator=generator),
+        offsets=offsets,
+        numeric=torch.randn(rows, numeric, generator=generator),
     )
 
 
@@ -62,23 +62,23 @@ def batch(
         -1,
     )
     return Batch(
-        Items(
-            torch.randint(0, SHAPE.item_ids, (items,), generator=g),
-            features(items, SHAPE.item_tokens, SHAPE.item_numeric, g),
+        items=Items(
+            ids=torch.randint(0, SHAPE.item_ids, (items,), generator=g),
+            content=features(items, SHAPE.item_tokens, SHAPE.item_numeric, g),
         ),
-        distinct,
-        Users(
-            torch.randint(0, items, (b, n), generator=g) * held,
+        distinct=distinct,
+        users=Users(
+            items=torch.randint(0, items, (b, n), generator=g) * held,
             # Three features of three tokens each: as in every dataset, they share none.
-            torch.randint(0, 3, (b, n, 3), generator=g) + torch.tensor([0, 3, 6]),
-            age,
-            length_b,
-            features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),
-            torch.randint(0, SHAPE.context_tokens, (b, 2), generator=g),
+            tokens=torch.randint(0, 3, (b, n, 3), generator=g) + torch.tensor([0, 3, 6]),
+            age=age,
+            lengths=length_b,
+            features=features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),
+            context=torch.randint(0, SHAPE.context_tokens, (b, 2), generator=g),
         ),
-        torch.randint(0, distinct, (b, m), generator=g) * real,
-        count_b,
-        labels * real[..., None],
+        candidates=torch.randint(0, distinct, (b, m), generator=g) * real,
+        counts=count_b,
+        labels=labels * real[..., None],
     )
 
 

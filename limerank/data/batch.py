@@ -9,8 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from limerank.data.history import History
 
 Self = TypeVar("Self", bound="_Movable")
 
@@ -26,7 +30,7 @@ class _Movable:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Features(_Movable):
     """Content of n items or users.
 
@@ -43,7 +47,7 @@ class Features(_Movable):
     numeric: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Items(_Movable):
     """n items: what the item tower reads.
 
@@ -56,7 +60,7 @@ class Items(_Movable):
     content: Features
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Users(_Movable):
     """B users (or requests): what the user side of a model reads.
 
@@ -77,8 +81,29 @@ class Users(_Movable):
     features: Features
     context: Tensor
 
+    @classmethod
+    def from_history(
+        cls, history: History, *, items: NDArray[Any], features: Features, context: Tensor
+    ) -> Users:
+        """Users with these histories.
 
-@dataclass(frozen=True)
+        Args:
+            history: B histories.
+            items: positions of their items among the item vectors, integers [B, N].
+            features: the users' own features, B rows.
+            context: i64 [B, C].
+        """
+        return cls(
+            items=torch.from_numpy(items.astype(np.int64, copy=False)),
+            tokens=torch.from_numpy(history.tokens),
+            age=torch.from_numpy(history.age),
+            lengths=torch.from_numpy(history.lengths.astype(np.int64)),
+            features=features,
+            context=context,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch(_Movable):
     """B requests with their candidates and, in training, what happened.
 
@@ -115,7 +140,7 @@ class Batch(_Movable):
         return self.candidates.numel() + self.users.items.numel()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sequences(_Movable):
     """B whole histories, each of a user up to some instant, and M impressions, each of which sees
     exactly the events before it.

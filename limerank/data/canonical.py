@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 
 from limerank.errors import DataError
 
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 ID_BYTES = 256
 """Length of an external id in UTF-8, at most."""
 LARGEST_TIME = 1 << 53

@@ -1,60 +1,29 @@
-"""A prepared dataset: memory-mapped arrays on disk, and the batches that models eat.
+"""A prepared dataset: memory-mapped arrays, and the batches that models train on.
 
-The folder that ``limerank prepare`` writes (``n`` events sorted by user, then time; ``U`` users,
-``I`` items, ``R`` requests; every array a little-endian ``.npy`` file)::
-
-    dataset.json                manifest: format, spec, encoding, counts, summary
-    spec.toml                   the description it was made from
-    events/item.npy             i32 [n]    item row
-    events/time.npy             i64 [n]    milliseconds since 1970, or the order where no clock is
-    events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations
-    events/ratio_NAME.npy       f32 [n]    share of the item's length (NaN: not known), with `of`
-    events/feature_NAME.npy     i32 [n]    code of a category or of a numeric bucket, 0: unknown
-    users/, items/              one row per user or item:
-        tokens.npy              i32 [T]    content tokens, row by row
-        token_weights.npy       f32 [T]    1, or 1 / number of values of a multi-valued feature
-        token_offsets.npy       i64 [rows + 1]
-        numeric.npy             f32 [rows, F]  normalised numbers and text vectors, 0: missing
-    items/train_count.npy       i64 [I]    impressions in the training window
-    items/candidate.npy         bool [I]   false: only histories hold it, no ranking offers it
-    users/event_offsets.npy     i64 [U + 1]  where each user's events begin and, last, end
-    requests/user.npy           i32 [R]
-    requests/first.npy          i64 [R]    event row of the first impression
-    requests/count.npy          i32 [R]    impressions, in consecutive event rows
-    requests/history_start.npy  i64 [R]    the user's history before the request lies in rows
-    requests/history_end.npy    i64 [R]    [start, end) of the events, or of history/rows.npy
-    requests/split.npy          u8 [R]     0 train, 1 validation, 2 test, 3 held-out users
-    history/rows.npy            i64 [H]    only with `history.keep`: event rows of the kept events
-    vocab/users.parquet         column id, in user order
-    vocab/items.parquet         column id, in item order: the items of the training window first
-    vocab/KIND_NAME.parquet     columns value, code: KIND is item, user or event; code 0 is unknown
-
-What a content token is: :mod:`limerank.data.features`.
+The folder is described in :mod:`limerank.data.folder`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from limerank.data.batch import Batch, Items, Sequences, Users
-from limerank.data.features import FeatureTable, open_array, ranges
+from limerank.data.features import FeatureTable
+from limerank.data.folder import FORMAT, MANIFEST, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
+from limerank.data.pipeline import ahead
+from limerank.data.ragged import ragged_index
 from limerank.errors import FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
 
-B = TypeVar("B")
-
-FORMAT = 1
-SPLITS = ("train", "validation", "test", "held-out")
 POOL_BATCHES = 128
 """Training batches are cut from pools of about so many batches, like requests together."""
 EVENTS_PER_IMPRESSION = 64
@@ -70,7 +39,7 @@ class Dataset:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.manifest = read_json(self.path / "dataset.json", "a dataset")
+        self.manifest = read_json(self.path / MANIFEST, "a dataset")
         if self.manifest.get("format") != FORMAT:
             raise FormatError(
                 f"{self.path} has dataset format {self.manifest.get('format')}, expected {FORMAT}; "
@@ -133,7 +102,7 @@ class Dataset:
     def item_batch(self, rows: NDArray[Any]) -> Items:
         """What the item tower reads of these item rows."""
         ids = np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
-        return Items(torch.from_numpy(ids), self.items.take(rows))
+        return Items(ids=torch.from_numpy(ids), content=self.items.take(rows))
 
     def history_lengths(self, requests: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Events in the history of each request."""
@@ -176,21 +145,18 @@ class Dataset:
             history.newest,
             history.lengths,
         )
-        users = Users(
-            torch.from_numpy(history_index),
-            torch.from_numpy(history.tokens),
-            torch.from_numpy(history.age),
-            torch.from_numpy(history.lengths.astype(np.int64)),
-            self.users.take(columns["user"][requests]),
-            torch.from_numpy(context),
-        )
         return Batch(
-            self.item_batch(rows),
-            distinct,
-            users,
-            torch.from_numpy(candidate_index),
-            torch.from_numpy(counts),
-            torch.from_numpy(labels),
+            items=self.item_batch(rows),
+            distinct=distinct,
+            users=Users.from_history(
+                history,
+                items=history_index,
+                features=self.users.take(columns["user"][requests]),
+                context=torch.from_numpy(context),
+            ),
+            candidates=torch.from_numpy(candidate_index),
+            counts=torch.from_numpy(counts),
+            labels=torch.from_numpy(labels),
         )
 
     def sequences(self, requests: NDArray[np.int64]) -> Sequences:
@@ -238,26 +204,24 @@ class Dataset:
         )
         labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
         return Sequences(
-            self.item_batch(items),
-            distinct,
-            Users(
-                torch.from_numpy(history_index),
-                torch.from_numpy(history.tokens),
-                torch.from_numpy(history.age),
-                torch.from_numpy(history.lengths.astype(np.int64)),
-                self.users.take(users),
-                torch.zeros((len(users), 0), dtype=torch.int64),
+            items=self.item_batch(items),
+            distinct=distinct,
+            users=Users.from_history(
+                history,
+                items=history_index,
+                features=self.users.take(users),
+                context=torch.zeros((len(users), 0), dtype=torch.int64),
             ),
-            torch.from_numpy(owner),
-            torch.from_numpy(prefix),
-            torch.from_numpy(context),
-            torch.from_numpy(candidates),
-            torch.from_numpy(labels.astype(np.float32)),
+            owner=torch.from_numpy(owner),
+            prefix=torch.from_numpy(prefix),
+            context=torch.from_numpy(context),
+            candidates=torch.from_numpy(candidates),
+            labels=torch.from_numpy(labels.astype(np.float32)),
         )
 
     def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
         """Event rows of the impressions of these requests, request by request."""
-        return ranges(self.requests["first"][requests], self.requests["count"][requests])
+        return ragged_index(self.requests["first"][requests], self.requests["count"][requests])
 
     def plan(
         self,
@@ -292,7 +256,7 @@ class Dataset:
             pools = [order[at : at + size] for at in range(0, len(order), size)]
         size_of = np.diff(first, append=len(requests))
         batches = [
-            requests[ranges(first[part], size_of[part])]
+            requests[ragged_index(first[part], size_of[part])]
             for pool in pools
             if len(pool)
             for part in _alike(pool, lengths, counts, impressions)
@@ -303,25 +267,11 @@ class Dataset:
 
     def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
         """The planned batches, each made while the one before is in use."""
-        return _ahead(lambda requests: self.batch(requests, length), plan)
+        return ahead(self.batch(requests, length) for requests in plan)
 
     def sequence_batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Sequences]:
         """The same with exact histories."""
-        return _ahead(self.sequences, plan)
-
-
-def _ahead(make: Callable[[NDArray[np.int64]], B], plan: list[NDArray[np.int64]]) -> Iterator[B]:
-    with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(make, rows) for rows in plan[:2]]
-        try:
-            for position in range(len(plan)):
-                batch = waiting.pop(0).result()
-                if position + 2 < len(plan):
-                    waiting.append(pool.submit(make, plan[position + 2]))
-                yield batch
-        finally:
-            for future in waiting:
-                future.cancel()
+        return ahead(map(self.sequences, plan))
 
 
 def _alike(

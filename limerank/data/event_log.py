@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.data.canonical import category, iso, milliseconds, number
+from limerank.data.canonical import DAY_MS, category, iso, milliseconds, number
 from limerank.data.encoding import read_vocabulary
 from limerank.data.events import FLOAT32, Event, event_of
-from limerank.data.history import DAY_MS, Columns, EventEncoder
+from limerank.data.history import Columns, EventEncoder
 from limerank.errors import DataError, FormatError, check_names, did_you_mean
 
 MINUTE_MS = 60_000

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.data.batch import Features
-from limerank.errors import FormatError
+from limerank.data.folder import open_array
+from limerank.data.ragged import ragged_index
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class FeatureTable:
         counts = self.offsets[np.asarray(rows) + 1] - first
         offsets = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])
-        at = ranges(first, counts)
+        at = ragged_index(first, counts)
         return Features(
-            torch.from_numpy(self.tokens[at].astype(np.int64)),
-            torch.from_numpy(np.ascontiguousarray(self.weights[at])),
-            torch.from_numpy(offsets),
-            torch.from_numpy(np.ascontiguousarray(self.numeric[rows])),
+            tokens=torch.from_numpy(self.tokens[at].astype(np.int64)),
+            weights=torch.from_numpy(np.ascontiguousarray(self.weights[at])),
+            offsets=torch.from_numpy(offsets),
+            numeric=torch.from_numpy(np.ascontiguousarray(self.numeric[rows])),
         )
 
     @classmethod
@@ -75,22 +76,3 @@ class FeatureTable:
             np.array([0, len(starts)], dtype=np.int64),
             np.zeros((1, encoding["numeric"]), dtype=np.float32),
         )
-
-
-def ranges(first: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.int64]:
-    """``first[0] .. first[0] + counts[0] - 1``, then those of the next, and so on."""
-    counts = counts.astype(np.int64)
-    starts = np.repeat(first - (np.cumsum(counts) - counts), counts)
-    found: NDArray[np.int64] = starts + np.arange(len(starts))
-    return found
-
-
-def open_array(path: Path) -> NDArray[Any]:
-    """An array of a dataset folder, memory-mapped; FormatError where it is missing or damaged."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FormatError(f"{path.parent.parent} is damaged: {path} is missing") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise FormatError(f"{path.parent.parent} is damaged: {path}: {error}") from None
-    return array

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HOUR_MS = 3_600_000
-DAY_MS = 24 * HOUR_MS
+from limerank.data.canonical import DAY_MS, HOUR_MS
+
 RATIO_EDGES = np.array(
     [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.05, 1.5, 2]
 )

@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from limerank import files
+from limerank.data.canonical import DAY_MS
 from limerank.data.spec import Frozen, validate
 from limerank.progress import Bar
 
@@ -48,7 +49,6 @@ I64 = npt.NDArray[np.int64]
 
 START_MS = 1_704_067_200_000
 """2024-01-01 00:00 UTC, when every simulation begins."""
-DAY_MS = 86_400_000
 MOVES_PER_DAY = 4
 MOVE_MS = DAY_MS // MOVES_PER_DAY
 

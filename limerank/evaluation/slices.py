@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.canonical import DAY_MS
 from limerank.data.dataset import Dataset
-from limerank.data.history import DAY_MS
 from limerank.evaluation.predict import Predictions
 
 EDGES = {

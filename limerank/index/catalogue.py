@@ -75,7 +75,7 @@ class Catalogue:
     def items(self, positions: NDArray[np.int64] | slice) -> Items:
         """What the item tower reads of some of the wanted rows."""
         rows = self.rows[positions]
-        return Items(torch.from_numpy(self.codes[rows]), self.content.take(rows))
+        return Items(ids=torch.from_numpy(self.codes[rows]), content=self.content.take(rows))
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Items]:
         """The wanted rows from ``first`` on, so many at a time."""

@@ -293,13 +293,11 @@ class Recommender:
             history.newest,
             history.lengths,
         )
-        users = Users(
-            torch.from_numpy(positions),
-            torch.from_numpy(history.tokens),
-            torch.from_numpy(history.age),
-            torch.from_numpy(history.lengths.astype(np.int64)),
-            dataset.users.take(rows),
-            torch.from_numpy(context),
+        users = Users.from_history(
+            history,
+            items=positions,
+            features=dataset.users.take(rows),
+            context=torch.from_numpy(context),
         ).to(self._device)
         with torch.inference_mode():
             state = self.ranker.encode_users(users, self._vectors(dataset.item_ids, codes))

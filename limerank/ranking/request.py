@@ -61,13 +61,11 @@ def past_of(
             tokens = torch.from_numpy(
                 form.encoder.context(of_request, at, history.newest, history.lengths)
             )
-        return Users(
-            torch.from_numpy(positions.astype(np.int64)),
-            torch.from_numpy(history.tokens),
-            torch.from_numpy(history.age),
-            torch.from_numpy(history.lengths.astype(np.int64)),
-            features(len(rows)),
-            tokens.expand(len(rows), -1),
+        return Users.from_history(
+            history,
+            items=positions,
+            features=features(len(rows)),
+            context=tokens.expand(len(rows), -1),
         ).to(of_items.device)
 
     full = users([base], None)

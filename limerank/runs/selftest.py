@@ -71,17 +71,16 @@ def passes(trained: Trained) -> bool:
         if of != checksum(trained.path / WEIGHTS):
             return False  # a training that was killed between the two files
         content, features = (
-            Features(*(held[f"{part}.{name}"] for name in FEATURES))
+            Features(**{name: held[f"{part}.{name}"] for name in FEATURES})
             for part in ("items", "features")
         )
-        items, tokens, age, lengths, context = (held[f"users.{name}"] for name in USERS)
         batch = Batch(
-            Items(held["ids"], content),
-            int(held["distinct"]),
-            Users(items, tokens, age, lengths, features, context),
-            held["candidates"],
-            held["counts"],
-            torch.zeros(0),
+            items=Items(ids=held["ids"], content=content),
+            distinct=int(held["distinct"]),
+            users=Users(**{name: held[f"users.{name}"] for name in USERS}, features=features),
+            candidates=held["candidates"],
+            counts=held["counts"],
+            labels=torch.zeros(0),
         )
         expected = held["logits"]
         _check(batch, trained.ranker.shape)

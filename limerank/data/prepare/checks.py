@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.data.canonical import BLANKS, id_integers, id_texts, numbers
+from limerank.data.canonical import BLANKS, DAY_MS, id_integers, id_texts, numbers
 from limerank.data.prepare.ids import Mask
 from limerank.data.prepare.partition import Array, shuffle
 from limerank.data.spec import EventSource, Label
@@ -22,7 +22,6 @@ from limerank.errors import DataError, SpecError
 CLOCK = frozenset("HIklMSTRrXcspPfQ")
 """Directives of a time of day; a format without any is one of dates."""
 MINUTES = frozenset("MTRrXcs")
-DAY_MS = 86_400_000
 EXAMPLE_DAY = 20_778
 """2026-11-21 in days since 1970."""
 SHOWN = 60

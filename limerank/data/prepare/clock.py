@@ -11,8 +11,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.data.canonical import iso
-from limerank.data.prepare.checks import DAY_MS, OLDEST
+from limerank.data.canonical import DAY_MS, iso
+from limerank.data.prepare.checks import OLDEST
 
 AHEAD_MS = DAY_MS
 """How far beyond the present clock a time may lie: local times are read as UTC."""

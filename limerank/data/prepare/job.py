@@ -7,7 +7,7 @@ vocabularies from the training window and once to write codes and requests. Memo
 limit whatever the log's size, apart from what is kept of each user and each item (the vocabularies
 and tables) and apart from the events of a single user, which are sorted together.
 
-The folder's format is described in :mod:`limerank.data.dataset`.
+The folder's format is described in :mod:`limerank.data.folder`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from limerank.data.canonical import iso
 from limerank.data.coverage import FeatureCoverage, TableCoverage, cover_features, missing_words
 from limerank.data.encoding import Encoding, candidates, encode, fit, vocabulary_of
+from limerank.data.folder import FORMAT, MANIFEST, SPLITS
+from limerank.data.pipeline import ahead, in_order
 from limerank.data.prepare.checks import NEWEST, OLDEST
 from limerank.data.prepare.holdout import FirstSeen, held_out_users
 from limerank.data.prepare.ids import CodeCounter, CodeMap, Ids
@@ -34,21 +36,18 @@ from limerank.data.prepare.partition import (
     Array,
     Histogram,
     NpyWriter,
-    ahead,
-    in_order,
     unshuffle,
     values_at_ranks,
 )
 from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.prepare.spooling import BATCH_BYTES, Spooling
-from limerank.data.prepare.summary import QUANTILES, SPLITS, Stats, quantiles_of_counts
+from limerank.data.prepare.summary import QUANTILES, Stats, quantiles_of_counts
 from limerank.data.sources import Reader, concat
 from limerank.data.spec import EventFeature, Spec, Table, write_spec
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
 from limerank.progress import Bar
 
-FORMAT = 1
 EDGES = [k / 32 for k in range(1, 32)]
 LIBRARY_BYTES = 320 << 20
 """What Python and the libraries take before any work is done."""
@@ -79,7 +78,7 @@ def prepare(
         DataError: a file or a column is missing, or too many rows are bad (with the reasons).
         FormatError: ``out`` exists and ``overwrite`` is false.
     """
-    with new_folder(out, overwrite=overwrite, mark="dataset.json") as folder:
+    with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         job = _Job(spec, folder, Path(base), memory, quiet)
         return job.run()
 
@@ -109,7 +108,7 @@ class _Job:
             shutil.rmtree(self.folder / "work")
             manifest = self._manifest()
             write_spec(self.folder / "spec.toml", self.spec, self.base)
-            write_json(self.folder / "dataset.json", manifest)
+            write_json(self.folder / MANIFEST, manifest)
         return manifest
 
     # Learning from the training window

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from limerank.data.ragged import take_ragged
+
 Array = NDArray[Any]
-A = TypeVar("A")
-B = TypeVar("B")
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 """Odd, so that multiplying by it modulo 2**64 only shuffles the integers (Knuth's hashing)."""
@@ -35,42 +33,6 @@ def shuffle(ids: Array) -> NDArray[np.uint64]:
 def unshuffle(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The ids that :func:`shuffle` made ``keys`` of."""
     return (keys * np.uint64(INVERSE)).view(np.int64)
-
-
-def in_order(work: Callable[[A], B], inputs: Iterable[A], threads: int = 2) -> Iterator[B]:
-    """``map(work, inputs)`` on threads: at most ``threads`` results exist before they are read."""
-    pending: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for one in inputs:
-                if len(pending) >= threads:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(work, one))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def ahead(inputs: Iterable[A], depth: int = 1) -> Iterator[A]:
-    """The same values, produced in another thread up to ``depth`` ahead of their reader."""
-    source = iter(inputs)
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future[Any]] = deque()
-        try:
-            for _ in range(depth + 1):
-                pending.append(pool.submit(next, source, end))
-            while True:
-                value = pending.popleft().result()
-                if value is end:
-                    return
-                pending.append(pool.submit(next, source, end))
-                yield value
-        finally:
-            for future in pending:
-                future.cancel()
 
 
 class NpyWriter:
@@ -237,20 +199,6 @@ def _write_all(descriptor: int, arrays: list[Array]) -> None:
             written -= len(views.pop(0))
         if views and written:
             views[0] = views[0][written:]
-
-
-def take_ragged(values: Array, lengths: Array, order: Array) -> Array:
-    """Rows ``order`` of a ragged array that is stored as all values and each row's length."""
-    starts = np.cumsum(lengths) - lengths
-    return values[ragged_index(starts[order], lengths[order])]
-
-
-def ragged_index(starts: Array, lengths: Array) -> NDArray[np.int64]:
-    """``concatenate([arange(s, s + n) for s, n in zip(starts, lengths)])``."""
-    lengths = lengths.astype(np.int64, copy=False)
-    total = int(lengths.sum())
-    first = np.cumsum(lengths) - lengths
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - first, lengths)
 
 
 def radix_order(keys: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.data.pipeline import in_order
 from limerank.data.prepare.checks import request_steps
 from limerank.data.prepare.clock import Clock
 from limerank.data.prepare.ids import Mask
@@ -21,14 +22,13 @@ from limerank.data.prepare.partition import (
     NpyWriter,
     Spool,
     group_order,
-    in_order,
     radix_order,
-    ragged_index,
     stable_order,
     sync,
 )
 from limerank.data.prepare.spooling import Spooling, stretch
 from limerank.data.prepare.summary import BACKWARDS
+from limerank.data.ragged import ragged_index
 from limerank.errors import DataError
 from limerank.progress import Bar
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import categories, iso, numbers
 from limerank.data.coverage import presence
+from limerank.data.pipeline import ahead
 from limerank.data.prepare.checks import (
     UNITS,
     Good,
@@ -26,7 +27,7 @@ from limerank.data.prepare.checks import (
     times_of,
 )
 from limerank.data.prepare.ids import Ids, Mask, TextIdsError
-from limerank.data.prepare.partition import Array, Spool, ahead, shuffle
+from limerank.data.prepare.partition import Array, Spool, shuffle
 from limerank.data.sources import Reader, find_files, wanted_of_table
 from limerank.data.spec import EventSource, Feature, Spec
 from limerank.errors import DataError

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.data.canonical import iso
+from limerank.data.folder import SPLITS
 
-SPLITS = ("train", "validation", "test", "held-out")
 BACKWARDS = "time going backwards"
 UNSORTED = 0.01
 """With a larger share of such rows the files are not sorted; with a smaller one, some rows are

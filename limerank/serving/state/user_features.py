@@ -96,7 +96,14 @@ class UserFeatureCache:
             table = FeatureTable.unknown(self.trained.manifest["encoding"]["users"])
         encoded = table.take(np.zeros(1, np.int64)).to(self._device)
         empty = torch.zeros((1, 0), dtype=torch.int64, device=self._device)
-        users = Users(empty, empty[..., None], empty.float(), torch.zeros(1).long(), encoded, empty)
+        users = Users(
+            items=empty,
+            tokens=empty[..., None],
+            age=empty.float(),
+            lengths=torch.zeros(1).long(),
+            features=encoded,
+            context=empty,
+        )
         u_bd: Tensor = self._ranker.user_tower(users)[0]
         return EncodedUser(digest, encoded, u_bd)
 

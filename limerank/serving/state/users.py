@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.data.batch import Features, Items, Users
-from limerank.data.canonical import external_id
+from limerank.data.canonical import DAY_MS, external_id
 from limerank.data.event_log import EventForm, EventLog
 from limerank.data.events import Event, pack_list, unpack_list
 from limerank.data.features import FeatureTable
@@ -59,7 +59,6 @@ STRIPES = 64
 """Locks of users: two users share one now and then."""
 ENTRY_BYTES = 12 << 10
 """Of a user in memory besides arrays, as measured: objects, and gaps between allocations."""
-DAY_MS = 86_400_000
 BRIEF_CHANGES, BRIEF_HISTORY, BRIEF_SEEN = 16, 1024, 4096
 """At most so many changes that came since, events of a history and seen items has a user whose
 state takes about a millisecond: see :meth:`UserStates.ready_at_once`."""
@@ -655,13 +654,11 @@ class UserStates:
         n = len(log.rows)
         zero, end = np.zeros(1, np.int64), np.array([n])
         history = latest(log.columns, self.form.encoder, zero, end, n, log.rows)
-        users = Users(
-            torch.from_numpy(history.items.astype(np.int64)),
-            torch.from_numpy(history.tokens),
-            torch.from_numpy(history.age),
-            torch.from_numpy(history.lengths.astype(np.int64)),
-            person.features,
-            torch.zeros((1, 0), dtype=torch.int64),
+        users = Users.from_history(
+            history,
+            items=history.items,
+            features=person.features,
+            context=torch.zeros((1, 0), dtype=torch.int64),
         ).to(self._device)
         kv_bnd = self._ranker.event_tower.through(self._ranker.reading.key_value, users, vectors)
         k_bhne, v_bhne = (
@@ -775,7 +772,9 @@ class UserStates:
     def _blank(self) -> Tensor:
         """The vector of an item of which nothing is known, [1, d]."""
         content = FeatureTable.unknown(self.trained.manifest["encoding"]["items"])
-        items = Items(torch.zeros(1, dtype=torch.int64), content.take(np.zeros(1, np.int64)))
+        items = Items(
+            ids=torch.zeros(1, dtype=torch.int64), content=content.take(np.zeros(1, np.int64))
+        )
         with torch.inference_mode():
             vector: Tensor = self._ranker.item_vectors(items.to(self._device))
         return vector
@@ -824,10 +823,10 @@ def _times(features: Features, count: int) -> Features:
     """One row of features, so many times."""
     size = int(features.offsets[-1])
     return Features(
-        features.tokens.repeat(count),
-        features.weights.repeat(count),
-        torch.arange(count + 1, device=features.offsets.device) * size,
-        features.numeric.expand(count, -1),
+        tokens=features.tokens.repeat(count),
+        weights=features.weights.repeat(count),
+        offsets=torch.arange(count + 1, device=features.offsets.device) * size,
+        numeric=features.numeric.expand(count, -1),
     )
 
 
