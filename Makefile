@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
+.PHONY: help api docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -90,6 +90,10 @@ bench-data: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "make bench-$(NAME) DATA=FOLDER, the folder that holds ml1m/, mind_sample/, ..."; exit 2; }
 	$(PY) -m benchmarks.$(NAME) --data $(DATA) $(ARGS)
 	$(PY) -m benchmarks.report
+
+docs: $(VENV)/.dev  ## build the site into build/docs; a broken link or reference is an error
+	$(PY) -m sphinx -q -n -W --keep-going -b html -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
 	$(PY) -c "from limerank.serving.http.app import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
