@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limerank.cli import demo as module
-from limerank.cli.demo import demo
+from limerank.cli import walkthrough as module
+from limerank.cli.walkthrough import demo
 from limerank.errors import FormatError
 from limerank.evaluation.evaluate import evaluate
 from limerank.models.config import ModelConfig, TrainConfig

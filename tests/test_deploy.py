@@ -103,7 +103,7 @@ def test_what_is_shipped_holds_together():
     assert f"--proxy={subnet}" in compose
     assert "internal: true" in compose and "proxy_set_header X-Forwarded-For $remote_addr;" in conf
     options = set(re.findall(r"- --([a-z]+)=", compose))
-    from limerank.cli.main import serve
+    from limerank.cli.serve import serve
 
     assert options <= set(serve.__annotations__), "options that the command has"
 

@@ -1,249 +1,57 @@
-"""The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
+"""``limerank demo``."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import numpy as np
-import polars as pl
+import typer
 
-from limerank import metrics
-from limerank.data.dataset import Dataset
-from limerank.data.prepare import prepare, summary_text
-from limerank.data.spec import load_spec
-from limerank.data.synthetic import simulate
-from limerank.errors import FormatError
-from limerank.evaluation.evaluate import evaluate
-from limerank.files import check_folder, check_output, read_json, write_json
-from limerank.index import Index
-from limerank.index.building import build_index
-from limerank.models.config import ModelConfig, ModelName, TrainConfig
-from limerank.ranking.fidelity import quantisation_report
-from limerank.ranking.recommender import Recommender
-from limerank.ranking.results import ranking_text
-from limerank.report.page import some_users, write_report
-from limerank.runs.folder import load_run
-from limerank.training.trainer import train
+from limerank.cli.options import Overwrite, Quiet
+from limerank.errors import SpecError
 
-MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
-
-MARK = "demo.json"
-"""The file by which a demo's folder is known."""
-
-FULL: dict[str, Any] = {
-    "log": {"users": 2000, "items": 2000, "events": 200_000},
-    "train": {"epochs": 3},
-    "users": 3,
-}
-SMALL: dict[str, Any] = {
-    "log": {"users": 300, "items": 300, "events": 20_000},
-    "train": {"epochs": 2},
-    "users": 2,
-}
-
-NEXT = """
-Next, with your own logs (the README's walkthrough says what spec.toml holds):
-
-  limerank prepare spec.toml --out data/mine
-  limerank train data/mine --model lime-xor --out runs/mine
-  limerank evaluate runs/mine
-  limerank index runs/mine --out index/mine
-  limerank rank --run runs/mine --index index/mine --user ID -k 20 --explain
-
-Or talk to this one over HTTP (docs/serving.md):
-
-  limerank demo --serve
-"""
+INTERRUPTED = "the same command goes on; finished steps are kept"
 
 
 def demo(
-    out: str | os.PathLike[str] = "limerank-demo",
-    *,
-    small: bool = False,
-    overwrite: bool = False,
-    quiet: bool = False,
-    echo: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Walk the whole way in one folder. Finished steps are kept: an interrupted demo goes on.
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "limerank-demo"
+    ),
+    small: Annotated[
+        bool, typer.Option("--small", help="In a minute, only to see it work.")
+    ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve the demo's model on this machine's address.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="Of --serve.")] = 8000,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
+    from limerank.cli.walkthrough import demo as run
 
-    Args:
-        out: the folder for logs, dataset, runs, index and report.
-        small: a minute's work only to see every step; its numbers mean little.
-        overwrite: begin anew.
-        quiet: show no progress bars.
-        echo: where text goes.
+    if not 0 <= port < 65536:  # found now, and not after all the work
+        raise SpecError(f"--port is {port}, expected 0 to 65535")
+    if serve:
+        from limerank.serving.http.run import listener
 
-    Returns:
-        ``ceiling``, ``results`` by model, ``quantisation`` and ``report`` (the page's path).
+        with listener("127.0.0.1", port):
+            pass  # it is free: found now, too
+    made = run(out, small=small, overwrite=overwrite, quiet=quiet)
+    if serve:
+        from limerank.serving.fill import fill
+        from limerank.serving.http.run import serve as serve_
+        from limerank.serving.http.settings import Settings
+        from limerank.serving.stores import SqliteStore
 
-    Raises:
-        FormatError: ``out`` holds something else, or a demo with other settings.
-    """
-    out = Path(out)
-    settings = SMALL if small else FULL
-    if overwrite:
-        check_folder(out, overwrite=True, mark=MARK)
-        shutil.rmtree(out, ignore_errors=True)
-    _claim(out, settings)
-    started = time.monotonic()
-
-    def step(number: int, text: str) -> None:
-        echo(f"\n[{number}/7] {text}  ({time.monotonic() - started:.0f} s)")
-
-    step(1, "Simulating short-video logs whose truth is known")
-    if _missing(out / "logs", echo):
-        simulate(out / "logs", **settings["log"], quiet=quiet)
-
-    step(2, "Preparing them: sorted, typed, split by time, vocabularies of the training window")
-    if _missing(out / "data", echo):
-        spec = load_spec(out / "logs" / "spec.toml")
-        prepare(spec, out / "data", base=out / "logs", quiet=quiet)
-    dataset = Dataset(out / "data")
-    echo(summary_text(dataset.manifest))
-
-    bf16 = has_bfloat16()
-    step(3, f"Training {', '.join(MODELS)}" + (" in bfloat16" if bf16 else ""))
-    for model in MODELS:
-        folder = out / "runs" / model
-        if (folder / "config.json").exists() and not (folder / "trainer").exists():
-            echo(f"{folder}: kept")
-            continue
-        config = TrainConfig(bf16=bf16, **settings["train"])
-        last = train(
-            dataset,
-            folder,
-            model=ModelConfig(model=model),
-            config=config,
-            quiet=quiet,
+        events = out / "events.db"
+        if not events.exists():
+            with SqliteStore(events) as store:
+                fill(store, out / "data", base=out / "logs", quiet=quiet)
+        serve_(
+            run=made["run"],
+            index=out / "index",
+            store=str(events),
+            settings=Settings(open=True, port=port),
+            items=out / "logs" / "items.parquet",
         )
-        echo(f"{folder}: validation AUC {last['best_click/auc']:.4f}")
-
-    step(4, "Evaluating on the last tenth of the time, against the best that is possible")
-    results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
-    ceiling = best_possible(dataset, out / "logs")
-    echo(comparison_text(results, ceiling))
-
-    chosen = max(MODELS[1:], key=lambda model: results[model]["tasks"]["click"]["auc"])
-    step(5, f"Indexing the catalogue with {chosen}")
-    run_path, index_path = out / "runs" / chosen, out / "index"
-    if _missing(index_path, echo):
-        build_index(run_path, index_path, quiet=quiet)
-    run = load_run(run_path)
-    index = Index.open(index_path, fingerprint=run.fingerprint)
-    quantised = quantisation_report(run, index, dataset, users=200, quiet=quiet)
-    echo(
-        f"in bytes instead of float32 it loses {quantised['click/auc_lost']:+.6f} AUC and keeps "
-        f"{100 * quantised['overlap']:.2f} % of the true top 100"
-    )
-
-    step(6, "Ranking the whole catalogue for a few users, and why")
-    recommender = Recommender(run_path, index_path)
-    for user in some_users(dataset, settings["users"]):
-        echo(ranking_text(recommender.rank(user, k=5, explain=5)))
-
-    step(7, "Writing the report")
-    page = out / "report.html"
-    write_report(
-        page,
-        runs=[out / "runs" / model for model in MODELS],
-        index=index_path,
-        ceiling=ceiling,
-        quantisation=quantised,
-        title="limerank on simulated logs",
-    )
-    echo(f"{page.resolve()}: open it in a browser")
-    echo(NEXT)
-    return {
-        "ceiling": ceiling,
-        "results": results,
-        "quantisation": quantised,
-        "report": page,
-        "run": run_path,
-        "seconds": time.monotonic() - started,
-    }
-
-
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices by itself; emulation would be slow."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            text = file.read()
-    except OSError:
-        return False
-    return "avx512_bf16" in text or "amx_bf16" in text
-
-
-def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
-    """What the simulator's own probabilities score on the test impressions: no model can do more.
-
-    Returns:
-        ``auc`` of the true click probability and ``xauc`` of the true expected watch time.
-    """
-    truth = pl.read_parquet(logs / "truth.parquet")
-    requests = dataset.requests_of("test")
-    counts = dataset.requests["count"][requests].astype(np.int64)
-    rows = dataset.impression_rows(requests)
-    shown = pl.DataFrame(
-        {
-            "user_id": dataset.user_ids[np.repeat(dataset.requests["user"][requests], counts)],
-            "item_id": dataset.item_ids[dataset.events["item"][rows]],
-            "time_ms": np.asarray(dataset.events["time"][rows]),
-            "click": np.asarray(dataset.events["label_click"][rows]),
-            "watch": np.asarray(dataset.events["label_watch"][rows]),
-        }
-    )
-    both = shown.join(truth, on=["user_id", "item_id", "time_ms"], how="inner")
-    assert len(both) == len(shown)
-    return {
-        "auc": metrics.auc(both["click"].to_numpy(), both["click_probability"].to_numpy()),
-        "xauc": metrics.xauc(both["watch"].to_numpy(), both["watch_seconds"].to_numpy()),
-    }
-
-
-def comparison_text(
-    results: Mapping[ModelName, dict[str, Any]], ceiling: Mapping[str, float]
-) -> str:
-    """The models side by side, and the best possible."""
-    heads = f"{'click AUC':>10}{'GAUC':>8}{'NE':>8}{'ECE':>8}{'watch XAUC':>12}{'NDCG@10':>9}"
-    lines = [f"  {'':<14}{heads}"]
-    for model, found in results.items():
-        click, watch, lists = found["tasks"]["click"], found["tasks"]["watch"], found["lists"]
-        lines.append(
-            f"  {model:<14}{click['auc']:>10.4f}{click['gauc']:>8.4f}{click['ne']:>8.4f}"
-            f"{click['ece']:>8.4f}{watch['xauc']:>12.4f}{lists.get('ndcg@10', 0.0):>9.4f}"
-        )
-    lines.append(f"  {'best possible':<14}{ceiling['auc']:>10.4f}{'':>24}{ceiling['xauc']:>12.4f}")
-    return "\n".join(lines)
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    mark = out / MARK
-    check_output(mark)
-    if not out.exists() or not any(out.iterdir()):
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(mark, settings)
-    elif not mark.exists():
-        raise FormatError(f"{out} holds something else; choose another folder with --out")
-    elif json.dumps(read_json(mark, "a demo")) != json.dumps(settings):
-        raise FormatError(
-            f"{out} holds a demo with other settings; pass --overwrite, or another --out"
-        )
-
-
-def _missing(path: Path, echo: Callable[[str], None]) -> bool:
-    if path.exists():
-        echo(f"{path}: kept")
-        return False
-    return True
-
-
-def _evaluated(run: Path, quiet: bool) -> dict[str, Any]:
-    if not (run / "metrics.json").exists():
-        evaluate(run, quiet=quiet)
-    return read_json(run / "metrics.json", "an evaluated run")

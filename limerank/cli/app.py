@@ -1,0 +1,120 @@
+"""The commands: one line each, and a module of the same name that is loaded when it is used.
+
+Such a module defines a function of its own name, whose docstring is its ``--help``, and
+``INTERRUPTED``: what Ctrl-C leaves, and how to go on. Everything heavy is imported inside the
+function, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from limerank.cli import errors
+
+COMMANDS = (
+    "synth",
+    "prepare",
+    "train",
+    "evaluate",
+    "compare",
+    "index",
+    "rank",
+    "fill",
+    "serve",
+    "report",
+    "demo",
+)
+"""In the order in which ``limerank --help`` lists them."""
+
+STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "markdown",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+@functools.cache
+def command_of(name: str) -> Any:
+    """The command of this name, from its module."""
+    module = import_module(f"limerank.cli.{name}")
+    alone = typer.Typer(**STYLE)
+    alone.command(name)(getattr(module, name))
+    return typer.main.get_command(alone)
+
+
+class Commands(TyperGroup):
+    """The commands, and how each of them ends (:mod:`limerank.cli.errors`)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return command_of(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names to propose
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            name = ctx.invoked_subcommand
+            how = getattr(import_module(f"limerank.cli.{name}"), "INTERRUPTED", "") if name else ""
+            print("interrupted" + (f": {how}" if how else ""), file=sys.stderr)
+            raise typer.Exit(errors.INTERRUPTED) from None
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # shown or raised again
+            if hasattr(error, "exit_code"):
+                raise  # typer's own: usage, help
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            status, text = errors.outcome(error, ctx.invoked_subcommand or "")
+            print(f"error: {text}", file=sys.stderr)
+            # Frames hold a model, an index, a store: they go before the interpreter does.
+            error.__traceback__ = None
+            raise typer.Exit(status) from None
+
+
+app = typer.Typer(
+    name="limerank",
+    cls=Commands,
+    no_args_is_help=True,
+    help="""Train a LIME ranker on your own logs, index the catalogue, rank all of it.
+
+The way of the data: **synth** or your own logs -> **prepare** -> **train** -> **evaluate** ->
+**index** -> **rank**. `limerank demo` walks it all on simulated logs in five minutes.""",
+    **STYLE,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"limerank {version('limerank')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _limerank(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the trace of an error, too.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version, and end."
+        ),
+    ] = False,
+) -> None:
+    pass  # Commands reads --debug

@@ -1,0 +1,77 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limerank.errors import SpecError
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Dataset; the one the run was trained on by default.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be given repeatedly."),
+]
+
+
+def print_coverage(table: Any, partial: bool = False) -> None:
+    """How a table fits, where there is one; warnings go to standard error. ``partial``: the table
+    need not hold all items."""
+    if table is not None:
+        print("\n".join(f"  {line}" for line in table.lines()))
+        for warning in table.warnings(partial):
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of a text such as ``512MiB``."""
+    units = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    number = text.strip().rstrip("BKMGTIbkmgti")
+    unit = text.strip()[len(number) :].upper()
+    try:
+        found = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        found = 0
+    if found < 1:
+        raise SpecError(f"{text!r} is no amount of memory; expected such as 512MiB or 2GiB")
+    return found
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs; values are JSON where they parse as JSON, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise SpecError(f"{pair!r} is no setting; expected NAME=VALUE")
+        if name in found:
+            raise SpecError(f"{name} is set twice: {found[name]!r} and {text!r}")
+        try:
+            found[name] = json.loads(text)
+        except json.JSONDecodeError:
+            found[name] = text
+    return found
+
+
+def ids(text: str) -> list[str]:
+    """Ids separated by commas, or those in ``@FILE``, one per line."""
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise SpecError(f"cannot read {text[1:]}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise SpecError(f"cannot read {text[1:]}: it is no text in UTF-8") from None
+    else:
+        lines = text.split(",")
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,93 @@
+"""``limerank prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limerank.cli.options import Overwrite, Quiet, memory_bytes, settings
+from limerank.errors import SpecError, did_you_mean
+
+INTERRUPTED = "nothing was written; the same command begins anew"
+
+READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(help=f"A dataset description (TOML), or one of {', '.join(READER_NAMES)}."),
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(help="For an official layout: the folder it was unpacked to.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="Upper bound of memory, such as 512MiB or 2GiB.")
+    ] = "2GiB",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the layout."),
+    ] = None,
+    write_spec: Annotated[
+        Path | None,
+        typer.Option(help="For an official layout: only write its description, to edit it."),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn logs into a sorted, typed, memory-mapped dataset.
+
+    Vocabularies, normalisation and popularity come from the training window alone. Bad rows are
+    counted by reason. A killed run leaves nothing that looks finished.
+
+    Examples:
+
+        limerank prepare spec.toml --out data/mine
+
+        limerank prepare movielens ml-1m --out data/ml1m -o split=position
+    """
+    from limerank.data.prepare import prepare as run
+    from limerank.data.prepare import summary_text
+    from limerank.data.readers import READERS, read
+    from limerank.data.spec import load_spec
+    from limerank.files import check_folder, check_output
+
+    if out is None and write_spec is None:
+        raise SpecError("give --out, the folder to write (or --write-spec FILE)")
+    limit = memory_bytes(memory)
+    if write_spec is not None:
+        check_output(write_spec, (".toml",))
+    elif out is not None:  # before files are converted
+        check_folder(out, overwrite=overwrite, mark="dataset.json")
+    if source in READERS:
+        if directory is None:
+            raise SpecError(f"give the folder of the {source} files: limerank prepare {source} DIR")
+        target = out if out is not None else write_spec
+        assert target is not None
+        work = target.with_name(f"{target.name}-converted")
+        spec, base = read(source, directory, work, quiet=quiet, **settings(option))
+    elif directory is not None or option:
+        raise SpecError(
+            f"{source!r} is no official layout; expected {', '.join(READERS)}"
+            f"{did_you_mean(source, READERS)}"
+        )
+    elif not Path(source).exists():
+        raise SpecError(
+            f"{source} is neither a dataset description nor one of the official layouts "
+            f"{', '.join(READERS)}{did_you_mean(source, READERS)}"
+        )
+    else:
+        spec, base = load_spec(source), Path(source).parent
+    if write_spec is not None:
+        from limerank.data.spec import write_spec as write
+
+        write(write_spec, spec, base)
+        print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")
+        return
+    assert out is not None
+    manifest = run(spec, out, base=base, memory=limit, overwrite=overwrite, quiet=quiet)
+    print(summary_text(manifest))
+    print(f"\nNext: limerank train {out} --model lime-xor --out runs/{out.name}")

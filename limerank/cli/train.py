@@ -1,0 +1,101 @@
+"""``limerank train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limerank.cli.options import Overwrite, Quiet, Set, settings
+from limerank.errors import SpecError, did_you_mean
+
+INTERRUPTED = "the same command goes on from the last checkpoint"
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="lime-xor, lime-mha; or a baseline: popularity, two-tower, sasrec, din, lrea, "
+            "truncated-mha, mha, hstu."
+        ),
+    ] = "lime-xor",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    impressions: Annotated[
+        int | None, typer.Option(help="Impressions per batch; by the size of the log.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate of dense weights.")] = None,
+    table_rate: Annotated[float | None, typer.Option(help="Learning rate of tables.")] = None,
+    width: Annotated[int | None, typer.Option(help="Numbers per item, event and link.")] = None,
+    links: Annotated[int | None, typer.Option(help="Learned links.")] = None,
+    history: Annotated[int | None, typer.Option(help="Events per history.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Matrix products in bfloat16 (fast on newer CPUs).")
+    ] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard as well.")
+    ] = False,
+    setting: Set = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a ranker. A killed run goes on where it was when the same command is given again.
+
+    Every field of the model's and the training's configuration can be set:
+    `--set blocks=2 --set dropout=0.2 --set 'task_weights={"watch": 0.3}'`.
+
+    Example: limerank train data/mine --model lime-mha --out runs/mine --bf16
+    """
+    import torch
+
+    from limerank.data.spec import validate
+    from limerank.models.config import ModelConfig, TrainConfig
+    from limerank.training.trainer import train as run
+
+    given = {
+        "epochs": epochs,
+        "impressions": impressions,
+        "rate": rate,
+        "table_rate": table_rate,
+        "width": width,
+        "links": links,
+        "history": history,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    more = settings(setting)
+    known = [*ModelConfig.model_fields, *TrainConfig.model_fields]
+    for name in more:
+        if name not in known:
+            raise SpecError(
+                f"--set {name}: there is no such setting{did_you_mean(name, known)}; expected one "
+                f"of {', '.join(known)}"
+            )
+        if name in given or name in ("model", "seed", "bf16"):
+            raise SpecError(f"--set {name}: give it as the option --{name.replace('_', '-')} alone")
+    given |= more
+    shape = {name: given.pop(name) for name in tuple(given) if name in ModelConfig.model_fields}
+    if threads is not None:
+        if threads < 1:
+            raise SpecError(f"--threads is {threads}, expected 1 or more")
+        torch.set_num_threads(threads)
+    model_config = validate(ModelConfig, {"model": model, **shape}, "the model's settings")
+    config = validate(TrainConfig, {"seed": seed, "bf16": bf16, **given}, "the training's settings")
+    last = run(
+        data,
+        out,
+        model=model_config,
+        config=config,
+        overwrite=overwrite,
+        device=device,
+        tensorboard=tensorboard,
+        quiet=quiet,
+    )
+    best = {name: value for name, value in last.items() if name.startswith("best_")}
+    print(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in best.items()))
+    print(f"Next: limerank evaluate {out}; limerank index {out} --out index/{out.name}")
