@@ -1,15 +1,12 @@
-"""What a command shows: a bar on a terminal while it runs, a line now and then elsewhere, and
-tables."""
+"""Progress of a command: a bar on a terminal, and a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import TextIO
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,8 +19,6 @@ from rich.progress import (
 
 LINE_SECONDS = 10.0
 """Off a terminal a line is printed at most this often."""
-GAP = 2
-"""Blanks between two columns of a table, at least."""
 
 
 class Bar:
@@ -97,32 +92,3 @@ class Bar:
             print(
                 f"{self.what}: {self._note or self._speed()} in {seconds:.1f} s", file=self._stream
             )
-
-
-def table(
-    rows: Sequence[Sequence[str]], align: str, least: Sequence[int] = (), indent: int = 2
-) -> list[str]:
-    """Lines whose columns stand below each other, however long a name is.
-
-    Args:
-        rows: of cells, the head among them.
-        align: "<" or ">" for each column.
-        least: width of each column, the gap to its neighbour included; wider where a cell needs it.
-        indent: blanks before each line.
-    """
-    widths = []
-    for position in range(len(align)):
-        longest = max((cell_len(row[position]) for row in rows), default=0) + GAP
-        widths.append(max(least[position] if position < len(least) else 0, longest))
-    lines = []
-    for row in rows:
-        line = " " * indent
-        for position, (cell, side) in enumerate(zip(row, align, strict=True)):
-            blanks = " " * (widths[position] - cell_len(cell))
-            if side == ">":
-                line += blanks + cell
-            else:
-                after_number = position and align[position - 1] == ">"
-                line += " " * GAP * bool(after_number) + cell + blanks
-        lines.append(line.rstrip())
-    return lines

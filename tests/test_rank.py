@@ -26,7 +26,7 @@ from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models.losses import predictions
 from limerank.ranking.recommender import Recommender, rank_command
-from limerank.ranking.results import Ranked, Ranking, ranking_text
+from limerank.ranking.results import Ranked, Ranking
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
 
@@ -440,7 +440,7 @@ def test_the_command_prints_a_table_or_json(capsys):
 def test_nothing_left_to_rank():
     of = shop("two-tower")
     ranking = Recommender(of.run, of.index, of.data).rank(history=[5], candidates=[5])
-    assert len(ranking) == 0 and "nothing is left" in ranking_text(ranking)
+    assert len(ranking) == 0 and "nothing is left" in ranking.text()
 
 
 def test_an_index_copied_elsewhere_works(tmp_path):
@@ -550,7 +550,7 @@ def test_long_names_keep_the_columns_of_a_ranking_apart():
     items = [
         Ranked(id, 0, 0.0, dict.fromkeys(names, 123456.0), None) for id in (7, "東京", "x" * 40)
     ]
-    lines = ranking_text(Ranking(tuple(items), 1, True, 0, 3)).splitlines()
+    lines = Ranking(tuple(items), 1, True, 0, 3).text().splitlines()
     assert lines[1].split() == ["item", *names]
     assert all(line.split()[2:] == ["123456.0000"] * 2 for line in lines[2:])
     assert len({cell_len(line) for line in lines[1:]}) == 1

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "limerank"
 # there is no circle. A new module is given its place here; CONTRIBUTING.md shows the same list.
 LAYERS = """
 errors
-progress files devices metrics
+progress results files devices metrics
 kernels
 data: canonical ragged pipeline folder < spec < sources < encoding
     < history batch events features < event_log < dataset synthetic coverage < prepare readers

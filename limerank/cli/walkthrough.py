@@ -26,7 +26,6 @@ from limerank.index.building import build_index
 from limerank.models.config import ModelConfig, ModelName, TrainConfig
 from limerank.ranking.fidelity import quantisation_report
 from limerank.ranking.recommender import Recommender
-from limerank.ranking.results import ranking_text
 from limerank.report.page import some_users, write_report
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
@@ -145,7 +144,7 @@ def demo(
     step(6, "Ranking the whole catalogue for a few users, and why")
     recommender = Recommender(run_path, index_path)
     for user in some_users(dataset, settings["users"]):
-        echo(ranking_text(recommender.rank(user, k=5, explain=5)))
+        echo(recommender.rank(user, k=5, explain=5).text())
 
     step(7, "Writing the report")
     page = out / "report.html"

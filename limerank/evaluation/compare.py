@@ -15,7 +15,7 @@ from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.evaluation.bootstrap import Interval, paired_auc
 from limerank.evaluation.predict import Predictions, predict
 from limerank.evaluation.slices import slice_values, slices
-from limerank.progress import table
+from limerank.results import aligned
 from limerank.runs.folder import load_run
 
 
@@ -145,7 +145,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         f"{result['task']} AUC of {ours}",
         f"minus that of {theirs}, {result['split']} split, 95 % over users",
         "",
-        *table(
+        *aligned(
             [
                 ("slice", "impressions", "difference  ", "between"),
                 *map(_cells, result["differences"]),

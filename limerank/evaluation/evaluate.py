@@ -17,7 +17,7 @@ from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import Predictions, effective_links, predict
 from limerank.evaluation.slices import column, slice_values, slices
 from limerank.files import TABLE_ENDINGS, check_output, write_json, write_table
-from limerank.progress import table
+from limerank.results import aligned
 from limerank.runs.folder import load_run
 
 
@@ -161,14 +161,14 @@ def table_text(result: Mapping[str, Any]) -> str:
         ]
     if "effective_links" in result:
         blocks.append(("links", f"effective number {result['effective_links']:.1f}"))
-    lines += table(blocks, "<<", (10,))
+    lines += aligned(blocks, "<<", (10,))
     heads = [(task, next(iter(found))) for task, found in result["tasks"].items()]
     rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
     for part in result["slices"]:
         values = [part["tasks"].get(task, {}).get(metric) for task, metric in heads]
         name = f"{part['kind']} {part['slice']}"
         rows.append((name, f"{part['impressions']:,}", *map(_shown, values)))
-    lines += ["", *table(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads)))]
+    lines += ["", *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads)))]
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ from limerank.index.lookup import IdTable
 from limerank.models.losses import predictions
 from limerank.ranking.explain import Explanation, Past, explain
 from limerank.ranking.request import past_of, plain
-from limerank.ranking.results import Ranked, Ranking, ranking_text
+from limerank.ranking.results import Ranked, Ranking
 from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 from limerank.runs.folder import Run, load_run
 
@@ -472,4 +472,4 @@ def rank_command(
         explain=k if explain else 0,
         time=time,
     )
-    print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking_text(ranking))
+    print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking.text())

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from limerank.progress import table
 from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
+from limerank.results import TableResult, aligned
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Ranked:
         id: external id.
         row: its row in the index.
         value: the ranking value, a weighted sum of the tasks' logits.
-        scores: what the model says of each task: a probability, or expected seconds.
-        explanation: why, for the first items where it was asked for.
+        scores: the prediction of each task: a probability, or expected seconds.
+        explanation: of the value, for the first items where it was asked for.
     """
 
     id: Any
@@ -35,19 +35,38 @@ class Ranked:
             return []
         return [event.item for event in self.explanation.reasons(most)]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON; the explanation as its reasons."""
+        found = {"id": plain(self.id), "value": self.value, "scores": self.scores}
+        if self.explanation is not None:
+            found["because"] = [
+                {
+                    "item": plain(event.item),
+                    "age": event.age,
+                    "share": event.share,
+                    "effect": event.effect,
+                }
+                for event in self.explanation.reasons()
+            ]
+        return found
 
-@dataclass(frozen=True)
-class Ranking(Sequence[Ranked]):
-    """Ranked items, best first, and what they were ranked by.
+
+@dataclass(frozen=True, repr=False)
+class Ranking(TableResult, Sequence[Ranked]):
+    """Ranked items, best first, and the request that they were ranked for.
+
+    As a table it has the columns of a file that
+    :func:`~limerank.ranking.bulk.rank_all` writes: ``user``, ``rank`` (from 1), ``item``,
+    ``value`` and one per task; and ``because``, lists of item ids, where items are explained.
 
     Attributes:
         items: the items.
-        user: the external id that was asked for.
-        known: whether the dataset knows that user.
-        events: events of the history that the model saw.
-        candidates: items that were ranked, before seen ones were left out.
+        user: external id of the user, None where there is none.
+        known: whether the dataset contains that user.
+        events: events of the history that the model read.
+        candidates: number of candidates, seen items included.
         milliseconds: time of each stage.
-        skipped: candidates that the index cannot rank; None where such are refused.
+        skipped: number of candidates that the index cannot rank; None where they are an error.
     """
 
     items: tuple[Ranked, ...]
@@ -72,46 +91,53 @@ class Ranking(Sequence[Ranked]):
             "events": self.events,
             "candidates": self.candidates,
             **({} if self.skipped is None else {"skipped": self.skipped}),
-            "items": [
-                {
-                    "id": plain(item.id),
-                    "value": item.value,
-                    "scores": item.scores,
-                    **({} if item.explanation is None else {"because": _because(item.explanation)}),
-                }
-                for item in self.items
-            ],
+            "items": [item.to_dict() for item in self.items],
             "milliseconds": self.milliseconds,
         }
 
+    def columns(self) -> dict[str, list[Any]]:
+        tasks = list(self.items[0].scores) if self.items else []
+        found: dict[str, list[Any]] = {
+            "user": [plain(self.user)] * len(self.items),
+            "rank": list(range(1, len(self.items) + 1)),
+            "item": [plain(item.id) for item in self.items],
+            "value": [item.value for item in self.items],
+            **{task: [item.scores[task] for item in self.items] for task in tasks},
+        }
+        if self._explained:
+            found["because"] = [
+                None if item.explanation is None else [plain(id) for id in item.because()]
+                for item in self.items
+            ]
+        return found
 
-def _because(explanation: Explanation) -> list[dict[str, Any]]:
-    return [
-        {"item": plain(event.item), "age": event.age, "share": event.share, "effect": event.effect}
-        for event in explanation.reasons()
-    ]
+    def text(self) -> str:
+        lines = [self.caption()]
+        if self.skipped:
+            lines.append(f"  {self.skipped:,} candidates were skipped: the index cannot rank them")
+        if not self.items:
+            return "\n".join([*lines, "  nothing is left to rank"])
+        tasks = list(self.items[0].scores)
+        rows = [["", "item", *tasks, *(["because of"] if self._explained else [])]]
+        for position, item in enumerate(self.items, 1):
+            row = [str(position), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
+            if self._explained:
+                reasons = [] if item.explanation is None else item.explanation.reasons()
+                row.append(", ".join(f"{event.item} ({event.effect:+.2f})" for event in reasons))
+            rows.append(row)
+        align = "><" + ">" * len(tasks) + "<" * self._explained
+        return "\n".join([*lines, *aligned(rows, align, (4, 0, *[10] * len(tasks)))])
 
+    def caption(self) -> str:
+        user = "an unknown user" if self.user is None else f"user {self.user}"
+        if self.user is not None and not self.known:
+            user = f"unknown user {self.user}"
+        milliseconds = sum(self.milliseconds.values())
+        return (
+            f"{user}, {self.events:,} events: the best of {self.candidates:,} items "
+            f"({milliseconds:.1f} ms)"
+        )
 
-def ranking_text(ranking: Ranking) -> str:
-    """A ranking, to read: one line per item."""
-    who = "a user nobody knows" if not ranking.known else f"user {ranking.user}"
-    times = sum(ranking.milliseconds.values())
-    lines = [
-        f"{who}, {ranking.events:,} events: the best of {ranking.candidates:,} items "
-        f"({times:.1f} ms)"
-    ]
-    if ranking.skipped:
-        lines.append(f"  {ranking.skipped:,} candidates were skipped: the index cannot rank them")
-    if not ranking.items:
-        return "\n".join([*lines, "  nothing is left to rank"])
-    tasks = list(ranking.items[0].scores)
-    reasons = any(item.explanation is not None for item in ranking.items)
-    rows = [["", "item", *tasks, *(["because of"] if reasons else [])]]
-    for position, item in enumerate(ranking.items, 1):
-        row = [str(position), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
-        if reasons:
-            because = [] if item.explanation is None else item.explanation.reasons()
-            row.append(", ".join(f"{event.item} ({event.effect:+.2f})" for event in because))
-        rows.append(row)
-    align = "><" + ">" * len(tasks) + "<" * reasons
-    return "\n".join([*lines, *table(rows, align, (4, 0, *[10] * len(tasks)))])
+    @property
+    def _explained(self) -> bool:
+        return any(item.explanation is not None for item in self.items)
