@@ -25,7 +25,7 @@ from limerank.evaluation.predict import predict
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models.losses import predictions
-from limerank.ranking.recommender import Recommender, rank_command
+from limerank.ranking.recommender import Recommender
 from limerank.ranking.results import Ranked, Ranking
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
@@ -403,38 +403,22 @@ def test_events_that_belong_to_no_request_are_history(tmp_path):
 # The command
 
 
-def test_the_command_prints_a_table_or_json(capsys):
+def test_the_command_prints_a_table_or_json(call):
     of = shop("lime-mha")
-    common = {
-        "run": of.run.path,
-        "index": of.index.path,
-        "k": 3,
-        "exclude_seen": True,
-        "scorer": "auto",
-        "threads": 1,
-        "data": None,
-    }
-    rank_command(user="4", history=None, candidates=None, explain=True, as_json=False, **common)
-    text = capsys.readouterr().out
+    common = ["rank", "--run", of.run.path, "--index", of.index.path, "-k", 3, "--explain"]
+    status, text, _ = call(*common, "--user", 4)
+    assert status == 0
     assert text.startswith("user 4, 20 events: the best of 90 items")
     assert "click" in text and "watch" in text and "because of" in text
     assert len(text.splitlines()) == 2 + 3
-    rank_command(
-        user=None, history=["1", "2"], candidates=["5", "6"], explain=True, as_json=True, **common
-    )
-    found = json.loads(capsys.readouterr().out)
+    status, text, _ = call(*common, "--history", "1,2", "--candidates", "5,6", "--json")
+    assert status == 0
+    found = json.loads(text)
     assert found["known"] is False and found["events"] == 2 and found["candidates"] == 2
     assert {item["id"] for item in found["items"]} == {5, 6}
     assert all(reason["item"] in (1, 2) for item in found["items"] for reason in item["because"])
-    with pytest.raises(SpecError, match="no scorer 'fast'"):
-        rank_command(
-            user=None,
-            history=None,
-            candidates=None,
-            explain=False,
-            as_json=False,
-            **{**common, "scorer": "fast"},
-        )
+    status, _, error = call(*common, "--user", 4, "--scorer", "fast")
+    assert status == 2 and "no scorer 'fast'" in error
 
 
 def test_nothing_left_to_rank():

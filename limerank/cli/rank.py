@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time as clock
 from pathlib import Path
 from typing import Annotated
 
@@ -76,8 +78,6 @@ def rank(
     """
     time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
-        from limerank.ranking.bulk import bulk_command
-
         alone = {"--user": user, "--history": history, "--candidates": candidates}
         wrong = [name for name, value in alone.items() if value is not None]
         flags = {"--explain": explain, "--json": as_json, "--skip-unknown": skip_unknown}
@@ -88,40 +88,49 @@ def rank(
             raise SpecError("--all-users and --users need --out, such as --out recs.parquet")
         if all_users and users is not None:
             raise SpecError("give either --all-users or --users")
-        bulk_command(
-            run=run,
-            index=index,
-            data=data,
-            users=None if users is None else ids(users),
-            out=out,
+    else:
+        if out is not None or overwrite:
+            raise SpecError("--out and --overwrite go with --all-users or --users")
+        if skip_unknown and candidates is None:
+            raise SpecError("--skip-unknown goes with --candidates")
+    chosen = None if users is None else ids(users)
+    items = None if history is None else ids(history)
+    only = None if candidates is None else ids(candidates)
+
+    from limerank.files import TABLE_ENDINGS, check_output
+    from limerank.ranking.recommender import Recommender
+
+    if out is not None:
+        check_output(out, TABLE_ENDINGS)
+    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
+    if out is None:
+        ranking = recommender.rank(
+            user,
             k=k,
+            candidates=only,
+            skip_unknown=skip_unknown,
+            history=items,
             exclude_seen=not seen,
-            scorer=scorer,
-            threads=threads,
-            overwrite=overwrite,
-            quiet=quiet,
+            explain=k if explain else 0,
             time=time,
         )
+        print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking.text())
         return
-    if out is not None or overwrite:
-        raise SpecError("--out and --overwrite go with --all-users or --users")
-    if skip_unknown and candidates is None:
-        raise SpecError("--skip-unknown goes with --candidates")
-    from limerank.ranking.recommender import rank_command
+    from limerank.ranking.bulk import rank_all
 
-    rank_command(
-        run=run,
-        index=index,
-        user=user,
-        history=None if history is None else ids(history),
+    started = clock.perf_counter()
+    done = rank_all(
+        recommender,
+        out,
+        users=chosen,
         k=k,
-        candidates=None if candidates is None else ids(candidates),
-        skip_unknown=skip_unknown,
-        explain=explain,
         exclude_seen=not seen,
-        scorer=scorer,
-        threads=threads,
-        as_json=as_json,
-        data=data,
         time=time,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    seconds = clock.perf_counter() - started
+    print(
+        f"{out}: the best {k} of {len(recommender.index):,} items for {done['users']:,} users, "
+        f"{done['rows']:,} rows in {seconds:.1f} s"
     )

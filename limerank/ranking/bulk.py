@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import time as clock
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -196,39 +195,3 @@ def _join(parts: list[Path], out: Path) -> int:
                     writer.write_table(table)
     sync_directory(out.parent)
     return rows
-
-
-def bulk_command(
-    *,
-    run: Path,
-    index: Path,
-    data: Path | None,
-    users: Sequence[Any] | None,
-    out: Path,
-    k: int,
-    exclude_seen: bool,
-    scorer: str,
-    threads: int,
-    overwrite: bool,
-    quiet: bool,
-    time: int | str | None = None,
-) -> None:
-    """``limerank rank --all-users``: rank for many users into a file, and say how fast."""
-    check_output(out, TABLE_ENDINGS)
-    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
-    started = clock.perf_counter()
-    done = rank_all(
-        recommender,
-        out,
-        users=users,
-        k=k,
-        exclude_seen=exclude_seen,
-        time=time,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
-    seconds = clock.perf_counter() - started
-    print(
-        f"{out}: the best {k} of {len(recommender.index):,} items for {done['users']:,} users, "
-        f"{done['rows']:,} rows in {seconds:.1f} s"
-    )

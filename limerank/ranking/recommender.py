@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
@@ -441,35 +440,3 @@ def _opened(
             f"{run} is not the run that it was when the Recommender was pickled; open it anew"
         )
     return Recommender(loaded, index, data, scorer=scorer, threads=threads)
-
-
-def rank_command(
-    *,
-    run: str | os.PathLike[str],
-    index: str | os.PathLike[str],
-    user: Any,
-    history: Sequence[Any] | None,
-    k: int,
-    candidates: Sequence[Any] | None,
-    explain: bool,
-    exclude_seen: bool,
-    scorer: str,
-    threads: int,
-    as_json: bool,
-    data: str | os.PathLike[str] | None,
-    time: int | str | None = None,
-    skip_unknown: bool = False,
-) -> None:
-    """``limerank rank``: rank for one user and print a table, or JSON."""
-    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
-    ranking = recommender.rank(
-        user,
-        k=k,
-        candidates=candidates,
-        skip_unknown=skip_unknown,
-        history=history,
-        exclude_seen=exclude_seen,
-        explain=k if explain else 0,
-        time=time,
-    )
-    print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking.text())
