@@ -1,0 +1,233 @@
+"""Datasets, runs, indexes and stores of earlier versions: today's code opens them and gives the
+numbers that their own version gave. How they were written: ``tests/formats/README.md``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from starlette.testclient import TestClient
+
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.data.spec import load_spec
+from limerank.evaluation.evaluate import evaluate, predict
+from limerank.files import read_json, write_json
+from limerank.index import Index
+from limerank.index.changes import compact_index
+from limerank.models.config import ModelConfig, TrainConfig
+from limerank.ranking.recommender import Recommender
+from limerank.runs.folder import load_run
+from limerank.runs.model import seal
+from limerank.serving.engine import Serving
+from limerank.serving.http.app import application
+from limerank.serving.http.settings import Settings
+from limerank.serving.stores import SqliteStore, ValkeyStore
+from limerank.training.trainer import train
+from tests.valkey_server import needs_server, server
+
+FORMATS = Path(__file__).parent / "formats"
+WRITTEN = "4ef6b91"
+FACTS = json.loads((FORMATS / WRITTEN / "expected.json").read_text("utf-8"))
+RUNS, INDEXES, STATES = FACTS["runs"], FACTS["indexes"], FACTS["stores"]
+KEY = "r" * 20
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """All folders; tests that change one of them take a copy."""
+    folder = tmp_path_factory.mktemp("formats")
+    with tarfile.open(FORMATS / WRITTEN / "written.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def same(found: object, expected: object, where: str = "") -> None:
+    """Everything that the earlier version gave is there with an equal value, whatever else is.
+
+    Floats may differ in the last digits: sums are taken in another order by another processor or
+    version of torch. Digits that count (ids, ranks, counts, texts) may not.
+    """
+    if isinstance(expected, dict):
+        assert isinstance(found, dict), where
+        assert expected.keys() <= found.keys(), f"{where}: {expected.keys() - found.keys()}"
+        for name, part in expected.items():
+            same(found[name], part, f"{where}.{name}")
+    elif isinstance(expected, list):
+        assert isinstance(found, list | tuple) and len(found) == len(expected), where
+        for position, part in enumerate(expected):
+            same(found[position], part, f"{where}[{position}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), where
+    else:
+        assert found == expected and type(found) is type(expected), where
+
+
+def data_of(written: Path, name: str) -> Path:
+    return written / ("ordered" if name == "ordered" else "clocked")
+
+
+@pytest.mark.parametrize("name", ["clocked", "ordered"])
+def test_a_dataset_opens(written, name):
+    data = Dataset(written / name)
+    batch = data.batch(data.requests_of("test")[:3])
+    found = {
+        "events": len(data.events["item"]),
+        "users": data.user_ids[:5].tolist(),
+        "items": data.item_ids[:5].tolist(),
+        "trained_items": data.trained_items,
+        "requests": {
+            split: len(data.requests_of(split)) for split in FACTS["datasets"][name]["requests"]
+        },
+        "lengths": batch.users.lengths.tolist(),
+        "tokens": batch.users.tokens.tolist(),
+        "ages": batch.users.age.tolist(),
+        "context": batch.users.context.tolist(),
+        "labels": batch.labels.tolist(),
+        "content": batch.items.content.numeric.sum(1).tolist(),
+    }
+    same(found, FACTS["datasets"][name])
+
+
+@pytest.mark.parametrize("name", ["clocked", "ordered"])
+def test_the_same_description_and_log_make_the_same_dataset(written, name, tmp_path):
+    spec = load_spec(written / "log" / f"{name}.toml")
+    prepare(spec, tmp_path / "data", base=written / "log")
+    arrays = sorted(path.relative_to(written / name) for path in (written / name).rglob("*.npy"))
+    assert len(arrays) > 10
+    for path in arrays:
+        now, then = np.load(tmp_path / "data" / path), np.load(written / name / path)
+        assert now.dtype == then.dtype, path
+        np.testing.assert_array_equal(now, then, err_msg=str(path))
+    for path in (written / name / "vocab").iterdir():
+        assert pl.read_parquet(tmp_path / "data" / "vocab" / path.name).equals(
+            pl.read_parquet(path)
+        )
+
+
+def run_facts(path: Path, data: Path, out: Path) -> dict[str, object]:
+    metrics = evaluate(path, data=data, lists=50, out=out)
+    run, dataset = load_run(path), Dataset(data)
+    predictions = predict(run.ranker, dataset, dataset.requests_of("test")[:5], history=10)
+    return {
+        "fingerprint": run.fingerprint,
+        "sealed": run.sealed,
+        "metrics": metrics,
+        "predictions": predictions.values.tolist(),
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_predicts_what_it_predicted(written, name, tmp_path):
+    found = run_facts(written / "runs" / name, data_of(written, name), tmp_path / "metrics.json")
+    same(found, RUNS[name])
+
+
+def test_a_training_that_was_killed_resumes(written, tmp_path):
+    """And ends like one that ran through. It had no dropout: what is dropped is drawn at random."""
+    out = tmp_path / "run"
+    shutil.copytree(written / "unfinished", out)
+    config = read_json(out / "config.json", "a run")
+    config["data"] = str(written / "clocked")
+    write_json(out / "config.json", config)
+    seal(out)
+    step = len((out / "metrics.jsonl").read_text("utf-8").splitlines())
+    last = train(
+        written / "clocked",
+        out,
+        model=ModelConfig.model_validate(config["model"]),
+        config=TrainConfig.model_validate(config["train"]),
+    )
+    assert last["done"] and not (out / "trainer").exists()
+    assert len((out / "metrics.jsonl").read_text("utf-8").splitlines()) > step
+    found = run_facts(out, written / "clocked", tmp_path / "metrics.json")
+    expected = {name: FACTS["finished"][name] for name in ("sealed", "metrics", "predictions")}
+    same(found, expected)
+
+
+def answers_of_index(path: Path, written: Path, scorers: list[str]) -> dict[str, object]:
+    name = path.name
+    run, data = load_run(written / "runs" / name), data_of(written, name)
+    index = Index.open(path, run.fingerprint)
+    index.verify()
+    users = ["u1", "u5"] if name == "ordered" else [1, 5, None]
+    facts: dict[str, object] = {
+        "version": index.version,
+        "ids": index.ids[:].tolist(),
+        "removed": index.removed.tolist(),
+        "hidden": index.hidden.tolist(),
+    }
+    for scorer in scorers:
+        recommender = Recommender(run, path, data, scorer=scorer)
+        facts[scorer] = [recommender.rank(user, k=5, explain=2).to_dict() for user in users]
+    history = ["i1", "i2", "i3"] if name == "ordered" else [1, 2, 3]
+    facts["history"] = recommender.rank(history=history, k=3).to_dict()
+    return facts
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_ranks_and_explains_as_it_did(written, name):
+    """Two of the three were changed after they were built: items added, updated and removed."""
+    scorers = [one for one in ("model", "quantised", "native") if one in INDEXES[name]]
+    same(answers_of_index(written / "indexes" / name, written, scorers), INDEXES[name])
+
+
+def test_an_index_can_still_be_compacted(written, tmp_path):
+    path = tmp_path / "lime-mha"
+    shutil.copytree(written / "indexes" / "lime-mha", path)
+    assert compact_index(path).dropped > 0
+    found = answers_of_index(path, written, ["native"])
+    same(found["native"], INDEXES["lime-mha"]["native"])
+
+
+def answers_of_server(written: Path, store, mode: str, location: Path) -> list[list[object]]:
+    shutil.copytree(written / "indexes" / "lime-mha", location / "index")
+    engine = Serving(
+        written / "runs" / "lime-mha",
+        location / "index",
+        store,
+        items=written / "log" / "items.parquet",
+        mode=mode,
+    )
+    app = application(engine, Settings(keys={"read": (KEY,)}))
+    found = []
+    with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        for method, path, body, _, _ in STATES[mode]:
+            answer = client.request(method, path, json=body)
+            found.append([method, path, body, answer.status_code, answer.json()])
+    return found
+
+
+@pytest.mark.parametrize("mode", STATES)
+def test_a_server_answers_from_an_sqlite_store(written, mode, tmp_path):
+    shutil.copy(written / "events.db", tmp_path)
+    with SqliteStore(tmp_path / "events.db") as store:
+        assert all(store.state(user, mode) is not None for user in (1, 2, "somebody"))
+        same(answers_of_server(written, store, mode, tmp_path), STATES[mode])
+
+
+@needs_server
+@pytest.mark.parametrize("mode", STATES)
+def test_a_server_answers_from_a_valkey_store(written, mode, tmp_path):
+    import valkey
+
+    commands = json.loads((written / "valkey.json").read_text("utf-8"))
+    with server() as running:
+        client = valkey.Valkey.from_url(running.url)
+        for command in commands:
+            client.execute_command(*map(base64.b64decode, command))
+        client.close()
+        with ValkeyStore(running.url) as store:
+            assert all(store.state(user, mode) is not None for user in (1, 2, "somebody"))
+            same(answers_of_server(written, store, mode, tmp_path), STATES[mode])
+
+
+def test_the_fixtures_stay_small():
+    assert sum(path.stat().st_size for path in FORMATS.rglob("*") if path.is_file()) < 600_000
