@@ -118,8 +118,8 @@ def measure(spec: Path, out: Path, memory: int) -> dict[str, float]:
 
 
 def child(spec: Path, out: Path, memory: int) -> None:
+    from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
-    from limerank.data.spec import load_spec
 
     before = time.perf_counter()
     manifest = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)

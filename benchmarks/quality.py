@@ -77,8 +77,9 @@ SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
 
 def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     """A data set's description and its files' folder; None where the files are not there."""
+    from limerank.data.description import load_spec
     from limerank.data.readers import read
-    from limerank.data.spec import Requests, load_spec
+    from limerank.data.spec import Requests
     from limerank.data.synthetic import simulate
 
     if name in SIMULATED:

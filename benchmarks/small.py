@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 
 from benchmarks.rows import write_row
 from limerank.data.prepare import prepare
-from limerank.data.spec import Spec, validate
+from limerank.data.spec import Spec
 from limerank.evaluation.evaluate import evaluate
 from limerank.metrics import auc
 from limerank.models import ranker
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.training.trainer import train
+from limerank.validation import validate
 
 USERS, ITEMS, CATEGORIES, EVENTS = 150, 300, 5, 20_000
 LIKED, OTHERS = 0.5, 0.12

@@ -23,11 +23,12 @@ from benchmarks.rows import write_row
 from limerank.data.batch import Batch
 from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
-from limerank.data.spec import Spec, validate
+from limerank.data.spec import Spec
 from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, ModelName, TrainConfig
 from limerank.models.losses import task_losses, total_loss
 from limerank.training.optim import Optimiser
+from limerank.validation import validate
 
 USERS, EVENTS, ITEMS = 1500, 320, 4000
 REPEATS = 7

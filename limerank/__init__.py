@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # types and completion; at run time a name's module is loaded when it is used
     from limerank.data.dataset import Dataset as Dataset
+    from limerank.data.description import load_spec as load_spec
     from limerank.data.events import event_of as event_of
     from limerank.data.prepare.job import prepare as prepare
     from limerank.data.spec import Spec as Spec
-    from limerank.data.spec import load_spec as load_spec
     from limerank.data.synthetic import simulate as simulate
     from limerank.errors import DataError as DataError
     from limerank.errors import FingerprintError as FingerprintError
@@ -78,7 +78,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "event_of": "data.events",
     "load_run": "runs.folder",
-    "load_spec": "data.spec",
+    "load_spec": "data.description",
     "prepare": "data.prepare.job",
     "put_items": "index.changes",
     "remove_items": "index.changes",

@@ -13,8 +13,8 @@ import torch
 
 from limerank import metrics
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
 from limerank.errors import FingerprintError, FormatError, UnknownError
 from limerank.evaluation.evaluate import evaluate, table_text
 from limerank.evaluation.lists import list_metrics

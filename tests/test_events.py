@@ -13,14 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limerank.data.canonical import BLANKS, external_id
-from limerank.data.events import (
-    Event,
-    event_of,
-    pack,
-    pack_list,
-    unpack,
-    unpack_list,
-)
+from limerank.data.events import Event, event_of
+from limerank.data.packing import pack, pack_list, unpack, unpack_list
 from limerank.errors import DataError, FormatError
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.events import event_of
 from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
 from limerank.errors import DataError
 from limerank.serving.fill import fill
 from limerank.serving.state import UserStates

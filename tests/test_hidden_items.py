@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.spec import Spec, load_spec, validate
+from limerank.data.spec import Spec
 from limerank.errors import DataError, SpecError, UnknownError
 from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import ModelScorer, QuantisedScorer
+from limerank.validation import validate
 from tests.catalogues import make_run
 from tests.worlds import write_log
 

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.folder import SPLITS
 from limerank.data.prepare import prepare
 from limerank.data.prepare.holdout import FirstSeen, held_out_users
 from limerank.data.prepare.summary import summary_text
-from limerank.data.spec import load_spec
 from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from limerank.data.canonical import external_id
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
 from limerank.index import Index, catalogue, lookup, writing

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index import Index, building, changes, read_manifest, reading
 from limerank.index import writing as writing_module

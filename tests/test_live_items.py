@@ -297,8 +297,8 @@ def test_a_run_without_an_item_table_is_served(engines, tmp_path):
 
 def shop_without_items():
     from limerank.data.dataset import Dataset
+    from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
-    from limerank.data.spec import load_spec
     from tests.worlds import write_log
 
     location = folder() / "bare"

@@ -980,7 +980,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
 
 
 def test_the_description_is_kept_beside_the_data(tmp_path: Path) -> None:
-    from limerank.data.spec import load_spec
+    from limerank.data.description import load_spec
 
     folder = tmp_path / "logs [1]"
     folder.mkdir()

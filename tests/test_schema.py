@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import limerank.data.spec
-from limerank.data.spec import Spec, load_spec, validate, write_spec
+from limerank.data.description import load_spec, write_spec
+from limerank.data.spec import Spec
 from limerank.errors import SpecError
+from limerank.validation import validate
 
 SOURCE: dict[str, Any] = {"files": ["log.parquet"], "time": "time"}
 LIKE: dict[str, Any] = {"name": "like", "kind": "binary", "column": "rating", "at_least": 4}

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limerank.data.description import load_spec
 from limerank.data.sources import Reader, delimited, find_files, read_table
-from limerank.data.spec import Table, load_spec
+from limerank.data.spec import Table
 from limerank.errors import DataError, SpecError
 
 MIB = 1 << 20

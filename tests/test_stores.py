@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limerank.data.events import Event, event_of, pack
+from limerank.data.events import Event, event_of
+from limerank.data.packing import pack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.serving.http.private import Private
 from limerank.serving.stores import SqliteStore, State, ValkeyStore, Version, open_store

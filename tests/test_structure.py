@@ -23,10 +23,11 @@ PACKAGE = ROOT / "limerank"
 # there is no circle. A new module is given its place here; CONTRIBUTING.md shows the same list.
 LAYERS = """
 errors
-progress results files devices metrics
+progress results files devices metrics validation
 kernels
-data: canonical ragged pipeline folder < spec < sources < encoding
-    < history batch events features < event_log < dataset synthetic coverage < prepare readers
+data: canonical ragged pipeline folder < spec < description sources < encoding
+    < history batch events features < event_log packing < dataset synthetic coverage
+    < prepare readers
 models
 runs: folder model < selftest
 index evaluation

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from limerank.data import synthetic
-from limerank.data.spec import load_spec
+from limerank.data.description import load_spec
 from limerank.data.synthetic import simulate
 from limerank.errors import FormatError, SpecError
 from limerank.metrics import auc

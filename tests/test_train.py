@@ -420,8 +420,8 @@ def test_a_run_folder_holds_no_ids_of_users(tmp_path):
     """Ids that occur nowhere else, looked for in every byte; Parquet is read."""
     import polars as pl
 
+    from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
-    from limerank.data.spec import load_spec
     from tests.worlds import write_log
 
     spec = write_log(tmp_path / "log")

@@ -10,8 +10,8 @@ import tomli_w
 import torch
 
 from limerank.data.batch import Batch, Features, Items, Users
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
 from limerank.models.config import DataShape, Task
 
 SHAPE = DataShape(

@@ -49,10 +49,10 @@ def prepare(
 
         limerank prepare movielens ml-1m --out data/ml1m -o split=position
     """
+    from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run
     from limerank.data.prepare import summary_text
     from limerank.data.readers import READERS, read
-    from limerank.data.spec import load_spec
     from limerank.files import check_folder, check_output
 
     if out is None and write_spec is None:
@@ -82,7 +82,7 @@ def prepare(
     else:
         spec, base = load_spec(source), Path(source).parent
     if write_spec is not None:
-        from limerank.data.spec import write_spec as write
+        from limerank.data.description import write_spec as write
 
         write(write_spec, spec, base)
         print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")

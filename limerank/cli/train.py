@@ -54,9 +54,9 @@ def train(
     """
     import torch
 
-    from limerank.data.spec import validate
     from limerank.models.config import ModelConfig, TrainConfig
     from limerank.training.trainer import train as run
+    from limerank.validation import validate
 
     given = {
         "epochs": epochs,

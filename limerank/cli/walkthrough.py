@@ -15,8 +15,8 @@ import polars as pl
 
 from limerank import metrics
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.prepare import prepare, summary_text
-from limerank.data.spec import load_spec
 from limerank.data.synthetic import simulate
 from limerank.errors import FormatError
 from limerank.evaluation.evaluate import evaluate

@@ -58,27 +58,15 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
 from __future__ import annotations
 
 import codecs
-import glob
 import math
-import re
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from limerank.errors import SpecError, did_you_mean
-from limerank.files import write_text
-
-M = TypeVar("M", bound=BaseModel)
-
-
-class Frozen(BaseModel):
-    """A validated, immutable record; an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from limerank.errors import did_you_mean
+from limerank.validation import Frozen
 
 
 class Files(Frozen):
@@ -164,7 +152,7 @@ class EventSource(Files):
     a user's earlier lists did not hold already is added. Implies ``shown = false``."""
     list_split: str = " "
     """Separator of a list that is written as text."""
-    constant: dict[str, float | str] = {}
+    constant: dict[str, float | str] = Field(default_factory=dict)
     """Values of label or feature columns that these files do not have, by the column's name."""
 
     @model_validator(mode="before")
@@ -465,108 +453,3 @@ def _unique(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"each {what} needs a name of its own; got twice: {', '.join(twice)}")
-
-
-def validate(model: type[M], values: Any, where: str) -> M:
-    """``values`` as a ``model``, or a :class:`SpecError` that names each wrong field."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise SpecError(explain(error, where, model)) from None
-
-
-def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
-    """One line per wrong field: its place, what was expected, what was got.
-
-    Args:
-        error: what pydantic found.
-        where: what was checked, to begin the message with.
-        model: what it was checked against, whose fields are proposed in place of unknown ones.
-    """
-    parts = error.errors()
-    inner = {part["loc"][:-1] for part in parts if len(part["loc"]) > 1}
-    lines = [f"{where} is not valid:"]
-    for part in parts:
-        if part["type"] == "too_short" and any(
-            loc[: len(part["loc"])] == part["loc"] for loc in inner
-        ):
-            continue  # what is wrong inside is said; that nothing valid remains follows from it
-        if part["type"] == "default_factory_not_called":
-            continue  # a default that follows from a field that is wrong
-        position = ".".join(str(step) for step in part["loc"]) or "(whole)"
-        got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
-        lines.append(f"  {position}: {part['msg'].removeprefix('Value error, ')}{got}")
-        if part["type"] == "literal_error":
-            lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
-        elif part["type"] == "extra_forbidden" and model is not None:
-            lines[-1] += nearest_field(model, part["loc"])
-    return "\n".join(lines)
-
-
-def nearest_field(model: type[BaseModel], position: Sequence[int | str]) -> str:
-    """The field that may be meant by an unknown one at ``position`` of a model, for messages."""
-    return did_you_mean(str(position[-1]), _fields(model, position))
-
-
-def _fields(model: type[BaseModel], position: Sequence[int | str]) -> list[str]:
-    """Names of the fields that stand beside the one at ``position``; none where nobody knows."""
-    for step in position[:-1]:
-        if isinstance(step, int):
-            continue  # of a list: each entry is alike
-        field = model.model_fields.get(step)
-        inner = [] if field is None else list(_models(field.annotation))
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The records in a field's type, such as ``Table`` in ``Table | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
-
-
-def _quoted(text: str) -> list[str]:
-    """``"'a', 'b' or 'c'"`` -> a, b, c."""
-    return re.findall(r"'([^']*)'", text)
-
-
-def load_spec(path: str | Path) -> Spec:
-    """Read a dataset description.
-
-    Raises:
-        SpecError: the file is missing, is not TOML, or a field is wrong (named in the message).
-    """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such dataset description") from None
-    except IsADirectoryError:
-        raise SpecError(
-            f"{path} is a folder, expected a dataset description, such as {path / 'spec.toml'}"
-        ) from None
-    except OSError as error:
-        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not valid TOML: {error}") from None
-    return validate(Spec, values, str(path))
-
-
-def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
-    """Write a description as TOML that can be read from any folder.
-
-    Names of files become absolute patterns: relative ones are taken from ``base``, whose own name
-    is no pattern and is escaped.
-    """
-    import tomli_w
-
-    folder = Path(glob.escape(str(base.resolve())))
-    values = spec.model_dump(mode="json", exclude_defaults=True)
-    for table in (*values["events"], values.get("items"), values.get("users")):
-        if table:
-            table["files"] = [str(folder / file) for file in table["files"]]
-    write_text(path, tomli_w.dumps(values))

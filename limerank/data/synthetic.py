@@ -39,8 +39,8 @@ from pydantic import Field, model_validator
 
 from limerank import files
 from limerank.data.canonical import DAY_MS
-from limerank.data.spec import Frozen, validate
 from limerank.progress import Bar
+from limerank.validation import Frozen, validate
 
 __all__ = ["simulate"]
 

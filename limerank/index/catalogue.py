@@ -32,9 +32,10 @@ from limerank.data.encoding import (
 )
 from limerank.data.features import FeatureTable
 from limerank.data.sources import in_one_file, read_table
-from limerank.data.spec import Spec, Table, validate
+from limerank.data.spec import Spec, Table
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.runs.model import Trained
+from limerank.validation import validate
 
 ENCODED_AT_ONCE = 1 << 20
 """Rows of a table."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from limerank.data.history import EventEncoder
-from limerank.data.spec import Frozen
+from limerank.validation import Frozen
 
 ModelName = Literal[
     "lime-mha",

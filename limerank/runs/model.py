@@ -18,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from limerank.data.spec import Spec, validate
+from limerank.data.spec import Spec
 from limerank.devices import device_of
 from limerank.errors import FormatError, SpecError
 from limerank.files import checksum, read_json, require_file, write_json
 from limerank.models import Ranker, build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.validation import validate
 
 FORMAT = 4
 CHECKSUMS = "checksums.json"

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from limerank.data.canonical import external_id, id_texts, json_value
 from limerank.data.coverage import TableCoverage, cover_table
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
 from limerank.data.encoding import Encoding, read_vocabulary
 from limerank.data.events import EVENT_ID_BYTES, Event, content_id, content_of, event_of
 from limerank.data.sources import find_files, read_table
-from limerank.data.spec import Spec, Table, load_spec, validate
+from limerank.data.spec import Spec, Table
 from limerank.errors import DataError, SpecError
 from limerank.progress import Bar
 from limerank.serving.stores import EventStore, Outcome
+from limerank.validation import validate
 
 EVENTS = 8192
 """Events that are made durable together, at least, but for the last ones."""

@@ -31,10 +31,11 @@ from limerank.data.canonical import (
 from limerank.data.coverage import TableCoverage, cover_features
 from limerank.data.encoding import Encoding, read_vocabulary, values_of
 from limerank.data.sources import in_one_file, read_table
-from limerank.data.spec import Feature, Spec, Table, validate
+from limerank.data.spec import Feature, Spec, Table
 from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
 from limerank.index import Index
 from limerank.runs.model import Trained
+from limerank.validation import validate
 
 log = logging.getLogger("limerank.serving")
 ALLOWED, ALLOWED_BYTES = 64, 64 << 20

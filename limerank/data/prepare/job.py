@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import iso
 from limerank.data.coverage import FeatureCoverage, TableCoverage, cover_features, missing_words
+from limerank.data.description import write_spec
 from limerank.data.encoding import Encoding, candidates, encode, fit, vocabulary_of
 from limerank.data.folder import FORMAT, MANIFEST, SPLITS
 from limerank.data.pipeline import ahead, in_order
@@ -43,7 +44,7 @@ from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.prepare.spooling import BATCH_BYTES, Spooling
 from limerank.data.prepare.summary import QUANTILES, Stats, quantiles_of_counts
 from limerank.data.sources import Reader, concat
-from limerank.data.spec import EventFeature, Spec, Table, write_spec
+from limerank.data.spec import EventFeature, Spec, Table
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
 from limerank.progress import Bar

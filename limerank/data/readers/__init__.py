@@ -19,14 +19,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from limerank.data.spec import Spec, explain
+from limerank.data.spec import Spec
 from limerank.errors import SpecError, check_choice, did_you_mean
+from limerank.validation import validation_message
 
-__all__ = ["READERS", "Reader", "read"]
+__all__ = ["READERS", "Layout", "read"]
 
 
 @dataclass(frozen=True)
-class Reader:
+class Layout:
     """One official layout. Its module is imported when it is first used."""
 
     name: str
@@ -58,7 +59,8 @@ class Reader:
         try:
             spec: Spec = self._function()(directory, work, quiet=quiet, **given)
         except ValidationError as error:
-            raise SpecError(explain(error, f"the {self.name} reader's options", Spec)) from None
+            message = validation_message(error, f"options of the layout {self.name}", Spec)
+            raise SpecError(message) from None
         return spec, directory
 
     def _function(self) -> Callable[..., Spec]:
@@ -81,13 +83,13 @@ def _as(default: Any, value: Any, name: str) -> Any:
     return value
 
 
-READERS: dict[str, Reader] = {
-    reader.name: reader
-    for reader in (
-        Reader("kuairand", "KuaiRand-Pure, -1K and -27K: short videos", f"{__name__}.kuairand"),
-        Reader("mind", "MIND small and large: news", f"{__name__}.mind"),
-        Reader("movielens", "MovieLens 1M, 10M, 20M, 25M, 32M, latest", f"{__name__}.movielens"),
-        Reader("taobao-ad", "Taobao-Ad (Ali display ads)", f"{__name__}.taobao_ad"),
+READERS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("kuairand", "KuaiRand-Pure, -1K and -27K: short videos", f"{__name__}.kuairand"),
+        Layout("mind", "MIND small and large: news", f"{__name__}.mind"),
+        Layout("movielens", "MovieLens 1M, 10M, 20M, 25M, 32M, latest", f"{__name__}.movielens"),
+        Layout("taobao-ad", "Taobao-Ad (Ali display ads)", f"{__name__}.taobao_ad"),
     )
 }
 
@@ -108,7 +110,7 @@ def read(
         work: a scratch folder for what must be converted first; it must live until the dataset is
             prepared, and may be deleted then.
         quiet: show no progress of conversions.
-        options: the reader's own, see :meth:`Reader.options`.
+        options: the reader's own, see :meth:`Layout.options`.
 
     Returns:
         The description, and the base folder that its relative file names refer to.

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from limerank.data.spec import nearest_field
 from limerank.serving.http.problems import Problem
 from limerank.serving.messages import LONG, MOST_LISTED, MOST_NAMES, MOST_TEXT, Message
+from limerank.validation import nearest_field
 
 SMALL = 16 << 10
 """Bytes of a body that is read at once."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from limerank.data.spec import Frozen
+from limerank.validation import Frozen
 
 Access = Literal["read", "write", "admin"]
 VARIABLES: dict[Access, str] = {

@@ -2,7 +2,7 @@
 
 The bytes of a kept state, little-endian, all of which a CRC-32 (u32, at the end) covers::
 
-    window       "LRSW" | version u8 | count, size u32 | limerank.data.events.pack_list | seen
+    window       "LRSW" | version u8 | count, size u32 | limerank.data.packing.pack_list | seen
     streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
                  | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
     seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between

@@ -19,9 +19,10 @@ from torch import Tensor
 from limerank.data.batch import Features, Users
 from limerank.data.encoding import Encoding, encode, frame_of, read_vocabulary
 from limerank.data.features import FeatureTable
-from limerank.data.spec import Spec, validate
+from limerank.data.spec import Spec
 from limerank.errors import DataError, UnknownError, did_you_mean
 from limerank.runs.model import Trained
+from limerank.validation import validate
 
 CACHED_USERS = 512
 """Sets of user features whose encodings are kept."""

@@ -35,9 +35,10 @@ from torch import Tensor
 from limerank.data.batch import Features, Items, Users
 from limerank.data.canonical import DAY_MS, external_id
 from limerank.data.event_log import EventForm, EventLog
-from limerank.data.events import Event, pack_list, unpack_list
+from limerank.data.events import Event
 from limerank.data.features import FeatureTable
 from limerank.data.history import latest
+from limerank.data.packing import pack_list, unpack_list
 from limerank.errors import FingerprintError, FormatError, SpecError, check_choice
 from limerank.index import Index
 from limerank.kernels.prefix import Carry, carry_of, merged

@@ -36,7 +36,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 from limerank.data.canonical import external_id
-from limerank.data.events import Event, unpack
+from limerank.data.events import Event
+from limerank.data.packing import unpack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 
 Id = int | str

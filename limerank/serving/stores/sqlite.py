@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from limerank.data.canonical import LARGEST_TIME, external_id
-from limerank.data.events import Event, derived_id, unpack
+from limerank.data.events import Event, derived_id
+from limerank.data.packing import unpack
 from limerank.errors import FormatError, StoreError
 from limerank.serving.stores.contract import (
     TRIM,

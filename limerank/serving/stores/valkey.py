@@ -38,7 +38,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from limerank.data.canonical import external_id
-from limerank.data.events import Event, unpack
+from limerank.data.events import Event
+from limerank.data.packing import unpack
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.stores.contract import (
     TRIM,

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from limerank.data.canonical import ID_BYTES, LARGEST_TIME, external_id
-from limerank.data.events import EVENT_ID_BYTES, TEXT_LENGTH, Event, pack
+from limerank.data.events import EVENT_ID_BYTES, TEXT_LENGTH, Event
+from limerank.data.packing import pack
 from limerank.errors import DataError, FormatError
 
 COLUMNS = 1024

@@ -1,0 +1,90 @@
+"""Validated records: configurations, dataset descriptions and settings, with errors that name each
+wrong field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from limerank.errors import SpecError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """A validated, immutable record; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+def validate(model: type[M], values: Any, where: str) -> M:
+    """``values`` as a ``model``, or a :class:`SpecError` that names each wrong field."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise SpecError(validation_message(error, where, model)) from None
+
+
+def validation_message(
+    error: ValidationError, where: str, model: type[BaseModel] | None = None
+) -> str:
+    """One line for each wrong field: its name, the expected value and the value given.
+
+    Args:
+        error: from pydantic.
+        where: the name of what was checked; the message begins with it.
+        model: the record that the values were checked against. Its fields are proposed in place of
+            unknown ones.
+    """
+    parts = error.errors()
+    inner = {part["loc"][:-1] for part in parts if len(part["loc"]) > 1}
+    lines = [f"{where} is not valid:"]
+    for part in parts:
+        if part["type"] == "too_short" and any(
+            loc[: len(part["loc"])] == part["loc"] for loc in inner
+        ):
+            continue  # follows from the errors inside, which have their own lines
+        if part["type"] == "default_factory_not_called":
+            continue  # a default that depends on a wrong field
+        position = ".".join(str(step) for step in part["loc"]) or "(whole)"
+        got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
+        lines.append(f"  {position}: {part['msg'].removeprefix('Value error, ')}{got}")
+        if part["type"] == "literal_error":
+            lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
+        elif part["type"] == "extra_forbidden" and model is not None:
+            lines[-1] += nearest_field(model, part["loc"])
+    return "\n".join(lines)
+
+
+def nearest_field(model: type[BaseModel], position: Sequence[int | str]) -> str:
+    """``"; did you mean ...?"`` for an unknown field at ``position`` of a model; else ``""``."""
+    return did_you_mean(str(position[-1]), _fields(model, position))
+
+
+def _fields(model: type[BaseModel], position: Sequence[int | str]) -> list[str]:
+    """Names of the fields beside the one at ``position``; none where its record is not known."""
+    for step in position[:-1]:
+        if isinstance(step, int):
+            continue  # of a list: each entry is alike
+        field = model.model_fields.get(step)
+        inner = [] if field is None else list(_models(field.annotation))
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The records in a field's type, such as ``Table`` in ``Table | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
+
+
+def _quoted(text: str) -> list[str]:
+    """``"'a', 'b' or 'c'"`` -> a, b, c."""
+    return re.findall(r"'([^']*)'", text)
