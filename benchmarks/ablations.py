@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
+from benchmarks.costs import costs
+from benchmarks.datasets import prepare_dataset
 from benchmarks.jobs import finish, workers
 from benchmarks.rows import has_row, write_row
 
@@ -81,7 +83,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     found = next(iter(evaluate(run, data=folder, lists=0)["tasks"].values()))
     metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
     metrics |= {key: number for key, number in last.items() if key.startswith("best_")}
-    metrics |= quality.costs(run, folder)
+    metrics |= costs(run, folder)
     metrics["us_per_candidate"] = microseconds(run, folder)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
     write_row("ablations", case_of(model, what, value), metrics, seed=seed)
@@ -120,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)
-    folder = quality.prepare_dataset(DATASET, given.data)
+    folder = prepare_dataset(DATASET, given.data)
     if folder is None:
         raise SystemExit(1)
     models = tuple(given.models or MODELS)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import quality
+from benchmarks.datasets import WORK, describe, prepare_dataset
 from benchmarks.jobs import Job, finish, workers
 from benchmarks.rows import has_row, write_row
 
@@ -44,9 +45,9 @@ def prepare_cold(name: str, data: Path | None) -> Path | None:
     """The data set with a tenth of users and items held out."""
     from limerank.data.prepare import prepare
 
-    out = quality.WORK / "data-cold" / name
+    out = WORK / "data-cold" / name
     if not out.exists():
-        found = quality.describe(name, data)
+        found = describe(name, data)
         if found is None:
             return None
         spec, base = found
@@ -107,7 +108,7 @@ def item_table(name: str, data: Path | None) -> tuple[pl.DataFrame, str]:
     """The data set's items as its owner has them, and the column that names them."""
     import polars as pl
 
-    found = quality.describe(name, data)
+    found = describe(name, data)
     assert found is not None, f"{name} is not in --data"
     table, base = found[0].items, found[1]
     assert table is not None, f"{name} has no item table"
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         full = {
             name: folder
             for name in given.only or DATASETS
-            if (folder := quality.prepare_dataset(name, given.data)) is not None
+            if (folder := prepare_dataset(name, given.data)) is not None
         }
         models = tuple(given.models or MODELS)
         finish(pool, "settings", quality.searches(full, models))

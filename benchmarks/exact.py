@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
+from benchmarks.datasets import WORK, describe
 from benchmarks.jobs import finish, workers
 from benchmarks.rows import has_row, write_row
 
@@ -37,13 +38,13 @@ def prepare_sizes(data: Path) -> dict[str, Path]:
     """The data set with requests of each size."""
     from limerank.data.prepare import prepare
 
-    found = quality.describe(DATASET, data)
+    found = describe(DATASET, data)
     if found is None:
         raise SystemExit(1)
     spec, base = found
     folders = {}
     for size in (16, 4, 1):
-        folders[str(size)] = quality.WORK / "data-sizes" / str(size)
+        folders[str(size)] = WORK / "data-sizes" / str(size)
         if not folders[str(size)].exists():
             requests = spec.requests.model_copy(update={"size": size})
             sized = spec.model_copy(update={"requests": requests})

@@ -27,25 +27,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.costs import costs
+from benchmarks.datasets import QUICK, WORK, prepare_dataset
 from benchmarks.jobs import Job, finish, workers
 from benchmarks.rows import has_row, rows, write_row
 from benchmarks.tables import MODELS
 
-if TYPE_CHECKING:
-    from limerank.data.spec import Spec
-
 AGAINST = ("two-tower", "hstu")
-SIMULATED: dict[str, dict[str, int]] = {
-    "synth_short": {"users": 4000, "items": 2000, "events": 200_000, "history": 50},
-    "synth_long": {"users": 60, "items": 1000, "events": 100_000, "history": 1000},
-    "synth_quick": {"users": 300, "items": 200, "events": 12_000, "history": 32},
-}
-"""Simulated logs: about 50 events per user, about 1,700, and one to see that all goes well."""
-LONG_REQUESTS = {"gap": 86_400.0, "size": 128}
-"""What shares one history in ``synth_long``: the impressions of a day, for the time that models
-with products of events and events take there."""
 DATASETS = (
     "ml1m",
     "kuairand_slice",
@@ -53,12 +43,9 @@ DATASETS = (
     "synth_short",
     "synth_long",
 )
-WORK = Path(os.environ.get("BENCH_WORK", "benchmarks/work"))
 RESAMPLES = 500
 LISTS = 500
 """Requests at which the whole catalogue is ranked."""
-QUICK = "synth_quick"
-
 SEARCH: tuple[dict[str, Any], ...] = (
     {"rate": 0.001, "table_rate": 0.05, "epochs": 4},
     {"rate": 0.003, "table_rate": 0.1, "epochs": 2},
@@ -70,56 +57,6 @@ SEARCH_LARGE = tuple({**setting, "epochs": 4} for setting in SEARCH)
 LARGE = ("ml1m",)
 SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
 """Seeds that settings are tried with, where seeds differ by more than settings do; else one."""
-
-
-# Data
-
-
-def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
-    """A data set's description and its files' folder; None where the files are not there."""
-    from limerank.data.description import load_spec
-    from limerank.data.readers import read
-    from limerank.data.spec import Requests
-    from limerank.data.synthetic import simulate
-
-    if name in SIMULATED:
-        base = WORK / "logs" / name
-        if not base.exists():
-            size = SIMULATED[name]
-            simulate(
-                base,
-                users=size["users"],
-                items=size["items"],
-                events=size["events"],
-                history=size["history"],
-                seed=1,
-            )
-        spec = load_spec(base / "spec.toml")
-        if name == "synth_long":
-            sources = tuple(one.model_copy(update={"request": None}) for one in spec.events)
-            together = Requests.model_validate(LONG_REQUESTS)
-            spec = spec.model_copy(update={"events": sources, "requests": together})
-        return spec, base
-    if data is None or not (data / name).exists():
-        print(f"{name}: its files are not in --data, left out", file=sys.stderr)
-        return None
-    converted = WORK / "converted" / name
-    if name == "kuairand_slice":
-        return read("kuairand", data / name, converted, history=128, log_durations=True)
-    return load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
-
-
-def prepare_dataset(name: str, data: Path | None) -> Path | None:
-    """The prepared data set, made when it is not there yet; None where its files are not there."""
-    from limerank.data.prepare import prepare
-
-    out = WORK / "data" / name
-    if not out.exists():
-        found = describe(name, data)
-        if found is None:
-            return None
-        prepare(found[0], out, base=found[1])
-    return out
 
 
 # Phase 1: settings
@@ -268,50 +205,6 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     print(
         f"{name} {model} seed {seed}: {main_metric} {row['metrics'][main_metric]:.4f}", flush=True
     )
-
-
-def costs(run: Path, folder: Path) -> dict[str, float]:
-    """Weights outside of embedding tables, and multiply-adds with a full history: of encoding a
-    user once, and of scoring a candidate whose item and user are encoded already."""
-    import numpy as np
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from limerank.data.dataset import Dataset
-    from limerank.models.ranker import Table
-    from limerank.runs.folder import load_run
-
-    of, dataset = load_run(run), Dataset(folder)
-    ranker = of.ranker
-    tables = sum(part.weight.numel() for part in ranker.modules() if isinstance(part, Table))
-    requests = dataset.requests_of("test")
-    lengths = dataset.history_lengths(requests, of.history)
-    batch = dataset.batch(requests[[int(np.argmax(lengths))]], of.history)
-    with torch.inference_mode():
-        events = ranker.item_vectors(batch.items)
-        fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations}
-        with FlopCounterMode(display=False, custom_mapping=fused) as of_user:
-            state = ranker.encode_users(batch.users, events)
-        personaliser = getattr(ranker, "personaliser", None)  # of LIME
-        in_cpp = personaliser.multiply_adds(int(lengths.max())) if personaliser else 0
-        items = ranker.item_vectors(dataset.item_batch(np.arange(min(512, len(dataset.items)))))
-        terms = ranker.encode_items(items)
-        with FlopCounterMode(display=False, custom_mapping=fused) as of_items:
-            ranker.score(state, terms)
-    return {
-        "dense_weights": sum(weight.numel() for weight in ranker.parameters()) - tables,
-        "user_multiply_adds": of_user.get_total_flops() / 2 + in_cpp,
-        "score_multiply_adds_per_candidate": of_items.get_total_flops() / 2 / len(items),
-        "score_history": int(lengths.max()),
-    }
-
-
-def attention_operations(
-    queries: tuple[int, ...], keys: tuple[int, ...], values: tuple[int, ...], *_: Any, **__: Any
-) -> int:
-    """Of fused attention on a CPU, which the counter does not know: additions count as well."""
-    batch, heads, links, e = queries
-    return 2 * batch * heads * links * keys[2] * (e + values[3])
 
 
 def real_positions(run: Path) -> float:
