@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def write_row(
     repeats: int = 1,
     spread: Mapping[str, Any] | None = None,
     gpu: str | None = None,
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Keep one measurement, in place of an older one of the same case and seed.
 
@@ -38,6 +39,7 @@ def write_row(
         repeats: how many runs the metrics are the median of.
         spread: name -> [least, most] over the repeats.
         gpu: its name, where one did the work.
+        packages: whose versions the row names as well.
     """
     row = {
         "bench": bench,
@@ -48,7 +50,8 @@ def write_row(
         "spread": dict(spread) if spread else None,
         "machine": {"processor": _processor(), "cores": os.cpu_count()}
         | ({"gpu": gpu} if gpu else {}),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in (*PACKAGES, *packages)},
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
