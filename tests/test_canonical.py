@@ -59,8 +59,8 @@ def test_text_has_one_id_in_a_series_and_alone(values: list[str]) -> None:
         return
     texts = canonical.id_texts(series).to_list()
     assert texts == [None if one is None else str(one) for one in alone]
-    whole_integers, others = canonical.id_integers(series)
-    assert whole_integers.to_list() == [one if isinstance(one, int) else None for one in alone]
+    integers, others = canonical.id_integers(series)
+    assert integers.to_list() == [one if isinstance(one, int) else None for one in alone]
     assert others == sum(isinstance(one, str) for one in alone)
 
 
@@ -99,8 +99,8 @@ def test_unsigned_integers_keep_every_digit(values: list[int | None]) -> None:
     series = pl.Series("c", values, dtype=pl.UInt64)
     ids = [id_or_none(value) for value in values]
     assert canonical.id_texts(series).to_list() == [None if i is None else str(i) for i in ids]
-    whole_integers, others = canonical.id_integers(series)
-    assert whole_integers.to_list() == [one if isinstance(one, int) else None for one in ids]
+    integers, others = canonical.id_integers(series)
+    assert integers.to_list() == [one if isinstance(one, int) else None for one in ids]
     assert others == sum(isinstance(one, str) for one in ids)
 
 

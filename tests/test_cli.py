@@ -51,7 +51,7 @@ def shop(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_readmes_way_with_ones_own_logs(shop, call):
+def test_the_readmes_commands_on_csv_logs(shop, call):
     data, run, index = shop / "data", shop / "run", shop / "index"
     status, output, _ = call("prepare", shop / "shop.toml", "--out", data)
     assert status == 0

@@ -34,7 +34,7 @@ def test_each_resample_is_the_auc_of_its_rows(ties):
         assert value == pytest.approx(metrics.auc(labels[rows], scores[rows]))
 
 
-def test_users_are_drawn_whole():
+def test_users_are_drawn_with_all_their_requests():
     users, _, _ = log()
     counts = draws(users, 20)
     for user in np.unique(users):

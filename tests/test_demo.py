@@ -68,7 +68,7 @@ def folder(tmp_path_factory) -> tuple[Path, list[str]]:
     return out, output
 
 
-def test_every_step_is_made_and_told(folder):
+def test_every_step_is_made_and_reported(folder):
     out, output = folder
     text = "\n".join(output)
     for number in range(1, 8):
@@ -82,7 +82,7 @@ def test_every_step_is_made_and_told(folder):
     assert page.tags["svg"] >= 9
 
 
-def test_finished_steps_are_kept(folder, monkeypatch):
+def test_finished_steps_are_not_repeated(folder, monkeypatch):
     out, _ = folder
     monkeypatch.setattr(module, "SMALL", TINY)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}

@@ -290,7 +290,7 @@ def test_any_value_has_a_json_form(name):
     orjson.dumps(json_value({name: ODD[name]}))
 
 
-def test_what_an_earlier_version_stored_is_told_ranked_and_deleted(engine, tmp_path):
+def test_what_an_earlier_version_stored_is_shown_ranked_and_deleted(engine, tmp_path):
     post(engine, event(7, 3))
     text = '{"country": 100000000000000000000, "half": "\\ud800", "nan": NaN}'
     columns = '{"item_id": 900, "group": 100000000000000000000, "tags": "\\ud800", "length": 1e400}'

@@ -42,7 +42,7 @@ def run(request, data, tmp_path_factory) -> Path:
     return out
 
 
-def test_each_impression_is_scored_once_in_place(run, data):
+def test_each_impression_is_scored_once(run, data):
     loaded, dataset = load_run(run), Dataset(data)
     requests = dataset.requests_of("test")
     predicted = predict(loaded.ranker, dataset, requests, impressions=16)

@@ -22,7 +22,7 @@ from limerank.training.trainer import train
 from tests.worlds import unsure
 
 
-def whole_pass(q, k, v, rate, time, prefixes, size):
+def full_pass(q, k, v, rate, time, prefixes, size):
     """Reads of all prefixes, ``size`` events at a time."""
     carry, reads = nothing_yet(q, time[:, 0]), []
     n = time.shape[1]
@@ -53,7 +53,7 @@ def test_every_prefix_reads_what_the_reference_reads(size, span):
     prefixes = torch.tensor(
         [[0, 0, 1, 2, 2, 3, 4, 9, 12, 13, 13], [0, 1, 1, 1, 2, 3, 4, 5, 5, 5, 6], [0] * 11]
     )
-    found = whole_pass(q, k, v, rate, time, prefixes, size)
+    found = full_pass(q, k, v, rate, time, prefixes, size)
     expected = torch.stack(
         [
             torch.stack(

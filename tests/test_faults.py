@@ -86,7 +86,7 @@ def test_a_killed_server_loses_nothing_that_it_acknowledged(start, tmp_path):
     assert sum(held.values()) >= len(acknowledged)
 
 
-def test_a_full_disk_is_told_and_what_was_acknowledged_stays(start, tmp_path):
+def test_a_full_disk_is_reported_and_acknowledged_events_stay(start, tmp_path):
     most = 400 << 10  # bytes that the process may write into one file
 
     def limits():

@@ -16,7 +16,7 @@ from limerank.files import check_output, held_alone, new_folder, read_json, writ
 from tests.catalogues import shop
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path):
     with new_folder(tmp_path / "a" / "b") as partial:
         (partial / "x").write_text("1")
         assert not (tmp_path / "a" / "b").exists()
@@ -31,7 +31,7 @@ def test_an_error_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_is_kept_unless_told(tmp_path):
+def test_an_existing_folder_stays_without_overwrite(tmp_path):
     with new_folder(tmp_path / "a") as partial:
         (partial / "x").write_text("1")
     with (
@@ -134,7 +134,7 @@ def test_what_nobody_can_judge_is_left(tmp_path, monkeypatch):
     assert (tmp_path / "a").is_dir()
 
 
-def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+def test_a_file_that_blocks_a_folder_is_named(tmp_path):
     (tmp_path / "log.csv").write_text("a")
     with (
         pytest.raises(FormatError, match=r"log\.csv is a file; choose another folder"),
@@ -242,7 +242,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(tmp_path, code):
+def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path, code):
     with (
         pytest.raises(FormatError, match=r"above/out cannot be written: .*; make room there"),
         new_folder(tmp_path / "above" / "out") as folder,

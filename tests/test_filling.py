@@ -161,7 +161,7 @@ def test_what_is_new_of_a_tie_stands_where_the_log_has_it(first, tmp_path):
         assert fill(store, data).accepted == fill(store, part).accepted == 0
 
 
-def test_a_user_table_that_cannot_be_read_is_told_before_anything_is_put(tmp_path):
+def test_an_unreadable_user_table_is_reported_before_anything_is_stored(tmp_path):
     data, _ = log_of_days(tmp_path, "log", 0, 1)
     with SqliteStore(tmp_path / "events.db") as store:
         with pytest.raises(DataError, match=r"users\.csv"):
@@ -169,7 +169,7 @@ def test_a_user_table_that_cannot_be_read_is_told_before_anything_is_put(tmp_pat
         assert list(store.users()) == []
 
 
-def test_the_user_table_is_found_by_the_description_or_said_to_be_missing(tmp_path):
+def test_the_user_table_is_found_by_the_description_or_reported_missing(tmp_path):
     data, _ = log_of_days(tmp_path, "log", 0, 1)
     with SqliteStore(tmp_path / "events.db") as store:
         done = fill(store, data)

@@ -282,7 +282,7 @@ def test_large_bodies_are_read_as_small_ones_are(message, indent, ascii_, data):
         "1" * 5000,
     ],
 )
-def test_numbers_that_cannot_be_kept_are_refused(value):
+def test_numbers_that_cannot_be_stored_are_refused(value):
     positions = {
         "/v1/rank": ['{"context":{"a":%s}}', '{"filter":{"a":[%s]}}', '{"user":%s}', '{"time":%s}',
                      '{"k":%s}', '{"candidates":[%s]}',
@@ -348,7 +348,7 @@ def test_queries_are_bounded():
                 assert answer.status_code == 422, (wrong, answer.text)
 
 
-def test_bodies_under_way_are_bounded():
+def test_bodies_being_received_are_bounded():
     engine = Stub()
     with served(engine, bodies_bytes=MIB, body_seconds=5.0) as (port, _):
         head = f"POST /v1/rank HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS['read'][0]}\r\n"

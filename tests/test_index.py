@@ -142,7 +142,7 @@ def test_numbers_are_found(held, others):
     assert ids.find([str(other) for other in others]).tolist() == expected
 
 
-def test_texts_with_one_hash_are_told_apart(monkeypatch):
+def test_texts_with_the_same_hash_are_distinguished(monkeypatch):
     monkeypatch.setattr(lookup, "hashes", lambda texts: np.zeros(len(texts), np.int64))
     ids = IdTable.of(np.array(["a", "b", "c"], dtype=object))
     assert ids.find(["c", "b", "x", "a"]).tolist() == [2, 1, -1, 0]
@@ -301,7 +301,7 @@ def test_any_damage_is_noticed_or_harmless(changed, data):
         (path / name).write_bytes(full)
 
 
-def test_what_exists_is_kept(copy):
+def test_an_existing_index_stays_without_overwrite(copy):
     of = shop("lime-mha")
     with pytest.raises(FormatError, match="already exists"):
         build_index(of.run, copy, data=of.data)
@@ -427,7 +427,7 @@ def test_no_items_at_all(tmp_path, monkeypatch):
     assert index.ids.find([1]).tolist() == [-1]
 
 
-def test_text_ids_all_the_way(tmp_path):
+def test_text_ids_from_index_to_ranking(tmp_path):
     spec = write_log(tmp_path / "log", users=12, items=20)
     as_text = (pl.lit("ü") + pl.col("item_id").cast(pl.String)).alias("item_id")
     events = pl.read_parquet(tmp_path / "log" / "events.parquet").with_columns(as_text)

@@ -211,7 +211,7 @@ def test_an_item_that_encodes_to_nan_changes_nothing(tmp_path):
     assert add_items(of.run, tmp_path / "live", item(1000)).added == 1
 
 
-def test_what_lies_beyond_the_range_is_clamped_and_said(tmp_path):
+def test_values_beyond_the_range_are_clamped_and_reported(tmp_path):
     of, live = shop("lime-mha"), tmp_path / "live"
     build_index(of.run, live, items=[item(id, "g1", id) for id in (1, 2, 900)])
     assert Index.open(live).manifest["clamped"] == 0

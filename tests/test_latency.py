@@ -118,7 +118,7 @@ def test_cost_is_fitted_by_a_line():
     assert each == pytest.approx(0.001)
 
 
-def test_what_would_take_minutes_is_said_and_left_out():
+def test_what_would_take_minutes_is_reported_and_left_out():
     case = latency.Case("hstu", 128, 64)
     known = {tuple(replace(case, N=64).row().items()): {"ms_p50": 30_000.0}}
     assert latency.expected(case, known) == 120.0

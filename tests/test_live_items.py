@@ -144,7 +144,7 @@ def test_what_the_command_did_stays_done(engines, tmp_path):
     assert holds(again, 900)
 
 
-def test_an_index_that_was_built_anew_gets_all_of_them(engines, tmp_path):
+def test_a_rebuilt_index_gets_all_live_items(engines, tmp_path):
     store, of = tmp_path / "events.db", shop("lime-mha")
     engines(tmp_path, store).put_items([item(900), item(5, group="g4")])
     engines(tmp_path, store).remove_item("6")
@@ -262,7 +262,7 @@ def test_an_index_that_may_not_be_written_is_served(engines, tmp_path, monkeypat
         item(900, length=[1, 2, "x"]),
     ],
 )
-def test_a_bad_item_is_skipped_and_told(engines, tmp_path, bad):
+def test_a_bad_item_is_skipped_and_reported(engines, tmp_path, bad):
     """It was stored for another run, or by an earlier version."""
     store = tmp_path / "events.db"
     SqliteStore(store).close()

@@ -94,7 +94,7 @@ def test_now_is_the_newest_time_that_is_no_outlier(
     assert (word in report) if word else not report, report
 
 
-def test_one_event_of_the_future_is_said_and_is_not_now(tmp_path: Path) -> None:
+def test_an_event_of_the_future_is_reported_and_does_not_set_the_clock(tmp_path: Path) -> None:
     columns = rows(201)
     columns["time"][200] = 1_890_000_000_000  # 2029
     write(tmp_path, columns)
@@ -263,7 +263,7 @@ def covered(folder: Path, items: dict[str, list[Any]], **values: Any) -> dict[st
     return manifest["summary"]  # type: ignore[no-any-return]
 
 
-def test_a_table_that_fits_is_said_briefly(tmp_path: Path) -> None:
+def test_a_table_that_fits_is_reported_briefly(tmp_path: Path) -> None:
     summary = covered(tmp_path, ITEMS)
     assert summary["warnings"] == []
     assert summary["coverage"] == [
@@ -280,7 +280,7 @@ def test_ids_in_another_notation_are_seen(tmp_path: Path) -> None:
     assert "the table has such as 'SKU-" in warning
 
 
-def test_new_items_of_a_table_are_said_and_are_fine(tmp_path: Path) -> None:
+def test_new_items_of_a_table_are_reported_and_accepted(tmp_path: Path) -> None:
     more = {name: values + values for name, values in ITEMS.items()}
     summary = covered(tmp_path, more | {"id": list(range(30))})
     assert summary["warnings"] == []
@@ -309,7 +309,7 @@ def test_features_that_cannot_be_read_are_seen(
     assert report in warning
 
 
-def test_some_values_that_are_no_numbers_are_said_with_an_example(tmp_path: Path) -> None:
+def test_values_that_are_not_numbers_are_reported_with_an_example(tmp_path: Path) -> None:
     prices: list[Any] = [str(k) for k in range(14)] + ["1,50"]
     summary = covered(tmp_path, ITEMS | {"price": prices})
     assert summary["warnings"] == []
@@ -616,7 +616,7 @@ def test_times_in_iso_text_that_are_to_be_numbers_get_a_hint(tmp_path: Path) -> 
         run(tmp_path, make_spec({"files": ["log.csv"]}))
 
 
-def test_an_unsorted_file_is_said_to_be_unsorted(tmp_path: Path) -> None:
+def test_an_unsorted_file_is_reported_as_unsorted(tmp_path: Path) -> None:
     columns = rows(400)
     random.Random(1).shuffle(columns["time"])
     write(tmp_path, columns)

@@ -396,14 +396,14 @@ def test_ids_that_turn_out_to_be_text_late_in_a_csv(tmp_path: Path, late: str) -
     assert all(isinstance(item, int) for item in view.items)
 
 
-def test_a_float_column_of_whole_ids(tmp_path: Path) -> None:
+def test_a_float_column_of_integer_ids(tmp_path: Path) -> None:
     write(tmp_path, log((1.0, 10, 1, 1), (2.0, 10, 2, 0), (None, 10, 3, 0), (1.0, 20, 4, 1)))
     view = run(tmp_path, make_spec(checks={"max_bad_share": 0.5}))
     assert sorted(view.users) == [1, 2]
     assert view.manifest["summary"]["dropped"] == {"missing user id": 1}
 
 
-def test_ids_beyond_int64_are_kept_as_text(tmp_path: Path) -> None:
+def test_ids_beyond_int64_become_text(tmp_path: Path) -> None:
     frame = pl.DataFrame(
         log((2**63 + 5, 1, 1, 1), (3, 1, 2, 0)), schema_overrides={"user": pl.UInt64}
     )
@@ -496,7 +496,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out-*"))
 
 
-def test_a_file_that_is_not_utf_8_is_told_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes("user,item,time,click\né,1,1,1\n".encode("latin1"))
     with pytest.raises(DataError, match=r"log.csv cannot be read as csv.*give the file's encoding"):
         run(tmp_path, make_spec(events=[{**EVENTS, "files": ["log.csv"]}]))
@@ -936,7 +936,7 @@ def test_nothing_of_the_future_is_seen(tmp_path_factory: pytest.TempPathFactory,
 # Whole or not there
 
 
-def test_an_existing_folder_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
+def test_an_existing_dataset_stays_without_overwrite(tmp_path: Path) -> None:
     write(tmp_path, log((1, 2, 10, 1), (1, 1, 20, 0)))
     spec = make_spec(split={"by": "position", "train": 0.5})
     out = tmp_path / "data"
@@ -979,7 +979,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
     assert View(tmp_path / "data").manifest["counts"]["events"] == 2
 
 
-def test_the_description_is_kept_beside_the_data(tmp_path: Path) -> None:
+def test_the_description_is_stored_with_the_data(tmp_path: Path) -> None:
     from limerank.data.description import load_spec
 
     folder = tmp_path / "logs [1]"

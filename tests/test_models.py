@@ -125,7 +125,7 @@ def test_candidates_do_not_see_each_other(ranker):
 
 @pytest.mark.parametrize("model", ["mha", "truncated-mha", "lrea", "din", "hstu", "two-tower"])
 @pytest.mark.parametrize("lengths", [[5, 0, 9], [1300], [300, 0, 1, 129, 128]], ids=str)
-def test_serving_takes_shorter_ways_to_the_same_logits(model, lengths):
+def test_serving_takes_shorter_routes_to_the_same_logits(model, lengths):
     """Without gradients: fused attention, histories and candidates in pieces."""
     config = ModelConfig(model=model, width=16, heads=2, links=6, blocks=3, hidden=12, places=200)
     torch.manual_seed(0)

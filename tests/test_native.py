@@ -343,7 +343,7 @@ def test_lists_of_integers_are_read_and_others_are_not():
         assert _native.integers([1, other]) is None
 
 
-def test_no_candidates_are_not_the_whole_catalogue():
+def test_an_empty_candidate_list_is_not_the_full_catalogue():
     w = world(items=40)
     w.arrays["hidden_rows"] = np.array([3, 5], np.int32)
     weights = np.ones((2, 1), np.float32)

@@ -108,7 +108,7 @@ def test_a_user_s_ranking(served, browser):
         assert page.title() == "limerank"
 
 
-def test_a_visitor_who_is_fast_is_not_overtaken_by_the_page(served, browser):
+def test_a_choice_made_while_the_page_loads_stays(served, browser):
     """Whom the page begins with is asked for while it loads: nobody can choose before that."""
     with visited(browser, served) as page:
 

@@ -287,7 +287,7 @@ def test_another_run_s_index_is_refused():
 # Logs of other kinds
 
 
-def test_a_log_with_context_features_and_kept_events(tmp_path):
+def test_a_log_with_context_features_and_filtered_events(tmp_path):
     """Event features, a context feature, histories of clicks alone, and an order for a clock."""
     rng = np.random.default_rng(0)
     n = 600

@@ -28,7 +28,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_readmes_description_and_its_way_in_python(tmp_path, call):
+def test_the_readmes_description_and_its_python_example(tmp_path, call):
     write_csv(tmp_path)
     given = next(code for code in blocks(README, "") if code.startswith("user_id,"))
     assert (tmp_path / "events.csv").read_text().startswith(given.splitlines()[0] + "\n")

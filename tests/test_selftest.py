@@ -30,7 +30,7 @@ NAME = selftest.NAME
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_run_says_what_it_said(model, tmp_path):
+def test_a_run_repeats_its_scores(model, tmp_path):
     of = shop(model)
     shutil.copytree(of.run.path, tmp_path / "run")
     assert not selftest.passes(load_trained(tmp_path / "run")), "nothing was kept"

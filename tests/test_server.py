@@ -526,7 +526,7 @@ def _unbounded():
     return shop("lime-mha")
 
 
-def test_a_variant_is_told_apart(tmp_path):
+def test_a_variant_is_named(tmp_path):
     """A run whose weights are not finite never replaces one that works."""
     of = shop("lime-mha")
     run = make_run(tmp_path / "broken", of.data, model="lime-mha")

@@ -119,7 +119,7 @@ def test_a_window_says_what_evaluation_says(model, store):
     assert states.made["rebuilds"] <= 30 < states.made["updates"] + 30
 
 
-def test_a_stream_says_what_the_whole_history_says(store):
+def test_a_stream_equals_the_full_history(store):
     of = shop("lime-mha", heads=2)
     introduce(store, of.data)
     requests = np.arange(0, len(of.data.requests["user"]), 7)
@@ -437,7 +437,7 @@ def test_memory_is_bounded(store):
 
 
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_kept_states_are_found_again(mode, store, tmp_path):
+def test_stored_states_are_found_again(mode, store, tmp_path):
     of = shop("lime-mha")
     events = events_of(of.data, 4)
     user, now = events[0].user, events[-1].time + 1
@@ -469,7 +469,7 @@ def test_all_states_are_rebuilt_in_bulk(store):
 
 
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_a_damaged_state_is_made_anew(mode, store):
+def test_a_damaged_state_is_rebuilt(mode, store):
     of = shop("lime-mha")
     store.append(events_of(of.data, 0))
     user = events_of(of.data, 0)[0].user
@@ -551,7 +551,7 @@ def test_items_come_and_change(store, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_a_change_of_items_that_a_user_never_met_computes_nothing(mode, store, tmp_path):
+def test_a_change_of_items_that_a_user_has_not_seen_computes_nothing(mode, store, tmp_path):
     of = shop("lime-mha")
     shutil.copytree(of.index.path, tmp_path / "index")
     events = events_of(of.data, 0)

@@ -118,7 +118,7 @@ def test_appending_keeps_its_promises(store):
     assert store.appending([event(user=0, at=0, id="0")]).result(30) == ["duplicate"]
 
 
-def test_appends_side_by_side_are_each_told_their_own(store):
+def test_concurrent_appends_get_their_own_outcomes(store):
     """Of many that wait together each gets its own outcomes: with ids and without, of users that
     are new, twice within one and in several."""
     parts = [
@@ -198,7 +198,7 @@ def test_features(store):
     assert store.counts() == (1, 1)
 
 
-def test_a_deleted_user_is_gone_for_good(store):
+def test_a_deleted_user_stays_deleted(store):
     store.append([event(at=1), event(at=2), event(user=2, at=1)])
     old = store.version(1)
     store.set_features(1, {"country": "nl"})
@@ -277,7 +277,7 @@ def test_items(store):
     assert store.put_items({}) == 4
 
 
-def test_a_store_is_told_from_others(location):
+def test_each_store_has_its_own_identity(location):
     with location.open() as store:
         identity = store.identity()
         assert identity and store.identity() == identity
@@ -706,7 +706,7 @@ def test_killed_writers_lose_nothing(location):
                 assert len(mine) <= count + 5, "the last ones were under way"
 
 
-def test_ids_that_an_earlier_version_kept_as_they_came(location):
+def test_ids_that_an_earlier_version_stored_as_they_came(location):
     """They are joined with their one form: found, listed once and deleted."""
     location.open().close()
     stored = {" x ": [1, 2], "7.0": [1, 2, 3], "7": [3, 4], "fine": [5]}
@@ -773,7 +773,7 @@ def test_a_deleted_user_leaves_no_bytes(tmp_path):
             assert b"secret-of" not in file.read_bytes(), file
 
 
-def test_no_statement_reads_a_whole_table(tmp_path, monkeypatch):
+def test_no_statement_scans_a_table(tmp_path, monkeypatch):
     """However many users and events there are, appending and reading one user's looks at its own:
     each statement finds its rows by a key."""
     statements: set[str] = set()
@@ -887,7 +887,7 @@ def test_files_that_are_no_store(tmp_path):
         SqliteStore(tmp_path)
 
 
-def test_damage_is_found_and_told(tmp_path):
+def test_damage_is_found_and_reported(tmp_path):
     with SqliteStore(tmp_path / "events.db") as store:
         store.append([event(at=1), event(user=2, at=1)])
     raw = sqlite3.connect(tmp_path / "events.db", isolation_level=None)
@@ -1163,7 +1163,7 @@ def test_a_large_user_is_read_part_by_part(monkeypatch):
 
 
 @needs_server
-def test_the_servers_log_is_written_anew_after_a_deletion(monkeypatch):
+def test_the_servers_log_is_rewritten_after_a_deletion(monkeypatch):
     with server() as running, ValkeyStore(running.url) as store:
         store.append([event(features={"x": "secret-of-somebody"}), event(user=2)])
 

@@ -274,7 +274,7 @@ def test_wrong_arguments_are_named(tmp_path: Path, wrong: dict[str, Any], messag
     assert not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_is_kept_unless_asked(tmp_path: Path) -> None:
+def test_an_existing_log_stays_without_overwrite(tmp_path: Path) -> None:
     asked = {"users": 5, "items": 64, "events": 50, "days": 1}
     simulate(tmp_path / "log", **asked)
     with pytest.raises(FormatError, match="already exists"):
