@@ -20,7 +20,7 @@ from limerank.index.building import build_index
 from limerank.index.changes import put_items, remove_items
 from limerank.index.reading import LiveItems
 from limerank.index.writing import writing
-from limerank.serving import engine as engine_module
+from limerank.serving import current as current_module
 from limerank.serving.engine import Serving
 from limerank.serving.messages import Rank
 from limerank.serving.stores import SqliteStore
@@ -217,7 +217,7 @@ def test_a_change_that_failed_is_made_later(engines, tmp_path, monkeypatch):
 
 def test_while_another_process_writes(engines, tmp_path, monkeypatch):
     """Following waits for nobody; a change gives up in time, and leaves nothing behind."""
-    monkeypatch.setattr(engine_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(current_module, "PATIENCE", 0.1)
     store = tmp_path / "events.db"
     one, two = (engines(tmp_path, store, name) for name in ("one", "two"))
     one.put_items([item(900)])
@@ -338,7 +338,7 @@ def test_rankings_go_on_while_items_change(engines, tmp_path):
     """None of the locks of a change is one that a ranking takes."""
     engine = engines(tmp_path, tmp_path / "events.db")
     done = threading.Event()
-    with engine._alone(), writing(tmp_path / "index"):
+    with engine.current.alone(), writing(tmp_path / "index"):
         thread = threading.Thread(target=lambda: (engine.rank(Rank(k=3)), done.set()))
         thread.start()
         assert done.wait(30)

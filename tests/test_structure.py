@@ -31,9 +31,10 @@ data: canonical ragged pipeline folder < spec < description sources < encoding
 models
 runs: folder model < selftest
 index evaluation
-ranking: scorer explain < request < results < recommender < bulk fidelity
+ranking: scorer explain < request < flow results < recommender < bulk fidelity
 training
-serving: stores telemetry item_table messages < intake state < engine watching fill < http
+serving: stores telemetry item_table messages < intake state < served < current
+    < engine watching fill < http
 report
 cli
 __main__

@@ -1,4 +1,4 @@
-"""A user's history meets the whole catalogue: ranked items with scores and reasons.
+"""Rank for users of a dataset, or for histories given in the call: items, scores and reasons.
 
 >>> recommender = Recommender("runs/mine", "index/mine")
 >>> for item in recommender.rank(user=42, k=20, explain=3):
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -30,9 +30,9 @@ from limerank.data.history import latest
 from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.index import Index
 from limerank.index.lookup import IdTable
-from limerank.models.losses import predictions
-from limerank.ranking.explain import Explanation, Past, explain
-from limerank.ranking.request import past_of, plain
+from limerank.ranking.explain import Explanation, Past
+from limerank.ranking.flow import RankingFlow, id_list
+from limerank.ranking.request import item_vectors, past_of, plain, seen_rows
 from limerank.ranking.results import Ranked, Ranking
 from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 from limerank.runs.folder import Run, load_run
@@ -46,16 +46,21 @@ class Recommender:
     Args:
         run: a trained run or its folder.
         index: an index of that run or its folder.
-        data: the dataset that knows the users' events; the one that the run was trained on when
-            not given. It is opened when a user's events are first asked for.
+        data: the dataset with the users' events; the one that the run was trained on when not
+            given. It is opened when a user's events are first needed.
         scorer: "native" (LIME models, the bytes of the index), "quantised" (the same in torch),
             "model" (any model, float32), "auto" (native where the index holds link weights), or a
-            scorer.
-        threads: of the native scorer.
+            scorer object.
+        threads: threads of the native scorer.
 
-    A process that was forked off may go on with its parent's Recommender, with one thread of torch
-    (whose others a fork does not copy), but not on a GPU. Pickled, as for a worker that is spawned,
-    it is its folders and settings, which are opened anew there.
+    **Several processes.** Open a Recommender in each process, or pass one to it: a pickled
+    Recommender holds the paths of its folders and its settings, and the other process opens them
+    again. A forked process may use its parent's Recommender, with one torch thread (a fork does not
+    copy the others), but not on a GPU.
+
+    **Ids.** Users and items are named by external ids, in any spelling: 7, ``np.int64(7)``, 7.0 and
+    "7" are one id (:func:`limerank.data.canonical.external_id`). Collections of ids may be lists,
+    NumPy arrays, polars or pandas series, or Arrow arrays.
 
     Raises:
         FingerprintError: the index was built by another model.
@@ -78,7 +83,7 @@ class Recommender:
         self.tasks = self.ranker.shape.tasks
         self._scorer_name = None if isinstance(scorer, Scorer) else scorer
         self._threads, self._process = threads, os.getpid()
-        self.scorer = (
+        self._use_scorer(
             scorer
             if isinstance(scorer, Scorer)
             else scorer_for(scorer, self.ranker, self.index, threads=threads)
@@ -89,8 +94,18 @@ class Recommender:
         self._data = data
         self._device = next(self.ranker.parameters()).device
 
+    @property
+    def scorer(self) -> Scorer:
+        """The scorer in use."""
+        return self._flow.scorer
+
+    def _use_scorer(self, scorer: Scorer) -> None:
+        name = f"the index {self.index.path}"
+        self._flow = RankingFlow(self.ranker, self.index, scorer, name)
+
     def _in_this_process(self) -> None:
-        """After a fork: no thread of the parent's lives here, and torch would wait for its own."""
+        """Prepare a forked process: the parent's threads do not exist here, and torch would wait
+        for its own."""
         if os.getpid() == self._process:
             return
         if self._device.type == "cuda":
@@ -100,8 +115,8 @@ class Recommender:
             )
         torch.set_num_threads(1)
         if self._scorer_name is not None:
-            self.scorer = scorer_for(
-                self._scorer_name, self.ranker, self.index, threads=self._threads
+            self._use_scorer(
+                scorer_for(self._scorer_name, self.ranker, self.index, threads=self._threads)
             )
         self._process = os.getpid()
 
@@ -123,7 +138,7 @@ class Recommender:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The dataset that knows the users' events."""
+        """The dataset with the users' events."""
         return self._data if isinstance(self._data, Dataset) else self.run.dataset(self._data)
 
     def rank(
@@ -132,6 +147,7 @@ class Recommender:
         *,
         k: int = 20,
         candidates: Iterable[Any] | None = None,
+        exclude: Iterable[Any] | None = None,
         skip_unknown: bool = False,
         history: Iterable[Any] | None = None,
         exclude_seen: bool = True,
@@ -140,23 +156,25 @@ class Recommender:
         time: int | str | datetime | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> Ranking:
-        """Rank the whole catalogue, or some candidates, for one user.
+        """Rank the catalogue, or some candidates, for one user.
 
         Args:
-            user: an external id, for the events in the log and the user's features. One that
-                nobody knows (or None) has an empty history and unknown features.
-            k: how many items.
-            candidates: external ids to rank; the whole index when not given.
-            skip_unknown: leave out candidates that the index lacks, that were removed or that may
-                not be ranked; the ranking's ``skipped`` counts them. Else they are an error.
+            user: an external id, for the events in the log and the user's features. An unknown one
+                (or None) has an empty history and unknown features.
+            k: how many items to return, at most.
+            candidates: external ids to rank; the full index when not given.
+            exclude: external ids to leave out.
+            skip_unknown: leave out candidates that the index lacks, that were removed or that
+                cannot be ranked; the ranking's ``skipped`` counts them. Otherwise they are an
+                error.
             history: events given here instead of the log's: item ids, oldest first, each an item
                 that the user liked (its first binary label is 1, all else unknown); or mappings
                 with ``item`` and any of ``time`` (milliseconds since 1970 or a datetime; an order
                 where the log has no clock), ``labels`` (task -> 0 or 1, or seconds), ``ratios``
                 (duration task -> share of the item's length) and ``features`` (name -> value).
-                All events have a time or none; without times they are a minute apart and the
-                last one is as old.
-            exclude_seen: leave out items that the user has met.
+                Either all events have a time or none has. Without times they are a minute apart,
+                and the last one is a minute old.
+            exclude_seen: leave out items that the user has seen.
             explain: explain the first so many items.
             task_weights: task -> weight of its logit in the ranking value; 0 where not given. The
                 first task alone ranks when None.
@@ -167,17 +185,21 @@ class Recommender:
 
         Raises:
             UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
-                unknown ids are listed.
-            DataError: the user is no id, the history is malformed, or the time is years off the
-                log.
+                message lists the unknown ids.
+            DataError: the user is not an id, the history is malformed, or the time is years off
+                the log.
             SpecError: k is below 1.
         """
         started = clock.perf_counter()
         self._in_this_process()
-        weights = weights_of_tasks(self.tasks, task_weights)
-        rows, skipped = None, None
-        if candidates is not None:
-            rows, skipped = self._candidates(candidates, skip_unknown)
+        request = self._flow.check(
+            k,
+            candidates=candidates,
+            unrankable="skip" if skip_unknown else "refuse",
+            exclude=exclude,
+            task_weights=task_weights,
+        )
+        user = None if user is None else external_id("user", user)
         user_row = self._user_row(user)
         now = None if time is None else milliseconds(time)
         if now is not None:
@@ -189,47 +211,53 @@ class Recommender:
         with torch.inference_mode():
             state = self.ranker.encode_users(past.users, past.vectors)
         encoded = clock.perf_counter()
-        seen = [self._seen(log)] if exclude_seen else None
-        top = self.scorer.top(state, k, weights=weights, rows=rows, exclude=seen)
-        found = top.rows[0][top.rows[0] >= 0]
-        ids = self.index.ids[found]
-        predicted = predictions(torch.from_numpy(top.logits[0][: len(found)]), self.tasks).tolist()
+        seen = seen_rows(self.index, log) if exclude_seen else None
+        best = self._flow.best(request, state, seen=seen)
         scored = clock.perf_counter()
-        reasons = self._explain(past, found[:explain], ids[:explain], weights) if explain else []
+        reasons: list[Explanation] = []
+        if explain:
+            reasons = self._flow.explain(
+                past, best.rows[:explain], best.ids[:explain], request.weights
+            )
         done = clock.perf_counter()
+        explanations = [*reasons, *[None] * (len(best.rows) - len(reasons))]
         return Ranking(
             tuple(
-                Ranked(
-                    plain(ids[position]),
-                    int(found[position]),
-                    float(top.values[0, position]),
-                    dict(zip((task.name for task in self.tasks), predicted[position], strict=True)),
-                    reasons[position] if position < len(reasons) else None,
+                map(
+                    Ranked,
+                    best.ids,
+                    best.rows.tolist(),
+                    best.values,
+                    best.predictions,
+                    explanations,
                 )
-                for position in range(len(found))
             ),
             user,
             user_row is not None,
             int(past.users.lengths[0]),
-            len(self.index) - len(self.index.hidden) if rows is None else len(np.unique(rows)),
+            request.candidates,
             {
                 "user": round(1e3 * (encoded - started), 3),
                 "score": round(1e3 * (scored - encoded), 3),
                 "explain": round(1e3 * (done - scored), 3),
             },
-            skipped,
+            request.skipped,
         )
 
-    def user_rows(self, users: Sequence[Any] | None = None) -> Rows:
-        """Rows of users in the dataset by external id, of all when not given; UnknownError where
-        one is not there."""
+    def user_rows(self, users: Iterable[Any] | None = None) -> Rows:
+        """Rows of users in the dataset by external id, i64; all users when not given.
+
+        Raises:
+            UnknownError: a user is not in the dataset.
+        """
         if users is None:
             return np.arange(len(self.dataset.user_ids), dtype=np.int64)
-        rows = self._users.find(list(users))
+        ids = id_list("users", users)
+        rows = self._users.find(ids)
         if (rows < 0).any():
-            unknown = [users[int(position)] for position in np.flatnonzero(rows < 0)]
+            unknown = [plain(ids[int(position)]) for position in np.flatnonzero(rows < 0)]
             raise UnknownError(
-                f"{len(unknown)} of {len(users)} users are not in {self.dataset.path}: "
+                f"{len(unknown)} of {len(ids)} users are not in {self.dataset.path}: "
                 f"{', '.join(map(repr, unknown[:10]))}"
             )
         return rows
@@ -243,9 +271,9 @@ class Recommender:
         task_weights: Mapping[str, float] | None = None,
         time: int | str | datetime | None = None,
     ) -> TopK:
-        """The best k of the whole catalogue for several users, in one pass over the index.
+        """The best k of the catalogue for several users, in one pass over the index.
 
-        For each user what :meth:`rank` gives at that time, without context.
+        Each user's items are those that :meth:`rank` returns for that time, without context.
 
         Args:
             rows: rows of the users in the dataset; see :meth:`user_rows`.
@@ -304,40 +332,9 @@ class Recommender:
 
     # Arguments
 
-    def _rows(self, what: str, ids: Iterable[Any]) -> Rows:
-        given = list(ids)
-        rows = self.index.ids.find(given)
-        if (rows < 0).any():
-            unknown = [given[position] for position in np.flatnonzero(rows < 0)]
-            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
-            raise UnknownError(
-                f"{len(unknown)} of {len(given)} {what} are not in the index {self.index.path}: "
-                f"{', '.join(map(repr, unknown[:10]))}{more}"
-            )
-        return rows
-
-    def _candidates(self, ids: Iterable[Any], skip: bool) -> tuple[Rows, int | None]:
-        """Index rows of candidates, and how many were skipped; None where they are refused."""
-        if skip:
-            rows = self.index.ids.find(list(ids))
-            known = rows[rows >= 0]
-            ranked = known[~np.isin(known, self.index.removed) & ~np.isin(known, self.index.hidden)]
-            return ranked, len(rows) - len(ranked)
-        rows = self._rows("candidates", ids)
-        for never, what in (
-            (self.index.removed, "were removed from the index"),
-            (self.index.hidden, "occur in histories only and cannot be ranked"),
-        ):
-            wrong = np.intersect1d(rows, never)
-            if len(wrong):
-                shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:10])
-                raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
-        return rows, None
-
-    def _user_row(self, user: Any) -> int | None:
+    def _user_row(self, user: int | str | None) -> int | None:
         if user is None:
             return None
-        external_id("user", user)  # what is no id is no user that nobody knows
         row = int(self._users.find([user])[0])
         return None if row < 0 else row
 
@@ -364,19 +361,19 @@ class Recommender:
         )
 
     def _given(self, history: Iterable[Any], now: int | None) -> EventLog:
-        """Events given on the spot, as columns of the dataset's format."""
+        """Events given in the call, as columns of the dataset's format."""
         entries = self.form.entries(history)
-        self._rows("items of the history", [entry["item"] for entry in entries])
+        self._flow.rows("items of the history", [entry["item"] for entry in entries])
         log = self.form.log(self.form.given(entries, now), now)
         return replace(log, ids=self.index.ids[self.index.ids.find(log.ids)])
 
     def _end(self, log: EventLog) -> int:
-        """When a request is made that says nothing of it."""
+        """The time of a request that names none."""
         newest = int(log.columns["time"][log.seen].max(initial=np.iinfo(np.int64).min))
         return max(self.form.log_end, newest)
 
     def _past(self, log: EventLog, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
-        """The request with the user's history, and how to take events away from it."""
+        """The request with the user's history."""
         features = self._unknown if user is None else self.dataset.users
         row = 0 if user is None else user
         return past_of(
@@ -390,38 +387,19 @@ class Recommender:
         )
 
     def _vectors(self, ids: Any, codes: NDArray[Any]) -> Tensor:
-        """Item vectors of a log's items, ``ids[codes]``: the index's, or the tower's where it lacks
-        the item."""
-        rows = self.index.ids.find(ids[codes])
-        held, missing = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
-        found = torch.zeros(len(codes), self.ranker.config.width)
-        found[held] = torch.from_numpy(np.array(self.index.vectors[rows[held]], dtype=np.float32))
-        found = found.to(self._device)
-        if len(missing):
-            items = self.dataset.item_batch(codes[missing].astype(np.int64)).to(self._device)
+        """Vectors of the items ``ids[codes]`` [n, d]: the index's; for an item that the index
+        lacks, the item tower's."""
+        found, lacking = item_vectors(self.index, ids[codes], self._device)
+        if lacking.any():
+            items = self.dataset.item_batch(codes[lacking].astype(np.int64)).to(self._device)
             with torch.inference_mode():
-                found[missing] = self.ranker.item_vectors(items)
+                found[torch.from_numpy(lacking)] = self.ranker.item_vectors(items)
         return found
-
-    def _seen(self, log: EventLog) -> Rows:
-        """Index rows of the items that a user has met."""
-        codes = np.unique(log.columns["item"][log.seen])
-        rows = self.index.ids.find(log.ids[codes])
-        return rows[rows >= 0]
 
     @cached_property
     def _unknown(self) -> FeatureTable:
-        """The features of a user of whom nothing is known, as a table of one row."""
+        """The features of an unknown user, as a table of one row."""
         return FeatureTable.unknown(self.run.manifest["encoding"]["users"])
-
-    # Explanations
-
-    def _explain(
-        self, past: Past, rows: Rows, ids: Any, weights: NDArray[np.float32]
-    ) -> list[Explanation]:
-        vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
-        names = [plain(id) for id in ids]
-        return explain(self.ranker, past, names, vectors.to(self._device), weights)
 
 
 def _opened(
@@ -433,10 +411,10 @@ def _opened(
     scorer: ScorerName,
     threads: int,
 ) -> Recommender:
-    """What a pickled Recommender is opened by."""
+    """Open a Recommender from its pickled form."""
     loaded = load_run(run, device)
     if loaded.fingerprint != fingerprint:
         raise FingerprintError(
-            f"{run} is not the run that it was when the Recommender was pickled; open it anew"
+            f"{run} is not the run that it was when the Recommender was pickled; open it again"
         )
     return Recommender(loaded, index, data, scorer=scorer, threads=threads)

@@ -1,6 +1,6 @@
-"""A request: one user's events and context, as what a model eats.
+"""A request: one user's events and context as a model's input.
 
-Ranking from a dataset and from a server's store come through here alike.
+Ranking from a dataset and ranking from a server's store both use these functions.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from limerank.data.batch import Features, Users
 from limerank.data.event_log import EventForm, EventLog
 from limerank.data.history import latest
+from limerank.index import Index
 from limerank.ranking.explain import Past
 
 POSITIONS = 1 << 13
@@ -33,13 +34,13 @@ def past_of(
     now: int,
     context: Mapping[str, Any],
 ) -> Past:
-    """A request with its user's history, and how to take events away from it.
+    """A request with its user's history, for ranking and for explanations.
 
     Args:
         log: the user's events.
-        form: of the run.
+        form: the event form of the run.
         length: events of the history, at most.
-        features: how many -> the user's own features, so many times.
+        features: returns the user's own features, repeated for so many requests.
         vectors: (ids, codes) -> the vectors of the items ``ids[codes]``, on the model's device.
         now: when the request is made.
         context: context feature -> value.
@@ -81,6 +82,23 @@ def past_of(
     return Past(full, of_items, items, times, without)
 
 
+def item_vectors(index: Index, ids: Any, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Vectors of items by external id, f32 [n, d] on the device, and which of the items the index
+    lacks, bool [n]; their vectors are zero."""
+    rows = index.ids.find(ids)
+    lacking = rows < 0
+    vectors_nd = torch.zeros(len(rows), index.vectors.shape[1])
+    held = np.flatnonzero(~lacking)
+    vectors_nd[held] = torch.from_numpy(np.array(index.vectors[rows[held]], dtype=np.float32))
+    return vectors_nd.to(device), lacking
+
+
+def seen_rows(index: Index, log: EventLog) -> Rows:
+    """Index rows of the items of all events of a log, ascending."""
+    rows = index.ids.find(log.ids[np.unique(log.columns["item"][log.seen])])
+    return np.unique(rows[rows >= 0])
+
+
 def plain(value: Any) -> Any:
-    """A value of NumPy's as Python's."""
+    """A NumPy scalar as a Python value; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value

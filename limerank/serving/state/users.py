@@ -46,7 +46,7 @@ from limerank.models import Lime, LimeMha
 from limerank.models.layers import split_heads
 from limerank.models.lime import LinkState
 from limerank.ranking.explain import Past
-from limerank.ranking.request import past_of
+from limerank.ranking.request import item_vectors, past_of, seen_rows
 from limerank.runs.model import Trained
 from limerank.serving.state.stored import VERSION, Rows, Seen, Stream, Window
 from limerank.serving.state.user_features import EncodedUser, UserFeatureCache
@@ -360,9 +360,7 @@ class UserStates:
         past = self._past(log, self.user_features.of(features or {}), at, context or {}, opened)
         with torch.inference_mode():
             state = self._ranker.encode_users(past.users, past.vectors)
-        seen_items = log.ids[log.columns["item"][log.seen]].tolist()
-        seen = Seen().add(seen_items).rows(opened)
-        return Ready(state, seen, False, int(past.users.lengths[0]), None)
+        return Ready(state, seen_rows(opened, log), False, int(past.users.lengths[0]), None)
 
     def past(
         self,
@@ -758,16 +756,11 @@ class UserStates:
         )
 
     def _vectors_of(self, index: Index, ids: Any) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Vectors of items [U, d], and which of them the index does not hold."""
-        rows = index.ids.find(ids)
-        missing = rows < 0
-        vectors = torch.zeros(len(rows), self._ranker.config.width)
-        held = np.flatnonzero(~missing)
-        vectors[held] = torch.from_numpy(np.array(index.vectors[rows[held]], dtype=np.float32))
-        vectors = vectors.to(self._device)
-        if missing.any():
-            vectors[torch.from_numpy(missing)] = self._blank
-        return vectors, missing
+        """Vectors of items [U, d], and which of them the index lacks."""
+        vectors, lacking = item_vectors(index, ids, self._device)
+        if lacking.any():
+            vectors[torch.from_numpy(lacking)] = self._blank
+        return vectors, lacking
 
     @cached_property
     def _blank(self) -> Tensor:

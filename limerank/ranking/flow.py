@@ -1,0 +1,243 @@
+"""The ranking flow that :class:`~limerank.ranking.recommender.Recommender` and the server share.
+
+    request -> checked request -> user state -> best rows -> predictions -> explanations
+
+1. :meth:`RankingFlow.check` turns task weights, candidates and exclusions into arrays, or refuses
+   them.
+2. The caller makes the user state: from a dataset or a given history
+   (:class:`~limerank.ranking.recommender.Recommender`), or from an event store
+   (:class:`~limerank.serving.state.UserStates`).
+3. :meth:`RankingFlow.best` scores the candidates and turns the best rows into external ids and
+   predictions.
+4. :meth:`RankingFlow.explain` explains items of the ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from limerank.errors import DataError, UnknownError
+from limerank.index import Index
+from limerank.models import Ranker
+from limerank.models.losses import predictions
+from limerank.ranking.explain import Explanation, Past, explain
+from limerank.ranking.request import plain
+from limerank.ranking.scorer import Scorer, weights_of_tasks
+
+Rows = NDArray[np.int64]
+Unrankable = Literal["refuse", "skip", "omit"]
+"""How candidates are treated that cannot be ranked: they are not in the index, were removed from
+it, or occur in histories only.
+
+- ``refuse``: each of them is an error.
+- ``skip``: they are left out and counted.
+- ``omit``: an id that is not in the index is an error; the others are left out without a count. For
+  servers, where an item may be removed between the choice of candidates and their ranking.
+"""
+SHOWN = 10
+"""Ids that a message lists, at most."""
+
+
+class CheckedRequest(NamedTuple):
+    """What to rank, as arrays.
+
+    Attributes:
+        k: how many items to return, at most.
+        weights: of the tasks' logits in the ranking value, f32 [K].
+        rows: index rows of the candidates, i64 [n]; None: the full index.
+        excluded: index rows to leave out besides seen items, i64.
+        candidates: how many items are ranked before any are left out.
+        skipped: how many candidates were left out; None unless ``unrankable`` is ``skip``.
+    """
+
+    k: int
+    weights: NDArray[np.float32]
+    rows: Rows | None
+    excluded: Rows
+    candidates: int
+    skipped: int | None
+
+
+class Best(NamedTuple):
+    """The best items of one request, best first; lists of equal length.
+
+    Attributes:
+        rows: index rows, i64 [n].
+        ids: external ids, as Python values.
+        values: ranking values.
+        predictions: task -> its prediction, for each item: a probability, or expected seconds.
+    """
+
+    rows: Rows
+    ids: list[Any]
+    values: list[float]
+    predictions: list[dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class RankingFlow:
+    """Ranks with one model over one version of its index.
+
+    Attributes:
+        ranker: the model.
+        index: the version of the index.
+        scorer: over that index.
+        index_name: how messages name the index.
+    """
+
+    ranker: Ranker
+    index: Index
+    scorer: Scorer
+    index_name: str = "the index"
+
+    def check(
+        self,
+        k: int,
+        *,
+        candidates: Iterable[Any] | None = None,
+        unrankable: Unrankable = "refuse",
+        exclude: Iterable[Any] | None = None,
+        task_weights: Mapping[str, float] | None = None,
+    ) -> CheckedRequest:
+        """Check a request and find its rows in the index.
+
+        Args:
+            k: how many items to return, at most; the scorer refuses less than 1.
+            candidates: external ids to rank; the full index when not given.
+            unrankable: what to do with candidates that cannot be ranked.
+            exclude: external ids to leave out; those that the index lacks are ignored.
+            task_weights: task -> weight of its logit in the ranking value; the first task alone
+                when None.
+
+        Raises:
+            UnknownError: a task is unknown, or a candidate is refused.
+            DataError: candidates or exclusions are not a list of ids.
+            SpecError: a weight is not a finite number.
+        """
+        weights = weights_of_tasks(self.ranker.shape.tasks, task_weights)
+        rows, skipped = None, None
+        count = len(self.index) - len(self.index.hidden)
+        if candidates is not None:
+            rows, skipped = self._candidates(id_list("candidates", candidates), unrankable)
+            count = _distinct(rows)
+        excluded = np.zeros(0, np.int64)
+        if exclude is not None:
+            found = self.index.ids.find(id_list("items to exclude", exclude))
+            excluded = found[found >= 0]
+        return CheckedRequest(k, weights, rows, excluded, count, skipped)
+
+    def best(
+        self,
+        request: CheckedRequest,
+        state: Any,
+        *,
+        seen: Rows | None = None,
+        allow: NDArray[np.bool_] | None = None,
+    ) -> Best:
+        """The best items for one user state.
+
+        Args:
+            request: what :meth:`check` returned.
+            state: one user's state, as the ranker's ``encode_users`` returns it.
+            seen: index rows of the user's own items, to leave out; None: they may be ranked.
+            allow: which items of the index may be ranked, bool [n].
+
+        Raises:
+            SpecError: k is below 1.
+        """
+        excluded = request.excluded if seen is None else np.concatenate([seen, request.excluded])
+        top = self.scorer.top(
+            state,
+            request.k,
+            weights=request.weights,
+            rows=request.rows,
+            exclude=[excluded],
+            allow=allow,
+        )
+        found = top.rows[0][top.rows[0] >= 0]
+        tasks = self.ranker.shape.tasks
+        predicted = predictions(torch.from_numpy(top.logits[0][: len(found)]), tasks).tolist()
+        names = [task.name for task in tasks]
+        return Best(
+            found,
+            self.index.ids[found].tolist(),
+            top.values[0][: len(found)].tolist(),
+            [dict(zip(names, of_item, strict=True)) for of_item in predicted],
+        )
+
+    def explain(
+        self, past: Past, rows: Rows, ids: Sequence[Any], weights: NDArray[np.float32]
+    ) -> list[Explanation]:
+        """Explain items of a ranking.
+
+        Args:
+            past: the request with its user's history.
+            rows: index rows of the items, i64 [n].
+            ids: their external ids, which the explanations name.
+            weights: of the tasks, f32 [K], from :meth:`check`.
+        """
+        vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
+        names = [plain(id) for id in ids]
+        return explain(self.ranker, past, names, vectors.to(past.vectors.device), weights)
+
+    def rows(self, what: str, ids: Sequence[Any] | NDArray[Any]) -> Rows:
+        """Index rows of external ids, i64 [n]; UnknownError lists those that the index lacks."""
+        rows = self.index.ids.find(ids)
+        if (rows < 0).any():
+            unknown = [plain(ids[int(position)]) for position in np.flatnonzero(rows < 0)]
+            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+            raise UnknownError(
+                f"{len(unknown)} of {len(ids)} {what} are not in {self.index_name}: "
+                f"{', '.join(map(repr, unknown[:SHOWN]))}{more}"
+            )
+        return rows
+
+    def _candidates(
+        self, ids: list[Any] | NDArray[Any], unrankable: Unrankable
+    ) -> tuple[Rows, int | None]:
+        """Index rows of candidates, and how many were skipped."""
+        removed, hidden = self.index.removed, self.index.hidden
+        if unrankable == "skip":
+            rows = self.index.ids.find(ids)
+            known = rows[rows >= 0]
+            ranked = known[~np.isin(known, removed) & ~np.isin(known, hidden)]
+            return ranked, len(rows) - len(ranked)
+        rows = self.rows("candidates", ids)
+        if unrankable == "refuse":
+            for never, what in (
+                (removed, "were removed from the index"),
+                (hidden, "occur in histories only and cannot be ranked"),
+            ):
+                wrong = np.intersect1d(rows, never)
+                if len(wrong):
+                    shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:SHOWN])
+                    raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
+        return rows, None
+
+
+def id_list(what: str, given: Iterable[Any]) -> list[Any] | NDArray[Any]:
+    """Ids given as a list, a NumPy array, a polars or pandas series or an Arrow array.
+
+    Raises:
+        DataError: it is a single text, or not a collection at all.
+    """
+    if isinstance(given, np.ndarray):
+        return given.ravel()
+    if hasattr(given, "to_pylist"):  # Arrow: its own scalars are no numbers
+        found: list[Any] = given.to_pylist()
+        return found
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise DataError(f"the {what} are {given!r:.80}, expected a list of ids")
+    return list(given)
+
+
+def _distinct(rows: Rows) -> int:
+    """How many different rows there are."""
+    ordered = np.sort(rows)
+    return int(np.count_nonzero(ordered[1:] != ordered[:-1])) + bool(len(rows))

@@ -1,0 +1,326 @@
+"""The run, index and live items in use, and how others replace them.
+
+Live items are stored first and then written into the index, so that a server that stops in between
+loses none. The index records the last change of the store that it contains; every server of the
+store brings it up to date (:meth:`Current.follow`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from limerank.data.canonical import external_id, json_value
+from limerank.errors import DataError, FormatError, SpecError, StoreError, UnknownError
+from limerank.index import Index
+from limerank.index.changes import put_live_items, unreadable_items
+from limerank.index.reading import LiveItems
+from limerank.index.writing import BusyError, ReadOnlyError, writing
+from limerank.ranking.request import plain
+from limerank.serving.item_table import Filters
+from limerank.serving.served import Loader, Served
+from limerank.serving.stores import Id
+from limerank.serving.stores.values import written
+
+log = logging.getLogger("limerank.serving")
+PATIENCE = 20.0
+"""Seconds that a change of the index waits for another change, of this process or another."""
+
+
+class Added(NamedTuple):
+    """How many items :meth:`Current.put_items` added and updated, and what is served now."""
+
+    added: int
+    updated: int
+    served: Served
+
+
+class Current:
+    """The one :class:`~limerank.serving.served.Served` in use.
+
+    Reading :attr:`served` takes no lock. Changes take turns.
+
+    Args:
+        loader: loads runs and indexes.
+        run: the run folder to begin with.
+        index: an index folder of the run.
+    """
+
+    def __init__(self, loader: Loader, run: Path, index: Path) -> None:
+        self.loader, self.store = loader, loader.store
+        self._changing = threading.Lock()
+        self.served = self._load(run, index)
+
+    def _load(self, run: Path, index: Path) -> Served:
+        """Load a run and an index, and write the live items into the index."""
+        served = self.loader.load(run, index)
+        try:
+            return self._caught_up(served)
+        except (DataError, StoreError) as error:
+            served = self._with_table(served)
+            # follow tries again.
+            log.error("live items are not ranked yet: %s", error)
+            return served
+
+    def _use(self, served: Served) -> None:
+        """Serve this from now on. The caller holds the lock."""
+        served.states.use(served.marked)
+        self.served = served
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock of changes.
+
+        Raises:
+            StoreError: another change takes too long.
+        """
+        if not self._changing.acquire(timeout=PATIENCE):
+            raise StoreError(
+                f"another change of what is served has taken more than {PATIENCE:g} s; try again"
+            )
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    # Runs and indexes
+
+    def reload(self, run: Path | None, index: Path | None) -> Served:
+        """Serve another run or index. One that fails its tests is refused, and the one in use
+        stays."""
+        with self.alone():
+            old = self.served
+            new = self._load(
+                run.absolute() if run else old.trained.path,
+                index.absolute() if index else old.index.path,
+            )
+            new.index.verify()
+            new.check.state = "passed"
+            if (
+                new.trained.fingerprint == old.trained.fingerprint
+                and new.trained.manifest == old.trained.manifest
+                and new.trained.train == old.trained.train
+            ):
+                # The same model: its users' states in memory stay valid.
+                marked = old.states.marked(new.index)
+                new = replace(new, states=old.states, marked=marked)
+            self._use(new)
+        log.info(
+            "loaded",
+            extra={"run": new.trained.fingerprint, "index_version": new.index.version},
+        )
+        return new
+
+    def verify(self) -> None:
+        """Compare all files of the index in use with their checksums, unless that is done.
+
+        Takes as long as reading the files. A difference goes to the log and to
+        :attr:`~limerank.serving.served.Served.check`; rankings go on.
+        """
+        served = self.served
+        if served.check.state != "running":
+            return
+        try:
+            served.index.verify()
+        except FormatError as error:
+            served.check.error, served.check.state = str(error), "damaged"
+            log.error("the index in use is damaged, its rankings may be wrong: %s", error)
+            return
+        served.check.state = "passed"
+        log.info("the index is verified", extra={"index_version": served.index.version})
+
+    def follow(self) -> None:
+        """Use a newer version of the index that another process has written, and live items that
+        another server has stored. A failed step is tried again with the next call."""
+        if not self._changing.acquire(blocking=False):
+            return  # the change that holds the lock does this as well
+        try:
+            served = self.served
+            newer = self._caught_up(served)
+            if newer is not served:
+                self._use(newer)
+        finally:
+            self._changing.release()
+
+    # Items
+
+    def put_items(self, items: list[dict[str, Any]]) -> Added:
+        """Store live items, and write them into the index.
+
+        Args:
+            items: columns of the item table, its id column included.
+
+        Raises:
+            SpecError: the run's data had no item table.
+            DataError: an item has no id, has one twice or cannot be read; nothing is changed.
+            StoreError: the store or the index could not be changed.
+        """
+        layout = self.served.items.layout
+        if layout is None:
+            raise SpecError("the run's data had no item table, so items cannot be put live")
+        given: dict[Id, dict[str, Any]] = {}
+        for position, item in enumerate(items):
+            if item.get(layout.id) is None:
+                raise DataError(
+                    f"items[{position}]: an item needs an id in the column {layout.id!r}"
+                )
+            id = external_id("item", item[layout.id])
+            if id in given:
+                raise DataError(f"items[{position}]: the item {id!r} is given twice")
+            written(f"items[{position}]", item)  # raises before anything is changed
+            given[id] = item
+        with self.alone():
+            served = self.served
+            for position, why in unreadable_items(served.trained, items).items():
+                raise DataError(f"items[{position}]: {why}")
+            with self._writing(served):
+                index = Index.open(served.index.path, served.trained.fingerprint)
+                held = index.ids.find(list(given))
+                fresh = int(((held < 0) | np.isin(held, index.removed)).sum())
+                self.store.put_items(given)
+                served = self._brought_up(served, index)
+            self._use(served)
+        return Added(fresh, len(items) - fresh, served)
+
+    def remove_item(self, item: str) -> Served:
+        """Remove an item from rankings.
+
+        Raises:
+            UnknownError: neither the index nor the live items have it.
+            StoreError: the store or the index could not be changed.
+        """
+        with self.alone():
+            served = self.served
+            with self._writing(served):
+                index = Index.open(served.index.path, served.trained.fingerprint)
+                row = int(index.ids.find([item])[0])
+                id = _id_of_item(item) if row < 0 else plain(index.ids[row])
+                excluded = row < 0 or row in index.removed
+                if excluded and served.items.live.get(id) is None:
+                    raise UnknownError(f"the index has no item {item!r:.80}")
+                self.store.put_items({id: None})
+                served = self._brought_up(served, index)
+            self._use(served)
+        return served
+
+    @contextlib.contextmanager
+    def _writing(self, served: Served) -> Iterator[None]:
+        """Hold the index's lock between processes.
+
+        Raises:
+            StoreError: another process changes the index for too long, or its disk is full.
+            ReadOnlyError: the index may not be changed.
+        """
+        try:
+            with writing(served.index.path, PATIENCE):
+                yield
+        except BusyError:
+            raise StoreError(
+                f"another process has changed the index for more than {PATIENCE:g} s; try again"
+            ) from None
+
+    # Bringing the index up to date with the store
+
+    def _caught_up(self, served: Served) -> Served:
+        """With the newest version of the index, and all live items that the store has."""
+        if not served.index.current():
+            served = self.loader.reopened(served)
+        if self._lacking(served.index)[1]:
+            try:
+                with writing(served.index.path):
+                    opened = Index.open(served.index.path, served.trained.fingerprint)
+                    return self._brought_up(served, opened)
+            except BusyError:
+                pass  # next time
+            except ReadOnlyError as error:
+                if not served.pending:
+                    log.error("live items are not ranked: %s", error)
+        return self._with_table(served)
+
+    def _lacking(self, index: Index) -> tuple[int, dict[Id, dict[str, Any] | None]]:
+        """The store's count of changes, and the live items whose last change an index lacks."""
+        live = index.live
+        same = live is not None and live.store == self.store.identity()
+        since = live.change if same and live is not None else 0
+        change, items = self.store.items(since)
+        if change < since:  # the store is an older copy of itself
+            change, items = self.store.items(0)
+        return change, items
+
+    def _brought_up(self, served: Served, index: Index) -> Served:
+        """With all live items in the newest version of the index. The caller holds its lock.
+
+        An index records the last change of the store that it contains, so that later changes of it,
+        such as ``limerank index --remove``, stay. An index without such a record (it was rebuilt,
+        or served from another store) gets all live items once, except those removed from it.
+        """
+        identity = self.store.identity()
+        change, items = self._lacking(index)
+        known = index.live is not None and index.live.store == identity
+        ids = list(items)
+        rows = index.ids.find(ids)
+        excluded = np.isin(rows, index.removed)
+        put: dict[Id, dict[str, Any]] = {}
+        remove: list[Id] = []
+        layout = served.items.layout
+        for id, row, removed in zip(ids, rows.tolist(), excluded.tolist(), strict=True):
+            columns = items[id]
+            if columns is None:
+                if row >= 0 and not removed:
+                    remove.append(id)
+            elif layout is not None and (known or not removed):
+                put[id] = {**json_value(columns), layout.id: id}
+        skipped = dict(index.live.skipped) if known and index.live is not None else {}
+        for id in items:
+            skipped.pop(str(id), None)
+        if layout is None:
+            why = "the run's data had no item table"
+            skipped |= {str(id): why for id, columns in items.items() if columns is not None}
+        try:
+            _put(served, index, put, remove, LiveItems(identity, change, skipped))
+        except DataError:
+            positions = list(put)
+            for position, why in unreadable_items(served.trained, list(put.values())).items():
+                skipped[str(positions[position])] = why
+                del put[positions[position]]
+                log.error("a live item cannot be read by the run and is skipped: %s", why)
+            _put(served, index, put, remove, LiveItems(identity, change, skipped))
+        return self._with_table(self.loader.reopened(served))
+
+    def _with_table(self, served: Served) -> Served:
+        """With the store's live items in the table, and a count of those that the index lacks."""
+        live, changed = self.store.items(served.live)
+        if live < served.live:
+            live, changed = self.store.items(0)
+        pending = len(self._lacking(served.index)[1])
+        if not changed:
+            return served if pending == served.pending else replace(served, pending=pending)
+        items = served.items.with_items(changed)
+        filters = Filters(items, served.index)
+        return replace(served, items=items, filters=filters, live=live, pending=pending)
+
+
+def _put(
+    served: Served,
+    index: Index,
+    put: Mapping[Id, dict[str, Any]],
+    remove: list[Id],
+    live: LiveItems,
+) -> None:
+    if put or remove or index.live != live:
+        put_live_items(served.trained, index.path, list(put.values()), remove, live)
+
+
+def _id_of_item(text: str) -> int | str:
+    """The id in a URL in its one form; UnknownError where no item can have it."""
+    try:
+        return external_id("item", text)
+    except DataError as error:
+        raise UnknownError(str(error)) from None

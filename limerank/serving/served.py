@@ -1,0 +1,159 @@
+"""What is served: a run, a version of its index and the live items, loaded and checked.
+
+A :class:`Served` never changes. Every change makes another one, which replaces it in one
+assignment (:mod:`limerank.serving.current`). A request takes the one in use and keeps it until it
+is answered, so no request sees parts of two.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from limerank.errors import FormatError
+from limerank.index import Index
+from limerank.ranking.flow import RankingFlow
+from limerank.ranking.scorer import Scorer, ScorerName, scorer_for
+from limerank.runs import selftest
+from limerank.runs.model import Trained, load_trained
+from limerank.serving.item_table import Filters, ItemTable
+from limerank.serving.state import MarkedIndex, Mode, UserStates
+from limerank.serving.stores import EventStore
+
+log = logging.getLogger("limerank.serving")
+
+
+@dataclass
+class Check:
+    """Result of comparing an index's files with their checksums, which runs in the background."""
+
+    state: Literal["running", "passed", "damaged"] = "running"
+    error: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A run, a version of its index and live items, with all that a request needs of them.
+
+    Attributes:
+        trained: the run.
+        states: the user states; shared by all versions of one model.
+        marked: the version of the index, as requests name it to ``states``.
+        scorer: the scorer over that index.
+        items: the item table with the live items.
+        filters: filters over that table and index.
+        loaded: when the run was loaded, ISO 8601.
+        live: how many of the store's changes of live items the table contains.
+        pending: live items that the index lacks, since it could not be changed.
+        check: of the index's files.
+    """
+
+    trained: Trained
+    states: UserStates
+    marked: MarkedIndex
+    scorer: Scorer
+    items: ItemTable
+    filters: Filters
+    loaded: str
+    live: int = 0
+    pending: int = 0
+    check: Check = field(default_factory=Check)
+
+    @property
+    def index(self) -> Index:
+        """The version of the index."""
+        return self.marked.index
+
+    @property
+    def flow(self) -> RankingFlow:
+        """The ranking flow over this model and index."""
+        return RankingFlow(self.trained.ranker, self.index, self.scorer)
+
+    @property
+    def rankable(self) -> int:
+        """How many items of the index can be ranked."""
+        return len(self.index) - len(self.index.hidden)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Loads runs and indexes for one event store.
+
+    Attributes:
+        store: the event store.
+        items: the item table; None: features are known of live items alone.
+        mode: of the user states, see :class:`~limerank.serving.state.UserStates`.
+        scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
+        threads: threads that one ranking uses.
+    """
+
+    store: EventStore
+    items: Path | None = None
+    mode: Mode = "window"
+    scorer: ScorerName = "auto"
+    threads: int = 1
+
+    def load(self, run: Path, index: Path) -> Served:
+        """Load a run and an index, test them, and rank once for warmth. Nothing in use changes.
+
+        Raises:
+            FormatError: the run or the index is damaged, fails its self-test, or ranks with
+                numbers that are not finite.
+            FingerprintError: the index was built by another model.
+        """
+        trained = load_trained(run)
+        if not selftest.passes(trained):
+            log.warning("%s has no self-test: an earlier version of limerank trained it", run)
+        if not trained.sealed:
+            log.warning(
+                "%s has no checksums of its present files: changes of its encoding and "
+                "vocabularies are not noticed",
+                run,
+            )
+        opened = Index.open(index, trained.fingerprint)
+        states = UserStates(trained, opened, self.store, mode=self.mode)
+        items = ItemTable(trained, self.items)
+        served = Served(
+            trained,
+            states,
+            states.marked(opened),
+            self._scorer(trained, opened),
+            items,
+            Filters(items, opened),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._report_coverage(served)
+        nobody = states.ready(None)
+        top = served.scorer.top(nobody.state, min(10, max(1, len(opened))))
+        if not np.isfinite(top.values[top.rows >= 0]).all():
+            raise FormatError(f"{run} ranks with numbers that are not finite; train it again")
+        return served
+
+    def reopened(self, served: Served) -> Served:
+        """The same run with the newest version of its index."""
+        index = Index.open(served.index.path, served.trained.fingerprint)
+        return replace(
+            served,
+            marked=served.states.marked(index),
+            scorer=self._scorer(served.trained, index),
+            filters=Filters(served.items, index),
+            # Versions of one base share their older rows, whose files do not change.
+            check=served.check if index.base == served.index.base else Check(),
+        )
+
+    def _scorer(self, trained: Trained, index: Index) -> Scorer:
+        return scorer_for(self.scorer, trained.ranker, index, threads=self.threads)
+
+    def _report_coverage(self, served: Served) -> None:
+        fit = served.items.coverage(served.trained, served.index)
+        if fit is None:
+            return
+        for line in fit.lines():
+            log.info("%s", line)
+        for warning in fit.warnings():
+            log.warning("%s: %s", self.items, warning)
