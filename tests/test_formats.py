@@ -15,22 +15,27 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
-from limerank.data.dataset import Dataset
-from limerank.data.prepare import prepare
-from limerank.data.spec import load_spec
-from limerank.evaluation.evaluate import evaluate, predict
+from limerank import (
+    Dataset,
+    Index,
+    ModelConfig,
+    Recommender,
+    SqliteStore,
+    TrainConfig,
+    ValkeyStore,
+    compact_index,
+    evaluate,
+    load_run,
+    load_spec,
+    prepare,
+    train,
+)
+from limerank.evaluation.predict import predict
 from limerank.files import read_json, write_json
-from limerank.index import Index
-from limerank.index.changes import compact_index
-from limerank.models.config import ModelConfig, TrainConfig
-from limerank.ranking.recommender import Recommender
-from limerank.runs.folder import load_run
 from limerank.runs.model import seal
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
-from limerank.serving.stores import SqliteStore, ValkeyStore
-from limerank.training.trainer import train
 from tests.valkey_server import needs_server, server
 
 FORMATS = Path(__file__).parent / "formats"
