@@ -1,4 +1,4 @@
-"""The demo and the report: every step, kept steps, and a page that needs nothing from outside."""
+"""The demo and the report: every step, skipped steps, and a page that loads nothing."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def test_finished_steps_are_not_repeated(folder, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     output: list[str] = []
     demo(out, small=True, quiet=True, echo=output.append)
-    assert sum("kept" in line for line in output) == 6
+    assert sum("skipped" in line for line in output) == 6
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     assert {path.name for path in after if after[path] != before.get(path)} == {"report.html"}
 
 
 def test_another_folder_is_not_touched(folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FormatError, match="holds something else"):
+    with pytest.raises(FormatError, match="contains something else"):
         demo(tmp_path, small=True, quiet=True)
     with pytest.raises(FormatError, match="other settings"):
         demo(folder[0], small=True, quiet=True)

@@ -1,8 +1,8 @@
-"""The commands: one line each, and a module of the same name that is loaded when it is used.
+"""The application: one line per command; a command's module is loaded when the command is used.
 
-Such a module defines a function of its own name, whose docstring is its ``--help``, and
-``INTERRUPTED``: what Ctrl-C leaves, and how to go on. Everything heavy is imported inside the
-function, so that help is instant.
+The module of a command has the command's name. It defines a function of the same name, whose
+docstring is the text of ``--help``, and ``INTERRUPTED``: what Ctrl-C leaves behind and how to
+continue. Large libraries are imported inside the function, so that help appears at once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def command_of(name: str) -> Any:
     """The command of this name, from its module."""
     module = import_module(f"limerank.cli.{name}")
     alone = typer.Typer(**STYLE)
-    alone.command(name)(getattr(module, name))
+    interrupted = getattr(module, "INTERRUPTED", "")
+    alone.command(name, epilog=errors.exit_text(interrupted))(getattr(module, name))
     return typer.main.get_command(alone)
 
 
@@ -80,7 +81,7 @@ class Commands(TyperGroup):
                 traceback.print_exc()
             status, text = errors.outcome(error, ctx.invoked_subcommand or "")
             print(f"error: {text}", file=sys.stderr)
-            # Frames hold a model, an index, a store: they go before the interpreter does.
+            # Frames refer to a model, an index, a store: free them before the interpreter ends.
             error.__traceback__ = None
             raise typer.Exit(status) from None
 
@@ -89,10 +90,11 @@ app = typer.Typer(
     name="limerank",
     cls=Commands,
     no_args_is_help=True,
-    help="""Train a LIME ranker on your own logs, index the catalogue, rank all of it.
+    help="""Train a LIME ranker on your own logs, index the catalogue, and rank all of it.
 
-The way of the data: **synth** or your own logs -> **prepare** -> **train** -> **evaluate** ->
-**index** -> **rank**. `limerank demo` walks it all on simulated logs in five minutes.""",
+The usual order: **prepare** (your logs, or those of **synth**), **train**, **evaluate**, **index**,
+**rank**. `limerank demo` runs every step on simulated logs in about five minutes.""",
+    epilog=f"`limerank COMMAND --help` explains one command.\n\n{errors.exit_text()}",
     **STYLE,
 )
 
@@ -108,12 +110,12 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _limerank(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the trace of an error, too.")
+        bool, typer.Option("--debug", help="Also print the traceback of an error.")
     ] = False,
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Show the version, and end."
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:

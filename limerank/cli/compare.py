@@ -1,4 +1,4 @@
-"""``limerank compare``."""
+"""``limerank compare``: confidence bounds of a difference in AUC."""
 
 from __future__ import annotations
 
@@ -13,22 +13,33 @@ INTERRUPTED = "nothing was written"
 
 
 def compare(
-    ours: Annotated[list[Path], typer.Argument(help="Run folders of one model, one per seed.")],
+    ours: Annotated[
+        list[Path], typer.Argument(help="Run folders of the first model, one per seed.")
+    ],
     against: Annotated[
-        list[Path], typer.Option("--with", help="A run of the other model; as many of them.")
+        list[Path],
+        typer.Option("--with", help="Run folder of the second model. Repeat it: one per seed."),
     ],
     data: Data = None,
     split: Annotated[
-        str, typer.Option(help="train, validation, test or held-out (users never trained on).")
+        str, typer.Option(help="train, validation, test, or held-out: users outside of training.")
     ] = "test",
-    task: Annotated[str | None, typer.Option(help="A binary task; the first by default.")] = None,
-    resamples: Annotated[int, typer.Option(help="Draws of users.")] = 500,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="A binary task.", show_default="the first one")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Number of bootstrap samples.")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """How sure a difference in AUC is: bounds from a paired bootstrap over users.
+    """Compare the AUC of two models, with bounds from a paired bootstrap over users.
 
-    Example: limerank compare runs/lime --with runs/two-tower
+    Give the runs of both models in the same order of seeds.
+
+    Examples:
+
+        limerank compare runs/lime --with runs/two-tower
+
+        limerank compare runs/lime-0 runs/lime-1 --with runs/din-0 --with runs/din-1
     """
     import json
 

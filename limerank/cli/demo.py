@@ -1,4 +1,4 @@
-"""``limerank demo``."""
+"""``limerank demo``: every step on simulated logs."""
 
 from __future__ import annotations
 
@@ -10,33 +10,42 @@ import typer
 from limerank.cli.options import Overwrite, Quiet
 from limerank.errors import SpecError
 
-INTERRUPTED = "the same command goes on; finished steps are kept"
+INTERRUPTED = "finished steps remain; run the same command again to continue"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
-        "limerank-demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("limerank-demo"),
     small: Annotated[
-        bool, typer.Option("--small", help="In a minute, only to see it work.")
+        bool, typer.Option("--small", help="Small logs: takes a minute, metrics mean little.")
     ] = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Then serve the demo's model on this machine's address.")
+        bool, typer.Option("--serve", help="At the end, serve the model on 127.0.0.1.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Of --serve.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of --serve.")] = 8000,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
+    """Run every step on simulated logs: simulate, prepare, train, evaluate, index, rank, report.
+
+    Run the same command again to continue an interrupted demo.
+
+    Examples:
+
+        limerank demo
+
+        limerank demo --small --out /tmp/demo
+
+        limerank demo --serve
+    """
     from limerank.cli.walkthrough import demo as run
 
-    if not 0 <= port < 65536:  # found now, and not after all the work
+    if not 0 <= port < 65536:  # before the long steps
         raise SpecError(f"--port is {port}, expected 0 to 65535")
     if serve:
         from limerank.serving.http.run import listener
 
         with listener("127.0.0.1", port):
-            pass  # it is free: found now, too
+            pass  # the port is free
     made = run(out, small=small, overwrite=overwrite, quiet=quiet)
     if serve:
         from limerank.serving.fill import fill

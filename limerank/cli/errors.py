@@ -1,9 +1,9 @@
 """How a command ends: its exit status, and one message on standard error.
 
-0    done
-1    a fault of limerank; its trace is written to a file
-2    something that the user can fix: an option, a file, a setting
-130  interrupted
+0    the command succeeded
+1    an unexpected error, a fault of limerank; its trace is written to a file
+2    an error that the user can fix: an option, a file, a setting
+130  interrupted with Ctrl-C
 """
 
 from __future__ import annotations
@@ -16,37 +16,46 @@ from limerank.files import FULL
 
 FAULT, USAGE, INTERRUPTED = 1, 2, 130
 
+
+def exit_text(interrupted: str = "") -> str:
+    """The exit statuses of a command, as ``--help`` states them.
+
+    Args:
+        interrupted: what Ctrl-C leaves behind, and how to continue.
+    """
+    after = f" ({interrupted})" if interrupted else ""
+    return (
+        "Exit status: 0 success; 1 unexpected error, a fault of limerank; 2 an error that you can "
+        f"fix, the message says how; {INTERRUPTED} interrupted{after}."
+    )
+
+
 LONGEST_MESSAGE = 500
-"""Characters of an unforeseen error's text that are shown; its trace holds all of it."""
+"""Characters of an unexpected error's message that are shown; the trace contains all of it."""
 
 
 def outcome(error: Exception, command: str) -> tuple[int, str]:
-    """Exit status and message of an error."""
+    """Exit status and message of an error that ended ``limerank COMMAND``."""
     if isinstance(error, LimerankError):
         return USAGE, error.detail
     if isinstance(error, OSError):
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         if error.errno in FULL and not names:
-            return (
-                USAGE,
-                f"a disk that is written to is full ({error.strerror}); make room and try again",
-            )
+            return USAGE, f"the disk is full ({error.strerror}); free some space and try again"
         return USAGE, ": ".join([*names, error.strerror or str(error) or type(error).__name__])
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (
-            USAGE,
-            f"not enough memory ({_one_line(error)}); try smaller batches or models",
-        )
+        text = f"not enough memory ({_one_line(error)}); try smaller batches or models"
+        return USAGE, text
     trace = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="limerank-trace-", suffix=".txt", delete=False, encoding="utf-8"
         ) as file:
             file.write(trace)
-        where = f"its trace is in {file.name}"
+        trace_text = f"the trace is in {file.name}"
     except OSError:
-        where = f"limerank --debug {command} shows its trace"
-    return FAULT, f"{type(error).__name__}: {_one_line(error)} (unforeseen; {where})"
+        trace_text = f"limerank --debug {command} shows the trace"
+    return FAULT, f"{type(error).__name__}: {_one_line(error)} (unexpected; {trace_text})"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""``limerank evaluate``."""
+"""``limerank evaluate``: metrics of a run."""
 
 from __future__ import annotations
 
@@ -16,34 +16,49 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Data = None,
     split: Annotated[
-        str, typer.Option(help="train, validation, test or held-out (users never trained on).")
+        str, typer.Option(help="train, validation, test, or held-out: users outside of training.")
     ] = "test",
     history: Annotated[
         int | None,
-        typer.Option(help="See only so many of a user's latest events; 0: features alone."),
+        typer.Option(
+            help="Limit histories to the latest N events; 0: features only.",
+            metavar="N",
+            show_default="as in training",
+        ),
     ] = None,
     at_least: Annotated[
-        int, typer.Option(help="Only requests with at least so many events before them.")
+        int, typer.Option(help="Use only requests with N or more earlier events.", metavar="N")
     ] = 0,
     lists: Annotated[
         int,
-        typer.Option(help="Rank the whole catalogue at so many requests for NDCG, HR and MRR."),
+        typer.Option(
+            help="Requests to rank the full catalogue for (NDCG, HR, MRR); 0: none.", metavar="N"
+        ),
     ] = 2000,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write instead of RUN/metrics.json (or metrics-SPLIT...)."),
+        typer.Option(
+            help="JSON file to write.", show_default="RUN/metrics.json, or RUN/metrics-SPLIT.json"
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(help="Parquet or CSV file for what was said of each impression, users named."),
+        typer.Option(
+            help="Parquet or CSV file for the prediction of each impression, with user ids."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a run exactly and print a table.
+    """Compute the metrics of a run on one split.
 
-    All of it goes to metrics.json in the run folder, of another split to metrics-SPLIT.json.
+    Prints a table and writes all metrics, with slices, to a JSON file. Metrics are exact: nothing
+    is sampled except the requests of --lists.
 
-    Example: limerank evaluate runs/mine --split validation --out metrics/mine.json
+    Examples:
+
+        limerank evaluate runs/mine
+
+        limerank evaluate runs/mine --split validation --out metrics/mine.json
     """
     from limerank.evaluation.evaluate import evaluate as measure
     from limerank.evaluation.evaluate import table_text

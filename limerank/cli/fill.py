@@ -1,4 +1,4 @@
-"""``limerank fill``."""
+"""``limerank fill``: events of a dataset into an event store."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ import typer
 
 from limerank.cli.options import Quiet, print_coverage
 
-INTERRUPTED = "what was stored stays; the same command stores the rest"
+INTERRUPTED = "stored events remain; run the same command again to store the rest"
 
 
 def fill(
     store: Annotated[
         str,
-        typer.Argument(help="An SQLite file, made if it is not there, or valkey://HOST:PORT/0."),
+        typer.Argument(help="SQLite file (created if missing) or valkey://HOST:PORT/0."),
     ],
-    data: Annotated[Path, typer.Option(help="A prepared dataset.")],
+    data: Annotated[Path, typer.Option(help="Prepared dataset.")],
     base: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that the description's paths begin in, to find the user table; where it "
-            "was when the dataset was prepared if not given."
+            help="Base folder of the relative paths in the description, to find the user table.",
+            show_default="as when the dataset was prepared",
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Put a dataset's events into an event store: a server then knows the users of the log.
+    """Copy the events of a dataset into an event store, so that a server knows these users.
 
-    Filling again, from this log or from a later one that overlaps it, adds the events that the
-    store does not hold: an event is known by its user, item, time and labels.
+    The command can be repeated, with the same dataset or with a later one that overlaps it: events
+    that the store already contains (same user, item, time and labels) are skipped.
+
+    Example:
+
+        limerank fill events.db --data data/mine
     """
     from limerank.data.dataset import Dataset
     from limerank.serving.fill import fill as run
@@ -43,9 +47,9 @@ def fill(
         f"{opened.address}: {done.accepted:,} new of {done.events:,} events of {done.users:,} users"
     )
     if done.expired:
-        print(f"  {done.expired:,} events are older than those that the store holds of their users")
+        print(f"  {done.expired:,} events were skipped: older than those stored for their users")
     if done.features:
-        print(f"  {done.features:,} users have features of the user table")
+        print(f"  {done.features:,} users have features from the user table")
     print_coverage(done.table)
     if done.note:
         print(f"  warning: {done.note} (--base)")

@@ -1,4 +1,4 @@
-"""``limerank index``."""
+"""``limerank index``: build, change, compact or verify an index."""
 
 from __future__ import annotations
 
@@ -11,57 +11,68 @@ import typer
 from limerank.cli.options import Data, Overwrite, Quiet, ids, print_coverage
 from limerank.errors import SpecError
 
-INTERRUPTED = "the same command goes on with a build; a change of an index was not made"
+INTERRUPTED = (
+    "run the same command again to resume a build; a change of an existing index was not applied"
+)
 
 
 def index(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path, typer.Option(help="The index folder.")],
+    out: Annotated[Path, typer.Option(help="Index folder.")],
     data: Data = None,
     items: Annotated[
         Path | None,
-        typer.Option(help="Another item table in the layout of the run's: new items, cold start."),
+        typer.Option(
+            help="Index the items of this table (same layout as the run's item table).",
+            show_default="the items of the dataset",
+        ),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="With --items: the dataset's other items as well.")
+        bool,
+        typer.Option("--merge", help="With --items: also index the other items of the dataset."),
     ] = False,
     add: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Add the items of a table, all of them new."),
+        typer.Option(metavar="FILE", help="Add new items from a table."),
     ] = None,
     update: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Encode items anew that the index holds."),
+        typer.Option(metavar="FILE", help="Encode items of the index again, from a table."),
     ] = None,
     put: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Add items, or update those that the index holds."),
+        typer.Option(
+            metavar="FILE", help="Add items, or update those that the index already contains."
+        ),
     ] = None,
     remove: Annotated[
         str | None,
-        typer.Option(metavar="IDS", help="Remove these item ids (commas), or @FILE with one each."),
+        typer.Option(metavar="IDS", help="Remove these item ids: a,b,c or @FILE, one per line."),
     ] = None,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Drop what updates left behind.")
+        bool, typer.Option("--compact", help="Delete obsolete rows that updates left in the files.")
     ] = False,
     forget: Annotated[
         bool,
-        typer.Option("--forget", help="With --compact: drop what histories need of removed items."),
+        typer.Option(
+            "--forget",
+            help="With --compact: also delete the vectors of removed items, which histories use.",
+        ),
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every byte and compare the checksums.")
+        bool, typer.Option("--verify", help="Read all files and compare their checksums.")
     ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode the catalogue once, for ranking; or change, compact or verify an index.
+    """Encode the catalogue for ranking; or change, compact or verify an index.
 
-    Without --add, --update, --put, --remove, --compact and --verify the index is built. A killed
-    build goes on where it was when the same command is given again.
+    Without --add, --update, --put, --remove, --compact and --verify, the command builds an index.
+    Run the same command again to resume an interrupted build.
 
-    An index is changed in place while others rank with it: they keep the version that they opened,
-    and whoever opens it later sees the change. Tables have the layout of the run's item table (CSV,
-    TSV or Parquet). Several changes in one command are one step, all of it or nothing.
+    Changes are made in place and are atomic: all changes of one command become visible together.
+    Processes that have the index open continue to use the version that they opened. Tables have
+    the layout of the run's item table (CSV, TSV or Parquet).
 
     Examples:
 
@@ -69,7 +80,7 @@ def index(
 
         limerank index runs/mine --out index/mine --add new.csv --remove 17,42
 
-        limerank index runs/mine --out index/mine --put changed.parquet --remove @gone.txt
+        limerank index runs/mine --out index/mine --put changed.parquet --remove @removed.txt
 
         limerank index runs/mine --out index/mine --compact
     """
@@ -84,7 +95,7 @@ def index(
     given = [mode for mode, options in modes.items() if options]
     if len(given) > 1:
         options = ", ".join(option for mode in given for option in modes[mode])
-        raise SpecError(f"{options} are {' and '.join(given)} an index: one at a time, please")
+        raise SpecError(f"{options}: give the options of one operation only ({' or '.join(given)})")
     if forget and not compact:
         raise SpecError("--forget goes with --compact")
     if given in ([], ["building"]):
@@ -102,8 +113,8 @@ def index(
 
     loaded = load_run(run)
     if verify:
-        held = Index.open(out, loaded.fingerprint, verify=True)
-        print(f"{out} is whole: {held.items:,} items, version {held.version}")
+        opened = Index.open(out, loaded.fingerprint, verify=True)
+        print(f"{out} is intact: {opened.items:,} items, version {opened.version}")
         return
     if compact:
         Index.open(out, loaded.fingerprint)

@@ -11,20 +11,29 @@ import typer
 
 from limerank.errors import SpecError
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output of the same kind.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress bars.")]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Dataset; the one the run was trained on by default.")
+    Path | None,
+    typer.Option("--data", help="Prepared dataset.", show_default="the dataset of the run"),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting; may be given repeatedly."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any setting of the model or of training. Repeatable."
+    ),
 ]
 
 
 def print_coverage(table: Any, partial: bool = False) -> None:
-    """How a table fits, where there is one; warnings go to standard error. ``partial``: the table
-    need not hold all items."""
+    """Print how well a table matches the dataset, and its warnings on standard error.
+
+    Args:
+        table: the coverage to print; None prints nothing.
+        partial: whether the table may lack items without a warning.
+    """
     if table is not None:
         print("\n".join(f"  {line}" for line in table.lines()))
         for warning in table.warnings(partial):
@@ -32,7 +41,11 @@ def print_coverage(table: Any, partial: bool = False) -> None:
 
 
 def memory_bytes(text: str) -> int:
-    """Bytes of a text such as ``512MiB``."""
+    """Bytes of a text such as ``512MiB`` or ``2GiB``.
+
+    Raises:
+        SpecError: the text is not an amount of memory.
+    """
     units = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -43,17 +56,23 @@ def memory_bytes(text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         found = 0
     if found < 1:
-        raise SpecError(f"{text!r} is no amount of memory; expected such as 512MiB or 2GiB")
+        raise SpecError(
+            f"{text!r} is not an amount of memory; expected a value such as 512MiB or 2GiB"
+        )
     return found
 
 
 def settings(pairs: list[str] | None) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are JSON where they parse as JSON, else text."""
+    """NAME=VALUE pairs as a mapping. A value is JSON if it parses as JSON, else text.
+
+    Raises:
+        SpecError: a pair has no ``=``, or a name is given twice.
+    """
     found: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise SpecError(f"{pair!r} is no setting; expected NAME=VALUE")
+            raise SpecError(f"{pair!r} is not a setting; expected NAME=VALUE")
         if name in found:
             raise SpecError(f"{name} is set twice: {found[name]!r} and {text!r}")
         try:
@@ -64,14 +83,18 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def ids(text: str) -> list[str]:
-    """Ids separated by commas, or those in ``@FILE``, one per line."""
+    """Ids separated by commas, or the lines of a file given as ``@FILE``.
+
+    Raises:
+        SpecError: the file cannot be read.
+    """
     if text.startswith("@"):
         try:
             lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise SpecError(f"cannot read {text[1:]}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise SpecError(f"cannot read {text[1:]}: it is no text in UTF-8") from None
+            raise SpecError(f"cannot read {text[1:]}: it is not UTF-8 text") from None
     else:
         lines = text.split(",")
     return [line.strip() for line in lines if line.strip()]

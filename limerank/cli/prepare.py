@@ -1,4 +1,4 @@
-"""``limerank prepare``."""
+"""``limerank prepare``: logs to a dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from limerank.cli.options import Overwrite, Quiet, memory_bytes, settings
 from limerank.errors import SpecError, did_you_mean
 
-INTERRUPTED = "nothing was written; the same command begins anew"
+INTERRUPTED = "nothing was written; run the same command again to start over"
 
 READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
 
@@ -18,30 +18,32 @@ READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(help=f"A dataset description (TOML), or one of {', '.join(READER_NAMES)}."),
+        typer.Argument(
+            help=f"A dataset description (TOML), or a public layout: {', '.join(READER_NAMES)}."
+        ),
     ],
     directory: Annotated[
-        Path | None, typer.Argument(help="For an official layout: the folder it was unpacked to.")
+        Path | None, typer.Argument(help="For a public layout: the folder of its files.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write.")] = None,
-    memory: Annotated[
-        str, typer.Option(help="Upper bound of memory, such as 512MiB or 2GiB.")
-    ] = "2GiB",
+    out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
+    memory: Annotated[str, typer.Option(help="Memory limit, such as 512MiB or 2GiB.")] = "2GiB",
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the layout."),
+        typer.Option(
+            "--option", "-o", metavar="NAME=VALUE", help="Option of a public layout. Repeatable."
+        ),
     ] = None,
     write_spec: Annotated[
         Path | None,
-        typer.Option(help="For an official layout: only write its description, to edit it."),
+        typer.Option(help="For a public layout: only write its description, for editing."),
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn logs into a sorted, typed, memory-mapped dataset.
+    """Convert logs into a sorted, typed, memory-mapped dataset.
 
-    Vocabularies, normalisation and popularity come from the training window alone. Bad rows are
-    counted by reason. A killed run leaves nothing that looks finished.
+    Vocabularies, normalisation and popularity are computed from the training window only. Bad rows
+    are dropped and counted by reason. The output folder appears when it is complete.
 
     Examples:
 
@@ -56,11 +58,11 @@ def prepare(
     from limerank.files import check_folder, check_output
 
     if out is None and write_spec is None:
-        raise SpecError("give --out, the folder to write (or --write-spec FILE)")
+        raise SpecError("give --out, the output folder (or --write-spec FILE)")
     limit = memory_bytes(memory)
     if write_spec is not None:
         check_output(write_spec, (".toml",))
-    elif out is not None:  # before files are converted
+    elif out is not None:  # before converting files
         check_folder(out, overwrite=overwrite, mark="dataset.json")
     if source in READERS:
         if directory is None:
@@ -71,12 +73,12 @@ def prepare(
         spec, base = read(source, directory, work, quiet=quiet, **settings(option))
     elif directory is not None or option:
         raise SpecError(
-            f"{source!r} is no official layout; expected {', '.join(READERS)}"
+            f"{source!r} is not a public layout; expected {', '.join(READERS)}"
             f"{did_you_mean(source, READERS)}"
         )
     elif not Path(source).exists():
         raise SpecError(
-            f"{source} is neither a dataset description nor one of the official layouts "
+            f"{source} is neither a dataset description nor one of the public layouts "
             f"{', '.join(READERS)}{did_you_mean(source, READERS)}"
         )
     else:

@@ -1,4 +1,4 @@
-"""``limerank rank``."""
+"""``limerank rank``: ranked items for one user or many."""
 
 from __future__ import annotations
 
@@ -12,63 +12,74 @@ import typer
 from limerank.cli.options import Data, Overwrite, Quiet, ids
 from limerank.errors import SpecError
 
-INTERRUPTED = "the same command goes on with --all-users or --users where it was"
+INTERRUPTED = "run the same command again to resume the output of --all-users or --users"
 
 
 def rank(
     run: Annotated[Path, typer.Option(help="A run folder.")],
     index: Annotated[Path, typer.Option(help="The index of the run.")],
-    user: Annotated[str | None, typer.Option(help="User id, for the history in the log.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="User id; the history comes from the dataset.")
+    ] = None,
     history: Annotated[
         str | None,
-        typer.Option(help="A history given here: item ids, oldest first, separated by commas."),
+        typer.Option(help="History of an anonymous user: item ids a,b,c, oldest first."),
     ] = None,
     all_users: Annotated[
-        bool, typer.Option("--all-users", help="Rank for every user of the log, into --out.")
+        bool, typer.Option("--all-users", help="Rank for every user of the dataset, into --out.")
     ] = False,
     users: Annotated[
-        str | None, typer.Option(help="Rank for these users (commas, or @FILE), into --out.")
+        str | None,
+        typer.Option(help="Rank for these users (a,b,c or @FILE, one per line), into --out."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Parquet or CSV file (by its ending) for the items of --all-users."),
+        typer.Option(
+            help="With --all-users or --users: Parquet file, or CSV if the name ends in .csv."
+        ),
     ] = None,
     overwrite: Overwrite = False,
-    k: Annotated[int, typer.Option("-k", help="How many items.")] = 20,
+    k: Annotated[int, typer.Option("-k", help="Number of items per user.")] = 20,
     candidates: Annotated[
-        str | None, typer.Option(help="Only these item ids (commas), or @FILE with one per line.")
+        str | None, typer.Option(help="Rank only these item ids: a,b,c or @FILE, one per line.")
     ] = None,
     skip_unknown: Annotated[
         bool,
-        typer.Option("--skip-unknown", help="Leave out candidates that are not in the index."),
+        typer.Option(
+            "--skip-unknown", help="With --candidates: ignore ids that are not in the index."
+        ),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show the events that carried each item.")
+        bool, typer.Option("--explain", help="Show which events of the history raised each item.")
     ] = False,
     seen: Annotated[
-        bool, typer.Option("--seen/--no-seen", help="Whether items of the history may be ranked.")
+        bool, typer.Option("--seen/--no-seen", help="Include or exclude items of the history.")
     ] = False,
     at: Annotated[
         str | None,
         typer.Option(
             "--time",
-            help="When the request is made: 2026-11-01T12:00 (UTC) or milliseconds since 1970; "
-            "only events before it count. The end of the log if not given.",
+            help="Time of the request: 2026-11-01T12:00 (UTC) or milliseconds since 1970. Later "
+            "events are ignored.",
+            show_default="the end of the log",
         ),
     ] = None,
     scorer: Annotated[
-        str, typer.Option(help="auto; native or quantised (LIME, bytes), or model (float32).")
+        str,
+        typer.Option(
+            help="auto, native (C++, 8-bit), quantised (the same in torch), or model (float32)."
+        ),
     ] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of the native scorer.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     data: Data = None,
     quiet: Quiet = False,
 ) -> None:
-    """Rank the whole catalogue, or some candidates, for one user; or the catalogue for many users.
+    """Rank the catalogue, or given candidates, for one user; or the catalogue for many users.
 
-    One user's items are printed. With --all-users or --users the items go to a file with the
-    columns user, rank, item, value and one per task: CSV where its name ends in .csv, else Parquet.
-    A killed job goes on when called again.
+    For one user (--user or --history) the items are printed. For many (--all-users or --users) they
+    are written to --out, with the columns user, rank, item, value and one per task. Run the same
+    command again to resume an interrupted output.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""``limerank serve``."""
+"""``limerank serve``: rankings over HTTP."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from limerank.errors import SpecError, check_choice
 
 def serve(
     run: Annotated[Path, typer.Option(help="A run folder.")],
-    index: Annotated[Path, typer.Option(help="The index of the run.")],
+    index: Annotated[Path, typer.Option(help="Index of the run.")],
     store: Annotated[
         str,
-        typer.Option(
-            help="Events: an SQLite file, made if it is not there, or valkey://HOST:PORT/0."
-        ),
+        typer.Option(help="Event store: SQLite file (created if missing) or valkey://HOST:PORT/0."),
     ] = "events.db",
     items: Annotated[
-        Path | None, typer.Option(help="The item table, for filters and to show features.")
+        Path | None, typer.Option(help="Item table, for filters and for features in responses.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 chooses a free one.")] = 8000,
     keys: Annotated[
         Path | None,
         typer.Option(
-            help="File of keys: lines such as `read KEY`, `write KEY`, `admin KEY`; a key has at "
-            "least 16 characters."
+            help="File of API keys. A line is `read KEY`, `write KEY` or `admin KEY`; a key has 16 "
+            "characters or more."
         ),
     ] = None,
     open_: Annotated[
@@ -37,47 +35,66 @@ def serve(
         typer.Option(
             "--no-keys",
             "--open",
-            help="Serve without keys: on this machine's own address, for its own programs alone.",
+            help="Serve without keys, on a loopback address only. For development.",
         ),
     ] = False,
     state: Annotated[
         str,
-        typer.Option(help="window: the latest events, as evaluated; streaming: all (lime-mha)."),
+        typer.Option(
+            help="window: the latest events, as in evaluation; streaming: all events (lime-mha)."
+        ),
     ] = "window",
     most: Annotated[
-        int | None, typer.Option(help="Events held of a user, at most; all if not given.")
+        int | None,
+        typer.Option(help="Maximum number of events stored per user.", show_default="no limit"),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of one ranking.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads per ranking.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Requests computed at a time; the cores if not given.")
+        int | None,
+        typer.Option(
+            help="Requests computed at the same time.", show_default="the number of cores"
+        ),
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second and key, at most.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Maximum number of requests per second and key.", show_default="no limit"
+        ),
+    ] = None,
     proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a reverse proxy whose X-Forwarded-For is believed; may be "
-            "given repeatedly."
+            help="Address or network of a reverse proxy whose X-Forwarded-For header is trusted. "
+            "Repeatable."
         ),
     ] = None,
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with links run and index, or a JSON file of both: loaded when they change."
+            help="Folder with symbolic links run and index, or a JSON file that names both. The "
+            "server reloads when they change."
         ),
     ] = None,
 ) -> None:
-    """Serve rankings over HTTP: events in, rankings out, new items rankable at once.
+    """Serve rankings over HTTP: takes events and new items, answers with ranked items.
 
-    Needs the extra `serve` (pip install "limerank[serve]"). Keys come from --keys or from
-    LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS; /openapi.json describes the
-    API.
+    Requires the extra `serve`: pip install "limerank[serve]". API keys are read from --keys or from
+    LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS. The page at / shows users,
+    rankings and the state of the server; /openapi.json describes the API. `limerank settings
+    server` lists every limit.
+
+    Examples:
+
+        limerank serve --run runs/mine --index index/mine --store events.db --no-keys
+
+        limerank serve --run runs/mine --index index/mine --keys keys.txt --host 0.0.0.0
     """
     from pydantic import ValidationError
 
     check_choice("state", state, ("window", "streaming"))
     for name, path in (("--run", run), ("--index", index), ("--items", items), ("--keys", keys)):
         if path is not None and not path.exists():
-            raise SpecError(f"{name} {path}: there is no such file or folder")
+            raise SpecError(f"{name} {path}: no such file or folder")
     try:
         from limerank.serving.http.run import serve as serve_
         from limerank.serving.http.settings import Settings, keys_of_environment
@@ -98,7 +115,7 @@ def serve(
     except ValidationError as error:
         raise SpecError(_settings_message(error.errors())) from None
     except UnicodeDecodeError:
-        raise SpecError(f"{keys} is no text file of keys in UTF-8") from None
+        raise SpecError(f"{keys} is not a key file: it is not UTF-8 text") from None
     except ValueError as error:
         raise SpecError(str(error)) from None
     serve_(
@@ -115,7 +132,7 @@ def serve(
 
 
 def _settings_message(errors: Sequence[Any]) -> str:
-    """What pydantic says of a server's settings, in one line."""
+    """Validation errors of server settings as one line, without the keys."""
     parts = []
     for one in errors:
         position = ".".join(map(str, one["loc"]))

@@ -1,4 +1,4 @@
-"""``limerank synth``."""
+"""``limerank synth``: simulated logs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ INTERRUPTED = "nothing was written"
 
 
 def synth(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    users: Annotated[int, typer.Option(help="How many users, arriving over time.")] = 2000,
-    items: Annotated[int, typer.Option(help="How many items, uploaded over time.")] = 2000,
-    events: Annotated[int, typer.Option(help="How many impressions, exactly.")] = 200_000,
-    days: Annotated[int, typer.Option(help="Length of the log.")] = 30,
-    history: Annotated[int, typer.Option(help="History length written into spec.toml.")] = 128,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output folder.")],
+    users: Annotated[int, typer.Option(help="Number of users; they arrive over time.")] = 2000,
+    items: Annotated[
+        int, typer.Option(help="Number of items; they are uploaded over time.")
+    ] = 2000,
+    events: Annotated[int, typer.Option(help="Exact number of impressions.")] = 200_000,
+    days: Annotated[int, typer.Option(help="Length of the log in days.")] = 30,
+    history: Annotated[int, typer.Option(help="history.length in the written spec.toml.")] = 128,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same log.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Simulate short-video logs whose truth is known.
+    """Simulate the logs of a short-video app, with the true probability of every click.
 
-    Writes events, item and user tables, a ready spec.toml, and the true click probability and
-    expected watch time of every impression, so that a model can be held against the best possible.
+    Writes events, item and user tables, a dataset description (spec.toml), and the true click
+    probability and expected watch time of every impression (truth.parquet). A model can then be
+    compared with the best possible one.
 
-    Example: limerank synth --users 5000 --items 3000 --events 500000 --out logs/sim
+    Example:
+
+        limerank synth --users 5000 --items 3000 --events 500000 --out logs/sim
     """
     from limerank.data.synthetic import simulate
 
@@ -43,4 +48,4 @@ def synth(
         overwrite=overwrite,
         quiet=quiet,
     )
-    print(f"{out} holds {events:,} events. Next: limerank prepare {out}/spec.toml --out data/sim")
+    print(f"{out}: {events:,} events. Next: limerank prepare {out}/spec.toml --out data/sim")

@@ -1,4 +1,4 @@
-"""``limerank train``."""
+"""``limerank train``: a dataset to a run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 from limerank.cli.options import Overwrite, Quiet, Set, settings
 from limerank.errors import SpecError, did_you_mean
 
-INTERRUPTED = "the same command goes on from the last checkpoint"
+INTERRUPTED = "run the same command again to resume from the last checkpoint"
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="A prepared dataset.")],
+    data: Annotated[Path, typer.Argument(help="Prepared dataset.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
     model: Annotated[
         str,
@@ -32,25 +32,31 @@ def train(
     width: Annotated[int | None, typer.Option(help="Numbers per item, event and link.")] = None,
     links: Annotated[int | None, typer.Option(help="Learned links.")] = None,
     history: Annotated[int | None, typer.Option(help="Events per history.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of weights, order and dropout.")] = 0,
     bf16: Annotated[
-        bool, typer.Option("--bf16", help="Matrix products in bfloat16 (fast on newer CPUs).")
+        bool,
+        typer.Option("--bf16", help="Compute matrix products in bfloat16 (faster on recent CPUs)."),
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads.", show_default="all cores")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N for the N-th GPU.")] = "cpu",
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard as well.")
+        bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")
     ] = False,
     setting: Set = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a ranker. A killed run goes on where it was when the same command is given again.
+    """Train a ranker.
 
-    Every field of the model's and the training's configuration can be set:
-    `--set blocks=2 --set dropout=0.2 --set 'task_weights={"watch": 0.3}'`.
+    Run the same command again to resume an interrupted training from its last checkpoint.
 
-    Example: limerank train data/mine --model lime-mha --out runs/mine --bf16
+    Examples:
+
+        limerank train data/mine --model lime-mha --out runs/mine --bf16
+
+        limerank train data/mine --out runs/deep --set blocks=2 --set 'task_weights={"watch": 0.3}'
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The whole way on simulated logs: simulate, prepare, train, evaluate, index, rank, report."""
+"""The demo: simulate, prepare, train, evaluate, index, rank and report, in one folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from limerank.training.trainer import train
 MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
 
 MARK = "demo.json"
-"""The file by which a demo's folder is known."""
+"""The file that marks the folder of a demo; it contains the demo's settings."""
 
 FULL: dict[str, Any] = {
     "log": {"users": 2000, "items": 2000, "events": 200_000},
@@ -47,7 +47,7 @@ SMALL: dict[str, Any] = {
 }
 
 NEXT = """
-Next, with your own logs (the README's walkthrough says what spec.toml holds):
+Next, use your own logs. The README shows how to describe them in spec.toml:
 
   limerank prepare spec.toml --out data/mine
   limerank train data/mine --model lime-xor --out runs/mine
@@ -55,7 +55,7 @@ Next, with your own logs (the README's walkthrough says what spec.toml holds):
   limerank index runs/mine --out index/mine
   limerank rank --run runs/mine --index index/mine --user ID -k 20 --explain
 
-Or talk to this one over HTTP (docs/serving.md):
+Or serve this model over HTTP (docs/serving.md):
 
   limerank demo --serve
 """
@@ -69,20 +69,21 @@ def demo(
     quiet: bool = False,
     echo: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Walk the whole way in one folder. Finished steps are kept: an interrupted demo goes on.
+    """Run every step in one folder. Steps whose output exists are skipped, so a demo can resume.
 
     Args:
-        out: the folder for logs, dataset, runs, index and report.
-        small: a minute's work only to see every step; its numbers mean little.
-        overwrite: begin anew.
-        quiet: show no progress bars.
-        echo: where text goes.
+        out: output folder for logs, dataset, runs, index and report.
+        small: use small logs. It takes a minute; the metrics mean little.
+        overwrite: delete an earlier demo in ``out`` first.
+        quiet: hide progress bars.
+        echo: prints a text.
 
     Returns:
-        ``ceiling``, ``results`` by model, ``quantisation`` and ``report`` (the page's path).
+        ``ceiling``, ``results`` by model, ``quantisation``, ``report`` (path of the page), ``run``
+        (path of the best LIME run) and ``seconds``.
 
     Raises:
-        FormatError: ``out`` holds something else, or a demo with other settings.
+        FormatError: ``out`` contains something else, or a demo with other settings.
     """
     out = Path(out)
     settings = SMALL if small else FULL
@@ -95,11 +96,11 @@ def demo(
     def step(number: int, text: str) -> None:
         echo(f"\n[{number}/7] {text}  ({time.monotonic() - started:.0f} s)")
 
-    step(1, "Simulating short-video logs whose truth is known")
+    step(1, "Simulating the logs of a short-video app")
     if _missing(out / "logs", echo):
         simulate(out / "logs", **settings["log"], quiet=quiet)
 
-    step(2, "Preparing them: sorted, typed, split by time, vocabularies of the training window")
+    step(2, "Preparing a dataset: sorting, encoding, splitting by time")
     if _missing(out / "data", echo):
         spec = load_spec(out / "logs" / "spec.toml")
         prepare(spec, out / "data", base=out / "logs", quiet=quiet)
@@ -111,7 +112,7 @@ def demo(
     for model in MODELS:
         folder = out / "runs" / model
         if (folder / "config.json").exists() and not (folder / "trainer").exists():
-            echo(f"{folder}: kept")
+            echo(f"{folder}: exists, skipped")
             continue
         config = TrainConfig(bf16=bf16, **settings["train"])
         last = train(
@@ -123,7 +124,7 @@ def demo(
         )
         echo(f"{folder}: validation AUC {last['best_click/auc']:.4f}")
 
-    step(4, "Evaluating on the last tenth of the time, against the best that is possible")
+    step(4, "Evaluating on the last tenth of the time")
     results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
     ceiling = best_possible(dataset, out / "logs")
     echo(comparison_text(results, ceiling))
@@ -137,16 +138,16 @@ def demo(
     index = Index.open(index_path, fingerprint=run.fingerprint)
     quantised = quantisation_report(run, index, dataset, users=200, quiet=quiet)
     echo(
-        f"in bytes instead of float32 it loses {quantised['click/auc_lost']:+.6f} AUC and keeps "
-        f"{100 * quantised['overlap']:.2f} % of the true top 100"
+        f"8-bit instead of float32 scores: click AUC {-quantised['click/auc_lost']:+.6f}, "
+        f"{100 * quantised['overlap']:.2f} % of the top 100 the same"
     )
 
-    step(6, "Ranking the whole catalogue for a few users, and why")
+    step(6, "Ranking the catalogue for a few users, with reasons")
     recommender = Recommender(run_path, index_path)
     for user in some_users(dataset, settings["users"]):
         echo(recommender.rank(user, k=5, explain=5).text())
 
-    step(7, "Writing the report")
+    step(7, "Writing a report")
     page = out / "report.html"
     write_report(
         page,
@@ -169,7 +170,7 @@ def demo(
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices by itself; emulation would be slow."""
+    """Whether this processor has bfloat16 matrix instructions; without them bfloat16 is slow."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             text = file.read()
@@ -179,7 +180,7 @@ def has_bfloat16() -> bool:
 
 
 def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
-    """What the simulator's own probabilities score on the test impressions: no model can do more.
+    """Metrics of the simulator's own probabilities on the test split: the best possible ones.
 
     Returns:
         ``auc`` of the true click probability and ``xauc`` of the true expected watch time.
@@ -208,7 +209,7 @@ def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
 def comparison_text(
     results: Mapping[ModelName, dict[str, Any]], ceiling: Mapping[str, float]
 ) -> str:
-    """The models side by side, and the best possible."""
+    """A table of the models' metrics and the best possible ones."""
     heads = f"{'click AUC':>10}{'GAUC':>8}{'NE':>8}{'ECE':>8}{'watch XAUC':>12}{'NDCG@10':>9}"
     lines = [f"  {'':<14}{heads}"]
     for model, found in results.items():
@@ -228,16 +229,16 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(mark, settings)
     elif not mark.exists():
-        raise FormatError(f"{out} holds something else; choose another folder with --out")
+        raise FormatError(f"{out} contains something else; choose another folder with --out")
     elif json.dumps(read_json(mark, "a demo")) != json.dumps(settings):
         raise FormatError(
-            f"{out} holds a demo with other settings; pass --overwrite, or another --out"
+            f"{out} contains a demo with other settings; add --overwrite, or choose another --out"
         )
 
 
 def _missing(path: Path, echo: Callable[[str], None]) -> bool:
     if path.exists():
-        echo(f"{path}: kept")
+        echo(f"{path}: exists, skipped")
         return False
     return True
 
