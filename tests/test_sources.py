@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank.data.description import load_spec
-from limerank.data.sources import Reader, delimited, find_files, read_table
+from limerank.data.sources import Reader, delimited, find_files, open_file, read_table
 from limerank.data.spec import Table
 from limerank.errors import DataError, SpecError
 
@@ -36,7 +36,7 @@ def rows_of(
     path: Path, columns: list[str], size: int = MIB, **values: Any
 ) -> tuple[list[Any], Reader]:
     """All rows of one file, and its reader."""
-    reader = Reader(path, table(path.name, **values))
+    reader = open_file(path, table(path.name, **values))
     frames = list(reader.batches(columns, size))
     return [row for frame in frames for row in frame.rows()], reader
 
@@ -51,8 +51,8 @@ def test_an_unpaired_quote_costs_its_own_line_and_is_counted(tmp_path: Path, pos
     (tmp_path / "t.csv").write_text("id,name,class\n" + "\n".join(lines) + "\n")
     rows, reader = rows_of(tmp_path / "t.csv", ["id", "class"])
     assert [int(row[0]) for row in rows] == [k for k in range(1000) if k != position]
-    assert reader.bad_lines == 1
-    assert f"line {position + 2:,}: a quote that is not closed" in (reader.bad_example or "")
+    assert reader.rows.bad_lines == 1
+    assert f"line {position + 2:,}: a quote that is not closed" in (reader.rows.bad_example or "")
 
 
 def test_records_of_every_kind_add_up(tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_records_of_every_kind_add_up(tmp_path: Path) -> None:
         ("9", None),
         ("10", 'three\n\nlines, and a "quote"'),
     ]
-    assert reader.bad_lines == 4
-    assert reader.several_lines == 2
-    assert "line 10: a quote" in (reader.bad_example or "")
+    assert reader.rows.bad_lines == 4
+    assert reader.rows.several_lines == 2
+    assert "line 10: a quote" in (reader.rows.bad_example or "")
 
 
 def test_a_closing_quote_far_below_does_not_swallow_what_is_between(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_closing_quote_far_below_does_not_swallow_what_is_between(tmp_path: Pa
     (tmp_path / "t.csv").write_text("id,name,size\n" + "\n".join(lines) + "\n")
     rows, reader = rows_of(tmp_path / "t.csv", ["id"])
     assert len(rows) == 4999
-    assert reader.bad_lines == 1
+    assert reader.rows.bad_lines == 1
 
 
 FIELDS = st.text(st.sampled_from('ab",;\n\\ \t|'), max_size=8)
@@ -117,7 +117,7 @@ def test_what_the_standard_writer_writes_is_read_back(
     path.write_text(out.getvalue())
     found, reader = rows_of(path, ["a", "b"], separator=separator, quote='"')
     assert found == [tuple(value or None for value in row) for row in rows]
-    assert reader.bad_lines == 0
+    assert reader.rows.bad_lines == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -131,8 +131,8 @@ def test_no_record_of_a_broken_file_is_lost_uncounted(
     path.write_text("p,q\n" + text)
     rows, reader = rows_of(path, ["p"])
     there = sum(1 for line in text.split("\n") if line)
-    found = len(rows) + reader.bad_lines
-    assert found == there if reader.several_lines == 0 else found < there
+    found = len(rows) + reader.rows.bad_lines
+    assert found == there if reader.rows.several_lines == 0 else found < there
 
 
 def test_records_over_the_ends_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_records_over_the_ends_of_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "t.csv").write_text(out.getvalue(), newline="")
     found, reader = rows_of(tmp_path / "t.csv", ["id", "name"], size=1 << 18)
     assert found == [(str(k), name) for k, name in rows]
-    assert reader.bad_lines == 0
+    assert reader.rows.bad_lines == 0
 
 
 def test_quoted_tsv_pipes_and_escapes(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_quoted_tsv_pipes_and_escapes(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text('id,name\n1,"a \\"b\\" c"\n2,"x, \\\\"\n3,a\\,b\n')
     found, reader = rows_of(tmp_path / "e.csv", ["id", "name"], escape="\\")
     assert found == [("1", 'a "b" c'), ("2", "x, \\"), ("3", "a,b")]
-    assert reader.bad_lines == 0
+    assert reader.rows.bad_lines == 0
     (tmp_path / "d.dat").write_text('id::name\n1::"a::b"\n')
     given = {"format": "csv", "separator": "::", "quote": '"'}
     assert rows_of(tmp_path / "d.dat", ["name"], **given)[0] == [("a::b",)]
@@ -186,8 +186,8 @@ def test_an_escape_at_the_end_of_a_line(tmp_path: Path, end: str, quote: str) ->
         lost = {40, 299} if several else {40, 120, 299}
         assert [row[0] for row in found] == [str(k) for k in range(300) if k not in lost]
         assert found[80 - 1] == ("80", "3\\")
-        assert (reader.bad_lines, reader.several_lines) == ((2, 1) if several else (4, 0))
-        assert "t.csv, line 42: an escape at its end: '40,name 40,5" in str(reader.bad_example)
+        assert (reader.rows.bad_lines, reader.rows.several_lines) == ((2, 1) if several else (4, 0))
+        assert "t.csv, line 42: an escape at its end: '40,name 40,5" in str(reader.rows.bad_example)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -196,8 +196,8 @@ def test_line_breaks_of_another_kind_within_quotes(tmp_path: Path, end: str) -> 
     (tmp_path / "t.csv").write_text(text, newline="")
     found, reader = rows_of(tmp_path / "t.csv", ["id", "name"])
     assert found == [("1", "x\ry"), ("2", "x\ny"), ("3", "x\r\ny"), ("5", "z")]
-    assert (reader.bad_lines, reader.several_lines) == (1, 3)
-    assert "line 8: 3 fields, expected 2" in str(reader.bad_example)
+    assert (reader.rows.bad_lines, reader.rows.several_lines) == (1, 3)
+    assert "line 8: 3 fields, expected 2" in str(reader.rows.bad_example)
 
 
 # Headers and encodings
@@ -206,23 +206,23 @@ def test_line_breaks_of_another_kind_within_quotes(tmp_path: Path, end: str) -> 
 def test_headers_that_cannot_be_right(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("id,name,name,\n1,a,b,c\n")
-    reader = Reader(path, table("t.csv"))
-    assert "the name 'name' 2 times" in reader.remarks[0]
-    assert "column 4 of the header has no name" in reader.remarks[1]
+    reader = open_file(path, table("t.csv"))
+    assert "the name 'name' 2 times" in reader.rows.remarks[0]
+    assert "column 4 of the header has no name" in reader.rows.remarks[1]
     reader.require([("id", "id")])
     with pytest.raises(DataError, match=r"t.csv has several columns with the name 'name'"):
         reader.require([("name", "category")])
     path.write_text("id, name\n1,a\n")
     with pytest.raises(DataError, match=r"no column 'name'.*did you mean ' name'"):
-        Reader(path, table("t.csv")).require([("name", "category")])
+        open_file(path, table("t.csv")).require([("name", "category")])
     with pytest.raises(DataError, match="remove columns from the description"):
-        Reader(path, table("t.csv", columns=("id", "name")))
+        open_file(path, table("t.csv", columns=("id", "name")))
     path.write_text('id,"name\n1,a\n')
     with pytest.raises(DataError, match="first line has a quote that is not closed"):
-        Reader(path, table("t.csv"))
+        open_file(path, table("t.csv"))
     pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, ["id", "id"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="several columns with the name 'id'"):
-        Reader(tmp_path / "t.parquet", table("t.parquet")).require([("id", "id")])
+        open_file(tmp_path / "t.parquet", table("t.parquet")).require([("id", "id")])
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
@@ -230,7 +230,7 @@ def test_empty_files(tmp_path: Path, text: str) -> None:
     for name in ("t.csv", "t.tsv", "t.jsonl"):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=f"{name} cannot be read as .* it is empty"):
-            Reader(tmp_path / name, table(name))
+            open_file(tmp_path / name, table(name))
 
 
 def test_a_header_alone_has_no_rows(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_encodings_and_byte_order_marks(tmp_path: Path, encoding: str) -> None:
     assert rows_of(tmp_path / "t.csv", ["id", "name"], encoding=encoding)[0][0] == ("1", "Café")
     if encoding in ("utf-16", "utf-32"):
         with pytest.raises(DataError, match=f'written in {encoding}: set encoding = "{encoding}"'):
-            Reader(tmp_path / "t.csv", table("t.csv"))
+            open_file(tmp_path / "t.csv", table("t.csv"))
 
 
 def test_encodings_that_do_not_fit(tmp_path: Path) -> None:
@@ -337,14 +337,14 @@ def test_json_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     path.write_text("\n".join([good, "", "{oops", "[1]", good + "," + good, "7", good, '{"id"']))
     rows, reader = rows_of(path, ["id"])
     assert rows == [(1,), (1,)]
-    assert reader.bad_lines == 5
-    assert "line 3: no JSON object" in (reader.bad_example or "")
+    assert reader.rows.bad_lines == 5
+    assert "line 3: no JSON object" in (reader.rows.bad_example or "")
     path.write_text('[{"id": 1},\n {"id": 2}]')
     with pytest.raises(DataError, match="holds a JSON array, expected JSON lines"):
-        Reader(path, table("t.jsonl"))
+        open_file(path, table("t.jsonl"))
     path.write_text("id,name\n1,2\n")
     with pytest.raises(DataError, match="holds no JSON object in its first lines"):
-        Reader(path, table("t.jsonl"))
+        open_file(path, table("t.jsonl"))
 
 
 def test_json_lines_over_many_blocks(tmp_path: Path) -> None:
@@ -354,14 +354,14 @@ def test_json_lines_over_many_blocks(tmp_path: Path) -> None:
             file.write(json.dumps({"id": k, "text": "é" * (k % 40)}, ensure_ascii=False) + "\n")
     rows, reader = rows_of(path, ["id"], size=1)
     assert [row[0] for row in rows] == list(range(40_000))
-    assert reader.bad_lines == 0
+    assert reader.rows.bad_lines == 0
 
 
 def test_json_columns_of_no_use(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"id": {"a": 1}, "tag": "a"}\n')
     with pytest.raises(DataError, match=r"t.jsonl: column 'id' holds Struct.*expected ids"):
-        Reader(path, table("t.jsonl")).require([("id", "id")])
+        open_file(path, table("t.jsonl")).require([("id", "id")])
     path.write_text('{"id": 1, "tag": "a"}\n{"id": 1, "tag": ["b"]}\n')
     with pytest.raises(DataError, match="key 'tag' holds lists and single values, such as 'a'"):
         rows_of(path, ["tag"])
@@ -456,7 +456,7 @@ def test_types_are_read_or_refused_when_a_file_is_opened(
     tmp_path: Path, kind: str, role: str
 ) -> None:
     pq.write_table(pa.table({"x": TYPES[kind]}), tmp_path / "t.parquet")
-    reader = Reader(tmp_path / "t.parquet", table("t.parquet"))
+    reader = open_file(tmp_path / "t.parquet", table("t.parquet"))
     if kind not in GOOD[role]:
         with pytest.raises(DataError, match=r"t.parquet: column 'x' holds .*, expected [^\n]*$"):
             reader.require([("x", role)])

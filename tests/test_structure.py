@@ -25,7 +25,7 @@ LAYERS = """
 errors
 progress results files devices metrics validation
 kernels
-data: canonical ragged pipeline folder < spec < description sources < encoding
+data: canonical ragged pipeline folder formats < spec < description sources < encoding
     < history batch events features < event_log packing < dataset synthetic coverage
     < prepare readers
 models

@@ -65,6 +65,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from limerank.data.formats import FORMATS
 from limerank.errors import did_you_mean
 from limerank.validation import Frozen
 
@@ -76,8 +77,9 @@ class Files(Frozen):
     """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description. A folder
     stands for all files of a known format below it, and ``key=value`` in the name of a folder makes
     ``key`` a column."""
-    format: Literal["parquet", "csv", "tsv", "jsonl"] | None = None
-    """Guessed from the file's ending when not given; "jsonl": one JSON object per line."""
+    format: str | None = None
+    """Of the files: "parquet", "csv", "tsv" or "jsonl" (one JSON object per line). Not given: the
+    ending of each file's name tells it."""
     columns: tuple[str, ...] = ()
     """Names of the columns of CSV and TSV files that have no header line."""
     separator: str | None = Field(None, min_length=1)
@@ -94,6 +96,16 @@ class Files(Frozen):
     null_values: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     """Spellings of missing values, such as ``["NULL", "N/A"]``, in all columns that are read; or by
     column, such as ``{ user_id = ["0", "-1"] }``. Numbers are compared as numbers."""
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str | None) -> str | None:
+        if name is not None and name not in FORMATS:
+            raise ValueError(
+                f"{name!r} is not a known format; expected one of {', '.join(FORMATS)}"
+                f"{did_you_mean(name, FORMATS)}"
+            )
+        return name
 
     @field_validator("encoding")
     @classmethod

@@ -405,7 +405,7 @@ class _Job:
                     keep = keep & ~others
                 frames.append(frame.filter(pl.Series(keep)))
                 parts.append(codes[keep])
-            self.spools.remark_table(reader, f"{what} table", rows + reader.bad_lines)
+            self.spools.remark_table(reader, f"{what} table", rows + reader.rows.bad_lines)
         if not frames:
             raise DataError(f"{', '.join(table.files)}: the table has no rows")
         codes = np.concatenate(parts)

@@ -28,7 +28,7 @@ from limerank.data.prepare.checks import (
 )
 from limerank.data.prepare.ids import Ids, Mask, TextIdsError
 from limerank.data.prepare.partition import Array, Spool, shuffle
-from limerank.data.sources import Reader, find_files, wanted_of_table
+from limerank.data.sources import Reader, open_source, wanted_of_table
 from limerank.data.spec import EventSource, Feature, Spec
 from limerank.errors import DataError
 from limerank.progress import Bar
@@ -99,7 +99,7 @@ class Spooling:
         self.readers: list[list[Reader]] = []
         for source in spec.events:
             require_time_format(source)
-            readers = [Reader(path, source, self.base) for path in find_files(source, self.base)]
+            readers = open_source(source, self.base)
             for reader in readers:
                 reader.require(self._wanted(source))
             self.readers.append(readers)
@@ -109,8 +109,7 @@ class Spooling:
         for k, table in enumerate(tables):
             if table is None:
                 continue
-            for path in find_files(table, self.base):
-                reader = Reader(path, table, self.base)
+            for reader in open_source(table, self.base):
                 reader.require(wanted_of_table(table))
                 self.table_readers[k].append(reader)
                 may_be_integers[k].append(_may_be_integers(reader, table.id))
@@ -204,7 +203,7 @@ class Spooling:
                 )
         self.dtypes = dtypes
         self._make_spools()
-        total = sum(reader.path.stat().st_size for readers in self.readers for reader in readers)
+        total = sum(reader.rows.size for readers in self.readers for reader in readers)
         with Bar("reading", total=total, unit="bytes", quiet=self.quiet) as bar:
             for number, (source, readers) in enumerate(zip(spec.events, self.readers, strict=True)):
                 check = self._check_lists if source.lists else self._check_events
@@ -212,19 +211,19 @@ class Spooling:
                 assert spool is not None
                 for reader in readers:
                     before = self.rows
-                    self._reading = str(reader.path)
+                    self._reading = reader.name
                     done = 0.0
                     # Three steps, each in a thread of its own: decode, check, spool.
                     frames = ahead(self._with_users(reader, source))
                     with reader.named():
                         for columns in ahead(check(*one, source, number) for one in frames):
                             spool.add(columns)
-                            at = reader.position(self.rows - before)
+                            at = reader.rows.position(self.rows - before)
                             bar.advance(at - done, note=f"{self.rows:,} rows")
                             done = at
-                    bar.advance(reader.path.stat().st_size - done)
-                    self.bad["unparsable line"] += reader.bad_lines
-                    self.rows += reader.bad_lines
+                    bar.advance(reader.rows.size - done)
+                    self.bad["unparsable line"] += reader.rows.bad_lines
+                    self.rows += reader.rows.bad_lines
                     self._remark(reader, "unparsable line", self.rows - before)
         self._close_spools()
 
@@ -262,13 +261,13 @@ class Spooling:
         if found is not None:
             unit, example = found
             self.unit_hints.append(
-                f"{reader.path}: times of column {times.name!r} are such as {example:.0f}, which "
+                f"{reader.name}: times of column {times.name!r} are such as {example:.0f}, which "
                 f'is {iso(round(example * UNITS[unit]))} with time_unit = "{unit}", not with the '
                 f'"{source.time_unit}" given'
             )
         elif seem_written(times, source):
             self.unit_hints.append(
-                f"{reader.path}: times of column {times.name!r} are such as "
+                f"{reader.name}: times of column {times.name!r} are such as "
                 f'{times.drop_nulls()[0]!r}: set time_unit = "text"'
             )
         else:
@@ -281,10 +280,8 @@ class Spooling:
         rows = 0.0
         for source, readers in zip(self.spec.events, self.readers, strict=True):
             for reader in readers:
-                if reader.rows is not None:
-                    rows += reader.rows * (40 if source.lists else 1)
-                else:
-                    rows += reader.path.stat().st_size * (6 if reader.compression else 1) / 16
+                known = reader.rows.count is not None
+                rows += reader.rows.estimated_count * (40 if source.lists and known else 1)
         self.batch_bytes = min(max(self.room // 64, 1 << 20), BATCH_BYTES)
         row_bytes = sum(np.dtype(dtype).itemsize for dtype in self.dtypes.values())
         limit = max(self.room // (3 * (4 * row_bytes + 100)), 1 << 12)
@@ -463,16 +460,16 @@ class Spooling:
 
     def _remark(self, reader: Reader, bad: str, rows: int) -> None:
         """Keep what is strange about a file that has been read; ``bad`` names its bad lines."""
-        self.remarks += reader.remarks
+        self.remarks += reader.rows.remarks
         if rows == 0:
-            self.remarks.append(f"{reader.path} holds no rows")
-        if reader.bad_example is not None:
-            self.examples.setdefault(bad, reader.bad_example)
-        self.note("record over several lines", reader.several_lines)
+            self.remarks.append(f"{reader.name} holds no rows")
+        if reader.rows.bad_example is not None:
+            self.examples.setdefault(bad, reader.rows.bad_example)
+        self.note("record over several lines", reader.rows.several_lines)
 
     def remark_table(self, reader: Reader, what: str, rows: int) -> None:
         """The same of a file of the item or the user table."""
-        self.note(f"{what}: unparsable lines", reader.bad_lines)
+        self.note(f"{what}: unparsable lines", reader.rows.bad_lines)
         self._remark(reader, f"{what}: unparsable lines", rows)
 
     def note(self, what: str, count: int) -> None:

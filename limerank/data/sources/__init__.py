@@ -1,27 +1,30 @@
-"""Files of rows: Parquet, CSV, TSV and JSON lines, found by name, pattern or folder.
+"""Sources of rows: files, found by name, pattern or folder, and frames in memory.
 
-:mod:`~limerank.data.sources.reader` reads them in batches; ``delimited`` and ``jsonlines`` are the
-formats of text, over ``text``, which takes care of compression and encoding.
+``reader`` opens them and applies a description; ``rows`` is what each source implements:
+``parquet``, ``delimited`` (with ``records``) and ``jsonlines`` (over ``text``, which takes care of
+compression and encoding), and ``frames``. ``limerank.data.formats`` lists the formats of files.
 """
 
-from limerank.data.sources.reader import (
-    Reader,
-    Wanted,
-    concat,
-    file_format,
-    find_files,
-    in_one_file,
-    read_table,
-    wanted_of_table,
-)
+from limerank.data.sources.frames import Frame, is_frame, type_name
+from limerank.data.sources.paths import file_format, find_files, in_one_file
+from limerank.data.sources.reader import Reader, concat, open_file, open_source, read_table
+from limerank.data.sources.roles import Wanted, wanted_of_table
+from limerank.data.sources.rows import FileRows, Rows
 
 __all__ = [
+    "FileRows",
+    "Frame",
     "Reader",
+    "Rows",
     "Wanted",
     "concat",
     "file_format",
     "find_files",
     "in_one_file",
+    "is_frame",
+    "open_file",
+    "open_source",
     "read_table",
+    "type_name",
     "wanted_of_table",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError
@@ -21,7 +22,7 @@ EXACT = 1 << 53
 """Integers below it are exact as float64."""
 
 
-class JsonLines:
+class JsonLines(FileRows):
     """A file of JSON lines.
 
     Values of one column become one type in each batch: integers, numbers, booleans or lists of one
@@ -29,26 +30,21 @@ class JsonLines:
 
     Attributes:
         columns: the keys that the first lines have, and text or a list for each.
-        bad, bad_example: lines that are no objects, so far, and the first of them.
+        bad_lines, bad_example: lines that are not objects, so far, and the first of them.
     """
 
     def __init__(
         self, path: Path, source: EventSource | Table, kind: str, compression: str | None
     ) -> None:
-        self.path, self._source, self._compression = path, source, compression
-        self.repeated: set[str] = set()
-        self.remarks: list[str] = []
-        self.bad = self.several_lines = 0
-        self.bad_example: str | None = None
+        super().__init__(path, source, kind, compression)
         self._stream: ByteStream | None = None
-        self.columns = self._find_columns()
+        self.columns = dict(self._find_columns())
 
     def _open(self) -> ByteStream:
-        self._stream = ByteStream(self.path, self._compression, self._source.encoding)
+        self._stream = ByteStream(self.path, self.compression, self.source.encoding)
         return self._stream
 
-    def position(self) -> float:
-        """Bytes of the file that have been read."""
+    def position(self, rows: int) -> float:
         return 0.0 if self._stream is None else self._stream.position()
 
     def _find_columns(self) -> dict[str, pl.DataType]:
@@ -87,7 +83,7 @@ class JsonLines:
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         """The lines' values in these columns, in batches of about ``size`` bytes of memory."""
-        self.bad, self.bad_example = 0, None
+        self.bad_lines, self.bad_example = 0, None
         block = max(size // 16, 1 << 18)  # objects take some twenty times the text
         rest, line = b"", 1
         with self._open() as stream:
@@ -133,7 +129,7 @@ class JsonLines:
             if type(row) is dict:
                 good.append(row)
                 continue
-            self.bad += 1
+            self.bad_lines += 1
             if self.bad_example is None:
                 shown = text[:SHOWN].decode(errors="replace")
                 self.bad_example = (

@@ -1,0 +1,58 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet
+
+from limerank.data.sources.arrow import arrow_columns, plain_frame, rows_of_batch, type_names
+from limerank.data.sources.rows import FileRows
+from limerank.data.spec import EventSource, Table
+
+
+class ParquetFile(FileRows):
+    """A Parquet file: its columns have types, and its number of rows is known."""
+
+    typed = True
+
+    def __init__(
+        self, path: Path, source: EventSource | Table, kind: str, compression: str | None
+    ) -> None:
+        super().__init__(path, source, kind, compression)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            self.count = file.metadata.num_rows
+        self.columns, self.repeated = arrow_columns(schema)
+        self.type_names = type_names(schema)
+
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
+        rows = rows_of_batch(len(columns), size)
+        with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20) as file:
+            read = list(columns) or file.schema_arrow.names[:1]
+            for batch in file.iter_batches(rows, columns=read):
+                yield plain_frame(batch, read)
+
+    def bounds(self, column: str) -> tuple[float, float]:
+        unknown = super().bounds(column)
+        dtype = self.columns[column]
+        if dtype is None or not dtype.is_integer():
+            return unknown
+        low, high = math.inf, -math.inf
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            names = file.schema_arrow.names
+            column_at = names.index(column)
+            if file.metadata.num_columns != len(names):
+                return unknown
+            for k in range(file.metadata.num_row_groups):
+                statistics = file.metadata.row_group(k).column(column_at).statistics
+                if statistics is None:
+                    return unknown
+                if statistics.has_min_max:
+                    low, high = min(low, statistics.min), max(high, statistics.max)
+                elif statistics.num_values:
+                    return unknown
+        return low, high
