@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -98,6 +98,9 @@ docs: $(VENV)/.dev  ## build the site into build/docs; a broken link or referenc
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
 	$(PY) -c "from limerank.serving.http.app import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
 	  print(reference(describe('', OPERATIONS, open_=False)), end='')" > docs/api.md
+
+metrics: $(VENV)/.runtime  ## write docs/metrics.md from the descriptions of the metrics
+	$(PY) -c "from limerank.evaluation.legend import reference; print(reference(), end='')" > docs/metrics.md
 
 constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it on Python 3.11)
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'

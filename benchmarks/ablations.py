@@ -80,7 +80,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     setting = {**quality.chosen(DATASET, model), "epochs": EPOCHS, **CHANGES[what][value]}
     last = quality.fit(DATASET, folder, model, seed, setting)
     run = quality.run_folder(DATASET, model, seed, setting)
-    found = next(iter(evaluate(run, data=folder, lists=0)["tasks"].values()))
+    found = next(iter(evaluate(run, data=folder, lists=0).tasks.values()))
     metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
     metrics |= {key: number for key, number in last.items() if key.startswith("best_")}
     metrics |= costs(run, folder)

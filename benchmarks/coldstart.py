@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from benchmarks.rows import has_row, write_row
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from limerank.evaluation.evaluate import Evaluation
 
 DATASETS = ("ml1m", "synth_short")
 MODELS = ("popularity", "two-tower", "lime-mha", "lime-xor")
@@ -71,7 +74,7 @@ def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -
         write_row(
             "coldstart",
             {"dataset": name, "model": model, "what": "users", "events": seen},
-            {**first_task(found["tasks"]), "impressions": found["impressions"]},
+            {**first_task(found.tasks), "impressions": found.impressions},
             seed=seed,
         )
     metrics = of_items(evaluate(run, **options))
@@ -94,13 +97,13 @@ def measure_share(name: str, folder: Path, share: float, seed: int) -> None:
     print(f"{name} id dropout {share} seed {seed}: {metrics}", flush=True)
 
 
-def of_items(found: dict[str, Any]) -> dict[str, float]:
+def of_items(found: Evaluation) -> dict[str, float]:
     """The main task of the held-out items, and of all."""
-    parts = {part["slice"]: part for part in found["slices"] if part["kind"] == "item impressions"}
+    parts = {part.name: part for part in found.slices if part.kind == "item impressions"}
     return {
-        **first_task(parts["0"]["tasks"]),
-        "impressions": parts["0"]["impressions"],
-        **{f"{key} of all items": value for key, value in first_task(found["tasks"]).items()},
+        **first_task(parts["0"].tasks),
+        "impressions": parts["0"].impressions,
+        **{f"{key} of all items": value for key, value in first_task(found.tasks).items()},
     }
 
 
@@ -157,7 +160,7 @@ def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str
     }
 
 
-def first_task(tasks: dict[str, dict[str, float]]) -> dict[str, float]:
+def first_task(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """AUC and NE of the main task."""
     found = next(iter(tasks.values()))
     return {"auc": found["auc"], "ne": found["ne"]}

@@ -68,7 +68,7 @@ def measure(folders: dict[str, Path], form: str, seed: int) -> None:
     metrics: dict[str, Any] = {}
     for name, read in (("exact histories", folders["1"]), ("requests of 16", folders["16"])):
         found = evaluate(run, data=read, lists=0, out=run / "read.json")
-        task = next(iter(found["tasks"].values()))
+        task = next(iter(found.tasks.values()))
         metrics |= {f"auc, {name}": task["auc"], f"ne, {name}": task["ne"]}
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]
     metrics["train_seconds"] = last["seconds"]

@@ -182,7 +182,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     last = fit(name, folder, model, seed, setting)
     run, predicted = run_folder(name, model, seed, setting), predictions_of(name, model, seed)
     predicted.parent.mkdir(parents=True, exist_ok=True)
-    result = evaluate(run, data=folder, lists=LISTS, predictions=predicted)
+    result = evaluate(run, data=folder, lists=LISTS, predictions=predicted).to_dict()
     metrics: dict[str, Any] = {}
     for task, found in result["tasks"].items():
         metrics |= {f"{task}/{metric}": value for metric, value in found.items()}

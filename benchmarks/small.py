@@ -132,7 +132,7 @@ def measure(folder: Path, model: str, start: str, seeds: int) -> None:
                 config=TrainConfig(seed=seed),
                 quiet=True,
             )
-        found.append(evaluate(run, lists=0, quiet=True)["tasks"]["click"]["auc"])
+        found.append(evaluate(run, lists=0, quiet=True).tasks["click"]["auc"])
     write_row(
         "small",
         {"model": model, "start": start},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -108,9 +109,14 @@ def _cell(value: Any) -> str:
     return f'<td style="text-align: {align}">{escape(text)}</td>'
 
 
-def rounded(value: float | None) -> str:
-    """A number with four decimals; "-" where it is not defined."""
-    return "-" if value is None else f"{value:.4f}"
+def rounded(value: float) -> str:
+    """A number with four decimals; "-" for NaN, the value of what is not defined."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
+
+
+def none_for_nan(value: float) -> float | None:
+    """A number for JSON and tables, where what is not defined is null."""
+    return None if math.isnan(value) else value
 
 
 def aligned(

@@ -10,7 +10,7 @@ import pytest
 from limerank import metrics
 from limerank.errors import DataError, SpecError
 from limerank.evaluation.bootstrap import Resampled, draws, paired_auc, resampled_auc
-from limerank.evaluation.compare import compare, comparison_text
+from limerank.evaluation.compare import Comparison, Difference, compare
 from limerank.evaluation.evaluate import evaluate
 from tests.catalogues import data, shop
 
@@ -72,9 +72,18 @@ def test_a_single_user_gives_no_bounds():
     found = paired_auc(labels, np.zeros(len(labels)), [scores], [-scores])
     assert found.difference == pytest.approx(2 * metrics.auc(labels, scores) - 1)
     assert np.isnan(found.low) and np.isnan(found.high)
-    part = {"slice": "history 0", "impressions": 9, "difference": 0.1, "low": None, "high": None}
-    result = {"task": "t", "split": "test", "runs": [["a"], ["b"]], "differences": [part]}
-    assert comparison_text(result).splitlines()[-1].split() == ["history", "0", "9", "+0.1000", "-"]
+    part = Difference("history 0", 9, 0.1, *found[1:])
+    result = Comparison("t", "test", (("a",), ("b",)), (part,))
+    assert result.text().splitlines()[-1].split() == ["history", "0", "9", "+0.1000", "-"]
+    assert result.to_dict() == {
+        "task": "t",
+        "split": "test",
+        "runs": [["a"], ["b"]],
+        "differences": [
+            {"slice": "history 0", "impressions": 9, "difference": 0.1, "low": None, "high": None}
+        ],
+    }
+    assert result.to_polars()["low"].to_list() == [None]
 
 
 def test_runs_must_match():
@@ -86,18 +95,18 @@ def test_runs_must_match():
 def test_runs_are_compared_on_the_same_impressions(tmp_path):
     ours, theirs = shop("lime-mha").run, shop("two-tower").run
     result = compare([ours.path], [theirs.path], data=data().path, resamples=50)
-    found = {part["slice"]: part for part in result["differences"]}
+    found = {part.slice: part for part in result.differences}
     values = [
         evaluate(run.path, data=data().path, lists=0, out=tmp_path / "m.json")
         for run in (ours, theirs)
     ]
-    gap = values[0]["tasks"]["click"]["auc"] - values[1]["tasks"]["click"]["auc"]
-    assert found[""]["difference"] == pytest.approx(gap)
-    assert found[""]["impressions"] == values[0]["impressions"]
+    gap = values[0].tasks["click"]["auc"] - values[1].tasks["click"]["auc"]
+    assert found[""].difference == pytest.approx(gap)
+    assert found[""].impressions == values[0].impressions
     kind, name = ("history", "10-49")
-    old = next(p for p in values[0]["slices"] if (p["kind"], p["slice"]) == (kind, name))
-    assert found[f"{kind} {name}"]["impressions"] == old["impressions"]
-    text = comparison_text(result)
+    old = next(p for p in values[0].slices if (p.kind, p.name) == (kind, name))
+    assert found[f"{kind} {name}"].impressions == old.impressions
+    text = result.text()
     assert f"{gap:+.4f}" in text and f"{kind} {name}" in text
     with pytest.raises(SpecError, match="no binary task 'watch'; known: click"):
         compare([ours.path], [theirs.path], data=data().path, task="watch")
@@ -137,12 +146,11 @@ def test_an_interval_is_that_of_all_resamples_held_at_once():
 
 
 def test_a_long_name_of_a_slice_keeps_the_columns_apart():
-    part = {"impressions": 123456789, "difference": 0.1, "low": 0.05, "high": 0.2}
-    parts = [{"slice": "", **part}, {"slice": "a slice with quite a long name", **part}]
-    result = {"task": "t", "split": "test", "runs": [["a"], ["b"]], "differences": parts}
-    lines = comparison_text(result).splitlines()[-3:]
+    names = ("", "a slice with quite a long name")
+    parts = tuple(Difference(name, 123456789, 0.1, 0.05, 0.2) for name in names)
+    lines = Comparison("t", "test", (("a",), ("b",)), parts).text().splitlines()[-3:]
     assert lines[1].split() == ["all", "123,456,789", "+0.1000", "*", "+0.0500", "and", "+0.2000"]
-    assert lines[2].split("  ")[1] == parts[1]["slice"]
+    assert lines[2].split("  ")[1] == names[1]
     assert (
         len(
             {

@@ -16,7 +16,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import FingerprintError, FormatError, UnknownError
-from limerank.evaluation.evaluate import evaluate, table_text
+from limerank.evaluation.evaluate import Evaluation, Slice, evaluate
 from limerank.evaluation.lists import list_metrics
 from limerank.evaluation.predict import effective_links, predict
 from limerank.evaluation.slices import slice_values
@@ -66,21 +66,28 @@ def test_each_impression_is_scored_once(run, data):
 def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     dataset = Dataset(data)
     result = evaluate(run, out=tmp_path / "m.json")
-    assert result == json.loads((tmp_path / "m.json").read_text())
+    assert result.to_dict() == json.loads((tmp_path / "m.json").read_text())
+    assert repr(Evaluation.read(tmp_path / "m.json")) == repr(result)
     predicted = predict(load_run(run).ranker, dataset, dataset.requests_of("test"))
     users = dataset.requests["user"][predicted.requests]
-    click = result["tasks"]["click"]
+    click = result.tasks["click"]
     assert click["auc"] == metrics.auc(predicted.labels[:, 0], predicted.values[:, 0])
     assert click["gauc"] == metrics.gauc(predicted.labels[:, 0], predicted.values[:, 0], users)
-    assert result["tasks"]["watch"]["xauc"] == metrics.xauc(
+    assert result.tasks["watch"]["xauc"] == metrics.xauc(
         predicted.labels[:, 1], predicted.values[:, 1]
     )
     for kind in ("history", "item impressions", "user days", "item days"):
-        parts = [part for part in result["slices"] if part["kind"] == kind]
-        assert sum(part["impressions"] for part in parts) == result["impressions"]
-    text = table_text(result)
+        parts = [part for part in result.slices if part.kind == kind]
+        assert sum(part.impressions for part in parts) == result.impressions
+    text = result.text()
     assert f"{click['auc']:.4f}" in text
-    assert "whole catalogue of 30 items" in text
+    assert "full catalogue of 30 items" in text
+    table = result.to_polars()
+    assert table["impressions"][0] == result.impressions
+    assert table["click/auc"][0] == click["auc"]
+    assert len(table) == 1 + len(result.slices)
+    undefined = [part for part in result.slices if not part.impressions]
+    assert table["click/auc"].null_count() >= len(undefined)
 
 
 def test_another_split_is_written_beside_the_first(run):
@@ -96,9 +103,9 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
     path = tmp_path / "said.parquet"
     result = evaluate(run, out=tmp_path / "metrics.json", lists=0, predictions=path)
     predicted, dataset = pl.read_parquet(path), Dataset(data)
-    assert len(predicted) == result["impressions"]
+    assert len(predicted) == result.impressions
     auc = metrics.auc(predicted["click"].to_numpy(), predicted["click_predicted"].to_numpy())
-    assert auc == result["tasks"]["click"]["auc"]
+    assert auc == result.tasks["click"]["auc"]
     log = pl.read_parquet(data.parent / "log" / "events.parquet")
     keys = {"user": "user_id", "item": "item_id"}
     both = predicted.with_columns(time=pl.col("time") // 1000).join(
@@ -119,8 +126,8 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
         ]
         assert predicted[f"{ours}_days"].to_list() == days
         assert max(days) >= 1
-    young = next(p for p in result["slices"] if (p["kind"], p["slice"]) == ("history", "1-9"))
-    assert predicted["history"].is_between(1, 9).sum() == young["impressions"]
+    young = next(p for p in result.slices if (p.kind, p.name) == ("history", "1-9"))
+    assert predicted["history"].is_between(1, 9).sum() == young.impressions
 
 
 def test_a_log_without_a_clock_has_no_slices_by_days(run, data):
@@ -284,13 +291,8 @@ def test_lists_are_drawn_before_they_are_looked_through(run, data, monkeypatch):
 
 def test_tables_hold_apart_what_long_names_push_together():
     tasks = {"interacted": {"auc": 0.9817}, "added_to_the_basket_again": {"auc": 0.5}}
-    part = {"kind": "item impressions", "slice": "1000000000-2000000000", "tasks": tasks}
-    text = table_text(
-        {
-            "model": "m", "dataset": "d", "split": "test", "impressions": 1, "requests": 1,
-            "tasks": tasks, "slices": [{**part, "impressions": 1_234_567_890}],
-        }
-    )  # fmt: skip
+    part = Slice("item impressions", "1000000000-2000000000", 1_234_567_890, tasks)
+    text = Evaluation("m", "d", "test", 9, 0, 1, 1, tasks, (part,)).text()
     lines = text.splitlines()
     assert "  interacted                 auc 0.9817" in lines
     assert "  added_to_the_basket_again  auc 0.5000" in lines
@@ -324,9 +326,9 @@ def test_outputs_are_refused_before_the_work(run, tmp_path, monkeypatch, given, 
 def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, tmp_path):
     folder = tmp_path / "no" / "such"
     result = evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.csv")
-    assert json.loads((folder / "m.json").read_text()) == result
+    assert json.loads((folder / "m.json").read_text()) == result.to_dict()
     predicted = pl.read_csv(folder / "said.csv")
-    assert len(predicted) == result["impressions"] and "click_predicted" in predicted.columns
+    assert len(predicted) == result.impressions and "click_predicted" in predicted.columns
     evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.parquet")
     assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == predicted["user"].to_list()
     assert sorted(path.name for path in folder.iterdir()) == ["m.json", "said.csv", "said.parquet"]

@@ -208,7 +208,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
     )
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
     train(wide, tmp_path / "whole", model=model, config=config)
-    assert evaluate(tmp_path / "whole", split="train", lists=0)["tasks"]["click"]["auc"] > 0.55
+    assert evaluate(tmp_path / "whole", split="train", lists=0).tasks["click"]["auc"] > 0.55
 
     class StopError(Exception):
         pass

@@ -118,7 +118,7 @@ def test_the_same_description_and_log_make_the_same_dataset(written, name, tmp_p
 
 
 def run_facts(path: Path, data: Path, out: Path) -> dict[str, object]:
-    metrics = evaluate(path, data=data, lists=50, out=out)
+    metrics = evaluate(path, data=data, lists=50, out=out).to_dict()
     run, dataset = load_run(path), Dataset(data)
     predictions = predict(run.ranker, dataset, dataset.requests_of("test")[:5], history=10)
     return {

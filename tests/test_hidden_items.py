@@ -81,7 +81,7 @@ def test_rankings_leave_them_out_and_histories_may_hold_them(parts):
 
 def test_lists_are_measured_without_them(parts):
     _, run, _, folder = parts
-    lists = evaluate(run.path, out=folder / "metrics.json")["lists"]
+    lists = evaluate(run.path, out=folder / "metrics.json").lists
     assert lists["catalogue"] == ITEMS - len(HIDDEN)
 
 

@@ -139,11 +139,11 @@ def test_a_cold_start_from_end_to_end(folder, tmp_path):
     ]
     requests = data.requests_of("held-out")
     old = requests[data.history_lengths(requests, 5) == 5]
-    assert {result["impressions"] for result in found} == {len(data.impression_rows(old))}
-    assert len({result["tasks"]["click"]["log_loss"] for result in found}) == 3
+    assert {result.impressions for result in found} == {len(data.impression_rows(old))}
+    assert len({result.tasks["click"]["log_loss"] for result in found}) == 3
     result = evaluate(tmp_path / "run")
-    new = next(p for p in result["slices"] if (p["kind"], p["slice"]) == ("item impressions", "0"))
-    assert new["impressions"] > 0 and 0 < new["tasks"]["click"]["auc"] < 1
+    new = next(p for p in result.slices if (p.kind, p.name) == ("item impressions", "0"))
+    assert new.impressions > 0 and 0 < new.tasks["click"]["auc"] < 1
     build_index(tmp_path / "run", tmp_path / "index", data=data)
     recommender = Recommender(tmp_path / "run", Index.open(tmp_path / "index"), data)
     cold = data.user_ids[data.requests["user"][old[0]]]

@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     losses = [line["loss"] for line in seen if "loss" in line]
     assert losses[-1] < losses[0]
     learned = evaluate(tmp_path / "run", split="train", lists=0)
-    assert learned["tasks"]["click"]["auc"] > 0.55
+    assert learned.tasks["click"]["auc"] > 0.55
     assert last["best_click/auc"] == max(
         line["validation"]["click"]["auc"] for line in seen if "validation" in line
     )
@@ -221,7 +221,7 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
     assert len(found) < 60
     assert last["best_step"] == max(found, key=lambda pair: pair[0])[1]
     result = evaluate(tmp_path / "run", split="validation", lists=0)
-    assert result["tasks"]["click"]["auc"] == pytest.approx(last["best_click/auc"], abs=1e-6)
+    assert result.tasks["click"]["auc"] == pytest.approx(last["best_click/auc"], abs=1e-6)
 
 
 def test_a_metric_that_is_not_there_is_an_error(data, tmp_path):
@@ -251,7 +251,7 @@ def test_bf16_trains(data, tmp_path):
     config = TrainConfig(**LEARNING, bf16=True)
     train(data, tmp_path / "run", model=ModelConfig(model="lime-mha", **MODEL), config=config)
     learned = evaluate(tmp_path / "run", split="train", lists=0)
-    assert learned["tasks"]["click"]["auc"] > 0.55
+    assert learned.tasks["click"]["auc"] > 0.55
     assert all(weight.dtype == torch.float32 for weight in _weights(tmp_path / "run").values())
 
 
@@ -343,7 +343,7 @@ def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, 
     state = load_file(tmp_path / "run" / "trainer" / "state.safetensors")
     for tensors in (state, _weights(tmp_path / "run")):
         assert all(x.isfinite().all() for x in tensors.values() if x.is_floating_point())
-    assert evaluate(tmp_path / "run", split="validation", lists=0)["tasks"]
+    assert evaluate(tmp_path / "run", split="validation", lists=0).tasks
     train(data, tmp_path / "run", model=model, config=config)  # goes on from what was finite
     assert _equal(tmp_path / "whole", tmp_path / "run")
 

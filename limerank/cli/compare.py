@@ -44,7 +44,6 @@ def compare(
     import json
 
     from limerank.evaluation.compare import compare as run
-    from limerank.evaluation.compare import comparison_text
 
     result = run(ours, against, data=data, split=split, task=task, resamples=resamples, quiet=quiet)
-    print(json.dumps(result) if as_json else comparison_text(result))
+    print(json.dumps(result.to_dict()) if as_json else f"{result.text()}\n\n{result.legend()}")

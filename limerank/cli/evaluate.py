@@ -61,7 +61,6 @@ def evaluate(
         limerank evaluate runs/mine --split validation --out metrics/mine.json
     """
     from limerank.evaluation.evaluate import evaluate as measure
-    from limerank.evaluation.evaluate import table_text
 
     result = measure(
         run,
@@ -74,4 +73,4 @@ def evaluate(
         predictions=predictions,
         quiet=quiet,
     )
-    print(table_text(result))
+    print(f"{result.text()}\n\n{result.legend()}")

@@ -19,7 +19,7 @@ from limerank.data.description import load_spec
 from limerank.data.prepare import prepare, summary_text
 from limerank.data.synthetic import simulate
 from limerank.errors import FormatError
-from limerank.evaluation.evaluate import evaluate
+from limerank.evaluation.evaluate import Evaluation, evaluate
 from limerank.files import check_folder, check_output, read_json, write_json
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -129,7 +129,7 @@ def demo(
     ceiling = best_possible(dataset, out / "logs")
     echo(comparison_text(results, ceiling))
 
-    chosen = max(MODELS[1:], key=lambda model: results[model]["tasks"]["click"]["auc"])
+    chosen = max(MODELS[1:], key=lambda model: results[model].tasks["click"]["auc"])
     step(5, f"Indexing the catalogue with {chosen}")
     run_path, index_path = out / "runs" / chosen, out / "index"
     if _missing(index_path, echo):
@@ -206,14 +206,12 @@ def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
     }
 
 
-def comparison_text(
-    results: Mapping[ModelName, dict[str, Any]], ceiling: Mapping[str, float]
-) -> str:
+def comparison_text(results: Mapping[ModelName, Evaluation], ceiling: Mapping[str, float]) -> str:
     """A table of the models' metrics and the best possible ones."""
     heads = f"{'click AUC':>10}{'GAUC':>8}{'NE':>8}{'ECE':>8}{'watch XAUC':>12}{'NDCG@10':>9}"
     lines = [f"  {'':<14}{heads}"]
     for model, found in results.items():
-        click, watch, lists = found["tasks"]["click"], found["tasks"]["watch"], found["lists"]
+        click, watch, lists = found.tasks["click"], found.tasks["watch"], found.lists or {}
         lines.append(
             f"  {model:<14}{click['auc']:>10.4f}{click['gauc']:>8.4f}{click['ne']:>8.4f}"
             f"{click['ece']:>8.4f}{watch['xauc']:>12.4f}{lists.get('ndcg@10', 0.0):>9.4f}"
@@ -243,7 +241,7 @@ def _missing(path: Path, echo: Callable[[str], None]) -> bool:
     return True
 
 
-def _evaluated(run: Path, quiet: bool) -> dict[str, Any]:
+def _evaluated(run: Path, quiet: bool) -> Evaluation:
     if not (run / "metrics.json").exists():
         evaluate(run, quiet=quiet)
-    return read_json(run / "metrics.json", "an evaluated run")
+    return Evaluation.read(run / "metrics.json")

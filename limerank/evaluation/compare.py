@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,113 @@ from numpy.typing import NDArray
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.evaluation.bootstrap import Interval, paired_auc
+from limerank.evaluation.legend import legend
 from limerank.evaluation.predict import Predictions, predict
 from limerank.evaluation.slices import slice_values, slices
-from limerank.results import aligned
+from limerank.results import TableResult, aligned, none_for_nan
 from limerank.runs.folder import load_run
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference in AUC on a slice.
+
+    Attributes:
+        slice: kind and range, such as "history 10-49"; empty for all impressions.
+        impressions: number of impressions.
+        difference: AUC of our model minus AUC of theirs, the mean over runs.
+        low, high: bounds that hold the true difference with 95 % confidence; NaN (null in JSON)
+            where the impressions are of a single user.
+    """
+
+    slice: str
+    impressions: int
+    difference: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        bounds = {"low": none_for_nan(self.low), "high": none_for_nan(self.high)}
+        return {**asdict(self), **bounds}
+
+    @property
+    def significant(self) -> bool:
+        """Whether 0 lies outside of the bounds."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(TableResult):
+    """AUC of our model minus that of theirs: a row for all impressions, and one for each slice.
+
+    Attributes:
+        task: the task whose AUC is compared.
+        split: that was measured.
+        runs: run folders of our model, and of theirs.
+        differences: of all impressions, then of each slice.
+    """
+
+    task: str
+    split: str
+    runs: tuple[tuple[str, ...], tuple[str, ...]]
+    differences: tuple[Difference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "task": self.task,
+            "split": self.split,
+            "runs": [list(runs) for runs in self.runs],
+            "differences": [part.to_dict() for part in self.differences],
+        }
+
+    def columns(self) -> dict[str, list[Any]]:
+        return {
+            field.name: [part.to_dict()[field.name] for part in self.differences]
+            for field in fields(Difference)
+        }
+
+    def caption(self) -> str:
+        ours, theirs = (", ".join(runs) for runs in self.runs)
+        return (
+            f"{self.task} AUC of {ours} minus that of {theirs}, {self.split} split, "
+            "95 % bounds over users"
+        )
+
+    def text(self) -> str:
+        """An asterisk marks a difference whose bounds do not hold 0."""
+        ours, theirs = (", ".join(runs) for runs in self.runs)
+        rows = [("slice", "impressions", "difference  ", "between")]
+        for part in self.differences:
+            between = "-"
+            if not math.isnan(part.low):
+                between = f"{part.low:+.4f} and {part.high:+.4f}"
+            rows.append(
+                (
+                    part.slice or "all",
+                    f"{part.impressions:,}",
+                    f"{part.difference:+.4f} {'*' if part.significant else ' '}",
+                    between,
+                )
+            )
+        return "\n".join(
+            [
+                f"{self.task} AUC of {ours}",
+                f"minus that of {theirs}, {self.split} split, 95 % over users",
+                "",
+                *aligned(rows, "<>><", (26, 12, 12)),
+            ]
+        )
+
+    def legend(self) -> str:
+        """What the columns of :meth:`text` mean, to be printed below it."""
+        return "\n".join(
+            [
+                *legend(["auc"]),
+                "  Bounds are of 95 % confidence, by a bootstrap over users; * marks a difference "
+                "whose bounds",
+                "    do not hold 0.",
+            ]
+        )
 
 
 def differences(
@@ -60,7 +164,7 @@ def compare(
     task: str | None = None,
     resamples: int = 500,
     quiet: bool = True,
-) -> dict[str, Any]:
+) -> Comparison:
     """AUC of one model's runs minus that of another's, over all impressions and in each slice.
 
     Args:
@@ -71,14 +175,9 @@ def compare(
         resamples: draws of users.
         quiet: show no progress.
 
-    Returns:
-        ``task``, ``split``, ``runs`` and ``differences``: per slice (the first one holds all
-        impressions) ``slice``, ``impressions``, ``difference``, ``low`` and ``high``, None where
-        there are no bounds.
-
     Raises:
         DataError: the models have different numbers of runs.
-        SpecError: no such binary task.
+        SpecError: there is no such binary task.
     """
     if not ours or len(ours) != len(theirs):
         raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected equally many of both")
@@ -106,21 +205,12 @@ def compare(
         slice_values(first, dataset),
         resamples=resamples,
     )
-    return {
-        "task": task,
-        "split": split,
-        "runs": [[str(run) for run in runs] for runs in (ours, theirs)],
-        "differences": [
-            {"slice": name, "impressions": impressions, **_bounds(interval)}
-            for name, impressions, interval in found
-        ],
-    }
-
-
-def _bounds(interval: Interval) -> dict[str, float | None]:
-    return {
-        name: None if math.isnan(value) else value for name, value in interval._asdict().items()
-    }
+    return Comparison(
+        task,
+        split,
+        (tuple(map(str, ours)), tuple(map(str, theirs))),
+        tuple(Difference(name, impressions, *interval) for name, impressions, interval in found),
+    )
 
 
 def _predicted(
@@ -134,38 +224,4 @@ def _predicted(
         dataset.requests_of(split),
         history=loaded.train.history,
         quiet=quiet,
-    )
-
-
-def comparison_text(result: Mapping[str, Any]) -> str:
-    """What :func:`compare` found, to read; an asterisk where the bounds do not hold 0, no bounds
-    where the impressions are of a single user."""
-    ours, theirs = (", ".join(runs) for runs in result["runs"])
-    lines = [
-        f"{result['task']} AUC of {ours}",
-        f"minus that of {theirs}, {result['split']} split, 95 % over users",
-        "",
-        *aligned(
-            [
-                ("slice", "impressions", "difference  ", "between"),
-                *map(_cells, result["differences"]),
-            ],
-            "<>><",
-            (26, 12, 12),
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def _cells(part: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """One line of the table: an asterisk stands right of a difference that is sure."""
-    sure, between = " ", "-"
-    if part["low"] is not None:
-        sure = "*" if part["low"] > 0 or part["high"] < 0 else " "
-        between = f"{part['low']:+.4f} and {part['high']:+.4f}"
-    return (
-        part["slice"] or "all",
-        f"{part['impressions']:,}",
-        f"{part['difference']:+.4f} {sure}",
-        between,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,184 @@ import numpy as np
 import polars as pl
 
 from limerank.data.dataset import Dataset
-from limerank.errors import SpecError
+from limerank.errors import FormatError, SpecError
+from limerank.evaluation.legend import legend, metric_of
 from limerank.evaluation.lists import LIST_REQUESTS, list_metrics
 from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import Predictions, effective_links, predict
 from limerank.evaluation.slices import column, slice_values, slices
-from limerank.files import TABLE_ENDINGS, check_output, write_json, write_table
-from limerank.results import aligned
+from limerank.files import TABLE_ENDINGS, check_output, read_json, write_json, write_table
+from limerank.results import TableResult, aligned, none_for_nan, rounded
 from limerank.runs.folder import load_run
+
+TaskMetrics = Mapping[str, Mapping[str, float]]
+"""Task -> metric -> value; NaN where a metric is not defined, such as AUC of one class. In JSON,
+and in tables, such a value is null."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of the impressions, by how much the log knows of the user or of the item.
+
+    Attributes:
+        kind: "history", "item impressions", "user days" or "item days"; see
+            :func:`~limerank.evaluation.slices.slice_values`.
+        name: the range of its values, such as "10-49".
+        impressions: number of impressions.
+        tasks: task -> metric -> value; empty without impressions.
+    """
+
+    kind: str
+    name: str
+    impressions: int
+    tasks: TaskMetrics
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "slice": self.name,
+            "impressions": self.impressions,
+            "tasks": _plain(self.tasks),
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(TableResult):
+    """The metrics of a run on one split; :mod:`limerank.evaluation.legend` explains them.
+
+    As a table it has a row for all impressions and one for each slice, and a column
+    ``TASK/METRIC`` for each metric.
+
+    Attributes:
+        model: the model's name.
+        dataset: the dataset's name.
+        split: that was measured.
+        history: events of a history, at most.
+        at_least: the least number of events before a request.
+        requests, impressions: numbers of them.
+        tasks: task -> metric -> value, NaN where a metric is not defined.
+        slices: the same for parts of the impressions.
+        effective_links: of LIME models; None for others.
+        lists: metrics of ranked lists, with the number of ``requests`` that were ranked for and of
+            items in the ``catalogue``; None where lists were not asked for.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    history: int
+    at_least: int
+    requests: int
+    impressions: int
+    tasks: TaskMetrics
+    slices: tuple[Slice, ...]
+    effective_links: float | None = None
+    lists: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Evaluation:
+        """From :meth:`to_dict`."""
+        parts = tuple(
+            Slice(part["kind"], part["slice"], part["impressions"], _metrics(part["tasks"]))
+            for part in values["slices"]
+        )
+        return cls(**{**values, "tasks": _metrics(values["tasks"]), "slices": parts})
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Evaluation:
+        """From a file that :func:`evaluate` wrote.
+
+        Raises:
+            FormatError: the file is not such a file.
+        """
+        values = read_json(Path(path), "an evaluated run")
+        try:
+            return cls.of(values)
+        except (KeyError, TypeError):
+            raise FormatError(f"{path} does not hold the metrics of a run; evaluate it") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["tasks"] = _plain(self.tasks)
+        values["slices"] = [part.to_dict() for part in self.slices]
+        optional = ("effective_links", "lists")
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in optional or value is not None
+        }
+
+    def columns(self) -> dict[str, list[Any]]:
+        parts = [Slice("all", "", self.impressions, self.tasks), *self.slices]
+        found: dict[str, list[Any]] = {
+            "kind": [part.kind for part in parts],
+            "slice": [part.name for part in parts],
+            "impressions": [part.impressions for part in parts],
+        }
+        for task, metrics in self.tasks.items():
+            for name in metrics:
+                values = [part.tasks.get(task, {}).get(name, math.nan) for part in parts]
+                found[f"{task}/{name}"] = [none_for_nan(value) for value in values]
+        return found
+
+    def caption(self) -> str:
+        return (
+            f"{self.model} on {self.dataset}, {self.split} split: "
+            f"{self.impressions:,} impressions in {self.requests:,} requests"
+        )
+
+    def text(self) -> str:
+        """A line of metrics for each task, and a table of slices with each task's first metric."""
+        blocks = [(task, _line(found)) for task, found in self.tasks.items()]
+        if self.lists is not None:
+            lists = {name: value for name, value in self.lists.items() if metric_of(name)}
+            scope = (
+                f"(full catalogue of {self.lists['catalogue']:,.0f} items, "
+                f"{self.lists['requests']:,.0f} requests with a positive, seen items left out)"
+            )
+            blocks += [("lists", _line(lists)), ("", scope)]
+        if self.effective_links is not None:
+            blocks.append(("links", f"effective number {self.effective_links:.1f}"))
+        heads = [(task, next(iter(found))) for task, found in self.tasks.items()]
+        rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
+        for part in self.slices:
+            values = [part.tasks.get(task, {}).get(metric, math.nan) for task, metric in heads]
+            name = f"{part.kind} {part.name}"
+            rows.append((name, f"{part.impressions:,}", *map(rounded, values)))
+        return "\n".join(
+            [
+                self.caption(),
+                "",
+                *aligned(blocks, "<<", (10,)),
+                "",
+                *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads))),
+            ]
+        )
+
+    def legend(self) -> str:
+        """What the metrics of :meth:`text` mean, to be printed below it."""
+        names = [name for found in self.tasks.values() for name in found]
+        names += [] if self.lists is None else list(self.lists)
+        names += [] if self.effective_links is None else ["effective_links"]
+        return "\n".join(legend(names))
+
+
+def _plain(tasks: TaskMetrics) -> dict[str, dict[str, float | None]]:
+    return {
+        task: {name: none_for_nan(value) for name, value in found.items()}
+        for task, found in tasks.items()
+    }
+
+
+def _metrics(tasks: Mapping[str, Mapping[str, float | None]]) -> TaskMetrics:
+    return {
+        task: {name: math.nan if value is None else value for name, value in found.items()}
+        for task, found in tasks.items()
+    }
+
+
+def _line(found: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {rounded(value)}" for name, value in found.items())
 
 
 def evaluate(
@@ -32,7 +204,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
     quiet: bool = True,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a run on one split and write all metrics to a JSON file.
 
     Args:
@@ -81,33 +253,32 @@ def evaluate(
     if predictions is not None:
         _write_predictions(predicted, dataset, Path(predictions))
     tasks = loaded.ranker.shape.tasks
-    result: dict[str, Any] = {
-        "model": loaded.ranker.config.model,
-        "dataset": dataset.name,
-        "split": split,
-        "history": dataset.history_length if history is None else history,
-        "at_least": at_least,
-        "requests": len(requests),
-        "impressions": len(predicted.rows),
-        "tasks": task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {},
-        "slices": [
-            {
-                "kind": kind,
-                "slice": name,
-                "impressions": int(chosen.sum()),
-                "tasks": task_metrics(predicted, dataset, tasks, chosen) if chosen.any() else {},
-            }
+    result = Evaluation(
+        model=loaded.ranker.config.model,
+        dataset=dataset.name,
+        split=split,
+        history=dataset.history_length if history is None else history,
+        at_least=at_least,
+        requests=len(requests),
+        impressions=len(predicted.rows),
+        tasks=task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {},
+        slices=tuple(
+            Slice(
+                kind,
+                name,
+                int(chosen.sum()),
+                task_metrics(predicted, dataset, tasks, chosen) if chosen.any() else {},
+            )
             for kind, name, chosen in slices(slice_values(predicted, dataset))
-        ],
-    }
-    if predicted.link_use is not None:
-        result["effective_links"] = effective_links(predicted.link_use)
-    if lists:
-        result["lists"] = list_metrics(
+        ),
+        effective_links=None if predicted.link_use is None else effective_links(predicted.link_use),
+        lists=list_metrics(
             loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
         )
-    result = _without_nan(result)
-    write_json(target, result)
+        if lists
+        else None,
+    )
+    write_json(target, result.to_dict())
     return result
 
 
@@ -134,54 +305,3 @@ def _write_predictions(predicted: Predictions, dataset: Dataset, path: Path) -> 
         columns[task] = predicted.labels[:, position]
         columns[f"{task}_predicted"] = predicted.values[:, position]
     write_table(pl.DataFrame(columns), path)
-
-
-def table_text(result: Mapping[str, Any]) -> str:
-    """What :func:`evaluate` found, to read: a block of metrics and a table of slices."""
-    lines = [
-        f"{result['model']} on {result['dataset']}, {result['split']} split: "
-        f"{result['impressions']:,} impressions in {result['requests']:,} requests",
-        "",
-    ]
-    blocks = [
-        (task, "  ".join(f"{name} {_shown(v)}" for name, v in found.items()))
-        for task, found in result["tasks"].items()
-    ]
-    if "lists" in result:
-        lists = {
-            name: value for name, value in result["lists"].items() if "@" in name or name == "mrr"
-        }
-        blocks += [
-            ("lists", "  ".join(f"{name} {_shown(v)}" for name, v in lists.items())),
-            (
-                "",
-                f"(whole catalogue of {result['lists']['catalogue']:,.0f} items, "
-                f"{result['lists']['requests']:,.0f} requests with a positive, met items left out)",
-            ),
-        ]
-    if "effective_links" in result:
-        blocks.append(("links", f"effective number {result['effective_links']:.1f}"))
-    lines += aligned(blocks, "<<", (10,))
-    heads = [(task, next(iter(found))) for task, found in result["tasks"].items()]
-    rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
-    for part in result["slices"]:
-        values = [part["tasks"].get(task, {}).get(metric) for task, metric in heads]
-        name = f"{part['kind']} {part['slice']}"
-        rows.append((name, f"{part['impressions']:,}", *map(_shown, values)))
-    lines += ["", *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads)))]
-    return "\n".join(lines)
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN (a metric that is not defined, such as AUC of one class) as null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

@@ -18,6 +18,7 @@ from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.data.prepare import summary_text
 from limerank.errors import FormatError
+from limerank.evaluation.legend import legend, metric_of
 from limerank.evaluation.predict import predict
 from limerank.files import check_output, read_json, write_text
 from limerank.index import Index
@@ -71,6 +72,7 @@ def write_report(
         "comparison": _comparison(names, results, ceiling),
         "tables": _tables(names, results, ceiling),
         "slices": _slices(names, results),
+        **_legend(results),
         "curves": _curves(names, loaded),
         "agreement": _agreement(names, loaded, dataset),
         "rankings": [],
@@ -153,6 +155,17 @@ def _tables(
         if columns:
             tables.append({"name": "whole catalogue", "head": ["model", *columns], "rows": rows})
     return tables
+
+
+def _legend(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the columns of the tables mean: in lines below them, and by name."""
+    names = [name for result in results for found in result["tasks"].values() for name in found]
+    names += [name for result in results for name in result.get("lists", {})]
+    found = {name: metric for name in names if (metric := metric_of(name)) is not None}
+    return {
+        "legend": legend(names, width=None),
+        "meanings": {name: metric.meaning for name, metric in found.items()},
+    }
 
 
 def _slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
