@@ -1,0 +1,224 @@
+"""The peers' hand-made features equal loops over the raw log, and read nothing of the future."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from benchmarks.peer_features import (
+    FOLDS,
+    HALF_LIFE,
+    SMOOTHING,
+    Features,
+    history_of,
+    impressions_of,
+    positives,
+    vectors,
+)
+from benchmarks.peers import PEERS, Log, logistic_curve, measures, sigmoid
+from limerank.data.dataset import Dataset
+from tests.worlds import prepare_log
+
+USERS, ITEMS = 60, 30
+
+
+@pytest.fixture(scope="module", params=[None, "click"], ids=["all events", "clicks only"])
+def log(request, tmp_path_factory) -> tuple[Path, pl.DataFrame]:
+    """A prepared dataset, whose histories hold all events or clicks only, and the raw events."""
+    folder = tmp_path_factory.mktemp("peers")
+    history = {"length": 3} | ({"keep": request.param} if request.param else {})
+    data = prepare_log(folder, users=USERS, items=ITEMS, history=history)
+    events = pl.read_parquet(folder / "log" / "events.parquet")
+    return data, events.with_columns(held=(pl.col("click") == 1) | (request.param is None))
+
+
+class Loops:
+    """Features of one impression by loops over the raw events."""
+
+    def __init__(self, events: pl.DataFrame, dataset: Dataset, folds: np.ndarray) -> None:
+        self.events = events.to_dicts()
+        self.fold_of = dict(zip(dataset.user_ids.tolist(), folds.tolist(), strict=True))
+        requests = dataset.requests_of("train")
+        users = dataset.user_ids[dataset.requests["user"][requests]].tolist()
+        times = dataset.events["time"][dataset.requests["first"][requests]] // 1000
+        train = set(zip(users, times.tolist(), strict=True))
+        self.window = [e for e in self.events if (e["user_id"], e["time"]) in train]
+        self.trained = train
+
+    def rate(self, key, value, user: int, time: int) -> tuple[float, float]:
+        """Smoothed rate and count of a value among the training impressions that may be read."""
+        in_train = (user, time) in self.trained
+        used = [
+            event
+            for event in self.window
+            if not in_train or self.fold_of[event["user_id"]] != self.fold_of[user]
+        ]
+        base = np.mean([event["click"] for event in used])
+        shown = [event["click"] for event in used if key(event) == value]
+        rate = (sum(shown) + SMOOTHING * base) / (len(shown) + SMOOTHING)
+        return rate, len(shown) * len(self.window) / len(used)
+
+    def before(self, user: int, time: int) -> list[dict]:
+        return [
+            event
+            for event in self.events
+            if event["user_id"] == user and event["time"] < time and event["held"]
+        ]
+
+
+def mean(values) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else float("nan")
+
+
+def matched(history: list[dict], same) -> dict[str, float]:
+    hits = [(len(history) - at, e["click"]) for at, e in enumerate(history) if same(e)]
+    weights = [0.5 ** (ago / HALF_LIFE) for ago, _ in hits]
+    clicked = [ago for ago, click in hits if click]
+    return {
+        "count": len(hits),
+        "share": len(hits) / len(history) if history else 0.0,
+        "mean": mean(click for _, click in hits),
+        "decayed_mean": sum(w * click for w, (_, click) in zip(weights, hits, strict=True))
+        / sum(weights)
+        if hits
+        else float("nan"),
+        "last": hits[-1][1] if hits else float("nan"),
+        "ago": hits[-1][0] if hits else float("nan"),
+        "positive_ago": min(clicked) if clicked else float("nan"),
+    }
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_equal_loops_over_the_raw_log(log, split):
+    folder, events = log
+    dataset = Dataset(folder)
+    features = Features(dataset, similarity=False)
+    shown = impressions_of(dataset, split)
+    names, values = features.table(shown)
+    assert values.shape == (len(shown.items), len(names)) and len(set(names)) == len(names)
+    loops = Loops(events, dataset, features.folds)
+    some = np.random.default_rng(0).choice(len(shown.items), 40, replace=False)
+    for row in some:
+        user = int(dataset.user_ids[shown.users[row]])
+        item = int(dataset.item_ids[shown.items[row]])
+        first = dataset.requests["first"][shown.requests[row]]
+        time = int(dataset.events["time"][first]) // 1000
+        history = loops.before(user, time)
+        expected = {"history length": len(history)}
+        for name, key, value in (
+            ("item", lambda e: e["item_id"], item),
+            ("item group", lambda e: e["item_id"] % 5, item % 5),
+            ("user country", lambda e: e["user_id"] % 3, user % 3),
+        ):
+            rate, count = loops.rate(key, value, user, time)
+            expected |= {f"{name} rate": rate, f"{name} count": np.log1p(count)}
+        gap = time - history[-1]["time"] if history else float("nan")
+        expected["seconds since last event"] = gap
+        clicks = [event["click"] for event in history]
+        rates = [loops.rate(lambda e: e["item_id"], e["item_id"], user, time)[0] for e in history]
+        above = [click - rate for click, rate in zip(clicks, rates, strict=True)]
+        for what, numbers in (("label", clicks), ("label minus rate", above)):
+            expected |= {
+                f"{what} mean": mean(numbers),
+                f"{what} mean of last 5": mean(numbers[-5:]),
+            }
+        of_item = matched(history, lambda e, item=item: e["item_id"] == item)
+        of_group = matched(history, lambda e, item=item: e["item_id"] % 5 == item % 5)
+        expected |= {f"same item {name}": value for name, value in of_item.items()}
+        expected |= {f"same group {name}": value for name, value in of_group.items()}
+        assert shown.repeats[row] == bool(of_item["count"])
+        found = dict(zip(names, values[row], strict=True))
+        for name, value in expected.items():
+            # float32 features; rates and decayed means are sums of some hundred terms.
+            np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_from_the_request_on_do_not_enter(log, split):
+    dataset = Dataset(log[0])
+    requests = dataset.requests_of(split)
+    for request in np.random.default_rng(1).choice(requests, 5, replace=False):
+        user = dataset.requests["user"][request]
+        now = dataset.events["time"][dataset.requests["first"][request]]
+        owner = np.repeat(np.arange(len(dataset.users)), np.diff(dataset.event_offsets))
+        before = Features(dataset)
+        later = dataset.events["time"] >= now
+        if split == "train":  # other folds' statistics are of the full training window
+            later &= before.folds[owner] == before.folds[user]
+        changed = Dataset(log[0])
+        labels = np.array(changed.events["label_click"])
+        labels[later] ^= 1
+        changed.events["label_click"] = labels
+        after = Features(changed)
+        items = dataset.events["item"][dataset.impression_rows(np.array([request]))]
+        np.testing.assert_array_equal(
+            before.of_history(int(request), items), after.of_history(int(request), items)
+        )
+        shown, again = (impressions_of(of, split) for of in (dataset, changed))
+        rows = shown.requests == request
+        np.testing.assert_array_equal(
+            before.of_impressions(shown)[1][rows], after.of_impressions(again)[1][rows]
+        )
+
+
+def test_positives_are_the_clicks_before_validation(log):
+    folder, events = log
+    dataset = Dataset(folder)
+    found = positives(dataset).tocoo()
+    loops = Loops(events, dataset, np.zeros(len(dataset.users), dtype=int))
+    users, items = dataset.user_ids[found.row], dataset.item_ids[found.col]
+    pairs = set(zip(users.tolist(), items.tolist(), strict=True))
+    assert pairs == {(e["user_id"], e["item_id"]) for e in loops.window if e["click"]}
+    assert (found.data == 1).all()
+
+
+def test_vectors_tell_items_that_share_users_from_others():
+    from scipy.sparse import csr_matrix
+
+    rng = np.random.default_rng(0)
+    liked = rng.random((40, 12)) < 0.6
+    liked[:20, 6:] = liked[20:, :6] = False  # two halves that no user joins
+    liked[:, 11] = False
+    found = vectors(csr_matrix(liked.astype(np.float32)), size=2)
+    cosine = found @ found.T
+    assert (cosine[:6, :6] > 0.99).all() and (cosine[6:11, 6:11] > 0.99).all()
+    assert np.abs(cosine[:6, 6:]).max() < 1e-4
+    assert not found[11].any()
+
+
+@pytest.mark.parametrize("peer", list(PEERS))
+def test_every_peer_predicts_probabilities_of_the_test_impressions(log, peer):
+    if peer in ("als", "lightgbm"):
+        pytest.importorskip({"als": "implicit"}.get(peer, peer))
+    of = Log(log[0])
+    result = PEERS[peer](of, "all", 0)
+    assert result.predictions.shape == of.test.labels.shape
+    assert ((result.predictions > 0) & (result.predictions < 1)).all()
+    found = measures(result, of.test)
+    assert found["impressions"] == found["impressions | repeat"] + found["impressions | new"]
+    assert 0.3 < found["auc"] < 1 and found["ne"] < 1.5
+
+
+def test_the_logistic_curve_recovers_a_curve():
+    scores = np.random.default_rng(0).normal(3.0, 2.0, 200_000)
+    labels = np.random.default_rng(1).random(scores.size) < sigmoid(0.8 * scores - 2)
+    grid = np.linspace(-1, 7, 9)
+    curve = logistic_curve(scores, labels)
+    # Standard errors of a and b are about 0.01.
+    np.testing.assert_allclose(curve(grid), sigmoid(0.8 * grid - 2), atol=0.01)
+
+
+def test_folds_are_of_equal_size():
+    from benchmarks.peer_features import folds_of_users
+
+    assert np.ptp(np.bincount(folds_of_users(1003), minlength=FOLDS)) <= 1
+
+
+def test_histories_are_not_cut_to_the_dataset_length(log):
+    dataset = Dataset(log[0])
+    longest = max(len(history_of(dataset, int(r))) for r in dataset.requests_of("test"))
+    assert longest > dataset.history_length
