@@ -16,6 +16,7 @@ from benchmarks.attempts import attempts
 from benchmarks.coldstart_page import coldstart
 from benchmarks.exact_page import exact
 from benchmarks.latency_page import latency
+from benchmarks.peers_page import peers
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
@@ -33,6 +34,7 @@ def main() -> None:
     pages: dict[str, Callable[[list[Row]], str]] = {
         "quality": quality,
         "search": search,
+        "peers": peers,
         "coldstart": coldstart,
         "exact": exact,
         "ablations": ablations,

@@ -52,10 +52,10 @@ def by_model(found: list[Row]) -> dict[str, list[Row]]:
 def machines(found: list[Row]) -> list[str]:
     """Where and with what the rows were measured."""
     where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}
-    what = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in found}
+    versions = dict.fromkeys(f"{k} {v}" for row in found for k, v in row["versions"].items())
     commits = sorted({row["commit"] for row in found})
     lines = [
-        f"Machine: {'; '.join(sorted(where))}. Versions: {'; '.join(sorted(what))}. "
+        f"Machine: {'; '.join(sorted(where))}. Versions: {', '.join(versions)}. "
         f"Commits: {', '.join(commits)}."
     ]
     for model, (since, had) in PRESENT.items():

@@ -1,0 +1,143 @@
+"""The page that compares this package's models with LightGBM, item-kNN, ALS and means."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from benchmarks.peers import OURS, PEERS
+from benchmarks.tables import Row, grouped, machines, number, spread_of, table
+
+QUALITY = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "ne": "NE",
+    "auc | repeat": "AUC, repeat",
+    "auc | new": "AUC, new",
+}
+COSTS = {"train_s": "training, s", "predict_us_per_impression": "prediction, µs per impression"}
+CHOSEN = ("shrinkage", "regularization", "alpha", "num_leaves", "learning_rate", "trees", "columns")
+"""Settings that validation chose, and the size of LightGBM's model."""
+NAMES = {"lightgbm": "LightGBM", "als": "ALS", "item-knn": "item-kNN"}
+
+
+def peers(found: list[Row]) -> str:
+    """A section for each dataset: quality, costs, and the settings that validation chose."""
+    lines = [
+        "# Peers",
+        "",
+        "How do this package's models compare with what a shop may already have? Every model of a",
+        "dataset is judged on the same test impressions, by the first binary label, and may read",
+        "only what was known before a request.",
+        "",
+        "- **item mean**: the item's smoothed rate in the training window.",
+        "- **user-item mean**: the log-odds of that rate and of the user's smoothed rate so far,",
+        "  added.",
+        "- **item-kNN**: mean cosine between a candidate and the positive items of the history, by",
+        "  the users who liked both.",
+        "- **ALS**: `implicit`'s matrix factorisation of the positives; the user's vector is",
+        "  computed from the history before the request.",
+        "- **LightGBM**: boosted trees on the hand-made features of",
+        "  `benchmarks/peer_features.py`: rates, counts, exact matches with the history, and",
+        "  similarity of co-occurrence vectors; once with all of them and once without similarity.",
+        "- **Our models** have the defaults of `limerank train`; nothing is tuned for a dataset.",
+        "",
+        "LightGBM, item-kNN and ALS choose among a few settings by validation; the scores of the",
+        "last two are mapped to probabilities there. Values are means over seeds, with the largest",
+        "distance of a seed from the mean; models without a random part have one run.",
+        "",
+        "**AUC** is the share of pairs of a positive and a negative impression that are in the",
+        "right order, **GAUC** the same within each user. **NE** is the log loss divided by that of",
+        "the base rate: below 1 is better than the base rate, and lower is better. **Repeat**",
+        "impressions show an item that the user's history holds, **new** ones do not.",
+        "Training time of LightGBM includes its features; the search for settings is not counted.",
+        "Times were taken with one thread on a machine that also did other work: read their order",
+        "of magnitude only.",
+        "",
+        "Reproduce with `python -m benchmarks.peers --data FOLDER`.",
+        "",
+        *machines(found),
+        "",
+        "## Side by side",
+        "",
+        "AUC on the test split, the greatest mean in bold:",
+        "",
+        *side_by_side(found),
+    ]
+    for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
+        lines += ["", f"## {dataset}", "", *section(of_dataset)]
+    return "\n".join(lines)
+
+
+def models(found: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """(model, features) -> rows, in the order of the page."""
+    order = [*PEERS, *OURS]
+    groups = grouped(found, lambda row: (row["case"]["model"], row["case"]["features"]))
+    return dict(sorted(groups.items(), key=lambda one: (order.index(one[0][0]), one[0][1])))
+
+
+def title(model: str, features: str) -> str:
+    """The name of a line; peers that come in two forms name theirs."""
+    name = NAMES.get(model, model)
+    return f"{name}, {features}" if features == "without similarity" else name
+
+
+def median(rows: list[Row], name: str) -> str:
+    """The median over seeds, to three digits."""
+    return f"{statistics.median(row['metrics'][name] for row in rows):.3g}"
+
+
+def side_by_side(found: list[Row]) -> list[str]:
+    """Mean AUC of every model on every dataset."""
+    datasets = list(dict.fromkeys(row["case"]["dataset"] for row in found))
+    means = {
+        (key, dataset): statistics.mean(row["metrics"]["auc"] for row in part)
+        for key, rows in models(found).items()
+        for dataset, part in grouped(rows, lambda row: row["case"]["dataset"]).items()
+    }
+    best = {of: max(mean for (_, name), mean in means.items() if name == of) for of in datasets}
+
+    def cell(key: tuple[str, str], dataset: str) -> str:
+        mean = means.get((key, dataset))
+        text = number(mean)
+        return f"**{text}**" if mean == best[dataset] else text
+
+    return table(
+        ["model", *datasets],
+        [[title(*key), *(cell(key, dataset) for dataset in datasets)] for key in models(found)],
+    )
+
+
+def section(of_dataset: list[Row]) -> list[str]:
+    """One dataset's impressions, its models' metrics and costs, and the settings chosen."""
+    counts = of_dataset[0]["metrics"]
+    text = f"{counts['impressions']:,} test impressions, {counts['positives']:,} of them positive"
+    text += f"; {counts['impressions | repeat']:,} repeat an item of the history"
+    text += f", {counts['positives | repeat']:,} of them positive."
+    found = models(of_dataset)
+    lines = [text, ""]
+    lines += table(
+        ["model", "seeds", *QUALITY.values(), *COSTS.values()],
+        [
+            [
+                title(*key),
+                str(len(rows)),
+                *(spread_of(rows, name) for name in QUALITY),
+                *(
+                    f"{statistics.median(row['metrics'][name] for row in rows):.3g}"
+                    for name in COSTS
+                ),
+            ]
+            for key, rows in found.items()
+        ],
+    )
+    chosen = [
+        f"{title(*key)}: "
+        + ", ".join(f"{name} {rows[0]['metrics'][name]:g}" for name in CHOSEN
+                    if name in rows[0]["metrics"])
+        for key, rows in found.items()
+        if any(name in rows[0]["metrics"] for name in CHOSEN)
+    ]  # fmt: skip
+    if chosen:
+        lines += ["", f"Chosen by validation (seed 0). {'; '.join(chosen)}."]
+    return lines
