@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.peers import OURS, PEERS
+from benchmarks.peer_models import PEERS
+from benchmarks.peers import OURS
 from benchmarks.tables import Row, grouped, machines, number, spread_of, table
 
 QUALITY = {
@@ -47,8 +48,8 @@ def peers(found: list[Row]) -> str:
         "distance of a seed from the mean; models without a random part have one run.",
         "",
         "**AUC** is the share of pairs of a positive and a negative impression that are in the",
-        "right order, **GAUC** the same within each user. **NE** is the log loss divided by that of",
-        "the base rate: below 1 is better than the base rate, and lower is better. **Repeat**",
+        "right order, **GAUC** the same within each user. **NE** is the log loss divided by that",
+        "of the base rate: below 1 is better than the base rate, and lower is better. **Repeat**",
         "impressions show an item that the user's history holds, **new** ones do not.",
         "Training time of LightGBM includes its features; the search for settings is not counted.",
         "Times were taken with one thread on a machine that also did other work: read their order",

@@ -8,10 +8,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks import latency, latency_page, rows
+from benchmarks import latency, latency_goals, latency_page, rows
+from benchmarks.latency_cases import FAISS, LIMES, MODELS, PLANS, Case
+from benchmarks.latency_requests import Store
 
 TINY = replace(
-    latency.PLANS["quick"],
+    PLANS["quick"],
     histories=(64,),
     candidates=(64, 512),
     N=64,
@@ -41,16 +43,16 @@ def found(tmp_path_factory):
 def test_rows_name_their_cases(found):
     assert all(set(row["case"]) == KEYS for row in found)
     models = {row["case"]["model"] for row in found}
-    assert models - {latency.FAISS} == set(latency.MODELS)
-    assert (latency.FAISS in models) == (find_spec("faiss") is not None)
+    assert models - {FAISS} == set(MODELS)
+    assert (FAISS in models) == (find_spec("faiss") is not None)
     for row in found:
         case, metrics = row["case"], row["metrics"]
-        assert (case["links"] is None) == (case["model"] not in latency.LIMES)
+        assert (case["links"] is None) == (case["model"] not in LIMES)
         if case["M"] is None:
             assert 0 < metrics["share_of_peak"] < 1.5
         else:
             assert metrics["ms_p50"] > 0
-            assert (metrics["user_ms_p50"] == 0) == (case["state"] == "kept")
+            assert (metrics["user_ms_p50"] == 0) == (case["state"] == "cached")
             low, high = row["spread"]["ms_p50"]
             assert low <= high
 
@@ -82,7 +84,7 @@ def test_the_page_is_written_of_whatever_rows_there_are(found, tmp_path, part):
 
 def row(model: str, n: int, m: int, ms: float, **case: object) -> dict:
     usual = {"d": 64, "batch": 1, "device": "cpu", "state": "fresh", "threads": 1}
-    links = 32 if model in latency.LIMES else None
+    links = 32 if model in LIMES else None
     return {
         "case": {"model": model, "N": n, "M": m, "links": links, **usual, **case},
         "metrics": {"user_ms_p50": ms / 2, "score_ms_p50": ms / 2, "ms_p50": ms},
@@ -100,7 +102,7 @@ def test_goals_are_computed_from_the_rows():
         row("lime-xor", 16384, 512, 40.0),
         row("hstu", 4096, 512, 40.0, d=128),  # not of the grid
     ]
-    lines_of = {line.split("|")[1].strip(): line for line in latency_page.goals(timed, [])}
+    lines_of = {line.split("|")[1].strip(): line for line in latency_goals.goals(timed, [])}
     never = lines_of["LIME-MHA is never slower than MHA"]
     assert "at least 0.50 times as fast at N = 64, M = 64; 1 of 2 points" in never
     assert never.endswith("| no |")
@@ -113,13 +115,13 @@ def test_goals_are_computed_from_the_rows():
 
 
 def test_cost_is_fitted_by_a_line():
-    base, each = latency_page.fitted({m: 0.5 + 0.001 * m for m in (64, 512, 4096)})
+    base, each = latency_goals.fitted({m: 0.5 + 0.001 * m for m in (64, 512, 4096)})
     assert base == pytest.approx(0.5)
     assert each == pytest.approx(0.001)
 
 
 def test_what_would_take_minutes_is_reported_and_left_out():
-    case = latency.Case("hstu", 128, 64)
+    case = Case("hstu", 128, 64)
     known = {tuple(replace(case, N=64).row().items()): {"ms_p50": 30_000.0}}
     assert latency.expected(case, known) == 120.0
     assert latency.expected(replace(case, N=64), known) == 0.0
@@ -134,7 +136,7 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 
 
 def test_a_model_off_its_reference_is_not_timed(monkeypatch, tmp_path):
-    store = latency.Store(tmp_path)
+    store = Store(tmp_path)
     ranker = store.run("mha", 500, 64, 32).ranker
     score = ranker.score
 

@@ -8,17 +8,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.peer_features import (
+from benchmarks.peer_features import HALF_LIFE, Features
+from benchmarks.peer_models import PEERS, Log, logistic_curve, sigmoid
+from benchmarks.peer_statistics import (
     FOLDS,
-    HALF_LIFE,
     SMOOTHING,
-    Features,
+    folds_of_users,
     history_of,
     impressions_of,
     positives,
     vectors,
 )
-from benchmarks.peers import PEERS, Log, logistic_curve, measures, sigmoid
+from benchmarks.peers import measures
 from limerank.data.dataset import Dataset
 from tests.worlds import prepare_log
 
@@ -213,8 +214,6 @@ def test_the_logistic_curve_recovers_a_curve():
 
 
 def test_folds_are_of_equal_size():
-    from benchmarks.peer_features import folds_of_users
-
     assert np.ptp(np.bincount(folds_of_users(1003), minlength=FOLDS)) <= 1
 
 
