@@ -51,12 +51,13 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "id dropout": {str(share): {"id_dropout": share} for share in (0.0, 0.3)},
     "history": {str(n): {"history": n} for n in (16, 32, 64, 256, 512, 2048)},
 }
-"""What is changed -> to what -> the settings that differ."""
+"""What is changed -> to what -> the settings that differ; ``variant``: another model of
+benchmarks.variants."""
 
 
 def cases(models: tuple[str, ...], what: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
     """(model, what, value) of all changes that a model has."""
-    from limerank.models import VARIANTS
+    from benchmarks.variants import VARIANTS
 
     for part in what:
         for value, change in CHANGES[part].items():
@@ -75,11 +76,13 @@ def case_of(model: str, what: str, value: str) -> dict[str, Any]:
 
 def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     """Train with one change, read the test split, time the scoring."""
+    from benchmarks.variants import name_of
     from limerank.evaluation.evaluate import evaluate
 
     setting = {**quality.chosen(DATASET, model), "epochs": EPOCHS, **CHANGES[what][value]}
-    last = quality.fit(DATASET, folder, model, seed, setting)
-    run = quality.run_folder(DATASET, model, seed, setting)
+    changed = name_of(model, setting.pop("variant", None))
+    last = quality.fit(DATASET, folder, changed, seed, setting)
+    run = quality.run_folder(DATASET, changed, seed, setting)
     found = next(iter(evaluate(run, data=folder, lists=0).tasks.values()))
     metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
     metrics |= {key: number for key, number in last.items() if key.startswith("best_")}

@@ -10,6 +10,7 @@ FAISS: ``IndexFlatIP`` over as many vectors of 64 float32, as many queries, and 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -85,14 +86,14 @@ def measure(
         rates["faiss"].append(len(users) / (time.perf_counter() - started))
     middle = {name: statistics.median(found) for name, found in rates.items()}
     ratios = [a / b for a, b in zip(rates["bulk"], rates["one"], strict=True)]
-    config = recommender.ranker.config
+    ranker = recommender.ranker
     row = write_row(
         "bulk",
         {
             "model": model,
             "items": items,
-            "weights": config.heads * config.links,
-            "hidden": config.hidden,
+            "weights": math.prod(ranker.link_shape or (0,)),
+            "hidden": getattr(ranker.config, "hidden", None),
             "threads": threads,
             "k": K,
         },

@@ -53,10 +53,7 @@ def measure(path: Path) -> None:
     case = {
         "dataset": dataset.name,
         "model": config.model,
-        "links": config.links,
-        "hidden": config.hidden,
-        "gated": config.gated,
-        "activation": config.activation,
+        **config.model_dump(include={"links", "hidden", "gated", "activation"}),
         "paths": ", ".join(paths()),
     }
     row = write_row("fidelity", case, {**metrics, "paths differ": differ})

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import add_items, compact_index, remove_items
 from limerank.models import build
-from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.config import DataShape, HeadConfig, ModelConfig, TrainConfig, config_class
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer
 from limerank.runs.folder import Run, create_run, load_run, save_weights
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor", "two-tower"])
-    parser.add_argument("--hidden", type=int, default=ModelConfig(model="lime-mha").hidden)
+    parser.add_argument("--hidden", type=int, default=HeadConfig.model_fields["hidden"].default)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--table", type=int, help="items of a table to index with each run")
@@ -119,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder.mkdir()
             dataset = Dataset(catalogue(folder, items))
             for model in given.model:
-                config = ModelConfig(model=model, hidden=given.hidden)
+                own = (
+                    {"hidden": given.hidden} if issubclass(config_class(model), HeadConfig) else {}
+                )
+                config = ModelConfig(model=model, **own)
                 random_run(folder / model, dataset, config)
                 if given.table is None:
                     measure(folder, model, dataset, given.threads, given.repeats)
@@ -136,7 +140,6 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
         build_index(run, path, data=dataset, overwrite=True)
         builds.append(items / (time.perf_counter() - started))
         processor.append(items / (time.process_time() - before))
-    config = run.ranker.config
     write_row(
         "index",
         case_of(run, items, "dataset", threads),
@@ -176,8 +179,8 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
                     "items": items,
                     "M": name,
                     "k": 100,
-                    "weights": config.heads * config.links if model != "two-tower" else None,
-                    "hidden": config.hidden,
+                    "weights": math.prod(links) if (links := run.ranker.link_shape) else None,
+                    "hidden": getattr(run.ranker.config, "hidden", None),
                     "threads": threads,
                 },
                 {
@@ -191,9 +194,14 @@ def measure(folder: Path, model: str, dataset: Dataset, threads: int, repeats: i
 
 def case_of(run: Run, items: int, source: str, threads: int) -> dict[str, object]:
     config = run.ranker.config
-    links = config.links if config.model.startswith("lime") else None
+    shape = run.ranker.link_shape
     case = {"model": config.model, "items": items, "source": source, "d": config.width}
-    return {**case, "links": links, "hidden": config.hidden, "threads": threads}
+    return {
+        **case,
+        "links": shape and shape[1],
+        "hidden": getattr(config, "hidden", None),
+        "threads": threads,
+    }
 
 
 def of_folder(path: Path, items: int, repeats: int) -> dict[str, float]:

@@ -43,7 +43,8 @@ class Store:
 
     def _run(self, model: str, items: int, d: int, links: int) -> Run:
         path = self.folder / str(items) / f"{model}-{d}-{links}"
-        random_run(path, self.dataset(items), ModelConfig(model=model, width=d, links=links))
+        own = {"links": links} if model.startswith("lime") else {}
+        random_run(path, self.dataset(items), ModelConfig(model=model, width=d, **own))
         return load_run(path)
 
     def _index(self, model: str, items: int, d: int, links: int) -> Index:

@@ -112,7 +112,7 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
     """
     import torch
 
-    from limerank.models.config import ModelConfig, TrainConfig
+    from limerank.models.config import configs_of
     from limerank.training.trainer import train
 
     torch.set_num_threads(1)
@@ -121,13 +121,9 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    shape = {key: value for key, value in setting.items() if key in ModelConfig.model_fields}
-    rest = {key: value for key, value in setting.items() if key not in shape}
-    config = TrainConfig.model_validate({"seed": seed, "bf16": True, **rest})
+    shape, config = configs_of(model, {"seed": seed, "bf16": True, **setting})
     run.parent.mkdir(parents=True, exist_ok=True)
-    return train(
-        folder, run, model=ModelConfig.model_validate({"model": model, **shape}), config=config
-    )
+    return train(folder, run, model=shape, config=config)
 
 
 def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Path:

@@ -35,8 +35,7 @@ from limerank.data.dataset import Dataset
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.kernels import _native
-from limerank.models.config import ModelConfig
-from limerank.models.lime import LinkState
+from limerank.models.lime import LimeMhaConfig, LinkState
 from limerank.ranking.scorer import NativeScorer, paths
 from limerank.runs.folder import load_run
 
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 size = min(1 << 16, items - at)
                 flat.add(rng.normal(size=(size, 64)).astype(np.float32))
             for position, head in enumerate(HEADS):
-                config = ModelConfig(model="lime-mha", **head)
+                config = LimeMhaConfig(**head)
                 run = folder / f"run-{position}"
                 random_run(run, dataset, config)
                 build_index(load_run(run), folder / "index", data=dataset, overwrite=True)
@@ -85,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(run: Path, index: Index, flat: Any, threads: int, repeats: int) -> None:
     ranker = load_run(run).ranker
     config, items = ranker.config, len(index)
+    assert isinstance(config, LimeMhaConfig)
     sums = config.hidden * (2 if config.gated else 1)
     scorer = NativeScorer(ranker, index, threads=threads)
     torch.manual_seed(0)

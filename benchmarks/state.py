@@ -192,7 +192,7 @@ def measure_states(folder: Path, events: int, samples: int) -> None:
         )
     config = trained.ranker.config
     case = {"what": "states", "model": config.model, "events": events, "window": trained.history}
-    case |= {"d": config.width, "links": config.links}
+    case |= config.model_dump(include={"links"}) | {"d": config.width}
     print(write_row("state", case, metrics)["metrics"])
 
 

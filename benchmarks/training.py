@@ -25,7 +25,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.models import build
-from limerank.models.config import DataShape, ModelConfig, ModelName, TrainConfig
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.losses import task_losses, total_loss
 from limerank.training.optim import Optimiser
 from limerank.validation import validate
@@ -69,9 +69,7 @@ def make_dataset(folder: Path, size: int) -> Dataset:
 class Loop:
     """The training loop's step on batches of full histories."""
 
-    def __init__(
-        self, dataset: Dataset, model: ModelName, bf16: bool, impressions: int = 4096
-    ) -> None:
+    def __init__(self, dataset: Dataset, model: str, bf16: bool, impressions: int = 4096) -> None:
         self.dataset, self.bf16 = dataset, bf16
         self.shape = DataShape.of(dataset.manifest)
         requests = dataset.requests_of("train")
@@ -104,7 +102,7 @@ class Loop:
 def request_batches(folder: Path) -> None:
     """Requests of 16 against requests of 1, in turn."""
     wide, single = make_dataset(folder, 16), make_dataset(folder, 1)
-    models: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
+    models: tuple[str, ...] = ("two-tower", "lime-mha", "lime-xor")
     for model in models:
         for bf16 in (False, True):
             loops = Loop(wide, model, bf16), Loop(single, model, bf16, impressions=512)

@@ -16,11 +16,11 @@ from limerank.files import read_json, write_json
 from limerank.index import Index, manifest_checksum
 from limerank.index.building import build_index
 from limerank.models import build, layers
-from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.config import DataShape, TrainConfig
 from limerank.models.lime import Lime
 from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from limerank.runs.folder import Run, create_run, load_run, save_weights
-from tests.worlds import prepare_log
+from tests.worlds import config_of, prepare_log
 
 MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")
 SCORERS = ("model", "kept", "quantised", *(f"native-{path}" for path in paths()))
@@ -71,7 +71,7 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     links and items are made alike at the start, and from what count of events and what size links
     are heard, is nothing that an index or a scorer knows of."""
     torch.manual_seed(1)
-    config = ModelConfig(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
+    config = config_of(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
     shape = DataShape.of(dataset.manifest)
     with (
         mock.patch.object(Lime, "_start_alike"),

@@ -75,14 +75,14 @@ def mha(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
 
 
 def truncated_mha(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
-    most = ranker.config.links
+    most = ranker.config.events
     return mha(ranker, events_nd[-most:], age_n[-most:], t_d)
 
 
 def lrea(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     events = aged(ranker, events_nd, age_n)
     n, slots = len(events), []
-    for slot in range(ranker.config.links if n else 0):
+    for slot in range(ranker.config.slots if n else 0):
         position = ranker.projection.weight[:, slot]
         total = sum(position[n - 1 - j] * e for j, e in enumerate(events))
         slots.append(layer_norm(ranker.norm_slots, total / math.sqrt(n)))
@@ -108,7 +108,7 @@ def sasrec(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
     n = len(events_nd)
     if n == 0:
         return torch.zeros_like(t_d)
-    x = [e + ranker.places.weight[n - 1 - j] for j, e in enumerate(events_nd)]
+    x = [e + ranker.positions.weight[n - 1 - j] for j, e in enumerate(events_nd)]
     for block in ranker.stack:
         qkv = [halves(linear(block.qkv, layer_norm(block.norm, one)), 3) for one in x]
         new = []
@@ -143,7 +143,7 @@ def hstu(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor) -> Tensor:
                     k, v = (halves(uqkv[j][part], block.heads)[h] for part in (2, 3))
                     time = bucket(max(age[j] - age[i], 0.0))
                     bias = (
-                        ranker.of_place.weight[i - j, position]
+                        ranker.of_position.weight[i - j, position]
                         + ranker.of_time.weight[time, position]
                     )
                     read = read + F.silu(q @ k / math.sqrt(len(q)) + bias) * v / (n + 1)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from limerank.models import MODELS, build
-from limerank.models.config import ModelConfig
+from limerank.models import build
 from tests.references import REFERENCES, logits
-from tests.worlds import SHAPE, batch
+from tests.worlds import OF_THE_PACKAGE, SHAPE, batch, config_of
 
 LENGTHS, COUNTS = [7, 0, 3, 1], [2, 2, 3, 1]
 
 
 def make(model: str):
     torch.manual_seed(0)
-    config = ModelConfig(model=model, width=8, heads=2, links=4, blocks=2, hidden=6, places=16)
+    config = config_of(model, width=8, heads=2, links=4, blocks=2, hidden=6, positions=16)
     ranker = build(SHAPE, config).eval()
     with torch.no_grad():  # louder than at the start of a training
         for weight in ranker.parameters():
@@ -24,7 +23,7 @@ def make(model: str):
 
 
 def test_every_model_that_reads_events_one_by_one_has_a_reference():
-    assert set(REFERENCES) == set(MODELS) - {"popularity", "two-tower"}
+    assert set(REFERENCES) == set(OF_THE_PACKAGE) - {"popularity", "two-tower"}
 
 
 @pytest.mark.parametrize("model", sorted(REFERENCES))

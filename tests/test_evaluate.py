@@ -20,11 +20,11 @@ from limerank.evaluation.evaluate import Evaluation, Slice, evaluate
 from limerank.evaluation.lists import list_metrics
 from limerank.evaluation.predict import effective_links, predict
 from limerank.evaluation.slices import slice_values
-from limerank.models.config import ModelConfig, TrainConfig
+from limerank.models.config import TrainConfig
 from limerank.models.losses import predictions
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
-from tests.worlds import prepare_log, write_log
+from tests.worlds import config_of, prepare_log, write_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
 CONFIG = TrainConfig(epochs=1, impressions=64)
@@ -38,7 +38,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module", params=["lime-mha", "lime-xor", "two-tower"])
 def run(request, data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / request.param
-    train(data, out, model=ModelConfig(model=request.param, **MODEL), config=CONFIG)
+    train(data, out, model=config_of(request.param, **MODEL), config=CONFIG)
     return out
 
 
@@ -196,7 +196,7 @@ def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path
         path = write_log_spec(tmp_path / name, split)
         prepare(load_spec(path), tmp_path / f"data-{name}", base=path.parent)
         folders.append(Dataset(tmp_path / f"data-{name}"))
-    train(folders[0], tmp_path / "run", model=ModelConfig(model="lime-xor", **MODEL), config=CONFIG)
+    train(folders[0], tmp_path / "run", model=config_of("lime-xor", **MODEL), config=CONFIG)
     loaded = load_run(tmp_path / "run")
     predicted = []
     for dataset in (loaded.dataset(), loaded.dataset(folders[1].path)):

@@ -14,8 +14,9 @@ from limerank.errors import SpecError
 from limerank.evaluation.evaluate import evaluate
 from limerank.kernels import reference
 from limerank.kernels.prefix import nothing_yet, prefix_attention
-from limerank.models import LimeMha, build, lime
+from limerank.models import build, lime
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.lime import LimeMha
 from limerank.models.losses import task_losses, total_loss
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
@@ -225,7 +226,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
 
 
 def test_other_models_say_that_they_cannot(data, tmp_path):
-    with pytest.raises(SpecError, match=r"exact histories are for lime-mha.*got hstu"):
+    with pytest.raises(SpecError, match=r"exact histories are for models.*lime-mha; got hstu"):
         train(
             data[1],
             tmp_path / "run",

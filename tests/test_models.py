@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import benchmarks.variants  # noqa: F401  (registers its models)
 from limerank.data.batch import Batch
-from limerank.models import MODELS, VARIANTS, Lime, Ranker, build
-from limerank.models.config import ModelConfig, Variant
+from limerank.models import MODELS, Ranker, build
+from limerank.models.config import ModelConfig
 from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
 from limerank.models.losses import predictions, task_losses, total_loss
 from limerank.models.ranker import gather
-from tests.worlds import SHAPE, batch, unsure
+from tests.worlds import SHAPE, batch, config_of, unsure
 
 LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-CASES = [*((model, None) for model in sorted(MODELS)), *sorted(VARIANTS)]
-
-
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(part for part in case if part))
+@pytest.fixture(params=sorted(MODELS))
 def ranker(request) -> Ranker:
-    model, variant = request.param
+    """Every registered model; those of benchmarks.variants are."""
     torch.manual_seed(0)
-    config = ModelConfig(
-        model=model, variant=variant, width=16, heads=2, links=5, blocks=2, hidden=12
-    )
+    config = config_of(request.param, width=16, heads=2, links=5, blocks=2, hidden=12)
     ranker = build(SHAPE, config).eval()
     unsure(ranker)
     return ranker
@@ -127,7 +122,7 @@ def test_candidates_do_not_see_each_other(ranker):
 @pytest.mark.parametrize("lengths", [[5, 0, 9], [1300], [300, 0, 1, 129, 128]], ids=str)
 def test_serving_takes_shorter_routes_to_the_same_logits(model, lengths):
     """Without gradients: fused attention, histories and candidates in pieces."""
-    config = ModelConfig(model=model, width=16, heads=2, links=6, blocks=3, hidden=12, places=200)
+    config = config_of(model, width=16, heads=2, links=6, blocks=3, hidden=12, positions=200)
     torch.manual_seed(0)
     ranker = build(SHAPE, config).eval()
     full = batch(lengths, [1500] + [70] * (len(lengths) - 1))
@@ -184,7 +179,7 @@ def test_folded_links_are_the_links(gated, activation):
         model="lime-mha", width=12, heads=3, links=4, hidden=6, gated=gated, activation=activation
     )
     ranker = build(SHAPE, config).eval()
-    assert isinstance(ranker, Lime)
+    assert ranker.folds
     full = batch(LENGTHS, COUNTS)
     vectors = ranker.item_vectors(full.items)
     state, terms = ranker.encode_users(full.users, vectors), ranker.encode_items(vectors)
@@ -208,7 +203,7 @@ def test_link_weights_are_shares_that_no_user_enters(model):
 def test_few_events_say_less_than_many(model):
     """Of the same event n times, what links read is the same; n / (n + k) of it counts."""
     torch.manual_seed(0)
-    config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=1)
+    config = config_of(model, width=16, heads=2, links=5, blocks=1)
     ranker, full = build(SHAPE, config).eval(), batch([9], [4])
     lime = ranker.reading.evidence
 
@@ -315,66 +310,6 @@ def test_duration_loss_is_least_at_the_mean():
     optimiser.step(closure)
     predicted = predictions(torch.stack([torch.zeros(1), z.detach()], -1), SHAPE.tasks)
     torch.testing.assert_close(predicted[0, 1], torch.tensor(14.0), atol=1e-2, rtol=1e-3)
-
-
-@pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
-def test_variants_differ_from_what_they_vary(model, variant):
-    """The same weights, as far as both have them, give other scores; ``build`` knows the name."""
-    config = ModelConfig(model=model, width=16, heads=2, links=5, blocks=2)
-    torch.manual_seed(0)
-    plain = build(SHAPE, config).eval()
-    other = build(SHAPE, config.model_copy(update={"variant": variant})).eval()
-    found = other.load_state_dict(plain.state_dict(), strict=False)
-    assert bool(found.missing_keys) == (variant in ("product", "last-block"))
-    assert bool(found.unexpected_keys) == (variant in ("raw-links", "last-block"))
-    full = batch(LENGTHS, COUNTS)
-    real = full.real
-    assert not torch.allclose(plain(full)[real], other(full)[real], atol=1e-4)
-
-
-@pytest.mark.parametrize(("model", "variant"), sorted(VARIANTS))
-def test_variants_hand_out_weights_of_their_own_reading(model, variant):
-    """They read by them: what the last layer is given is these weights times its values."""
-    torch.manual_seed(0)
-    config = ModelConfig(model=model, variant=variant, width=16, heads=2, links=5, blocks=2)
-    ranker, full = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
-    given, values = [], []
-    last = ranker.last if variant == "last-block" else ranker.reading
-    norms = last.norm_read.register_forward_pre_hook(lambda _, x: given.append(x[0]))
-    of_values = last.kv if variant == "last-block" else last.key_value
-    vectors = ranker.item_vectors(full.items)
-    weights = ranker.read_weights(full.users, vectors)
-    real = torch.arange(weights.shape[-1]) < full.users.lengths[:, None]
-    assert (weights * ~real[:, None, None]).abs().max() == 0
-    if model == "lime-mha":
-        kv = ranker.event_tower.through(of_values, full.users, vectors)
-    else:
-        taken = of_values.register_forward_hook(lambda *x: values.append(x[-1]))
-        ranker.encode_users(full.users, vectors)
-        taken.remove()
-        kv = F.silu(values[-1]) if variant == "last-block" else values[-1]
-    given.clear()
-    ranker.encode_users(full.users, vectors)
-    norms.remove()
-    v = kv.chunk(2, -1)[1].unflatten(-1, (2, -1)).transpose(1, 2)
-    read = (weights @ v).transpose(1, 2).flatten(-2)
-    torch.testing.assert_close(read, given[-1], **CLOSE)
-
-
-def test_a_model_has_its_own_variants_alone():
-    for model, variant in (("lime-mha", "dense"), ("popularity", "softmax"), ("hstu", "coupled")):
-        with pytest.raises(ValueError, match=f"{model} has no variant '{variant}'"):
-            ModelConfig(model=model, variant=variant)
-    known = {(m, v) for m in ("lime-mha", "lime-xor") for v in get_args(Variant) if _legal(m, v)}
-    assert known == set(VARIANTS)
-
-
-def _legal(model: str, variant: str) -> bool:
-    try:
-        ModelConfig(model=model, variant=variant)
-    except ValueError:
-        return False
-    return True
 
 
 def test_lime_mha_starts_with_items_that_read_what_is_like_them():

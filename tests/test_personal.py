@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.variants import VARIANTS
 from limerank.kernels import _native
 from limerank.kernels.personal import Personaliser
-from limerank.models import VARIANTS, build
-from limerank.models.config import ModelConfig
+from limerank.models import build
 from limerank.models.lime import Lime
-from tests.worlds import SHAPE, batch, unsure
+from tests.worlds import SHAPE, batch, config_of, unsure
 
 LENGTHS = [[5, 0, 9], [700], [63, 64, 65, 0, 1, 300], [0, 0]]
 SHAPES = [(1, 5, 16), (2, 16, 24), (4, 9, 16), (1, 33, 64), (2, 40, 20), (1, 1, 1)]
@@ -26,7 +26,7 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 def ranker_of(model, heads=1, links=5, width=16, **more):
     """All its weights have left where they start."""
     torch.manual_seed(0)
-    config = ModelConfig(model=model, width=width, heads=heads, links=links, hidden=12, **more)
+    config = config_of(model, width=width, heads=heads, links=links, hidden=12, **more)
     ranker = build(SHAPE, config).eval()
     assert isinstance(ranker, Lime)
     unsure(ranker)

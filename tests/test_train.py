@@ -19,10 +19,10 @@ from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.evaluation.evaluate import evaluate
 from limerank.models import build
-from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.config import DataShape, TrainConfig
 from limerank.training.optim import Optimiser
 from limerank.training.trainer import batch_size, train
-from tests.worlds import prepare_log
+from tests.worlds import config_of, prepare_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
 LEARNING = {"epochs": 12, "impressions": 64, "rate": 0.012, "table_rate": 0.4, "patience": 99}
@@ -55,7 +55,7 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     last = train(
         data,
         tmp_path / "run",
-        model=ModelConfig(model=model, **MODEL),
+        model=config_of(model, **MODEL),
         config=TrainConfig(**LEARNING),
         report=seen.append,
     )
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights(data, tmp_path):
         train(
             data,
             tmp_path / name,
-            model=ModelConfig(model="lime-mha", **MODEL),
+            model=config_of("lime-mha", **MODEL),
             config=TrainConfig(seed=seed, **QUICK),
         )
     assert _equal(tmp_path / "a", tmp_path / "b")
@@ -93,7 +93,7 @@ def test_half_lives_start_at_the_ages_of_the_log(data, tmp_path, model):
     train(
         data,
         tmp_path / "run",
-        model=ModelConfig(model=model, **MODEL),
+        model=config_of(model, **MODEL),
         config=TrainConfig(epochs=1, rate=1e-9),
     )
     dataset = Dataset(data)
@@ -116,7 +116,7 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
     import limerank.training.trainer as module
 
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
-    model = ModelConfig(model="lime-xor", **MODEL)
+    model = config_of("lime-xor", **MODEL)
     config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
     train(data, tmp_path / "whole", model=model, config=config)
 
@@ -170,7 +170,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
 
 
 def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
-    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
     train(data, tmp_path / "run", model=model, config=config)
     with pytest.raises(FormatError, match=r"finished run.*--overwrite"):
         train(data, tmp_path / "run", model=model, config=config)
@@ -188,7 +188,7 @@ def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
 
 def test_a_folder_in_which_another_process_trains_is_refused(data, tmp_path):
     """With --overwrite too; the one that is training is not disturbed."""
-    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
     train(data, tmp_path / "alone", model=model, config=config)
     refused = []
 
@@ -211,7 +211,7 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
     last = train(
         data,
         tmp_path / "run",
-        model=ModelConfig(model="two-tower", **MODEL),
+        model=config_of("two-tower", **MODEL),
         config=TrainConfig(epochs=60, impressions=64, rate=0.01, table_rate=0.2, patience=2),
         report=seen.append,
     )
@@ -233,7 +233,7 @@ def test_an_empty_split_is_an_error(data, tmp_path):
     dataset = Dataset(data)
     dataset.requests["split"] = dataset.requests["split"] * 0
     with pytest.raises(DataError, match="no requests in its validation split"):
-        train(dataset, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL))
+        train(dataset, tmp_path / "run", model=config_of("two-tower", **MODEL))
 
 
 def test_padding_is_cheap(tmp_path):
@@ -241,7 +241,7 @@ def test_padding_is_cheap(tmp_path):
     seen = []
     data = prepare_log(tmp_path, users=400)
     config = TrainConfig(epochs=1, impressions=256)
-    model = ModelConfig(model="two-tower", **MODEL)
+    model = config_of("two-tower", **MODEL)
     train(data, tmp_path / "run", model=model, config=config, report=seen.append)
     shares = [line["real_positions"] for line in seen if "real_positions" in line]
     assert sum(shares) / len(shares) >= 0.85
@@ -249,7 +249,7 @@ def test_padding_is_cheap(tmp_path):
 
 def test_bf16_trains(data, tmp_path):
     config = TrainConfig(**LEARNING, bf16=True)
-    train(data, tmp_path / "run", model=ModelConfig(model="lime-mha", **MODEL), config=config)
+    train(data, tmp_path / "run", model=config_of("lime-mha", **MODEL), config=config)
     learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned.tasks["click"]["auc"] > 0.55
     assert all(weight.dtype == torch.float32 for weight in _weights(tmp_path / "run").values())
@@ -257,7 +257,7 @@ def test_bf16_trains(data, tmp_path):
 
 def test_rates_grow_with_the_square_root_of_the_batch(data, tmp_path):
     """A quarter of the batch at twice the rate of the configuration is the same step size."""
-    ranker = build(DataShape.of(Dataset(data).manifest), ModelConfig(model="two-tower", **MODEL))
+    ranker = build(DataShape.of(Dataset(data).manifest), config_of("two-tower", **MODEL))
     small = Optimiser(ranker, TrainConfig(rate=0.002, table_rate=0.2), 10, impressions=256)
     large = Optimiser(ranker, TrainConfig(rate=0.001, table_rate=0.1), 10, impressions=1024)
     assert small.scale * small.config.rate == large.scale * large.config.rate
@@ -295,7 +295,7 @@ def test_a_start_that_cannot_succeed_leaves_nothing(
         train(
             data,
             tmp_path / "run",
-            model=ModelConfig(**given),
+            model=config_of(**given),
             config=TrainConfig(**config),
             device=device,
         )
@@ -304,7 +304,7 @@ def test_a_start_that_cannot_succeed_leaves_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused_before_the_old_run_is_replaced(data, tmp_path):
-    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
     train(data, tmp_path / "run", model=model, config=config)
     before = _weights(tmp_path / "run")
     with pytest.raises(SpecError, match=r"'cuda' is not there: .*or give the device cpu"):
@@ -328,7 +328,7 @@ def _breaks(monkeypatch, at):
 
 
 def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, monkeypatch):
-    model = ModelConfig(model="lime-mha", **MODEL)
+    model = config_of("lime-mha", **MODEL)
     config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
     seen = []
     with monkeypatch.context() as patched:
@@ -351,7 +351,7 @@ def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, 
 def test_a_training_that_diverges_at_once_leaves_nothing(data, tmp_path, monkeypatch):
     _breaks(monkeypatch, 0)
     with pytest.raises(DataError, match=r"the loss is nan; nothing is kept.*Try lower rates"):
-        train(data, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL))
+        train(data, tmp_path / "run", model=config_of("two-tower", **MODEL))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -381,7 +381,7 @@ def test_checkpoints_take_a_bounded_share_of_the_time(data, tmp_path, monkeypatc
     monkeypatch.setattr(Optimiser, "step", slow_step)
     monkeypatch.setattr(module, "save_state", slow_save)
     config = TrainConfig(epochs=80, impressions=64, patience=99, checkpoint_seconds=0.0)
-    train(data, tmp_path / "run", model=ModelConfig(model="two-tower", **MODEL), config=config)
+    train(data, tmp_path / "run", model=config_of("two-tower", **MODEL), config=config)
     assert len(saved) >= 2
     assert 10 * len(saved) <= module.CHECKPOINT_SHARE * (clock.now + 10 / module.CHECKPOINT_SHARE)
     assert min(b - a for a, b in pairwise(saved)) >= 10 / module.CHECKPOINT_SHARE
@@ -389,7 +389,7 @@ def test_checkpoints_take_a_bounded_share_of_the_time(data, tmp_path, monkeypatc
 
 def test_the_optimisers_state_goes_to_the_device_of_its_weights(data):
     """As on a GPU, whose checkpoint is read into host memory; "meta" stands for it."""
-    shape, config = DataShape.of(Dataset(data).manifest), ModelConfig(model="two-tower", **MODEL)
+    shape, config = DataShape.of(Dataset(data).manifest), config_of("two-tower", **MODEL)
     trained = Optimiser(build(shape, config), TrainConfig(), 10)
     for weight in trained.dense:
         weight.grad = torch.ones_like(weight)
@@ -404,7 +404,7 @@ def test_the_optimisers_state_goes_to_the_device_of_its_weights(data):
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
-    model, config = ModelConfig(model="two-tower", **MODEL), TrainConfig(**QUICK)
+    model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
 
     def stop(line):
         raise StoppedError
@@ -437,7 +437,7 @@ def test_a_run_folder_holds_no_ids_of_users(tmp_path):
     manifest["summary"]["warnings"].append("the user id 'u3@mail' has 40 % of the events")
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(manifest))
     run = tmp_path / "run"
-    train(tmp_path / "data", run, model=ModelConfig(model="lime-mha", **MODEL))
+    train(tmp_path / "data", run, model=config_of("lime-mha", **MODEL))
     evaluate(run)
     files = [path for path in run.rglob("*") if path.is_file()]
     assert len(files) > 8

@@ -12,7 +12,8 @@ import torch
 from limerank.data.batch import Batch, Features, Items, Users
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.models.config import DataShape, Task
+from limerank.models import MODELS
+from limerank.models.config import DataShape, ModelConfig, Task, config_class
 
 SHAPE = DataShape(
     item_ids=40,
@@ -28,6 +29,19 @@ SHAPE = DataShape(
         Task(name="watch", kind="duration", mean=12.0),
     ),
 )
+
+
+OF_THE_PACKAGE = tuple(
+    name for name, model in MODELS.items() if model.ranker.__module__.startswith("limerank.")
+)
+"""Models; others may be registered by other tests."""
+
+
+def config_of(model: str, **settings: object) -> ModelConfig:
+    """A model's configuration with those of the settings that it has, by its own names."""
+    kind = config_class(model)
+    own = {kind.other_names.get(name, name): value for name, value in settings.items()}
+    return kind(model=model, **{name: own[name] for name in own if name in kind.model_fields})
 
 
 def features(rows: int, tokens: int, numeric: int, generator: torch.Generator) -> Features:

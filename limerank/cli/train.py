@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from limerank.cli.options import Overwrite, Quiet, Set, settings
-from limerank.errors import SpecError, did_you_mean
+from limerank.errors import SpecError
 
 INTERRUPTED = "run the same command again to resume from the last checkpoint"
 
@@ -60,9 +60,8 @@ def train(
     """
     import torch
 
-    from limerank.models.config import ModelConfig, TrainConfig
+    from limerank.models.config import configs_of
     from limerank.training.trainer import train as run
-    from limerank.validation import validate
 
     given = {
         "epochs": epochs,
@@ -75,23 +74,14 @@ def train(
     }
     given = {name: value for name, value in given.items() if value is not None}
     more = settings(setting)
-    known = [*ModelConfig.model_fields, *TrainConfig.model_fields]
     for name in more:
-        if name not in known:
-            raise SpecError(
-                f"--set {name}: there is no such setting{did_you_mean(name, known)}; expected one "
-                f"of {', '.join(known)}"
-            )
         if name in given or name in ("model", "seed", "bf16"):
             raise SpecError(f"--set {name}: give it as the option --{name.replace('_', '-')} alone")
-    given |= more
-    shape = {name: given.pop(name) for name in tuple(given) if name in ModelConfig.model_fields}
+    model_config, config = configs_of(model, {**given, **more, "seed": seed, "bf16": bf16})
     if threads is not None:
         if threads < 1:
             raise SpecError(f"--threads is {threads}, expected 1 or more")
         torch.set_num_threads(threads)
-    model_config = validate(ModelConfig, {"model": model, **shape}, "the model's settings")
-    config = validate(TrainConfig, {"seed": seed, "bf16": bf16, **given}, "the training's settings")
     last = run(
         data,
         out,

@@ -23,14 +23,14 @@ from limerank.evaluation.evaluate import Evaluation, evaluate
 from limerank.files import check_folder, check_output, read_json, write_json
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.models.config import ModelConfig, ModelName, TrainConfig
+from limerank.models.config import ModelConfig, TrainConfig
 from limerank.ranking.fidelity import quantisation_report
 from limerank.ranking.recommender import Recommender
 from limerank.report.page import some_users, write_report
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 
-MODELS: tuple[ModelName, ...] = ("two-tower", "lime-mha", "lime-xor")
+MODELS = ("two-tower", "lime-mha", "lime-xor")
 
 MARK = "demo.json"
 """The file that marks the folder of a demo; it contains the demo's settings."""
@@ -206,7 +206,7 @@ def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
     }
 
 
-def comparison_text(results: Mapping[ModelName, Evaluation], ceiling: Mapping[str, float]) -> str:
+def comparison_text(results: Mapping[str, Evaluation], ceiling: Mapping[str, float]) -> str:
     """A table of the models' metrics and the best possible ones."""
     heads = f"{'click AUC':>10}{'GAUC':>8}{'NE':>8}{'ECE':>8}{'watch XAUC':>12}{'NDCG@10':>9}"
     lines = [f"  {'':<14}{heads}"]

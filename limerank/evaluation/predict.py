@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
-from limerank.models import Lime, Ranker
+from limerank.models import Ranker
 from limerank.models.losses import predictions
 from limerank.progress import Bar
 
@@ -77,7 +77,7 @@ def predict(
             at = starts + np.arange(len(starts))
             values[at] = predicted.cpu().numpy()
             labels[at] = batch.labels[real].cpu().numpy()
-            if isinstance(ranker, Lime) and ranker.folds:
+            if ranker.folds:
                 terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
                 seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)
                 used = seen.to(terms.weights.dtype) @ terms.weights
@@ -86,7 +86,8 @@ def predict(
     ranker.train(was_training)
     link_use = None
     if use is not None and total:
-        link_use = (use / total).view(ranker.config.heads, -1).cpu().numpy()
+        assert ranker.link_shape is not None
+        link_use = (use / total).view(ranker.link_shape).cpu().numpy()
     rows = dataset.impression_rows(requests)
     return Predictions(rows, np.repeat(requests, counts), values, labels, link_use)
 

@@ -32,7 +32,7 @@ from limerank.index.writing import (
     write_lookup,
     writing,
 )
-from limerank.models import Lime
+from limerank.models import Ranker
 from limerank.progress import Bar
 from limerank.runs.folder import Run, load_run
 
@@ -78,16 +78,10 @@ def build_index(
         DataError: an item id twice, a column of the table is missing, or an item encodes to NaN.
         FormatError: ``out`` exists and ``overwrite`` is false, or it is no index; a killed build of
             ``out`` had other arguments and ``overwrite`` is false; or another process builds it.
-        SpecError: ``items`` is given and the run's data had no item table; or the model is a
-            variant.
+        SpecError: ``items`` is given and the run's data had no item table.
     """
     run = run if isinstance(run, Run) else load_run(run)
     out = Path(out)
-    if run.ranker.config.variant is not None:
-        raise SpecError(
-            f"{run.path} is the variant {run.ranker.config.variant!r}, which is there to be "
-            "measured and not to be served; train without a variant"
-        )
     exists = out.exists()
     if exists and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another folder")
@@ -128,20 +122,20 @@ def _build(
 ) -> dict[str, Any]:
     """Write all files of an index, or those that a killed build lacks; returns the manifest."""
     total = sum(map(len, parts))
-    ranker, lime = run.ranker, isinstance(run.ranker, Lime)
+    ranker = run.ranker
     with torch.inference_mode():
         if state is None:
             version = next_version(folder)
             with Files(folder, version) as files:
                 _write_ids(files, parts)
-                if lime:
+                if ranker.folds:
                     device = next(ranker.parameters()).device
                     empty = ranker.encode_items(torch.zeros(0, ranker.config.width, device=device))
                     files.append("weights.u8", empty.weights.cpu().numpy())
                     files.append("terms.i8", empty.head.cpu().numpy())
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
                 entries = files.entries()
-            scales = _scales(ranker, parts).json() if isinstance(ranker, Lime) else None
+            scales = _scales(ranker, parts).json() if ranker.folds else None
             state = {"of": _same(run, parts), "version": version, "scales": scales}
             state |= {"rows": 0, "codes": 0, "clamped": 0, "files": entries}
             _keep(folder, state)
@@ -236,7 +230,7 @@ def _unfinished(
     return None
 
 
-def _scales(ranker: Lime, parts: Sequence[Catalogue]) -> Scales:
+def _scales(ranker: Ranker, parts: Sequence[Catalogue]) -> Scales:
     """The ranges of columns over a sample of the items: all of them, or :data:`SAMPLE` that lie
     evenly."""
     total = sum(map(len, parts))

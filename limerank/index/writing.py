@@ -34,7 +34,7 @@ from limerank.index.reading import (
     read_manifest,
     versioned,
 )
-from limerank.models import Lime, Ranker
+from limerank.models import Ranker
 
 CHUNK = 16384
 """Items encoded at once."""
@@ -307,7 +307,7 @@ class Encoder:
         rows: dict[str, NDArray[Any]] = {"vectors.f32": found_ud.cpu().numpy()}
         if self.scales is None:
             return rows
-        assert isinstance(self.ranker, Lime)
+        assert self.ranker.folds
         weights_uc, terms_ug = self.ranker.encode_items(found_ud)
         w_uc, w_excess = self._quantised(weights_uc, self._low_c, self._step_c, 0, 255)
         t_ug, t_excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)

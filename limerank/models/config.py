@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from limerank.data.history import EventEncoder
-from limerank.validation import Frozen
+from limerank.errors import SpecError, check_choice, did_you_mean
+from limerank.validation import Frozen, validate
 
-ModelName = Literal[
-    "lime-mha",
-    "lime-xor",
-    "popularity",
-    "two-tower",
-    "truncated-mha",
-    "lrea",
-    "din",
-    "sasrec",
-    "mha",
-    "hstu",
-]
-Variant = Literal["raw-links", "coupled", "product", "softmax", "last-block", "read-only", "dense"]
-OF_MHA = ("raw-links", "coupled", "product", "softmax")
-OF_XOR = ("raw-links", "coupled", "product", "softmax", "last-block", "read-only", "dense")
 Activation = Literal["relu", "hardswish", "silu"]
 
 
@@ -73,49 +66,128 @@ class DataShape(Frozen):
         )
 
 
-def _heads(model: str) -> int:
-    return 1 if model.startswith("lime") else 4
-
-
 class ModelConfig(Frozen):
-    """The shape of a ranker. Fields that a model does not have are ignored by it."""
+    """Settings that every ranker has. The model's own class adds those that it alone has.
 
-    model: ModelName = "lime-xor"
+    ``ModelConfig(model="lrea", slots=16)`` is an instance of the class that is registered for this
+    model (:mod:`limerank.models.registry`), and so is what ``ModelConfig.model_validate`` returns:
+    here a :class:`~limerank.models.linformer.LreaConfig`. Without ``model`` it is LIME-XOR.
+
+    Raises:
+        SpecError: no model is registered under this name.
+        ValidationError: the model has no such setting, or not with this value.
+    """
+
+    model: str
+    """Name of the model."""
     width: int = Field(64, ge=1)
     """d: numbers per item, event and link."""
-    heads: int = Field(default_factory=lambda given: _heads(given.get("model", "")), ge=1)
-    """H: attention heads; divides the width. When not given, 1 for LIME, whose links take the
-    place of heads (an item then has l weights, not H l), and 4 for all others."""
-    links: int = Field(32, ge=1)
-    """l: learned links between history and candidates; LREA: slots; truncated MHA: events."""
-    blocks: int = Field(3, ge=1)
-    """LIME-XOR, SASRec, HSTU: depth of the stack; in the last of LIME-XOR links read for good."""
-    places: int = Field(1024, ge=1)
-    """SASRec, HSTU, LREA: places of a history that are told apart; older ones share the last."""
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of items whose id is hidden in a training step, so that their content alone has to
+    represent them, as it will for items that training has not seen."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of hidden units dropped in training (head, feed-forward layers, attention output)."""
+
+    other_names: ClassVar[Mapping[str, str]] = {"places": "positions"}
+    """Names that a setting has in other models, or once had -> its name here."""
+
+    def __new__(cls, **settings: Any) -> Self:
+        if cls is ModelConfig:
+            own: Any = config_class(settings.get("model", DEFAULT_MODEL))
+            made: Self = object.__new__(own)
+            return made
+        return super().__new__(cls)
+
+    def __init__(self, **settings: Any) -> None:  # any model's settings, where cls is ModelConfig
+        super().__init__(**settings)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_model(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if cls is ModelConfig and isinstance(values, Mapping):
+            own: Any = config_class(values.get("model", DEFAULT_MODEL))
+            made: Self = own.model_validate(values)
+            return made
+        return handler(values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_own_settings(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            name = values.get("model", cls.model_fields["model"].default)
+            refuse_unknown(cls, values, f"{name} has no such setting", cls.other_names)
+        return values
+
+    @model_validator(mode="after")
+    def _of_this_class(self) -> Self:
+        if CONFIG_CLASSES.get(self.model) is not type(self):
+            raise ValueError(f"{type(self).__name__} is not the configuration of {self.model!r}")
+        return self
+
+
+class HeadConfig(ModelConfig):
+    """Settings of rankers that end in the shared head (:class:`~limerank.models.ranker.Head`)."""
+
     hidden: int = Field(32, ge=1)
     """h: hidden units of the head; with a gate each has two first-layer sums."""
     activation: Activation = "relu"
     """f of the head's hidden units: relu is the cheapest where a catalogue is scored."""
     gated: bool = True
     """Whether the head's first layer is gated: z = f(a) * b instead of z = f(a)."""
-    id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of items whose id is hidden in a training batch, so that content can place them."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of hidden units dropped in training (head, feed-forward layers, events)."""
 
-    variant: Variant | None = None
-    """LIME with one part changed, to see what it is worth (limerank/models/variants.py)."""
+
+class AttentionConfig(HeadConfig):
+    """Settings of rankers with multi-head attention."""
+
+    heads: int = Field(4, ge=1)
+    """H: attention heads; divides the width."""
 
     @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        known = {"lime-mha": OF_MHA, "lime-xor": OF_XOR}.get(self.model, ())
-        if self.variant is not None and self.variant not in known:
-            raise ValueError(
-                f"{self.model} has no variant {self.variant!r}; it has {', '.join(known) or 'none'}"
-            )
+    def _heads_divide_the_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"heads must divide the width; got {self.heads} and {self.width}")
         return self
+
+
+DEFAULT_MODEL = "lime-xor"
+CONFIG_CLASSES: dict[str, type[ModelConfig]] = {}
+"""Model -> class of its configuration; :func:`limerank.models.registry.register` fills it."""
+
+
+def config_class(model: object) -> type[ModelConfig]:
+    """The class of the configuration of the model of this name.
+
+    Raises:
+        SpecError: no model is registered under this name.
+    """
+    check_choice("model", model, CONFIG_CLASSES)
+    return CONFIG_CLASSES[str(model)]
+
+
+def refuse_unknown(
+    config: type[BaseModel], given: Mapping[str, Any], problem: str, other_names: Mapping[str, str]
+) -> None:
+    """Raise a ValidationError that lists the names in ``given`` that are not fields of ``config``.
+
+    Args:
+        problem: the text of the error of each one.
+        other_names: other names of fields -> the field's name, for the hint.
+    """
+    errors: list[InitErrorDetails] = []
+    for name, value in given.items():
+        if name in config.model_fields:
+            continue
+        if other_names.get(name) in config.model_fields:
+            hint = f"; it is called {other_names[name]} here"
+        else:
+            known = ", ".join(config.model_fields)
+            hint = did_you_mean(name, config.model_fields) or f"; expected one of {known}"
+        text = (problem + hint).replace("{", "{{").replace("}", "}}")
+        errors.append(
+            {"type": PydanticCustomError("unknown_setting", text), "loc": (name,), "input": value}
+        )
+    if errors:
+        raise ValidationError.from_exception_data(config.__name__, errors)
 
 
 class TrainConfig(Frozen):
@@ -178,3 +250,28 @@ class TrainConfig(Frozen):
                     f"the weight of task {name!r} is {weight}, expected a finite number"
                 )
         return self
+
+
+def configs_of(model: str, settings: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The configurations of a model and of its training, from settings of both by their names.
+
+    Raises:
+        SpecError: no such model; or neither has a setting of this name (the message proposes the
+            nearest one); or a value is wrong.
+    """
+    config = config_class(model)
+    known = [*config.model_fields, *TrainConfig.model_fields]
+    for name in settings:
+        if name not in known:
+            called = config.other_names.get(name)
+            hint = f"; it is called {called} here" if called in known else did_you_mean(name, known)
+            raise SpecError(
+                f"{model} and its training have no setting {name!r}{hint}; expected one of "
+                f"{', '.join(known)}"
+            )
+    own = {name: value for name, value in settings.items() if name in config.model_fields}
+    others = {name: value for name, value in settings.items() if name not in own}
+    return (
+        validate(config, {**own, "model": model}, "the model's settings"),
+        validate(TrainConfig, others, "the training's settings"),
+    )

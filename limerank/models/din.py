@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import DataShape, HeadConfig
 from limerank.models.layers import Ages
 from limerank.models.ranker import Ranker, at_once, pieces
 
@@ -47,6 +47,12 @@ class EventState(NamedTuple):
     head: Tensor
 
 
+class DinConfig(HeadConfig):
+    """Settings of DIN."""
+
+    model: str = "din"
+
+
 class Din(Ranker):
     """o = sum over events of a(e_j, t) e_j, a(e, t) = w PReLU(W [e ; e * t ; t] + b) + c.
 
@@ -55,7 +61,9 @@ class Din(Ranker):
     what else is in a batch.)
     """
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: DinConfig
+
+    def __init__(self, shape: DataShape, config: DinConfig) -> None:
         super().__init__(shape, config)
         d = config.width
         self.ages = Ages(d)

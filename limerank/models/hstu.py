@@ -14,17 +14,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     AGE_BUCKETS,
     age_bucket,
     join_heads,
-    places_from_newest,
+    positions_from_newest,
     split_heads,
 )
 from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces
@@ -55,6 +56,16 @@ class BlockState(NamedTuple):
     head: Tensor
 
 
+class HstuConfig(AttentionConfig):
+    """Settings of HSTU."""
+
+    model: str = "hstu"
+    blocks: int = Field(3, ge=1)
+    """Blocks, one after the other."""
+    positions: int = Field(1024, ge=1)
+    """Relative positions of two events that have a bias each; all larger ones share the last."""
+
+
 class Hstu(Ranker):
     """Blocks X <- X + Linear(LN(A V) * U), A = SiLU(Q K^T / sqrt(e) + bias) / (n + 1);
     o = LN(x) of the candidate.
@@ -65,20 +76,22 @@ class Hstu(Ranker):
     the context, as for every model here.
     """
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: HstuConfig
+
+    def __init__(self, shape: DataShape, config: HstuConfig) -> None:
         super().__init__(shape, config)
         self.stack = nn.ModuleList(HstuBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.head = self.new_head()
-        self.of_place = nn.Embedding(config.places, config.blocks)
+        self.of_position = nn.Embedding(config.positions, config.blocks)
         self.of_time = nn.Embedding(AGE_BUCKETS, config.blocks)
-        for table in (self.of_place, self.of_time):
+        for table in (self.of_position, self.of_time):
             nn.init.normal_(table.weight, std=TABLE_STD)
 
-    def bias(self, places: Tensor, buckets: Tensor) -> Tensor:
-        """What logits get added at relative places and buckets of time, for each block: [..., L].
-        Heads share it."""
-        return self.of_place(places) + self.of_time(buckets)
+    def bias(self, positions: Tensor, buckets: Tensor) -> Tensor:
+        """What is added to the logits at relative positions and buckets of time, for each block:
+        [..., L]. Heads share it."""
+        return self.of_position(positions) + self.of_time(buckets)
 
     def encode_items(self, vectors_ud: Tensor) -> VectorTerms:
         return VectorTerms(vectors_ud, self.head.from_item(vectors_ud))
@@ -91,32 +104,32 @@ class Hstu(Ranker):
             keys, values = self._history(x_bnd, users.age, share_bn)
         else:
             keys, values = self._history_in_pieces(x_bnd, users.age, share_bn)
-        place_bn = (1 + places_from_newest(lengths, size, self.config.places)).clamp(
-            max=self.config.places - 1
+        position_bn = (1 + positions_from_newest(lengths, size, self.config.positions)).clamp(
+            max=self.config.positions - 1
         )
         return BlockState(
             keys,
             values,
-            self.bias(place_bn, age_bucket(users.age)),
+            self.bias(position_bn, age_bucket(users.age)),
             lengths,
             self.head.from_request(*self.user_tower(users)),
         )
 
     def _history(self, x_bnd: Tensor, age_bn: Tensor, share_bn: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the events in each block, [B, L, N, d]; values hold the shares."""
-        place_n = torch.arange(x_bnd.shape[1], device=x_bnd.device)
-        place_nn = (place_n[:, None] - place_n).clamp(0, self.config.places - 1)
+        position_n = torch.arange(x_bnd.shape[1], device=x_bnd.device)
+        position_nn = (position_n[:, None] - position_n).clamp(0, self.config.positions - 1)
         bucket_bnn = age_bucket((age_bn[:, None] - age_bn[..., None]).clamp(min=0))
-        bias_bnnl = self.bias(place_nn, bucket_bnn)
+        bias_bnnl = self.bias(position_nn, bucket_bnn)
         keys, values = [], []
-        for place, block in enumerate(self.stack):
+        for depth, block in enumerate(self.stack):
             assert isinstance(block, HstuBlock)
             u, q, k, v = block.parts(x_bnd)
             v = v * share_bn[..., None].to(v.dtype)
             keys.append(k)
             values.append(v)
-            if place + 1 < len(self.stack):
-                read_bnd = block.read(q, k, v, bias_bnnl[..., place], causal=True)
+            if depth + 1 < len(self.stack):
+                read_bnd = block.read(q, k, v, bias_bnnl[..., depth], causal=True)
                 x_bnd = x_bnd + block.update(read_bnd, u)
         return torch.stack(keys, 1), torch.stack(values, 1)
 
@@ -127,28 +140,28 @@ class Hstu(Ranker):
         batch, size, d = x_bnd.shape
         keys = x_bnd.new_empty(batch, len(self.stack), size, d)
         values = torch.empty_like(keys)
-        of_place_lp, of_time_la = self.of_place.weight.T.contiguous(), self.of_time.weight.T
+        of_position_lp, of_time_la = self.of_position.weight.T.contiguous(), self.of_time.weight.T
         some = at_once(EVENTS, batch, x_bnd.device)
         for start in range(0, size, some):
             stop = min(start + some, size)
             # In row i and column j stands what is i - j places back: rows of it overlap.
             back_x = torch.arange(stop - 1, start - stop, -1, device=x_bnd.device)
-            back_x = back_x.clamp(0, self.config.places - 1)
+            back_x = back_x.clamp(0, self.config.positions - 1)
             bucket_bmn = age_bucket(
                 (age_bn[:, None, :stop] - age_bn[:, start:stop, None]).clamp_(min=0)
             )
             x_bmd = x_bnd[:, start:stop]
-            for place, block in enumerate(self.stack):
+            for depth, block in enumerate(self.stack):
                 assert isinstance(block, HstuBlock)
                 u, q, k, v = block.parts(x_bmd)
-                keys[:, place, start:stop] = k
-                values[:, place, start:stop] = v * share_bn[:, start:stop, None].to(v.dtype)
-                if place + 1 < len(self.stack):
-                    bias_bmn = of_time_la[place].index_select(0, bucket_bmn.flatten())
+                keys[:, depth, start:stop] = k
+                values[:, depth, start:stop] = v * share_bn[:, start:stop, None].to(v.dtype)
+                if depth + 1 < len(self.stack):
+                    bias_bmn = of_time_la[depth].index_select(0, bucket_bmn.flatten())
                     bias_bmn = bias_bmn.view_as(bucket_bmn)
-                    bias_bmn += of_place_lp[place, back_x].unfold(0, stop, 1).flip(0)
+                    bias_bmn += of_position_lp[depth, back_x].unfold(0, stop, 1).flip(0)
                     read_bmd = block.read(
-                        q, keys[:, place, :stop], values[:, place, :stop], bias_bmn, causal=True
+                        q, keys[:, depth, :stop], values[:, depth, :stop], bias_bmn, causal=True
                     )
                     x_bmd = x_bmd + block.update(read_bmd, u)
         return keys, values
@@ -162,13 +175,13 @@ class Hstu(Ranker):
         share_b = 1.0 / (state.lengths + 1)
         zero = torch.zeros((), dtype=torch.long, device=x_bmd.device)
         bias_l = self.bias(zero, zero)
-        for place, block in enumerate(self.stack):
+        for depth, block in enumerate(self.stack):
             assert isinstance(block, HstuBlock)
             u, q, k, v = block.parts(x_bmd)
             of_past = block.read(
-                q, state.keys[:, place], state.values[:, place], state.bias[:, None, :, place]
+                q, state.keys[:, depth], state.values[:, depth], state.bias[:, None, :, depth]
             )
-            of_self = block.read_self(q, k, v * share_b[:, None, None], bias_l[place])
+            of_self = block.read_self(q, k, v * share_b[:, None, None], bias_l[depth])
             x_bmd = x_bmd + block.update(of_past + of_self, u)
         o_bmd = self.norm(x_bmd)
         return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
@@ -180,7 +193,7 @@ class Hstu(Ranker):
 class HstuBlock(nn.Module):
     """The dense layers of one block, and what its positions read."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: HstuConfig) -> None:
         super().__init__()
         d = config.width
         self.heads = config.heads

@@ -143,7 +143,7 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-def places_from_newest(lengths_b: Tensor, size: int, most: int) -> Tensor:
+def positions_from_newest(lengths_b: Tensor, size: int, most: int) -> Tensor:
     """How many events of its history are newer than each one, at most ``most - 1``: i64 [B, N]."""
-    places_bn = lengths_b[:, None] - 1 - torch.arange(size, device=lengths_b.device)
-    return places_bn.clamp(0, most - 1)
+    positions_bn = lengths_b[:, None] - 1 - torch.arange(size, device=lengths_b.device)
+    return positions_bn.clamp(0, most - 1)

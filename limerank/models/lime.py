@@ -17,11 +17,12 @@ e = d / H, l links, g first-layer outputs of the head, K tasks.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -30,7 +31,7 @@ from limerank.data.batch import Sequences, Users
 from limerank.kernels.attention import link_attention, link_weights, xor_attention
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     Ages,
     Evidence,
@@ -66,6 +67,37 @@ class LinkState(NamedTuple):
     head: Tensor
 
 
+class LimeConfig(AttentionConfig):
+    """Settings of both forms."""
+
+    heads: int = Field(1, ge=1)
+    """H: attention heads; divides the width. An item has H l weights: links are the cheaper way to
+    more of them."""
+    links: int = Field(32, ge=1)
+    """l: learned links between history and candidates."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        **AttentionConfig.other_names,
+        "slots": "links",
+        "events": "links",
+    }
+
+
+class LimeMhaConfig(LimeConfig):
+    """Settings of LIME-MHA."""
+
+    model: str = "lime-mha"
+
+
+class LimeXorConfig(LimeConfig):
+    """Settings of LIME-XOR."""
+
+    model: str = "lime-xor"
+    blocks: int = Field(3, ge=1)
+    """Layers in which links read events: ``blocks - 1`` blocks, in which events read links as well,
+    and the last reading, which is that of LIME-MHA."""
+
+
 class Reading(nn.Module):
     """How links read events for good: one attention layer, of which as much counts as it is
     evidence, then a feed-forward layer.
@@ -77,7 +109,7 @@ class Reading(nn.Module):
     history without anything like it as of one that is full of it.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LimeConfig) -> None:
         super().__init__()
         d = config.width
         self.heads, self.links = config.heads, config.links
@@ -123,13 +155,14 @@ class Reading(nn.Module):
 class Lime(Ranker):
     """What the two forms share; they differ in how the history reaches the links."""
 
-    folds = True
-    """Whether an item's part of scoring is its weights of links and its head terms, and no more."""
+    config: LimeConfig
+
+    folds = explains = late_context = True
     reads = Reading
     in_one_call = True
     """Whether limerank.kernels.personal has the user stage of this form."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    def __init__(self, shape: DataShape, config: LimeConfig) -> None:
         super().__init__(shape, config)
         d, links = config.width, config.links
         self.links = nn.Parameter(torch.randn(links, d))
@@ -227,12 +260,12 @@ class Lime(Ranker):
     def personalise(self, links_bld: Tensor, users: Users, vectors_ud: Tensor) -> Tensor:
         """Contextualised links -> personalised links, [B, l, d]."""
 
-    @abc.abstractmethod
-    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        """With what weights links read events for good, of either sign, [B, H, l, N]; 0: padding.
+    @property
+    def link_shape(self) -> tuple[int, int]:
+        return self.config.heads, self.config.links
 
-        For explanations; scoring never asks for it.
-        """
+    def link_weights(self, terms: LinkTerms) -> Tensor:
+        return terms.weights.unflatten(-1, self.link_shape)
 
     def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
         heads = self.config.heads
@@ -259,7 +292,9 @@ class Lime(Ranker):
 class LimeMha(Lime):
     """LP = what the contextualised links have after reading the events as they are."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    streams = True
+
+    def __init__(self, shape: DataShape, config: LimeMhaConfig) -> None:
         super().__init__(shape, config)
         self._start_alike(item_gain=START_GAIN)
 
@@ -380,7 +415,9 @@ class LimeXor(Lime):
     """A stack of blocks in which links read events and events read links, and nothing else; then
     the links read, as in LIME-MHA, what has become of the events."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: LimeXorConfig
+
+    def __init__(self, shape: DataShape, config: LimeXorConfig) -> None:
         super().__init__(shape, config)
         self.ages = Ages(config.width)
         blocks = [XorBlock(config) for _ in range(config.blocks - 1)]
@@ -437,7 +474,7 @@ class XorBlock(nn.Module):
     X <- X + Linear(LN(A V) * U), for links and events in turn; of what links read, as much counts
     as it is evidence."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: LimeXorConfig) -> None:
         super().__init__()
         d = config.width
         self.heads = config.heads

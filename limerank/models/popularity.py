@@ -5,15 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from limerank.data.batch import Users
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import DataShape, HeadConfig
 from limerank.models.layers import HeadTerms
 from limerank.models.ranker import Ranker
+
+
+class PopularityConfig(HeadConfig):
+    """Settings of the ranking without histories."""
+
+    model: str = "popularity"
 
 
 class Popularity(Ranker):
     """o = 0: the head sees t, u and c alone. Of an item that training has not seen, its content."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: PopularityConfig
+
+    def __init__(self, shape: DataShape, config: PopularityConfig) -> None:
         super().__init__(shape, config)
         del self.event_tower
         self.head = self.new_head()

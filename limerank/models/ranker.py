@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.data.batch import Batch, Features, Items, Users
-from limerank.models.config import DataShape, ModelConfig
+from limerank.data.batch import Batch, Features, Items, Sequences, Users
+from limerank.models.config import DataShape, HeadConfig, ModelConfig
 
 MULTI_HOT_ROWS = 256
 """In training, event tables of at most so many rows are summed as a product with zeros and ones."""
@@ -159,7 +159,7 @@ class Head(nn.Module):
     where a', a'' are the halves of a; ``logits = A_k z + b_k``.
     """
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    def __init__(self, shape: DataShape, config: HeadConfig) -> None:
         super().__init__()
         outputs = config.hidden * (2 if config.gated else 1)
         self.from_links = nn.Linear(config.width, outputs, bias=False)
@@ -187,7 +187,26 @@ class Head(nn.Module):
 
 
 class Ranker(nn.Module, abc.ABC):
-    """Base of all models. See the module's text for the contract."""
+    """Base of all models. See the module's text for the contract.
+
+    The class attributes state what a model can do beyond it.
+    """
+
+    config: ModelConfig
+
+    folds: ClassVar[bool] = False
+    """Whether :meth:`encode_items` gives exactly each item's weights of links and its head terms,
+    so that :meth:`fold` has all that scoring needs of a request: the quantised index, its scorers
+    and the use of links in evaluations are for these models."""
+    streams: ClassVar[bool] = False
+    """Whether what a user's events contribute is a running sum, of any number of events: training
+    on exact histories (:meth:`sequence_logits`) and streaming states are for these models."""
+    explains: ClassVar[bool] = False
+    """Whether each item has weights of links that no user enters (:meth:`link_weights`), and links
+    have weights of events (:meth:`read_weights`)."""
+    late_context: ClassVar[bool] = False
+    """Whether a state is ``(links, head)``, of which only ``head`` depends on the context of the
+    request: a new request of the same user needs ``head.from_request`` alone."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
@@ -202,17 +221,28 @@ class Ranker(nn.Module, abc.ABC):
         return vectors
 
     def new_head(self) -> Head:
-        """The head that all models share the form of."""
+        """The head whose form all models share."""
+        assert isinstance(self.config, HeadConfig)
         return Head(self.shape, self.config)
 
+    @property
+    def link_shape(self) -> tuple[int, int] | None:
+        """Heads H and links l; None for models without links."""
+        return None
+
     def start_at(self, ages_n: Tensor) -> None:
-        """Told before training how old the events of its log are, f32 [n] in the unit of
-        ``Users.age``, a ranker may start in another place. Most do not."""
+        """Set starting values that depend on how old the events of the log are. Called once, before
+        training; by default nothing depends on it.
+
+        Args:
+            ages_n: ages of events of the training split, f32 [n], in the unit of ``Users.age``.
+        """
 
     def scratch(self, state: Any) -> int:
         """Numbers that :meth:`score` holds per request and candidate, about; callers cut their
         work by it."""
-        return 2 * self.config.hidden + len(self.shape.tasks)
+        hidden = self.config.hidden if isinstance(self.config, HeadConfig) else 0
+        return 2 * hidden + len(self.shape.tasks)
 
     @abc.abstractmethod
     def encode_items(self, vectors_ud: Tensor) -> Any:
@@ -236,6 +266,25 @@ class Ranker(nn.Module, abc.ABC):
             terms: of :meth:`encode_items`; either [M, ...], the same candidates for everyone, or
                 [B, M, ...] by :func:`gather`.
         """
+
+    def fold(self, state: Any) -> Tensor:
+        """Links folded through the head's first layer, [B, H l, g]; only where the model
+        :attr:`folds`."""
+        raise NotImplementedError(f"{self.config.model} does not fold")
+
+    def link_weights(self, terms: Any) -> Tensor:
+        """Each item's weights of links, [..., H, l]; only where the model :attr:`explains`."""
+        raise NotImplementedError(f"{self.config.model} has no links")
+
+    def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
+        """Weights with which links read events, of either sign, [B, H, l, N], 0 where padded; only
+        where the model :attr:`explains`. For explanations: scoring never asks for it."""
+        raise NotImplementedError(f"{self.config.model} has no links")
+
+    def sequence_logits(self, batch: Sequences) -> Tensor:
+        """Logits [M, K] of impressions that each see exactly the events before them; only where the
+        model :attr:`streams`."""
+        raise NotImplementedError(f"{self.config.model} has no exact histories")
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, M, K] of a batch's candidates; undefined where padded."""

@@ -6,30 +6,44 @@ Shape letters: B requests, N history positions, U items, d width, g first-layer 
 from __future__ import annotations
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from limerank.data.batch import Users
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     FeedForward,
     HeadTerms,
     join_heads,
-    places_from_newest,
+    positions_from_newest,
     split_heads,
 )
 from limerank.models.ranker import TABLE_STD, Ranker
 
 
+class SasRecConfig(AttentionConfig):
+    """Settings of SASRec."""
+
+    model: str = "sasrec"
+    blocks: int = Field(3, ge=1)
+    """Self-attention blocks, one after the other."""
+    positions: int = Field(1024, ge=1)
+    """Positions of a history, counted from the newest event, that have an embedding each; all older
+    ones share the last."""
+
+
 class SasRec(Ranker):
     """X = E + P; blocks X <- X + SA(LN(X)), X <- X + FF(X); o = LN(x_n), zero without events.
 
-    The user's vector meets the candidates in the head alone. Places count from the newest event.
+    User and candidate are combined in the head alone. Positions count from the newest event.
     """
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: SasRecConfig
+
+    def __init__(self, shape: DataShape, config: SasRecConfig) -> None:
         super().__init__(shape, config)
-        self.places = nn.Embedding(config.places, config.width)
-        nn.init.normal_(self.places.weight, std=TABLE_STD)
+        self.positions = nn.Embedding(config.positions, config.width)
+        nn.init.normal_(self.positions.weight, std=TABLE_STD)
         self.stack = nn.ModuleList(CausalBlock(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
         self.head = self.new_head()
@@ -43,7 +57,8 @@ class SasRec(Ranker):
         head_bg = self.head.from_request(*self.user_tower(users))
         if size == 0:
             return HeadTerms(head_bg)
-        x_bnd = x_bnd + self.places(places_from_newest(users.lengths, size, self.config.places))
+        at_bn = positions_from_newest(users.lengths, size, self.config.positions)
+        x_bnd = x_bnd + self.positions(at_bn)
         for block in self.stack:
             x_bnd = block(x_bnd)
         newest_b = (users.lengths - 1).clamp(min=0)
@@ -59,7 +74,7 @@ class CausalBlock(nn.Module):
     """Self-attention in which an event reads itself and what came before it, then a feed-forward
     layer. Padding stands behind all events, so nothing reads it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: SasRecConfig) -> None:
         super().__init__()
         d = config.width
         self.heads = config.heads

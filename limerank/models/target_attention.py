@@ -9,15 +9,17 @@ g first-layer outputs of the head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import softmax_attention
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
 from limerank.models.ranker import Ranker, at_once, pieces
 
@@ -45,11 +47,29 @@ class KeyState(NamedTuple):
     head: Tensor
 
 
+class MhaConfig(AttentionConfig):
+    """Settings of target attention."""
+
+    model: str = "mha"
+
+
+class TruncatedMhaConfig(AttentionConfig):
+    """Settings of target attention over the latest events."""
+
+    model: str = "truncated-mha"
+    events: int = Field(32, ge=1)
+    """Latest events that candidates attend to."""
+
+    other_names: ClassVar[Mapping[str, str]] = {**AttentionConfig.other_names, "links": "events"}
+
+
 class CandidateAttention(Ranker):
     """What the rankers share whose candidates read vectors of their own accord:
     y = t Wi + Wo softmax(t Wq K^T / sqrt(e) - rate * age) V; o = LN(y + FF(y))."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: AttentionConfig
+
+    def __init__(self, shape: DataShape, config: AttentionConfig) -> None:
         super().__init__(shape, config)
         d = config.width
         self.start_query = nn.Linear(d, 2 * d)
@@ -92,7 +112,9 @@ class CandidateAttention(Ranker):
 class TargetAttention(CandidateAttention):
     """K, V = E Wk, E Wv of all events, with a learned rate per head."""
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: AttentionConfig
+
+    def __init__(self, shape: DataShape, config: AttentionConfig) -> None:
         super().__init__(shape, config)
         self.log_rate = nn.Parameter(torch.empty(config.heads))
         start_forgetting(self.log_rate[:, None])
@@ -104,35 +126,38 @@ class TargetAttention(CandidateAttention):
         return self.log_rate.exp()
 
     def encode_users(self, users: Users, vectors_ud: Tensor) -> KeyState:
-        users = self.kept(users)
+        users = self.latest(users)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
         keys_bnd, values_bnd = kv_bnd.chunk(2, -1)
         head_bg = self.head.from_request(*self.user_tower(users))
         return KeyState(keys_bnd, values_bnd, users.age, users.lengths, head_bg)
 
-    def kept(self, users: Users) -> Users:
-        """The requests with what of their histories is read."""
+    def latest(self, users: Users) -> Users:
+        """The requests with the part of their histories that is attended to."""
         return users
 
 
 class TruncatedAttention(TargetAttention):
-    """Target attention over only the latest ``l`` events: as many reads as LIME has links."""
+    """Target attention over only the latest ``events`` events; with as many as LIME has links, both
+    attend to as many vectors."""
 
-    def kept(self, users: Users) -> Users:
-        most, size = self.config.links, users.items.shape[1]
+    config: TruncatedMhaConfig
+
+    def latest(self, users: Users) -> Users:
+        most, size = self.config.events, users.items.shape[1]
         if size <= most:
             return users
         lengths_b = users.lengths.clamp(max=most)
-        places_bn = (users.lengths - lengths_b)[:, None] + torch.arange(
+        positions_bn = (users.lengths - lengths_b)[:, None] + torch.arange(
             most, device=lengths_b.device
         )
-        places_bn = places_bn.clamp(max=size - 1)
+        positions_bn = positions_bn.clamp(max=size - 1)
         return replace(
             users,
-            items=users.items.gather(1, places_bn),
+            items=users.items.gather(1, positions_bn),
             tokens=users.tokens.gather(
-                1, places_bn[..., None].expand(-1, -1, users.tokens.shape[2])
+                1, positions_bn[..., None].expand(-1, -1, users.tokens.shape[2])
             ),
-            age=users.age.gather(1, places_bn),
+            age=users.age.gather(1, positions_bn),
             lengths=lengths_b,
         )

@@ -27,13 +27,21 @@ class TowerState(NamedTuple):
     bias: Tensor
 
 
+class TwoTowerConfig(ModelConfig):
+    """Settings of the two towers, whose hidden layers are 2 d and 4 d wide."""
+
+    model: str = "two-tower"
+
+
 class TwoTower(Ranker):
     """logits_k = <q_k, p_k> / sqrt(d) + item bias + user bias.
 
     q = MLP([mean of the events ; u ; c]), p = MLP(t).
     """
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    config: TwoTowerConfig
+
+    def __init__(self, shape: DataShape, config: TwoTowerConfig) -> None:
         super().__init__(shape, config)
         d, tasks = config.width, len(shape.tasks)
         self.user = nn.Sequential(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.data.batch import Users
-from limerank.models import Lime, Ranker
+from limerank.models import Ranker
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def explain(
     links_mhl: NDArray[np.float32] | None = None
     reads_ln: NDArray[np.float32] | None = None
     shares_mn = np.full((len(items), length), 1.0 / max(length, 1))
-    if isinstance(ranker, Lime):
-        w_mhl = terms.weights.unflatten(-1, (ranker.config.heads, -1))
+    if ranker.explains:
+        w_mhl = ranker.link_weights(terms)
         reads_ln = _reads(ranker.read_weights(past.users, past.vectors)[0, ..., :length])
         links_mhl = w_mhl.float().cpu().numpy()
         shares_mn = w_mhl.mean(1).double().cpu().numpy() @ reads_ln.astype(np.float64)

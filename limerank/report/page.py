@@ -226,7 +226,8 @@ def _curves(names: list[str], runs: Sequence[Run]) -> list[str]:
         ),
     ]
     if links:
-        most = max(run.ranker.config.links for run in runs)
+        shapes = [run.ranker.link_shape for run in runs]
+        most = max(shape[1] for shape in shapes if shape is not None)
         pictures.append(
             plots.curves(
                 "effective links",

@@ -32,7 +32,8 @@ from limerank.data.dataset import Dataset
 from limerank.errors import FingerprintError, FormatError
 from limerank.files import write_json
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
-from limerank.runs.model import FORMAT, Trained, encoding_fingerprint, load_trained
+from limerank.runs.formats import FORMAT
+from limerank.runs.model import Trained, encoding_fingerprint, load_trained
 
 USER_IDS = "users.parquet"
 """Of a dataset's vocabularies, the one that a run does without."""

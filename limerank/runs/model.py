@@ -24,9 +24,10 @@ from limerank.errors import FormatError, SpecError
 from limerank.files import checksum, read_json, require_file, write_json
 from limerank.models import Ranker, build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.runs import formats
+from limerank.runs.formats import FORMAT, READABLE
 from limerank.validation import validate
 
-FORMAT = 4
 CHECKSUMS = "checksums.json"
 WEIGHTS, SELFTEST = "model.safetensors", "selftest.safetensors"
 UNREAD = frozenset({"users.parquet"})
@@ -128,9 +129,10 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
     """
     path, position = Path(path), device_of(device)
     config = read_json(path / "config.json", "a run")
-    if config.get("format") != FORMAT:
+    format = config.get("format")
+    if format not in READABLE:
         raise FormatError(
-            f"{path} has run format {config.get('format')!r:.40}, expected {FORMAT}; train it again"
+            f"{path} has run format {format!r:.40}, expected {FORMAT}; train it again"
         )
     manifest = read_json(path / "encoding.json", "a run")
     file = path / WEIGHTS
@@ -141,7 +143,9 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
     sealed = _sealed(path, weights)
     try:
         shape = validate(DataShape, config["shape"], str(path / "config.json"))
-        model = validate(ModelConfig, config["model"], str(path / "config.json"))
+        model = validate(
+            ModelConfig, formats.model_settings(config["model"], format), str(path / "config.json")
+        )
         train = validate(TrainConfig, config["train"], str(path / "config.json"))
         data, encoding = Path(config["data"]), config["encoding"]
     except (KeyError, TypeError, ValueError, SpecError) as error:
@@ -151,7 +155,7 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
         ) from None
     _check_manifest(path, manifest, encoding)
     try:
-        tensors = load_file(file, device=str(position))
+        tensors = formats.weights(load_file(file, device=str(position)), format)
         with torch.device("meta"):
             ranker = build(shape, model)
         _check_types(ranker.state_dict(), tensors)

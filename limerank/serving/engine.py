@@ -350,7 +350,7 @@ class Serving:
             },
             "history": served.states.length,
             "state": served.states.mode,
-            "links": ranker.config.links if ranker.config.model.startswith("lime") else None,
+            "links": ranker.link_shape[1] if ranker.link_shape else None,
             "tasks": [{"name": task.name, "kind": task.kind} for task in ranker.shape.tasks],
             "item_id": None if layout is None else layout.id,
             "item_columns": [] if layout is None else layout.read,

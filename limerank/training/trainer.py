@@ -31,9 +31,10 @@ from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import effective_links, predict
 from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.kernels.attention import real_positions
-from limerank.models import LimeMha, build
+from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.losses import task_losses, total_loss
+from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.folder import (
@@ -230,10 +231,10 @@ class Trainer:
                 )
         self.metric = self._metric()
         check_names("task", config.task_weights, [task.name for task in shape.tasks])
-        if config.exact and (model.model != "lime-mha" or model.variant is not None):
+        if config.exact and not model_of(model.model).ranker.streams:
             raise SpecError(
-                "exact histories are for lime-mha, whose state at every prefix is a running sum; "
-                f"got {model.model}" + (f", {model.variant}" if model.variant else "")
+                "exact histories are for models whose state at every prefix of a history is a "
+                f"running sum, such as lime-mha; got {model.model}"
             )
         total = int(dataset.requests["count"][self.requests].sum())
         self.impressions = batch_size(config, total)
@@ -297,7 +298,6 @@ class Trainer:
     def _logits(self, batch: Batch | Sequences) -> torch.Tensor:
         """Logits [n, K] of the impressions of a batch."""
         if isinstance(batch, Sequences):
-            assert isinstance(self.ranker, LimeMha)
             return self.ranker.sequence_logits(batch)
         logits: torch.Tensor = self.ranker(batch)
         return logits[batch.real]

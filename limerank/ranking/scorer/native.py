@@ -13,6 +13,7 @@ from limerank.errors import SpecError, UnknownError
 from limerank.index import Index
 from limerank.kernels import _native
 from limerank.models import Ranker
+from limerank.models.config import HeadConfig
 from limerank.ranking.scorer.contract import TopK
 from limerank.ranking.scorer.quantised import QuantisedScorer
 
@@ -68,10 +69,11 @@ class NativeScorer(QuantisedScorer):
             raise SpecError(f"no path {path!r} on this machine; it has {', '.join(paths())}")
         self.threads = threads
         self._first = np.eye(1, self.tasks, dtype=np.float32)
-        if ranker.config.activation == "silu":
-            self.activation_error = _native.SILU_ERROR
-        scales, head, config = index.scales, self.lime.head, self.lime.config
+        scales, head, config = index.scales, self._head, ranker.config
+        assert isinstance(config, HeadConfig)
         assert scales is not None and index.weights is not None and index.terms is not None
+        if config.activation == "silu":
+            self.activation_error = _native.SILU_ERROR
         if held is None:
             held = index.weights.nbytes + index.terms.nbytes <= HELD_BYTES
         self._native = _native.Scorer(
@@ -86,7 +88,7 @@ class NativeScorer(QuantisedScorer):
             out=_floats(head.out.weight),
             bias=_floats(head.out.bias),
             hidden_rows=np.asarray(index.hidden),
-            heads=config.heads,
+            heads=self._heads,
             activation=config.activation,
             gated=config.gated,
             path=path,

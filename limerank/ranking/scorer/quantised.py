@@ -28,7 +28,9 @@ from torch import Tensor
 
 from limerank.errors import SpecError
 from limerank.index import Index
-from limerank.models import Lime, Ranker
+from limerank.models import Ranker
+from limerank.models.config import HeadConfig
+from limerank.models.ranker import Head
 from limerank.ranking.scorer.contract import Rows, Scorer
 
 EXACT_COLUMNS = 512
@@ -58,13 +60,15 @@ class QuantisedScorer(Scorer):
 
     def __init__(self, ranker: Ranker, index: Index) -> None:
         super().__init__(ranker, index)
-        if not isinstance(ranker, Lime) or index.scales is None:
+        if not ranker.folds or ranker.link_shape is None or index.scales is None:
             raise SpecError(
                 f"the quantised scorer is for LIME models; the {ranker.config.model} is scored by "
                 "the model scorer"
             )
         assert index.weights is not None and index.terms is not None
-        self.lime: Lime = ranker
+        assert isinstance(ranker.head, Head) and isinstance(ranker.config, HeadConfig)
+        self._heads, self._head = ranker.link_shape[0], ranker.head
+        self._slope = STEEPEST[ranker.config.activation]
         self._codes_nc, self._terms_ng = index.weights, index.terms
         low_c, step_c, mean_c, middle_g, term_step_g = (
             torch.from_numpy(getattr(index.scales, name))
@@ -79,8 +83,8 @@ class QuantisedScorer(Scorer):
         self._spread = index.scales.weight_spread
 
     def _requests(self, state: Any) -> _Folded:
-        folded_bcg = self.lime.fold(state).float().cpu()
-        heads = folded_bcg.unflatten(1, (self.lime.config.heads, -1))
+        folded_bcg = self.ranker.fold(state).float().cpu()
+        heads = folded_bcg.unflatten(1, (self._heads, -1))
         means_bh1g = heads.mean(2, keepdim=True)
         centred_bcg = (heads - means_bh1g).flatten(1, 2)
         user_bg = state.head.float().cpu() + means_bh1g.sum((1, 2)) + self._middle_g
@@ -93,7 +97,7 @@ class QuantisedScorer(Scorer):
         return _Folded(codes_bcg, step_b1g, user_bg[:, None])
 
     def bound(self, state: Any) -> NDArray[np.float32]:
-        heads = self.lime.fold(state).float().cpu().unflatten(1, (self.lime.config.heads, -1))
+        heads = self.ranker.fold(state).float().cpu().unflatten(1, (self._heads, -1))
         centred_bcg = (heads - heads.mean(2, keepdim=True)).flatten(1, 2).abs()
         step_bg = (self._step_c1 * centred_bcg).amax(1) / 127
         # Half a step, and more where items lie beyond the range of the index's scales.
@@ -116,8 +120,7 @@ class QuantisedScorer(Scorer):
         """
         requests, error_bg = self._requests(state), torch.from_numpy(self.bound(state))
         chosen = slice(0, len(self)) if rows is None else self._checked(rows)
-        head = self.lime.head
-        slope, off = STEEPEST[self.lime.config.activation], self.activation_error
+        head, slope, off = self._head, self._slope, self.activation_error
         error_b1g = error_bg[:, None]
         if head.gated:
             first_bmh, gate_bmh = self._sums(requests, chosen).chunk(2, -1)
@@ -138,8 +141,8 @@ class QuantisedScorer(Scorer):
         return sums_bmg * requests.step + (terms_mg + requests.constant)
 
     def _logits(self, requests: _Folded, rows: slice | Rows) -> Tensor:
-        device = self.lime.head.out.weight.device
-        logits: Tensor = self.lime.head(self._sums(requests, rows).to(device))
+        device = self._head.out.weight.device
+        logits: Tensor = self._head(self._sums(requests, rows).to(device))
         return logits
 
 

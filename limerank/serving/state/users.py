@@ -42,7 +42,6 @@ from limerank.data.packing import pack_list, unpack_list
 from limerank.errors import FingerprintError, FormatError, SpecError, check_choice
 from limerank.index import Index
 from limerank.kernels.prefix import Carry, carry_of, merged
-from limerank.models import Lime, LimeMha
 from limerank.models.layers import split_heads
 from limerank.models.lime import LinkState
 from limerank.ranking.explain import Past
@@ -184,13 +183,10 @@ class UserStates:
     ) -> None:
         ranker = trained.ranker
         check_choice("mode", mode, get_args(Mode))
-        if mode == "streaming" and type(ranker) is not LimeMha:
-            name = ranker.config.model + (
-                f" ({ranker.config.variant})" * bool(ranker.config.variant)
-            )
+        if mode == "streaming" and not ranker.streams:
             raise SpecError(
-                f"only lime-mha has a streaming state; the run is {name}: serve it with the mode "
-                "window"
+                f"the run is {ranker.config.model}, which has no streaming state (lime-mha has): "
+                "serve it with the mode window"
             )
         if length is not None and length < 1:
             raise SpecError(f"the length of histories is {length}, expected 1 or more")
@@ -680,7 +676,7 @@ class UserStates:
     @torch.inference_mode()
     def _computed(self, entry: _Entry, index: Index, now: int, context: Mapping[str, Any]) -> Any:
         """The same, of the entry's stage what is not there yet."""
-        if not isinstance(self._ranker, Lime):
+        if not self._ranker.late_context:
             past = self._past_of(entry, index, now, context)
             key, stage = tuple(past.users.context[0].tolist()), entry.stage
             if stage is None or stage[0] != key:

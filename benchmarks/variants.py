@@ -1,7 +1,7 @@
 """LIME with one part changed: what each part is worth is measured against these.
 
-Chosen by ``ModelConfig.variant``. Not for serving: some of them give up the very property that
-makes LIME cheap, and say so.
+Importing this module registers them, as ``lime-mha-softmax`` and the like. They are there to be
+measured: some give up the very property that makes LIME cheap, and say so.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
-from limerank.models.config import DataShape, ModelConfig
+from limerank.models.config import DataShape
 from limerank.models.layers import join_heads, split_heads
 from limerank.models.lime import (
     START_GAIN,
     Lime,
+    LimeConfig,
     LimeMha,
+    LimeMhaConfig,
     LimeXor,
+    LimeXorConfig,
     LinkState,
     LinkTerms,
     Reading,
     XorBlock,
 )
-from limerank.models.ranker import Ranker
+from limerank.models.registry import register
 
 # What links are
 
@@ -34,9 +37,9 @@ from limerank.models.ranker import Ranker
 class RawLinks(Lime):
     """Links are not contextualised by the user's features: LC = L."""
 
-    in_one_call = False
+    in_one_call = streams = False
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    def __init__(self, shape: DataShape, config: LimeConfig) -> None:
         super().__init__(shape, config)
         del self.context_in, self.context_out
 
@@ -50,7 +53,7 @@ class RawLinks(Lime):
 class ReadOnly(LimeXor):
     """Events are never updated: links read the same events in every block."""
 
-    in_one_call = False
+    in_one_call = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -71,7 +74,7 @@ def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: 
 class Dense(LimeXor):
     """No mask but padding: links read links and events read events as well, in (l + N)^2."""
 
-    in_one_call = False
+    in_one_call = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -96,9 +99,9 @@ class Dense(LimeXor):
 class LastBlock(LimeXor):
     """Candidates meet the links of a last block that is like the others, as in the paper."""
 
-    in_one_call = False
+    in_one_call = streams = False
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    def __init__(self, shape: DataShape, config: LimeXorConfig) -> None:
         super().__init__(shape, config)
         d = config.width
         self.last = XorBlock(config)
@@ -147,7 +150,7 @@ class SoftmaxReading(Reading):
 class SoftmaxMha(LimeMha):
     """Links read events by a softmax."""
 
-    in_one_call = False
+    in_one_call = streams = False
     reads = SoftmaxReading
 
 
@@ -155,7 +158,7 @@ class SoftmaxXor(LimeXor):
     """The same, and a softmax instead of SiLU / n in both rectangles."""
 
     reads = SoftmaxReading
-    in_one_call = False
+    in_one_call = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -190,7 +193,7 @@ class Coupled(Lime):
     """An item's weights come from the personalised links, not from the raw ones: W = softmax(
     t Wq (LP Wk)^T / sqrt(e)). Nothing of them can be computed before the user is known."""
 
-    folds = False
+    folds = streams = explains = False
 
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
         return LinkTerms(self.item_query(vectors_ud), self.head.from_item(vectors_ud))
@@ -214,9 +217,9 @@ class ProductTerms(NamedTuple):
 class Product(Lime):
     """The head's first layer also reads o * t, which cannot be folded: d x g more a candidate."""
 
-    folds = False
+    folds = streams = False
 
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
+    def __init__(self, shape: DataShape, config: LimeConfig) -> None:
         super().__init__(shape, config)
         outputs = self.head.from_links.out_features
         self.of_product = nn.Linear(config.width, outputs, bias=False)
@@ -232,7 +235,8 @@ class Product(Lime):
         return self.head(a_bmg + terms.head + state.head[:, None])
 
 
-VARIANTS: dict[tuple[str, str], type[Ranker]] = {
+CONFIGS: dict[str, type[LimeConfig]] = {"lime-mha": LimeMhaConfig, "lime-xor": LimeXorConfig}
+VARIANTS: dict[tuple[str, str], type[Lime]] = {
     ("lime-mha", "softmax"): SoftmaxMha,
     ("lime-xor", "softmax"): SoftmaxXor,
     ("lime-xor", "last-block"): LastBlock,
@@ -245,3 +249,12 @@ VARIANTS: dict[tuple[str, str], type[Ranker]] = {
     },
 }
 """(model, variant) -> class."""
+
+
+def name_of(model: str, variant: str | None) -> str:
+    """Under what name a variant is registered; the model's own without one."""
+    return model if variant is None else f"{model}-{variant}"
+
+
+for (model, variant), ranker in VARIANTS.items():
+    register(name_of(model, variant), ranker, CONFIGS[model])

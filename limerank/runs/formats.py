@@ -1,0 +1,55 @@
+"""What runs of earlier versions hold, in the terms of this version.
+
+Format 5, today's, has a configuration of each model's own. Format 4 had one for all models: a model
+ignored the settings that it did not have, ``links`` were the slots of LREA and the events of
+truncated attention, ``positions`` were called ``places``, and a changed LIME was a ``variant``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from limerank.errors import FormatError
+from limerank.models.config import config_class
+from limerank.models.registry import MODELS
+
+FORMAT = 5
+READABLE = (4, 5)
+WEIGHTS = {"places.weight": "positions.weight", "of_place.weight": "of_position.weight"}
+"""Format 4: name of a weight -> its name today."""
+
+
+def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
+    """Settings of a model as its configuration takes them.
+
+    Args:
+        stored: the part ``model`` of a run's ``config.json``.
+        format: of the run.
+
+    Raises:
+        FormatError: no model of this name is registered.
+    """
+    settings = dict(stored)
+    if format == 4 and settings.get("variant") is not None:
+        settings["model"] = f"{settings['model']}-{settings['variant']}"
+    name = settings.get("model")
+    if isinstance(name, str) and name not in MODELS:
+        raise FormatError(
+            f"the run is of the model {name!r}, which is not among those of limerank "
+            f"({', '.join(MODELS)}): import the module that registers it, then open the run"
+        )
+    if format == 4:
+        config = config_class(name)
+        called = {config.other_names.get(key, key): value for key, value in settings.items()}
+        settings = {key: value for key, value in called.items() if key in config.model_fields}
+    return settings
+
+
+def weights(tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:
+    """Weights of a model by their names of today."""
+    if format == 4:
+        return {WEIGHTS.get(name, name): tensor for name, tensor in tensors.items()}
+    return tensors
