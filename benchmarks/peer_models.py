@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,34 +215,62 @@ def als(log: Log, features: str, seed: int) -> Result:
     return Result(predicted, train_s, predict_s, dict(ALS_SETTINGS[best]))
 
 
-def lightgbm(log: Log, features: str, seed: int) -> Result:
-    import lightgbm as gbm
+@dataclass(frozen=True)
+class Tables:
+    """LightGBM's inputs: the features of training and validation impressions, f32 [n, F]."""
 
-    train = impressions_of(log.dataset, "train")
+    features: Features
+    train: NDArray[np.float32]
+    train_labels: NDArray[np.uint8]
+    validation: NDArray[np.float32]
+    validation_labels: NDArray[np.uint8]
+    seconds: float
+    """What making them took."""
 
-    def tables() -> tuple[Features, Any, Any]:
-        made = Features(log.dataset, similarity=features == "all")
-        return made, made.table(train)[1], made.table(log.validation)[1]
+    def fit(self, setting: dict[str, Any], seed: int) -> Any:
+        """Boosted trees, stopped by the log loss of the validation impressions."""
+        import lightgbm as gbm
 
-    (made, of_train, of_validation), features_s = clocked(tables)
-
-    def fit(setting: dict[str, Any], number: int) -> Any:
         return gbm.train(
-            {**LIGHTGBM, **setting, "seed": number, "num_threads": 1, "verbosity": -1},
-            gbm.Dataset(of_train, train.labels),
+            {**LIGHTGBM, **setting, "seed": seed, "num_threads": 1, "verbosity": -1},
+            gbm.Dataset(self.train, self.train_labels),
             ROUNDS,
-            valid_sets=[gbm.Dataset(of_validation, log.validation.labels)],
+            valid_sets=[gbm.Dataset(self.validation, self.validation_labels)],
             callbacks=[gbm.early_stopping(PATIENCE, verbose=False)],
         )
 
-    def loss(setting: dict[str, Any]) -> float:
-        return float(fit(setting, 0).best_score["valid_0"]["binary_logloss"])
 
-    best = min(LIGHTGBM_SETTINGS, key=loss)
-    model, train_s = clocked(lambda: fit(best, seed))
-    predicted, predict_s = clocked(lambda: model.predict(made.table(log.test)[1], num_threads=1))
-    settings = {**best, "trees": model.best_iteration, "columns": of_train.shape[1]}
-    return Result(np.asarray(predicted), features_s + train_s, predict_s, settings)
+@lru_cache(maxsize=1)
+def lightgbm_tables(folder: Path, features: str) -> Tables:
+    """The features of a dataset; all seeds share them."""
+    log, start = Log(folder), time.perf_counter()
+    train = impressions_of(log.dataset, "train")
+    made = Features(log.dataset, similarity=features == "all")
+    of_train, of_validation = made.table(train)[1], made.table(log.validation)[1]
+    seconds = time.perf_counter() - start
+    return Tables(made, of_train, train.labels, of_validation, log.validation.labels, seconds)
+
+
+@lru_cache(maxsize=1)
+def lightgbm_setting(folder: Path, features: str) -> int:
+    """Which of :data:`LIGHTGBM_SETTINGS` has the least validation log loss, with seed 0."""
+    tables = lightgbm_tables(folder, features)
+    losses = [
+        tables.fit(setting, 0).best_score["valid_0"]["binary_logloss"]
+        for setting in LIGHTGBM_SETTINGS
+    ]
+    return int(np.argmin(losses))
+
+
+def lightgbm(log: Log, features: str, seed: int) -> Result:
+    tables = lightgbm_tables(log.folder, features)
+    best = LIGHTGBM_SETTINGS[lightgbm_setting(log.folder, features)]
+    model, train_s = clocked(lambda: tables.fit(best, seed))
+    predicted, predict_s = clocked(
+        lambda: model.predict(tables.features.table(log.test)[1], num_threads=1)
+    )
+    settings = {**best, "trees": model.best_iteration, "columns": tables.train.shape[1]}
+    return Result(np.asarray(predicted), tables.seconds + train_s, predict_s, settings)
 
 
 PEERS: dict[str, Callable[[Log, str, int], Result]] = {
