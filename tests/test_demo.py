@@ -131,8 +131,10 @@ def test_slices_of_two_runs_stand_below_each_other(monkeypatch):
         }
 
     drawn = []
-    monkeypatch.setattr(report.plots, "slices", lambda *given: drawn.append(given) or "")
-    report._slices(["a", "b"], [run(few=None, some=0.6, many=0.7), run(few=0.5, some=None, many=1)])
+    monkeypatch.setattr(report.charts.plots, "slices", lambda *given: drawn.append(given) or "")
+    report.charts.slices(
+        ["a", "b"], [run(few=None, some=0.6, many=0.7), run(few=0.5, some=None, many=1)]
+    )
     ((_, names, counts, lines, *_),) = drawn
     assert (names, counts) == (["some", "many"], [9, 9])
     np.testing.assert_array_equal([line.y for line in lines], [[0.6, 0.7], [np.nan, 1]])

@@ -1,1 +1,1 @@
-"""Pages to look at: reports of runs, and their plots."""
+"""Reports of runs as HTML pages."""

@@ -1,9 +1,9 @@
-"""Numbers -> small plots as inline SVG, deterministic, for a page with a light and a dark side.
+"""Small deterministic SVG plots for a page with a light and a dark theme.
 
-Each function returns one ``<svg>`` element of about 380 x 260 units, drawn to be read on a phone.
+Each function returns one ``<svg>`` element of about 380 x 260 units, legible on a phone.
 Colours are CSS variables of the page (``--ink``, ``--muted``, ``--grid``, ``--card``, ``--c0`` to
-``--c7``) and texts are real text, so that one picture serves both sides. The series' colours are
-those of Okabe and Ito, which readers with any kind of colour vision can tell apart.
+``--c7``) and texts are real text, so one plot serves both themes. The series' colours are those
+of Okabe and Ito, which readers with any kind of colour vision can distinguish.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 380.0, 250.0
 SERIES = 8
-"""Colours of the page; further series begin again."""
+"""Number of colours of the page; further series repeat them."""
 
 INK, MUTED, GRID, CARD = "#1a1b1c", "#6a6b6c", "#dadbdc", "#fafbfc"
 COLOURS = tuple(f"#0a0b{position:02x}" for position in range(SERIES))
-"""Stand-ins that matplotlib draws with; each becomes a variable of the page."""
+"""Placeholders that matplotlib draws with; each is replaced by a variable of the page."""
 
 _VARIABLES = {
     INK: "var(--ink)",
@@ -42,7 +42,7 @@ _VARIABLES = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line or set of dots: ``x`` and ``y`` of equal length, NaN where there is nothing."""
+    """One line or set of dots: ``x`` and ``y`` have equal length; NaN: no value."""
 
     name: str
     colour: int
@@ -58,14 +58,14 @@ def dots(
     best: float | None = None,
     best_name: str = "best possible",
 ) -> str:
-    """One metric of several models: a dot per model, and a line where no model can pass.
+    """One metric of several models: a dot per model, and a line at the best possible value.
 
     Args:
         title: what is compared.
         rows: (name, colour, value) from top to bottom.
-        xlabel: the metric, its unit, and which way is better.
-        best: the ceiling, where it is known.
-        best_name: what it is called.
+        xlabel: the metric, its unit, and which direction is better.
+        best: the best possible value, if known.
+        best_name: label of that line.
     """
     with _style():
         figure, axes = _figure(HEIGHT * 0.3 + 38 * len(rows))
@@ -118,7 +118,7 @@ def slices(
     *,
     best: Series | None = None,
 ) -> str:
-    """One metric on slices of the impressions: a line per model; ``x`` are places in ``names``."""
+    """One metric on slices of impressions: a line per model; ``x``: positions in ``names``."""
     with _style():
         figure, axes = _figure()
         figure.subplots_adjust(left=0.135, right=0.74, top=0.95, bottom=0.24)
@@ -155,12 +155,12 @@ def curves(
 
     Args:
         title: what is shown.
-        series: the lines; where one has a single point, a dot stands for it.
+        series: the lines; a single point is drawn as a dot.
         xlabel: with the unit.
         ylabel: with the unit.
-        marks: whether to draw the points themselves.
-        level: a horizontal line with its name.
-        least: where the y axis begins.
+        marks: whether to draw the points.
+        level: label and height of a horizontal line.
+        least: lower end of the y axis.
     """
     with _style():
         figure, axes = _figure()
@@ -190,15 +190,15 @@ def curves(
 def agreement(
     title: str, series: Sequence[Series], xlabel: str, ylabel: str, *, above: str, below: str
 ) -> str:
-    """What was predicted against what happened: a dot per bin; the diagonal is perfect.
+    """Predictions against outcomes: a dot per bin; on the diagonal they agree.
 
     Args:
         title: what is shown.
-        series: x the mean prediction of each bin, y what happened in it.
+        series: x the mean prediction of each bin, y the mean outcome.
         xlabel: with the unit.
         ylabel: with the unit.
-        above: what a dot above the diagonal means, in two words.
-        below: and one below it.
+        above: what a dot above the diagonal means for a prediction.
+        below: what a dot below it means.
     """
     with _style():
         figure, axes = _figure(HEIGHT * 1.1)
@@ -268,7 +268,7 @@ def _colour(position: int) -> str:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[Series, str]]) -> None:
-    """Names to the right of the axes, beside the last point of each line, none over another."""
+    """Write names to the right of the axes, beside the last point of each line, without overlap."""
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     wanted = []
@@ -294,7 +294,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[Series, str]]) -> None:
 
 
 def _apart(positions: Sequence[float], gap: float, most: float) -> list[float]:
-    """Ascending places moved as little as makes them ``gap`` apart, and none above ``most``."""
+    """Ascending positions, moved as little as possible to be ``gap`` apart and at most ``most``."""
     moved: list[list[float]] = []  # groups that touch: [sum of the wanted centres, how many]
     for position in positions:
         moved.append([position, 1])
@@ -321,7 +321,7 @@ def _top(group: Sequence[float], gap: float) -> float:
 
 
 def _short(value: float) -> str:
-    """12,345 -> 12k: for ticks, where room is scarce."""
+    """12,345 -> 12k: for ticks."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -333,7 +333,7 @@ def _number(value: float) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an element to stand in a page: no prologue, no dates, no ids of its own."""
+    """The figure as an element for a page: without prologue, dates and ids."""
     stream = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(stream, format="svg", metadata=nothing)
