@@ -34,17 +34,29 @@ def load_spec(path: str | Path) -> Spec:
     return validate(Spec, values, str(path))
 
 
+def absolute_pattern(pattern: str, base: Path) -> str:
+    """A pattern of files that is valid in any folder; a relative one is taken from ``base``."""
+    return str(Path(glob.escape(str(base.resolve()))) / pattern)
+
+
 def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
     """Write a description as TOML that can be read from any folder.
 
     Names of files become absolute patterns: relative ones are taken from ``base``, whose own name
-    is no pattern and is escaped.
+    is escaped. A comment names the sources whose rows were passed as frames.
     """
     import tomli_w
 
-    folder = Path(glob.escape(str(base.resolve())))
     values = spec.model_dump(mode="json", exclude_defaults=True)
-    for table in (*values["events"], values.get("items"), values.get("users")):
-        if table:
-            table["files"] = [str(folder / file) for file in table["files"]]
-    write_text(path, tomli_w.dumps(values))
+    named = [(f"events.{k}", "events", source) for k, source in enumerate(values["events"])]
+    named += [(what, what, values[what]) for what in ("items", "users") if what in values]
+    notes = ""
+    for name, argument, table in named:
+        if table.get("files"):
+            table["files"] = [absolute_pattern(file, base) for file in table["files"]]
+        else:
+            notes += (
+                f"# {name}: its rows were a frame; pass them again with "
+                f"prepare(..., {argument}=...), or name files.\n"
+            )
+    write_text(path, notes + tomli_w.dumps(values))

@@ -73,10 +73,10 @@ from limerank.validation import Frozen
 class Files(Frozen):
     """Where rows are and how they are written."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[str, ...] = ()
     """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description. A folder
     stands for all files of a known format below it, and ``key=value`` in the name of a folder makes
-    ``key`` a column."""
+    ``key`` a column. Left out where the rows are passed to ``prepare`` as a frame."""
     format: str | None = None
     """Of the files: "parquet", "csv", "tsv" or "jsonl" (one JSON object per line). Not given: the
     ending of each file's name tells it."""
@@ -96,6 +96,11 @@ class Files(Frozen):
     null_values: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     """Spellings of missing values, such as ``["NULL", "N/A"]``, in all columns that are read; or by
     column, such as ``{ user_id = ["0", "-1"] }``. Numbers are compared as numbers."""
+
+    @property
+    def shown_name(self) -> str:
+        """What messages call the rows."""
+        return self.files[0] if self.files else "the frame"
 
     @field_validator("format")
     @classmethod
@@ -390,8 +395,8 @@ class Spec(Frozen):
             ]
             if absent:
                 raise ValueError(
-                    f"lists hold no labels: give what each event of {source.files[0]} has, such as "
-                    f"constant = {{ {absent[0]} = 1 }}"
+                    f"lists hold no labels: give those of each event of {source.shown_name}, such "
+                    f"as constant = {{ {absent[0]} = 1 }}"
                 )
         binary = [label.name for label in self.labels if label.kind == "binary"]
         if self.history.keep is not None and self.history.keep not in binary:

@@ -249,10 +249,10 @@ def _user_table(
         return (spec.users, Path(base)), ""
     try:
         users = load_spec(dataset.path / "spec.toml").users
-        if users is not None:
+        if users is not None and users.files:
             find_files(users, dataset.path)
             return (users, dataset.path), ""
-        note = f"{dataset.path / 'spec.toml'} names no user table"
+        note = f"{dataset.path / 'spec.toml'} names no files of a user table"
     except (SpecError, DataError) as error:
         note = str(error)
     return None, (

@@ -254,7 +254,7 @@ def require_time_format(source: EventSource) -> None:
         readable, why = False, str(error).splitlines()[0].rstrip(".")
     if not readable:
         raise SpecError(
-            f"time_format = {form!r} of {source.files[0]}: {why}; expected a year, a month and a "
+            f"time_format = {form!r} of {source.shown_name}: {why}; expected a year, a month and a "
             'day, and perhaps hours and minutes, such as "%d.%m.%Y %H:%M"'
         )
 

@@ -13,7 +13,7 @@ The folder's format is described in :mod:`limerank.data.folder`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from limerank.data.pipeline import ahead, in_order
 from limerank.data.prepare.checks import NEWEST, OLDEST
 from limerank.data.prepare.holdout import FirstSeen, held_out_users
 from limerank.data.prepare.ids import CodeCounter, CodeMap, Ids
+from limerank.data.prepare.inputs import Description, Input, Inputs, frame_record, inputs_of
 from limerank.data.prepare.nobody import suspects
 from limerank.data.prepare.partition import (
     Array,
@@ -44,7 +45,7 @@ from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.prepare.spooling import BATCH_BYTES, Spooling
 from limerank.data.prepare.summary import QUANTILES, Stats, quantiles_of_counts
 from limerank.data.sources import Reader, concat
-from limerank.data.spec import EventFeature, Spec, Table
+from limerank.data.spec import EventFeature, Table
 from limerank.errors import DataError
 from limerank.files import new_folder, write_json
 from limerank.progress import Bar
@@ -55,44 +56,70 @@ LIBRARY_BYTES = 320 << 20
 
 
 def prepare(
-    spec: Spec,
+    spec: Description,
     out: str | Path,
     *,
-    base: Path = Path("."),
+    events: Input | Sequence[Input | None] | None = None,
+    items: Input | None = None,
+    users: Input | None = None,
+    base: str | Path | None = None,
     memory: int = 2 << 30,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Turn the logs that ``spec`` describes into a dataset folder; returns its manifest.
+    """Turn logs into a dataset folder; returns its manifest.
+
+    The rows are in the files that the description names, or are passed along: frames are read by
+    the rules of Parquet files, and give the same dataset. ::
+
+        prepare("shop.toml", "data/shop")
+        prepare(
+            {
+                "name": "shop",
+                "events": [{"time": "time", "time_unit": "ms"}],
+                "labels": [{"name": "click", "kind": "binary"}],
+            },
+            "data/shop",
+            events=clicks,  # a Polars or pandas DataFrame, or a pyarrow Table
+        )
 
     Args:
-        spec: what is where; see :mod:`limerank.data.spec`.
+        spec: what the columns are: the path of a description in TOML, a mapping of the same shape,
+            or a :class:`~limerank.data.spec.Spec`.
         out: the dataset's folder. It appears only when it is complete.
-        base: the folder that file names in ``spec`` are relative to.
-        memory: bytes that the process may use, apart from vocabularies, the item and user
-            tables, and the events of a single user. (Python and the libraries take about 200 MiB
-            of it; a limit below 512 MiB only makes the parts smaller.)
+        events: rows of events in place of the files of the description: a Polars or pandas
+            DataFrame, a pyarrow Table or another object that exports an Arrow stream, or the name
+            or pattern of files, relative to the working directory. With several ``[[events]]`` in
+            the description a list with one of these, or None for its files, for each.
+        items, users: the same for the item table and the user table.
+        base: the folder that names of files in the description are relative to. Not given: the
+            folder of the TOML file, else the working directory.
+        memory: bytes that the process may use, apart from frames that are passed, vocabularies,
+            the item and user tables, and the events of a single user. (Python and the libraries
+            take about 200 MiB of it; a limit below 512 MiB only makes the parts smaller.)
         overwrite: replace ``out`` where it exists.
         quiet: show no progress.
 
     Raises:
-        DataError: a file or a column is missing, or too many rows are bad (with the reasons).
+        SpecError: the description is not valid, or rows are passed that it does not describe.
+        DataError: a file or a column is missing, an argument is not a frame, or too many rows are
+            bad (with the reasons).
         FormatError: ``out`` exists and ``overwrite`` is false.
     """
+    inputs = inputs_of(spec, base, events=events, items=items, users=users)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
-        job = _Job(spec, folder, Path(base), memory, quiet)
-        return job.run()
+        return _Job(inputs, folder, memory, quiet).run()
 
 
 class _Job:
     """One run of :func:`prepare`."""
 
-    def __init__(self, spec: Spec, folder: Path, base: Path, memory: int, quiet: bool) -> None:
-        self.spec, self.folder, self.base, self.quiet = spec, folder, base, quiet
+    def __init__(self, inputs: Inputs, folder: Path, memory: int, quiet: bool) -> None:
+        self.inputs, self.spec, self.folder, self.quiet = inputs, inputs.spec, folder, quiet
         self.warnings: list[str] = []
         self.coverage: dict[str, TableCoverage] = {}
         room = max(memory - LIBRARY_BYTES, memory // 8)
-        self.spools = Spooling(spec, base, folder / "work", room, quiet)
+        self.spools = Spooling(inputs, folder / "work", room, quiet)
         self.table_limit = max(memory >> 8, 1 << 16)
         """Codes in a smaller range are counted and mapped by tables."""
 
@@ -108,7 +135,7 @@ class _Job:
             self._write_events()
             shutil.rmtree(self.folder / "work")
             manifest = self._manifest()
-            write_spec(self.folder / "spec.toml", self.spec, self.base)
+            write_spec(self.folder / "spec.toml", self.spec, self.inputs.base)
             write_json(self.folder / MANIFEST, manifest)
         return manifest
 
@@ -407,7 +434,8 @@ class _Job:
                 parts.append(codes[keep])
             self.spools.remark_table(reader, f"{what} table", rows + reader.rows.bad_lines)
         if not frames:
-            raise DataError(f"{', '.join(table.files)}: the table has no rows")
+            name = ", ".join(table.files) or f"the {what}s frame"
+            raise DataError(f"{name}: the table has no rows")
         codes = np.concatenate(parts)
         first = pl.Series(codes).is_first_distinct()
         self.spools.note(f"{what} table: rows with an id seen before", int((~first).sum()))
@@ -594,6 +622,14 @@ class _Job:
             word,
         )
 
+    def _frames(self) -> dict[str, Any]:
+        """The frames that rows were in, for the manifest; empty: all rows were in files."""
+        items, users = map(frame_record, self.spools.table_readers)
+        events = [frame_record(readers) for readers in self.spools.readers]
+        if not any([*events, items, users]):
+            return {}
+        return {"frames": {"events": events, "items": items, "users": users}}
+
     def _manifest(self) -> dict[str, Any]:
         spec, stats = self.spec, self.stats
         spools, events = self.spools, self.events
@@ -687,6 +723,7 @@ class _Job:
             "name": spec.name,
             "clock": spec.clock,
             "spec": spec.model_dump(mode="json"),
+            **self._frames(),
             "encoding": {
                 "trained_items": self.trained_items,
                 "labels": labels,

@@ -27,9 +27,10 @@ from limerank.data.prepare.checks import (
     times_of,
 )
 from limerank.data.prepare.ids import Ids, Mask, TextIdsError
+from limerank.data.prepare.inputs import Inputs
 from limerank.data.prepare.partition import Array, Spool, shuffle
-from limerank.data.sources import Reader, open_source, wanted_of_table
-from limerank.data.spec import EventSource, Feature, Spec
+from limerank.data.sources import Reader, wanted_of_table
+from limerank.data.spec import EventSource, Feature
 from limerank.errors import DataError
 from limerank.progress import Bar
 
@@ -58,9 +59,10 @@ class Spooling:
         table_readers: the files of the item table and of the user table.
     """
 
-    def __init__(self, spec: Spec, base: Path, work: Path, room: int, quiet: bool) -> None:
+    def __init__(self, inputs: Inputs, work: Path, room: int, quiet: bool) -> None:
         """``work`` takes the spools, and ``room`` is the memory in bytes that all may take."""
-        self.spec, self.base, self.work, self.room, self.quiet = spec, base, work, room, quiet
+        spec = inputs.spec
+        self.inputs, self.spec, self.work, self.room, self.quiet = inputs, spec, work, room, quiet
         self.bad: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -97,9 +99,9 @@ class Spooling:
         """Find files and columns, and guess which ids are integers."""
         spec = self.spec
         self.readers: list[list[Reader]] = []
-        for source in spec.events:
+        for number, source in enumerate(spec.events):
             require_time_format(source)
-            readers = open_source(source, self.base)
+            readers = self.inputs.event_readers(number)
             for reader in readers:
                 reader.require(self._wanted(source))
             self.readers.append(readers)
@@ -109,7 +111,7 @@ class Spooling:
         for k, table in enumerate(tables):
             if table is None:
                 continue
-            for reader in open_source(table, self.base):
+            for reader in self.inputs.table_readers(("items", "users")[k]):
                 reader.require(wanted_of_table(table))
                 self.table_readers[k].append(reader)
                 may_be_integers[k].append(_may_be_integers(reader, table.id))

@@ -36,11 +36,14 @@ class Frame(Protocol):
 
 def is_frame(value: object) -> bool:
     """Whether a value is a table of rows and columns that :class:`FrameRows` may read."""
+    if isinstance(value, (pl.Series, pa.ChunkedArray)):  # which export a stream of one column
+        return False
     return isinstance(value, Frame) or _is_pandas(value)
 
 
 def _is_pandas(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns")
+    kind = type(value)
+    return kind.__name__ == "DataFrame" and kind.__module__.partition(".")[0] == "pandas"
 
 
 def type_name(value: object) -> str:
@@ -100,20 +103,15 @@ def _arrow_table(frame: Any, name: str) -> tuple[pa.Table, dict[str, str]]:
             return frame, {}
         if _is_pandas(frame):
             return pa.Table.from_pandas(frame, preserve_index=False), {}
-        if isinstance(frame, Frame) and not isinstance(frame, pl.Series):
+        if isinstance(frame, Frame):
             return pa.table(frame), {}
     except (*UNREADABLE, TypeError, ValueError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{name}, a {type_name(frame)}, cannot be read: {message}; give each column one type, "
+            f"{name} ({type_name(frame)}) cannot be read: {message}; give each column one type, "
             "or leave the column out"
         ) from None
-    hint = ""
-    if isinstance(frame, pl.LazyFrame):
-        hint = "; call collect() on it first"
-    elif isinstance(frame, (list, dict)):
-        hint = "; make a frame of it, such as polars.DataFrame(rows)"
-    raise DataError(f"{name} is a {type_name(frame)}, expected {EXPECTED_FRAME}{hint}")
+    raise DataError(f"{name} is of type {type_name(frame)}, expected {EXPECTED_FRAME}")
 
 
 def _from_polars(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, str]]:

@@ -173,7 +173,7 @@ def read_table(table: Table, base: Path, columns: Sequence[str]) -> tuple[pl.Dat
         frames += list(reader.batches(columns, 16 << 20))
         bad += reader.rows.bad_lines
     if not frames:
-        raise DataError(f"{', '.join(table.files)}: the table has no rows")
+        raise DataError(f"{', '.join(table.files) or 'the frame'}: the table has no rows")
     return concat(frames), bad
 
 
