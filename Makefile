@@ -33,8 +33,9 @@ demo: $(VENV)/.runtime  ## simulate, train, evaluate, index, rank, write a repor
 demo-small: $(VENV)/.runtime  ## the same way in a small form
 	$(VENV)/bin/limerank demo --small --out limerank-demo-small $(ARGS)
 
-test: $(VENV)/.dev  ## the whole test suite; ARGS="-k links -x" goes to pytest
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest $(ARGS)
+# A process for each core, at most eight; each computes with one thread. ARGS="-n 0": one process.
+test: $(VENV)/.dev  ## all tests; ARGS="-k links -x" goes to pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: lint types test  ## what CI runs: lint, formatting, types, tests
 

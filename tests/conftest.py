@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import torch
 
-# The native scorer of another build, such as one with sanitizers, in place of the installed one.
+# The native scorer of another build, such as one with sanitizers, instead of the installed one.
 if "LIMERANK_NATIVE" in os.environ:
     (built,) = Path(os.environ["LIMERANK_NATIVE"]).glob("_native*.so")
     spec = importlib.util.spec_from_file_location("limerank.kernels._native", built)
@@ -26,7 +26,7 @@ if "LIMERANK_NATIVE" in os.environ:
     spec.loader.exec_module(sys.modules["limerank.kernels._native"])
 
 # Sums over threads are taken in an order that depends on their number: the same one everywhere.
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 # No deadline: a slow machine is not a wrong answer. Examples come from the test, not from a clock.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

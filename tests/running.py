@@ -15,7 +15,7 @@ START = 1_700_000_000_000
 
 
 class Running:
-    """A server process and its address; ``more``: of the command, in place of what stands there."""
+    """A server process and its address; ``more``: further options of the command, which win."""
 
     def __init__(self, location, *more, env=None, limits=None):
         of = shop("lime-mha")

@@ -56,7 +56,7 @@ def test_logits_and_gradients(model):
 
 @pytest.mark.parametrize("model", sorted(REFERENCES))
 def test_the_order_of_events_matters_where_it_should(model):
-    """All but DIN, MHA and LIME, which know an event's age alone, tell places apart."""
+    """All but DIN, MHA and LIME, which know an event's age alone, distinguish positions."""
     ranker, full = make(model), batch([6], [2])
     full.users.age.zero_()
     flipped = batch([6], [2])

@@ -74,7 +74,7 @@ def test_many_users_are_ranked_as_of_a_time(recommender, tmp_path):
 
 def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "PART", 8)
-    full = tmp_path / "whole.parquet"
+    full = tmp_path / "full.parquet"
     rank_all(recommender, full, k=5)
     ranked, seen = bulk._ranked, []
 
@@ -99,7 +99,7 @@ def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     rank_all(recommender, out, k=5)
     assert len(seen) + len(again) == -(-len(recommender.dataset.user_ids) // 8)
     assert pl.read_parquet(out).equals(pl.read_parquet(full))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.parquet", "whole.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full.parquet", "recs.parquet"]
 
 
 def test_arguments(recommender, tmp_path):

@@ -1,4 +1,4 @@
-"""One form for one value, whoever brings it: a value and a series of it always agree."""
+"""A value has one form, whatever its source: a value and a series of it always agree."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_what_is_no_time_is_refused(value: object) -> None:
         canonical.milliseconds(value)
 
 
-# One value all the way: what a file holds and what Python or JSON gives are encoded alike
+# Values from a file, from Python and from JSON are encoded alike
 
 VALUES = st.one_of(
     SPELT,

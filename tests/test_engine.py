@@ -1,5 +1,5 @@
 """What stands behind the routes: one state for each request, no waiting on the event loop, and
-whatever is stored can be told."""
+everything that is stored can be shown."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_many_events_are_not_checked_at_once(engine):
 
 
 def test_requests_keep_the_state_that_they_began_with(engine, tmp_path, monkeypatch):
-    """The index is replaced by one with other rows while a request is under way."""
+    """The index is replaced by one with other rows while a request is being answered."""
     of = shop("lime-mha")
     post(engine, event(7, 3), event(7, 9, START + 1))
     ask = Rank(user=7, k=ITEMS, time=START + 1000, filter={"group": ["g3"]})
@@ -268,7 +268,7 @@ def test_filters_by_numbers(engine):
         assert sorted(one["item"] for one in found) == ids
 
 
-# What is stored can be told
+# What is stored can be shown
 
 
 ODD = {

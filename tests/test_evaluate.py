@@ -1,4 +1,4 @@
-"""Evaluation: exact, whole, and blind to the future."""
+"""Evaluation is exact, covers every impression, and does not see the future."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_another_split_is_written_beside_the_first(run):
 
 
 def test_predictions_are_written_to_look_at(run, data, tmp_path):
-    path = tmp_path / "said.parquet"
+    path = tmp_path / "predictions.parquet"
     result = evaluate(run, out=tmp_path / "metrics.json", lists=0, predictions=path)
     predicted, dataset = pl.read_parquet(path), Dataset(data)
     assert len(predicted) == result.impressions
@@ -308,9 +308,9 @@ def test_tables_hold_apart_what_long_names_push_together():
     ("given", "message"),
     [
         ({"out": "file/m.json"}, "file is a file; choose another folder"),
-        ({"predictions": "file/said.parquet"}, "file is a file; choose another folder"),
+        ({"predictions": "file/predictions.parquet"}, "file is a file; choose another folder"),
         ({"out": "m.csv"}, r"ends in \.json"),
-        ({"predictions": "said.xlsx"}, r"ends in \.parquet or \.csv"),
+        ({"predictions": "predictions.xlsx"}, r"ends in \.parquet or \.csv"),
         ({"out": "."}, "is a folder"),
     ],
 )
@@ -325,17 +325,23 @@ def test_outputs_are_refused_before_the_work(run, tmp_path, monkeypatch, given, 
 
 def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, tmp_path):
     folder = tmp_path / "no" / "such"
-    result = evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.csv")
+    result = evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "table.csv")
     assert json.loads((folder / "m.json").read_text()) == result.to_dict()
-    predicted = pl.read_csv(folder / "said.csv")
+    predicted = pl.read_csv(folder / "table.csv")
     assert len(predicted) == result.impressions and "click_predicted" in predicted.columns
-    evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "said.parquet")
-    assert pl.read_parquet(folder / "said.parquet")["user"].to_list() == predicted["user"].to_list()
-    assert sorted(path.name for path in folder.iterdir()) == ["m.json", "said.csv", "said.parquet"]
+    evaluate(run, lists=0, out=folder / "m.json", predictions=folder / "table.parquet")
+    assert (
+        pl.read_parquet(folder / "table.parquet")["user"].to_list() == predicted["user"].to_list()
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "m.json",
+        "table.csv",
+        "table.parquet",
+    ]
 
 
 def test_a_dataset_that_was_moved_is_asked_for(run, data, tmp_path):
-    moved = replace(load_run(run), data=tmp_path / "gone")
-    with pytest.raises(FormatError, match=r"is no longer at .*gone; say where it is \(--data\)"):
+    moved = replace(load_run(run), data=tmp_path / "removed")
+    with pytest.raises(FormatError, match=r"is no longer at .*removed; say where it is \(--data\)"):
         moved.dataset()
     assert moved.dataset(data).path == data

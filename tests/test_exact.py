@@ -84,7 +84,7 @@ def test_every_prefix_reads_what_the_reference_reads(size, span):
         )
 
 
-@pytest.fixture(scope="module", params=["clock", "order", "kept"])
+@pytest.fixture(scope="module", params=["clock", "order", "filtered"])
 def data(request, tmp_path_factory):
     """Logs in which impressions of a request have times of their own; requests of 1 and of 8."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -113,7 +113,7 @@ def data(request, tmp_path_factory):
                 "requests": {"size": size, "gap": 1e6},
                 "history": {
                     "length": 200,
-                    **({"keep": "click"} if request.param == "kept" else {}),
+                    **({"keep": "click"} if request.param == "filtered" else {}),
                 },
             }
         )
@@ -208,8 +208,8 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
         checkpoint_seconds=0,
     )
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
-    train(wide, tmp_path / "whole", model=model, config=config)
-    assert evaluate(tmp_path / "whole", split="train", lists=0).tasks["click"]["auc"] > 0.55
+    train(wide, tmp_path / "full", model=model, config=config)
+    assert evaluate(tmp_path / "full", split="train", lists=0).tasks["click"]["auc"] > 0.55
 
     class StopError(Exception):
         pass
@@ -221,7 +221,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
     with pytest.raises(StopError):
         train(wide, tmp_path / "cut", model=model, config=config, report=stop)
     train(wide, tmp_path / "cut", model=model, config=config)
-    full, cut = (load_run(tmp_path / name).ranker.state_dict() for name in ("whole", "cut"))
+    full, cut = (load_run(tmp_path / name).ranker.state_dict() for name in ("full", "cut"))
     assert all(torch.equal(full[name], cut[name]) for name in full)
 
 

@@ -173,7 +173,7 @@ def test_slow_clients_hold_nobody_up(start, tmp_path):
     with httpx.Client(base_url=running.url, timeout=5.0) as client:
         for _ in range(20):
             assert client.post("/v1/rank", json={"user": 1}).status_code == 200
-    # A body that does not come is given up, and said so.
+    # A body that does not arrive is given up, and the answer names that.
     waiting = slow[3]
     waiting.settimeout(PATIENCE)
     assert b" 408 " in waiting.recv(4096)

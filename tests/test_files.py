@@ -1,4 +1,4 @@
-"""Folders and files are whole or not there."""
+"""Folders and files are complete or absent."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_a_kill_leaves_nothing_that_looks_finished_and_is_swept_up(tmp_path):
 
 
 def test_a_kill_in_mid_swap_loses_nothing(tmp_path):
-    """The old folder stands aside and the new one is not yet in place: the old one comes back."""
+    """A crash after the old folder was moved aside and before the new one was moved in: the old
+    one is restored."""
     missing = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )

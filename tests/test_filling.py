@@ -29,7 +29,7 @@ def test_the_store_s_users_are_the_log_s(model, tmp_path):
         assert done.events == done.accepted == len(of.data.events["item"])
         assert fill(store, of.data).accepted == 0, "filling again changes nothing"
         states = UserStates(of.run, of.index, store)
-        # The last request of each user, its own events taken away: what the model was told then.
+        # The last request of each user, its own events taken away: the model's input at that time.
         for user in range(0, len(of.data.user_ids), 5):
             first, last = np.searchsorted(of.data.requests["user"], [user, user + 1])
             if first == last:

@@ -140,7 +140,7 @@ def until(done, what):
 
 
 def long_lists():
-    """Bodies of eight megabytes, each wrong or too much in its own way."""
+    """Bodies of eight megabytes, each wrong or too large in a different respect."""
     most = 8 * MIB - 64
 
     def filled(head, unit, tail):

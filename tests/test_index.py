@@ -278,12 +278,12 @@ def changed(tmp_path_factory):
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damage_is_noticed_or_harmless(changed, data):
-    """A byte flipped, a file cut off, gone or longer: the same content, or a FormatError."""
+    """A byte flipped, a file cut off, removed or longer: the same content, or a FormatError."""
     path, files = changed
     expected = content(Index.open(path, verify=True))
     name = data.draw(st.sampled_from(sorted(files)))
     full = files[name]
-    kind = data.draw(st.sampled_from(["flip", "flip", "cut", "gone", "longer"]))
+    kind = data.draw(st.sampled_from(["flip", "flip", "cut", "removed", "longer"]))
     try:
         if kind == "flip" and full:
             at = data.draw(st.integers(0, len(full) - 1))
@@ -291,7 +291,7 @@ def test_any_damage_is_noticed_or_harmless(changed, data):
             (path / name).write_bytes(full[:at] + bytes([new]) + full[at + 1 :])
         elif kind == "cut":
             (path / name).write_bytes(full[: data.draw(st.integers(0, len(full)))])
-        elif kind == "gone":
+        elif kind == "removed":
             (path / name).unlink()
         else:
             (path / name).write_bytes(full + data.draw(st.binary(min_size=1, max_size=9)))

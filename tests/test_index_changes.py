@@ -1,4 +1,4 @@
-"""A live index: changes in place against a dictionary, kills at every step, readers meanwhile."""
+"""A live index: changes in place against a dictionary, kills at every step, concurrent readers."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_an_added_item_is_ranked_by_the_next_reader(live):
     with pytest.raises(UnknownError, match="1000"):
         before.rank(candidates=[1000])
     # As good as built with it.
-    build_index(of.run, live.parent / "anew", data=of.data, items=[item(1000)], merge=True)
-    rebuilt = Recommender(of.run, live.parent / "anew", of.data)
+    build_index(of.run, live.parent / "rebuilt", data=of.data, items=[item(1000)], merge=True)
+    rebuilt = Recommender(of.run, live.parent / "rebuilt", of.data)
     a, b = ({one.id: one.value for one in r.rank(k=ITEMS + 1)} for r in (after, rebuilt))
     assert a.keys() == b.keys()
     np.testing.assert_allclose([a[id] for id in a], [b[id] for id in a], atol=0.05)
@@ -363,15 +363,15 @@ source, work, run, kind, arguments = json.loads(sys.argv[1])
 run = load_run(run)
 
 def deadly(name, left, lock):
-    whole = getattr(os, name)
+    original = getattr(os, name)
     def call(*given, **options):
         with lock:
             left[0] -= 1
             if left[0] == 0:
                 if name == "write":
-                    whole(given[0], given[1][: len(given[1]) // 2])
+                    original(given[0], given[1][: len(given[1]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
-        return whole(*given, **options)
+        return original(*given, **options)
     setattr(os, name, call)
 
 for step in range(1, 1000):
@@ -423,7 +423,10 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path, kind):
     put_items(run, old, [item(0, "g3"), item(60)])
     work = {
         "few": ("change", {"put": [item(1, "g3")], "remove": [2]}),
-        "many": ("change", {"put": [item(id, "g3") for id in range(40, 60)]}),  # sorts all ids anew
+        "many": (
+            "change",
+            {"put": [item(id, "g3") for id in range(40, 60)]},
+        ),  # sorts all ids
         "remove": ("change", {"remove": [3, 60]}),
         "compact": ("compact", {}),
         "rebuild": ("build", {"items": [item(id, "g0") for id in range(70)], "overwrite": True}),
@@ -460,7 +463,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writing_module.Encoder, "__call__", counting)
     for path in paths:
-        if path.exists():  # then it is whole
+        if path.exists():  # then it is complete
             assert content(Index.open(path, verify=True)) == full
             continue
         encoded.append(0)
@@ -598,11 +601,11 @@ def test_the_command_line(live, tmp_path, call):
     run = shop("lime-mha").run.path
     pl.DataFrame([item(900), item(901)]).write_csv(tmp_path / "new.csv")
     pl.DataFrame([item(3), item(902)]).write_csv(tmp_path / "put.csv")
-    (tmp_path / "gone.txt").write_text("5\n6\n")
+    (tmp_path / "removed.txt").write_text("5\n6\n")
     given = ("index", run, "--out", live, "-q")
     status, output, _ = call(*given, "--add", tmp_path / "new.csv", "--remove", "1,2")
     assert status == 0 and f"2 added, 2 removed; {ITEMS} items, version 2" in output
-    removed_ids = f"@{tmp_path / 'gone.txt'}"
+    removed_ids = f"@{tmp_path / 'removed.txt'}"
     status, output, _ = call(*given, "--put", tmp_path / "put.csv", "--remove", removed_ids)
     assert status == 0 and f"1 added, 1 updated, 2 removed; {ITEMS - 1} items" in output
     status, output, _ = call(*given, "--update", tmp_path / "new.csv")

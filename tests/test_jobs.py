@@ -1,4 +1,4 @@
-"""Measurements in worker processes: what is told, and what a failure leaves."""
+"""Measurements in worker processes: what they report, and what a failure leaves."""
 
 from __future__ import annotations
 

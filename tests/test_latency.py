@@ -36,7 +36,7 @@ def found(tmp_path_factory):
         first = list(rows.rows("latency"))
         latency.measure(TINY, "cpu", 1, seconds=0.0, longest=60.0)
         torch.set_num_threads(before)
-        assert list(rows.rows("latency")) == first  # finished rows are kept
+        assert list(rows.rows("latency")) == first  # finished rows stay
     return first
 
 

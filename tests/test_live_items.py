@@ -140,7 +140,7 @@ def test_what_the_command_did_stays_done(engines, tmp_path):
     again.reload(None, None)
     again.follow()
     assert not holds(again, 900) and state(tmp_path / "index") == before
-    again.put_items([item(900)])  # asked for anew
+    again.put_items([item(900)])  # asked for again
     assert holds(again, 900)
 
 
@@ -154,7 +154,7 @@ def test_a_rebuilt_index_gets_all_live_items(engines, tmp_path):
     assert holds(again, 900) and not holds(again, 6)
     assert again.item("5")["features"]["group"] == "g4"
     row = again._served.index.row_of(5)
-    assert row >= len(of.index), "it was encoded anew"
+    assert row >= len(of.index), "it was encoded again"
 
 
 def test_an_index_without_a_record_keeps_what_was_removed(engines, tmp_path):

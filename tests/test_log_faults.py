@@ -1,4 +1,4 @@
-"""Logs with faults that logs of people have: each is counted, named or refused."""
+"""Logs with the faults of real logs: each is counted, named or refused."""
 
 from __future__ import annotations
 

@@ -135,11 +135,11 @@ def reference(
     users: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for number, (source, shown) in enumerate(((rows, True), (hidden, False))):
         for position, row in enumerate(source):
-            event = {**row, "shown": shown, "place": (number, position)}
+            event = {**row, "shown": shown, "position": (number, position)}
             users[row["user"]].append(event)
     duplicates = 0
     for user, events in users.items():
-        events.sort(key=lambda e: (e["time"], e["shown"], e["place"]))
+        events.sort(key=lambda e: (e["time"], e["shown"], e["position"]))
         seen, retained = set(), []
         for e in events:
             key = (e["item"], e["time"], e["click"], np.float32(e["watch"]), e["shown"])
@@ -933,7 +933,7 @@ def test_nothing_of_the_future_is_seen(tmp_path_factory: pytest.TempPathFactory,
     assert other.manifest["encoding"] == view.manifest["encoding"]
 
 
-# Whole or not there
+# Complete or not there
 
 
 def test_an_existing_dataset_stays_without_overwrite(tmp_path: Path) -> None:

@@ -346,8 +346,8 @@ def test_lime_xor_starts_with_items_that_read_what_is_like_them():
 
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "mha"])
 def test_nothing_drowns_the_rest_when_training_starts(model):
-    """What small logs hang on: a number weighs as much as a category, and what happened in an event
-    shows beside the item it happened to."""
+    """Small logs depend on it: a number weighs as much as a category, and the outcome of an event
+    is visible beside its item."""
     torch.manual_seed(0)
     fresh = build(SHAPE, ModelConfig(model=model))
     content = fresh.item_tower.content

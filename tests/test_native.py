@@ -145,7 +145,7 @@ def test_scores_are_what_the_definition_says(w):
     true = expected(w) if len(w.links) else np.zeros(found.shape)
     assert found.shape == true.shape
     if true.size:
-        # A sum that lies between two codes may be rounded either way: float32 against float64.
+        # A sum that lies between two codes may be rounded up or down: float32 against float64.
         size = np.abs(true).max() + 1
         off = np.abs(found - true)
         assert np.quantile(off, 0.99) < 2e-3 * size * (1 + len(w.arrays["terms"][0]) ** 0.5)

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a visitor does, and what must never happen meanwhile."""
+"""The page in a real browser: what a user does, and what the page must never show."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def browser():
 
 
 @contextmanager
-def visited(browser, url, size=WIDE, *, wrong=()):
+def opened(browser, url, size=WIDE, *, wrong=()):
     """The page, loaded. Ends with a look at what went wrong in it: nothing may, but ``wrong``."""
     context = browser.new_context(viewport=size)
     page, bad, host = context.new_page(), [], urlsplit(url).netloc
@@ -91,7 +91,7 @@ def choose(page, user):
 
 
 def test_a_user_s_ranking(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
         reply = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
         assert rows(page) == [str(one["item"]) for one in reply["items"]]
@@ -110,7 +110,7 @@ def test_a_user_s_ranking(served, browser):
 
 def test_a_choice_made_while_the_page_loads_stays(served, browser):
     """Whom the page begins with is asked for while it loads: nobody can choose before that."""
-    with visited(browser, served) as page:
+    with opened(browser, served) as page:
 
         def later(route):
             page.wait_for_timeout(700)
@@ -125,7 +125,7 @@ def test_a_choice_made_while_the_page_loads_stays(served, browser):
 
 
 def test_why(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
         item = rows(page)[2]
         page.locator(f'#ranked > li[data-item="{item}"] button.what').click()
@@ -142,7 +142,7 @@ def test_why(served, browser):
 
 
 def test_a_late_answer_about_the_user_before_changes_nothing(served, browser):
-    with visited(browser, served) as page:
+    with opened(browser, served) as page:
         choose(page, 7)
         held = []
         page.route("**/v1/users/7", lambda route: held.append(route))  # noqa: PLW0108  # a function
@@ -156,7 +156,7 @@ def test_a_late_answer_about_the_user_before_changes_nothing(served, browser):
 
 
 def test_feedback_changes_the_list(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 21)
         before = rows(page)
         watched = before[0]
@@ -170,7 +170,7 @@ def test_feedback_changes_the_list(served, browser):
 
 
 def test_someone_made_up(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         users = client.get("/v1/users").json()
         page.get_by_text("Make one up").click()
         expect(page.locator("#item-search")).to_be_visible()
@@ -193,7 +193,7 @@ def test_someone_made_up(served, browser):
 
 
 def test_a_new_item_is_ranked(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
         page.locator("#open-new").click()
         dialog = page.locator("#new-item")
@@ -208,7 +208,7 @@ def test_a_new_item_is_ranked(served, browser):
 
 
 def test_task_weights(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
         before = rows(page)
         names = [task["name"] for task in client.get("/v1/model").json()["tasks"]]
@@ -224,7 +224,7 @@ def test_task_weights(served, browser):
 
 
 def test_operations(served, browser):
-    with visited(browser, served) as page, httpx.Client(base_url=served) as client:
+    with opened(browser, served) as page, httpx.Client(base_url=served) as client:
         choose(page, 7)
         page.locator("#tab-operations").click()
         for _ in range(3):
@@ -241,7 +241,7 @@ def test_operations(served, browser):
 
 
 def test_by_keyboard_alone(served, browser):
-    with visited(browser, served) as page:
+    with opened(browser, served) as page:
         expect(page.locator("#ranked > li").first).to_be_visible()
         page.keyboard.press("/")
         page.keyboard.type("7")
@@ -262,7 +262,7 @@ def test_by_keyboard_alone(served, browser):
         assert page.evaluate("document.activeElement.closest('li')?.dataset.item") == below
         page.keyboard.press("Enter")
         expect(page.locator("#why .flow")).to_be_visible()
-        page.evaluate(  # who has gone on before the page is told of the closing is not called back
+        page.evaluate(  # a user who moved on before the dialog closed is not called back
             "document.querySelector('#why').close(); document.querySelector('#tab-rank').focus()"
         )
         expect(page.locator("#why-empty")).to_be_visible()
@@ -272,7 +272,7 @@ def test_by_keyboard_alone(served, browser):
 
 
 def test_on_a_phone(served, browser):
-    with visited(browser, served, PHONE) as page:
+    with opened(browser, served, PHONE) as page:
         choose(page, 7)
         fits = "document.documentElement.scrollWidth <= innerWidth"
         assert page.evaluate(fits)
@@ -288,7 +288,7 @@ def test_on_a_phone(served, browser):
 def test_keys_and_a_server_that_goes_away(browser, tmp_path):
     running = Running(tmp_path, env={"LIMERANK_ADMIN_KEYS": KEY})
     wrong = ("401", "ERR_CONNECTION_REFUSED", "Failed to load resource")
-    with visited(browser, running.url, wrong=wrong) as page:
+    with opened(browser, running.url, wrong=wrong) as page:
         dialog = page.locator("#key")
         expect(dialog).to_be_visible()
         page.locator("#key-text").fill("some-other-key-that-is-wrong")

@@ -1,4 +1,4 @@
-"""What the README and the documents tell people to type."""
+"""The commands and examples of the README and the documents run."""
 
 from __future__ import annotations
 

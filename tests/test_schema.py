@@ -1,4 +1,4 @@
-"""Dataset descriptions: what is accepted, and what each mistake is told."""
+"""Dataset descriptions: what is accepted, and the message of each mistake."""
 
 from __future__ import annotations
 

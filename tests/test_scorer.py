@@ -127,7 +127,7 @@ def test_exclusions_candidates_and_filters(pair):
         assert len(found) == len(expected)
         np.testing.assert_allclose(values[b][found], values[b][expected], atol=1e-5)
         assert not np.isin(found, exclude[b]).any()
-    # Ten items are left for the third request: the places behind them say so.
+    # Ten items are left for the third request: the positions behind them hold -1.
     assert top.rows[2, 10:].tolist() == [-1] * 5
     assert (top.values[2, 10:] == -np.inf).all() and np.isnan(top.logits[2, 10:]).all()
 

@@ -1,4 +1,4 @@
-"""A run still says what it said when it was trained, or is refused."""
+"""A run still gives the scores that it gave when it was trained, or is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAME = selftest.NAME
 def test_a_run_repeats_its_scores(model, tmp_path):
     of = shop(model)
     shutil.copytree(of.run.path, tmp_path / "run")
-    assert not selftest.passes(load_trained(tmp_path / "run")), "nothing was kept"
+    assert not selftest.passes(load_trained(tmp_path / "run")), "no scores are stored"
     selftest.keep(tmp_path / "run", of.run.ranker, of.data.batch(of.requests(5)))
     assert selftest.passes(load_trained(tmp_path / "run"))
 

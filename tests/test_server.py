@@ -213,7 +213,7 @@ def test_items_come_and_go_and_survive(client, tmp_path):
     assert set(ids(ranked)) == {9001, 5}
     assert ids(client.post("/v1/rank", json={"filter": {"group": ["fresh"]}}).json()) == [9001]
     assert client.get("/v1/items", params={"q": "fresh"}).json()["items"][0]["item"] == 9001
-    # Another server, over an index that was built anew in the meantime.
+    # Another server, over an index that was rebuilt in the meantime.
     of = shop("lime-mha")
     shutil.rmtree(tmp_path / "index")
     again = engine_of(of, tmp_path)
@@ -238,8 +238,8 @@ def without_collector():
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
 def test_versions_of_the_index_that_were_replaced_are_closed(model, tmp_path):
-    """At once, though users stay in memory who met every one of them, and though requests failed:
-    the collector of garbage need not come."""
+    """At once, without garbage collection, though users stay in memory who have seen every one of
+    them, and though requests failed."""
     engine = engine_of(shop(model), tmp_path)
     seen = []
     with client_of(engine) as client:
@@ -400,7 +400,7 @@ def test_wrong_events(client):
         answer = client.post("/v1/events", json={"events": [event(7, 3), {**event(7, 4), **wrong}]})
         assert answer.status_code in (404, 422), answer.text
         assert what in answer.json()["detail"] and "events[1]" in answer.json()["detail"]
-    assert client.get("/v1/users/7").status_code == 404, "none of them was kept"
+    assert client.get("/v1/users/7").status_code == 404, "none of them was stored"
     late = client.post("/v1/events", json={"events": [event(7, 3, START), event(7, 4, START - 9)]})
     assert late.json()["accepted"] == 2
     assert [one["item"] for one in client.get("/v1/users/7").json()["history"]] == [4, 3]
@@ -468,7 +468,7 @@ def test_the_description_knows_every_route(client):
 
 def test_the_page_on_the_api_is_the_description_s():
     written = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
-    assert written == reference(describe("", OPERATIONS, open_=False)), "make api writes it anew"
+    assert written == reference(describe("", OPERATIONS, open_=False)), "make api writes it again"
 
 
 # The keystone

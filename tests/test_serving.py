@@ -95,7 +95,7 @@ def test_what_is_watched_is_loaded(start, tmp_path):
     server = start(tmp_path, "--open", "--watch", watched)
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/v1/model").json()["model"] == "lime-mha"
-        watched.write_text("{")  # half written: told in the log, and nothing changes
+        watched.write_text("{")  # half written: logged, and nothing changes
         watched.write_text(f'{{"run": "{of.run.path}", "index": "{of.index.path}"}}')
         becomes(client, "lime-xor")
 

@@ -129,9 +129,9 @@ def test_a_stream_equals_the_full_history(store):
     assert states.made["rebuilds"] <= 30
 
 
-@pytest.fixture(scope="module", params=["order", "kept", "text"])
+@pytest.fixture(scope="module", params=["order", "filtered", "text"])
 def odd(request, tmp_path_factory):
-    """Logs without a clock, with kept events only, with text ids and event features."""
+    """Logs without a clock, with filtered events, with text ids and event features."""
     folder = tmp_path_factory.mktemp(request.param)
     rng = np.random.default_rng(0)
     prefix = "i" if request.param == "text" else ""
@@ -165,7 +165,7 @@ def odd(request, tmp_path_factory):
                 {"name": "price", "kind": "numeric"},
             ],
             "split": {"by": "position"},
-            "history": {"length": 12, **({"keep": "click"} if request.param == "kept" else {})},
+            "history": {"length": 12, **({"keep": "click"} if request.param == "filtered" else {})},
         }
     )
     prepare(spec, folder / "data", base=folder)
@@ -433,7 +433,7 @@ def test_memory_is_bounded(store):
     assert tiny.users_in_memory[0] == 1
 
 
-# Kept in the store
+# Stored states
 
 
 @pytest.mark.parametrize("mode", ["window", "streaming"])
@@ -484,7 +484,7 @@ def test_a_damaged_state_is_rebuilt(mode, store):
 
 
 def test_a_foreign_fingerprint_is_never_used(store):
-    """Another model, other features, an index with another item: the state is made anew."""
+    """Another model, other features, an index with another item: the state is rebuilt."""
     of, other = shop("lime-mha"), shop("lime-mha", links=7)
     events = events_of(of.data, 0)
     user, now = events[0].user, events[-1].time + 1
@@ -500,7 +500,7 @@ def test_a_foreign_fingerprint_is_never_used(store):
     assert not torch.allclose(plain, again) and first.made["rebuilds"] == 2
     fresh = UserStates(of.run, of.index, store, mode="streaming")
     torch.testing.assert_close(logits(of, fresh.ready(user, now=now)), again, **TOLERANCE)
-    assert fresh.made["rebuilds"] == 0, "the first one has kept it"
+    assert fresh.made["rebuilds"] == 0, "the first one has stored it"
     # A window holds raw events: any model reads it.
     UserStates(of.run, of.index, store, keep=True).ready(user)
     window = UserStates(other.run, other.index, store)
@@ -660,7 +660,7 @@ def test_only_events_before_a_given_time_count(mode, store, tmp_path, monkeypatc
     torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
     assert found.events == expected.events == len(before) < everything.events
     np.testing.assert_array_equal(found.seen, expected.seen)
-    assert states.ready_at_once(user, now=now) is None, "it is read anew: not on the event loop"
+    assert states.ready_at_once(user, now=now) is None, "it is read again: not on the event loop"
     asked = []
     held = store.held
     monkeypatch.setattr(

@@ -579,14 +579,14 @@ from limerank.serving.stores import SqliteStore, ValkeyStore
 kind, where, prefix = sys.argv[1:]
 opened = lambda: SqliteStore(where) if kind == "sqlite" else ValkeyStore(where, prefix=prefix)
 store = opened()
-said = lambda user: store.append([event_of({"user": user, "item": 1, "time": 1})])
-said(1)
+post = lambda user: store.append([event_of({"user": user, "item": 1, "time": 1})])
+post(1)
 store.version(1)
 child = os.fork()
 if not child:
     started = time.monotonic()
     try:
-        for ask in (said, store.version, store.held):
+        for ask in (post, store.version, store.held):
             try:
                 ask(2)
                 print("works")
@@ -595,11 +595,11 @@ if not child:
                 print("refused")
         store.close()
         store = opened()
-        print(*said(3), time.monotonic() - started < 5, flush=True)
+        print(*post(3), time.monotonic() - started < 5, flush=True)
     finally:
         os._exit(0)
 os.waitpid(child, 0)
-print(*said(4), store.counts(), flush=True)
+print(*post(4), store.counts(), flush=True)
 store.close()
 """
 
@@ -658,8 +658,8 @@ while True:
         event_of({"user": k % 3, "item": k, "time": k, "id": f"{name}-{k}"})
         for k in range(number, number + 5)
     ]
-    said = store.append(some)
-    assert set(said) <= {"accepted", "duplicate"}
+    outcomes = store.append(some)
+    assert set(outcomes) <= {"accepted", "duplicate"}
     number += 5
     print(number, flush=True)
 """
@@ -678,7 +678,7 @@ def started(location, name):
 
 
 def output_until_killed(process, seconds):
-    """Kill a writer; returns how many events it was told are kept."""
+    """Kill a writer; returns how many of its events were acknowledged."""
     first = process.stdout.readline()
     timer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
     timer.start()
@@ -703,7 +703,7 @@ def test_killed_writers_lose_nothing(location):
             for name, count in zip(names, outcome_of, strict=True):
                 mine = {id for id in ids if id.startswith(f"{name}-".encode())}
                 assert {f"{name}-{k}".encode() for k in range(count)} <= mine
-                assert len(mine) <= count + 5, "the last ones were under way"
+                assert len(mine) <= count + 5, "the last ones were being written"
 
 
 def test_ids_that_an_earlier_version_stored_as_they_came(location):

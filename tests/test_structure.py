@@ -18,9 +18,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "limerank"
 
-# Low to high: a module imports from what stands before its own folder, and within a folder from
-# what stands before it there. Names side by side do not know each other, or only in one direction:
-# there is no circle. A new module is given its place here; CONTRIBUTING.md shows the same list.
+# Low to high: a module imports from what is listed before its own folder, and within a folder from
+# what is listed before it there. Names side by side do not know each other, or only in one
+# direction: there is no circle. A new module gets its position here; CONTRIBUTING.md shows the same
+# list.
 LAYERS = """
 errors
 progress results files devices metrics validation
@@ -42,7 +43,7 @@ __main__
 
 
 def _ranks() -> dict[str, int]:
-    """Name of a folder, or of a module within a folder whose order is given -> its place."""
+    """Name of a folder, or of a module within a folder whose order is given -> its rank."""
     found: dict[str, int] = {}
     lines = LAYERS.replace("\n    ", " ").strip().splitlines()
     for position, line in enumerate(lines):
@@ -116,7 +117,7 @@ def entry(name: str) -> str:
 
 
 def position(name: str) -> str:
-    """`limerank.data.prepare.job` -> `data.prepare`: what `LAYERS` gives a place to."""
+    """`limerank.data.prepare.job` -> `data.prepare`: the name that `LAYERS` has for it."""
     inner = ".".join(name.split(".")[1:3])
     return inner if inner in RANK else entry(name)
 
@@ -140,7 +141,7 @@ def test_every_module_has_its_layer() -> None:
         for name in ARROWS
         if entry(name) in ordered and name.count(".") > 1 and position(name) == entry(name)
     }
-    assert not strangers, f"give these their place in LAYERS: {sorted(strangers)}"
+    assert not strangers, f"add these to LAYERS: {sorted(strangers)}"
     lacking = {name for name in RANK if not any(position(one) == name for one in ARROWS)}
     assert lacking <= {name for name in RANK if name in ordered}, (
         f"nothing is called {sorted(lacking)}"
@@ -345,7 +346,7 @@ def test_command_line_starts_light() -> None:
 
 
 def test_wheel_holds_every_file(tmp_path: Path) -> None:
-    """Tests run on an installation in place: what a wheel would leave out is shown here."""
+    """Tests run on an editable installation: this one finds what a wheel would leave out."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
     environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}

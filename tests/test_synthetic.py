@@ -225,7 +225,7 @@ def test_large_logs_are_sampled_evenly_for_the_known_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"users": 200, "items": 200, "events": 40_000, "days": 5}
-    full = simulate(tmp_path / "whole", **asked)["best"]
+    full = simulate(tmp_path / "full", **asked)["best"]
     monkeypatch.setattr(synthetic, "SAMPLE", 9_000)
     sampled = simulate(tmp_path / "sampled", **asked)["best"]
     assert sampled["overall"]["rows"] == 8000

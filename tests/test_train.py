@@ -118,7 +118,7 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
     model = config_of("lime-xor", **MODEL)
     config = TrainConfig(**QUICK, checkpoint_seconds=0.0)
-    train(data, tmp_path / "whole", model=model, config=config)
+    train(data, tmp_path / "full", model=model, config=config)
 
     def stop(line):
         if line["step"] == at:
@@ -127,8 +127,8 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
     with pytest.raises(StoppedError):
         train(data, tmp_path / "cut", model=model, config=config, report=stop)
     train(data, tmp_path / "cut", model=model, config=config)
-    assert _equal(tmp_path / "whole", tmp_path / "cut")
-    assert _curves(tmp_path / "whole") == _curves(tmp_path / "cut")
+    assert _equal(tmp_path / "full", tmp_path / "cut")
+    assert _curves(tmp_path / "full") == _curves(tmp_path / "cut")
 
 
 SCRIPT = """
@@ -151,7 +151,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
             [sys.executable, "-c", SCRIPT, str(data), str(out)], cwd=Path(__file__).parents[1]
         )
 
-    assert start(tmp_path / "whole").wait() == 0
+    assert start(tmp_path / "full").wait() == 0
     out, kills = tmp_path / "killed", 0
     for lines in (1, 5, 12):
         process = start(out)
@@ -166,7 +166,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
     assert kills >= 1
     if (out / "trainer").exists():
         assert start(out).wait() == 0
-    assert _equal(tmp_path / "whole", out)
+    assert _equal(tmp_path / "full", out)
 
 
 def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
@@ -265,7 +265,7 @@ def test_rates_grow_with_the_square_root_of_the_batch(data, tmp_path):
 
 @pytest.mark.parametrize(("total", "expected"), [(200, 64), (80_000, 200), (10**7, 1024)])
 def test_batches_follow_the_size_of_the_log(data, total, expected):
-    """About 400 batches an epoch, of 64 to 1,024 impressions, where nothing is said."""
+    """About 400 batches an epoch, of 64 to 1,024 impressions, where nothing is set."""
     assert batch_size(TrainConfig(), total) == expected
     assert batch_size(TrainConfig(impressions=7), total) == 7
 
@@ -333,7 +333,7 @@ def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, 
     seen = []
     with monkeypatch.context() as patched:
         patched.setattr("limerank.training.trainer.REPORT_SECONDS", 1e9)
-        train(data, tmp_path / "whole", model=model, config=config, report=seen.append)
+        train(data, tmp_path / "full", model=model, config=config, report=seen.append)
         first = next(line["step"] for line in seen if "validation" in line)
         _breaks(patched, first + 1)
         with pytest.raises(
@@ -345,7 +345,7 @@ def test_a_training_that_diverges_keeps_the_last_finite_weights(data, tmp_path, 
         assert all(x.isfinite().all() for x in tensors.values() if x.is_floating_point())
     assert evaluate(tmp_path / "run", split="validation", lists=0).tasks
     train(data, tmp_path / "run", model=model, config=config)  # goes on from what was finite
-    assert _equal(tmp_path / "whole", tmp_path / "run")
+    assert _equal(tmp_path / "full", tmp_path / "run")
 
 
 def test_a_training_that_diverges_at_once_leaves_nothing(data, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ needs_server = pytest.mark.skipif(
 
 
 class Server:
-    """A server that can be killed and started again with what it kept."""
+    """A server that can be killed and started again with its data."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder, self.options = folder, options

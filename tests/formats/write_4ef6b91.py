@@ -1,7 +1,7 @@
 """Write the folders of ``tests/test_formats.py`` with limerank at commit 4ef6b91.
 
-It runs against that version, and is not kept up to date with later ones: a format that changes gets
-a script and a folder of its own. What is written, and how to write it: README.md beside this file.
+It runs against that version alone: a format that changes gets a script and a folder of its own.
+What is written, and how to write it: README.md beside this file.
 """
 
 from __future__ import annotations
