@@ -62,7 +62,7 @@ def test_an_unknown_model_gets_the_nearest_name():
         LimeMhaConfig(model="hstu")
 
 
-def test_settings_of_a_model_and_of_its_training_are_told_apart():
+def test_settings_of_a_model_and_of_its_training_are_separate():
     shape, training = configs_of("lrea", {"slots": 3, "epochs": 2})
     assert (shape, training) == (LreaConfig(slots=3), TrainConfig(epochs=2))
     for name, message in (("links", "it is called slots here"), ("epocs", "did you mean 'epochs'")):
