@@ -64,6 +64,8 @@ def same(found: object, expected: object, where: str = "") -> None:
         assert isinstance(found, dict), where
         assert expected.keys() <= found.keys(), f"{where}: {expected.keys() - found.keys()}"
         for name, part in expected.items():
+            if name == "detail" and "status" in expected:
+                continue  # a problem's wording is not part of a format
             same(found[name], part, f"{where}.{name}")
     elif isinstance(expected, list):
         assert isinstance(found, list | tuple) and len(found) == len(expected), where

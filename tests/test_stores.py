@@ -26,7 +26,8 @@ from limerank.data.packing import pack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.serving.http.private import Private
 from limerank.serving.stores import SqliteStore, State, ValkeyStore, Version, open_store
-from limerank.serving.stores.valkey import redacted
+from limerank.serving.stores.sqlite_file import SqliteFile
+from limerank.serving.stores.valkey_server import redacted
 from tests.valkey_server import needs_server, server
 
 NUMBERS = itertools.count()
@@ -239,7 +240,7 @@ def test_a_bounded_number_of_events(location):
             "expired",
         ]
         assert store.counts() == (1, 3)
-    with pytest.raises(SpecError, match="at most 0 events"):
+    with pytest.raises(SpecError, match="most is 0 events"):
         location.open(most=0)
 
 
@@ -353,7 +354,7 @@ def test_what_was_accepted_since_many_versions(store):
 
 def test_a_lower_bound_drops_what_is_too_much(location, monkeypatch):
     """When a user is next written or read, so many events at a time."""
-    for module in ("sqlite", "valkey"):
+    for module in ("sqlite_changes", "valkey"):
         monkeypatch.setattr(f"limerank.serving.stores.{module}.TRIM", 4)
     with location.open() as store:
         for user in (1, 2):
@@ -777,14 +778,14 @@ def test_no_statement_scans_a_table(tmp_path, monkeypatch):
     """However many users and events there are, appending and reading one user's looks at its own:
     each statement finds its rows by a key."""
     statements: set[str] = set()
-    connect = SqliteStore._connect
+    connect = SqliteFile._connect
 
     def listening(self):
         connection = connect(self)
         connection.set_trace_callback(statements.add)
         return connection
 
-    monkeypatch.setattr(SqliteStore, "_connect", listening)
+    monkeypatch.setattr(SqliteFile, "_connect", listening)
     path = tmp_path / "events.db"
     with SqliteStore(path, most=4) as store:
         store.append([event(user=user, at=at) for user in range(3) for at in range(3)])
@@ -839,7 +840,7 @@ def test_one_bad_write_does_not_stop_the_others(tmp_path):
         ]
         for thread in threads[1:]:
             thread.start()
-        while store._jobs.qsize() < 3:
+        while store._writer._jobs.qsize() < 3:
             time.sleep(0.001)
         go.set()
         for thread in threads:
@@ -848,7 +849,7 @@ def test_one_bad_write_does_not_stop_the_others(tmp_path):
 
 
 def test_another_process_holds_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("limerank.serving.stores.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("limerank.serving.stores.sqlite_file.BUSY_SECONDS", 0.1)
     with SqliteStore(tmp_path / "events.db") as store:
         other = sqlite3.connect(tmp_path / "events.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -869,19 +870,19 @@ def test_an_old_sqlite_is_refused(tmp_path, monkeypatch):
 
 def test_files_that_are_no_store(tmp_path):
     (tmp_path / "text").write_text("hello, this is no database at all\n" * 50)
-    with pytest.raises(FormatError, match="damaged or no event store"):
+    with pytest.raises(FormatError, match="damaged or not an event store"):
         SqliteStore(tmp_path / "text")
     other = sqlite3.connect(tmp_path / "other")
     other.execute("CREATE TABLE t(x)")
     other.commit()
     other.close()
-    with pytest.raises(FormatError, match="other is no event store of format 1; name another file"):
+    with pytest.raises(FormatError, match="other is not an event store of format 1; name another"):
         SqliteStore(tmp_path / "other")
     SqliteStore(tmp_path / "later").close()
     later = sqlite3.connect(tmp_path / "later", isolation_level=None)
     later.execute("PRAGMA user_version=9")
     later.close()
-    with pytest.raises(FormatError, match="format 1 but of 9"):
+    with pytest.raises(FormatError, match="format 1 but of format 9"):
         SqliteStore(tmp_path / "later")
     with pytest.raises(StoreError, match="cannot be used"):
         SqliteStore(tmp_path)
@@ -984,7 +985,7 @@ def test_a_foreign_database_stays_as_it_is(tmp_path):
     other.commit()
     other.close()
     before = (tmp_path / "other").read_bytes()
-    with pytest.raises(FormatError, match="no event store"):
+    with pytest.raises(FormatError, match="not an event store"):
         SqliteStore(tmp_path / "other")
     assert (tmp_path / "other").read_bytes() == before
 
@@ -999,7 +1000,7 @@ def test_a_deletion_that_is_not_for_good_yet_says_so(tmp_path, monkeypatch):
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM users").fetchall()
         with pytest.raises(
-            StoreError, match="old bytes still lie in its write-ahead log"
+            StoreError, match="write-ahead log still contains the user's bytes"
         ) as caught:
             store.delete_user("somebody")
         assert str(tmp_path) not in str(caught.value)
@@ -1047,9 +1048,9 @@ def test_a_users_past_costs_nothing(tmp_path):
             def step(count=count):
                 count[0] += 1
 
-            with store._reading(several=False) as connection:
+            with store._file.reading(several=False) as connection:
                 connection.set_progress_handler(step, 1)
-            store._connection.set_progress_handler(step, 1)
+            store._file.writer.set_progress_handler(step, 1)
             assert [one.id for one in store.held(1, version).events] == [b"late"]
             store.append([event(at=4, id="later")])
             steps.append(count[0])
@@ -1116,7 +1117,7 @@ def test_settings_are_watched_while_the_store_is_open():
         assert store.check() == []
         store._client.config_set("appendfsync", "everysec")
         (problem,) = store.check()
-        assert "may lose what it acknowledges: it has appendfsync everysec, expected" in problem
+        assert "may lose acknowledged events: it has appendfsync everysec, expected" in problem
         with ValkeyStore(running.url, durable=False) as other:
             assert other.check() == []
         store._client.config_set("appendfsync", "always")
@@ -1205,7 +1206,7 @@ def test_appending_waits_in_threads_of_its_own(monkeypatch):
 
 @needs_server
 def test_more_threads_than_connections(monkeypatch):
-    monkeypatch.setattr("limerank.serving.stores.valkey.CONNECTIONS", 2)
+    monkeypatch.setattr("limerank.serving.stores.valkey_server.CONNECTIONS", 2)
     with server() as running, ValkeyStore(running.url) as store:
         threads = [
             threading.Thread(target=lambda k=k: store.append([event(user=k, at=1)]))
@@ -1300,7 +1301,7 @@ def test_addresses_without_secrets(url, shown):
 )
 def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SpecError, match="no address of a store") as caught:
+    with pytest.raises(SpecError, match="not the address of a store") as caught:
         open_store(url)
     outcome_of = caught.value
     while outcome_of is not None:
@@ -1354,7 +1355,7 @@ def test_another_format_is_refused():
 
 
 def test_valkey_addresses(tmp_path):
-    with pytest.raises(SpecError, match="no address of a store"):
+    with pytest.raises(SpecError, match="not the address of a store"):
         ValkeyStore("http://somewhere")
     with pytest.raises(StoreError, match="cannot be reached"):
         ValkeyStore(f"unix://{tmp_path}/nothing")

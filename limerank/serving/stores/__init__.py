@@ -1,4 +1,4 @@
-"""Event stores: one contract, two places.
+"""Event stores: one contract, two implementations.
 
 - :class:`SqliteStore`: a file. The default: nothing to set up, one machine.
 - :class:`ValkeyStore`: a Valkey or Redis server, for server processes on several machines.
@@ -20,7 +20,8 @@ from limerank.serving.stores.contract import (
     Version,
 )
 from limerank.serving.stores.sqlite import SqliteStore
-from limerank.serving.stores.valkey import ValkeyStore, redacted
+from limerank.serving.stores.valkey import ValkeyStore
+from limerank.serving.stores.valkey_server import redacted
 
 __all__ = [
     "Counts",
@@ -37,28 +38,28 @@ __all__ = [
 
 SERVERS = ("valkey://", "valkeys://", "redis://", "rediss://", "unix://")
 NEARLY = re.compile(r"(valkey|redis|unix)s*:?/|[^/]*:[^/]*@", re.IGNORECASE)
-"""An address that somebody has misspelt."""
+"""Texts that look like a misspelt address."""
 
 
 def open_store(where: str | os.PathLike[str], most: int | None = None) -> EventStore:
-    """The store of an address: that of a Valkey or Redis server, else the path of an SQLite file.
+    """Open the store at an address: a Valkey or Redis server's, or the path of an SQLite file.
 
     Args:
         where: such as ``events.db`` or ``valkey://localhost:6379/0``.
-        most: events held of a user, at most; all when not given.
+        most: events stored of a user, at most; all when not given.
 
     Raises:
-        SpecError: it looks like an address, but like none of a store.
-        StoreError, FormatError: as the store does.
+        SpecError: the text looks like an address, but is not the address of a store.
+        StoreError, FormatError: the store cannot be opened.
     """
     if not isinstance(where, str):
         return SqliteStore(where, most=most)
     if where.lower().startswith(SERVERS):
         scheme, _, location = where.partition("://")
         return ValkeyStore(f"{scheme.lower()}://{location}", most=most)
-    if "://" in where or NEARLY.match(where):  # no file: its name may hold a password
+    if "://" in where or NEARLY.match(where):  # not a path: it may contain a password
         raise SpecError(
-            f"{redacted(where)} is no address of a store; expected the path of a file, or one that "
-            f"begins with {', '.join(SERVERS)}"
+            f"{redacted(where)} is not the address of a store; expected the path of a file, or an "
+            f"address that begins with {', '.join(SERVERS)}"
         )
     return SqliteStore(where, most=most)

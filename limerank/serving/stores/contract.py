@@ -1,24 +1,23 @@
-"""What every event store does.
+"""The contract of all event stores.
 
-A store keeps events, users' own features, items that were added or changed live, and for each user
-the states that models made of the events. What it promises:
+A store holds events, users' own features, items that were added or changed live, and for each user
+the states that models computed from the events. It guarantees:
 
 - **Durable.** :meth:`~EventStore.append` and every other change return when the change survives a
-  crash of process and machine. A change that raised may or may not be there; making it again is
-  safe.
-- **Idempotent.** A user's event whose id is held already is a duplicate, whatever else it says, and
-  changes nothing.
+  crash of process and machine. A change that raised may or may not be stored; repeating it is safe.
+- **Idempotent.** A user's event whose id is stored already is a duplicate, whatever its other
+  fields are, and changes nothing.
 - **One order.** A user's events are ordered by time, and events of one time by the bytes of their
-  ids. When they arrived makes no difference.
-- **Bounded**, where ``most`` is given: of each user the latest so many events are held. An event
-  older than all of a full user's is *expired*: it is refused, and so are events that were dropped
-  before and are sent again.
+  ids. Their order of arrival makes no difference.
+- **Bounded**, where ``most`` is given: each user's latest ``most`` events are stored. An event that
+  is older than all events of a full user is *expired*: it is refused, and so are events that were
+  dropped before and are sent again.
 - **Versions.** A user's version changes with each accepted event and each change of the features. A
-  user who was deleted and comes back never has an old version again.
-- **States** are kept for the version that they were made of. One of another version than the user's
-  present one is refused, so that a slow process never replaces a newer state.
-- **What is held can be used.** Items, features and events that could not be read, ranked with,
-  shown as JSON or deleted again are refused with DataError (:mod:`limerank.serving.stores.values`).
+  user who was deleted and returns never gets an earlier version again.
+- **States** belong to the version that they were computed from. A state of any other version than
+  the user's present one is refused, so that a slow process never replaces a newer state.
+- **Usable values.** Items, features and events that could not be read, used for ranking, written as
+  JSON or deleted again are refused with DataError (:mod:`limerank.serving.stores.values`).
 
 Stores are safe to use from several threads, and several processes may share one: each opens it for
 itself. A store cannot be pickled.
@@ -45,11 +44,11 @@ Id = int | str
 log = logging.getLogger("limerank.serving.stores")
 
 TRIM = 4096
-"""Events of a user that are dropped in one call where ``most`` is lower than it was, at most."""
+"""Events of a user that one call drops after ``most`` was lowered, at most."""
 
 
 class Outcome(StrEnum):
-    """What became of an event."""
+    """The outcome of appending an event."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -57,21 +56,22 @@ class Outcome(StrEnum):
 
 
 class Version(NamedTuple):
-    """How far a user has come: ``changes`` since it was ``born``, a random number."""
+    """A user's version: the number of changes since the user was created as ``born``, a random
+    number."""
 
     born: int
     changes: int
 
 
 class Held(NamedTuple):
-    """What a store holds of a user.
+    """A user as stored.
 
     Attributes:
-        version: of the user.
+        version: the user's version.
         features: the user's own features, raw.
-        events: in their order, those asked for.
-        complete: whether these are all of the user's events; else, those accepted since the version
-            that was asked for.
+        events: the requested events, in their order.
+        complete: whether these are all of the user's events, not only those accepted after the
+            requested version.
     """
 
     version: Version
@@ -81,11 +81,11 @@ class Held(NamedTuple):
 
 
 class State(NamedTuple):
-    """A state made of a user's events.
+    """A state computed from a user's events.
 
     Attributes:
-        fingerprint: of what made it.
-        version: of the user, when it was made.
+        fingerprint: identifies the model and settings that computed it.
+        version: the user's version at that time.
         data: its bytes.
     """
 
@@ -95,24 +95,24 @@ class State(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many users and events a store holds."""
+    """The number of users and events in a store."""
 
     users: int
     events: int
 
 
 class EventStore(abc.ABC):
-    """A store of events; see the module's text for what all of them promise.
+    """A store of events; the module's docstring lists its guarantees.
 
     Every method raises :class:`~limerank.errors.StoreError` where the store cannot be reached, is
-    full or is too busy, FormatError where what it holds is damaged, and DataError for an id or a
-    value that it cannot hold. Their messages name neither the address nor the path of the store,
-    but for those of opening one; their ``detail`` does.
+    full or is too busy, FormatError where stored bytes are damaged, and DataError for an id or a
+    value that it cannot store. Except when a store is being opened, the messages contain neither
+    its address nor its path; ``detail`` does.
 
     Attributes:
-        most: events held of a user, at most; None: all.
-        local: whether questions are answered by this process itself, in microseconds.
-        address: where the store is, for logs and the command line; never with a password.
+        most: events stored of a user, at most; None: all.
+        local: whether this process reads the store itself, in microseconds.
+        address: the store's address or path, for logs and the command line; never with a password.
     """
 
     local = False
@@ -120,50 +120,51 @@ class EventStore(abc.ABC):
 
     def __init__(self, most: int | None) -> None:
         if most is not None and most < 1:
-            raise SpecError(f"a store keeps at most {most} events of a user; expected 1 or more")
+            raise SpecError(f"most is {most} events of a user, expected 1 or more")
         self.most = most
 
     @abc.abstractmethod
     def append(self, events: Sequence[Event]) -> list[Outcome]:
-        """Keep events; returns what became of each, when it is durable.
+        """Store events; returns the outcome of each when they are durable.
 
-        Where ``most`` is lower than it was, the users of the events lose their oldest ones, at most
+        After ``most`` was lowered, the users of these events lose their oldest events, at most
         :data:`TRIM` in one call.
         """
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
-        """:meth:`append` without waiting, where a store can: what is given at about the same time
-        becomes durable at once. A promise that is not kept may still come true."""
-        promise: Future[list[Outcome]] = Future()
-        promise.set_result(self.append(events))
-        return promise
+        """:meth:`append` without waiting, where a store supports it: events that are passed at
+        about the same time become durable together. If the future raises, the events may or may
+        not be stored; appending them again is safe."""
+        outcomes: Future[list[Outcome]] = Future()
+        outcomes.set_result(self.append(events))
+        return outcomes
 
     @abc.abstractmethod
     def version(self, user: Id) -> Version | None:
-        """The user's version; None for one that the store does not hold. The cheapest question."""
+        """The user's version; None for an unknown user. The cheapest read."""
 
     @abc.abstractmethod
     def held(self, user: Id, since: Version | None = None) -> Held | None:
-        """What is held of a user, or None.
+        """A user's features and events; None for an unknown user.
 
         Args:
             user: external id.
-            since: only the events accepted after this version, at the cost of what happened since.
-                All of them where that cannot be told: the version is of another life of this user,
-                or events were dropped since.
+            since: only the events accepted after this version; the cost grows with their number
+                alone. All events where that is not possible: the user was deleted and created again
+                since, or events were dropped since.
 
-        Of a user who has more events than ``most``, which was lowered, the oldest ones are dropped
-        before, at most :data:`TRIM` in one call.
+        After ``most`` was lowered, a user who has more events loses the oldest ones first, at most
+        :data:`TRIM` in one call.
         """
 
     @abc.abstractmethod
     def latest(self, user: Id, count: int, before: int | None = None) -> list[Event]:
         """The latest ``count`` events of a user, or of those before a time, oldest first; empty for
-        an unknown one. No others are read."""
+        an unknown user. No other events are read."""
 
     @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
-        """Replace the user's own features; a new user is made.
+        """Replace the user's own features; an unknown user is created.
 
         Raises:
             DataError: a value is not a boolean, a 64-bit integer, a finite number, text, null or a
@@ -172,64 +173,64 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def delete_user(self, user: Id) -> bool:
-        """Forget a user for good: events, features and states. False: there was none.
+        """Delete a user: events, features and states. False: the user was unknown.
 
-        Nothing of the user is read, so that a damaged one can be deleted, too.
+        Nothing of the user is read, so that a damaged user can be deleted, too.
 
         Raises:
-            StoreError: the user is deleted, but its old bytes could not be overwritten yet. Calling
-                this again tries to.
+            StoreError: the user is deleted, but the old bytes could not be overwritten yet. Another
+                call tries again.
         """
 
     @abc.abstractmethod
     def state(self, user: Id, kind: str) -> State | None:
-        """The state of this kind, whatever its version; None where there is none."""
+        """The user's state of this kind, of any version; None where there is none."""
 
     @abc.abstractmethod
     def put_state(self, user: Id, kind: str, state: State) -> bool:
-        """Keep a state; False where its version is not the user's present one."""
+        """Store a state; False where its version is not the user's present one."""
 
     @abc.abstractmethod
     def users(self) -> Iterator[Id]:
-        """All users, in no order. Users that come or go meanwhile may or may not be among them."""
+        """All users, in no order. Users created or deleted meanwhile may or may not be included."""
 
     @abc.abstractmethod
     def named(self, text: str, limit: int) -> list[Id]:
-        """Users whose id begins with a text, in the order of text, at most ``limit``. A store that
-        keeps no order gives any of them: the one whose id is the text, and those that it comes upon
-        in a bounded time."""
+        """Users whose id begins with a text, at most ``limit``, sorted as text. A store without an
+        order returns some of them: the user whose id equals the text, and those that it finds in a
+        bounded time."""
 
     @abc.abstractmethod
     def event_count(self, user: Id) -> int | None:
-        """How many events are held of a user; None for one that the store does not hold. No event
-        is read, so that it can be told of a damaged user, too."""
+        """The number of a user's events; None for an unknown user. No event is read, so that this
+        works for a damaged user, too."""
 
     @abc.abstractmethod
     def check(self) -> list[str]:
-        """What an operator has to look after, a line each; empty: nothing.
+        """Problems that an operator has to solve, a line each; empty: none.
 
-        Asked every few seconds by whoever serves from the store: its settings and its files may
-        change while it is open. The lines name neither address nor path. StoreError where the store
-        cannot be reached at all.
+        A server calls this every few seconds, since settings and files of a store may change while
+        it is open. The lines contain neither address nor path. StoreError where the store cannot be
+        reached at all.
         """
 
     @abc.abstractmethod
     def counts(self) -> Counts:
-        """How many users and events are held."""
+        """The number of users and events."""
 
     @abc.abstractmethod
     def identity(self) -> str:
-        """What tells this store from every other one, for as long as it exists: a random text. A
-        store that was emptied or made anew has another."""
+        """A random text that no other store has, constant as long as the store exists. A store that
+        was emptied or created again has another one."""
 
     @abc.abstractmethod
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         """Add or change live items: id -> values of the item table's columns, or None: removed.
 
         Returns:
-            The number of changes so far, of which the latest ``len(items)`` are these. Others may
-            have made changes before them that the caller has not read: go on reading from where
-            :meth:`items` was read to, never from this number.
+            The number of changes so far; these are the latest ``len(items)`` of them. Other
+            processes may have made changes before that the caller has not read: continue reading
+            from the number that :meth:`items` returned, never from this one.
 
         Raises:
             DataError: as for :meth:`set_features`; nothing is changed then.
@@ -239,20 +240,20 @@ class EventStore(abc.ABC):
     def items(
         self, since: int = 0, limit: int | None = None
     ) -> tuple[int, dict[Id, dict[str, Any] | None]]:
-        """The items changed after the first ``since`` changes, each as it is now, in the order of
-        the changes; and how many changes that is up to.
+        """The items changed after the first ``since`` changes, in the order of the changes, each in
+        its present form; and the number of changes that this includes.
 
         Damaged items are left out and logged.
 
         Args:
-            since: how many changes are known.
-            limit: items, at most; those of the earliest changes. The number returned then is the
-                place to go on from. All when not given.
+            since: how many changes the caller knows.
+            limit: items of the earliest changes, at most; continue with the returned number. All
+                when not given.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Finish what is under way and let go; afterwards every method raises StoreError."""
+        """Finish pending writes and close; afterwards every method raises StoreError."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -280,16 +281,16 @@ E = TypeVar("E", StoreError, FormatError)
 def trouble(
     kind: type[E], address: str, text: str, cause: object = "", *, opening: bool = False
 ) -> E:
-    """An error of a store: ``the event store`` and the text. Where the store is, and what it said,
-    stand in the detail alone, and in the message only where a store is being opened."""
+    """An error of a store, whose message is "the event store" and the text. Its address and the
+    cause are in the ``detail`` alone, or in the message, too, where a store is being opened."""
     reason = f" ({cause})" if str(cause) else ""
     detail = f"the event store {address} {text}{reason}"
     return kind(detail if opening else f"the event store {text}", detail=detail)
 
 
 def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> list[Event]:
-    """Events (bytes, time, id) that an earlier version kept under ``what``, which is not the one
-    form of an id, as those of ``user``. What is damaged is left out and logged."""
+    """Events (bytes, time, id) that an earlier version stored under ``what``, which is not the one
+    form of an id, as events of ``user``. Damaged events are left out and logged."""
     found, damaged = [], 0
     for data, time, id in rows:
         try:
@@ -300,12 +301,13 @@ def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> li
         else:
             found.append(replace(event, user=user, item=item))
     if damaged:
-        log.error("%d events of the event store were damaged and are gone", damaged)
+        log.error("%d events of the event store were damaged and are lost", damaged)
     return found
 
 
 def one_form(user: str) -> Id | None:
-    """The one form of a user's id that an earlier version kept, where it is another one."""
+    """The one form of a user's id that an earlier version stored; None where it is the same text
+    or not an id."""
     try:
         form = external_id("user", user)
     except DataError:
@@ -314,7 +316,7 @@ def one_form(user: str) -> Id | None:
 
 
 def by_user(events: Iterable[Event]) -> dict[Id, list[tuple[int, Event]]]:
-    """Events with their places, user by user."""
+    """Events with their positions, by user."""
     parts: dict[Id, list[tuple[int, Event]]] = {}
     for position, event in enumerate(events):
         parts.setdefault(event.user, []).append((position, event))

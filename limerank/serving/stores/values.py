@@ -1,7 +1,7 @@
 """Raw values of items and users, as the JSON text that stores hold.
 
-What :func:`written` accepts can be read, ranked with, shown in any JSON and deleted. :func:`read`
-never gives anything else, whatever an earlier version has let in.
+Values that :func:`written` accepts can be read, used for ranking, written as JSON and deleted.
+:func:`read` returns only such values, even where an earlier version stored others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from limerank.errors import DataError, FormatError
 COLUMNS = 1024
 """Columns of one item or user, at most."""
 LIST_VALUES = 4096
-"""Values of a column that holds a list, at most."""
+"""Values in a list, at most."""
 ENTRY_LENGTH = 1 << 18
 """Characters of one item's or user's JSON text, at most."""
 
@@ -33,12 +33,12 @@ def written(what: str, columns: Mapping[str, Any]) -> str:
     """The JSON text of an item's or a user's values.
 
     Args:
-        what: whose they are, for messages: "the item 17".
+        what: what the values belong to, for messages: "the item 17".
         columns: name -> null, a boolean, a 64-bit integer, a finite number, text, or a list of
-            those. NumPy's scalars and arrays of one dimension are taken for what they hold.
+            those. NumPy scalars and one-dimensional arrays count as the values in them.
 
     Raises:
-        DataError: a value is something else, or there is too much of it.
+        DataError: a value is of another kind or too large, or there are too many.
     """
     if not isinstance(columns, Mapping):
         raise DataError(f"{what} is {columns!r:.80}, expected a mapping of column to value")
@@ -70,11 +70,11 @@ def written(what: str, columns: Mapping[str, Any]) -> str:
 
 
 def read(what: str, text: str | bytes) -> dict[str, Any]:
-    """The values of a JSON text that :func:`written`, or an earlier version, made.
+    """The values of a JSON text that :func:`written`, or an earlier version, wrote.
 
-    What an earlier version let in and nothing can use comes back as something safe: integers beyond
-    64 bits as their digits, other nested values as JSON text, numbers that are not finite as None,
-    halves of surrogate pairs as U+FFFD; texts and lists that are too long are cut.
+    Unusable values that an earlier version accepted are replaced: integers beyond 64 bits by their
+    digits, nested values by JSON text, numbers that are not finite by None, halves of surrogate
+    pairs by U+FFFD; texts and lists that are too long are cut.
 
     Raises:
         FormatError: the text is damaged.
@@ -83,18 +83,20 @@ def read(what: str, text: str | bytes) -> dict[str, Any]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            f"the values of {what} are damaged ({error}); write them anew, or delete them"
+            f"the values of {what} are damaged ({error}); write them again, or delete them"
         ) from None
     if not isinstance(found, dict):
-        raise FormatError(f"the values of {what} are no mapping; write them anew, or delete them")
+        raise FormatError(
+            f"the values of {what} are not a mapping; write them again, or delete them"
+        )
     return {_well_formed(name): _safe(value) for name, value in found.items()}
 
 
 def items_of(
     rows: Iterable[tuple[str, str | bytes | None]],
 ) -> dict[int | str, dict[str, Any] | None]:
-    """Items of their ids and JSON texts, None: removed. Damaged ones are left out and logged: they
-    must not keep anybody from the others."""
+    """Items from their ids and JSON texts; None: removed. Damaged items are left out and logged,
+    so that the others stay readable."""
     found: dict[int | str, dict[str, Any] | None] = {}
     damaged = 0
     for id, text in rows:
@@ -117,8 +119,12 @@ def beginning(text: str) -> bool:
 
 
 def packed(event: Event) -> bytes:
-    """The bytes of an event for a store; DataError where they could not be read again, or not be
-    found: an event that :func:`~limerank.data.events.event_of` did not make."""
+    """The bytes of an event for a store.
+
+    Raises:
+        DataError: the event could not be read or found again, since
+            :func:`~limerank.data.events.event_of` did not make it.
+    """
     user = external_id("user", event.user)
     legal = (
         user == event.user
@@ -136,16 +142,16 @@ def packed(event: Event) -> bytes:
     try:
         return pack(event)
     except UnicodeEncodeError as error:
-        raise DataError(f"an event holds half of a surrogate pair ({error})") from None
+        raise DataError(f"an event contains half of a surrogate pair ({error})") from None
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's values as Python's."""
+    """A NumPy value as a Python value."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _torn(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair."""
+    """Whether a text contains half of a surrogate pair."""
     try:
         text.encode()
         return False
@@ -154,7 +160,7 @@ def _torn(text: str) -> bool:
 
 
 def _checked(what: str, name: str, value: Any) -> Scalar:
-    """A value of a column, or of its list; DataError where it cannot be kept."""
+    """A value of a column or of its list; DataError where it cannot be stored."""
     wrong: str | None = None
     if isinstance(value, bool) or value is None:
         return value
@@ -171,7 +177,7 @@ def _checked(what: str, name: str, value: Any) -> Scalar:
         if len(value) > TEXT_LENGTH:
             wrong = f"a text of {len(value):,} characters, expected {TEXT_LENGTH:,} at most"
         elif _torn(value):
-            wrong = "no Unicode text: it holds half of a surrogate pair"
+            wrong = "not Unicode text: it contains half of a surrogate pair"
         else:
             return str(value)
     else:
