@@ -41,7 +41,12 @@ from tests.valkey_server import needs_server, server
 FORMATS = Path(__file__).parent / "formats"
 WRITTEN = "4ef6b91"
 FACTS = json.loads((FORMATS / WRITTEN / "expected.json").read_text("utf-8"))
-RUNS, INDEXES, STATES = FACTS["runs"], FACTS["indexes"], FACTS["stores"]
+RUNS, INDEXES = FACTS["runs"], FACTS["indexes"]
+# A ranking without a time is made now: its hour of day is another one than when it was written.
+STATES = {
+    mode: [one for one in answers if one[1] != "/v1/rank" or "time" in one[2]]
+    for mode, answers in FACTS["stores"].items()
+}
 KEY = "r" * 20
 
 

@@ -1005,7 +1005,7 @@ def test_a_deletion_that_is_not_for_good_yet_says_so(tmp_path, monkeypatch):
             store.delete_user("somebody")
         assert str(tmp_path) not in str(caught.value)
         assert store.version("somebody") is None
-        with pytest.raises(StoreError, match="old bytes"):
+        with pytest.raises(StoreError, match="still contains the user's bytes"):
             store.delete_user("somebody")
         (problem,) = store.check()
         assert "write-ahead log" in problem
