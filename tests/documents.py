@@ -1,0 +1,42 @@
+"""What documents tell their readers to type: code blocks, links, and how to run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")])
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a page in one language; "" for those that name none."""
+    return [code for name, code in _BLOCK.findall(text) if name == language]
+
+
+def links(text: str) -> list[str]:
+    """Targets of the links and images of a page, outside its code."""
+    return _LINK.findall(re.sub(r"`[^`\n]+`", "", _BLOCK.sub("", text)))
+
+
+def anchors(text: str) -> set[str]:
+    """What links may name behind a ``#``: the headings of a page, as GitHub and the site do."""
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in _HEADING.findall(_BLOCK.sub("", text))
+    }
+
+
+def run(code: str, folder: Path) -> str:
+    """Standard output of Python code in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
