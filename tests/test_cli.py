@@ -228,7 +228,7 @@ def test_ctrl_c_says_how_to_go_on(data, call):
     assert call("train", data, "--out", shop / "run", *SMALL)[0] == 0
     given = ["--run", shop / "run", "--index", shop / "index", "--out", shop / "recs.parquet"]
     for where, name, how_on, *command in (
-        ("limerank.data.prepare.job:_Job", "_find_cuts", "the same command again to start over",
+        ("limerank.data.prepare.job", "learn", "the same command again to start over",
          "prepare", shop / "shop.toml", "--out", shop / "again", "--quiet"),
         ("limerank.training.trainer:Trainer", "_after_step", "to resume from the last checkpoint",
          "train", data, "--out", shop / "cut", *SMALL),

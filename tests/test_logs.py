@@ -951,7 +951,7 @@ def test_an_existing_dataset_stays_without_overwrite(tmp_path: Path) -> None:
     assert not (out / "work").exists()
 
 
-@pytest.mark.parametrize("step", ["_learn", "_manifest"])
+@pytest.mark.parametrize("step", ["learn", "manifest_of"])
 def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: str) -> None:
     write(tmp_path, log((1, 2, 10, 1), (1, 1, 20, 0)))
     spec = make_spec(split={"by": "position", "train": 0.5})
@@ -965,7 +965,7 @@ def test_a_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path, step: s
         def die(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        preparation._Job.{step} = die
+        preparation.{step} = die
         folder = Path({str(tmp_path)!r})
         spec = Spec.model_validate_json((folder / "spec.json").read_text())
         preparation.prepare(spec, folder / "data", base=folder)

@@ -1,0 +1,171 @@
+"""The manifest of a dataset: what ``dataset.json`` holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from limerank.data.canonical import iso
+from limerank.data.coverage import FeatureCoverage
+from limerank.data.folder import FORMAT, SPLITS
+from limerank.data.prepare.checks import NEWEST, OLDEST
+from limerank.data.prepare.inputs import frame_record
+from limerank.data.prepare.learning import EDGES, Learned
+from limerank.data.prepare.sorting import SortedEvents
+from limerank.data.prepare.splitting import Splitter
+from limerank.data.prepare.spooling import Spooling
+from limerank.data.prepare.summary import QUANTILES, Stats, quantiles_of_counts
+from limerank.data.prepare.tables import TableWriter
+from limerank.data.spec import EventFeature
+
+
+def manifest_of(
+    spools: Spooling,
+    events: SortedEvents,
+    splitter: Splitter,
+    learned: Learned,
+    tables: TableWriter,
+    stats: Stats,
+) -> dict[str, Any]:
+    """Format, description, encoding, counts, summary and warnings, as JSON can hold them."""
+    spec, warnings = spools.spec, list(tables.warnings)
+    labels = []
+    for label in spec.labels:
+        mean = learned.label_means[label.name]
+        if label.kind == "binary" and mean in (0.0, 1.0):
+            warnings.append(
+                f"label {label.name} is {mean:.0f} in all impressions of the training window"
+            )
+        entry: dict[str, Any] = {"name": label.name, "kind": label.kind}
+        entry |= {"ratio": label.of is not None, "mean": mean}
+        if label.kind == "duration":
+            entry["edges"] = learned.label_edges[label.name]
+        labels.append(entry)
+    features = []
+    for feature in spec.event_features:
+        entry = {"name": feature.name, "kind": feature.kind, "when": feature.when}
+        if feature.kind == "numeric":
+            entry |= {"size": len(EDGES) + 2, "edges": learned.feature_edges[feature.name]}
+        else:
+            entry["size"] = learned.categories[feature.name].size
+        features.append(entry)
+    impressions = dict(zip(SPLITS, stats.impressions.tolist(), strict=True))
+    requests = dict(zip(SPLITS, stats.requests.tolist(), strict=True))
+    for split in ("validation", "test"):
+        if not impressions[split]:
+            warnings.append(f"the {split} split is empty")
+    if spec.clock:
+        low, high = events.time_range
+        if low < 0 or high > NEWEST or high < OLDEST:
+            warnings.append(
+                f"times run from {iso(low)} to {iso(high)}: check the source's time_unit"
+            )
+        warnings += events.clock.warnings()
+    events_covered = [
+        _event_coverage(spools, events, learned, feature, stats.known[feature.name])
+        for feature in spec.event_features
+    ]
+    coverage = [line for table in tables.coverage.values() for line in table.lines()]
+    if events_covered:
+        shares = ", ".join(covered.text() for covered in events_covered)
+        coverage.append(f"event features, events with a known value: {shares}")
+    for table in tables.coverage.values():
+        warnings += table.warnings()
+    for covered in events_covered:
+        warnings += covered.warnings("event")
+    for empty in [split for split in ("validation", "test") if not requests[split]]:
+        warnings.append(
+            f"without {empty} requests a model cannot be measured there: choose other cut "
+            "points or shares in [split]"
+        )
+    dropped = dict(spools.bad.most_common())
+    noted = {name: count for name, count in spools.noted.items() if count}
+    if "duplicate row" in noted:
+        dropped["duplicate row"] = noted.pop("duplicate row")
+    summary = {
+        "time": {
+            "first": events.time_range[0],
+            "last": events.time_range[1],
+            "now": events.clock.now if spec.clock else events.time_range[1],
+        },
+        "cuts": splitter.cuts,
+        "labels": {
+            split: {
+                name: float(sums[k] / stats.impressions[k]) if stats.impressions[k] else None
+                for name, sums in stats.labels.items()
+            }
+            for k, split in enumerate(SPLITS)
+        },
+        "history": {split: quantiles_of_counts(stats.lengths[k]) for k, split in enumerate(SPLITS)},
+        "history_quantiles": list(QUANTILES),
+        "per_request": {
+            split: impressions[split] / requests[split] if requests[split] else 0.0
+            for split in SPLITS
+        },
+        "rows": spools.rows,
+        "bad": sum(spools.bad.values()),
+        "dropped": dropped,
+        "noted": noted,
+        "examples": dict(spools.examples),
+        "tables": {what: table.json() for what, table in tables.coverage.items()},
+        "event_features": [asdict(covered) for covered in events_covered],
+        "coverage": coverage,
+        "warnings": warnings + spools.remarks,
+    }
+    return {
+        "format": FORMAT,
+        "name": spec.name,
+        "clock": spec.clock,
+        "spec": spec.model_dump(mode="json"),
+        **_frames(spools),
+        "encoding": {
+            "trained_items": tables.trained_items,
+            "labels": labels,
+            "event_features": features,
+            "items": tables.item_encoding.manifest,
+            "users": tables.user_encoding.manifest,
+        },
+        "counts": {
+            "users": len(events.keys),
+            "items": tables.item_total,
+            "events": events.total,
+            "requests": requests,
+            "impressions": impressions,
+        },
+        "summary": summary,
+    }
+
+
+def _event_coverage(
+    spools: Spooling, events: SortedEvents, learned: Learned, feature: EventFeature, known: int
+) -> FeatureCoverage:
+    """Coverage of an event feature, of which ``known`` events have a known value.
+
+    (Rows that were dropped later are among those present, so ``known`` is scaled to them.)
+    """
+    name = feature.name
+    rows, present = spools.feature_rows, spools.present[name]
+    categories = learned.categories.get(name)
+    words, word = (0, None) if categories is None else categories.missing_words
+    return FeatureCoverage(
+        name,
+        feature.column,
+        feature.kind,
+        rows,
+        present,
+        spools.parsed[name],
+        min(round(known * rows / events.total), spools.parsed[name]),
+        spools.unread.get(name),
+        None if categories is None else categories.unknown,
+        words,
+        word,
+    )
+
+
+def _frames(spools: Spooling) -> dict[str, Any]:
+    """The frames that rows were in, for the manifest; empty: all rows were in files."""
+    items, users = map(frame_record, spools.table_readers)
+    events = [frame_record(readers) for readers in spools.readers]
+    if not any([*events, items, users]):
+        return {}
+    return {"frames": {"events": events, "items": items, "users": users}}
