@@ -43,7 +43,7 @@ def measure(path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="limerank-fidelity-") as folder:
         build_index(run, Path(folder) / "index", data=dataset)
         index = Index.open(Path(folder) / "index", run.fingerprint)
-        metrics = quantisation_report(run, index, dataset)
+        metrics = quantisation_report(run, index, dataset).to_dict()
         requests = dataset.requests_of("test")[:USERS]
         batch = dataset.batch(requests, run.train.history)
         with torch.inference_mode():

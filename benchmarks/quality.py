@@ -123,7 +123,7 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
         return found
     shape, config = configs_of(model, {"seed": seed, "bf16": True, **setting})
     run.parent.mkdir(parents=True, exist_ok=True)
-    return train(folder, run, model=shape, config=config)
+    return train(folder, run, model=shape, config=config).to_dict()
 
 
 def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Path:

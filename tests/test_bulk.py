@@ -43,7 +43,8 @@ def test_many_users_are_ranked_as_each_alone(recommender, tmp_path, exclude_seen
     done = rank_all(recommender, out, k=7, exclude_seen=exclude_seen, batch=4)
     table = pl.read_parquet(out)
     users = recommender.dataset.user_ids
-    assert done == {"users": len(users), "rows": len(table)}
+    assert done.to_dict() == {"users": len(users), "rows": len(table)}
+    assert done.to_polars().equals(table) and f"{len(users)} users" in repr(done)
     assert table.columns == ["user", "rank", "item", "value", "click", "watch"]
     for user in users:
         alone = recommender.rank(user, k=7, exclude_seen=exclude_seen)
@@ -107,12 +108,12 @@ def test_arguments(recommender, tmp_path):
     some = recommender.dataset.user_ids[[3, 1]].tolist()
     done = rank_all(recommender, out, users=some, k=ITEMS + 9, task_weights={"watch": 1.0})
     table = pl.read_parquet(out)
-    assert done["users"] == 2 and table["user"].unique(maintain_order=True).to_list() == some
+    assert done.users == 2 and table["user"].unique(maintain_order=True).to_list() == some
     best = recommender.rank(some[0], k=3, task_weights={"watch": 1.0})
     assert table["item"][0] == best[0].id
     with pytest.raises(FormatError, match="already exists"):
         rank_all(recommender, out)
-    assert rank_all(recommender, out, users=[], overwrite=True) == {"users": 0, "rows": 0}
+    assert rank_all(recommender, out, users=[], overwrite=True).rows == 0
     assert pl.read_parquet(out).columns == table.columns
     with pytest.raises(UnknownError, match="1 of 2 users are not in"):
         rank_all(recommender, tmp_path / "no.parquet", users=[some[0], -5])

@@ -364,14 +364,20 @@ def test_a_state_of_zeros_divides_by_nothing():
 def test_the_report_of_what_quantisation_costs(tmp_path):
     of = shop("lime-mha")
     report = quantisation_report(of.run, of.index, of.data, depth=10, users=20)
-    assert report["users"] == len(np.unique(of.data.requests["user"][of.data.requests_of("test")]))
-    assert report["impressions"] > 50 and 0 < report["logit_error_rms"] < report["logit_error_max"]
-    assert abs(report["click/auc_lost"]) < 5e-3 and abs(report["watch/xauc_lost"]) < 5e-3
-    assert report["overlap"] > 0.95 and report["overlap_min"] >= 0.7
+    assert report.users == len(np.unique(of.data.requests["user"][of.data.requests_of("test")]))
+    assert report.impressions > 50 and 0 < report.logit_error_rms < report.logit_error_max
+    assert abs(report.tasks[0].lost) < 5e-3 and abs(report.tasks[1].lost) < 5e-3
+    assert report.overlap > 0.95 and report.overlap_min >= 0.7
+    assert list(report.to_dict()) == [
+        "requests", "impressions", "users", "logit_error_max", "logit_error_rms", "overlap",
+        "overlap_min", "click/auc", "click/auc_lost", "watch/xauc", "watch/xauc_lost",
+    ]  # fmt: skip
+    assert report.to_polars().rows()[1][:2] == ("watch", "xauc")
+    assert "first 10 items of" in repr(report)
     # The model itself loses nothing.
     reference = ModelScorer(of.run.ranker, of.index)
     report = quantisation_report(of.run, of.index, of.data, depth=10, scorer=reference)
-    assert report["overlap"] == 1 and report["click/auc_lost"] == report["logit_error_max"] == 0
+    assert report.overlap == 1 and report.tasks[0].lost == report.logit_error_max == 0
     (tmp_path / "some.csv").write_text("item_id,group,tags,length\n1,g1,t1,3\n")
     build_index(of.run, tmp_path / "index", items=tmp_path / "some.csv")
     with pytest.raises(UnknownError, match=f"lacks {ITEMS - 1} items"):

@@ -63,7 +63,10 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     assert losses[-1] < losses[0]
     learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned.tasks["click"]["auc"] > 0.55
-    assert last["best_click/auc"] == max(
+    assert last.to_dict() == seen[-1]
+    assert (last.metric, last.run) == ("click/auc", tmp_path / "run")
+    assert f"best validation click/auc {last.best:.4f} at step {last.best_step}" in repr(last)
+    assert last.best == max(
         line["validation"]["click"]["auc"] for line in seen if "validation" in line
     )
     assert not (tmp_path / "run" / "trainer").exists()
@@ -219,9 +222,9 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
         (line["validation"]["click"]["auc"], line["step"]) for line in seen if "validation" in line
     ]
     assert len(found) < 60
-    assert last["best_step"] == max(found, key=lambda pair: pair[0])[1]
+    assert last.best_step == max(found, key=lambda pair: pair[0])[1]
     result = evaluate(tmp_path / "run", split="validation", lists=0)
-    assert result.tasks["click"]["auc"] == pytest.approx(last["best_click/auc"], abs=1e-6)
+    assert result.tasks["click"]["auc"] == pytest.approx(last.best, abs=1e-6)
 
 
 def test_a_metric_that_is_not_there_is_an_error(data, tmp_path):

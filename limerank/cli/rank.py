@@ -142,6 +142,6 @@ def rank(
     )
     seconds = clock.perf_counter() - started
     print(
-        f"{out}: the best {k} of {len(recommender.index):,} items for {done['users']:,} users, "
-        f"{done['rows']:,} rows in {seconds:.1f} s"
+        f"{out}: the best {k} of {len(recommender.index):,} items for {done.users:,} users, "
+        f"{done.rows:,} rows in {seconds:.1f} s"
     )

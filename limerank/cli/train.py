@@ -82,7 +82,7 @@ def train(
         if threads < 1:
             raise SpecError(f"--threads is {threads}, expected 1 or more")
         torch.set_num_threads(threads)
-    last = run(
+    result = run(
         data,
         out,
         model=model_config,
@@ -92,6 +92,5 @@ def train(
         tensorboard=tensorboard,
         quiet=quiet,
     )
-    best = {name: value for name, value in last.items() if name.startswith("best_")}
-    print(f"{out}: " + ", ".join(f"{name} {value:g}" for name, value in best.items()))
+    print(result.text())
     print(f"Next: limerank evaluate {out}; limerank index {out} --out index/{out.name}")

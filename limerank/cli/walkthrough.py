@@ -115,14 +115,14 @@ def demo(
             echo(f"{folder}: exists, skipped")
             continue
         config = TrainConfig(bf16=bf16, **settings["train"])
-        last = train(
+        result = train(
             dataset,
             folder,
             model=ModelConfig(model=model),
             config=config,
             quiet=quiet,
         )
-        echo(f"{folder}: validation AUC {last['best_click/auc']:.4f}")
+        echo(f"{folder}: validation AUC {result.best:.4f}")
 
     step(4, "Evaluating on the last tenth of the time")
     results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
@@ -138,8 +138,8 @@ def demo(
     index = Index.open(index_path, fingerprint=run.fingerprint)
     quantised = quantisation_report(run, index, dataset, users=200, quiet=quiet)
     echo(
-        f"8-bit instead of float32 scores: click AUC {-quantised['click/auc_lost']:+.6f}, "
-        f"{100 * quantised['overlap']:.2f} % of the top 100 the same"
+        f"8-bit instead of float32 scores: click AUC {-quantised.tasks[0].lost:+.6f}, "
+        f"{100 * quantised.overlap:.2f} % of the top 100 the same"
     )
 
     step(6, "Ranking the catalogue for a few users, with reasons")

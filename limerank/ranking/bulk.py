@@ -1,7 +1,7 @@
 """Every user's best items, a batch of users at a time, into one Parquet or CSV file.
 
-A batch shares one pass over the index. Finished parts lie in ``OUT.partial`` until all are there: a
-killed job goes on where it was when it is called again with the same arguments.
+The users of a batch share one pass over the index. Finished parts are stored in ``OUT.partial``
+until the file is complete: called again with the same arguments, a killed job resumes after them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,39 @@ from limerank.models.losses import predictions
 from limerank.progress import Bar
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import weights_of_tasks
+from limerank.results import Result
 
 PART = 8192
-"""Users of a part: a killed job loses at most about so many."""
+"""Users of a part: a killed job repeats about so many at most."""
 BATCH = 32
 """Users that share one pass over the index."""
+
+
+@dataclass(frozen=True, repr=False)
+class BulkRanking(Result):
+    """A file of many users' best items.
+
+    Attributes:
+        path: the file.
+        users: number of users that were ranked for.
+        rows: number of its rows, one per user and rank.
+    """
+
+    path: Path
+    users: int
+    rows: int
+
+    def to_dict(self) -> dict[str, int]:
+        return {"users": self.users, "rows": self.rows}
+
+    def text(self) -> str:
+        return f"{self.path}: {self.rows:,} ranked items of {self.users:,} users"
+
+    def to_polars(self) -> pl.DataFrame:
+        """The file, read into memory."""
+        if self.path.suffix.lower() == ".csv":
+            return pl.read_csv(self.path)
+        return pl.read_parquet(self.path)
 
 
 def rank_all(
@@ -54,29 +83,26 @@ def rank_all(
     batch: int = BATCH,
     overwrite: bool = False,
     quiet: bool = True,
-) -> dict[str, int]:
-    """Rank the whole catalogue for many users.
+) -> BulkRanking:
+    """Rank the full catalogue for many users.
 
-    The file has a row per user and place: ``user``, ``rank`` (from 1), ``item``, ``value`` (what
-    they are ranked by, f32) and one column per task, f32: a probability, or expected seconds.
+    The file has a row per user and rank: ``user``, ``rank`` (from 1), ``item``, ``value`` (the
+    ranking value, f32) and one column per task, f32: a probability, or expected seconds.
 
     Args:
         recommender: the run, the index, the dataset and the scorer.
-        out: the file, which appears when it is whole: CSV where its name ends in ``.csv``, else
-            Parquet.
+        out: the file, which appears when it is complete: CSV where its name ends in ``.csv``,
+            else Parquet.
         users: external ids; all users of the dataset when not given.
-        k: items for each; fewer where a user has met nearly all.
-        exclude_seen: leave out items that the user has met.
+        k: items for each; fewer where a user has seen nearly all.
+        exclude_seen: leave out items that the user has seen.
         task_weights: as for :meth:`~limerank.ranking.recommender.Recommender.rank`.
         time: when the requests are made, as for
             :meth:`~limerank.ranking.recommender.Recommender.rank`; the end of the log when not
             given.
         batch: users that share one pass over the index.
-        overwrite: replace ``out``, and forget what a killed job with other arguments had done.
+        overwrite: replace ``out``, and discard the parts of a killed job with other arguments.
         quiet: show no progress.
-
-    Returns:
-        ``users`` and ``rows`` in the file.
 
     Raises:
         FormatError: ``out`` exists, or a killed job had other arguments, and ``overwrite`` is
@@ -126,7 +152,7 @@ def rank_all(
         [partial / f"part-{position:06d}.parquet" for position in range(len(parts))], out
     )
     shutil.rmtree(partial)
-    return {"users": len(rows), "rows": written}
+    return BulkRanking(out, len(rows), written)
 
 
 def _hash(manifest: dict[str, Any]) -> str:
@@ -134,7 +160,7 @@ def _hash(manifest: dict[str, Any]) -> str:
 
 
 def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder of the parts, or find that of the same job."""
+    """Make the folder for parts, or accept that of the same job."""
     if (partial / "job.json").exists():
         held = read_json(partial / "job.json", "a job that was stopped")
         if held == job:
@@ -143,7 +169,7 @@ def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
             differs = ", ".join(name for name in job if held.get(name) != job[name])
             raise FormatError(
                 f"{partial} holds the parts of a job that was stopped and had another {differs}; "
-                "call it with the same arguments to go on, or pass --overwrite to begin anew"
+                "call it with the same arguments to resume, or pass --overwrite to start again"
             )
     if partial.exists():
         shutil.rmtree(partial)
@@ -178,7 +204,7 @@ def _ranked(
 
 
 def _join(parts: list[Path], out: Path) -> int:
-    """All parts in one file, which appears in one step; returns its rows."""
+    """Write all parts to one file, which appears in one step; returns its number of rows."""
     rows = 0
     with new_file(out) as fresh:
         if out.suffix.lower() == ".csv":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +17,90 @@ from limerank.progress import Bar
 from limerank.ranking.scorer.contract import Rows, Scorer
 from limerank.ranking.scorer.model import ModelScorer
 from limerank.ranking.scorer.native import NativeScorer
+from limerank.results import TableResult, aligned
 from limerank.runs.folder import Run
+
+
+@dataclass(frozen=True)
+class TaskFidelity:
+    """What a scorer loses of one task.
+
+    Attributes:
+        task: the task's name.
+        metric: "auc" of a binary task, "xauc" of a duration.
+        model: its value for the model's scores.
+        lost: that value minus the value for the scorer's scores.
+    """
+
+    task: str
+    metric: str
+    model: float
+    lost: float
+
+
+@dataclass(frozen=True, repr=False)
+class Fidelity(TableResult):
+    """What a scorer over an index loses against the float32 model; as a table, a row per task.
+
+    Attributes:
+        scorer: the scorer's name.
+        depth: of the ranked lists that were compared.
+        requests, impressions: numbers of them, for the tasks' metrics.
+        users: number of users whose lists were compared.
+        logit_error_max, logit_error_rms: of the logits of all items for these users.
+        overlap: the mean share of the model's first ``depth`` items of the full index, ranked by
+            the first task, that are among the scorer's first ``depth``.
+        overlap_min: the least such share.
+        tasks: the metrics of each task.
+    """
+
+    scorer: str
+    depth: int
+    requests: int
+    impressions: int
+    users: int
+    logit_error_max: float
+    logit_error_rms: float
+    overlap: float
+    overlap_min: float
+    tasks: tuple[TaskFidelity, ...]
+
+    def to_dict(self) -> dict[str, float]:
+        """Flat, with keys such as ``click/auc`` and ``click/auc_lost``, as in result rows."""
+        found: dict[str, float] = {
+            "requests": self.requests,
+            "impressions": self.impressions,
+            "users": self.users,
+            "logit_error_max": self.logit_error_max,
+            "logit_error_rms": self.logit_error_rms,
+            "overlap": self.overlap,
+            "overlap_min": self.overlap_min,
+        }
+        for of in self.tasks:
+            found[f"{of.task}/{of.metric}"] = of.model
+            found[f"{of.task}/{of.metric}_lost"] = of.lost
+        return found
+
+    def columns(self) -> dict[str, list[Any]]:
+        return {
+            field.name: [getattr(of, field.name) for of in self.tasks]
+            for field in fields(TaskFidelity)
+        }
+
+    def text(self) -> str:
+        rows = [("task", "metric", "model", "lost")]
+        rows += [(of.task, of.metric, f"{of.model:.4f}", f"{of.lost:+.6f}") for of in self.tasks]
+        return "\n".join(
+            [
+                f"the {self.scorer} scorer against the float32 model, {self.impressions:,} "
+                f"impressions in {self.requests:,} requests",
+                *aligned(rows, "<<>>"),
+                f"  logit error: {self.logit_error_max:.4f} at most, "
+                f"{self.logit_error_rms:.4f} in quadratic mean",
+                f"  first {self.depth} items of {self.users:,} users: "
+                f"{100 * self.overlap:.2f} % the same, {100 * self.overlap_min:.0f} % at least",
+            ]
+        )
 
 
 def quantisation_report(
@@ -28,25 +114,18 @@ def quantisation_report(
     requests: int = 20_000,
     scorer: Scorer | None = None,
     quiet: bool = True,
-) -> dict[str, float]:
-    """What a scorer over an index loses against the float32 model.
+) -> Fidelity:
+    """Measure what a scorer over an index loses against the float32 model.
 
     Args:
         run: of the model that built the index.
         index: of the dataset's items.
         dataset: whose requests are scored.
-        split: whose impressions are scored for AUC; users come from it, too.
+        split: the split whose impressions are scored, and whose users are ranked for.
         depth: of the lists that are compared.
-        users: lists are compared for so many users, as of their last request in the split.
-        requests: at most so many, spaced evenly, for AUC.
-        scorer: what is measured; the native scorer when not given.
-
-    Returns:
-        ``requests``, ``impressions`` and ``users``; for each task ``TASK/auc`` (binary) or
-        ``TASK/xauc`` of the model and ``TASK/auc_lost`` or ``TASK/xauc_lost``;
-        ``logit_error_max`` and ``logit_error_rms`` over the lists; ``overlap``, the mean share of
-        the model's first ``depth`` items of the whole index (ranked by the first task) that are
-        among the scorer's first ``depth``, and ``overlap_min``.
+        users: compare lists for at most so many users, as of their last request in the split.
+        requests: score at most so many, spaced evenly, for the metrics of tasks.
+        scorer: the scorer to measure; the native one when not given.
 
     Raises:
         UnknownError: the index does not hold an item of the dataset.
@@ -59,7 +138,7 @@ def quantisation_report(
         missing = dataset.item_ids[rows < 0]
         raise UnknownError(
             f"the index {index.path} lacks {len(missing)} items of {dataset.path}, such as "
-            f"{missing[0]!r}; build it from the whole dataset"
+            f"{missing[0]!r}; build it from the full dataset"
         )
     history = run.train.history
     chosen = _spaced(dataset.requests_of(split), requests)
@@ -98,15 +177,7 @@ def quantisation_report(
                 len(np.intersect1d(a, b)) / len(a) for a, b in zip(true, found, strict=True)
             ]
             bar.advance(len(some))
-    result: dict[str, float] = {
-        "requests": len(chosen),
-        "impressions": sum(map(len, labels)),
-        "users": len(of_users),
-        "logit_error_max": most,
-        "logit_error_rms": (squares / count) ** 0.5 if count else 0.0,
-        "overlap": float(np.mean(overlaps)) if overlaps else 1.0,
-        "overlap_min": min(overlaps, default=1.0),
-    }
+    of_tasks: list[TaskFidelity] = []
     if labels:
         label = np.concatenate(labels)
         exact, rounded = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
@@ -115,9 +186,19 @@ def quantisation_report(
                 (metrics.auc, "auc") if task.kind == "binary" else (metrics.xauc, "xauc")
             )
             before, after = (measure(label[:, position], z[:, position]) for z in (exact, rounded))
-            result[f"{task.name}/{name}"] = before
-            result[f"{task.name}/{name}_lost"] = before - after
-    return result
+            of_tasks.append(TaskFidelity(task.name, name, before, before - after))
+    return Fidelity(
+        scorer=measured.name,
+        depth=depth,
+        requests=len(chosen),
+        impressions=sum(map(len, labels)),
+        users=len(of_users),
+        logit_error_max=most,
+        logit_error_rms=(squares / count) ** 0.5 if count else 0.0,
+        overlap=float(np.mean(overlaps)) if overlaps else 1.0,
+        overlap_min=min(overlaps, default=1.0),
+        tasks=tuple(of_tasks),
+    )
 
 
 def _spaced(values: Rows, most: int) -> Rows:

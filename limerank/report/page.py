@@ -18,6 +18,7 @@ from limerank.errors import FormatError
 from limerank.evaluation.legend import legend, metric_of
 from limerank.files import check_output, read_json, write_text
 from limerank.index import Index
+from limerank.ranking.fidelity import Fidelity
 from limerank.ranking.recommender import Recommender
 from limerank.report import charts
 from limerank.report.charts import leading
@@ -34,7 +35,7 @@ def write_report(
     runs: Sequence[str | os.PathLike[str]],
     index: str | os.PathLike[str] | None = None,
     ceiling: Mapping[str, float] | None = None,
-    quantisation: Mapping[str, float] | None = None,
+    quantisation: Fidelity | None = None,
     title: str | None = None,
 ) -> None:
     """Write an HTML page that compares evaluated runs.
@@ -142,7 +143,7 @@ def _ranked(
     runs: Sequence[Run],
     path: str | os.PathLike[str],
     dataset: Dataset,
-    quantisation: Mapping[str, float] | None,
+    quantisation: Fidelity | None,
 ) -> dict[str, Any]:
     index = Index.open(path)
     run = next((run for run in runs if run.fingerprint == index.fingerprint), None)
@@ -181,18 +182,19 @@ def _ranked(
     ]
     if quantisation is not None:
         facts += [
-            ("AUC lost by 8-bit scores", f"{next(iter(_lost(quantisation))):+.6f}"),
+            ("AUC lost by 8-bit scores", f"{_auc_lost(quantisation):+.6f}"),
             (
                 "overlap of the top 100 with float32 scores",
-                f"{100 * quantisation['overlap']:.2f} %",
+                f"{100 * quantisation.overlap:.2f} %",
             ),
-            ("largest error of a logit", f"{quantisation['logit_error_max']:.4f}"),
+            ("largest error of a logit", f"{quantisation.logit_error_max:.4f}"),
         ]
     return {"rankings": rankings, "index": {"model": run.ranker.config.model, "facts": facts}}
 
 
-def _lost(quantisation: Mapping[str, float]) -> list[float]:
-    return [value for name, value in quantisation.items() if name.endswith("auc_lost")]
+def _auc_lost(quantisation: Fidelity) -> float:
+    """Of the first binary task."""
+    return next(of.lost for of in quantisation.tasks if of.metric == "auc")
 
 
 def some_users(dataset: Dataset, count: int) -> list[Any]:

@@ -46,6 +46,7 @@ from limerank.runs.folder import (
     settings,
 )
 from limerank.training.optim import Optimiser
+from limerank.training.result import TrainingResult
 
 HIGHER_IS_BETTER = {"auc": True, "gauc": True, "xauc": True, "wtauc": True}
 BATCHES, LEAST, MOST = 400, 64, 1024
@@ -74,7 +75,7 @@ def train(
     report: Report | None = None,
     tensorboard: bool = False,
     quiet: bool = True,
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Train a ranker into a run folder, or go on with a run that was cut off.
 
     A folder that an unfinished training with the same settings left is resumed from its last
@@ -90,9 +91,6 @@ def train(
         report: called with every line that goes to ``metrics.jsonl``.
         tensorboard: write the curves into ``OUT/tensorboard`` as well (extra "tensorboard").
         quiet: show no progress.
-
-    Returns:
-        The last line of the report: steps, seconds, the best validation metrics.
 
     Raises:
         FormatError: ``out`` holds a finished run, or one with other settings, or one that another
@@ -302,7 +300,7 @@ class Trainer:
         logits: torch.Tensor = self.ranker(batch)
         return logits[batch.real]
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> TrainingResult:
         """Train to the end and leave the best weights in the run folder."""
         self._resume()
         config, state = self.config, self.progress
@@ -344,17 +342,19 @@ class Trainer:
                 else:
                     state["epoch"] += 1
                     state["batch"] = 0
-        last = {
-            "step": state["step"],
-            "done": True,
-            "seconds": round(state["seconds"], 3),
-            "best_step": state["best_step"],
-            f"best_{'/'.join(self.metric)}": state["best"],
-            "impressions_per_s": round(state["impressions"] / max(state["seconds"], 1e-9)),
-        }
-        self._line(last)
+        result = TrainingResult(
+            self.out,
+            self.ranker.config.model,
+            steps=state["step"],
+            seconds=round(state["seconds"], 3),
+            impressions_per_s=round(state["impressions"] / max(state["seconds"], 1e-9)),
+            metric="/".join(self.metric),
+            best=state["best"],
+            best_step=state["best_step"],
+        )
+        self._line(result.to_dict())
         shutil.rmtree(self.out / "trainer")
-        return last
+        return result
 
     def _after_step(self, bar: Bar) -> None:
         state = self.progress
