@@ -66,10 +66,12 @@ bench-quality: NAME := quality
 bench-coldstart: NAME := coldstart
 bench-ablations: NAME := ablations
 bench-exact: NAME := exact
+bench-peers: NAME := peers
 bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
 bench-coldstart: bench-data  ## items and users that training never saw (DATA=FOLDER, as below)
 bench-ablations: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
 bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
+bench-peers: $(VENV)/.bench bench-data  ## LightGBM, item-kNN, ALS and means beside the models (DATA=FOLDER, ARGS="--only ml1m")
 
 bench-latency: $(VENV)/.bench  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
 	$(PY) -m benchmarks.latency $(ARGS)
@@ -150,7 +152,7 @@ $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt CMakeLists.txt $(
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
-	@echo "installing what is measured against: FAISS"
+	@echo "installing the peers that are measured: FAISS, LightGBM, implicit"
 	@$(PIP) install $(QUIET) -c constraints.txt --no-build-isolation -e '.[dev,tensorboard,bench]'
 	@touch $@
 

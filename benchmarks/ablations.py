@@ -1,13 +1,12 @@
-"""What each part of LIME is worth: one part changed at a time, everything else as it is.
+"""What each part of LIME contributes: one part changed at a time, all others at their defaults.
 
     python -m benchmarks.ablations --data FOLDER
     python -m benchmarks.ablations --data FOLDER --what links --what heads --seeds 1
 
-Learning rates are those that ``benchmarks.quality`` chose for the unchanged model; two epochs, so
-that all of it can be run in an afternoon: differences count here, not heights.
-Beside test AUC stands what a candidate then costs: multiply-adds of scoring, and microseconds on
-one thread, by the torch model over a catalogue of items that are encoded already. Finished rows are
-kept.
+Learning rates are those that ``benchmarks.quality`` chose for the unchanged model. Two epochs keep
+the study within an afternoon; read the differences, not the absolute values. Each row has the test
+AUC and the cost of a candidate: multiply-adds of scoring, and microseconds of the torch model on
+one thread over items that are already encoded. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ benchmarks.variants."""
 
 
 def cases(models: tuple[str, ...], what: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
-    """(model, what, value) of all changes that a model has."""
+    """(model, part, value) of all changes that a model supports."""
     from benchmarks.variants import VARIANTS
 
     for part in what:
@@ -75,7 +74,7 @@ def case_of(model: str, what: str, value: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
-    """Train with one change, read the test split, time the scoring."""
+    """Train with one change, evaluate on the test split, time the scoring."""
     from benchmarks.variants import name_of
     from limerank.evaluation.evaluate import evaluate
 
@@ -119,8 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data sets")
-    parser.add_argument("--what", choices=tuple(CHANGES), action="append", help="this part")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real datasets")
+    parser.add_argument(
+        "--what", choices=tuple(CHANGES), action="append", help="this part only (repeatable)"
+    )
     parser.add_argument("--models", choices=MODELS, action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)

@@ -1,4 +1,4 @@
-"""The page on what each part of LIME is worth, and what follows for who has to choose."""
+"""The page on what each part of LIME contributes, and which settings to choose."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ DEFAULTS: dict[str, str] = {
     "links": "32",
     "heads": "1",
     "blocks": "3",
-    "mask": "links and events read each other",
+    "mask": "links and events attend to each other",
     "phi": "SiLU",
-    "reading": "as LIME-MHA reads",
+    "reading": "attention as in LIME-MHA",
     "contextual links": "on",
     "item weights": "from raw links",
     "head": "gated ReLU, 32 units",
@@ -30,23 +30,24 @@ DEFAULTS: dict[str, str] = {
     "id dropout": "0.1",
     "history": "128",
 }
-"""What the unchanged model has, in the words of a reader."""
+"""Part -> its default, in words."""
 BASE = "base"
 NOISE = 0.001
-"""Differences in validation AUC on ml1m that another seed may make."""
+"""Validation AUC on ml1m differs by this much between seeds."""
 COSTS = ("score_multiply_adds_per_candidate", "user_multiply_adds")
 
 
 def ablations(found: list[Row]) -> str:
-    """One part changed at a time, beside what a candidate then costs."""
+    """One part changed at a time: quality, and the cost of a candidate and of a user."""
     lines = [
-        "# What each part of LIME is worth",
+        "# What each part of LIME contributes",
         "",
-        "One part changed at a time, on ml1m, two epochs; mean over seeds with the largest",
-        "distance of a seed from it. `difference` is to the unchanged model of the same seeds. A",
-        "candidate's cost: scoring by the torch model, item and user encoded already, one thread;",
-        "a user's: encoding the links from a full history. Microseconds were taken beside other",
-        "runs: multiply-adds compare.",
+        "One part of the model is changed at a time, on ml1m, with two epochs. Values are means",
+        "over seeds, with the largest distance of a seed from the mean. `difference` compares with",
+        "the unchanged model of the same seeds. The cost of a candidate is that of scoring it with",
+        "the torch model on one thread, when item and user are already encoded; the cost of a user",
+        "is that of encoding the links from a full history. Other runs shared the machine while",
+        "microseconds were taken: compare multiply-adds.",
         "Reproduce with `python -m benchmarks.ablations --data FOLDER`.",
         "",
         *machines(found),
@@ -55,8 +56,8 @@ def ablations(found: list[Row]) -> str:
     plot_links(models)
     plot_parts(models)
     lines += ["", "![AUC and cost by links](ablations.svg)", "", *choices(models)]
-    lines += ["", "![What every change did to the AUC](ablations-parts.svg)", ""]
-    lines += ["Grey: what another seed may make. In brackets: a candidate's cost, 1 as it is."]
+    lines += ["", "![Change of the AUC by part](ablations-parts.svg)", ""]
+    lines += ["Grey: difference between seeds. In brackets: cost of a candidate, default 1."]
     for model, of_model in models.items():
         base = {row["seed"]: row for row in of_model if row["case"]["what"] == BASE}
         body = []
@@ -81,14 +82,14 @@ def ablations(found: list[Row]) -> str:
 
 
 def in_order(row: Row) -> tuple[int, float]:
-    """The unchanged model, then part by part; numbers rise, other values stay as they came."""
+    """The unchanged model, then part by part; numbers ascend, other values keep their order."""
     what, value = row["case"]["what"], row["case"]["value"]
     number_of_it = value.replace(".", "", 1).isdigit()
     return [BASE, *DEFAULTS].index(what), float(value) if number_of_it else 0.0
 
 
 def choices(models: dict[str, list[Row]]) -> list[str]:
-    """For each part what is as good for less and what is better; never by the test split."""
+    """For each part the cheapest value that is as good and the best one, by validation alone."""
     body = []
     for model, of_model in models.items():
         base = [row for row in of_model if row["case"]["what"] == BASE]
@@ -125,16 +126,16 @@ def choices(models: dict[str, list[Row]]) -> list[str]:
     words = [
         "## What should I choose?",
         "",
-        "The defaults, and what is worth leaving them for: the cheapest value whose validation",
-        f"AUC is no more than {NOISE:g} below the default's (seeds differ by as much), and the",
-        "best one, where it gains at least that. In brackets the difference in validation AUC, and",
-        "what scoring a candidate and encoding a user cost in multiply-adds; the default's: 1.",
-        "Two epochs favour what is learned fast. Ids are hidden for the sake of items without one:",
-        "what that is worth there, and costs all items after more epochs, stands under",
-        "[cold starts](coldstart.md).",
+        "Start with the defaults. For each part the table names two alternatives: the cheapest",
+        f"value whose validation AUC is at most {NOISE:g} below the default's (seeds differ by as",
+        "much), and the best value, if it gains at least that. Brackets hold the difference in",
+        "validation AUC, then the multiply-adds of scoring a candidate and of encoding a user,",
+        "relative to the default. Two epochs favour settings that learn fast. Hiding ids helps",
+        "items that have none; [cold starts](coldstart.md) shows how much, and what it costs all",
+        "items after more epochs.",
         "",
     ]
-    heads = ["model", "part", "default", "as good for less", "better", "seeds"]
+    heads = ["model", "part", "default", "as good and cheaper", "better", "seeds"]
     return [*words, *table(heads, body)]
 
 
@@ -206,7 +207,7 @@ def plot_links(models: dict[str, list[Row]]) -> None:
 
 
 def plot_parts(models: dict[str, list[Row]]) -> None:
-    """What every change did to the test AUC, and what it makes of a candidate's cost."""
+    """The change of the test AUC by part and value, with the relative cost of a candidate."""
     import matplotlib.pyplot as plt
 
     bars = {}

@@ -1,9 +1,9 @@
-"""What was tried for a better model, and what it gave: one row from a finished run each.
+"""Attempts to improve the models: one row for each finished run.
 
     python -m benchmarks.attempts RUN "what was tried"
 
-The row holds the best validation metric of the run. Attempts are judged by validation alone. One
-whose code was not kept says so in its words.
+The row holds the best validation metric of the run: attempts are judged by validation alone. The
+description says so where the code of an attempt is no longer in the repository.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="a finished run folder")
-    parser.add_argument("words", help="what was tried")
-    parser.add_argument("--dataset", help="its name; that of its folder when not given")
+    parser.add_argument("description", help="what was tried")
+    parser.add_argument("--dataset", help="name of the dataset (default: that of its folder)")
     given = parser.parse_args(arguments)
     config = json.loads((given.run / "config.json").read_text(encoding="utf-8"))
     last = json.loads((given.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, value = next((key, value) for key, value in last.items() if "/" in key)
     case = {
         "dataset": given.dataset or Path(config["data"]).name,
-        "tried": given.words,
+        "tried": given.description,
         **{key: settings[key] for key in SHOWN},
     }
     metrics = {"metric": name.removeprefix("best_"), "validation": value}
@@ -44,15 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def attempts(found: list[Row]) -> str:
-    """The page: what was tried, by data set and model."""
+    """The page: attempts by dataset and model."""
     lines = [
-        "# What was tried",
+        "# Attempts to improve the models",
         "",
-        "Attempts at a better model, one run each, judged by the best validation metric alone.",
-        "Seeds of one setting differ by about 0.001 on ml1m: smaller differences say little.",
-        "What has been measured with several seeds and on the test split stands in",
-        "[quality](quality.md) and [ablations](ablations.md). A row comes from",
-        "`python -m benchmarks.attempts RUN WORDS`.",
+        "Each line is one run, judged by its best validation metric alone. Seeds of one setting",
+        "differ by about 0.001 on ml1m, so smaller differences mean little. Results with several",
+        "seeds and on the test split are in [quality](quality.md) and [ablations](ablations.md).",
+        "`python -m benchmarks.attempts RUN DESCRIPTION` adds a line.",
         "",
         machines(found)[0],
     ]
@@ -70,7 +69,7 @@ def attempts(found: list[Row]) -> str:
             for row in part
         ]
         metric = part[0]["metrics"]["metric"]
-        heads = ["what was tried", "rates", "epochs", "seed", f"validation {metric}"]
+        heads = ["attempt", "rates", "epochs", "seed", f"validation {metric}"]
         lines += ["", f"## {name}", "", *table(heads, body)]
     return "\n".join(lines)
 

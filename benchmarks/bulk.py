@@ -1,10 +1,11 @@
-"""Every user's best items, beside one user after another and beside a FAISS batch search.
+"""The best items of every user in one pass, compared with single requests and a FAISS batch.
 
     python -m benchmarks.bulk --items 100_000 1_000_000
 
-The user stage, the whole catalogue, 100 items for each user, what they have met left out. `one by
-one`: ``Recommender.rank`` for each user, as a server without batches would; with the same threads.
-FAISS: ``IndexFlatIP`` over as many vectors of 64 float32, as many queries, and no user stage.
+Each user gets the best 100 of the full catalogue, seen items left out; the user stage is included.
+`one by one` calls ``Recommender.rank`` for each user, as a server without batches would, with the
+same threads. FAISS is ``IndexFlatIP`` over as many vectors of 64 float32 with as many queries, and
+no user stage.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--users", type=int, default=256, help="at most so many")
+    parser.add_argument("--users", type=int, default=256, help="at most this many")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="limerank-bulk-") as held:

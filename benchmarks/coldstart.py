@@ -1,21 +1,23 @@
-"""Cold starts: items and users that training has never seen.
+"""Cold starts: items and users that are absent from training.
 
     python -m benchmarks.coldstart --data FOLDER
 
 A tenth of the items (the last to appear) and a tenth of the users are held out of training
-(``held_out_items``, ``held_out_users`` of the description's split). Then every model is asked
+(``held_out_items``, ``held_out_users`` of the description's split). Every model is then evaluated
+on
 
-- about the held-out items in the test split: it knows their content alone;
-- about the held-out users' requests with at least 20 events before them, seeing 0, 1, 2, 5, 10, 20
-  of the latest ones or as many as in training: the same impressions every time.
+- the held-out items in the test split, of which it knows the content alone;
+- the held-out users' requests with at least 20 earlier events, given 0, 1, 2, 5, 10 or 20 of the
+  latest ones or as many as in training: the same impressions every time.
 
-LIME is asked about the held-out items a second time through an index that was built without them
-and that they were then added to, with no training between.
+LIME scores the held-out items a second time, through an index that was built without them and to
+which they were then added, without further training.
 
-Training hides a share of the ids so that content can place an item. What that is worth for items
-without an id, and costs the others, is measured with LIME-MHA: all models have the same towers.
+Training hides a share of the ids so that the model learns to score items by content. LIME-MHA
+measures what this gains for items without an id, and what it costs the others; all models have the
+same towers.
 
-Settings are those that ``benchmarks.quality`` chose on the whole data set. Finished rows are kept.
+``benchmarks.quality`` chose the settings on the full dataset. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ ID_DROPOUT = (0.0, 0.3)
 
 
 def prepare_cold(name: str, data: Path | None) -> Path | None:
-    """The data set with a tenth of users and items held out."""
+    """The dataset with a tenth of the users and items held out."""
     from limerank.data.prepare import prepare
 
     out = WORK / "data-cold" / name
@@ -61,7 +63,7 @@ def prepare_cold(name: str, data: Path | None) -> Path | None:
 
 
 def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -> None:
-    """Train once, ask about items and users; a row each."""
+    """Train once, evaluate held-out items and users; a row each."""
     from limerank.evaluation.evaluate import evaluate
 
     setting = quality.chosen(name, model)
@@ -85,7 +87,7 @@ def measure(name: str, data: Path | None, folder: Path, model: str, seed: int) -
 
 
 def measure_share(name: str, folder: Path, share: float, seed: int) -> None:
-    """Train with another share of hidden ids, ask about items."""
+    """Train with another share of hidden ids, evaluate held-out items."""
     from limerank.evaluation.evaluate import evaluate
 
     model = "lime-mha"
@@ -108,7 +110,7 @@ def of_items(found: Evaluation) -> dict[str, float]:
 
 
 def item_table(name: str, data: Path | None) -> tuple[pl.DataFrame, str]:
-    """The data set's items as its owner has them, and the column that names them."""
+    """The dataset's item table before preparation, and its id column."""
     import polars as pl
 
     found = describe(name, data)
@@ -119,8 +121,8 @@ def item_table(name: str, data: Path | None) -> tuple[pl.DataFrame, str]:
 
 
 def added(run: Path, folder: Path, items: pl.DataFrame, column: str) -> dict[str, float]:
-    """AUC of the held-out items as a server scores them once they were added to an index, and the
-    time that adding them took, the new version on the disk included."""
+    """AUC of the held-out items as a server scores them after they were added to an index, and the
+    time of adding them, including the write to disk."""
     import tempfile
 
     import numpy as np
@@ -167,7 +169,7 @@ def first_task(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def case_of(name: str, model: str) -> dict[str, Any]:
-    """Of a model's last row: when it is there, all of them are."""
+    """The case of a model's last row: if it exists, all rows of the model do."""
     return {"dataset": name, "model": model, "what": "items"}
 
 
@@ -179,9 +181,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
+    parser.add_argument("--data", type=Path, help="folder of the real datasets")
     parser.add_argument("--only", choices=DATASETS, action="append")
-    parser.add_argument("--models", choices=MODELS, action="append", help="this model")
+    parser.add_argument(
+        "--models", choices=MODELS, action="append", help="this model only (repeatable)"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args(arguments)

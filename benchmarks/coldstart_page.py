@@ -29,16 +29,16 @@ OF_ITEMS = (
 
 
 def coldstart(found: list[Row]) -> str:
-    """Held-out items by their content; held-out users by how much of their history is seen."""
+    """Held-out items by their content; held-out users by the length of their history."""
     lines = [
         "# Cold starts",
         "",
-        "A tenth of the items, the last to appear, and a tenth of the users were held out of",
-        "training. AUC of the main task, mean over seeds with the largest distance of a seed from",
-        "it. `popularity` is a model of item ids and content, user features and context, without",
-        "history: of a held-out item it knows the content, as all models do. LIME was asked about",
-        "them a second time through an index that was built without them: they were added to it",
-        "as a server adds items, with no training between.",
+        "A tenth of the items (the last to appear) and a tenth of the users were held out of",
+        "training. Values are means over seeds, with the largest distance of a seed from the mean;",
+        "AUC is that of the main task. `popularity` is a model of item ids and content, user",
+        "features and context, without history: of a held-out item it knows the content, as all",
+        "models do. LIME scored held-out items a second time, through an index that was built",
+        "without them and to which they were added as a server adds items, without training.",
         "Reproduce with `python -m benchmarks.coldstart --data FOLDER`.",
         "",
         *machines(found),
@@ -52,7 +52,7 @@ def coldstart(found: list[Row]) -> str:
         lines += ["", f"## {dataset}", "", "Held-out items in the test split:", ""]
         body = [[name, *(spread_of(part, name) for part in items.values())] for name in OF_ITEMS]
         lines += table(["", *models], body)
-        lines += ["", "Held-out users, the same requests with more and more of the history:", ""]
+        lines += ["", "Held-out users: the same requests with more and more of the history:", ""]
         body = [
             [str(events), *(spread_of(of_users(part, events), "auc") for part in models.values())]
             for events in steps(of_dataset)
@@ -63,7 +63,7 @@ def coldstart(found: list[Row]) -> str:
 
 
 def hidden_ids(found: list[Row]) -> list[str]:
-    """What the share of ids that training hides is worth for items that have none."""
+    """What hiding a share of ids in training gains for items that have none."""
     others = grouped(
         [row for row in found if row["case"]["what"] == "id dropout"],
         lambda row: row["case"]["share"],
@@ -78,7 +78,7 @@ def hidden_ids(found: list[Row]) -> list[str]:
         for share, part in sorted(shares.items())
     ]
     heads = ["share", "held-out items", "all items", "seeds"]
-    return ["", f"Ids that training hides from {model}, AUC:", "", *table(heads, body)]
+    return ["", f"AUC of {model} by the share of ids that training hides:", "", *table(heads, body)]
 
 
 def steps(found: list[Row]) -> list[int | str]:

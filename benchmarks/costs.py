@@ -8,7 +8,7 @@ from typing import Any
 
 def costs(run: Path, folder: Path) -> dict[str, float]:
     """Weights outside of embedding tables, and multiply-adds with a full history: of encoding a
-    user once, and of scoring a candidate whose item and user are encoded already."""
+    user once, and of scoring a candidate when its item and user are already encoded."""
     import numpy as np
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +45,7 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
 def attention_operations(
     queries: tuple[int, ...], keys: tuple[int, ...], values: tuple[int, ...], *_: Any, **__: Any
 ) -> int:
-    """Of fused attention on a CPU, which the counter does not know: additions count as well."""
+    """Operations of fused attention on a CPU, which the counter does not know; each multiply-add
+    counts as two."""
     batch, heads, links, e = queries
     return 2 * batch * heads * links * keys[2] * (e + values[3])

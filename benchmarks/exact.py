@@ -1,13 +1,13 @@
-"""Exact histories: what they gain in AUC and cost in time against requests of 16, 4 and 1.
+"""Exact histories: AUC gained and time spent, compared with requests of 16, 4 and 1.
 
     python -m benchmarks.exact --data FOLDER
 
-LIME-MHA on ml1m, histories of up to 512 events, two epochs. Trained with requests of 16, of 4
-and of 1 impressions (those of a request share the history before it), and with exactly the events
-before every impression: of 16 impressions in one pass (a step then sees as many users as with
-requests of 16), and of all impressions of a user in one pass. All are evaluated alike, twice: with
+LIME-MHA on ml1m, histories of up to 512 events, two epochs. It is trained with requests of 16, 4
+and 1 impressions (the impressions of a request share the history before it), and with exactly the
+events before every impression: 16 impressions in one pass (a step then has as many users as with
+requests of 16), or all impressions of a user in one pass. Every run is evaluated twice: with
 exactly the events before each test impression, and with requests of 16. Settings are those of
-``benchmarks.quality``. Finished rows are kept.
+``benchmarks.quality``. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "exact, 16 in a pass": ("16", {"exact": True}),
     "exact, users in a pass": ("16", {"exact": True, "exact_requests": 0}),
 }
-"""Trained with -> size of requests, and what differs in the settings."""
+"""Form of training -> size of requests, and the settings that differ."""
 
 
 def prepare_sizes(data: Path) -> dict[str, Path]:
-    """The data set with requests of each size."""
+    """The dataset with requests of each size."""
     from limerank.data.prepare import prepare
 
     found = describe(DATASET, data)
@@ -53,7 +53,7 @@ def prepare_sizes(data: Path) -> dict[str, Path]:
 
 
 def measure(folders: dict[str, Path], form: str, seed: int) -> None:
-    """Train in one form, evaluate in both."""
+    """Train in one form, evaluate with both kinds of histories."""
     from limerank.evaluation.evaluate import evaluate
 
     size, differs = FORMS[form]
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of the real data sets")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the real datasets")
     parser.add_argument("--forms", choices=tuple(FORMS), action="append")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)

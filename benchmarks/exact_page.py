@@ -17,18 +17,18 @@ EXACT_METRICS = {
 
 
 def exact(found: list[Row]) -> str:
-    """What each form of training reached, read in two ways, and what it took."""
+    """The quality of each form of training, evaluated with two kinds of histories, and its cost."""
     lines = [
         "# Exact histories",
         "",
-        "LIME-MHA on ml1m, histories of up to 512 events, two epochs. Impressions of a request",
-        "share the history before it; `exact` trains each impression on exactly the events before",
-        "it, 16 consecutive ones or all of a user in one pass (a step of about 1,024 impressions",
-        "then sees some 64 users, or about 6). Test AUC, mean over seeds with the largest distance",
-        "of a seed from it, once with exactly the events before each test impression and once with",
-        "requests of 16. A step of requests of 1 holds fewer impressions, for memory bounds the",
-        "events of a step, at the same rates of learning. Times were taken with one thread while",
-        "another run had the other core.",
+        "LIME-MHA on ml1m, histories of up to 512 events, two epochs. The impressions of a request",
+        "share the history before it. `exact` trains each impression on exactly the events before",
+        "it: 16 consecutive impressions in one pass, or all of a user (a step of about 1,024",
+        "impressions then has some 64 users, or about 6). Test AUC is evaluated once with exactly",
+        "the events before each impression and once with requests of 16; values are means over",
+        "seeds, with the largest distance of a seed from the mean. With requests of 1 a step has",
+        "fewer impressions, because memory bounds the events of a step; the learning rates are the",
+        "same. Times were taken with one thread while another run used the other core.",
         "Reproduce with `python -m benchmarks.exact --data FOLDER`.",
         "",
         *machines(found),

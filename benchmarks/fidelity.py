@@ -1,10 +1,10 @@
-"""What the bytes of an index and the native scorer lose against the float32 model.
+"""Accuracy that the quantised index and the native scorer lose against the float32 model.
 
     python -m benchmarks.fidelity RUN [RUN ...]
 
-Of trained runs, on the test split of their data: AUC over the impressions, and the lists of the
-best 100 of the whole catalogue for 500 users. ``paths differ`` counts the list places at which any
-two of this machine's implementations disagree: none should.
+For trained runs, on the test split of their data: AUC over the impressions, and the best 100 of the
+full catalogue for 500 users. ``paths differ`` counts the list positions at which any two of this
+machine's implementations disagree; it should be 0.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
-"""What honest clients notice of hostile ones, on the same cores.
+"""Latency of honest clients while hostile ones load the server, on the same cores.
 
     python -m benchmarks.hostile --seconds 10
 
-An index of random items, a model with random weights, users with 200 events each in an SQLite
-store, and one with 200,000. Four honest connections, in a process of their own, rank 512 candidates
-for warm users, 200 requests a second all together; a fifth asks for ``/healthz``. Beside them, in
-another process, stands one kind of hostile client at a time, then all of them:
+The server has an index of random items, a model with random weights, and an SQLite store with users
+of 200 events each and one user of 200,000. One process runs the honest clients: four connections
+that rank 512 candidates for warm users, 200 requests a second in all, and a fifth that reads
+``/healthz``. A second process runs one kind of hostile client at a time, then all of them:
 
 - *wrong bodies*: eight megabytes each, one after another, on two connections;
-- *silent connections*: 1,500, opened anew when the server closes them, half with half a header;
-- *slow headers*: 200 connections that send a byte of a header every half second;
-- *wrong keys*: requests with keys that there are not, on two connections;
-- *a large user*: events of, and rankings and readings for, the user of 200,000 events;
-- *administration*: items are changed and the run is loaded again, one after another.
+- *silent connections*: 1,500, reopened when the server closes them, half of them with half a
+  header;
+- *slow headers*: 200 connections that send one byte of a header every half second;
+- *wrong keys*: requests with unknown keys, on two connections;
+- *a large user*: events, rankings and reads of the user with 200,000 events;
+- *administration*: items are removed and the run is reloaded, one after another.
 
-A request of an honest client that is not answered with 200 within ten seconds has failed.
-*Load before* is the machine's load average when the honest clients began: what else ran on its
-cores makes all of these times longer.
+A request of an honest client fails when it has no 200 within ten seconds. *Load before* is the
+machine's load average when the honest clients started: other work on its cores makes all of these
+times longer.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ from limerank.runs.folder import load_run
 from limerank.serving.stores import open_store
 
 HONEST, RATE = 4, 200.0
-"""Connections that rank, and their requests a second, all together."""
-LARGE = "the large one"
+"""Connections that rank, and their requests a second in all."""
+LARGE = "the large user"
 LARGE_EVENTS = 200_000
 SILENT, SLOW = 1_500, 200
 PATIENCE = 10.0
 KEY = os.environ.setdefault("LIMERANK_HOSTILE_KEY", secrets.token_urlsafe(24))
-"""Of this measurement's servers; processes that are started inherit it."""
+"""The key of the servers under test; child processes inherit it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fill_large(path: Path, items: int) -> None:
-    """One user with very many events."""
+    """A user with ``LARGE_EVENTS`` events."""
     with open_store(str(path)) as store:
         for first in range(0, LARGE_EVENTS, 5_000):
             store.append(
@@ -97,7 +98,7 @@ def fill_large(path: Path, items: int) -> None:
 
 @contextlib.contextmanager
 def server(folder: Path) -> Iterator[tuple[int, int]]:
-    """A server with keys, as a user starts it; gives its port and its process' id."""
+    """Start a server with keys from the command line; yields its port and process id."""
     port = 8700 + os.getpid() % 200
     (folder / "keys").write_text(f"admin {KEY}\n", encoding="utf-8")
     command = [sys.executable, "-m", "limerank", "serve", "--port", str(port)]
@@ -115,15 +116,15 @@ def server(folder: Path) -> Iterator[tuple[int, int]]:
 
 
 def request(method: str, path: str, body: Any = None, key: str = KEY) -> bytes:
-    """A request, ready to be written."""
+    """An HTTP request as bytes."""
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
-async def answered(reader: asyncio.StreamReader) -> int:
-    """Read an answer; its status."""
+async def response_status(reader: asyncio.StreamReader) -> int:
+    """Read a response; returns its status."""
     head = await reader.readuntil(b"\r\n\r\n")
     size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
     await reader.readexactly(size)
@@ -134,7 +135,7 @@ async def answered(reader: asyncio.StreamReader) -> int:
 
 
 def honest(port: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each ranking and of each look at ``/healthz``, and how many failed."""
+    """Milliseconds of each ranking and of each ``/healthz``, and the number of failures."""
     rng = np.random.default_rng(0)
     bodies = [
         request("POST", "/v1/rank", {
@@ -156,7 +157,7 @@ def honest(port: int, given: argparse.Namespace) -> dict[str, Any]:
                     if writer is None:
                         reader, writer = await asyncio.open_connection("127.0.0.1", port)
                     writer.write(requests[at % len(requests)])
-                    if await answered(reader) != 200:
+                    if await response_status(reader) != 200:
                         raise ConnectionError
                 found[name].append(1e3 * (time.perf_counter() - started))
             except (OSError, EOFError, TimeoutError):
@@ -187,8 +188,8 @@ def honest(port: int, given: argparse.Namespace) -> dict[str, Any]:
 # Hostile clients
 
 
-async def again(port: int, made: Callable[[int], bytes], connections: int, pause: float) -> None:
-    """Send one request after another, whatever is answered."""
+async def repeat(port: int, made: Callable[[int], bytes], connections: int, pause: float) -> None:
+    """Send one request after another and ignore the responses."""
 
     async def one(position: int) -> None:
         at = position
@@ -199,7 +200,7 @@ async def again(port: int, made: Callable[[int], bytes], connections: int, pause
                     while True:
                         writer.write(made(at))
                         at += connections
-                        await answered(reader)
+                        await response_status(reader)
                         await asyncio.sleep(pause)
                 finally:
                     writer.close()
@@ -221,11 +222,11 @@ async def wrong_bodies(port: int, given: argparse.Namespace) -> None:
             ("/v1/events", b'{"events":[', event, b"]}"),
         )
     ]
-    await again(port, lambda at: bodies[at % len(bodies)], 2, 0.0)
+    await repeat(port, lambda at: bodies[at % len(bodies)], 2, 0.0)
 
 
 async def wrong_keys(port: int, given: argparse.Namespace) -> None:
-    await again(port, lambda at: request("GET", "/v1/model", key=f"{at:030d}"), 2, 0.0)
+    await repeat(port, lambda at: request("GET", "/v1/model", key=f"{at:030d}"), 2, 0.0)
 
 
 async def silent(port: int, given: argparse.Namespace) -> None:
@@ -265,7 +266,7 @@ async def large_user(port: int, given: argparse.Namespace) -> None:
         lambda at: request("POST", "/v1/rank", {"user": LARGE, "k": 20}),
         lambda at: request("GET", path),
     ]  # fmt: skip
-    await again(port, lambda at: kinds[at % len(kinds)](at), 2, 0.0)
+    await repeat(port, lambda at: kinds[at % len(kinds)](at), 2, 0.0)
 
 
 async def administration(port: int, given: argparse.Namespace) -> None:
@@ -274,7 +275,7 @@ async def administration(port: int, given: argparse.Namespace) -> None:
             return request("POST", "/v1/admin/reload", {})
         return request("DELETE", f"/v1/items/{given.items // 2 + at}")
 
-    await again(port, made, 2, 0.0)
+    await repeat(port, made, 2, 0.0)
 
 
 HOSTILE: dict[str, Callable[[int, argparse.Namespace], Awaitable[None]]] = {
@@ -288,7 +289,7 @@ HOSTILE: dict[str, Callable[[int, argparse.Namespace], Awaitable[None]]] = {
 
 
 def hostile(port: int, given: argparse.Namespace, kinds: list[str]) -> None:
-    """Go on until the process is ended."""
+    """Run until the process is terminated."""
     import resource
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

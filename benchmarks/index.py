@@ -4,13 +4,14 @@
     python -m benchmarks.index --items 100_000 --model lime-mha --hidden 32 --table 10_000_000
 
 A catalogue with five categorical features, a model with random weights (speed does not depend on
-them), one user with a full history. Ranking: the best 100 of the whole catalogue, and 512 given
-candidates, one request at a time; the user stage and what is told of the winners included.
+them), and one user with a full history. Ranking returns the best 100 of the full catalogue, or of
+512 given candidates, one request at a time; the user stage and the details of the best items are
+included.
 
-With ``--table`` the catalogue is a Parquet file of so many items, most of which the run does not
-know, and ``--items`` the size of the run's own. Another process ranks it by the default scorer, and
-says how much memory that takes: its peak, what of the index is in it, and what it held before the
-index was opened.
+With ``--table`` the catalogue is a Parquet file of that many items, most of which are unknown to
+the run, and ``--items`` is the size of the run's own catalogue. Another process ranks it with the
+default scorer and reports its memory: the peak, the resident part of the index, and what the
+process used before it opened the index.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FEATURES = {"author": 50_000, "category": 20, "brand": 5_000, "language": 30, "b
 
 
 def catalogue(folder: Path, items: int, events: int = 100_000, seed: int = 0) -> Path:
-    """A dataset with so many items, most of them never shown."""
+    """A dataset with this many items, most of them never shown."""
     rng = np.random.default_rng(seed)
     write_items(folder / "items.parquet", items, rng)
     pl.DataFrame(
@@ -205,7 +206,7 @@ def case_of(run: Run, items: int, source: str, threads: int) -> dict[str, object
 
 
 def of_folder(path: Path, items: int, repeats: int) -> dict[str, float]:
-    """Size and opening of an index."""
+    """Size of an index, and the time to open it."""
     opening, _ = milliseconds(lambda: Index.open(path), repeats)
     verifying, _ = milliseconds(lambda: Index.open(path, verify=True), 1)
     size = sum(file.stat().st_size for file in path.iterdir())
@@ -213,7 +214,7 @@ def of_folder(path: Path, items: int, repeats: int) -> dict[str, float]:
 
 
 def measure_table(folder: Path, model: str, items: int, threads: int, repeats: int) -> None:
-    """An index of a table: built, ranked by another process, changed."""
+    """Build an index of a table, rank it in another process, change it."""
     run, path, table = load_run(folder / model), folder / f"table-{model}", folder / "table.parquet"
     if not table.exists():
         write_items(table, items, np.random.default_rng(1))
@@ -268,8 +269,8 @@ def measure_table(folder: Path, model: str, items: int, threads: int, repeats: i
 
 
 def rank_and_weigh(run: Path, index: Path, data: Path, repeats: int) -> dict[str, float]:
-    """Time to rank a whole index for one user, and the memory of this process, which has done
-    nothing else."""
+    """Time to rank a full index for one user, and the memory of this process, which does nothing
+    else."""
     loaded, dataset = load_run(run), Dataset(data)
     user = dataset.user_ids[np.argmax(np.bincount(dataset.requests["user"]))]
     start = _status("VmRSS")
@@ -294,7 +295,7 @@ def rank_and_weigh(run: Path, index: Path, data: Path, repeats: int) -> dict[str
 
 
 def _status(field: str) -> float:
-    """A field of this process's memory, MiB."""
+    """A memory field of ``/proc/self/status``, MiB."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"{field}:\s+(\d+) kB", text)
     assert found is not None

@@ -1,4 +1,4 @@
-"""Measurements side by side, each worker a process of its own: how far they are, and what fails."""
+"""Measurements in parallel, each in a worker process, with progress and the first failure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Job = tuple[Any, ...]
 
 
 def workers(processes: int) -> ProcessPoolExecutor:
-    """Fresh processes: none inherits threads or a random state."""
+    """Spawned processes, which inherit neither threads nor random states."""
     return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def finish(pool: ProcessPoolExecutor, what: str, jobs: Iterable[Job]) -> None:
-    """Do all of them. When one fails, those that have not begun are left, and its error is told as
-    soon as those under way have ended."""
+    """Run all jobs. When one fails, jobs that have not started are cancelled, and its error is
+    raised as soon as the running ones have ended."""
     waiting = [pool.submit(*job) for job in jobs]
     if not waiting:
         return

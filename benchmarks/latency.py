@@ -52,13 +52,14 @@ BURST_SECONDS = 0.05
 
 
 def verify(store: Store, items: int, device: str, models: Iterable[str]) -> None:
-    """Every model as it is timed against its reference, on requests with histories of all kinds.
+    """Compare every model, as it is timed, with its reference, on histories of several lengths.
 
-    MHA and HSTU: the definitions in tests/references.py, written one candidate at a time. All: the
-    differentiable form that training uses. LIME's native scorer: the model, within its bound.
+    MHA and HSTU are compared with the definitions in tests/references.py, which score one candidate
+    at a time; all models with the differentiable form that training uses; LIME's native scorer with
+    the model, within the scorer's error bound.
 
     Raises:
-        AssertionError: one is off; nothing is measured then.
+        AssertionError: a model deviates; nothing is measured then.
     """
     from tests.references import REFERENCES, logits
 
@@ -84,21 +85,25 @@ def verify(store: Store, items: int, device: str, models: Iterable[str]) -> None
 
 @torch.inference_mode()
 def verify_native(store: Store, model: str, items: int) -> None:
-    """The native scorer over the index within its stated bound of the model."""
+    """Compare the native scorer with the model, within the scorer's error bound."""
     run, index = store.run(model, items, 64, 32), store.index(model, items, 64, 32)
     vectors = torch.from_numpy(np.array(index.vectors[:64]))
     state = run.ranker.encode_users(random_users(store.dataset(items), 64, 2), vectors)
     scorer, rows_m = NativeScorer(run.ranker, index), np.arange(0, items, 37)
     terms = run.ranker.encode_items(torch.from_numpy(np.array(index.vectors[rows_m])))
     off = np.abs(scorer.scores(state, rows_m) - run.ranker.score(state, terms).numpy())
-    assert (off <= scorer.logit_bound(state, rows_m) + 1e-4).all(), f"{model}: beyond its bound"
+    assert (off <= scorer.logit_bound(state, rows_m) + 1e-4).all(), (
+        f"{model}: outside its error bound"
+    )
     best = scorer.top(state, 5, rows=rows_m)
     order = np.sort(scorer.scores(state, rows_m)[..., 0], axis=1)[:, ::-1]
-    assert np.array_equal(best.values, order[:, :5]), f"{model}: not the best of all"
+    assert np.array_equal(best.values, order[:, :5]), (
+        f"{model}: the list does not hold the best items"
+    )
 
 
 def _about(model: str) -> Callable[[str], str]:
-    return lambda text: f"{model} is not its reference: {text}"
+    return lambda text: f"{model} deviates from its reference: {text}"
 
 
 # The study
@@ -112,18 +117,18 @@ def measure(
     longest: float,
     compiled: bool = False,
 ) -> None:
-    """Everything that has no row yet.
+    """Measure every case that has no row yet.
 
     Args:
         seconds: of each burst.
-        longest: a case whose call is expected to take more seconds gets a row that says so.
-        compiled: whether LIME's user stages are measured compiled, too.
+        longest: a case whose call is expected to take longer gets a row without a time.
+        compiled: whether LIME's user stages are also measured with torch.compile.
     """
     held = max(plan.candidates)
     known = {tuple(row["case"].items()): row["metrics"] for row in rows("latency")}
     faiss = device == "cpu" and has_faiss()
     if device == "cpu" and not faiss:
-        print("faiss is not installed: no rows of the pure scan (pip install faiss-cpu)")
+        print("faiss is not installed: rows of the pure scan are skipped (pip install faiss-cpu)")
     with tempfile.TemporaryDirectory(prefix="limerank-latency-") as folder:
         store = Store(Path(folder))
         verify(store, held, device, MODELS)
@@ -136,15 +141,15 @@ def measure(
             ]
             late = {case: s for case in waiting if (s := expected(case, known)) > longest}
             for case, guess in late.items():
-                keep(known, case, {"expected_ms": 1e3 * guess})
+                record(known, case, {"expected_ms": 1e3 * guess})
             items = plan.catalogue if plan.catalogue == cases[0].M else held
             requests = {case: request(store, case, items) for case in waiting if case not in late}
             for case, times, spread, calls in take_turns(requests, seconds):
-                keep(known, case, times, repeats=calls, spread={"ms_p50": spread})
+                record(known, case, times, repeats=calls, spread={"ms_p50": spread})
         user_stages(store, plan, held, device, threads, seconds, known, compiled)
 
 
-def keep(known: dict[Any, Any], case: Case, metrics: dict[str, float], **more: Any) -> None:
+def record(known: dict[Any, Any], case: Case, metrics: dict[str, float], **more: Any) -> None:
     gpu = torch.cuda.get_device_name() if case.device == "cuda" else None
     write_row("latency", case.row(), metrics, gpu=gpu, **more)
     known[tuple(case.row().items())] = metrics
@@ -153,8 +158,8 @@ def keep(known: dict[Any, Any], case: Case, metrics: dict[str, float], **more: A
 
 
 def expected(case: Case, known: dict[Any, dict[str, float]]) -> float:
-    """Seconds that one call will take, from the row of half the history or of half the candidates:
-    four times that at most, and twice. 0 where there is neither."""
+    """Upper bound on the seconds of one call: four times those with half the history, or twice
+    those with half the candidates. 0 where neither was measured."""
     guesses = [0.0]
     for name, times in (("N", 4), ("M", 2)):
         size = getattr(case, name)
@@ -176,9 +181,8 @@ def user_stages(
     known: dict[Any, Any],
     compiled: bool,
 ) -> None:
-    """Time of LIME's user stages alone, and the share of what a large product of matrices, in turns
-    with them, makes of the device. Beside it, on a GPU, other forms of the same: in bfloat16 by
-    autocast, and compiled where that is asked for."""
+    """Time of LIME's user stages alone, and their share of the throughput of a large matrix product
+    that takes turns with them. On a GPU also in bfloat16 by autocast and, on request, compiled."""
     square = torch.randn(1024, 1024, device=device)
     peak = Case("product", None, None, device=device, state="cached")
     for d in plan.stage_widths:
@@ -198,7 +202,7 @@ def user_stages(
                     forms["compiled_"]()
                 cases[case] = {form: replace(case, state=f"cached {form}") for form in forms}
                 for form, work in forms.items():
-                    # The work stands in the place of scoring: what is kept is nothing.
+                    # The user stage is timed as if it were the scoring; no state is cached.
                     requests[cases[case][form]] = Request(tuple, functools.partial(_alone, work))
         if not cases:
             continue
@@ -220,7 +224,7 @@ def user_stages(
                 "peak_gflops": fastest,
                 "share_of_peak": done / ms / 1e6 / fastest,
             }
-            keep(known, case, metrics, repeats=calls, spread={"user_ms_p50": spread})
+            record(known, case, metrics, repeats=calls, spread={"user_ms_p50": spread})
 
 
 def _alone(work: Callable[[], Any], _: Any) -> Any:
@@ -236,7 +240,7 @@ def in_bfloat16(work: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 
 def quick(more: Sequence[str]) -> None:
-    """Every part with small sizes, in a folder that does not stay."""
+    """Every part with small sizes, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="limerank-quick-") as folder:
         again = [sys.executable, "-m", "benchmarks.latency", "--plan", "quick", *more]
         where = {**os.environ, "BENCH_RESULTS": folder}
@@ -254,14 +258,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plan", choices=tuple(PLANS), default="full")
     parser.add_argument("--seconds", type=float, default=BURST_SECONDS, help="of each burst")
-    parser.add_argument("--longest", type=float, default=60.0, help="seconds of a call; else left")
     parser.add_argument(
-        "--compile", action="store_true", help="on a GPU: user stages compiled, too (slow)"
+        "--longest", type=float, default=60.0, help="skip cases whose call would take more seconds"
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes; nothing is kept")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a GPU: also measure compiled user stages (slow)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes; writes no rows")
     given = parser.parse_args(arguments)
     if given.compile and given.device != "cuda":
-        parser.error("--compile is for --device cuda: on a processor the user stage is C++")
+        parser.error("--compile is for --device cuda: on a CPU the user stage is C++")
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch finds no GPU here (torch.cuda.is_available() is False)")
     if given.quick:

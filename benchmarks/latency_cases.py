@@ -9,14 +9,14 @@ from typing import Any
 MODELS = ("two-tower", "lime-mha", "lime-xor", "mha", "hstu")
 LIMES = ("lime-mha", "lime-xor")
 FAISS = "faiss-flat"
-"""The pure scan: no user stage, no head, the best items by inner product."""
+"""The pure scan: the best items by inner product, without user stage or head."""
 FULL_CATALOGUE = ("two-tower", *LIMES, FAISS)
 """Models that score every item of a large catalogue for one request."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What names a row."""
+    """The case of a row."""
 
     model: str
     N: int | None
@@ -35,7 +35,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where to measure. Everything but the grid goes through the point ``N``, ``M``."""
+    """The sizes to measure. All sweeps but the grid go through the point ``N``, ``M``."""
 
     histories: tuple[int, ...]
     candidates: tuple[int, ...]
@@ -88,7 +88,7 @@ PLANS = {
 
 
 def points(plan: Plan) -> Iterator[list[Case]]:
-    """The cases of each point, which are measured in turns."""
+    """The cases of each point; they take turns."""
 
     def everyone(**of: Any) -> list[Case]:
         return [Case(model, **of) for model in MODELS]

@@ -13,7 +13,7 @@ PEAK_FROM, PEAK = 1024, 0.5
 
 
 def goals(timed: list[Row], stages: list[Row]) -> list[str]:
-    """What was wanted, what was measured, and whether that is it; "-" where rows are missing."""
+    """Each goal, the measured value, and whether it is reached; "-" where rows are missing."""
     times = times_of(timed, "fresh")
     body = [
         against(times, "lime-mha", "mha", 1, "LIME-MHA is never slower than MHA"),
@@ -45,7 +45,7 @@ def goals(timed: list[Row], stages: list[Row]) -> list[str]:
         body.append(flatness(times, model))
     body.append(linearity(stages, timed))
     body += peaks(stages)
-    lines = table(["goal", "measured", "met"], body)
+    lines = table(["goal", "measured", "reached"], body)
     cached = times_of(timed, "cached")
     body = [
         against(cached, model, peer, 1, f"{shown(model)}, {shown(peer)}")[:2]
@@ -53,7 +53,7 @@ def goals(timed: list[Row], stages: list[Row]) -> list[str]:
         for peer in ("mha", "hstu")
     ]
     if any(line[1] != "-" for line in body):
-        lines += ["", "The same with the user's state kept, how many times as fast:", ""]
+        lines += ["", "The same with a cached user state, how many times as fast:", ""]
         lines += table(["", "least"], body)
     return lines
 
@@ -66,7 +66,7 @@ def against(
     goal: str,
     holds: Callable[[int, int], bool] = lambda n, m: True,
 ) -> list[str]:
-    """How many times as fast as its peer a model is where that is least."""
+    """How many times as fast as its peer a model is, at its worst point."""
     ratios = {
         (n, m): times[peer, n, m] / ms
         for (name, n, m), ms in times.items()
@@ -78,12 +78,12 @@ def against(
     missed = sum(ratio < least for ratio in ratios.values())
     text = f"{worst:.2f} times as fast at N = {n:,}, M = {m:,}"
     if len(ratios) > 1:
-        text = f"at least {text}; {len(ratios) - missed} of {len(ratios)} points meet it"
+        text = f"at least {text}; {len(ratios) - missed} of {len(ratios)} points reach the goal"
     return [goal, text, "yes" if not missed else "no"]
 
 
 def flatness(times: Times, model: str) -> list[str]:
-    """Cost against candidates: a + b M, fitted, and how far it is from flat."""
+    """Cost by candidates: the fitted a + b M, and the ratio of many candidates to few."""
     goal = (
         f"{shown(model)}: M = {FLAT_TO:,} costs at most {FLAT:.0f} times what M = {FLAT_FROM} costs"
     )
@@ -116,7 +116,7 @@ def fitted(points: dict[int, float]) -> tuple[float, float]:
 
 
 def linearity(stages: list[Row], timed: list[Row]) -> list[str]:
-    """How LIME-XOR's user stage grows with the history."""
+    """Growth of LIME-XOR's user stage with the history."""
     low, high, most = LINEAR
     goal = f"LIME-XOR's user stage: {high:,} events take at most {most} times what {low:,} take"
     users = {

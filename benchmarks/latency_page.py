@@ -1,4 +1,4 @@
-"""The page on latency: plots over candidates, history, width and links, and what the ratios are."""
+"""The page on latency: goals, and tables over candidates, history, width, links and batches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from benchmarks.tables import DOCS, Row, grouped, machines, table
 def latency(found: list[Row], docs: Path | None = DOCS) -> str:
     """The page; plots go to ``docs``, nowhere when None."""
     lines = [
-        "# Latency of whole requests",
+        "# Latency of full requests",
         "",
-        "User stage, scoring and the best 100, for a history of N events and M candidates in any",
-        "order; d = 64 and 32 links unless said otherwise. What a model can know of items is",
-        "computed beforehand; with `fresh` user states the history is encoded within the request,",
-        "with `kept` ones that is at hand. Models took turns at each point, so that ratios compare",
-        "times of the same minute; medians over calls. Each was checked against its reference. On",
-        "a processor LIME is C++ (its user stage and its scorer), the others torch operations",
-        "without gradients; FAISS is C++.",
-        "Reproduce with `python -m benchmarks.latency`.",
+        "How long does a request take? It encodes a history of N events, scores M candidates in",
+        "any order and returns the best 100; d = 64 and 32 links unless stated otherwise. Whatever",
+        "a model can compute for an item alone is computed beforehand. With a `fresh` user state",
+        "the request encodes the history; with a `cached` one the encoded history is available.",
+        "Models took turns at each point, so that ratios compare times of the same minute; times",
+        "are medians over calls. Each model was checked against its reference. On a CPU LIME is",
+        "C++ (user stage and scorer), FAISS is C++, and the others are torch operations without",
+        "gradients. Reproduce with `python -m benchmarks.latency`.",
         "",
         *machines(found),
     ]
@@ -42,7 +42,7 @@ def where(row: Row) -> str:
 
 
 def section(found: list[Row], name: str, docs: Path | None) -> list[str]:
-    """All of one device and number of threads."""
+    """All rows of one device and number of threads."""
     requests = [row for row in found if row["case"]["M"] is not None]
     timed = [row for row in requests if "ms_p50" in row["metrics"]]
     left = [row for row in requests if "ms_p50" not in row["metrics"]]
@@ -56,14 +56,20 @@ def section(found: list[Row], name: str, docs: Path | None) -> list[str]:
     lines += ["", "### Over candidates and history", ""]
     lines += grid_table(timed, "fresh", ("N", "M"))
     lines += section_of(
-        "With the user's state kept", grid_table(timed, "cached", ("N", "M"), cells=None)
+        "With a cached user state", grid_table(timed, "cached", ("N", "M"), cells=None)
     )
     lines += section_of("Over the width", sweep_table(timed, "d"))
     lines += section_of("Over the links", sweep_table(timed, "links", LIMES))
     lines += section_of("Several requests at once", batch_table(timed))
     lines += section_of("LIME's user stage", stage_table(stages))
     if left:
-        lines += ["", "### Left out", "", "A call was expected to take too long, in seconds:", ""]
+        lines += [
+            "",
+            "### Skipped cases",
+            "",
+            "A call was expected to take too long, in seconds:",
+            "",
+        ]
         lines += table(
             ["model", "N", "M", "state", "expected"],
             [
@@ -109,12 +115,12 @@ def grid_table(
 
 
 def coarse(size: int) -> bool:
-    """Sizes that tables show: every other power of two, 512, 32,768, and all other numbers."""
+    """Whether a table shows a size: every other power of two, 512, 32,768, and other numbers."""
     return size.bit_count() > 1 or size.bit_length() % 2 == 1 or size in (512, 32768)
 
 
 def sweep_table(timed: list[Row], key: str, models: tuple[str, ...] = ORDER) -> list[str]:
-    """Milliseconds over one key through the usual point, both states."""
+    """Milliseconds over one key through the usual point, for both states."""
     cells: dict[tuple[Any, str, str], float] = {}
     for row in timed:
         case = row["case"]
@@ -151,7 +157,7 @@ def batch_table(timed: list[Row]) -> list[str]:
             text = milliseconds(cells.get((batch, n, m, model)))
             line.append(f"{text} ({milliseconds(batch * alone)})" if alone else text)
         body.append([str(batch), f"{n:,}", f"{m:,}", *line])
-    lines = ["Milliseconds of a batch; in brackets, of its requests one after another.", ""]
+    lines = ["Milliseconds of a batch; in brackets those of its requests one after another.", ""]
     return [*lines, *table(["requests", "N", "M", *models], body)]
 
 
@@ -174,9 +180,10 @@ def stage_table(stages: list[Row]) -> list[str]:
     if not body:
         return []
     lines = [
-        "Multiply-adds of matrix products, beside what a product of matrices of 1,024 x 1,024",
-        "reaches in turns with them (both as GFLOP/s). In milliseconds, where they were measured,",
-        "also forms that are not in use: bfloat16 by autocast, and compiled by torch.compile.",
+        "Throughput of the stage's matrix products, and `peak`: that of a product of two matrices",
+        "of 1,024 x 1,024 that took turns with them (both in GFLOP/s). Where measured, the table",
+        "also has the milliseconds of forms that the package does not use: bfloat16 by autocast,",
+        "and torch.compile.",
         "",
     ]
     heads = ["model", "N", "d", "ms", "bfloat16", "compiled", "GFLOP/s", "peak", "share"]

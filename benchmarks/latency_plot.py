@@ -10,7 +10,7 @@ from benchmarks.tables import COLOURS, GREY, Row
 
 
 def plot(timed: list[Row], path: Path) -> None:
-    """Like the paper's first figure: time against candidates and history, width and links."""
+    """As in the paper's first figure: time over candidates, history, width and links."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(2, 2, figsize=(8.4, 6.4))
@@ -43,7 +43,7 @@ def plot(timed: list[Row], path: Path) -> None:
             }
             line(axes[position], by_key, model, style)
     titles = (
-        (f"candidates M (N = {n:,}; dashed: state kept)", "ms per request"),
+        (f"candidates M (N = {n:,}; dashed: state cached)", "ms per request"),
         (f"history N (M = {m:,})", ""),
         ("width d (N = 1,024, M = 512)", "ms per request"),
         ("links (N = 1,024, M = 512)", ""),
@@ -64,7 +64,7 @@ def plot(timed: list[Row], path: Path) -> None:
 
 
 def usual(times: Times, position: int, wanted: int) -> int:
-    """The size that a plot goes through: the usual one, or the most frequent where it is absent."""
+    """The size that a plot goes through: the usual one, else the most frequent one."""
     sizes = [int(key[position]) for key in times]
     return wanted if wanted in sizes or not sizes else max(sizes, key=sizes.count)
 

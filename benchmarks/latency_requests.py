@@ -27,7 +27,7 @@ K = 100
 
 
 class Store:
-    """Catalogues, and models with random weights and the indexes that they build of them."""
+    """Catalogues, models with random weights, and their indexes; each is made once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Store:
 
     @torch.inference_mode()
     def _terms(self, model: str, items: int, d: int, links: int, device: str) -> Any:
-        """What the model knows of every item, before any request."""
+        """What the model computes for every item before any request."""
         ranker = self.run(model, items, d, links).ranker.to(device)
         vectors = torch.from_numpy(np.array(self.index(model, items, d, links).vectors))
         parts = [ranker.encode_items(some.to(device)) for some in vectors.split(1 << 16)]
@@ -71,7 +71,7 @@ class Request:
 
 
 def random_users(dataset: Dataset, length: int, batch: int, seed: int = 0) -> Users:
-    """Requests with full histories; what their events say is taken from the log's."""
+    """Requests with full histories; their event tokens are drawn from the log."""
     generator = torch.Generator().manual_seed(seed)
     known = dataset.batch(np.arange(min(64, len(dataset.requests["user"])))).users
     held = torch.arange(known.items.shape[1]) < known.lengths[:, None]
@@ -94,7 +94,7 @@ def random_users(dataset: Dataset, length: int, batch: int, seed: int = 0) -> Us
 
 
 def request(store: Store, case: Case, items: int) -> Request:
-    """What a server does for one request, or a batch of them, of this case."""
+    """The work of a server for one request, or for a batch, of this case."""
     assert case.M is not None
     links = case.links or 32
     if case.model == FAISS:
@@ -126,7 +126,7 @@ def request(store: Store, case: Case, items: int) -> Request:
 
 
 def faiss_request(store: Store, case: Case, items: int) -> Request:
-    """The best K of M vectors by inner product; they lie side by side."""
+    """The best K of M contiguous vectors by inner product."""
     import faiss
 
     assert case.M is not None

@@ -15,14 +15,14 @@ from benchmarks.latency_requests import Request
 
 BURSTS = 5
 LONG_SECONDS = 8.0
-"""A model that has taken so long at one point takes no more than three turns there."""
+"""A model that has taken this long at one point gets three turns there."""
 Times = list[tuple[float, float]]
-"""Milliseconds of the user stage and of scoring, call by call."""
+"""Milliseconds of the user stage and of scoring of each call."""
 
 
 def processor_burst(of: Request, state: Any, seconds: float) -> Times:
-    """Calls of about so many seconds together, at least one; with ``state`` the scoring alone.
-    Where there is time for more than one, the first only warms the caches."""
+    """Calls for about this many seconds, at least one; with ``state`` only the scoring. The first
+    call warms the caches and is dropped, unless it is the only one."""
     times: Times = []
     end = time.perf_counter() + seconds
     while True:
@@ -37,11 +37,11 @@ def processor_burst(of: Request, state: Any, seconds: float) -> Times:
 
 
 class Graphs:
-    """Both stages of a request as CUDA graphs: shapes are static, so that a replay costs the GPU's
-    own time and no launches from Python."""
+    """Both stages of a request as CUDA graphs: shapes are static, so a replay takes the GPU's time
+    without launches from Python."""
 
     def __init__(self, of: Request, state: Any) -> None:
-        self._keeps = state is not None
+        self._cached = state is not None
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -49,7 +49,7 @@ class Graphs:
                 of.score(of.encode() if state is None else state)
         torch.cuda.current_stream().wait_stream(stream)
         self._user, self._score = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        if not self._keeps:
+        if not self._cached:
             with torch.cuda.graph(self._user):
                 state = of.encode()
         with torch.cuda.graph(self._score):
@@ -62,7 +62,7 @@ class Graphs:
         while True:
             start, encoded, done = (torch.cuda.Event(enable_timing=True) for _ in range(3))
             start.record()
-            if not self._keeps:
+            if not self._cached:
                 self._user.replay()
             encoded.record()
             self._score.replay()
@@ -77,7 +77,7 @@ class Graphs:
 def take_turns(
     requests: dict[Case, Request], seconds: float
 ) -> Iterator[tuple[Case, dict[str, float], list[float], int]]:
-    """Median times of each case, the least and most of its bursts' medians, and its calls."""
+    """Median times of each case, the range of its bursts' medians, and its number of calls."""
     bursts: dict[Case, list[Times]] = {case: [] for case in requests}
     spent = dict.fromkeys(requests, 0.0)
     timers: dict[Case, Callable[[], Times]] = {}

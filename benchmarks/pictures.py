@@ -1,7 +1,7 @@
-"""Pictures for the README, docs/images: of a demo's report, and of the page.
+"""Make the pictures in docs/images: the report of a demo, and the page of its server.
 
-    python -m benchmarks.pictures                        # makes the small demo first, a minute
-    python -m benchmarks.pictures --demo limerank-demo   # of a demo that was made before
+    python -m benchmarks.pictures                        # runs the small demo first: a minute
+    python -m benchmarks.pictures --demo limerank-demo   # uses a finished demo
 
 Needs Chromium (apt-get install chromium) and playwright.
 """
@@ -27,13 +27,13 @@ WIDE: ViewportSize = {"width": 1440, "height": 900}
 REPORT: ViewportSize = {"width": 1100, "height": 450}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 LOAD_MS = 45_000
-"""How long the operations tab looks at requests before its picture is taken."""
+"""Milliseconds of requests before the picture of the operations tab."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path)
-    parser.add_argument("--small", action="store_true", help="it was made with --small")
+    parser.add_argument("--small", action="store_true", help="the demo was made with --small")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="limerank-pictures-") as held:
         demo = given.demo or Path(held) / "demo"
@@ -48,7 +48,7 @@ def main() -> None:
                 if found:
                     take(found[1], demo / "report.html")
                     return
-            sys.exit("the demo did not come to serving")
+            sys.exit("the demo stopped before its server was ready")
         finally:
             process.terminate()
             process.wait(timeout=60)
@@ -64,7 +64,7 @@ def take(url: str, report: Path) -> None:
         save(page, "report")
         page.locator(".card:has(svg.flow)").first.screenshot(path=IMAGES / "why.png")
         shrink("why")
-        user = someone(client)
+        user = user_with_history(client)
         page = visit(browser, url, WIDE, user)
         page.locator("#ranked button.what").first.click()
         page.wait_for_selector("#why .flow")
@@ -73,7 +73,7 @@ def take(url: str, report: Path) -> None:
         page.locator("#why").screenshot(path=IMAGES / "page-why.png")
         shrink("page-why")
         phone = visit(browser, url, PHONE, user)
-        phone.locator("#ranking").evaluate("place => place.scrollIntoView()")
+        phone.locator("#ranking").evaluate("node => node.scrollIntoView()")
         save(phone, "page-phone")
         page.locator("#tab-operations").click()
         stop = threading.Event()
@@ -87,8 +87,8 @@ def take(url: str, report: Path) -> None:
     print(f"{IMAGES}: report, why, page-wide, page-why, page-phone, page-operations")
 
 
-def someone(client: httpx.Client) -> Any:
-    """One of the users, with a history to look at."""
+def user_with_history(client: httpx.Client) -> Any:
+    """The user with the longest history among the first 60."""
     users = client.get("/v1/users", params={"limit": 60}).json()["users"]
     held = {user: client.get(f"/v1/users/{user}").json()["events"] for user in users}
     return max(users, key=lambda user: held[user])
@@ -106,7 +106,7 @@ def visit(browser: Any, url: str, size: ViewportSize, user: Any) -> Page:
 
 def save(page: Page, name: str) -> None:
     page.mouse.move(0, 0)
-    page.wait_for_timeout(700)  # what moves has come to rest
+    page.wait_for_timeout(700)  # animations have ended
     page.screenshot(path=IMAGES / f"{name}.png")
     shrink(name)
 
@@ -120,7 +120,7 @@ def shrink(name: str) -> None:
 
 
 def ask(url: str, stop: threading.Event) -> None:
-    """Requests of many users, as long as they are wanted."""
+    """Send requests of many users until ``stop`` is set."""
     with httpx.Client(base_url=url) as client:
         users = client.get("/v1/users", params={"limit": 500}).json()["users"]
         position = 0

@@ -3,8 +3,8 @@
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml
 
-The simulated log has integer ids, a request id, a click, a watch time and one event feature, and
-stands in the order of time, as logs do: a user's events are spread over the whole file.
+The simulated log has integer ids, a request id, a click, a watch time and one event feature. Like
+most logs it is sorted by time: the events of a user are spread over the full file.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=["parquet", "csv"], default="parquet")
     parser.add_argument("--memory", type=int, default=2 << 30, help="bytes")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where the log goes (default: temporary)")
-    parser.add_argument("--dry", action="store_true", help="print the row, do not write it")
+    parser.add_argument("--folder", type=Path, help="folder of the log (default: a temporary one)")
+    parser.add_argument("--dry", action="store_true", help="print the row without writing it")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:

@@ -2,17 +2,17 @@
 
     python -m benchmarks.quality --data FOLDER          # FOLDER holds ml1m/, mind_sample/, ...
     python -m benchmarks.quality --data FOLDER --only ml1m --models mha --models lime-mha
-    python -m benchmarks.quality --quick                # a small simulated log, nothing is kept
+    python -m benchmarks.quality --quick                # a small simulated log; writes no rows
 
-In three phases, each with rows of its own in ``benchmarks/results``:
+There are three phases, each with its own rows in ``benchmarks/results``:
 
-1. ``search``: every model tries the same few settings on each data set and is judged by the
-   validation split alone: with seed 0, and on the smallest sets with three seeds.
-2. ``quality``: the best of them is trained with each seed and read once on the test split.
+1. ``search``: every model is trained with the same few settings on each dataset and judged by the
+   validation split alone, with seed 0, or with three seeds on the smallest datasets.
+2. ``quality``: the best setting is trained with each seed and evaluated once on the test split.
 3. ``paired``: differences in test AUC to the two-tower and to HSTU, over all impressions and in
-   each slice, with an interval from a paired bootstrap over users.
+   each slice, with intervals from a paired bootstrap over users.
 
-Finished rows are kept: an interrupted measurement goes on where it was, within a run as well.
+Finished rows are skipped, and interrupted training runs resume.
 """
 
 from __future__ import annotations
@@ -45,32 +45,32 @@ DATASETS = (
 )
 RESAMPLES = 500
 LISTS = 500
-"""Requests at which the whole catalogue is ranked."""
+"""Requests for which the full catalogue is ranked."""
 SEARCH: tuple[dict[str, Any], ...] = (
     {"rate": 0.001, "table_rate": 0.05, "epochs": 4},
     {"rate": 0.003, "table_rate": 0.1, "epochs": 2},
     {"rate": 0.003, "table_rate": 0.4, "epochs": 4},
 )
-"""What every model tries on a data set of some 100,000 impressions: two epochs can be enough."""
+"""Settings for datasets of some 100,000 impressions, where two epochs can be enough."""
 SEARCH_LARGE = tuple({**setting, "epochs": 4} for setting in SEARCH)
-"""What every model tries on one of a million, where two epochs never are."""
+"""Settings for datasets of a million impressions, where two epochs are too few."""
 LARGE = ("ml1m",)
 SEARCH_SEEDS = {"kuairand_slice": 3, "mind_sample": 3}
-"""Seeds that settings are tried with, where seeds differ by more than settings do; else one."""
+"""Dataset -> seeds per setting, where seeds differ by more than settings; elsewhere one."""
 
 
 # Phase 1: settings
 
 
 def settings(name: str) -> tuple[dict[str, Any], ...]:
-    """What every model tries on a data set."""
+    """The settings that every model tries on a dataset."""
     if name == QUICK:
         return SEARCH[:1]
     return SEARCH_LARGE if name in LARGE else SEARCH
 
 
 def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]:
-    """What of the search is still to do."""
+    """Trainings of the search that have no row yet."""
     for name, folder in folders.items():
         for model in models:
             for setting in settings(name):
@@ -80,7 +80,7 @@ def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]
 
 
 def search(name: str, folder: Path, model: str, setting: dict[str, Any], seed: int) -> None:
-    """One row of the search: the best validation metrics of one setting."""
+    """Write one row of the search: the best validation metrics of one setting."""
     last = fit(name, folder, model, seed, setting)
     metrics = {key: value for key, value in last.items() if key.startswith("best_")}
     write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=seed)
@@ -95,7 +95,7 @@ def chosen(name: str, model: str) -> dict[str, Any]:
     ]
     if not all(tried):
         raise SystemExit(
-            f"{model} has not tried all settings on {name}; first run "
+            f"settings of {model} on {name} have no rows yet; first run "
             f"python -m benchmarks.quality --data FOLDER --only {name} --models {model}"
         )
     means = [
@@ -106,7 +106,7 @@ def chosen(name: str, model: str) -> dict[str, Any]:
 
 
 def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:
-    """Train, or go on training, or find the finished run; returns the last line of its curves.
+    """Train or resume a run, or find the finished one; returns the last line of its curves.
 
     ``setting`` may hold fields of the model's and of the training's configuration.
     """
@@ -127,7 +127,7 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
 
 
 def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Path:
-    """Where a run lies: runs of other versions of the package are not taken for it."""
+    """The folder of a run; each version of the package has its own."""
     version = subprocess.run(
         ["git", "rev-parse", "--short=10", "HEAD:limerank"],
         capture_output=True,
@@ -142,7 +142,7 @@ def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Pat
 
 
 def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
-    """What of the table is still to do."""
+    """Evaluations on the test split that have no row yet."""
     for name, folder in folders.items():
         for model in models:
             for seed in range(seeds):
@@ -151,7 +151,7 @@ def measurements(folders: dict[str, Path], models: tuple[str, ...], seeds: int) 
 
 
 def measured(name: str, model: str, seed: int) -> bool:
-    """Whether there is a row, and not of a setting that more seeds have since spoken against."""
+    """Whether there is a row with the setting that validation chooses now."""
     setting = chosen(name, model)
     return any(
         row["seed"] == seed
@@ -166,12 +166,12 @@ def case_of(name: str, model: str) -> dict[str, Any]:
 
 
 def predictions_of(name: str, model: str, seed: int) -> Path:
-    """Where a run's test predictions lie."""
-    return WORK / "said" / f"{name}-{model}-{seed}.parquet"
+    """The file of a run's test predictions."""
+    return WORK / "predictions" / f"{name}-{model}-{seed}.parquet"
 
 
 def measure(name: str, folder: Path, model: str, seed: int) -> None:
-    """One row of quality: the chosen setting, evaluated once on test."""
+    """Write one row of quality: the chosen setting, evaluated once on the test split."""
     from limerank.evaluation.evaluate import evaluate
 
     setting = chosen(name, model)
@@ -204,7 +204,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
 
 
 def real_positions(run: Path) -> float:
-    """Share of the history and candidate positions computed in training that are no padding."""
+    """Share of the history and candidate positions computed in training that are not padding."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(line).get("real_positions") for line in lines]
     return statistics.mean(share for share in found if share is not None)
@@ -214,7 +214,7 @@ def real_positions(run: Path) -> float:
 
 
 def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
-    """Pairs whose runs have all been read."""
+    """Pairs of models whose runs have all been evaluated."""
     for name in folders:
         done = {
             model
@@ -228,7 +228,7 @@ def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -
 
 
 def compare(name: str, model: str, against: str, seeds: int) -> None:
-    """One row of paired: differences in the main task's AUC, with the bounds of each."""
+    """Write one row of paired: differences in the main task's AUC, with their intervals."""
     import polars as pl
 
     from limerank.evaluation.compare import differences
@@ -243,7 +243,7 @@ def compare(name: str, model: str, against: str, seeds: int) -> None:
     for other in (*ours, *theirs):
         assert frame[["user", "item", "request", task]].equals(
             other[["user", "item", "request", task]]
-        ), "runs have read different impressions"
+        ), "the runs were evaluated on different impressions"
     metrics: dict[str, Any] = {}
     for part, _, found in differences(
         frame[task].to_numpy(),
@@ -266,12 +266,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--only", choices=(*DATASETS, QUICK), action="append", help="this data set")
-    parser.add_argument("--models", choices=MODELS, action="append", help="this model")
+    parser.add_argument("--data", type=Path, help="folder of the real datasets")
+    parser.add_argument(
+        "--only", choices=(*DATASETS, QUICK), action="append", help="this dataset only (repeatable)"
+    )
+    parser.add_argument(
+        "--models", choices=MODELS, action="append", help="this model only (repeatable)"
+    )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
-    parser.add_argument("--quick", action="store_true", help="see every phase in a minute or two")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="runs in parallel, one thread each"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="every phase on a small log, a minute or two"
+    )
     given = parser.parse_args(arguments)
     if given.quick:
         quick(given.processes)
@@ -288,7 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def quick(processes: int) -> None:
-    """All phases for all models on a small simulated log, in folders that do not stay."""
+    """All phases for all models on a small simulated log, in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="limerank-quick-") as folder:
         environment = {"BENCH_WORK": f"{folder}/work", "BENCH_RESULTS": f"{folder}/results"}
         again = [sys.executable, "-m", "benchmarks.quality", "--only", QUICK, "--seeds", "1"]

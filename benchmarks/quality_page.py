@@ -1,4 +1,4 @@
-"""The pages on quality: models side by side, their differences, and the settings they tried."""
+"""The pages on quality: models side by side, their differences, and the settings tried."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from benchmarks.tables import (
 
 PAPER = """## The paper's own figures
 
-Not reproduced here: its data sets are not at hand (LIME, arXiv 2510.18239, as cited by others):
+Not reproduced here, because the datasets are not available (LIME, arXiv 2510.18239, as cited by
+others):
 
-| data set | metric | LIME-MHA | LIME-XOR | HSTU |
+| dataset | metric | LIME-MHA | LIME-XOR | HSTU |
 | --- | --- | --- | --- | --- |
 | KuaiRand-1K, history 256 | click AUC | 0.7433 | 0.7448 | 0.7444 |
 | Taobao-Ad, history 50 | click AUC | 0.6465 | 0.6467 | 0.6475 |
 
-With the files, the same sets in this protocol (which differs from the paper's in batches, features
-and search):
+With the files, these commands train on the same datasets in this protocol, which differs from the
+paper's in batches, features and search:
 
 ```
 limerank prepare kuairand KuaiRand-1K -o history=256 --out data/kuairand-1k
@@ -41,20 +42,19 @@ limerank evaluate runs/kuairand-1k
 
 
 def quality(found: list[Row]) -> str:
-    """One section per data set: models side by side, mean and spread over seeds, and slices."""
+    """One section per dataset: models side by side, mean and spread over seeds, and slices."""
     lines = [
         "# Quality",
         "",
-        "Mean over seeds, with the largest distance of a seed from it. All models of a data set",
-        "share requests, histories, features and towers; impressions of a request share the",
-        "history before its first one. Every model tried the same settings on each data set; the",
-        "best by the validation metric was taken ([search](search.md)). What training",
-        "starts from is part of a model: LIME's links start alike to items and events",
-        "([model](../model.md)), the other models as their papers have it. Rows name the",
-        "commits they are of; a `+` is a tree with changes not yet committed. A processor that",
-        "rounds otherwise gives other numbers from the same seed: on mind_sample they differ as",
-        "much as those of two seeds do.",
-        "Reproduce with `python -m benchmarks.quality --data FOLDER`.",
+        "How good is each model on the same log? Values are means over seeds, with the largest",
+        "distance of a seed from the mean. All models of a dataset share requests, histories,",
+        "features and towers; the impressions of a request share the history before its first one.",
+        "Every model tried the same settings on each dataset, and the best by the validation",
+        "metric was taken ([search](search.md)). Initial weights are part of a model: LIME's links",
+        "start with equal similarity to items and events ([model](../model.md)), the other models",
+        "as in their papers. A `+` marks a commit with uncommitted changes. Another processor may",
+        "round differently and give other numbers from the same seed: on mind_sample they differ",
+        "as much as two seeds do. Reproduce with `python -m benchmarks.quality --data FOLDER`.",
         "",
         *machines(found),
     ]
@@ -66,13 +66,13 @@ def quality(found: list[Row]) -> str:
         "",
         "![Difference to the two-tower](quality.svg)",
         "",
-        "Differences have 95 % intervals of a paired bootstrap over users (the same draw for both",
-        "models) and are means over the seeds: how sure a difference is for other users,",
-        "not for other seeds.",
+        "Differences are means over the seeds, with 95 % intervals of a paired bootstrap over",
+        "users (the same draw for both models). The intervals describe other users, not other",
+        "seeds.",
         "",
         *side_by_side(by_dataset, pairs),
         "",
-        "By slices; a line that lies left of 0 as a whole says that LIME is below HSTU there:",
+        "By slice: LIME is below HSTU where the full line is left of 0.",
         "",
         "![Difference to HSTU in each slice](quality-slices.svg)",
         "",
@@ -97,13 +97,13 @@ def quality(found: list[Row]) -> str:
 
 
 def sets(found: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by data set, in the order in which they are measured."""
+    """Rows by dataset, in the order in which they are measured."""
     groups = grouped(found, lambda row: row["case"]["dataset"])
     return {name: groups[name] for name in DATASETS if name in groups}
 
 
 def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str]:
-    """Every model on every data set: the main metric, what it costs, and how far from HSTU."""
+    """Every model on every dataset: the main metric, and its difference to HSTU."""
     cells = {
         (dataset, model): part
         for dataset, of_dataset in by_dataset.items()
@@ -131,14 +131,14 @@ def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str
         return f"**{text}**" if mean == best[dataset] else text
 
     body = [[model, *(shown(dataset, model) for dataset in main)] for model in models]
-    lines = ["## Side by side", "", "Main metric on the test split, the greatest mean in bold:", ""]
+    lines = ["## Side by side", "", "Main metric on the test split, the highest mean in bold:", ""]
     lines += table(["model", *(f"{name}, {metric}" for name, metric in main.items())], body)
     to_hstu = {
         (row["case"]["dataset"], row["case"]["model"]): row["metrics"]
         for row in pairs
         if row["case"]["against"] == "hstu"
     }
-    lines += ["", "Difference to HSTU, bold where the interval does not hold 0:", ""]
+    lines += ["", "Difference to HSTU, bold where the interval excludes 0:", ""]
     lines += table(
         ["model", *main],
         [
@@ -151,7 +151,7 @@ def side_by_side(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> list[str
 
 
 def below_and_above(pairs: list[Row]) -> list[str]:
-    """In how many slices of all data sets each model is below and above HSTU, and LIME's losses."""
+    """In how many slices of all datasets each model is below and above HSTU, and where LIME is."""
     body = []
     losses = []
     for model, of_model in by_model([p for p in pairs if p["case"]["against"] == "hstu"]).items():
@@ -169,8 +169,8 @@ def below_and_above(pairs: list[Row]) -> list[str]:
         counts = [signs.count(sign) for sign in (-1, 0, 1)]
         body.append([model, str(len(signs)), *map(str, counts)])
     lines = [
-        "Slices of all data sets by their interval: below HSTU as a whole, holding 0, above as a",
-        "whole. Of two models that are alike a slice in 40 is below and one in 40 above by chance;",
+        "Slices of all datasets by their interval: entirely below HSTU, including 0, or entirely",
+        "above. Between two equal models, one slice in 40 is below and one in 40 above by chance;",
         "slices overlap.",
         "",
         *table(["model", "slices", "below", "level", "above"], body),
@@ -202,7 +202,7 @@ def difference_tables(of_pairs: list[Row]) -> list[str]:
 
 
 def interval(metrics: dict[str, float] | None, part: str) -> str:
-    """A difference with its bounds, which a single user has not; bold where they do not hold 0."""
+    """A difference with its interval, if any; bold where the interval excludes 0."""
     if metrics is None or part not in metrics:
         return "-"
     if part.replace("difference", "low") not in metrics:
@@ -213,7 +213,7 @@ def interval(metrics: dict[str, float] | None, part: str) -> str:
 
 
 def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str]]:
-    """A line for each slice that holds impressions and each metric of it."""
+    """A line for each metric of each slice that has impressions."""
     any_row = next(iter(models.values()))[0]
     lines = []
     for name in names:
@@ -226,14 +226,13 @@ def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str
 
 
 def search(found: list[Row]) -> str:
-    """What every model tried on each data set, the taken one in bold."""
+    """The settings that every model tried on each dataset, the chosen one in bold."""
     lines = [
         "# Settings tried",
         "",
-        "The best validation metric of each training, seed 0 or the mean over several seeds. The",
-        "best of each model (bold) went into [quality](quality.md); nothing here has read a test",
-        "split.",
-        "Made by `python -m benchmarks.quality --data FOLDER`.",
+        "The best validation metric of each training, for seed 0 or as the mean over several",
+        "seeds. [Quality](quality.md) uses the best setting of each model (bold). The test split",
+        "was not read. Made by `python -m benchmarks.quality --data FOLDER`.",
         "",
         *machines(found),
     ]
@@ -264,7 +263,7 @@ def search(found: list[Row]) -> str:
 
 
 def best_of(values: dict[tuple[Any, ...], float], setting: tuple[Any, ...]) -> str:
-    """One setting's value, bold where it is the greatest."""
+    """One setting's value, bold where it is the highest."""
     if setting not in values:
         return "-"
     text = number(values[setting])

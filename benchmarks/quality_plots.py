@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LIME = ("lime-mha", "lime-xor")
 WIDE = 0.1
-"""Intervals of slices that hold too few impressions to say anything do not set a plot's scale."""
+"""Wider intervals, of slices with few impressions, do not set the scale of a plot."""
 
 
 def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None:
@@ -75,7 +75,7 @@ def plot_differences(by_dataset: dict[str, list[Row]], pairs: list[Row]) -> None
 
 
 def stacked(heights: list[float], line: float) -> tuple[Figure, list[Axes]]:
-    """One panel below the other, each as high as so many lines of ``line`` inches."""
+    """Panels below each other; ``heights`` counts lines of ``line`` inches."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(

@@ -1,4 +1,4 @@
-"""Rows -> docs/results: tables and plots, and nothing that was typed by hand.
+"""Write docs/results: tables and plots made from the rows alone.
 
 python -m benchmarks.report
 """
@@ -23,7 +23,7 @@ from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 
 MADE_BY = {"ranking": "index", "search": "quality"}
-"""Measurements whose rows another module writes."""
+"""Benchmark -> the module that writes its rows, where the names differ."""
 
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
@@ -53,11 +53,14 @@ def main() -> None:
         text = page(list(rows(bench)))
         (DOCS / f"{bench}.md").write_text(text + "\n", encoding="utf-8")
         written.append(bench)
-    index = ["# Measurements", "", "Made by `python -m benchmarks.report` from the rows in"]
-    index += [
-        "`benchmarks/results`; every row names its machine, versions and commit. Rows come from"
+    index = [
+        "# Measurements",
+        "",
+        "`python -m benchmarks.report` writes these pages from the rows in `benchmarks/results`.",
+        "Every row names its machine, versions and commit. `make bench` measures the rows; targets",
+        "such as `make bench-quality` and `make bench-latency` measure those that take hours.",
+        "",
     ]
-    index += ["`make bench`, `make bench-quality` and its like, and `make bench-latency`.", ""]
     for maker, pages_of in grouped(written, made_by).items():
         links = ", ".join(f"[{bench}]({bench}.md)" for bench in pages_of)
         first = documented(maker).replace("``", "`").split("\n\n")[0]
@@ -74,14 +77,15 @@ def training(found: list[Row]) -> str:
     lines = [
         "# Training speed",
         "",
-        "The training loop (loading, model, optimiser), d = 64, histories of 128 events, 16",
-        "impressions per request; medians over repeats, least and most in brackets. Reproduce with",
+        "Throughput of the training loop (loading, model, optimiser) with d = 64, histories of 128",
+        "events and 16 impressions per request. Values are medians of repeats, with their range in",
+        "brackets. `one by one` trains requests of a single impression. Reproduce with",
         "`python -m benchmarks.training`.",
         "",
         *machines(found),
         "",
         *table(
-            ["model", "numbers", "impressions/s", "one by one", "ratio"],
+            ["model", "number format", "impressions/s", "one by one", "ratio"],
             [
                 [
                     row["case"]["model"],
@@ -99,8 +103,8 @@ def training(found: list[Row]) -> str:
         lines += [
             "",
             "A step with an id table of 4 million rows takes "
-            f"{ranged(row, 'ratio_4m_to_4k_rows', '{:.2f}')} times that with 4 thousand rows "
-            f"({found_metrics['ms_per_step_4m_rows']:.0f} ms against "
+            f"{ranged(row, 'ratio_4m_to_4k_rows', '{:.2f}')} times as long as with 4 thousand rows "
+            f"({found_metrics['ms_per_step_4m_rows']:.0f} ms and "
             f"{found_metrics['ms_per_step_4k_rows']:.0f} ms).",
         ]
     return "\n".join(lines)
@@ -111,16 +115,16 @@ def made_by(bench: str) -> str:
 
 
 def documented(module: str) -> str:
-    """What a module says of itself."""
+    """The docstring of a module."""
     return inspect.getdoc(importlib.import_module(f"benchmarks.{module}")) or ""
 
 
 def plain(found: list[Row]) -> str:
-    """Any other measurement: a row a line, and a table for all that measured the same."""
+    """Any other benchmark: one line per row, one table for rows with the same metrics."""
     bench = found[0]["bench"]
     lines = [f"# {bench.capitalize()}", "", documented(made_by(bench)), "", *machines(found)]
     if any(row["spread"] for row in found):
-        lines += ["", "In brackets: the least and the most of the repeats whose median it is."]
+        lines += ["", "Values are medians of repeats; brackets hold their range."]
     groups = grouped(
         found, lambda row: tuple(name for name, one in row["metrics"].items() if one is not None)
     )
@@ -145,7 +149,7 @@ def plain(found: list[Row]) -> str:
 
 
 def with_spread(row: Row, name: str) -> str:
-    """A number, and the least and the most of its repeats where they are known."""
+    """A number, and the range of its repeats where it is known."""
     documented, spread = number(row["metrics"][name]), (row["spread"] or {}).get(name)
     return f"{documented} [{number(spread[0])}, {number(spread[1])}]" if spread else documented
 

@@ -1,4 +1,4 @@
-"""One measurement is one JSON object per line of ``benchmarks/results/BENCH.jsonl``."""
+"""Rows of measurements: one JSON object per line of ``benchmarks/results/BENCH.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results"))
-"""Another folder for rows that are not to be kept; processes that are started inherit it."""
+"""``BENCH_RESULTS`` sends rows to another folder; child processes inherit it."""
 PACKAGES = ("torch", "numpy", "polars", "pyarrow")
 
 
@@ -29,17 +29,17 @@ def write_row(
     gpu: str | None = None,
     packages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Keep one measurement, in place of an older one of the same case and seed.
+    """Store one measurement; it replaces an older one of the same case and seed.
 
     Args:
-        bench: what is measured; names the file.
-        case: all that tells this case from the others.
+        bench: the name of the benchmark and of its file.
+        case: the values that identify this case.
         metrics: name, with its unit, -> number.
-        seed: where the measurement has one.
-        repeats: how many runs the metrics are the median of.
+        seed: of the measurement, if it has one.
+        repeats: number of runs whose median the metrics are.
         spread: name -> [least, most] over the repeats.
-        gpu: its name, where one did the work.
-        packages: whose versions the row names as well.
+        gpu: the name of the GPU, if one did the work.
+        packages: further packages whose versions the row names.
     """
     row = {
         "bench": bench,
@@ -57,7 +57,7 @@ def write_row(
     }
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / ".lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two measurements may end at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two measurements may end at the same time
         others = [old for old in rows(bench) if (old["case"], old["seed"]) != (row["case"], seed)]
         text = "".join(json.dumps(part) + "\n" for part in [*others, row])
         partial = RESULTS / f".{bench}.jsonl.partial"
@@ -67,7 +67,7 @@ def write_row(
 
 
 def rows(bench: str) -> Iterator[dict[str, Any]]:
-    """The measurements kept so far."""
+    """The stored measurements of a benchmark."""
     path = RESULTS / f"{bench}.jsonl"
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -75,12 +75,12 @@ def rows(bench: str) -> Iterator[dict[str, Any]]:
 
 
 def has_row(bench: str, case: Mapping[str, Any], seed: int | None = None) -> bool:
-    """Whether this case is measured already: long measurements are resumed."""
+    """Whether this case has a row: long measurements skip it when they resume."""
     return any((row["case"], row["seed"]) == (dict(case), seed) for row in rows(bench))
 
 
 def _processor() -> str:
-    """The processor's name and widest vector unit, as the system tells them."""
+    """The processor's name and vector extensions, as the system reports them."""
     name, wide = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

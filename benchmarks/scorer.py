@@ -1,13 +1,13 @@
-"""The native scorer: a whole catalogue beside a flat inner-product scan, lists of candidates, many
-users at once.
+"""The native scorer: the full catalogue compared with a FAISS scan, candidate lists, many users.
 
     python -m benchmarks.scorer --items 1_000_000
 
-An index of random items with 32 link weights each, built by a model with random weights (speed does
-not depend on them). Within one run and in turn: the best 100 of all items by LIME, and by FAISS
-``IndexFlatIP`` over as many vectors of 64 float32, with the same threads. Beside each figure stands
-what the machine would allow: the bytes that are read over the memory's bandwidth, or the
-multiply-adds of bytes over their peak, whichever takes longer; both measured in the same run.
+The index has random items with 32 link weights each, built by a model with random weights (speed
+does not depend on them). LIME and FAISS ``IndexFlatIP`` over as many vectors of 64 float32 take
+turns within one run and with the same threads; each returns the best 100 of all items. Every row
+also has a lower bound for the machine: the bytes read at the memory's bandwidth, or the
+multiply-adds of bytes at their peak rate, whichever takes longer; both rates are measured in the
+same run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-# Read when OpenMP is loaded: threads of one peer that wait by spinning take the cores of the other.
+# OpenMP reads this when it loads: spinning threads of one peer would occupy the other's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import faiss
@@ -159,7 +159,7 @@ def _range(values: Sequence[float], unit: float) -> list[float]:
 
 
 def in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turn, so that all meet the same machine."""
+    """Seconds of each call; calls take turns, so that all run under the same load."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -172,20 +172,20 @@ def in_turn(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def bandwidth(threads: int, size: int = 1 << 28) -> float:
-    """Bytes per second that so many threads read, at best."""
+    """Bytes per second that this many threads read at best."""
     parts = np.array_split(np.ones(size // 8), threads)
     return size / _best(threads, lambda position: float(parts[position].max()))
 
 
 def dot_peak(path: str, threads: int, rounds: int = 20_000_000) -> float:
-    """Multiply-adds of bytes per second that so many threads do in registers, at best."""
+    """Multiply-adds of bytes per second that this many threads do in registers at best."""
     assert path in paths()
     done = _native.peak(path, rounds)
     return threads * done / _best(threads, lambda _: _native.peak(path, rounds))
 
 
 def _best(threads: int, work: Callable[[int], object], repeats: int = 7) -> float:
-    """Seconds of the fastest of some runs of ``work(thread)`` in all threads at once."""
+    """Seconds of the fastest of several runs of ``work(thread)`` in all threads at once."""
 
     def run() -> Iterator[float]:
         with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""The pages on the native scorer: how fast, and what it loses."""
+"""The pages on the native scorer: its speed, and its loss of accuracy."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from benchmarks.tables import COLOURS, DOCS, GREY, Row, grouped, machines, numbe
 
 
 def scorer(found: list[Row]) -> str:
-    """Whole catalogues beside FAISS and beside what the machine allows; lists; many users."""
+    """Full catalogues compared with FAISS and with the machine's bound; lists; many users."""
     found = sorted(found, key=lambda row: (row["case"]["items"], row["case"]["threads"]))
     plot(found)
     lines = [
         "# The native scorer",
         "",
-        "The best 100 of a whole catalogue for one user: LIME with its head, from the bytes of an",
-        "index, beside a scan of as many vectors of 64 float32 by FAISS `IndexFlatIP`, in turn",
-        "within one run and with the same threads. `allowed` is what the machine would allow: the",
-        "bytes read over the memory's bandwidth, or the multiply-adds over their peak in",
-        "registers, whichever takes longer, both measured in the same run. Medians; least and most",
-        "in brackets. Reproduce with `python -m benchmarks.scorer`.",
+        "How long does it take to find the best 100 of a full catalogue for one user? LIME scores",
+        "a quantised index with its head; FAISS `IndexFlatIP` scans as many vectors of 64 float32.",
+        "The two take turns within one run and have the same threads. `bound` is the least time",
+        "that the machine allows: the bytes read at the memory's bandwidth, or the multiply-adds",
+        "at their peak rate in registers, whichever takes longer, both measured in the same run.",
+        "Values are medians, with their range in brackets.",
+        "Reproduce with `python -m benchmarks.scorer`.",
         "",
         *machines(found),
         "",
@@ -25,7 +26,7 @@ def scorer(found: list[Row]) -> str:
         "",
     ]
     lines += table(
-        ["items", "head", "threads", "ms", "FAISS ms", "ratio", "allowed ms", "by", "share"],
+        ["items", "head", "threads", "ms", "FAISS ms", "ratio", "bound ms", "bound by", "share"],
         [
             [
                 f"{row['case']['items']:,}",
@@ -43,8 +44,8 @@ def scorer(found: list[Row]) -> str:
     )
     lines += [
         "",
-        "The best 20 of a list of candidates, called from Python; and many users who share one",
-        "pass over the index, per user:",
+        "The best 20 of a list of candidates, called from Python; and the time per user when many",
+        "users share one pass over the index:",
         "",
     ]
     lines += table(
@@ -97,7 +98,7 @@ def plot(found: list[Row]) -> None:
         panel.axvspan(min(faiss), max(faiss), color=GREY, alpha=0.4, lw=0)
         panel.set_yticks(positions, names)
         panel.invert_yaxis()
-        panel.set_xlabel("ms; grey: FAISS, black: allowed")
+        panel.set_xlabel("ms; grey: FAISS, black: bound")
         panel.set_title(f"{most:,} items, {threads} thread(s)", loc="left", fontsize=9)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
@@ -107,15 +108,15 @@ def plot(found: list[Row]) -> None:
 
 
 def fidelity(found: list[Row]) -> str:
-    """What bytes lose against float32."""
+    """The loss of the quantised index against the float32 model."""
     lines = [
-        "# What the bytes of an index lose",
+        "# What quantisation loses",
         "",
-        "Trained runs, on the test split of their data: the native scorer against the float32",
-        "model. `lost`: AUC of the model minus AUC of the scorer. `kept`: mean share of the",
-        "model's first 100 of the whole catalogue that are among the scorer's, and the least over",
-        "users.",
-        "`paths differ`: places at which the implementations disagree, over 100 lists of 100.",
+        "The native scorer over a quantised index, compared with the float32 model, on the test",
+        "split of trained runs. `lost`: AUC of the model minus AUC of the scorer. `overlap`: share",
+        "of the model's best 100 of the full catalogue that are among the scorer's best 100, as",
+        "the mean and the minimum over users. `paths differ`: positions at which the",
+        "implementations disagree, over 100 lists of 100.",
         "Reproduce with `python -m benchmarks.fidelity RUN ...`.",
         "",
         *machines(found),
@@ -137,5 +138,14 @@ def fidelity(found: list[Row]) -> str:
                 f"{metrics['paths differ']} ({row['case']['paths']})",
             ]
         )
-    heads = ["data", "model", "head", "AUC", "lost", "kept", "logit error rms, max", "paths differ"]
+    heads = [
+        "data",
+        "model",
+        "head",
+        "AUC",
+        "lost",
+        "overlap",
+        "logit error rms, max",
+        "paths differ",
+    ]
     return "\n".join([*lines, *table(heads, body)])

@@ -2,14 +2,15 @@
 
     python -m benchmarks.serving --users 10_000 --items 100_000
 
-An index of random items, a model with random weights, users with 200 events each in an SQLite
-store. A client process keeps a number of connections busy, one request after another on each, with
-bodies that are made beforehand. Every rate stands beside that of a route that does nothing, in the
-same run: at its beginning or at its end, when it was faster. Users are warm where every body was
-sent once before.
+The server has an index of random items, a model with random weights, and an SQLite store of users
+with 200 events each. A client process sends one request after another on each of several
+connections; bodies are made beforehand. ``no-op`` is the rate of a route that does nothing,
+measured at the start and at the end of the same run; the faster one counts. Users are warm where
+every body was sent once before.
 
-With a Valkey or Redis server installed, two servers that share one are measured as well, and how
-often an event that one has acknowledged is missing in the other's next ranking.
+If a Valkey or Redis server is installed, two servers that share one store are measured as well:
+their rates, and how often an event that one has acknowledged is missing in the other's next
+ranking.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BODIES = 2000
 SHARED_USERS = 1000
 """Users of the store that two servers share."""
 ROUNDS = 500
-"""Events posted to one of them, each followed by a ranking of the other."""
+"""Events posted to one of them, each followed by a ranking from the other."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fill(path: str | Path, users: int, items: int, history: int) -> float:
-    """Events of users; returns the seconds it took."""
+    """Store events of users; returns the seconds it took."""
     rng = np.random.default_rng(0)
     started = time.perf_counter()
     with open_store(str(path)) as store:
@@ -104,7 +105,7 @@ def fill(path: str | Path, users: int, items: int, history: int) -> float:
 def server(
     folder: Path, model: str, store: str = "events.db", position: int = 0, more: Sequence[str] = ()
 ) -> Iterator[tuple[int, int]]:
-    """A server as a user starts it; gives its port and its process' id."""
+    """Start a server from the command line; yields its port and process id."""
     port = 8700 + os.getpid() % 200 + 200 * position
     command = [sys.executable, "-m", "limerank", "serve", "--no-keys", "--port", str(port)]
     command += ["--run", str(folder / model), "--index", str(folder / f"index-{model}")]
@@ -141,11 +142,11 @@ KINDS = {
     "events, one a request": 1,
     "events, 50 a request": 50,
 }
-"""What is measured, and how many events a request has."""
+"""Kind of request -> events per request."""
 
 
 def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
-    """Requests, ready to be written."""
+    """HTTP requests of one kind as bytes."""
     rng = np.random.default_rng(1)
     if what == "no-op":
         return [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"]
@@ -178,9 +179,9 @@ def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
 def load(
     ports: list[int], requests: list[bytes], connections: int, seconds: float, *, once: bool
 ) -> tuple[list[float], float]:
-    """Seconds of each answered request, and of all; raises where one is not a 200.
+    """Seconds of each request, and of all; raises where a status is not 200.
 
-    Connections share the requests among them: ``once`` through, or for so many seconds.
+    The connections share the requests: each is sent ``once``, or all repeat for ``seconds``.
     """
 
     async def one(position: int, until: float, taken: list[float]) -> None:
@@ -215,7 +216,7 @@ def measure(folder: Path, model: str, given: argparse.Namespace) -> None:
 
 
 def loader() -> Any:
-    """The client's process."""
+    """A pool with the client process."""
     return multiprocessing.get_context("spawn").Pool(1)
 
 
@@ -229,7 +230,7 @@ def measure_kinds(
     given: argparse.Namespace,
 ) -> None:
     found: dict[str, tuple[list[float], float]] = {}
-    for kind in (*kinds, "no-op"):  # twice: a machine is slower at one time than at another
+    for kind in (*kinds, "no-op"):  # no-op twice: the machine's speed varies
         requests, cold = requests_of(kind, given), kind.endswith("cold users")
         sent = (ports, requests, connections, given.seconds)
         if cold and given.users < BODIES:
@@ -269,10 +270,10 @@ def measure_kinds(
 
 @contextlib.contextmanager
 def valkey(folder: Path) -> Iterator[str | None]:
-    """A Valkey or Redis server of its own, durable; its address, or None where none is there."""
+    """Start a durable Valkey or Redis server; yields its address, or None if none is installed."""
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
-        print("neither valkey-server nor redis-server is installed: not measured", flush=True)
+        print("skipped: neither valkey-server nor redis-server is installed", flush=True)
         yield None
         return
     socket = folder / "socket"
@@ -289,7 +290,7 @@ def valkey(folder: Path) -> Iterator[str | None]:
 
 
 def measure_shared(folder: Path, model: str, given: argparse.Namespace) -> None:
-    """Servers that share a Valkey store: one, two, and whether they agree."""
+    """One and two servers on a shared Valkey store: their rates, and whether they agree."""
     with valkey(folder) as store:
         if store is None:
             return
@@ -314,7 +315,8 @@ def measure_shared(folder: Path, model: str, given: argparse.Namespace) -> None:
 
 
 def agreement(ports: list[int], items: int) -> int:
-    """Post an event to one server and rank with the other, in turns; how often it was missing."""
+    """Post an event to one server and rank with the other, in turns; returns how often the event
+    was missing."""
     missing = 0
     with contextlib.ExitStack() as stack:
         clients = [

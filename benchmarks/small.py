@@ -1,15 +1,15 @@
-"""A small log: is it learned with the defaults, and what is the start of training worth there?
+"""A small log: do the defaults learn it, and does the scale of the initial embeddings matter?
 
     python -m benchmarks.small
 
-A made-up shop: 150 users, 300 items in five categories, 20,000 impressions of which the first 9,000
-or so are trained on. Each user likes each category or not, by chance, and a click has the
-probability 0.5 or 0.12. Nothing but the history tells which. Models are trained as
-``limerank train`` does when nothing is said, with several seeds, and read once on the test split.
+A simulated shop has 150 users, 300 items in five categories, and 20,000 impressions, of which about
+the first 9,000 are for training. Each user likes a category or not, at random; the probability of a
+click is 0.5 or 0.12. Only the history shows which. Models are trained with the defaults of
+``limerank train`` and several seeds, and evaluated once on the test split.
 
-Two references need no model: counting the user's own clicks in the category so far, and knowing
-the probability. The start that is compared with the present one lets the embeddings of what
-happened (clicks, watch time) begin as small as all others.
+Two references need no model: *counting* the user's clicks in the category so far, and *knowing* the
+probability. Models are trained with two scales of the initial outcome embeddings (clicks, watch
+time): the default, and the smaller scale of all other embeddings.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ USERS, ITEMS, CATEGORIES, EVENTS = 150, 300, 5, 20_000
 LIKED, OTHERS = 0.5, 0.12
 """Probabilities of a click."""
 BEGINS, VALIDATION, TEST = "2024-06-10", "2024-07-01", "2024-07-06"
-"""Days, of about 430 impressions each."""
+"""Days with about 430 impressions each."""
 SPEC = {
     "name": "small-shop",
     "events": [{"files": ["events.parquet"], "user": "user", "item": "item", "time": "time"}],
@@ -109,7 +109,7 @@ def seconds_of(day: str) -> int:
 def counting(
     user: NDArray[np.int64], category: NDArray[np.int64], click: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Share of clicks of the user in the category before each event, drawn to that of all."""
+    """The user's click rate in the category before each event, smoothed by 4 impressions."""
     shown, clicked = np.full((USERS, CATEGORIES), 4.0), np.full((USERS, CATEGORIES), 1.0)
     found = np.empty(len(user))
     for position, (who, what, did) in enumerate(zip(user, category, click, strict=True)):
@@ -120,7 +120,7 @@ def counting(
 
 
 def measure(folder: Path, model: str, start: str, seeds: int) -> None:
-    """Train with each seed; a row of the medians."""
+    """Train with each seed; write a row of the medians."""
     found = []
     for seed in range(seeds):
         run = folder / f"{model}-{start}-{seed}"

@@ -1,11 +1,11 @@
-"""A server under mixed load for a while: do memory and latency stay where they are?
+"""A server under mixed load for some time: do memory and latency stay constant?
 
     python -m benchmarks.soak --minutes 20
 
-Clients rank candidates, the whole catalogue and for people whom nobody knows, post events, explain,
-change items, forget users and load the run again, at a steady pace; each minute is a row: resident
-memory of the server, p50 and p99 of rankings, and what failed. Users hold at most 200 events, as a
-store with ``--most`` does, so that what is held does not grow either.
+Clients rank candidate lists and the full catalogue, also for unknown users, post events, ask for
+explanations, remove items, delete users and reload the run, at a constant rate. Each minute gives a
+row: resident memory of the server, p50 and p99 of rankings, and failed requests. The store has at
+most 200 events per user (``--most``), so that its size stays constant as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from limerank.runs.folder import load_run
 CLIENTS = 4
 KINDS = {"candidates": 60, "catalogue": 15, "unknown": 8, "events": 12, "explain": 2, "items": 1,
          "forget": 1, "reload": 0.05}  # fmt: skip
-"""What is asked, and how often of about a hundred times."""
+"""Kind of request -> its share of the requests, in about percent."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=2_000)
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--model", default="lime-mha")
-    parser.add_argument("--rate", type=float, default=100.0, help="requests a second, all together")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second in all")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="limerank-soak-") as held:
         folder = Path(held)
@@ -123,7 +123,7 @@ def ask(
             with lock:
                 if kind in ("candidates", "catalogue", "unknown"):
                     taken.append(seconds)
-                # Who was forgotten may be forgotten again, an item taken out again.
+                # A user or an item may be deleted twice.
                 if answer.status_code not in (
                     (200, 404) if kind in ("forget", "items") else (200,)
                 ):
@@ -144,7 +144,7 @@ def request(
         return "POST", "/v1/events", {"events": events}
     if kind == "explain":
         return "POST", "/v1/explain", {"user": user, "items": [rng.randrange(given.items // 2)]}
-    if kind == "items":  # of the upper half, so that lists of candidates are always there
+    if kind == "items":  # from the upper half: candidates are of the lower one
         item = given.items // 2 + rng.randrange(given.items // 2)
         return "DELETE", f"/v1/items/{item}", None
     if kind == "forget":

@@ -1,16 +1,17 @@
-"""Live state: what a user takes in the embedded store, and what an event costs.
+"""Live state: bytes per user in the embedded store, and the time of an event.
 
     python -m benchmarks.state                                         # 2,000 users x 200 events
     python -m benchmarks.state --users 1_000_000 --folder /large/disk  # 11 GB, an hour
 
-Events of 64 users are written together, one lot after another, then single events of users drawn
-at random: appends that are durable when they return, reads of all that is held of a user, and
-events per second where 1, 8 and 32 threads write (group commit). The disk decides much of it:
-``fsync_ms_p50`` is what one flush of a small file takes in the same folder.
+The store is filled with the events of 64 users at a time. Then single events of random users are
+measured: appends that are durable when they return, reads of all events of a user, and events per
+second with 1, 8 and 32 writing threads (group commit). Much of it depends on the disk:
+``fsync_ms_p50`` is the time to flush a small file in the same folder.
 
-User states: LIME-MHA with random weights; the time from a new event in the store to a state that
-can be scored, by a stream (one event is merged), by a window (the latest events are read and
-encoded anew), by making the state from all stored events; and that of a state nothing happened to.
+User states are those of LIME-MHA with random weights. Measured is the time from a new event in the
+store to a state that can be scored: streaming (``streaming_update``: one event is merged), by a
+window (``window_update``: the latest events are read and encoded again), rebuilt from all stored
+events (``rebuild``), and without a new event (``unchanged``).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def random_event(rng: np.random.Generator, user: int, at: int) -> Event:
 
 
 def histories(rng: np.random.Generator, users: range, events: int) -> list[Event]:
-    """What :func:`random_event` makes, for a lot of users and as large, without its checks."""
+    """Events like those of :func:`random_event`, for many users at once and without its checks."""
     many = len(users) * events
     items, clicks = rng.integers(ITEMS, size=many).tolist(), rng.random(many) < 0.3
     ids, labels = rng.bytes(11 * many), ({"click": 0.0}, {"click": 1.0})
@@ -143,7 +144,7 @@ def measure_access(
 
 
 def together(store: SqliteStore, users: int, threads: int, seconds: float) -> int:
-    """Single events that so many threads write in a second, each durable before the next."""
+    """Single events that this many threads write in a second, each durable before the next."""
     done, end = [0] * threads, time.perf_counter() + seconds
 
     def work(thread: int) -> None:
@@ -177,18 +178,19 @@ def measure_states(folder: Path, events: int, samples: int) -> None:
                 store.append([random_event(rng, 1, 10**10 + at)])
                 found.append(once(lambda s=states: s.ready(1)))  # type: ignore[misc]
             metrics |= quantiles(f"{mode}_update", found)
-            metrics |= quantiles(f"{mode}_again", times(lambda _, s=states: s.ready(1), samples))  # type: ignore[misc]
+            unchanged = times(lambda _, s=states: s.ready(1), samples)  # type: ignore[misc]
+            metrics |= quantiles(f"{mode}_unchanged", unchanged)
             rebuilt = []
             for _ in range(20):
                 fresh = UserStates(trained, index, store, mode=mode)
                 fresh.ready(None)  # vocabularies and the like are read
                 rebuilt.append(once(lambda s=fresh: s.ready(1)))  # type: ignore[misc]
-            metrics |= quantiles(f"{mode}_anew", rebuilt)
+            metrics |= quantiles(f"{mode}_rebuild", rebuilt)
             states.rebuild()
             stored = store.state(1, mode)
             metrics[f"{mode}_bytes"] = 0 if stored is None else len(stored.data)
-        metrics["update_ratio_to_anew"] = round(
-            metrics["streaming_update_ms_p50"] / metrics["streaming_anew_ms_p50"], 3
+        metrics["update_ratio_to_rebuild"] = round(
+            metrics["streaming_update_ms_p50"] / metrics["streaming_rebuild_ms_p50"], 3
         )
     config = trained.ranker.config
     case = {"what": "states", "model": config.model, "events": events, "window": trained.history}

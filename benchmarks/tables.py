@@ -1,4 +1,4 @@
-"""What the pages are made of: rows grouped, numbers written, tables in Markdown."""
+"""Parts of the pages: grouped rows, formatted numbers, Markdown tables."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ PRESENT = {
     "lime-mha": ("2026-11-23", "a softmax over events, its user stage torch operations"),
     "lime-xor": ("2026-11-23", "a last block like the others, its user stage torch operations"),
 }
-"""Model -> since when it is as it is, and what its former form had: a new form has rows of its own
-only as they are measured again."""
+"""Model -> date of its present form, and what its former one had; older rows are of the former."""
 
 
 def grouped(found: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
@@ -44,13 +43,13 @@ def grouped(found: Iterable[V], key: Callable[[V], K]) -> dict[K, list[V]]:
 
 
 def by_model(found: list[Row]) -> dict[str, list[Row]]:
-    """In the order in which pages show them."""
+    """Rows by model, in the order in which pages show them."""
     groups = grouped(found, lambda row: row["case"]["model"])
     return {name: groups[name] for name in MODELS if name in groups}
 
 
 def machines(found: list[Row]) -> list[str]:
-    """Where and with what the rows were measured."""
+    """The machines, versions and commits of the rows."""
     where = {f"{row['machine']['processor']}, {row['machine']['cores']} cores" for row in found}
     versions = dict.fromkeys(f"{k} {v}" for row in found for k, v in row["versions"].items())
     commits = sorted({row["commit"] for row in found})

@@ -1,9 +1,9 @@
-"""Training speed: request-level batches against one impression at a time, and the size of tables.
+"""Training speed: batches of requests compared with single impressions, and table sizes.
 
     python -m benchmarks.training
 
-Every figure comes from the training loop itself (data loading, model, optimiser) on a log of 16
-impressions per request and histories of 128, d = 64, on all cores.
+Every figure is that of the full training loop (data loading, model, optimiser) on all cores, on a
+log with 16 impressions per request and histories of 128 events, with d = 64.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_dataset(folder: Path, size: int) -> Dataset:
         {
             "user_id": np.repeat(np.arange(USERS), EVENTS),
             "item_id": (ITEMS * rng.random(total) ** 2).astype(np.int64),
-            "place": np.tile(np.arange(EVENTS), USERS),
+            "position": np.tile(np.arange(EVENTS), USERS),
             "click": rng.integers(0, 2, total),
         }
     ).write_parquet(folder / "events.parquet")
@@ -52,7 +52,7 @@ def make_dataset(folder: Path, size: int) -> Dataset:
     )
     values: dict[str, Any] = {
         "name": "speed",
-        "events": [{"files": ["events.parquet"], "order": "place"}],
+        "events": [{"files": ["events.parquet"], "order": "position"}],
         "labels": [{"name": "click", "kind": "binary"}],
         "items": {
             "files": ["items.parquet"],
@@ -81,7 +81,7 @@ class Loop:
         self.steps = 0
 
     def run(self, steps: int) -> float:
-        """Impressions per second over so many steps, loading included."""
+        """Impressions per second over this many steps, including loading."""
         at = self.steps % max(1, len(self.plan) - steps)
         done, started = 0, time.perf_counter()
         for batch in self.dataset.batches(self.plan[at : at + steps]):
@@ -100,7 +100,7 @@ class Loop:
 
 
 def request_batches(folder: Path) -> None:
-    """Requests of 16 against requests of 1, in turn."""
+    """Requests of 16 and requests of 1, in turn."""
     wide, single = make_dataset(folder, 16), make_dataset(folder, 1)
     models: tuple[str, ...] = ("two-tower", "lime-mha", "lime-xor")
     for model in models:
@@ -141,7 +141,7 @@ def table_sizes(folder: Path) -> None:
         loops.append(loop)
     batches = [dataset.batch(requests) for requests in loops[0].plan[: STEPS * 2]]
     spread_out = []
-    for batch in batches:  # the same work on ids all over the large table
+    for batch in batches:  # the same work on ids spread over the large table
         ids = batch.items.ids * (4_000_000 // (ITEMS + 1))
         spread_out.append(replace(batch, items=replace(batch.items, ids=ids)))
     times: list[tuple[float, float]] = []
