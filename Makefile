@@ -22,7 +22,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean settings
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -101,6 +101,9 @@ docs: $(VENV)/.dev  ## build the site into build/docs; a broken link or referenc
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
 	$(PY) -c "from limerank.serving.http.app import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
 	  print(reference(describe('', OPERATIONS, open_=False)), end='')" > docs/api.md
+
+settings: $(VENV)/.runtime  ## write docs/settings.md from the configuration classes
+	$(VENV)/bin/limerank settings --markdown > docs/settings.md
 
 metrics: $(VENV)/.runtime  ## write docs/metrics.md from the descriptions of the metrics
 	$(PY) -c "from limerank.evaluation.legend import reference; print(reference(), end='')" > docs/metrics.md

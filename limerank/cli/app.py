@@ -30,6 +30,7 @@ COMMANDS = (
     "serve",
     "report",
     "demo",
+    "settings",
 )
 """In the order in which ``limerank --help`` lists them."""
 
@@ -47,7 +48,9 @@ def command_of(name: str) -> Any:
     module = import_module(f"limerank.cli.{name}")
     alone = typer.Typer(**STYLE)
     interrupted = getattr(module, "INTERRUPTED", "")
-    alone.command(name, epilog=errors.exit_text(interrupted))(getattr(module, name))
+    alone.command(name, cls=getattr(module, "Help", None), epilog=errors.exit_text(interrupted))(
+        getattr(module, name)
+    )
     return typer.main.get_command(alone)
 
 

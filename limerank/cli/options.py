@@ -22,7 +22,7 @@ Data = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any setting of the model or of training. Repeatable."
+        "--set", metavar="NAME=VALUE", help="Any other setting (limerank settings). Repeatable."
     ),
 ]
 
@@ -62,7 +62,7 @@ def memory_bytes(text: str) -> int:
     return found
 
 
-def settings(pairs: list[str] | None) -> dict[str, Any]:
+def assignments(pairs: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs as a mapping. A value is JSON if it parses as JSON, else text.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from limerank.cli.options import Overwrite, Quiet, memory_bytes, settings
+from limerank.cli.options import Overwrite, Quiet, assignments, memory_bytes
 from limerank.errors import SpecError, did_you_mean
 
 INTERRUPTED = "nothing was written; run the same command again to start over"
@@ -70,7 +70,7 @@ def prepare(
         target = out if out is not None else write_spec
         assert target is not None
         work = target.with_name(f"{target.name}-converted")
-        spec, base = read(source, directory, work, quiet=quiet, **settings(option))
+        spec, base = read(source, directory, work, quiet=quiet, **assignments(option))
     elif directory is not None or option:
         raise SpecError(
             f"{source!r} is not a public layout; expected {', '.join(READERS)}"

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from limerank.errors import SpecError, check_choice
+from limerank.cli.options import Set, assignments
+from limerank.errors import SpecError, check_choice, did_you_mean
+
+OPTIONS = {
+    "host": "--host",
+    "port": "--port",
+    "keys": "--keys",
+    "open": "--no-keys",
+    "proxies": "--proxy",
+    "threads": "--workers",
+    "rate": "--rate",
+}
+"""Settings of the server that have an option of their own."""
 
 
 def serve(
@@ -75,13 +87,14 @@ def serve(
             "server reloads when they change."
         ),
     ] = None,
+    setting: Set = None,
 ) -> None:
     """Serve rankings over HTTP: takes events and new items, answers with ranked items.
 
     Requires the extra `serve`: pip install "limerank[serve]". API keys are read from --keys or from
     LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS. The page at / shows users,
     rankings and the state of the server; /openapi.json describes the API. `limerank settings
-    server` lists every limit.
+    server` lists the limits that --set changes.
 
     Examples:
 
@@ -102,7 +115,18 @@ def serve(
         raise SpecError(f'{error}: pip install "limerank[serve]"') from None
 
     try:
-        given = {"threads": workers} if workers is not None else {}
+        given = assignments(setting)
+        for name in given:
+            if name in OPTIONS:
+                raise SpecError(f"--set {name}: use the option {OPTIONS[name]}")
+            if name not in Settings.model_fields:
+                known = [one for one in Settings.model_fields if one not in OPTIONS]
+                raise SpecError(
+                    f"--set {name}: no such setting{did_you_mean(name, known)}; expected one of "
+                    f"{', '.join(known)}"
+                )
+        if workers is not None:
+            given["threads"] = workers
         settings = Settings(
             host=host,
             port=port,

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from limerank.cli.options import Overwrite, Quiet, Set, settings
+from limerank.cli.options import Overwrite, Quiet, Set, assignments
 from limerank.errors import SpecError
 
 INTERRUPTED = "run the same command again to resume from the last checkpoint"
+
+
+class Help(TyperCommand):
+    """``--help`` with a list of all settings, which are read from the configuration classes."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.console import Console
+
+        from limerank.cli import reference
+
+        super().format_help(ctx, formatter)
+        for section in reference.training(), reference.models():
+            Console().print(reference.listing(section, brief=True))
 
 
 def train(
@@ -73,7 +87,7 @@ def train(
         "history": history,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    more = settings(setting)
+    more = assignments(setting)
     for name in more:
         if name in given or name in ("model", "seed", "bf16"):
             raise SpecError(f"--set {name}: give it as the option --{name.replace('_', '-')} alone")

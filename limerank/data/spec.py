@@ -74,25 +74,25 @@ class Files(Frozen):
     """Where rows are and how they are written."""
 
     files: tuple[str, ...] = ()
-    """Names or patterns (``*``, ``?``, ``**``), relative to the dataset description. A folder
-    stands for all files of a known format below it, and ``key=value`` in the name of a folder makes
-    ``key`` a column. Left out where the rows are passed to ``prepare`` as a frame."""
+    """Names or patterns (``*``, ``?``, ``**``) of files, relative to the dataset description. A
+    folder stands for all files of a known format below it, and ``key=value`` in the name of a
+    folder makes ``key`` a column. Leave it out if you pass the rows to ``prepare`` as a frame."""
     format: str | None = None
-    """Of the files: "parquet", "csv", "tsv" or "jsonl" (one JSON object per line). Not given: the
-    ending of each file's name tells it."""
+    """Format of the files: "parquet", "csv", "tsv" or "jsonl" (one JSON object per line). By
+    default it follows from the ending of each file's name."""
     columns: tuple[str, ...] = ()
-    """Names of the columns of CSV and TSV files that have no header line."""
+    """Column names of CSV and TSV files without a header line."""
     separator: str | None = Field(None, min_length=1)
-    """Between the fields of a line, where it is neither the comma of CSV nor the tab of TSV; more
-    than one character is possible, such as ``::``."""
+    """Field separator of CSV and TSV files. The defaults are the comma and the tab; it may have
+    several characters, such as ``::``."""
     quote: str | None = Field(None, max_length=1)
-    """What fields of CSV and TSV files may be quoted with; empty: nothing. Not given: ``"`` for CSV
-    with the separators ``,`` and ``;``, nothing for others."""
+    """Quote character of CSV and TSV files; "" turns quoting off. The default is ``"`` for CSV
+    files with the separators ``,`` and ``;``, and no quoting for other files."""
     escape: str | None = Field(None, min_length=1, max_length=1)
-    """What takes the meaning from a quote or a separator behind it, such as a backslash. (A quote
-    within a quoted field may always be written twice.)"""
+    """Escape character before a quote or a separator, such as a backslash. A quote inside a quoted
+    field can always be written twice, which needs no escape character."""
     encoding: str = "utf-8"
-    """Of CSV, TSV and JSON lines files."""
+    """Character encoding of CSV, TSV and JSON lines files."""
     null_values: tuple[str, ...] | dict[str, tuple[str, ...]] = ()
     """Spellings of missing values, such as ``["NULL", "N/A"]``, in all columns that are read; or by
     column, such as ``{ user_id = ["0", "-1"] }``. Numbers are compared as numbers."""
@@ -149,28 +149,38 @@ class Files(Frozen):
 
 
 class EventSource(Files):
-    """Files of events that share their columns. One row is one event (or one list of them)."""
+    """Files of events with the same columns. A row is one event, or one list of events."""
 
     user: str = "user_id"
+    """Column of the user id."""
     item: str = "item_id"
+    """Column of the item id."""
     time: str | None = None
+    """Column of the event's time. Give either time or order."""
     order: str | None = None
-    """A column that only orders the events of a user, for logs without a clock."""
+    """Column that orders the events of a user, for logs without times. Such logs are split by
+    position."""
     time_unit: Literal["s", "ms", "us", "ns", "text"] = "s"
-    """Unit of a numeric time column; "text" parses ISO 8601 or ``time_format``. Native timestamps
-    need none."""
+    """Unit of a numeric time column. "text" parses ISO 8601, or ``time_format`` if given. Columns
+    of a timestamp type ignore it."""
     time_format: str | None = None
-    """How times are written, such as ``%m/%d/%Y %I:%M:%S %p``; UTC unless it holds ``%z``."""
+    """Format of times written as text, such as ``%m/%d/%Y %I:%M:%S %p``. Times are UTC unless the
+    format contains ``%z``."""
     request: str | None = None
+    """Column of an id that the impressions of one request share. Give it if your log has it:
+    without it, impressions are grouped by ``requests.gap`` and ``requests.size``."""
     shown: bool = True
-    """False: these events enter histories but are never candidates to score."""
+    """Whether these events are impressions to predict. If false, they only enter histories: use it
+    for events whose alternatives are unknown, such as a search or a purchase elsewhere."""
     lists: bool = False
-    """The item column holds lists, oldest first: each row is a history as of its time. Only what
-    a user's earlier lists did not hold already is added. Implies ``shown = false``."""
+    """Whether the item column contains lists of items, oldest first. A row is then a user's history
+    at its time, and only items that the user's earlier lists did not contain are added. It implies
+    ``shown = false``."""
     list_split: str = " "
-    """Separator of a list that is written as text."""
+    """Separator of lists that are written as text."""
     constant: dict[str, float | str] = Field(default_factory=dict)
-    """Values of label or feature columns that these files do not have, by the column's name."""
+    """Values of label or feature columns that these files lack, by column name. For example ``{
+    clicked = 1 }`` for a file of clicks."""
 
     @model_validator(mode="before")
     @classmethod
@@ -191,20 +201,24 @@ class EventSource(Files):
 
 
 class Label(Frozen):
-    """What the model predicts of an impression; also part of what a history knows."""
+    """An outcome of an impression: the model predicts it, and histories contain it."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    """Name of the task in metrics, rankings and responses."""
     kind: Literal["binary", "duration"]
+    """"binary" for outcomes that happen or not, "duration" for seconds, such as watch time."""
     column: str = ""
-    """Defaults to the name."""
+    """Column of the label. By default it is the name."""
     at_least: float | None = None
-    """For binary labels: 1 where the column is at least this, such as rating >= 4."""
+    """For binary labels: 1 where the column is at least this value, such as 4 for a rating of 4 or
+    5."""
     scale: float = Field(1.0, gt=0)
-    """For durations: seconds per unit of the column."""
+    """For durations: seconds per unit of the column, such as 0.001 for milliseconds."""
     cap: float | None = Field(None, gt=0)
-    """For durations: longer ones are cut to this many seconds."""
+    """For durations: longer values are cut to this many seconds. Use it against outliers, such as
+    videos that were left running."""
     of: str | None = None
-    """For durations: the column with the item's whole length, in the same unit."""
+    """For durations: column with the full length of the item, in the same unit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -226,17 +240,22 @@ class Feature(Frozen):
     """A column of the item table, the user table or the events."""
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    """Name of the feature."""
     kind: Literal["categorical", "numeric", "text-vector"]
+    """"categorical", "numeric", or "text-vector": a list of numbers, such as an embedding of a
+    title. Ids and codes are categorical even if they are numbers."""
     column: str = ""
-    """Defaults to the name."""
+    """Column of the feature. By default it is the name."""
     split: str | None = None
-    """Categorical and multi-valued: the separator within the text. (List columns need none.)"""
+    """Separator of a categorical feature with several values in one text, such as ``|``. List
+    columns need none."""
     transform: Literal["none", "log1p"] = "none"
-    """For numeric columns of tables, before they are normalised."""
+    """Transformation of a numeric feature before it is normalised. Use "log1p" for counts and
+    prices, which have a long tail."""
     min_count: int = Field(1, ge=1)
-    """Categorical values that are counted less often than this are unknown. What is counted: of
-    the item table, the items of the training window; of the user table, its users; of the events,
-    the training events themselves."""
+    """Categorical values that occur less often are treated as unknown. Occurrences are counted in
+    the training window: items for the item table, users for the user table, events for event
+    features. Raise it for features with many rare values."""
 
     @model_validator(mode="before")
     @classmethod
@@ -255,13 +274,14 @@ class Feature(Frozen):
 
 
 class EventFeature(Feature):
-    """A feature of one event: part of what a history knows of it."""
+    """A feature of an event, such as the surface or the device."""
 
     kind: Literal["categorical", "numeric"]
+    """"categorical" or "numeric"."""
     when: Literal["outcome", "context"] = "outcome"
-    """"context": known when the request is made, so the model may use it for the impression
-    itself (of a request, its first impression's value counts). "outcome": known only afterwards,
-    so only histories hold it."""
+    """"context": known when the request is made, so the model also uses it for the impressions of
+    that request (the first impression's value counts). "outcome": known only after the impression,
+    so only histories contain it. A context feature that is an outcome in truth leaks the label."""
 
     @model_validator(mode="after")
     def _single(self) -> EventFeature:
@@ -279,10 +299,13 @@ class Table(Files):
     """Files with one row per item or per user."""
 
     id: str = "id"
+    """Column of the item's or user's id."""
     features: tuple[Feature, ...] = ()
+    """Features of the items or users. Items that training has not seen are ranked by these features
+    alone."""
     candidate: str | None = None
-    """Of the item table: a column that is 0 or false for items that only histories hold and no
-    ranking may offer. Items without a value, or without a row, are candidates."""
+    """Of the item table: column that is 0 or false for items that appear in histories but may not
+    be ranked. Items without a value or a row are candidates."""
 
     @property
     def read(self) -> list[str]:
@@ -292,20 +315,27 @@ class Table(Files):
 
 
 class Split(Frozen):
-    """Where training ends and testing begins."""
+    """Which events are for training, validation and test."""
 
     by: Literal["time", "position"] = "time"
-    """"time": cut points for everybody; "position": shares of each user's own events."""
+    """"time": the same cut points for all users, as in production; "position": shares of each
+    user's own events, for logs without times."""
     train: float = Field(0.8, gt=0, lt=1)
+    """Share of the impressions in the training split."""
     validation: float = Field(0.1, gt=0, lt=1)
+    """Share of the impressions in the validation split. The rest is the test split."""
     validation_from: str | None = None
+    """Start of the validation split as ISO 8601 text, in UTC unless it contains an offset. It
+    replaces the shares and requires test_from."""
     test_from: str | None = None
-    """Cut points as ISO 8601 text (UTC unless it says otherwise); they win over the shares."""
+    """Start of the test split, likewise."""
     held_out_users: float = Field(0, ge=0, lt=1)
-    """Share of users that training never sees: all their requests form the split "held-out"."""
+    """Share of users to exclude from training. All their requests form the split "held-out", which
+    measures ranking for new users."""
     held_out_items: float = Field(0, ge=0, lt=1)
-    """Share of items, the last ones to appear, that are neither trained nor validated on: before
-    the test split their events enter histories only, as items that nobody knows."""
+    """Share of items, the last ones to appear, to exclude from training and validation. Before the
+    test split their events enter histories only, as unknown items. Use it to measure ranking of new
+    items."""
 
     @model_validator(mode="after")
     def _check(self) -> Split:
@@ -328,43 +358,60 @@ class Split(Frozen):
 
 
 class History(Frozen):
-    """What of a user's past a model sees."""
+    """Which events of a user's past the model sees."""
 
     length: int = Field(128, ge=1, le=1 << 20)
-    """The latest so many events."""
+    """Number of latest events. Training time and memory grow with it linearly; longer histories
+    help users with many events."""
     keep: str | None = None
-    """The name of a binary label: only events that have it enter histories."""
+    """Name of a binary label: only events with this label enter histories. Use it if the log has
+    far more impressions than actions."""
 
 
 class Requests(Frozen):
-    """Which impressions share one history. A request column of the source wins over the gap."""
+    """Which impressions share one history, if the source has no request column."""
 
     gap: float = Field(1800.0, gt=0)
-    """Seconds between two impressions that still belong together (ignored without a clock)."""
+    """Seconds without an impression after which a new request starts. Logs without times ignore
+    it."""
     size: int = Field(16, ge=1)
-    """At most so many impressions; longer ones are cut, where no request column is given."""
+    """Largest number of impressions in a request; longer ones are divided. The model does not see
+    events of the same request, so small requests have more recent histories and more of them to
+    encode."""
 
 
 class Checks(Frozen):
-    """How much dirt is too much."""
+    """Limits of data quality."""
 
     max_bad_share: float = Field(0.05, ge=0, le=1)
-    """Share of rows dropped as bad beyond which `prepare` refuses the log."""
+    """Share of bad rows above which `prepare` refuses the log. Bad rows below it are dropped and
+    counted by reason."""
 
 
 class Spec(Frozen):
-    """One dataset: sources, roles, split. See the module's text for the TOML form."""
+    """A dataset description: sources of events, roles of columns, features, and the split."""
 
     name: str = Field(min_length=1)
+    """Name of the dataset in metrics and reports."""
     events: tuple[EventSource, ...] = Field(min_length=1, max_length=255)
+    """Sources of events, at least one. Several sources may have different columns."""
     labels: tuple[Label, ...] = Field(min_length=1)
+    """Outcomes to predict, at least one. The first one is the main task: validation stops by it,
+    and rankings order by it."""
     event_features: tuple[EventFeature, ...] = ()
+    """Further columns of the events."""
     items: Table | None = None
+    """The item table. Without it, the model cannot distinguish items that training has not seen."""
     users: Table | None = None
+    """The user table."""
     split: Split = Split()
+    """Split into training, validation and test."""
     history: History = History()
+    """Histories."""
     requests: Requests = Requests()
+    """Requests."""
     checks: Checks = Checks()
+    """Data quality."""
 
     @model_validator(mode="after")
     def _check(self) -> Spec:

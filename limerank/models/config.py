@@ -233,6 +233,7 @@ class TrainConfig(Frozen):
     bf16: bool = False
     """Compute matrix products in bfloat16 (weights and optimiser stay float32)."""
     seed: int = Field(0, ge=0)
+    """Random seed of weights, order of batches and dropout."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """A killed run loses at most about this much work; more where checkpoints would take more than
     a twentieth of the time."""

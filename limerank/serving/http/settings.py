@@ -24,55 +24,67 @@ LEAST_KEY = 16
 
 
 class Settings(Frozen):
-    """What a server is given beside a run, an index and a store."""
+    """Settings of a server besides its run, index and store."""
 
     host: str = "127.0.0.1"
+    """Address to listen on. Behind a reverse proxy on the same machine, keep the default."""
     port: int = Field(8000, ge=0, lt=65536)
-    """0: any free one."""
+    """TCP port; 0 chooses a free one."""
     keys: dict[Access, tuple[str, ...]] = Field(default_factory=dict)
-    """Keys for ranking ("read"), for events and users ("write") and for items and reloading
-    ("admin"). One that may write may read, one that may administer may do all."""
+    """API keys by access: "read" may rank, "write" may also add events and users, "admin" may also
+    change items and reload."""
     open: bool = False
-    """No keys at all. Only on a loopback address, and not for the pages of others."""
+    """Whether the server runs without keys. It is allowed on a loopback address only, and requests
+    from pages of other origins are refused."""
     proxies: tuple[str, ...] = ()
-    """Addresses or networks of reverse proxies. What they say of a client's address
-    (X-Forwarded-For) is believed, and their connections are not counted by address."""
+    """Addresses or networks of reverse proxies. The server trusts their X-Forwarded-For header and
+    does not limit their connections by address."""
     body_bytes: int = Field(8 << 20, ge=1024)
-    """Of a request, at most; more is 413."""
+    """Largest request body in bytes; a larger one is answered with 413. Raise it for large batches
+    of events or items."""
     body_seconds: float = Field(10.0, gt=0)
-    """In which a request's body has to arrive; else 408."""
+    """Time limit for receiving a request body; after it the answer is 408."""
     bodies_bytes: int = Field(64 << 20, ge=1 << 20)
-    """Of all bodies that are under way, but for the first 64 KiB of each; more are 503."""
+    """Largest total of all bodies being received, not counting the first 64 KiB of each; beyond it
+    the answer is 503."""
     threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    """Requests that are computed at a time."""
+    """Requests computed at the same time. By default the number of cores; lower it if other
+    programs share the machine."""
     store_threads: int = Field(16, ge=1)
-    """As ``threads``, with a store on another machine: most of the time they wait for it, which
-    needs no core."""
+    """The same if the event store is on another machine: such requests mostly wait for the store
+    and need no core."""
     waiting: int = Field(256, ge=1)
-    """Requests that wait to be computed, at most; more are 503."""
+    """Requests that may wait to be computed; beyond it the answer is 503. A long queue adds
+    latency, a short one rejects bursts."""
     seconds: float = Field(10.0, gt=0)
-    """In which a request has to be answered, waiting included; else 503."""
+    """Time limit of a request, waiting included; after it the answer is 503."""
     admin_threads: int = Field(2, ge=1)
-    """Administrators' requests that are under way at a time: they have threads of their own."""
+    """Administrative requests computed at the same time, in threads of their own."""
     admin_waiting: int = Field(16, ge=1)
-    """Administrators' requests that wait, at most; more are 503."""
+    """Administrative requests that may wait; beyond it the answer is 503."""
     admin_seconds: float = Field(120.0, gt=0)
-    """In which an administrator's request has to be answered: reloading opens whole indexes."""
+    """Time limit of an administrative request. Reloading opens a complete index, so allow for its
+    size."""
     connections: int = Field(1000, ge=16)
-    """Open at a time; fewer where the process may open fewer files. For one more the connection
-    that has waited longest without a request is closed, of the address that has most of them."""
+    """Open connections in total; fewer if the process may open fewer files. For a further one, the
+    server closes the connection that has been idle longest, of the address with the most
+    connections."""
     address_connections: int = Field(256, ge=4)
-    """Of one address, open at a time; for one more its longest waiting one is closed."""
+    """Open connections per client address. For a further one, the server closes the address's
+    connection that has been idle longest."""
     header_seconds: float = Field(10.0, gt=0)
-    """In which a request's headers have to arrive; else 408."""
+    """Time limit for receiving a request's headers; after it the answer is 408."""
     idle_seconds: float = Field(30.0, gt=0)
-    """For which a connection may wait for its next request."""
+    """Time after which a connection without a request is closed. Keep it above the keep-alive time
+    of your load balancer."""
     write_seconds: float = Field(30.0, gt=0)
-    """In which a client has to take an answer; else its connection is closed."""
+    """Time limit for a client to receive a response; after it the connection is closed."""
     rate: float | None = Field(None, gt=0)
-    """Requests per second and key (or address, without keys), over some seconds; more are 429."""
+    """Requests per second and key (or address, without keys), averaged over some seconds; beyond it
+    the answer is 429."""
     drain_seconds: float = Field(20.0, ge=0)
-    """In which the process ends when it is told to: requests under way get three quarters of it."""
+    """Time limit for shutting down after SIGTERM. Running requests get three quarters of it. Set
+    the limit of your process manager higher."""
 
     @model_validator(mode="after")
     def _check(self) -> Settings:

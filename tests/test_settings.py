@@ -1,0 +1,122 @@
+"""The reference of settings: complete, up to date, and shown by the command line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field
+
+from limerank.cli import reference
+from limerank.cli.app import COMMANDS, command_of
+from limerank.models.config import TrainConfig
+from limerank.models.registry import MODELS
+from tests.worlds import OF_THE_PACKAGE
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+
+
+class Base(BaseModel):
+    size: int = Field(8, ge=1)
+    """Size of a :class:`~somewhere.Vector`. Larger
+    is slower."""
+
+
+class Toy(Base):
+    name: str
+    """Required; see ``size``."""
+    kind: Literal["a", "b"] = "a"
+    """One of two."""
+    share: float | None = Field(None, gt=0, le=1)
+    """A share."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Weights."""
+    files: tuple[str, ...] = ()
+    """Files."""
+
+
+def test_a_setting_is_read_from_its_class():
+    found = {one.name: one for one in reference.settings_of(Toy)}
+    assert list(found) == ["size", "name", "kind", "share", "weights", "files"]
+    size = found["size"]
+    assert (size.default, size.values) == ("8", "integer ≥ 1")
+    assert size.meaning == "Size of a `Vector`. Larger is slower."
+    assert size.summary == "Size of a `Vector`."
+    assert (found["name"].default, found["name"].values) == ("required", "text")
+    assert (found["kind"].default, found["kind"].values) == ('"a"', '`"a"`, `"b"`')
+    assert (found["share"].default, found["share"].values) == ("not set", "number > 0 and ≤ 1")
+    assert (found["weights"].default, found["weights"].values) == ("{}", "table text → number")
+    assert (found["files"].default, found["files"].values) == ("[]", "list of text")
+
+
+def test_the_page_is_up_to_date():
+    """In a process of its own: other tests register models."""
+    command = [sys.executable, "-m", "limerank", "settings", "--markdown"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert DOCS.read_text("utf-8") == done.stdout, "out of date: make settings"
+
+
+def test_every_setting_has_a_meaning():
+    for section in reference.sections():
+        for one in section.settings:
+            assert one.meaning.endswith((".", ")")), f"{section.title}: {one.name}"
+            assert len(one.summary) <= 200, f"{section.title}: {one.name}: {one.summary}"
+
+
+def test_help_of_train_lists_the_names_of_set(call):
+    status, output, _ = call("train", "--help")
+    assert status == 0
+    for model in OF_THE_PACKAGE:
+        for name in [*TrainConfig.model_fields, *MODELS[model].config.model_fields]:
+            if name != "model":
+                assert re.search(rf"^│ {name} +\S", output, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("topic", ["", "training", "models", "lime-mha", "dataset", "server"])
+def test_settings_are_listed_by_topic(call, topic):
+    status, output, _ = call("settings", *([topic] if topic else []))
+    assert status == 0
+    assert ("learning" in output) == (topic in ("", "training", "lime-mha"))
+    assert ("links" in output) == (topic in ("", "models", "lime-mha"))
+    assert ("slots" in output) == (topic in ("", "models"))
+    assert ("drain_seconds" in output) == (topic in ("", "server"))
+    assert ("[[events]]" in output) == (topic in ("", "dataset"))
+
+
+def test_a_misspelt_topic_is_named(call):
+    status, _, error = call("settings", "lime-mah")
+    assert status == 2 and "did you mean 'lime-mha'?" in error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_an_example_and_the_exit_statuses(call, command):
+    status, output, _ = call(command, "--help")
+    assert status == 0
+    assert re.search(rf"^ +limerank {command}\b", output, re.MULTILINE), "an example"
+    assert "Exit status: 0" in output
+
+
+def test_commands_are_what_their_modules_define():
+    for name in COMMANDS:
+        command = command_of(name)
+        assert command.name == name
+        assert command.callback.__module__ == f"limerank.cli.{name}"
+        for option in command.params:
+            assert option.help and option.help.endswith((".", ")")), f"{name}: {option.name}"
+
+
+def test_help_loads_no_large_library():
+    code = (
+        "import sys\nsys.argv = ['limerank', *sys.argv[1:]]\n"
+        "from limerank.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n"
+        "    print('loaded:', *({'torch', 'numpy', 'pyarrow', 'polars'} & sys.modules.keys()))"
+    )
+    for arguments in (["--help"], ["--version"], ["evaluate", "--help"], ["serve", "--help"]):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1].strip() == "loaded:", arguments
