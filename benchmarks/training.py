@@ -26,7 +26,7 @@ from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
-from limerank.models.losses import task_losses, total_loss
+from limerank.models.tasks import task_losses, total_loss
 from limerank.training.optim import Optimiser
 from limerank.validation import validate
 

@@ -21,7 +21,7 @@ from limerank.evaluation.lists import list_metrics
 from limerank.evaluation.predict import effective_links, predict
 from limerank.evaluation.slices import slice_values
 from limerank.models.config import TrainConfig
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 from tests.worlds import config_of, prepare_log, write_log

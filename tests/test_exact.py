@@ -17,7 +17,7 @@ from limerank.kernels.prefix import nothing_yet, prefix_attention
 from limerank.models import build, lime
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.lime import LimeMha
-from limerank.models.losses import task_losses, total_loss
+from limerank.models.tasks import task_losses, total_loss
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 from tests.worlds import unsure

@@ -11,7 +11,7 @@ from limerank.evaluation.evaluate import Evaluation, Slice
 from limerank.evaluation.legend import METRICS, WIDTH, legend, metric_of, reference
 from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import Predictions
-from limerank.models.config import Task
+from limerank.models.tasks import Task
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 

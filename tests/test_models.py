@@ -14,8 +14,8 @@ from limerank.data.batch import Batch
 from limerank.models import MODELS, Ranker, build
 from limerank.models.config import ModelConfig
 from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
-from limerank.models.losses import predictions, task_losses, total_loss
 from limerank.models.ranker import gather
+from limerank.models.tasks import predictions, task_losses, total_loss
 from tests.worlds import SHAPE, batch, config_of, unsure
 
 LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]

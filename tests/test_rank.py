@@ -24,7 +24,7 @@ from limerank.errors import DataError, FingerprintError, FormatError, SpecError,
 from limerank.evaluation.predict import predict
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.results import Ranked, Ranking
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop

@@ -14,7 +14,7 @@ import torch
 from starlette.testclient import TestClient
 
 from limerank.errors import StoreError
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import OPERATIONS, application
 from limerank.serving.http.openapi import describe, reference

@@ -13,7 +13,8 @@ from limerank.data.batch import Batch, Features, Items, Users
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.models import MODELS
-from limerank.models.config import DataShape, ModelConfig, Task, config_class
+from limerank.models.config import DataShape, ModelConfig, config_class
+from limerank.models.tasks import Task
 
 SHAPE = DataShape(
     item_ids=40,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.models import Ranker
+from limerank.models.tasks import columns, main_task
 from limerank.progress import Bar
 
 LIST_DEPTHS = (10, 50)
@@ -49,7 +50,8 @@ def list_metrics(
         metrics, where there was a request to measure.
     """
     tasks = ranker.shape.tasks
-    main = next((position for position, task in enumerate(tasks) if task.kind == "binary"), 0)
+    main = main_task(tasks)
+    output = columns(tasks)[main].start
     items = len(dataset.items)
     # Requests are drawn before their positives are read: the cost grows with `most`, not the split.
     drawn = requests
@@ -86,7 +88,7 @@ def list_metrics(
             chunk = max(1, LIST_NUMBERS // (max(items, 1) * ranker.scratch(state)))
             for at in range(0, len(part), chunk):
                 some = type(state)(*(of_all[at : at + chunk] for of_all in state))
-                scores = ranker.score(some, terms)[..., main].float().cpu().numpy()
+                scores = ranker.score(some, terms)[..., output].float().cpu().numpy()
                 for request, line in zip(part[at : at + chunk], scores, strict=True):
                     ranks.append(_ranks(dataset, request, line, relevant[int(request)]))
                 bar.advance(len(scores))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.evaluation.predict import Predictions
-from limerank.models.config import Task
+from limerank.models.tasks import Task, main_task
 
 
 def task_metrics(
@@ -27,25 +26,12 @@ def task_metrics(
     """
     pick = slice(None) if chosen is None else chosen
     users = dataset.requests["user"][predicted.requests[pick]]
-    main = next((position for position, task in enumerate(tasks) if task.kind == "binary"), None)
+    main = main_task(tasks)
     found: dict[str, dict[str, float]] = {}
     for position, task in enumerate(tasks):
         value, label = predicted.values[pick, position], predicted.labels[pick, position]
-        if task.kind == "binary":
-            found[task.name] = {
-                "auc": metrics.auc(label, value),
-                "gauc": metrics.gauc(label, value, users),
-                "log_loss": metrics.log_loss(label, value),
-                "ne": metrics.normalized_entropy(label, value),
-                "calibration": metrics.calibration(label, value),
-                "ece": metrics.ece(label, value),
-            }
-        else:
-            positive = label > 0 if main is None else predicted.labels[pick, main]
-            found[task.name] = {
-                "xauc": metrics.xauc(label, value),
-                "wtauc": metrics.wtauc(positive, value, label),
-                "mae_s": metrics.mae(label, value),
-                "calibration": metrics.calibration(label, value),
-            }
+        if np.isnan(label).all():
+            continue  # an output of the training's objective, of which the dataset has no label
+        positive = predicted.labels[pick, main] if tasks[main].of_kind.binary else label > 0
+        found[task.name] = task.of_kind.measure(label, value, users, positive)
     return found

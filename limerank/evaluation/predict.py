@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
 from limerank.models import Ranker
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.progress import Bar
 
 
@@ -22,7 +22,7 @@ class Predictions:
         rows: event rows, i64 [n].
         requests: request rows, i64 [n].
         values: probabilities or expected seconds, f32 [n, K].
-        labels: outcomes, f32 [n, K].
+        labels: outcomes, f32 [n, K]; NaN for tasks of the model that the dataset has no label of.
         link_use: mean weight of each link per head, f32 [H, l]; None for models without links.
     """
 
@@ -57,9 +57,11 @@ def predict(
     position = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
     position[requests + 1] = counts
     np.cumsum(position, out=position)
-    total, tasks = int(counts.sum()), len(dataset.tasks)
-    values = np.empty((total, tasks), dtype=np.float32)
-    labels = np.empty((total, tasks), dtype=np.float32)
+    total, tasks = int(counts.sum()), ranker.shape.tasks
+    values = np.empty((total, len(tasks)), dtype=np.float32)
+    labels = np.full((total, len(tasks)), np.nan, dtype=np.float32)
+    labelled = [at for at, task in enumerate(tasks) if task.name in dataset.tasks]
+    label_columns = [dataset.tasks.index(tasks[at].name) for at in labelled]
     use: torch.Tensor | None = None
     plan = dataset.plan(requests, impressions, history)
     was_training = ranker.training
@@ -71,12 +73,12 @@ def predict(
         for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
             batch = batch.to(device)
             real = batch.real
-            predicted = predictions(ranker(batch)[real].float(), ranker.shape.tasks)
+            predicted = predictions(ranker(batch)[real].float(), tasks)
             counts_b = batch.counts.cpu().numpy()
             starts = np.repeat(position[part] - (np.cumsum(counts_b) - counts_b), counts_b)
             at = starts + np.arange(len(starts))
             values[at] = predicted.cpu().numpy()
-            labels[at] = batch.labels[real].cpu().numpy()
+            labels[at[:, None], labelled] = batch.labels[real].cpu().numpy()[:, label_columns]
             if ranker.folds:
                 terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
                 seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)

@@ -17,18 +17,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from limerank.data.history import EventEncoder
 from limerank.errors import SpecError, check_choice, did_you_mean
+from limerank.models.tasks import Task, outputs
 from limerank.validation import Frozen, validate
 
 Activation = Literal["relu", "hardswish", "silu"]
-
-
-class Task(Frozen):
-    """One output of a model."""
-
-    name: str
-    kind: Literal["binary", "duration"]
-    mean: float
-    """Mean label over the impressions of the training window; durations in seconds."""
 
 
 class DataShape(Frozen):
@@ -44,6 +36,11 @@ class DataShape(Frozen):
     context_tokens: int
     clock: bool
     tasks: tuple[Task, ...] = Field(min_length=1)
+
+    @property
+    def outputs(self) -> int:
+        """Logits that a model gives for each candidate, K."""
+        return outputs(self.tasks)
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> DataShape:

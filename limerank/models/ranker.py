@@ -10,7 +10,7 @@ A ranker splits scoring so that each part is computed as rarely as possible::
 and ``ranker(batch)`` is exactly that, for training.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, l links,
-h hidden units, g first-layer outputs (2 h when gated, else h), K tasks, A tokens per event.
+h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A tokens per event.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Head(nn.Module):
         self.from_item = nn.Linear(config.width, outputs)
         self.from_user = nn.Linear(config.width, outputs, bias=False)
         self.from_context = nn.Linear(config.width, outputs, bias=False)
-        self.out = nn.Linear(config.hidden, len(shape.tasks))
+        self.out = nn.Linear(config.hidden, shape.outputs)
         self.gated = config.gated
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.dropout)
@@ -242,7 +242,7 @@ class Ranker(nn.Module, abc.ABC):
         """Numbers that :meth:`score` holds per request and candidate, about; callers cut their
         work by it."""
         hidden = self.config.hidden if isinstance(self.config, HeadConfig) else 0
-        return 2 * hidden + len(self.shape.tasks)
+        return 2 * hidden + self.shape.outputs
 
     @abc.abstractmethod
     def encode_items(self, vectors_ud: Tensor) -> Any:

@@ -43,18 +43,18 @@ class TwoTower(Ranker):
 
     def __init__(self, shape: DataShape, config: TwoTowerConfig) -> None:
         super().__init__(shape, config)
-        d, tasks = config.width, len(shape.tasks)
+        d, outputs = config.width, shape.outputs
         self.user = nn.Sequential(
             nn.Linear(3 * d, 4 * d),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            nn.Linear(4 * d, tasks * (d + 1)),
+            nn.Linear(4 * d, outputs * (d + 1)),
         )
         self.item = nn.Sequential(
             nn.Linear(d, 2 * d),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            nn.Linear(2 * d, tasks * (d + 1)),
+            nn.Linear(2 * d, outputs * (d + 1)),
         )
 
     def encode_items(self, vectors_ud: Tensor) -> TowerTerms:
@@ -69,9 +69,9 @@ class TwoTower(Ranker):
         return TowerState(*self._parts(self.user(torch.cat([pooled_bd, u_bd, c_bd], -1))))
 
     def score(self, state: TowerState, terms: TowerTerms) -> Tensor:
-        d, tasks = self.config.width, len(self.shape.tasks)
-        q_bkd = state.vectors.unflatten(-1, (tasks, d)) * d**-0.5
-        p_mkd = terms.vectors.unflatten(-1, (tasks, d))
+        d, outputs = self.config.width, self.shape.outputs
+        q_bkd = state.vectors.unflatten(-1, (outputs, d)) * d**-0.5
+        p_mkd = terms.vectors.unflatten(-1, (outputs, d))
         if p_mkd.dim() == 3:
             products_bmk = torch.einsum("bkd,mkd->bmk", q_bkd, p_mkd)
         else:
@@ -79,5 +79,5 @@ class TwoTower(Ranker):
         return products_bmk + terms.bias + state.bias[:, None]
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        tasks = len(self.shape.tasks)
-        return out[..., :-tasks], out[..., -tasks:]
+        outputs = self.shape.outputs
+        return out[..., :-outputs], out[..., -outputs:]

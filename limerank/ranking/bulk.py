@@ -32,7 +32,7 @@ from limerank.files import (
     sync_directory,
     write_json,
 )
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.progress import Bar
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import weights_of_tasks

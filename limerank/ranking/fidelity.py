@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.errors import UnknownError
 from limerank.index import Index
+from limerank.models.tasks import columns
 from limerank.progress import Bar
 from limerank.ranking.scorer.contract import Rows, Scorer
 from limerank.ranking.scorer.model import ModelScorer
@@ -181,11 +181,11 @@ def quantisation_report(
     if labels:
         label = np.concatenate(labels)
         exact, rounded = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
-        for position, task in enumerate(tasks):
-            measure, name = (
-                (metrics.auc, "auc") if task.kind == "binary" else (metrics.xauc, "xauc")
+        for position, (task, own) in enumerate(zip(tasks, columns(tasks), strict=True)):
+            (name, before), (_, after) = (
+                task.of_kind.separation(label[:, position], z[:, own.start])
+                for z in (exact, rounded)
             )
-            before, after = (measure(label[:, position], z[:, position]) for z in (exact, rounded))
             of_tasks.append(TaskFidelity(task.name, name, before, before - after))
     return Fidelity(
         scorer=measured.name,

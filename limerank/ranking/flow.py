@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from limerank.errors import DataError, UnknownError
 from limerank.index import Index
 from limerank.models import Ranker
-from limerank.models.losses import predictions
+from limerank.models.tasks import predictions
 from limerank.ranking.explain import Explanation, Past, explain
 from limerank.ranking.request import plain
 from limerank.ranking.scorer import Scorer, weights_of_tasks

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.evaluation.predict import predict
 from limerank.report import plots
@@ -129,26 +128,18 @@ def agreement(names: list[str], runs: Sequence[Run], dataset: Dataset) -> list[s
     predicted = [predict(run.ranker, dataset, requests, history=run.train.history) for run in runs]
     tasks = runs[0].ranker.shape.tasks
     pictures = []
-    for kind in ("binary", "duration"):
-        position = next(
-            (position for position, task in enumerate(tasks) if task.kind == kind), None
-        )
-        if position is None:
-            continue
+    first = {task.kind: position for position, task in reversed(list(enumerate(tasks)))}
+    for position in sorted(first.values()):
+        if np.isnan(predicted[0].labels[:, position]).all():
+            continue  # the dataset has no label of this task
         series = []
         for colour, (name, one) in enumerate(zip(names, predicted, strict=True)):
-            values, labels = one.values[:, position], one.labels[:, position]
-            if kind == "binary":
-                bins = metrics.reliability(labels, values)
-                series.append(Series(name, colour, bins.prediction, bins.label))
-            else:
-                parts = np.array_split(np.argsort(values, kind="stable"), 20)
-                x = [float(values[part].mean()) for part in parts if len(part)]
-                y = [float(labels[part].mean()) for part in parts if len(part)]
-                series.append(Series(name, colour, x, y))
+            x, y = tasks[position].of_kind.reliability(
+                one.labels[:, position], one.values[:, position]
+            )
+            series.append(Series(name, colour, x.tolist(), y.tolist()))
         task = tasks[position].name
-        unit = f"probability of {task}" if kind == "binary" else f"seconds of {task}"
-        outcomes = f"share with {task}" if kind == "binary" else f"mean seconds of {task}"
+        unit, outcomes = tasks[position].of_kind.described(tasks[position])
         pictures.append(
             plots.agreement(
                 f"calibration of {task}",

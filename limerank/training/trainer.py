@@ -25,7 +25,6 @@ from limerank.errors import (
     LimerankError,
     SpecError,
     check_names,
-    did_you_mean,
 )
 from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import effective_links, predict
@@ -33,8 +32,8 @@ from limerank.files import held_alone, new_folder, read_json, write_text
 from limerank.kernels.attention import real_positions
 from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
-from limerank.models.losses import task_losses, total_loss
 from limerank.models.registry import model_of
+from limerank.models.tasks import stopping_metric, task_losses, total_loss
 from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.folder import (
@@ -48,7 +47,6 @@ from limerank.runs.folder import (
 from limerank.training.optim import Optimiser
 from limerank.training.result import TrainingResult
 
-HIGHER_IS_BETTER = {"auc": True, "gauc": True, "xauc": True, "wtauc": True}
 BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
 TRIED = 4
@@ -227,7 +225,7 @@ class Trainer:
                     f"{dataset.path} has no requests in its {split} split; "
                     "prepare it with other split points"
                 )
-        self.metric = self._metric()
+        *self.metric, self._higher = stopping_metric(shape.tasks, config.metric)
         check_names("task", config.task_weights, [task.name for task in shape.tasks])
         if config.exact and not model_of(model.model).ranker.streams:
             raise SpecError(
@@ -255,23 +253,6 @@ class Trainer:
             "waited": 0,
             "lines": 0,
         }
-
-    def _metric(self) -> tuple[str, str]:
-        main = self.shape.tasks[0]
-        name = self.config.metric or f"{main.name}/{'auc' if main.kind == 'binary' else 'xauc'}"
-        task, _, metric = name.partition("/")
-        kinds = {task.name: task.kind for task in self.shape.tasks}
-        known = {
-            "binary": ("auc", "gauc", "log_loss", "ne"),
-            "duration": ("xauc", "wtauc", "mae_s"),
-        }
-        if metric not in known.get(kinds.get(task, ""), ()):
-            choices = [f"{task}/{part}" for task, kind in kinds.items() for part in known[kind]]
-            raise SpecError(
-                f"metric is {name!r}, expected one of {', '.join(choices)}"
-                f"{did_you_mean(name, choices)}"
-            )
-        return task, metric
 
     def _ages(self) -> torch.Tensor:
         """Ages [n] of the events in some histories of the training split."""
@@ -406,7 +387,7 @@ class Trainer:
         if predicted.link_use is not None:
             line["effective_links"] = round(effective_links(predicted.link_use), 3)
         self._line(line)
-        sign = 1 if HIGHER_IS_BETTER.get(metric, False) else -1
+        sign = 1 if self._higher else -1
         if state["best"] is None or sign * value > sign * state["best"]:
             state["best"], state["best_step"], state["waited"] = value, state["step"], 0
             save_weights(self.out, self.ranker)

@@ -21,7 +21,7 @@ from torch import Tensor
 from limerank.errors import FingerprintError, SpecError, UnknownError, check_names
 from limerank.index import Index
 from limerank.models import Ranker
-from limerank.models.config import Task
+from limerank.models.tasks import Task, columns, outputs
 
 Rows = NDArray[np.int64]
 
@@ -68,7 +68,7 @@ class Scorer(abc.ABC):
                 f"not by a {ranker.config.model} of width {ranker.config.width}"
             )
         self.ranker, self.index = ranker, index
-        self.tasks = len(ranker.shape.tasks)
+        self.tasks = ranker.shape.outputs
 
     def __len__(self) -> int:
         return len(self.index)
@@ -281,7 +281,10 @@ def weights_of_tasks(
                 f"the weight of task {name!r} is {weight!r}, expected a finite number of "
                 f"{LARGEST_WEIGHT:.1e} at most"
             )
-    return np.array([given.get(name, 0.0) for name in names], dtype=np.float32)
+    weights = np.zeros(outputs(tasks), dtype=np.float32)
+    for task, own in zip(tasks, columns(tasks), strict=True):
+        weights[own.start] = given.get(task.name, 0.0)
+    return weights
 
 
 def _keys(values_bm: Tensor, first: int) -> Tensor:

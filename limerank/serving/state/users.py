@@ -185,8 +185,8 @@ class UserStates:
         check_choice("mode", mode, get_args(Mode))
         if mode == "streaming" and not ranker.streams:
             raise SpecError(
-                f"the run is {ranker.config.model}, which has no streaming state (lime-mha has): "
-                "serve it with the mode window"
+                f"{ranker.config.model} has no streaming state (lime-mha has one): serve it with "
+                "the mode window"
             )
         if length is not None and length < 1:
             raise SpecError(f"the length of histories is {length}, expected 1 or more")
