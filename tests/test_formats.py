@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 from limerank import (
     Dataset,
+    FormatError,
     Index,
     ModelConfig,
     Recommender,
     SqliteStore,
-    TrainConfig,
     ValkeyStore,
     compact_index,
     evaluate,
@@ -31,8 +31,6 @@ from limerank import (
     train,
 )
 from limerank.evaluation.predict import predict
-from limerank.files import read_json, write_json
-from limerank.runs.model import seal
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
@@ -41,12 +39,7 @@ from tests.valkey_server import needs_server, server
 FORMATS = Path(__file__).parent / "formats"
 WRITTEN = "4ef6b91"
 FACTS = json.loads((FORMATS / WRITTEN / "expected.json").read_text("utf-8"))
-RUNS, INDEXES = FACTS["runs"], FACTS["indexes"]
-# A ranking without a time is made now: its hour of day is another one than when it was written.
-STATES = {
-    mode: [one for one in answers if one[1] != "/v1/rank" or "time" in one[2]]
-    for mode, answers in FACTS["stores"].items()
-}
+RUNS, INDEXES, STATES = FACTS["runs"], FACTS["indexes"], FACTS["stores"]
 KEY = "r" * 20
 
 
@@ -142,26 +135,19 @@ def test_a_run_predicts_what_it_predicted(written, name, tmp_path):
     same(found, RUNS[name])
 
 
-def test_a_training_that_was_killed_resumes(written, tmp_path):
-    """And ends like one that ran through. It had no dropout: what is dropped is drawn at random."""
+def test_a_training_that_was_killed_is_refused_and_its_best_weights_open(written, tmp_path):
+    """Nothing in the folder changes. A checkpoint is resumed by the version that wrote it alone."""
     out = tmp_path / "run"
     shutil.copytree(written / "unfinished", out)
-    config = read_json(out / "config.json", "a run")
-    config["data"] = str(written / "clocked")
-    write_json(out / "config.json", config)
-    seal(out)
-    step = len((out / "metrics.jsonl").read_text("utf-8").splitlines())
-    last = train(
-        written / "clocked",
-        out,
-        model=ModelConfig.model_validate(config["model"]),
-        config=TrainConfig.model_validate(config["train"]),
-    )
-    assert last.steps > 0 and not (out / "trainer").exists()
-    assert len((out / "metrics.jsonl").read_text("utf-8").splitlines()) > step
-    found = run_facts(out, written / "clocked", tmp_path / "metrics.json")
-    expected = {name: FACTS["finished"][name] for name in ("sealed", "metrics", "predictions")}
-    same(found, expected)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(FormatError, match=r"unfinished run.*--overwrite"):
+        train(written / "clocked", out, model=ModelConfig(model="lime-mha"))
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert load_run(out).ranker.config.model == "lime-mha"
+    found = evaluate(out, data=written / "clocked", split="validation", lists=0).tasks
+    # It was killed during its second validation: the weights are those of the first one.
+    lines = map(json.loads, (out / "metrics.jsonl").read_text("utf-8").splitlines())
+    same(found, next(line["validation"] for line in lines if "validation" in line))
 
 
 def answers_of_index(path: Path, written: Path, scorers: list[str]) -> dict[str, object]:

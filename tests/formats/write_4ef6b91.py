@@ -455,12 +455,13 @@ def questions() -> list[tuple[str, str, object]]:
             found.append(("POST", "/v1/rank", {"user": user, "k": 5, "time": time}))
         found.append(("GET", f"/v1/users/{user}", None))
     few = {"user": 1, "time": TIMES[1]}
+    history = {"history": [{"item": 1, "labels": {"click": 1}}], "time": TIMES[1]}
     chosen = {"candidates": [1, 2, 900, 910], "context": {"tab": "tab2"}}
     return [
         *found,
         ("POST", "/v1/rank", {**few, **chosen, "exclude_seen": False}),
         ("POST", "/v1/rank", {**few, "filter": {"group": ["g1"]}, "task_weights": {"watch": 1}}),
-        ("POST", "/v1/rank", {"history": [{"item": 1, "labels": {"click": 1}}], "k": 3}),
+        ("POST", "/v1/rank", {**history, "k": 3}),
         ("POST", "/v1/explain", {**few, "items": [1, 910]}),
         ("GET", "/v1/items/3", None),
         ("GET", "/v1/items/910", None),
