@@ -78,12 +78,15 @@ class ModelConfig(Frozen):
     model: str
     """Name of the model."""
     width: int = Field(64, ge=1)
-    """d: numbers per item, event and link."""
+    """Length of the vectors of items, events and links, d. More costs time and memory in training,
+    index and scoring; raise it for large logs."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of items whose id is hidden in a training step, so that their content alone has to
-    represent them, as it will for items that training has not seen."""
+    """Share of items whose id is hidden in a training step, so that their features alone represent
+    them, as for items that training has not seen. Raise it if many items are new when they are
+    ranked."""
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of hidden units dropped in training (head, feed-forward layers, attention output)."""
+    """Share of hidden units that a training step drops (head, feed-forward layers, attention
+    output). Raise it if the validation metric falls while the training loss still improves."""
 
     other_names: ClassVar[Mapping[str, str]] = {"places": "positions"}
     """Names that a setting has in other models, or once had -> its name here."""
@@ -126,18 +129,20 @@ class HeadConfig(ModelConfig):
     """Settings of rankers that end in the shared head (:class:`~limerank.models.ranker.Head`)."""
 
     hidden: int = Field(32, ge=1)
-    """h: hidden units of the head; with a gate each has two first-layer sums."""
+    """Hidden units of the head, h. Scoring time of a catalogue grows with it."""
     activation: Activation = "relu"
-    """f of the head's hidden units: relu is the cheapest where a catalogue is scored."""
+    """Activation function of the head's hidden units. "relu" is the fastest one when a catalogue is
+    scored."""
     gated: bool = True
-    """Whether the head's first layer is gated: z = f(a) * b instead of z = f(a)."""
+    """Whether the head's first layer is gated, z = f(a) * b instead of z = f(a). A gate doubles the
+    sums of the first layer."""
 
 
 class AttentionConfig(HeadConfig):
     """Settings of rankers with multi-head attention."""
 
     heads: int = Field(4, ge=1)
-    """H: attention heads; divides the width."""
+    """Attention heads, H; they divide the width."""
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -191,49 +196,54 @@ class TrainConfig(Frozen):
     """How a ranker is trained."""
 
     epochs: int = Field(5, ge=1)
-    """Passes over the training split; the learning rate decays towards the end of the last."""
+    """Largest number of passes over the training split. The learning rate decays towards the end of
+    the last one, so choose about as many as the model needs."""
     impressions: int | None = Field(None, ge=1)
-    """Impressions per batch, about; whole requests. When not given, an epoch has about 400 batches
-    of at least 64 and at most 1,024: small logs need many small steps."""
+    """Impressions per batch, approximately: batches contain complete requests. By default an epoch
+    has about 400 batches of 64 to 1,024 impressions, since small logs need many small steps."""
     rate: float = Field(3e-3, gt=0)
-    """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions; with
-    batches of n it is multiplied by sqrt(n / 1,024)."""
+    """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions. It is
+    scaled by sqrt(n / 1,024) for batches of n. Lower it if the loss is not finite."""
     table_rate: float = Field(0.1, gt=0)
-    """Peak learning rate of the embedding tables (row-wise Adagrad), likewise."""
+    """Peak learning rate of the embedding tables (row-wise Adagrad), scaled likewise."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
     table_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay of the table rows that a step touches."""
+    """Decoupled weight decay of the table rows that a step uses."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Share of all steps in which the rates rise from zero."""
+    """Share of all steps in which the learning rates rise from zero."""
     clip: float = Field(1.0, gt=0)
-    """Largest norm of the gradient of the dense weights."""
+    """Largest norm of the gradient of the dense weights; larger gradients are scaled down to it."""
     history: int | None = Field(None, ge=1)
-    """Events per history; the dataset's own length when not given."""
+    """Events per history. By default the history length of the dataset. A smaller value trains
+    faster."""
     exact: bool = False
-    """LIME-MHA: every impression is trained on all events before it, however many. Else impressions
-    of a request share the history before the request. (It is evaluated like any other run: with
-    the latest ``history`` events.)"""
+    """Whether each impression is trained with all events before it, however many (LIME-MHA only).
+    Otherwise the impressions of a request share the history before the request. Evaluation is the
+    same: it uses the latest ``history`` events."""
     exact_requests: int = Field(1, ge=0)
-    """With exact histories: consecutive requests of a user that are trained in one pass over what
-    came before; 0: all of them, in time linear in the history. More cost less where histories are
-    long, but a step then sees few users, which costs accuracy."""
+    """Consecutive requests of a user that one pass over the earlier events trains, if ``exact`` is
+    set; 0: all of them, in time linear in the history. Larger values are faster where histories are
+    long, but a step then has few users, which costs accuracy."""
     task_weights: dict[str, float] = Field(default_factory=dict)
-    """Weights of the tasks' losses; 1 where not given."""
+    """Weights of the tasks' losses, such as ``{"watch": 0.3}``. Tasks that are not listed have
+    weight 1."""
     metric: str | None = None
-    """What validation stops by, such as "click/auc"; the main task's AUC (binary) or XAUC
-    (duration) when not given."""
+    """Validation metric that stops training and chooses the weights, such as "click/auc". By
+    default the AUC (binary) or XAUC (duration) of the main task."""
     patience: int = Field(3, ge=1)
-    """Validations without a better metric before training stops."""
+    """Validations without a better metric after which training stops."""
     validations: int = Field(1, ge=1)
-    """Validations per epoch."""
+    """Validations per epoch. More of them find the best weights of a model that overfits within an
+    epoch."""
     bf16: bool = False
-    """Compute matrix products in bfloat16 (weights and optimiser stay float32)."""
+    """Whether matrix products are computed in bfloat16. Weights and optimiser stay in float32. It
+    is faster on processors with bfloat16 instructions and slower on others."""
     seed: int = Field(0, ge=0)
     """Random seed of weights, order of batches and dropout."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """A killed run loses at most about this much work; more where checkpoints would take more than
-    a twentieth of the time."""
+    """Time between checkpoints: the work that a killed run loses at most. It is longer if
+    checkpoints would take more than a twentieth of the training time."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

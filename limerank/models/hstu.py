@@ -63,7 +63,7 @@ class HstuConfig(AttentionConfig):
     blocks: int = Field(3, ge=1)
     """Blocks, one after the other."""
     positions: int = Field(1024, ge=1)
-    """Relative positions of two events that have a bias each; all larger ones share the last."""
+    """Relative positions of two events with a bias of their own; all larger ones share the last."""
 
 
 class Hstu(Ranker):

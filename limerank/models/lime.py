@@ -71,10 +71,11 @@ class LimeConfig(AttentionConfig):
     """Settings of both forms."""
 
     heads: int = Field(1, ge=1)
-    """H: attention heads; divides the width. An item has H l weights: links are the cheaper way to
-    more of them."""
+    """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
+    are cheaper than more heads."""
     links: int = Field(32, ge=1)
-    """l: learned links between history and candidates."""
+    """Learned links between history and candidates, l. Scoring time and index size grow with it;
+    the effective number of links in the metrics shows how many the model uses."""
 
     other_names: ClassVar[Mapping[str, str]] = {
         **AttentionConfig.other_names,
@@ -95,7 +96,8 @@ class LimeXorConfig(LimeConfig):
     model: str = "lime-xor"
     blocks: int = Field(3, ge=1)
     """Layers in which links read events: ``blocks - 1`` blocks, in which events read links as well,
-    and the last reading, which is that of LIME-MHA."""
+    and a last reading as in LIME-MHA. The user's side takes time proportional to it, scoring does
+    not."""
 
 
 class Reading(nn.Module):

@@ -28,10 +28,10 @@ class LreaConfig(AttentionConfig):
 
     model: str = "lrea"
     slots: int = Field(32, ge=1)
-    """l: vectors that the history is projected to, and that candidates read."""
+    """Vectors that the history is projected to and that candidates attend to, l."""
     positions: int = Field(1024, ge=1)
-    """Positions of a history, counted from the newest event, that have a row of the projection
-    each; all older ones share the last."""
+    """Positions of a history, counted from the newest event, with a row of the projection of their
+    own; all older ones share the last."""
 
     other_names: ClassVar[Mapping[str, str]] = {**AttentionConfig.other_names, "links": "slots"}
 

@@ -28,8 +28,8 @@ class SasRecConfig(AttentionConfig):
     blocks: int = Field(3, ge=1)
     """Self-attention blocks, one after the other."""
     positions: int = Field(1024, ge=1)
-    """Positions of a history, counted from the newest event, that have an embedding each; all older
-    ones share the last."""
+    """Positions of a history, counted from the newest event, with an embedding of their own; all
+    older ones share the last."""
 
 
 class SasRec(Ranker):
