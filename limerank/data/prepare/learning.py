@@ -82,7 +82,7 @@ def learn(
     wanted = ["time", "shown", "item"]
     wanted += [f"label_{label.name}" for label in spec.labels]
     wanted += [f"feature_{feature.name}" for feature in features]
-    lowest, highest = spools.item_range
+    lowest, highest = spools.coder.item_range
     item_counter = CodeCounter(lowest, highest, 3, table_limit)
     counters: dict[str, CodeCounter] = {}
     for feature in features:
@@ -120,7 +120,7 @@ def learn(
         raise DataError(
             "the training window holds no impressions; check the split's cut points or shares"
             + (f" (training ends at {iso(splitter.cuts[0])})" if splitter.cuts else "")
-            + "".join(f"; {hint}" for hint in spools.unit_hints[:1])
+            + "".join(f"; {hint}" for hint in spools.findings.unit_hints[:1])
         )
     return Learned(
         item_counts=item_counter.result(),
@@ -142,8 +142,8 @@ def _categories(
     spools: Spooling, feature: EventFeature, counts: Counts, folder: Path, table_limit: int
 ) -> Categories:
     """The vocabulary of an event feature by its counts in training; it is written as well."""
-    ids = spools.features[feature.name]
-    known = counts.codes != spools.missing(feature)
+    ids = spools.coder.features[feature.name]
+    known = counts.codes != spools.coder.missing(feature)
     codes, sums = counts.codes[known], counts.sums[0][known]
     text = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
     frame = pl.DataFrame({"value": text, "count": sums})

@@ -28,7 +28,7 @@ def manifest_of(
     stats: Stats,
 ) -> dict[str, Any]:
     """Format, description, encoding, counts, summary and warnings, as JSON can hold them."""
-    spec, warnings = spools.spec, list(tables.warnings)
+    spec, findings, warnings = spools.spec, spools.findings, list(tables.warnings)
     labels = []
     for label in spec.labels:
         mean = learned.label_means[label.name]
@@ -78,8 +78,8 @@ def manifest_of(
             f"without {empty} requests a model cannot be measured there: choose other cut "
             "points or shares in [split]"
         )
-    dropped = dict(spools.bad.most_common())
-    noted = {name: count for name, count in spools.noted.items() if count}
+    dropped = dict(findings.bad.most_common())
+    noted = {name: count for name, count in findings.noted.items() if count}
     if "duplicate row" in noted:
         dropped["duplicate row"] = noted.pop("duplicate row")
     summary = {
@@ -102,15 +102,15 @@ def manifest_of(
             split: impressions[split] / requests[split] if requests[split] else 0.0
             for split in SPLITS
         },
-        "rows": spools.rows,
-        "bad": sum(spools.bad.values()),
+        "rows": findings.rows,
+        "bad": sum(findings.bad.values()),
         "dropped": dropped,
         "noted": noted,
-        "examples": dict(spools.examples),
+        "examples": dict(findings.examples),
         "tables": {what: table.json() for what, table in tables.coverage.items()},
         "event_features": [asdict(covered) for covered in events_covered],
         "coverage": coverage,
-        "warnings": warnings + spools.remarks,
+        "warnings": warnings + findings.remarks,
     }
     return {
         "format": FORMAT,
@@ -143,8 +143,8 @@ def _event_coverage(
 
     (Rows that were dropped later are among those present, so ``known`` is scaled to them.)
     """
-    name = feature.name
-    rows, present = spools.feature_rows, spools.present[name]
+    name, findings = feature.name, spools.findings
+    rows, present = findings.feature_rows, findings.present[name]
     categories = learned.categories.get(name)
     words, word = (0, None) if categories is None else categories.missing_words
     return FeatureCoverage(
@@ -153,9 +153,9 @@ def _event_coverage(
         feature.kind,
         rows,
         present,
-        spools.parsed[name],
-        min(round(known * rows / events.total), spools.parsed[name]),
-        spools.unread.get(name),
+        findings.parsed[name],
+        min(round(known * rows / events.total), findings.parsed[name]),
+        findings.unread.get(name),
         None if categories is None else categories.unknown,
         words,
         word,
@@ -164,8 +164,8 @@ def _event_coverage(
 
 def _frames(spools: Spooling) -> dict[str, Any]:
     """The frames that rows were in, for the manifest; empty: all rows were in files."""
-    items, users = map(frame_record, spools.table_readers)
-    events = [frame_record(readers) for readers in spools.readers]
+    items, users = map(frame_record, spools.sources.table_readers)
+    events = [frame_record(readers) for readers in spools.sources.readers]
     if not any([*events, items, users]):
         return {}
     return {"frames": {"events": events, "items": items, "users": users}}

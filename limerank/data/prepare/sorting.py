@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from limerank.data.pipeline import in_order
 from limerank.data.prepare.checks import request_steps
 from limerank.data.prepare.clock import Clock
+from limerank.data.prepare.coding import stretch
 from limerank.data.prepare.ids import Mask
 from limerank.data.prepare.partition import (
     MULTIPLIER,
@@ -26,7 +27,7 @@ from limerank.data.prepare.partition import (
     stable_order,
     sync,
 )
-from limerank.data.prepare.spooling import Spooling, stretch
+from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.summary import BACKWARDS
 from limerank.data.ragged import ragged_index
 from limerank.errors import DataError
@@ -80,7 +81,7 @@ class SortedEvents:
         self._room, self._quiet = spools.room, spools.quiet
         self.some_hidden = spools.some_hidden
         self._constants = {
-            number: spools.constants(source)
+            number: spools.coder.constants(source)
             for number, source in enumerate(spools.spec.events)
             if source.lists
         }
@@ -94,12 +95,15 @@ class SortedEvents:
             DataError: no event is left, or none that is shown.
         """
         spools, events = self._spools, self._folder / "events"
+        noted = spools.findings.noted
         user_keys: list[NDArray[np.uint64]] = []
         user_counts: list[NDArray[np.int64]] = []
         self.time_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
         self.shown_range = list(self.time_range)
         self.shown_total = 0
-        dtypes = {name: t for name, t in spools.dtypes.items() if name not in ("user", "source")}
+        dtypes = {
+            name: t for name, t in spools.coder.dtypes.items() if name not in ("user", "source")
+        }
         if self.some_hidden:
             dtypes["shown"] = np.bool_
         if spools.requests_given:
@@ -120,9 +124,9 @@ class SortedEvents:
                     continue
                 user_keys.append(part.users)
                 user_counts.append(part.counts)
-                spools.noted["duplicate row"] += part.duplicates
-                spools.noted[BACKWARDS] += part.backwards
-                spools.noted["list that does not continue the one before"] += part.broken_lists
+                noted["duplicate row"] += part.duplicates
+                noted[BACKWARDS] += part.backwards
+                noted["list that does not continue the one before"] += part.broken_lists
                 for name, writer in writers.items():
                     writer.append(part.columns[name])
                 times = part.columns["time"]
@@ -140,7 +144,7 @@ class SortedEvents:
                 aside.submit(sync, writer.path)
         self.clock.finish()
         if not user_keys:
-            raise DataError(f"the log has no usable events: {spools.rows:,} rows read")
+            raise DataError(f"the log has no usable events: {spools.findings.rows:,} rows read")
         self.keys = np.concatenate(user_keys)
         self.user_counts = np.concatenate(user_counts)
         self.total = int(self.user_counts.sum())
@@ -267,7 +271,7 @@ class SortedEvents:
     def _list_events(self, lists: dict[str, Array]) -> tuple[dict[str, Array], int]:
         """The events that a partition's lists tell of, each once, in order."""
         n = len(lists["user"])
-        dtypes = self._spools.dtypes
+        dtypes = self._spools.coder.dtypes
         if n == 0:
             return {name: np.zeros(0, dtype) for name, dtype in dtypes.items()}, 0
         order, _, starts = group_order(lists["user"])

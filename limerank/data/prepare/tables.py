@@ -13,9 +13,10 @@ from limerank.data.encoding import Encoding, candidates, encode, fit
 from limerank.data.prepare.ids import CodeMap, Ids
 from limerank.data.prepare.learning import Learned, write_vocabulary
 from limerank.data.prepare.nobody import suspects
+from limerank.data.prepare.opening import BATCH_BYTES
 from limerank.data.prepare.partition import Array, NpyWriter, unshuffle
 from limerank.data.prepare.sorting import SortedEvents
-from limerank.data.prepare.spooling import BATCH_BYTES, Spooling
+from limerank.data.prepare.spooling import Spooling
 from limerank.data.sources import Reader, concat
 from limerank.data.spec import Table
 from limerank.errors import DataError
@@ -59,9 +60,9 @@ class TableWriter:
         frame, codes = pl.DataFrame(), np.zeros(0, np.int64)
         rows_of_table = 0
         if spec.items is not None:
-            readers = spools.table_readers[0]
+            readers = spools.sources.table_readers[0]
             frame, codes, rows_of_table, _ = self._read_table(
-                spec.items, readers, spools.items, "item", None
+                spec.items, readers, spools.coder.items, "item", None
             )
         later = np.setdiff1d(codes, counts.codes) if len(codes) else codes
         all_codes = np.concatenate([counts.codes, later])
@@ -73,7 +74,7 @@ class TableWriter:
                 {
                     "later": training == 0,
                     "impressions": -impressions,
-                    "id": spools.items.values(all_codes),
+                    "id": spools.coder.items.values(all_codes),
                     "at": np.arange(len(all_codes)),
                 }
             )
@@ -86,7 +87,7 @@ class TableWriter:
             all_codes, np.arange(len(all_codes), dtype=np.int32), self._table_limit
         )
         self.item_total = len(all_codes)
-        ids = spools.items.values(all_codes)
+        ids = spools.coder.items.values(all_codes)
         write_vocabulary(self._folder, "items", pl.DataFrame({"id": ids}))
         with NpyWriter(self._folder / "items" / "train_count.npy", np.int64) as writer:
             writer.append(impressions[order])
@@ -99,14 +100,14 @@ class TableWriter:
             "item", spec.items, frame, rows, rows < self.trained_items, len(all_codes)
         )
         self.warnings += suspects(
-            "item", spools.items.values(counts.codes), counts.sums[2].astype(np.int64)
+            "item", spools.coder.items.values(counts.codes), counts.sums[2].astype(np.int64)
         )
         if spec.items is not None:
             in_log = np.isin(codes, counts.codes)
             with_row = np.zeros(len(all_codes), bool)
             with_row[rows] = True
             lacking = ids.filter(pl.Series(~with_row))
-            table_ids = spools.items.values(codes[~in_log][:1])
+            table_ids = spools.coder.items.values(codes[~in_log][:1])
             self._cover(
                 "item",
                 spec.items,
@@ -120,7 +121,7 @@ class TableWriter:
         """Users come in the order of their events."""
         spec, spools = self._spools.spec, self._spools
         user_codes = unshuffle(self._events.keys)
-        ids = spools.users.values(user_codes)
+        ids = spools.coder.users.values(user_codes)
         write_vocabulary(self._folder, "users", pl.DataFrame({"id": ids}))
         self.warnings += suspects("user", ids, self._events.user_counts)
         frame, rows, rows_of_table = pl.DataFrame(), np.zeros(0, np.int64), 0
@@ -128,9 +129,9 @@ class TableWriter:
         if spec.users is not None:
             order = np.argsort(user_codes, kind="stable")
             ascending = user_codes[order]
-            readers = spools.table_readers[1]
+            readers = spools.sources.table_readers[1]
             frame, codes, rows_of_table, stray = self._read_table(
-                spec.users, readers, spools.users, "user", ascending
+                spec.users, readers, spools.coder.users, "user", ascending
             )
             rows = order[np.searchsorted(ascending, codes)]
         self.user_encoding = self._write_content(
@@ -145,7 +146,7 @@ class TableWriter:
                 frame,
                 self.user_encoding,
                 (len(user_codes), len(rows), rows_of_table),
-                (spools.users.values(lacking_codes), spools.users.values(table_codes)),
+                (spools.coder.users.values(lacking_codes), spools.coder.users.values(table_codes)),
             )
 
     def _cover(
@@ -184,7 +185,7 @@ class TableWriter:
                 with reader.named():
                     codes, known = ids.codes(frame[table.id])
                 keep = np.ones(len(frame), bool) if known is None else known
-                self._spools.note(f"{what} table: rows without an id", int((~keep).sum()))
+                self._spools.findings.note(f"{what} table: rows without an id", int((~keep).sum()))
                 total += int(keep.sum())
                 if wanted is not None:
                     at = np.minimum(np.searchsorted(wanted, codes), len(wanted) - 1)
@@ -194,13 +195,15 @@ class TableWriter:
                     keep = keep & ~others
                 frames.append(frame.filter(pl.Series(keep)))
                 parts.append(codes[keep])
-            self._spools.remark_table(reader, f"{what} table", rows + reader.rows.bad_lines)
+            self._spools.findings.remark_table(reader, f"{what} table", rows)
         if not frames:
             name = ", ".join(table.files) or f"the {what}s frame"
             raise DataError(f"{name}: the table has no rows")
         codes = np.concatenate(parts)
         first = pl.Series(codes).is_first_distinct()
-        self._spools.note(f"{what} table: rows with an id seen before", int((~first).sum()))
+        self._spools.findings.note(
+            f"{what} table: rows with an id seen before", int((~first).sum())
+        )
         total -= int((~first).sum())
         return concat(frames).filter(first), codes[first.to_numpy()], total, stray
 

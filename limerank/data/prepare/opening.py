@@ -1,0 +1,129 @@
+"""The sources of a dataset, opened: their columns are checked before any row is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from limerank.data.prepare.checks import require_time_format
+from limerank.data.prepare.ids import Ids, TextIdsError
+from limerank.data.prepare.inputs import Inputs
+from limerank.data.sources import Reader, wanted_of_table
+from limerank.data.spec import EventSource
+
+BATCH_BYTES = 24 << 20
+
+
+class OpenSources:
+    """Readers of all rows of a dataset.
+
+    Attributes:
+        readers: of each source of events.
+        table_readers: of the item table and of the user table.
+        integral: whether item ids and user ids are integers, as far as is known yet.
+        feature_is_text: whether an event feature's categories are texts (else integers).
+
+    Raises:
+        DataError: a file or a column is missing or of no use.
+        SpecError: a source has neither files nor a frame.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.spec = inputs.spec
+        spec = inputs.spec
+        self.readers: list[list[Reader]] = []
+        for number, source in enumerate(spec.events):
+            require_time_format(source)
+            readers = inputs.event_readers(number)
+            for reader in readers:
+                reader.require(self.wanted(source))
+            self.readers.append(readers)
+        tables = (spec.items, spec.users)
+        may_be_integers: list[list[bool]] = [[], []]
+        self.table_readers: list[list[Reader]] = [[], []]
+        for k, table in enumerate(tables):
+            if table is None:
+                continue
+            for reader in inputs.table_readers(("items", "users")[k]):
+                reader.require(wanted_of_table(table))
+                self.table_readers[k].append(reader)
+                may_be_integers[k].append(_may_be_integers(reader, table.id))
+        for source, readers in zip(spec.events, self.readers, strict=True):
+            for reader in readers:
+                may_be_integers[0].append(_may_be_integers(reader, source.item))
+                may_be_integers[1].append(_may_be_integers(reader, source.user))
+        self.integral = [all(each) for each in may_be_integers]
+        for k, table in enumerate(tables):
+            if table is not None and self.integral[k]:
+                ids = Ids(False)
+                try:
+                    for reader in self.table_readers[k]:
+                        with reader.named():
+                            for frame in reader.batches([table.id], BATCH_BYTES):
+                                ids.codes(frame[table.id])
+                except TextIdsError:
+                    self.integral[k] = False
+        self.feature_is_text = {
+            feature.name: self._is_text(feature.column) for feature in spec.event_features
+        }
+
+    def wanted(self, source: EventSource) -> list[tuple[str, str]]:
+        """The columns that are read of a source's files, and the role of each."""
+        spec = self.spec
+        wanted = [(source.user, "id"), (source.item, "ids" if source.lists else "id")]
+        wanted += [(column, "time") for column in (source.time, source.order) if column]
+        if source.request is not None:
+            wanted.append((source.request, "request"))
+        if not source.lists:
+            wanted += [(label.column, "label") for label in spec.labels]
+            wanted += [(label.of, "number") for label in spec.labels if label.of is not None]
+            roles = {"categorical": "category", "numeric": "number"}
+            wanted += [(one.column, roles[one.kind]) for one in spec.event_features]
+        return [(column, role) for column, role in wanted if column not in source.constant]
+
+    def columns(self, source: EventSource) -> list[str]:
+        """The columns that are read of a source's files."""
+        return list(dict.fromkeys(column for column, _ in self.wanted(source)))
+
+    def _is_text(self, column: str) -> bool:
+        """Whether an event feature's categories are texts (else integers) in any source."""
+        for source, readers in zip(self.spec.events, self.readers, strict=True):
+            if column in source.constant:
+                value = source.constant[column]
+                if isinstance(value, str) or not value.is_integer():
+                    return True
+            elif not source.lists:
+                for reader in readers:
+                    dtype = reader.columns[column]
+                    assert dtype is not None
+                    if not (dtype.is_integer() or dtype == pl.Boolean) or dtype == pl.UInt64:
+                        return True
+        return False
+
+    def dtype_of(self, ids: Ids, columns: list[str]) -> type[np.integer[Any]]:
+        """The narrowest integers that surely hold a column's codes: fewer bytes to move."""
+        if ids.text:
+            return np.uint32
+        narrow = np.iinfo(np.int32)
+        for source, readers, column in zip(self.spec.events, self.readers, columns, strict=True):
+            if column in source.constant:
+                value = float(source.constant[column])
+                bounds = [(value, value)]
+            elif source.lists and column != source.item:
+                bounds = []
+            else:
+                bounds = [reader.bounds(column) for reader in readers]
+            if not all(narrow.min < low and high <= narrow.max for low, high in bounds):
+                return np.int64
+        return np.int32
+
+
+def _may_be_integers(reader: Reader, column: str) -> bool:
+    """Whether the type of a column of ids allows that all of them are integers."""
+    dtype = reader.columns[column]
+    if isinstance(dtype, (pl.List, pl.Array)):
+        dtype = dtype.inner  # type: ignore[assignment]
+    assert dtype is not None
+    return dtype.is_integer() or dtype.is_float() or reader.untyped(column)
