@@ -1,6 +1,6 @@
 """limerank: a ranking model in which a few learned links stand between history and candidates.
 
-The public names, loaded when they are first used::
+The public names. The module of a name is imported when the name is first used::
 
     prepare(spec, out)  simulate(out)          logs -> dataset
     Dataset(path)                              a prepared dataset
@@ -8,10 +8,10 @@ The public names, loaded when they are first used::
     load_run(path)      evaluate(run)          run -> model, metrics
     build_index(run, out)   Index              run -> index folder
     add_items(run, index, items)  update_items  put_items  change_items
-    remove_items(index, ids)      compact_index     a live index, changed in place
+    remove_items(index, ids)      compact_index     changes an index in place
     Recommender(run, index).rank(user=...)     index -> ranked items, with reasons
-    event_of({...})     SqliteStore(path)      ValkeyStore(url)     events, kept as they come
-    UserStates(run, index, store).ready(user)  store -> what a scorer needs of a user, live
+    event_of({...})     SqliteStore(path)      ValkeyStore(url)     event stores
+    UserStates(run, index, store).ready(user)  store -> a user's current state
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # types and completion; at run time a name's module is loaded when it is used
+from limerank.errors import did_you_mean
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ imports
     from limerank.data.dataset import Dataset as Dataset
     from limerank.data.description import load_spec as load_spec
     from limerank.data.events import event_of as event_of
@@ -51,6 +53,8 @@ if TYPE_CHECKING:  # types and completion; at run time a name's module is loaded
     from limerank.serving.stores import SqliteStore as SqliteStore
     from limerank.serving.stores import ValkeyStore as ValkeyStore
     from limerank.training.trainer import train as train
+
+    __version__: str
 
 
 _HOMES = {
@@ -87,18 +91,21 @@ _HOMES = {
     "update_items": "index.changes",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605  (names and homes stand in one table)
+__all__ = sorted(_HOMES)  # noqa: PLE0605  (_HOMES lists the names)
 
+if not TYPE_CHECKING:  # a type checker would take every name for one of the package
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
 
-        return version("limerank")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'limerank' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"limerank.{_HOMES[name]}"), name)
+            return version("limerank")
+        if name not in _HOMES:
+            raise AttributeError(
+                f"module 'limerank' has no attribute {name!r}{did_you_mean(name, __all__)}"
+            )
+        return getattr(importlib.import_module(f"limerank.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

@@ -335,6 +335,13 @@ def test_public_names_have_types() -> None:
     assert seen == homes
 
 
+def test_public_names_complete_and_misspelt_ones_are_named() -> None:
+    limerank = importlib.import_module("limerank")
+    assert dir(limerank) == sorted([*limerank.__all__, "__version__"])
+    with pytest.raises(AttributeError, match="did you mean 'train'"):
+        limerank.trian  # noqa: B018
+
+
 def test_command_line_starts_light() -> None:
     """`limerank --help` answers at once: what is heavy is imported by the command that needs it."""
     code = f"import limerank.cli.main, sys; print(*(set({HEAVY}) & sys.modules.keys()))"
