@@ -122,14 +122,14 @@ def child(spec: Path, out: Path, memory: int) -> None:
     from limerank.data.prepare import prepare
 
     before = time.perf_counter()
-    manifest = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)
+    summary = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)
     seconds = time.perf_counter() - before
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = {
-        "events": manifest["counts"]["events"],
-        "rows": manifest["summary"]["rows"],
-        "users": manifest["counts"]["users"],
-        "items": manifest["counts"]["items"],
+        "events": summary.events,
+        "rows": summary.rows,
+        "users": summary.users,
+        "items": summary.items,
         "seconds": seconds,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_rss_mib": usage.ru_maxrss / 1024,

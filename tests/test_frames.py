@@ -164,7 +164,7 @@ def test_a_frame_in_many_batches_is_the_same_dataset(tmp_path: Path) -> None:
 
 def test_a_dataset_records_that_its_rows_were_frames(tmp_path: Path) -> None:
     given = frames()
-    manifest = prepare(DESCRIPTION, tmp_path / "data", **given)
+    manifest = prepare(DESCRIPTION, tmp_path / "data", **given).to_dict()
     events = manifest["frames"]["events"]
     assert events == [
         {"type": "polars.DataFrame", "rows": EVENTS, "columns": given["events"].columns}

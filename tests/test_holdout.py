@@ -11,7 +11,6 @@ from limerank.data.description import load_spec
 from limerank.data.folder import SPLITS
 from limerank.data.prepare import prepare
 from limerank.data.prepare.holdout import FirstSeen, held_out_users
-from limerank.data.prepare.summary import summary_text
 from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -52,7 +51,7 @@ def rows_of(data, split):
 def test_nothing_is_held_out_unless_asked(folder):
     data = prepared(folder, "plain")
     assert len(data.requests_of("held-out")) == 0
-    assert "held-out" not in summary_text(data.manifest)
+    assert "held-out" not in data.summary.text()
 
 
 def test_held_out_users_are_in_no_other_split(folder):
@@ -61,7 +60,7 @@ def test_held_out_users_are_in_no_other_split(folder):
     assert 0.1 < len(held) / USERS < 0.4
     for split in SPLITS[:3]:
         assert not np.isin(data.requests["user"][data.requests_of(split)], held).any()
-    assert "held-out" in summary_text(data.manifest)
+    assert "held-out" in data.summary.text()
     # Every impression is somewhere, and each split but that one is what is left of it.
     total = sum(len(rows_of(data, split)) for split in SPLITS)
     assert total == sum(len(rows_of(plain, split)) for split in SPLITS)

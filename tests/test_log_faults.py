@@ -11,10 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from limerank.data.prepare import prepare, summary_text
+from limerank.data.prepare import prepare
 from limerank.data.prepare.clock import Clock
 from limerank.data.sources import Reader
 from limerank.data.spec import Spec
+from limerank.data.summary import DatasetSummary
 from limerank.errors import DataError, FormatError, SpecError
 
 DAY = 86_400_000
@@ -36,7 +37,7 @@ def make_spec(events: dict[str, Any] | None = None, **values: Any) -> Spec:
 
 def run(folder: Path, spec: Spec) -> dict[str, Any]:
     """Prepare into a new folder ``out-N``; returns the manifest."""
-    return prepare(spec, folder / f"out-{len(list(folder.glob('out-*')))}", base=folder)
+    return prepare(spec, folder / f"out-{len(list(folder.glob('out-*')))}", base=folder).to_dict()
 
 
 def rows(count: int = 200, **columns: Any) -> dict[str, list[Any]]:
@@ -103,7 +104,7 @@ def test_an_event_of_the_future_is_reported_and_does_not_set_the_clock(tmp_path:
     assert time == {"first": START, "last": 1_890_000_000_000, "now": START + 199 * 60_000}
     (warning,) = manifest["summary"]["warnings"]
     assert "2029-11-22" in warning
-    assert warning in summary_text(manifest)
+    assert warning in DatasetSummary.of(manifest).text()
 
 
 # Files
@@ -128,7 +129,7 @@ def test_a_stray_quote_in_a_column_that_is_not_read_loses_one_row(tmp_path: Path
     )
     assert summary["dropped"]["unparsable line"] == 1
     assert "log.csv, line 302: a quote that is not closed" in summary["examples"]["unparsable line"]
-    assert summary["examples"]["unparsable line"] in summary_text(manifest)
+    assert summary["examples"]["unparsable line"] in DatasetSummary.of(manifest).text()
 
 
 def test_a_stray_quote_in_an_item_table_loses_one_item(tmp_path: Path) -> None:
@@ -259,7 +260,9 @@ def covered(folder: Path, items: dict[str, list[Any]], **values: Any) -> dict[st
     write(folder, rows())
     write(folder, items, "items.parquet")
     manifest = run(folder, make_spec(items=tables(), **values))
-    assert all(warning in summary_text(manifest) for warning in manifest["summary"]["warnings"])
+    assert all(
+        warning in DatasetSummary.of(manifest).text() for warning in manifest["summary"]["warnings"]
+    )
     return manifest["summary"]  # type: ignore[no-any-return]
 
 
@@ -620,7 +623,7 @@ def test_an_unsorted_file_is_reported_as_unsorted(tmp_path: Path) -> None:
     columns = rows(400)
     random.Random(1).shuffle(columns["time"])
     write(tmp_path, columns)
-    text = summary_text(run(tmp_path, make_spec()))
+    text = DatasetSummary.of(run(tmp_path, make_spec())).text()
     assert "time going backwards\n" in text
     assert "the files are not in order of time; their rows were sorted" in text
 

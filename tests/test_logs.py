@@ -23,8 +23,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limerank.data.prepare import prepare, summary_text
+from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
+from limerank.data.summary import DatasetSummary
 from limerank.errors import DataError, FormatError
 
 MIB = 1 << 20
@@ -454,7 +455,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     assert summary["bad"] == 12
     assert summary["noted"] == {"time going backwards": 1}
     assert view.manifest["counts"]["events"] == 100
-    text = summary_text(view.manifest)
+    text = DatasetSummary.of(view.manifest).text()
     assert "negative watch" in text
     with pytest.raises(DataError, match=r"12 of 113 rows \(10.6 %\) are bad") as caught:
         run(tmp_path, make_spec(**values))
@@ -944,9 +945,12 @@ def test_an_existing_dataset_stays_without_overwrite(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="already exists"):
         prepare(spec, out, base=tmp_path)
     write(tmp_path, log((1, 2, 10, 1), (1, 1, 20, 0), (1, 3, 30, 0)))
-    manifest = prepare(spec, out, base=tmp_path, overwrite=True)
-    assert manifest["counts"]["events"] == 3
-    assert manifest == json.loads((out / "dataset.json").read_text())
+    summary = prepare(spec, out, base=tmp_path, overwrite=True)
+    assert summary.events == 3
+    assert summary.to_dict() == json.loads((out / "dataset.json").read_text())
+    assert summary.to_polars()["split"].to_list() == list(summary.requests)
+    assert summary.to_polars()["impressions"].to_list() == list(summary.impressions.values())
+    assert repr(summary).startswith("dataset ")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "log.parquet"]
     assert not (out / "work").exists()
 
@@ -999,13 +1003,13 @@ def test_a_label_that_never_varies_is_warned_of(tmp_path: Path, click: int) -> N
     manifest = run(tmp_path, make_spec()).manifest
     warning = f"label click is {click} in all impressions of the training window"
     assert warning in manifest["summary"]["warnings"]
-    assert f"warning: {warning}" in summary_text(manifest)
+    assert f"warning: {warning}" in DatasetSummary.of(manifest).text()
 
 
 def test_the_summary_can_be_read(tmp_path: Path) -> None:
     rng = random.Random(9)
     write(tmp_path, random_rows(rng, 300, 10, 10, False))
-    text = summary_text(run(tmp_path, random_spec(rng, False, False)).manifest)
+    text = DatasetSummary.of(run(tmp_path, random_spec(rng, False, False)).manifest).text()
     assert "users 10" in text
     assert "train" in text
     assert "mean watch" in text

@@ -27,7 +27,7 @@ errors
 progress results files devices metrics validation
 kernels
 data: canonical ragged pipeline folder formats < spec < description sources < encoding
-    < history batch events features < event_log packing < dataset synthetic coverage
+    < history batch events features summary < event_log packing < dataset synthetic coverage
     < prepare readers
 models
 runs: folder model formats < selftest

@@ -53,7 +53,6 @@ def prepare(
     """
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run
-    from limerank.data.prepare import summary_text
     from limerank.data.readers import READERS, read
     from limerank.files import check_folder, check_output
 
@@ -90,6 +89,6 @@ def prepare(
         print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")
         return
     assert out is not None
-    manifest = run(spec, out, base=base, memory=limit, overwrite=overwrite, quiet=quiet)
-    print(summary_text(manifest))
+    summary = run(spec, out, base=base, memory=limit, overwrite=overwrite, quiet=quiet)
+    print(summary.text())
     print(f"\nNext: limerank train {out} --model lime-xor --out runs/{out.name}")

@@ -16,7 +16,7 @@ import polars as pl
 from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
-from limerank.data.prepare import prepare, summary_text
+from limerank.data.prepare import prepare
 from limerank.data.synthetic import simulate
 from limerank.errors import FormatError
 from limerank.evaluation.evaluate import Evaluation, evaluate
@@ -105,7 +105,7 @@ def demo(
         spec = load_spec(out / "logs" / "spec.toml")
         prepare(spec, out / "data", base=out / "logs", quiet=quiet)
     dataset = Dataset(out / "data")
-    echo(summary_text(dataset.manifest))
+    echo(dataset.summary.text())
 
     bf16 = has_bfloat16()
     step(3, f"Training {', '.join(MODELS)}" + (" in bfloat16" if bf16 else ""))

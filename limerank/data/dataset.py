@@ -21,6 +21,7 @@ from limerank.data.folder import FORMAT, MANIFEST, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
 from limerank.data.pipeline import ahead
 from limerank.data.ragged import ragged_index
+from limerank.data.summary import DatasetSummary
 from limerank.errors import FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
 
@@ -81,6 +82,11 @@ class Dataset:
                 f"{did_you_mean(split, SPLITS)}"
             )
         return np.flatnonzero(self.requests["split"] == SPLITS.index(split))
+
+    @cached_property
+    def summary(self) -> DatasetSummary:
+        """What the dataset contains, as text and as a table of its splits."""
+        return DatasetSummary.of(self.manifest)
 
     @cached_property
     def item_ids(self) -> NDArray[Any]:

@@ -13,7 +13,6 @@ import jinja2
 import numpy as np
 
 from limerank.data.dataset import Dataset
-from limerank.data.prepare import summary_text
 from limerank.errors import FormatError
 from limerank.evaluation.legend import legend, metric_of
 from limerank.files import check_output, read_json, write_text
@@ -62,7 +61,7 @@ def write_report(
     dataset = loaded[0].dataset()
     context = {
         "title": title or f"limerank on {dataset.name}",
-        "summary": summary_text(dataset.manifest),
+        "summary": dataset.summary.text(),
         "comparison": charts.comparison(names, results, ceiling),
         "tables": _tables(names, results, ceiling),
         **_legend(results),

@@ -6,6 +6,5 @@
 """
 
 from limerank.data.prepare.job import prepare
-from limerank.data.prepare.summary import summary_text
 
-__all__ = ["prepare", "summary_text"]
+__all__ = ["prepare"]

@@ -28,6 +28,7 @@ from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.tables import TableWriter
 from limerank.data.prepare.writing import EventWriter
+from limerank.data.summary import DatasetSummary
 from limerank.files import new_folder, write_json
 
 LIBRARY_BYTES = 320 << 20
@@ -45,8 +46,8 @@ def prepare(
     memory: int = 2 << 30,
     overwrite: bool = False,
     quiet: bool = True,
-) -> dict[str, Any]:
-    """Turn logs into a dataset folder; returns its manifest.
+) -> DatasetSummary:
+    """Turn logs into a dataset folder; returns its summary.
 
     The rows are in the files that the description names, or are passed along: frames are read by
     the rules of Parquet files, and give the same dataset. ::
@@ -87,7 +88,7 @@ def prepare(
     """
     inputs = inputs_of(spec, base, events=events, items=items, users=users)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
-        return _prepare(inputs, folder, memory, quiet)
+        return DatasetSummary.of(_prepare(inputs, folder, memory, quiet))
 
 
 def _prepare(inputs: Inputs, folder: Path, memory: int, quiet: bool) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from limerank.data.prepare.learning import EDGES, Learned
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
-from limerank.data.prepare.summary import QUANTILES, Stats, quantiles_of_counts
+from limerank.data.prepare.summary import Stats, quantiles_of_counts
 from limerank.data.prepare.tables import TableWriter
 from limerank.data.spec import EventFeature
+from limerank.data.summary import QUANTILES
 
 
 def manifest_of(

@@ -28,8 +28,8 @@ from limerank.data.prepare.partition import (
     sync,
 )
 from limerank.data.prepare.spooling import Spooling
-from limerank.data.prepare.summary import BACKWARDS
 from limerank.data.ragged import ragged_index
+from limerank.data.summary import BACKWARDS
 from limerank.errors import DataError
 from limerank.progress import Bar
 

@@ -1,0 +1,148 @@
+"""The summary of a dataset: its size, its splits, and what was dropped while it was prepared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from limerank.data.canonical import iso
+from limerank.data.folder import SPLITS
+from limerank.results import TableResult
+
+BACKWARDS = "time going backwards"
+"""Key of the rows that are older than the row before them."""
+UNSORTED = 0.01
+"""With a larger share of such rows the files are not sorted; with a smaller one some rows are
+late."""
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Of history lengths."""
+
+
+@dataclass(frozen=True, repr=False)
+class DatasetSummary(TableResult):
+    """What a dataset contains. As a table it has a row for each split.
+
+    Attributes:
+        name: the dataset's name.
+        users, items, events: numbers of them.
+        trained_items: number of items that occur in the training window.
+        requests, impressions: split -> number of them.
+        rows: rows read from the logs.
+        dropped: reason -> number of rows that were dropped for it.
+        noted: observation -> number of rows, which were not dropped.
+        warnings: what is probably wrong with the logs or their description.
+        manifest: contents of ``dataset.json``.
+    """
+
+    name: str
+    users: int
+    items: int
+    events: int
+    trained_items: int
+    requests: dict[str, int]
+    impressions: dict[str, int]
+    rows: int
+    dropped: dict[str, int]
+    noted: dict[str, int]
+    warnings: list[str]
+    manifest: dict[str, Any] = field(compare=False)
+
+    @classmethod
+    def of(cls, manifest: dict[str, Any]) -> DatasetSummary:
+        """From the manifest of a dataset."""
+        counts, summary = manifest["counts"], manifest["summary"]
+        return cls(
+            name=manifest["name"],
+            users=counts["users"],
+            items=counts["items"],
+            events=counts["events"],
+            trained_items=manifest["encoding"]["trained_items"],
+            requests=counts["requests"],
+            impressions=counts["impressions"],
+            rows=summary["rows"],
+            dropped=summary["dropped"],
+            noted=summary["noted"],
+            warnings=summary["warnings"],
+            manifest=manifest,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest, as in ``dataset.json``."""
+        return self.manifest
+
+    def columns(self) -> dict[str, list[Any]]:
+        summary, splits = self.manifest["summary"], list(self.requests)
+        found: dict[str, list[Any]] = {
+            "split": splits,
+            "requests": [self.requests[split] for split in splits],
+            "impressions": [self.impressions[split] for split in splits],
+            "per_request": [summary["per_request"][split] for split in splits],
+        }
+        for label in self.manifest["encoding"]["labels"]:
+            name = label["name"]
+            found[f"mean {name}"] = [summary["labels"][split][name] for split in splits]
+        middle = QUANTILES.index(0.5)
+        found["median_history"] = [summary["history"][split][middle] for split in splits]
+        return found
+
+    def caption(self) -> str:
+        return f"dataset {self.name}"
+
+    def text(self) -> str:
+        """Sizes, a table of splits, history lengths, and what was found in the logs."""
+        lines = [
+            self.caption(),
+            f"  users {self.users:,}   items {self.items:,} "
+            f"({self.trained_items:,} in the training window)   events {self.events:,}",
+        ]
+        if self.manifest["clock"]:
+            times = self.manifest["summary"]["time"]
+            lines.append(f"  from {iso(times['first'])} to {iso(times['last'])}")
+        lines += ["", *self._splits(), "", *self._histories(), "", *self._rows()]
+        return "\n".join(lines)
+
+    @property
+    def _shown(self) -> list[str]:
+        return [split for split in SPLITS if split != "held-out" or self.requests[split]]
+
+    def _splits(self) -> list[str]:
+        """A line for each split: requests, impressions, mean labels."""
+        summary = self.manifest["summary"]
+        widths = {
+            label["name"]: max(12, len(label["name"]) + 7)
+            for label in self.manifest["encoding"]["labels"]
+        }
+        head = f"  {'split':<12}{'requests':>12}{'impressions':>14}{'per request':>13}"
+        lines = [head + "".join(f"{'mean ' + name:>{width}}" for name, width in widths.items())]
+        for split in self._shown:
+            row = f"  {split:<12}{self.requests[split]:>12,}{self.impressions[split]:>14,}"
+            row += f"{summary['per_request'][split]:>13.2f}"
+            for name, width in widths.items():
+                mean = summary["labels"][split][name]
+                row += f"{'-' if mean is None else f'{mean:.4f}':>{width}}"
+            lines.append(row)
+        return lines
+
+    def _histories(self) -> list[str]:
+        """Quantiles of history lengths, a line for each split."""
+        shares = "".join(f"{f'{int(100 * q)} %':>9}" for q in QUANTILES)
+        lines = [f"  history length by request{shares}"]
+        for split in self._shown:
+            values = self.manifest["summary"]["history"][split]
+            lines.append(f"  {split:<25}" + "".join(f"{value:>9,}" for value in values))
+        return lines
+
+    def _rows(self) -> list[str]:
+        """How many rows were read, dropped and noted, with examples; coverage; warnings."""
+        summary = self.manifest["summary"]
+        examples = summary.get("examples", {})
+        lines = [f"  rows read {self.rows:,}"]
+        lines += [f"  {line}" for line in summary.get("coverage", [])]
+        for what, counts in (("dropped", self.dropped), ("noted", self.noted)):
+            for reason, count in counts.items():
+                lines.append(f"  {what:<7} {count:>12,}  {reason}")
+                notes = [f"such as {examples[reason]}"] if reason in examples else []
+                if reason == BACKWARDS and count > UNSORTED * self.events:
+                    notes.append("the files are not in order of time; their rows were sorted")
+                lines += [f"{'':>24}{note}" for note in notes]
+        return [*lines, *(f"  warning: {warning}" for warning in self.warnings)]
