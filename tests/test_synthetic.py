@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from limerank.data import synthetic
+from limerank.data.canonical import DAY_MS
 from limerank.data.description import load_spec
-from limerank.data.synthetic import simulate
+from limerank.data.synthetic import impressions, output, simulate
+from limerank.data.synthetic.world import START_MS
 from limerank.errors import FormatError, SpecError
 from limerank.metrics import auc
 
@@ -62,9 +63,9 @@ def test_one_seed_one_log(tmp_path: Path) -> None:
 def test_blocks_and_files_change_nothing_that_a_reader_sees(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synthetic, "BLOCK", 500)
-    monkeypatch.setattr(synthetic, "ROW_GROUP", 2000)
-    monkeypatch.setattr(synthetic, "FILE_ROWS", 4000)
+    monkeypatch.setattr(impressions, "BLOCK", 500)
+    monkeypatch.setattr(output, "ROW_GROUP", 2000)
+    monkeypatch.setattr(output, "FILE_ROWS", 4000)
     simulate(tmp_path / "log", users=300, items=200, events=20_000, days=4)
     small = Log(tmp_path / "log", {})
     assert len(list(small.path.glob("events-*.parquet"))) > 3
@@ -100,9 +101,9 @@ def test_types_and_ranges(log: Log) -> None:
     assert set(log.column("click")) == set(log.column("like")) == {0, 1}
     assert (log.column("like") <= log.column("click")).all()
     assert log.column("watch_ms").min() >= 0
-    start = synthetic.START_MS
+    start = START_MS
     assert log.column("time_ms").min() >= start
-    assert log.column("time_ms").max() < start + 20 * synthetic.DAY_MS
+    assert log.column("time_ms").max() < start + 20 * DAY_MS
     p = log.column("click_probability")
     assert p.dtype == np.float32
     assert ((p > 0) & (p < 1)).all()
@@ -138,13 +139,13 @@ def test_longer_videos_are_watched_longer_but_less_completely(log: Log) -> None:
 def test_nothing_is_shown_before_its_upload_and_nobody_comes_before_signing_up(log: Log) -> None:
     shown = log.events.join(log.items, on="item_id", how="left", maintain_order="left")
     assert (shown["time_ms"] >= shown["upload_ms"]).all()
-    day = (log.column("time_ms") - synthetic.START_MS) // synthetic.DAY_MS
+    day = (log.column("time_ms") - START_MS) // DAY_MS
     came = log.events.join(log.users, on="user_id", how="left", maintain_order="left")
     assert (day >= came["signup_day"].to_numpy()).all()
 
 
 def test_items_and_users_arrive_over_time_and_old_items_fade(log: Log) -> None:
-    half = synthetic.START_MS + 10 * synthetic.DAY_MS
+    half = START_MS + 10 * DAY_MS
     before = log.events.filter(pl.col("time_ms") < half)
     after = log.events.filter(pl.col("time_ms") >= half)
     assert len(set(after["item_id"]) - set(before["item_id"])) > 150
@@ -182,7 +183,7 @@ def test_user_features_say_nothing_of_interests(log: Log) -> None:
 
 def test_only_the_history_shows_the_interest(log: Log) -> None:
     """Past clicks on the candidate's main tag beat item quality, exposure alone does not."""
-    test = log.column("time_ms") >= synthetic.START_MS + 18 * synthetic.DAY_MS
+    test = log.column("time_ms") >= START_MS + 18 * DAY_MS
     frame = log.events.join(
         log.items.select("item_id", topic=pl.col("author")), on="item_id", maintain_order="left"
     ).with_columns(test=pl.Series(test))
@@ -210,7 +211,7 @@ def test_the_summary_holds_parameters_and_the_known_best(log: Log) -> None:
     assert saved["counts"]["clicks"] == log.column("click").sum()
     assert saved["counts"]["likes"] == log.column("like").sum()
     assert saved["counts"]["requests"] == log.events["request_id"].n_unique()
-    test = log.column("time_ms") >= synthetic.START_MS + 18 * synthetic.DAY_MS
+    test = log.column("time_ms") >= START_MS + 18 * DAY_MS
     assert saved["best"]["test"]["rows"] == test.sum()
     click, p = log.column("click")[test], log.column("click_probability")[test]
     assert saved["best"]["test"]["auc"] == pytest.approx(auc(click, p))
@@ -226,7 +227,7 @@ def test_large_logs_are_sampled_evenly_for_the_known_best(
 ) -> None:
     asked = {"users": 200, "items": 200, "events": 40_000, "days": 5}
     full = simulate(tmp_path / "full", **asked)["best"]
-    monkeypatch.setattr(synthetic, "SAMPLE", 9_000)
+    monkeypatch.setattr(output, "SAMPLE", 9_000)
     sampled = simulate(tmp_path / "sampled", **asked)["best"]
     assert sampled["overall"]["rows"] == 8000
     assert sampled["overall"]["auc"] == pytest.approx(full["overall"]["auc"], abs=0.02)
@@ -286,7 +287,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(synthetic._Writer, "_put", fail)
+    monkeypatch.setattr(output.LogWriter, "_put", fail)
     with pytest.raises(OSError, match="disk full"):
         simulate(tmp_path / "log", users=5, items=64, events=50, days=1)
     assert not list(tmp_path.iterdir())
