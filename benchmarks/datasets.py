@@ -1,6 +1,6 @@
 """The datasets that quality is measured on: where they come from, and their prepared form.
 
-Real datasets are read in place from a folder that holds ``ml1m/``, ``mind_sample/`` and so on; the
+Real datasets are read from a folder that holds ``ml1m/``, ``mind_sample/`` and so on; the
 simulated ones are made when they are first needed. Everything that is written goes to ``WORK``
 (environment variable ``BENCH_WORK``, by default ``benchmarks/work``).
 """

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=2_000)
     parser.add_argument("--model", default="lime-mha")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--kinds", nargs="+", default=["nobody", *HOSTILE, "all of them"])
+    parser.add_argument("--kinds", nargs="+", default=["none", *HOSTILE, "all"])
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="limerank-hostile-") as held:
         folder = Path(held)
@@ -302,7 +302,7 @@ def hostile(port: int, given: argparse.Namespace, kinds: list[str]) -> None:
 
 
 def measure(kind: str, port: int, pid: int, given: argparse.Namespace) -> None:
-    kinds = {"nobody": [], "all of them": list(HOSTILE)}.get(kind, [kind])
+    kinds = {"none": [], "all": list(HOSTILE)}.get(kind, [kind])
     load = os.getloadavg()[0]
     context = multiprocessing.get_context("spawn")
     beside = context.Process(target=hostile, args=(port, given, kinds), daemon=True)
@@ -319,7 +319,7 @@ def measure(kind: str, port: int, pid: int, given: argparse.Namespace) -> None:
     rank, health = sorted(found["rank"]), sorted(found["health"])
     row = write_row(
         "hostile",
-        {"model": given.model, "items": given.items, "beside": kind},
+        {"model": given.model, "items": given.items, "hostile clients": kind},
         {
             "requests": len(rank),
             "failed": found["failed"],

@@ -1,4 +1,4 @@
-"""This package's models beside LightGBM, item-kNN, ALS and means, on the same impressions.
+"""This package's models compared with LightGBM, item-kNN, ALS and means on the same impressions.
 
     python -m benchmarks.peers --data FOLDER                    # the small datasets
     python -m benchmarks.peers --data FOLDER --only ml1m        # also trivago
@@ -27,7 +27,8 @@ ours
 
 Scores of item-kNN and ALS are not probabilities: a logistic curve, fitted to the validation
 impressions, maps them. The test split is read once per model and seed. Every model has one thread.
-Finished rows are skipped.
+Finished rows are skipped. At last, the AUC of this package's models minus that of LightGBM is
+computed, with intervals from a paired bootstrap over users.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from benchmarks.peer_models import PEERS, Log, Result, clocked
 from benchmarks.peer_statistics import Impressions, main_label
 from benchmarks.rows import has_row, write_row
 from limerank import metrics
+from limerank.evaluation.bootstrap import paired_auc
 
 SMALL = ("mind_sample", "kuairand_slice", "ml_latest_small", "synth_short")
 DATASETS = (*SMALL, "ml1m", "trivago", "synth_quick")
@@ -62,6 +64,9 @@ FEATURES = {
     "lightgbm": ("all", "without similarity"),
 }
 """Peer -> what it is given; a row each."""
+PREPARED = "as prepared"
+"""The features of this package's models: all of the dataset."""
+RESAMPLES = 500
 SEEDED = ("als", "lightgbm")
 PACKAGES = {"als": ("implicit",), "lightgbm": ("lightgbm",)}
 
@@ -136,10 +141,33 @@ def jobs(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Itera
     """What has no row yet."""
     for name, folder in folders.items():
         for model in models:
-            for features in FEATURES.get(model, ("as prepared",)):
+            for features in FEATURES.get(model, (PREPARED,)):
                 for seed in range(seeds if model in SEEDED or model in OURS else 1):
                     if not has_row("peers", case_of(name, model, features), seed):
                         yield measure, name, folder, model, features, seed
+
+
+def comparisons(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
+    """Differences to LightGBM whose predictions are all there."""
+    for name, folder in folders.items():
+        for model in models:
+            for features in FEATURES["lightgbm"]:
+                files = [
+                    [predictions_file(name, *one, seed) for seed in range(seeds)]
+                    for one in ((model, PREPARED), ("lightgbm", features))
+                ]
+                if model in OURS and all(file.exists() for of_model in files for file in of_model):
+                    yield compare, name, folder, model, features, files
+
+
+def compare(name: str, folder: Path, model: str, features: str, files: list[list[Path]]) -> None:
+    """One row: the AUC of a model minus that of LightGBM, the mean over seeds."""
+    shown = Log(folder).test
+    ours, theirs = ([np.load(file).astype(np.float32) for file in some] for some in files)
+    found = paired_auc(shown.labels, shown.users, ours, theirs, resamples=RESAMPLES)
+    case = case_of(name, model, PREPARED) | {"against": f"lightgbm, {features}"}
+    metrics = {"difference": found.difference, "low": found.low, "high": found.high}
+    write_row("peers", case, metrics, repeats=len(ours))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -163,6 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     models = tuple(given.models or (*PEERS, *OURS))
     with workers(given.processes) as pool:
         finish(pool, "models", jobs(folders, models, given.seeds))
+        finish(pool, "comparisons", comparisons(folders, models, given.seeds))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from benchmarks.peer_models import PEERS
 from benchmarks.peers import OURS
+from benchmarks.quality_page import interval
 from benchmarks.tables import Row, grouped, machines, number, spread_of, table
 
 QUALITY = {
@@ -22,8 +23,12 @@ CHOSEN = ("shrinkage", "regularization", "alpha", "num_leaves", "learning_rate",
 NAMES = {"lightgbm": "LightGBM", "als": "ALS", "item-knn": "item-kNN"}
 
 
-def peers(found: list[Row]) -> str:
+def peers(every: list[Row]) -> str:
     """A section for each dataset: quality, costs, and the settings that validation chose."""
+    found = [row for row in every if "against" not in row["case"]]
+    pairs = grouped(
+        [row for row in every if "against" in row["case"]], lambda row: row["case"]["dataset"]
+    )
     lines = [
         "# Peers",
         "",
@@ -67,6 +72,7 @@ def peers(found: list[Row]) -> str:
     ]
     for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
         lines += ["", f"## {dataset}", "", *section(of_dataset)]
+        lines += differences(pairs.get(dataset, []))
     return "\n".join(lines)
 
 
@@ -142,3 +148,19 @@ def section(of_dataset: list[Row]) -> list[str]:
     if chosen:
         lines += ["", f"Chosen by validation (seed 0). {'; '.join(chosen)}."]
     return lines
+
+
+def differences(pairs: list[Row]) -> list[str]:
+    """The AUC of our models minus that of LightGBM, with intervals."""
+    if not pairs:
+        return []
+    others = sorted({row["case"]["against"] for row in pairs})
+    cells = {(row["case"]["model"], row["case"]["against"]): row["metrics"] for row in pairs}
+    heads = ["model", *(f"LightGBM, {other.partition(', ')[2]}" for other in others)]
+    body = [
+        [model, *(interval(cells.get((model, other)), "difference") for other in others)]
+        for model in OURS
+        if any(name == model for name, _ in cells)
+    ]
+    text = "AUC minus that of LightGBM, mean over seeds, with 95 % intervals of a paired bootstrap"
+    return ["", f"{text} over users; bold where the interval excludes 0:", "", *table(heads, body)]

@@ -138,7 +138,7 @@ KINDS = {
     "512 candidates, cold users": 0,
     "512 candidates": 0,
     "512 candidates, unknown users": 0,
-    "whole catalogue": 0,
+    "full catalogue": 0,
     "events, one a request": 1,
     "events, 50 a request": 50,
 }

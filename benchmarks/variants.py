@@ -1,7 +1,7 @@
-"""LIME with one part changed: what each part is worth is measured against these.
+"""LIME with one part changed: the ablations compare these variants with the unchanged model.
 
-Importing this module registers them, as ``lime-mha-softmax`` and the like. They are there to be
-measured: some give up the very property that makes LIME cheap, and say so.
+Importing this module registers them, as ``lime-mha-softmax`` and so on. Some give up the property
+that makes LIME cheap; their docstrings name it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class RawLinks(Lime):
         return self.links.expand(len(u_bd), -1, -1)
 
 
-# How links and events read each other
+# Attention between links and events
 
 
 class ReadOnly(LimeXor):
-    """Events are never updated: links read the same events in every block."""
+    """Events are never updated: links attend to the same events in every block."""
 
     in_one_call = streams = False
 
@@ -64,7 +64,7 @@ class ReadOnly(LimeXor):
 
 
 def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor) -> Tensor:
-    """A block without what events read of the links."""
+    """A block without the attention of events to links."""
     u_bld, q_bhle = block.two(block.norm(links_bld))
     k_bhne, v_bhne = block.pair(block.norm(events_bnd))
     read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, count_b)
@@ -72,7 +72,7 @@ def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: 
 
 
 class Dense(LimeXor):
-    """No mask but padding: links read links and events read events as well, in (l + N)^2."""
+    """Padding is the only mask: links also attend to links, events to events, in (l + N)^2."""
 
     in_one_call = streams = False
 
@@ -97,7 +97,7 @@ class Dense(LimeXor):
 
 
 class LastBlock(LimeXor):
-    """Candidates meet the links of a last block that is like the others, as in the paper."""
+    """The last block has the form of the others, as in the paper; candidates use its links."""
 
     in_one_call = streams = False
 
@@ -111,7 +111,7 @@ class LastBlock(LimeXor):
         del self.reading
 
     def start_at(self, ages_n: Tensor) -> None:
-        """Ages are known by their embedding alone."""
+        """Ages enter through their embedding alone."""
 
     def read(
         self, links_bld: Tensor, events_bnd: Tensor, age_bn: Tensor, count_b: Tensor

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks import peers, peers_page, rows
 from benchmarks.peer_features import HALF_LIFE, Features
 from benchmarks.peer_models import PEERS, Log, logistic_curve, sigmoid
 from benchmarks.peer_statistics import (
@@ -221,3 +222,29 @@ def test_histories_are_not_cut_to_the_dataset_length(log):
     dataset = Dataset(log[0])
     longest = max(len(history_of(dataset, int(r))) for r in dataset.requests_of("test"))
     assert longest > dataset.history_length
+
+
+def test_a_finished_comparison_has_rows_and_a_page(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(peers, "WORK", tmp_path / "work")
+    folders = {"synth_quick": log[0]}
+    for _, name, folder, model, features, seed in peers.jobs(folders, ("item mean",), 3):
+        peers.measure(name, folder, model, features, seed)
+    assert not list(peers.jobs(folders, ("item mean",), 3))  # finished rows are skipped
+    shown = Log(log[0]).test
+    rng = np.random.default_rng(0)
+    for model, features, noise in (
+        ("lime-mha", peers.PREPARED, 0.1),
+        ("lightgbm", "all", 1.0),
+        ("lightgbm", "without similarity", 0.1),
+    ):
+        predicted = sigmoid(shown.labels + noise * rng.normal(size=shown.labels.size))
+        np.save(peers.predictions_file("synth_quick", model, features, 0), predicted)
+    for _, *arguments in peers.comparisons(folders, ("item mean", "lime-mha"), 1):
+        peers.compare(*arguments)
+    found = {row["case"].get("against"): row["metrics"] for row in rows.rows("peers")}
+    assert found["lightgbm, all"]["low"] > 0.05
+    assert abs(found["lightgbm, without similarity"]["difference"]) < 0.01
+    page = peers_page.peers(list(rows.rows("peers")))
+    assert "| item mean | 1 |" in page
+    assert "| lime-mha | **+" in page
