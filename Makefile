@@ -17,6 +17,9 @@ FROM_TORCH  := --retries 1 --timeout 15 $(addprefix --extra-index-url ,$(TORCH_I
 PIP   := $(PY) -m pip --disable-pip-version-check
 QUIET := -qq
 
+# A process for each core, at most eight; each computes with one thread. ARGS="-n 0": one process.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist worksteal
+
 # Names of the measurements in benchmarks/, in the order in which they run.
 BENCHMARKS := prepare synth training small index scorer bulk
 
@@ -33,9 +36,8 @@ demo: $(VENV)/.runtime  ## simulate, train, evaluate, index, rank, write a repor
 demo-small: $(VENV)/.runtime  ## the same way in a small form
 	$(VENV)/bin/limerank demo --small --out limerank-demo-small $(ARGS)
 
-# A process for each core, at most eight; each computes with one thread. ARGS="-n 0": one process.
 test: $(VENV)/.dev  ## all tests; ARGS="-k links -x" goes to pytest
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: lint types test  ## what CI runs: lint, formatting, types, tests
 
@@ -49,7 +51,7 @@ sanitize: $(VENV)/.dev  ## the tests of what is C++ on a build with the address 
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) > /dev/null
 	@$(VENV)/bin/cmake --build build/sanitize > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(VENV)/bin/pytest tests/test_native.py tests/test_scorer.py tests/test_personal.py
+	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(PYTEST) tests/test_native.py tests/test_scorer.py tests/test_personal.py
 
 types: $(VENV)/.dev  ## mypy, strict
 	$(VENV)/bin/mypy
