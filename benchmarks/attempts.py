@@ -69,7 +69,7 @@ def attempts(found: list[Row]) -> str:
             for row in part
         ]
         metric = part[0]["metrics"]["metric"]
-        heads = ["attempt", "rates", "epochs", "seed", f"validation {metric}"]
+        heads = ["attempt", "learning rate, of tables", "epochs", "seed", f"validation {metric}"]
         lines += ["", f"## {name}", "", *table(heads, body)]
     return "\n".join(lines)
 

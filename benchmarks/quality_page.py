@@ -253,7 +253,7 @@ def search(found: list[Row]) -> str:
         lines += ["", f"## {dataset}: {metric.removeprefix('best_')}, validation", ""]
         lines += [f"Seeds: {', '.join(map(str, seeds))}.", ""]
         lines += table(
-            ["rate", "rate of tables", "epochs", *models],
+            ["learning rate", "of tables", "epochs", *models],
             [
                 [*map(str, setting), *(best_of(values[name], setting) for name in models)]
                 for setting in sorted({s for of_model in values.values() for s in of_model})

@@ -56,7 +56,8 @@ SPEC = {
     },
     "split": {"validation_from": VALIDATION, "test_from": TEST},
 }
-STARTS = {"as it is": ranker.HAPPENED_STD, "events as small as all others": ranker.TABLE_STD}
+STARTS = {"default": ranker.HAPPENED_STD, "as small as other embeddings": ranker.TABLE_STD}
+"""Standard deviation of the initial outcome embeddings."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
