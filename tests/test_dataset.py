@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limerank.data.dataset import Dataset, _distinct
+from limerank.data.batching import distinct_items
+from limerank.data.dataset import Dataset
 from limerank.data.history import latest
 from limerank.errors import FormatError, UnknownError
 from tests.worlds import prepare_log
@@ -124,7 +125,7 @@ def test_tokens_stay_in_their_table(dataset):
 
 
 def test_distinct_items_put_candidates_first():
-    rows, distinct, candidates, history = _distinct(
+    rows, distinct, candidates, history = distinct_items(
         np.array([7, 2, 7], np.int32), np.array([9, 2, 1, 9], np.int32)
     )
     assert set(rows[:distinct].tolist()) == {2, 7}

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.data.batch import Batch, Items, Sequences, Users
+from limerank.data.batching import distinct_items, plan_batches
 from limerank.data.features import FeatureTable
 from limerank.data.folder import FORMAT, MANIFEST, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
@@ -24,11 +25,6 @@ from limerank.data.ragged import ragged_index
 from limerank.data.summary import DatasetSummary
 from limerank.errors import FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
-
-POOL_BATCHES = 128
-"""Training batches are cut from pools of about so many batches, like requests together."""
-EVENTS_PER_IMPRESSION = 64
-"""A request with more history events per impression counts as more impressions in a batch."""
 
 
 class Dataset:
@@ -138,7 +134,7 @@ class Dataset:
         labels = np.where(real[..., None], labels, 0).astype(np.float32)
         candidates = self.events["item"][at]
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
-        rows, distinct, candidate_positions, history_positions = _distinct(
+        rows, distinct, candidate_positions, history_positions = distinct_items(
             candidates[real], history.items[held]
         )
         candidate_index = np.zeros(real.shape, dtype=np.int64)
@@ -197,7 +193,7 @@ class Dataset:
             self.events, self.encoder, start, start + most, int(most.max()), self.retained
         )
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
-        items, distinct, candidates, history_positions = _distinct(
+        items, distinct, candidates, history_positions = distinct_items(
             self.events["item"][row], history.items[held]
         )
         history_index = np.zeros(held.shape, dtype=np.int64)
@@ -237,39 +233,22 @@ class Dataset:
         generator: np.random.Generator | None = None,
         together: int = 1,
     ) -> list[NDArray[np.int64]]:
-        """Batches of about ``impressions`` impressions, of requests that are alike in size.
+        """Batches of requests of about ``impressions`` impressions; see
+        :func:`~limerank.data.batching.plan_batches`.
 
-        With a ``generator`` the order is random (shuffled, like ones gathered within pools, batches
-        shuffled); without, all requests are one pool: the fewest padded positions. So many
-        consecutive requests of a user stay ``together``; 0: all of them.
+        Args:
+            requests: rows of requests, i64.
+            length: events of a history, at most; None: the dataset's.
+            generator, together: as there.
+
+        Returns:
+            The rows of the requests of each batch.
         """
         counts = self.requests["count"][requests].astype(np.int64)
         lengths = self.history_lengths(requests, self.history_length if length is None else length)
-        first = np.arange(len(requests))
-        if together != 1 and len(requests):
-            user = self.requests["user"][requests]
-            of_user = np.flatnonzero(np.diff(user, prepend=user[0] - 1))
-            rank = first - np.repeat(of_user, np.diff(of_user, append=len(user)))
-            first = np.flatnonzero(rank % together == 0 if together else rank == 0)
-            counts = np.add.reduceat(counts, first)
-            lengths = np.maximum.reduceat(lengths, first)
-        order = np.arange(len(first))
-        pools = [order]
-        if generator is not None:
-            order = generator.permutation(order)
-            mean = max(counts.mean(), 1.0) if len(counts) else 1.0
-            size = max(1, int(POOL_BATCHES * impressions / mean))
-            pools = [order[at : at + size] for at in range(0, len(order), size)]
-        size_of = np.diff(first, append=len(requests))
-        batches = [
-            requests[ragged_index(first[part], size_of[part])]
-            for pool in pools
-            if len(pool)
-            for part in _alike(pool, lengths, counts, impressions)
-        ]
-        if generator is not None:
-            batches = [batches[position] for position in generator.permutation(len(batches))]
-        return batches
+        users = self.requests["user"][requests] if together != 1 else None
+        plan = plan_batches(counts, lengths, impressions, users, generator, together)
+        return [requests[rows] for rows in plan]
 
     def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
         """The planned batches, each made while the one before is in use."""
@@ -278,50 +257,3 @@ class Dataset:
     def sequence_batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Sequences]:
         """The same with exact histories."""
         return ahead(map(self.sequences, plan))
-
-
-def _alike(
-    pool: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    impressions: int,
-) -> list[NDArray[np.int64]]:
-    """Cut a pool in two, by history length or by candidates, whichever leaves less padding; and
-    again, until every part is a batch of about ``impressions`` impressions, or fewer where long
-    histories with few impressions each would take too much memory."""
-    sizes = np.maximum(counts, lengths / EVENTS_PER_IMPRESSION)
-    total = float(sizes[pool].sum())
-    parts = round(total / impressions)
-    if parts < 2 or len(pool) == 1:
-        return [pool]
-    halves: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
-    for key in (lengths, counts):
-        ordered = pool[np.argsort(key[pool], kind="stable")]
-        wanted = total * (parts // 2) / parts
-        position = int(np.searchsorted(np.cumsum(sizes[ordered]), wanted))
-        position = min(max(position, 1), len(pool) - 1)
-        pair = ordered[:position], ordered[position:]
-        computed = sum(len(half) * int(lengths[half].max() + counts[half].max()) for half in pair)
-        halves.append((computed, *pair))
-    _, first, second = min(halves, key=lambda half: half[0])
-    return [part for half in (first, second) for part in _alike(half, lengths, counts, impressions)]
-
-
-def _distinct(
-    candidates: NDArray[np.int32], history: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], int, NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct item rows, candidates first; how many are candidates; each one's place."""
-    rows, inverse = np.unique(np.concatenate([candidates, history]), return_inverse=True)
-    is_candidate = np.zeros(len(rows), dtype=bool)
-    is_candidate[inverse[: len(candidates)]] = True
-    order = np.argsort(~is_candidate, kind="stable")
-    position = np.empty(len(rows), dtype=np.int64)
-    position[order] = np.arange(len(rows))
-    positions = position[inverse]
-    distinct = int(is_candidate.sum())
-    return (
-        rows[order].astype(np.int64),
-        distinct,
-        positions[: len(candidates)],
-        positions[len(candidates) :],
-    )
