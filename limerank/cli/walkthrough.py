@@ -20,6 +20,7 @@ from limerank.data.prepare import prepare
 from limerank.data.synthetic import simulate
 from limerank.errors import FormatError
 from limerank.evaluation.evaluate import Evaluation, evaluate
+from limerank.evaluation.legend import legend
 from limerank.files import check_folder, check_output, read_json, write_json
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -32,6 +33,8 @@ from limerank.training.trainer import train
 
 MODELS = ("two-tower", "lime-mha", "lime-xor")
 
+FOLDER = "limerank-demo"
+"""The default folder of a demo."""
 MARK = "demo.json"
 """The file that marks the folder of a demo; it contains the demo's settings."""
 
@@ -57,12 +60,12 @@ Next, use your own logs. The README shows how to describe them in spec.toml:
 
 Or serve this model over HTTP (docs/serving.md):
 
-  limerank demo --serve
+  {serve}
 """
 
 
 def demo(
-    out: str | os.PathLike[str] = "limerank-demo",
+    out: str | os.PathLike[str] = FOLDER,
     *,
     small: bool = False,
     overwrite: bool = False,
@@ -96,11 +99,11 @@ def demo(
     def step(number: int, text: str) -> None:
         echo(f"\n[{number}/7] {text}  ({time.monotonic() - started:.0f} s)")
 
-    step(1, "Simulating the logs of a short-video app")
+    step(1, "Simulating the logs of a short-video app (limerank synth)")
     if _missing(out / "logs", echo):
         simulate(out / "logs", **settings["log"], quiet=quiet)
 
-    step(2, "Preparing a dataset: sorting, encoding, splitting by time")
+    step(2, "Preparing a dataset: sorting, encoding, splitting by time (limerank prepare)")
     if _missing(out / "data", echo):
         spec = load_spec(out / "logs" / "spec.toml")
         prepare(spec, out / "data", base=out / "logs", quiet=quiet)
@@ -108,7 +111,7 @@ def demo(
     echo(dataset.summary.text())
 
     bf16 = has_bfloat16()
-    step(3, f"Training {', '.join(MODELS)}" + (" in bfloat16" if bf16 else ""))
+    step(3, f"Training {', '.join(MODELS)} (limerank train{' --bf16' if bf16 else ''})")
     for model in MODELS:
         folder = out / "runs" / model
         if (folder / "config.json").exists() and not (folder / "trainer").exists():
@@ -124,13 +127,15 @@ def demo(
         )
         echo(f"{folder}: validation AUC {result.best:.4f}")
 
-    step(4, "Evaluating on the last tenth of the time")
+    step(4, "Evaluating on the last tenth of the time (limerank evaluate)")
     results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
     ceiling = best_possible(dataset, out / "logs")
     echo(comparison_text(results, ceiling))
+    echo("  The best possible metrics are those of the simulator's own probabilities.")
+    echo("\n".join(legend(("auc", "gauc", "ne", "ece", "xauc", "ndcg@10"))))
 
     chosen = max(MODELS[1:], key=lambda model: results[model].tasks["click"]["auc"])
-    step(5, f"Indexing the catalogue with {chosen}")
+    step(5, f"Indexing the catalogue with {chosen} (limerank index)")
     run_path, index_path = out / "runs" / chosen, out / "index"
     if _missing(index_path, echo):
         build_index(run_path, index_path, quiet=quiet)
@@ -142,12 +147,13 @@ def demo(
         f"{100 * quantised.overlap:.2f} % of the top 100 the same"
     )
 
-    step(6, "Ranking the catalogue for a few users, with reasons")
+    step(6, "Ranking the catalogue for a few users (limerank rank --explain)")
     recommender = Recommender(run_path, index_path)
+    echo("Columns: predictions, and the events that raised the item's logit most, by how much.")
     for user in some_users(dataset, settings["users"]):
         echo(recommender.rank(user, k=5, explain=5).text())
 
-    step(7, "Writing a report")
+    step(7, "Writing a report (limerank report)")
     page = out / "report.html"
     write_report(
         page,
@@ -158,7 +164,8 @@ def demo(
         title="limerank on simulated logs",
     )
     echo(f"{page.resolve()}: open it in a browser")
-    echo(NEXT)
+    options = "".join([" --small" * small, f" --out {out}" * (out != Path(FOLDER))])
+    echo(NEXT.format(serve=f"limerank demo{options} --serve"))
     return {
         "ceiling": ceiling,
         "results": results,
