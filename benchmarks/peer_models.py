@@ -16,6 +16,7 @@ from benchmarks.peer_features import Features
 from benchmarks.peer_statistics import (
     SMOOTHING,
     Impressions,
+    earlier_impressions,
     history_of,
     impressions_of,
     main_label,
@@ -138,8 +139,9 @@ def user_item_mean(log: Log, features: str, seed: int) -> Result:
 
     def predict() -> Values:
         predicted = logit(rates[log.test.items]) - logit(base)
+        earlier = earlier_impressions(log.dataset)
         for request, part in parts(log.test.requests):
-            seen = label[history_of(log.dataset, request)]
+            seen = label[earlier[request]]
             predicted[part] += logit((seen.sum() + SMOOTHING * base) / (len(seen) + SMOOTHING))
         return sigmoid(predicted)
 

@@ -55,6 +55,20 @@ def history_of(dataset: Dataset, request: int) -> Ints:
     return rows if dataset.retained is None else np.asarray(dataset.retained[rows])
 
 
+def earlier_impressions(dataset: Dataset) -> dict[int, Ints]:
+    """Event rows of the user's impressions before each test request, whatever histories retain."""
+    shown = np.zeros(len(dataset.events["item"]), dtype=bool)
+    shown[dataset.impression_rows(np.arange(len(dataset.requests["user"])))] = True
+    found = {}
+    for request in dataset.requests_of("test"):
+        first = dataset.requests["first"][request]
+        start = dataset.event_offsets[dataset.requests["user"][request]]
+        rows = np.arange(start, first)
+        earlier = dataset.events["time"][rows] < dataset.events["time"][first]
+        found[int(request)] = rows[earlier & shown[rows]]
+    return found
+
+
 def impressions_of(dataset: Dataset, split: str) -> Impressions:
     """The impressions of a split, in the order in which models predict them."""
     requests = dataset.requests_of(split)

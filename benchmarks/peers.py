@@ -11,8 +11,8 @@ over all of them, and apart for *repeats* (the user's history holds the candidat
 ``item mean``
     The item's smoothed rate in the training window (20 impressions at the base rate are added).
 ``user-item mean``
-    log-odds of the item's rate, plus those of the user's smoothed rate in the history before the
-    request, minus those of the base rate.
+    log-odds of the item's rate, plus those of the user's smoothed rate over all impressions before
+    the request, minus those of the base rate.
 ``item-knn``
     Mean cosine between the candidate and the positives of the history, over which users had a
     positive label on which items; shrinkage by validation.

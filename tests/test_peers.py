@@ -14,6 +14,7 @@ from benchmarks.peer_models import PEERS, Log, logistic_curve, sigmoid
 from benchmarks.peer_statistics import (
     FOLDS,
     SMOOTHING,
+    earlier_impressions,
     folds_of_users,
     history_of,
     impressions_of,
@@ -165,6 +166,17 @@ def test_labels_from_the_request_on_do_not_enter(log, split):
         np.testing.assert_array_equal(
             before.of_impressions(shown)[1][rows], after.of_impressions(again)[1][rows]
         )
+
+
+def test_earlier_impressions_are_those_of_the_user_before_the_request(log):
+    folder, events = log
+    dataset = Dataset(folder)
+    for request, rows in list(earlier_impressions(dataset).items())[:30]:
+        user = dataset.user_ids[dataset.requests["user"][request]]
+        time = dataset.events["time"][dataset.requests["first"][request]] // 1000
+        before = events.filter((pl.col("user_id") == user) & (pl.col("time") < time))
+        assert sorted(dataset.item_ids[dataset.events["item"][rows]]) == sorted(before["item_id"])
+        assert dataset.events["label_click"][rows].sum() == before["click"].sum()
 
 
 def test_positives_are_the_clicks_before_validation(log):
