@@ -56,7 +56,7 @@ SPEC = {
     },
     "split": {"validation_from": VALIDATION, "test_from": TEST},
 }
-STARTS = {"default": ranker.HAPPENED_STD, "as small as other embeddings": ranker.TABLE_STD}
+STARTS = {"default": ranker.OUTCOME_STD, "as small as other embeddings": ranker.TABLE_STD}
 """Standard deviation of the initial outcome embeddings."""
 
 
@@ -125,7 +125,7 @@ def measure(folder: Path, model: str, start: str, seeds: int) -> None:
     found = []
     for seed in range(seeds):
         run = folder / f"{model}-{start}-{seed}"
-        with mock.patch.object(ranker, "HAPPENED_STD", STARTS[start]):
+        with mock.patch.object(ranker, "OUTCOME_STD", STARTS[start]):
             train(
                 folder / "data",
                 run,

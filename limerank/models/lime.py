@@ -347,7 +347,7 @@ class LimeMha(Lime):
 
         prefix_m = batch.prefix - shared_b[owner_m]  # of each one's own events
         chunk_m = (prefix_m - 1).clamp(min=0).div(PREFIX_CHUNK, rounding_mode="floor")
-        logits, places = [], []
+        logits, rows = [], []
         for chunk, start in enumerate(chunks):
             size = min(PREFIX_CHUNK, int(own_b.max()) - start)
             at_bn = (shared_b + start)[:, None] + torch.arange(size, device=shared_b.device)
@@ -368,8 +368,8 @@ class LimeMha(Lime):
             )
             carry = Carry(*after)
             logits.append(found)
-            places.append(some)
-        return torch.cat(logits)[torch.cat(places).argsort()]
+            rows.append(some)
+        return torch.cat(logits)[torch.cat(rows).argsort()]
 
     def _pass(
         self,

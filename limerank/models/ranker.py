@@ -31,9 +31,10 @@ MULTI_HOT_ROWS = 256
 TABLE_STD = 0.1
 """Spread of embedding tables at the start, and of what a number of usual size adds to them: from
 PyTorch's own start a number would drown every category."""
-HAPPENED_STD = 0.5
-"""Spread of what happened in an event, beside an item vector of spread 1: a click on an item and
-its mere impression differ from the first step on. From 0.1 small logs end before they do."""
+OUTCOME_STD = 0.5
+"""Spread of the embedded outcome of an event, beside an item vector of spread 1: a click on an
+item and its mere impression differ from the first step on. From 0.1, training on a small log ends
+before they do."""
 
 
 class Table(nn.Embedding):
@@ -94,29 +95,29 @@ class ItemTower(nn.Module):
 
 
 class EventTower(nn.Module):
-    """e = item vector + embeddings of what happened and when: -> [B, N, d]."""
+    """e = item vector + embeddings of its outcome and its age: -> [B, N, d]."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
         self.table = nn.Embedding(shape.event_tokens, config.width)
-        nn.init.normal_(self.table.weight, std=HAPPENED_STD)
+        nn.init.normal_(self.table.weight, std=OUTCOME_STD)
 
     def forward(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        return _sum(F.embedding(users.items, vectors_ud), self._happened(users, self.table.weight))
+        return _sum(F.embedding(users.items, vectors_ud), self._outcomes(users, self.table.weight))
 
     def through(self, linear: nn.Linear, users: Users, vectors_ud: Tensor) -> Tensor:
         """``linear(self(users, vectors_ud))`` as [B, N, x], multiplied once per item."""
         items_ux = F.linear(vectors_ud, linear.weight, linear.bias)
         table_ax = F.linear(self.table.weight, linear.weight)
-        return _sum(F.embedding(users.items, items_ux), self._happened(users, table_ax))
+        return _sum(F.embedding(users.items, items_ux), self._outcomes(users, table_ax))
 
-    def _happened(self, users: Users, table_ax: Tensor) -> Tensor:
+    def _outcomes(self, users: Users, table_ax: Tensor) -> Tensor:
         """Sum of each event's rows of a table: [B, N, x]."""
         batch, length, tokens = users.tokens.shape
         rows_na = users.tokens.reshape(batch * length, tokens)
         if torch.is_grad_enabled() and len(table_ax) <= MULTI_HOT_ROWS:
-            # Tokens of different features never meet: counts are 0 or 1. A product with them has
-            # a far cheaper backward than a bag of embeddings.
+            # Tokens of different features never coincide: counts are 0 or 1. A product with them
+            # has a far cheaper backward than a bag of embeddings.
             hot_nt = table_ax.new_zeros(len(rows_na), len(table_ax)).scatter_(1, rows_na, 1.0)
             sums_nx = hot_nt @ table_ax
         else:
