@@ -171,12 +171,14 @@ def test_labels_from_the_request_on_do_not_enter(log, split):
 def test_earlier_impressions_are_those_of_the_user_before_the_request(log):
     folder, events = log
     dataset = Dataset(folder)
-    for request, rows in list(earlier_impressions(dataset).items())[:30]:
+    for request, earlier in list(earlier_impressions(dataset).items())[:30]:
         user = dataset.user_ids[dataset.requests["user"][request]]
         time = dataset.events["time"][dataset.requests["first"][request]] // 1000
         before = events.filter((pl.col("user_id") == user) & (pl.col("time") < time))
-        assert sorted(dataset.item_ids[dataset.events["item"][rows]]) == sorted(before["item_id"])
-        assert dataset.events["label_click"][rows].sum() == before["click"].sum()
+        assert sorted(dataset.item_ids[dataset.events["item"][earlier]]) == sorted(
+            before["item_id"]
+        )
+        assert dataset.events["label_click"][earlier].sum() == before["click"].sum()
 
 
 def test_positives_are_the_clicks_before_validation(log):
