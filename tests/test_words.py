@@ -1,4 +1,4 @@
-"""Identifiers use the field's terms: the words that they replaced do not come back."""
+"""Identifiers and texts use the field's terms: the words that they replaced do not come back."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ REPLACED = {
 # Names that files of earlier versions fix, or that others chose.
 ALLOWED: frozenset[str] = frozenset()
 
-# Still to be renamed.
+# Still to be renamed, and still to be rewritten.
 LATER = ("limerank/serving/web/",)
+TEXTS_LATER = ("limerank/", "docs/api.md")
 
 
 def words(name: str) -> set[str]:
@@ -99,6 +100,31 @@ FILES = [
 
 def test_identifiers_use_the_field_s_terms() -> None:
     found = [line for path in FILES for line in replaced(path) if not line.startswith(LATER)]
+    assert not found, "\n".join(found)
+
+
+# Words of texts (documents, docstrings, comments, messages, help, the page), whatever they meant.
+PHRASES = re.compile(
+    r"\b(anew|at hand|for good|gone|kept|met|people|said|told|visitors?|what happened|whoever)\b",
+    re.IGNORECASE,
+)
+
+TEXTS = [
+    *(path for path in FILES if ROOT / "tests" not in path.parents),
+    *(path for kind in ("html", "cpp", "h") for path in sorted(ROOT.glob(f"limerank/**/*.{kind}"))),
+    *sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]),
+    *sorted([*ROOT.glob("deploy/*.md"), *ROOT.glob("examples/**/*.md")]),
+]
+
+
+def test_texts_use_the_field_s_terms() -> None:
+    found = []
+    for path in TEXTS:
+        where = path.relative_to(ROOT).as_posix()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            word = PHRASES.search(line)
+            if word and not where.startswith(TEXTS_LATER):
+                found.append(f"{where}:{number}: {word[0]!r} in {line.strip()}")
     assert not found, "\n".join(found)
 
 
