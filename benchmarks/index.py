@@ -38,7 +38,8 @@ from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.index.changes import add_items, compact_index, remove_items
+from limerank.index.changes import add_items, remove_items
+from limerank.index.compaction import compact_index
 from limerank.models import build
 from limerank.models.config import DataShape, HeadConfig, ModelConfig, TrainConfig, config_class
 from limerank.ranking.recommender import Recommender

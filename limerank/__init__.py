@@ -40,10 +40,10 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from limerank.index.building import build_index as build_index
     from limerank.index.changes import add_items as add_items
     from limerank.index.changes import change_items as change_items
-    from limerank.index.changes import compact_index as compact_index
     from limerank.index.changes import put_items as put_items
     from limerank.index.changes import remove_items as remove_items
     from limerank.index.changes import update_items as update_items
+    from limerank.index.compaction import compact_index as compact_index
     from limerank.index.reading import Index as Index
     from limerank.models.config import ModelConfig as ModelConfig
     from limerank.models.config import TrainConfig as TrainConfig
@@ -77,7 +77,7 @@ _HOMES = {
     "add_items": "index.changes",
     "build_index": "index.building",
     "change_items": "index.changes",
-    "compact_index": "index.changes",
+    "compact_index": "index.compaction",
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "event_of": "data.events",

@@ -102,7 +102,8 @@ def text_shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> None:
     items = folder() / "plain" / "log" / "items.csv"
     built = build_index(text_shop.run, tmp_path / "index", items=items)
-    found = built["item_table"]
+    found = built.item_table
+    assert found is not None
     assert found.matched == found.ids > 0
     assert found.warnings() == []
     again = change_items(text_shop.run, tmp_path / "index", put=items)

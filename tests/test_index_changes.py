@@ -26,12 +26,11 @@ from limerank.index.catalogue import of_source
 from limerank.index.changes import (
     add_items,
     change_items,
-    change_text,
-    compact_index,
     put_items,
     remove_items,
     update_items,
 )
+from limerank.index.compaction import compact_index
 from limerank.index.writing import writing
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import ModelScorer, QuantisedScorer
@@ -150,7 +149,7 @@ def test_all_of_a_change_or_nothing(live):
     change = change_items(
         of.run, live, add=item(900), update=[item(3)], put=[item(4), item(901)], remove=[5]
     )
-    assert change_text(change).startswith("2 added, 2 updated, 1 removed; ")
+    assert change.text().startswith("2 added, 2 updated, 1 removed; ")
     index, before = Index.open(live, verify=True), content(Index.open(live))
     assert index.items == ITEMS + 1 and index.superseded == 2
     wrong = [
@@ -179,7 +178,7 @@ def test_all_of_a_change_or_nothing(live):
     version = index.version
     for nothing in ({}, {"add": []}, {"remove": []}):
         assert change_items(of.run, live, **nothing).version == version
-    assert change_text(change_items(of.run, live)).startswith("nothing to do")
+    assert change_items(of.run, live).text().startswith("nothing to do")
 
 
 def test_tables_change_an_index(live, tmp_path):
@@ -327,7 +326,7 @@ def test_compacting_is_advised_and_drops_what_nobody_reads(live):
     remove_items(live, range(5))
     before = Index.open(live)
     change = compact_index(live)
-    assert change_text(change).startswith(f"120 old rows dropped; {ITEMS - 5} items")
+    assert change.text().startswith(f"120 old rows dropped; {ITEMS - 5} items")
     after = Index.open(live, verify=True)
     assert (
         len(after) == ITEMS
@@ -355,7 +354,8 @@ from limerank.index import building
 from limerank.index import changes
 from limerank.index import writing
 from limerank.runs.folder import load_run
-from limerank.index.changes import change_items, compact_index
+from limerank.index.changes import change_items
+from limerank.index.compaction import compact_index
 from limerank.index.building import build_index
 
 writing.CHUNK, building.SHARD, changes.TAIL = 16, 32, 3
@@ -573,7 +573,8 @@ def test_a_reader_that_is_overtaken_opens_the_newer_version(live, monkeypatch):
 def test_readers_and_a_writer_at_once(live):
     script = (
         "import sys; from limerank.runs.folder import load_run\n"
-        "from limerank.index.changes import compact_index, put_items\n"
+        "from limerank.index.changes import put_items\n"
+        "from limerank.index.compaction import compact_index\n"
         "run, path = load_run(sys.argv[1]), sys.argv[2]\n"
         "for k in range(60):\n"
         "    row = dict(item_id=1000 + k % 7, group=f'g{k % 5}', tags='t1', length=20)\n"
@@ -611,7 +612,7 @@ def test_the_command_line(live, tmp_path, call):
     status, output, _ = call(*given, "--update", tmp_path / "new.csv")
     assert status == 0 and "2 updated" in output
     status, output, _ = call(*given, "--verify")
-    assert status == 0 and f"is whole: {ITEMS - 1} items, version 4" in output
+    assert status == 0 and f"is intact: {ITEMS - 1} items, version 4" in output
     status, output, _ = call(*given, "--compact", "--forget")
     assert status == 0 and "7 old rows dropped" in output
     for wrong, match in (

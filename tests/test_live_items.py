@@ -18,7 +18,7 @@ from limerank.files import read_json
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import put_items, remove_items
-from limerank.index.reading import LiveItems
+from limerank.index.format import LiveItems
 from limerank.index.writing import writing
 from limerank.serving import current as current_module
 from limerank.serving.engine import Serving
@@ -348,7 +348,7 @@ def test_rankings_go_on_while_items_change(engines, tmp_path):
 
 def test_records_are_read_as_they_were_written():
     live = LiveItems("some", 7, {str(id): "why" for id in range(150)})
-    again = LiveItems.of(live.json())
+    again = LiveItems.of(live.to_dict())
     assert again.change == 7 and len(again.skipped) == 100
     assert LiveItems.of(None) is None
     assert np.array_equal(sorted(again.skipped), sorted(str(id) for id in range(100)))

@@ -23,7 +23,8 @@ from limerank.data.spec import Spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.index.changes import add_items, compact_index, remove_items, update_items
+from limerank.index.changes import add_items, remove_items, update_items
+from limerank.index.compaction import compact_index
 from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
 from limerank.models.ranker import gather

@@ -104,11 +104,12 @@ def index(
         built = build_index(
             run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet
         )
-        print_coverage(built.get("item_table"))
+        print_coverage(built.item_table)
         print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
         return
     from limerank.index import Index
-    from limerank.index.changes import change_items, change_text, compact_index
+    from limerank.index.changes import change_items
+    from limerank.index.compaction import compact_index
     from limerank.runs.folder import load_run
 
     loaded = load_run(run)
@@ -124,7 +125,7 @@ def index(
         change = change_items(
             loaded, out, add=add, update=update, put=put, remove=removed, quiet=quiet
         )
-    print(f"{out}: {change_text(change)}")
+    print(f"{out}: {change.text()}")
     for table in change.tables:
         print_coverage(table, partial=True)
     for advice in change.advice:

@@ -130,7 +130,7 @@ class TableCoverage:
     features: tuple[FeatureCoverage, ...]
     log: str = "the log"
 
-    def json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it, for a manifest."""
         return asdict(self)
 

@@ -5,6 +5,7 @@ Reading it (:mod:`~limerank.index.reading`) needs neither models nor data;
 items while others rank.
 """
 
-from limerank.index.reading import Index, manifest_checksum, read_manifest
+from limerank.index.format import manifest_checksum, read_manifest
+from limerank.index.reading import Index
 
 __all__ = ["Index", "manifest_checksum", "read_manifest"]

@@ -1,4 +1,4 @@
-"""Building an index, a shard at a time. Its format: :mod:`limerank.index.reading`."""
+"""Building an index, a shard at a time. Its format: :mod:`limerank.index.format`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, read_json, sync_directory, write_json
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
+from limerank.index.format import DTYPES, FORMAT, Scales
 from limerank.index.lookup import Level, level_of
-from limerank.index.reading import DTYPES, FORMAT, Scales
+from limerank.index.results import IndexBuild
 from limerank.index.writing import (
     CHUNK,
     Encoder,
@@ -51,15 +52,12 @@ def build_index(
     merge: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
-) -> dict[str, Any]:
-    """Encode a catalogue into the folder ``out``; returns its manifest.
+) -> IndexBuild:
+    """Encode a catalogue into the folder ``out``.
 
-    Below ``item_table`` it also says how a table in a file fits the run
-    (a :class:`limerank.data.coverage.TableCoverage`).
-
-    A new index is built in a folder beside it, ``.NAME.partial``, and appears when it is whole. A
-    killed build goes on where it was when it is called again with the same arguments. An index that
-    is replaced stays in use until the new one takes its place in one step.
+    A new index is built in a folder beside it, ``.NAME.partial``, and appears when it is complete.
+    Called again with the same arguments, a killed build resumes. An index that is replaced stays
+    in use until the new one replaces it in one step.
 
     Args:
         run: whose model encodes; its fingerprint goes into the index.
@@ -112,9 +110,7 @@ def build_index(
             folder.rename(out)
             sync_directory(out.parent)
         sweep(out, manifest)
-    if table is not None and table.coverage is not None:
-        manifest = {**manifest, "item_table": table.coverage}
-    return manifest
+    return IndexBuild.of(out, manifest, None if table is None else table.coverage)
 
 
 def _build(
@@ -135,7 +131,7 @@ def _build(
                     files.append("terms.i8", empty.head.cpu().numpy())
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
                 entries = files.entries()
-            scales = _scales(ranker, parts).json() if ranker.folds else None
+            scales = _scales(ranker, parts).to_dict() if ranker.folds else None
             state = {"of": _same(run, parts), "version": version, "scales": scales}
             state |= {"rows": 0, "codes": 0, "clamped": 0, "files": entries}
             _keep(folder, state)
@@ -155,7 +151,7 @@ def _build(
                 if done - state["rows"] >= SHARD or done == total:
                     state |= {"rows": done, "files": files.entries()}
                     state |= {"codes": encoder.codes, "clamped": encoder.clamped}
-                    state["scales"] = None if encoder.scales is None else encoder.scales.json()
+                    state["scales"] = None if encoder.scales is None else encoder.scales.to_dict()
                     _keep(folder, state)
     return {
         "version": state["version"],

@@ -1,7 +1,7 @@
-"""Changing a live index in place: add, update and remove items, compact.
+"""Changing a live index in place: adding, updating and removing items.
 
-One process writes at a time; any number read meanwhile, each the version that it opened. How that
-is possible: :mod:`limerank.index.reading`.
+One process writes at a time; any number read meanwhile, each the version that it opened.
+:mod:`limerank.index.format` explains how.
 
 >>> add_items("runs/mine", "index/mine", {"item_id": 900, "category": "books", "price": 12.5})
 >>> remove_items("index/mine", [17])
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from limerank.data.coverage import TableCoverage
 from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
 from limerank.index.catalogue import Catalogue, ItemSource, of_source
+from limerank.index.format import LiveItems
 from limerank.index.lookup import Level, level_of, merged
-from limerank.index.reading import Index, LiveItems
+from limerank.index.reading import Index
+from limerank.index.results import Change, advice_of
 from limerank.index.writing import (
     CHUNK,
     Encoder,
@@ -41,10 +41,6 @@ from limerank.runs.model import Trained, load_trained
 
 TAIL = 1 << 16
 """Ids added or updated lately that are looked up apart; with more, all are sorted together."""
-CLAMPED_SHARE = 0.01
-"""With a greater share of a change's codes out of range, a rebuild is advised."""
-DEAD_SHARE = 0.25
-"""With a greater share of rows that no history reads, compacting is advised."""
 UNREADABLE = (
     ArithmeticError,
     LimerankError,
@@ -55,41 +51,6 @@ UNREADABLE = (
     pl.exceptions.PanicException,
 )
 """What reading an item may raise, whatever its columns hold."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a change of an index did.
-
-    Attributes:
-        version: of the index, afterwards.
-        items: how many it holds now; removed ones do not count.
-        rows: how many rows it has now.
-        added, updated, removed: how many items were.
-        dropped: rows that compacting left out.
-        clamped: the share of the new rows' codes that lie out of the range of the index's scales.
-        advice: what its owner had better do, and why.
-        tables: how each table in a file fits the run.
-    """
-
-    version: int
-    items: int
-    rows: int
-    added: int = 0
-    updated: int = 0
-    removed: int = 0
-    dropped: int = 0
-    clamped: float = 0.0
-    advice: tuple[str, ...] = ()
-    tables: tuple[TableCoverage, ...] = ()
-
-
-def change_text(change: Change) -> str:
-    """A change, to read."""
-    done = {"added": change.added, "updated": change.updated, "removed": change.removed}
-    done |= {"old rows dropped": change.dropped}
-    warnings = ", ".join(f"{count:,} {name}" for name, count in done.items() if count)
-    return f"{warnings or 'nothing to do'}; {change.items:,} items, version {change.version}"
 
 
 IndexPath = Index | str | os.PathLike[str]
@@ -219,11 +180,11 @@ def _changed(
     count, offered = len(ids), [part.candidate[part.rows] for part in parts.values()]
     manifest = dict(old.manifest)
     if live is not None:
-        manifest["live"] = live.json()
+        manifest["live"] = live.to_dict()
     if not count and not len(removable):
         if live is not None:  # the same version: no item is another
             commit(path, manifest)
-        return Change(old.version, old.items, len(old), advice=_advice(old.manifest, 0.0))
+        return Change(old.version, old.items, len(old), advice=advice_of(old.manifest, 0.0))
     if len(old) + count > np.iinfo(np.int32).max:
         raise DataError(f"{path} has {len(old):,} rows, and may have 2,147,483,647 at most")
     version = next_version(path, old.version)
@@ -253,7 +214,7 @@ def _changed(
     manifest["items"] = total - superseded - len(removed)
     share = 0.0
     if encoder is not None and encoder.scales is not None:
-        manifest["scales"] = encoder.scales.json()
+        manifest["scales"] = encoder.scales.to_dict()
         manifest["clamped"] += encoder.clamped
         share = encoder.clamped / max(encoder.codes, 1)
     manifest = commit(path, manifest)
@@ -267,7 +228,7 @@ def _changed(
         updated=updated,
         removed=len(removable),
         clamped=share,
-        advice=_advice(manifest, share),
+        advice=advice_of(manifest, share),
         tables=tuple(part.coverage for part in parts.values() if part.coverage is not None),
     )
 
@@ -358,71 +319,3 @@ def _grown(
     stale = old.ids.find(late, first=1)
     none = np.zeros(0, np.int64)
     return merged(base, tail, stale[stale >= 0]), Level(none, none.astype(np.int32))
-
-
-def _advice(manifest: Mapping[str, Any], clamped: float) -> tuple[str, ...]:
-    warnings = []
-    if clamped > CLAMPED_SHARE:
-        warnings.append(
-            f"{100 * clamped:.1f} % of the new items' codes lie out of the range that the index "
-            "was built for, and were clamped to it; build the index again from the whole catalogue"
-        )
-    if manifest["superseded"] > DEAD_SHARE * max(manifest["rows"], 1):
-        warnings.append(
-            f"{manifest['superseded']:,} of {manifest['rows']:,} rows are old ones of updated "
-            "items; compact the index"
-        )
-    return tuple(warnings)
-
-
-def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
-    """Write a live index anew without the old rows of updated items. Row numbers change.
-
-    Args:
-        index: the folder, or an index opened from it.
-        forget: drop removed items as well: histories that hold them are then read by the dataset's
-            features of them, or refused where they are given on the spot.
-        quiet: show no progress.
-
-    Raises:
-        FormatError: it is no index or damaged, or another process is changing it.
-    """
-    path = index.path if isinstance(index, Index) else Path(index)
-    Index(path)
-    with writing(path):
-        old = Index.open(path, verify=True)  # damage must not get new checksums
-        tail, base = (level.rows for level in old.ids.levels)
-        stale = old.ids.find(old.ids[tail], first=1)
-        newest = np.union1d(np.setdiff1d(base, stale), tail)
-        removed = np.zeros(0, np.int32) if forget else old.removed
-        retained = np.setdiff1d(newest, old.removed) if forget else newest
-        version, manifest = next_version(path, old.version), dict(old.manifest)
-        arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
-        with (
-            Files(path, version) as files,
-            Bar("compacting", total=len(retained), unit="items", quiet=quiet) as bar,
-        ):
-            for at in range(0, max(len(retained), 1), CHUNK):
-                rows = retained[at : at + CHUNK]
-                for name, array in arrays.items():
-                    if array is not None:
-                        files.append(name, array[rows])
-                files.append_ids(np.asarray(old.ids[rows]))
-                bar.advance(len(rows))
-            none = np.zeros(0, np.int64)
-            level = level_of(np.asarray(old.ids[retained]))
-            write_lookup(files, level, Level(none, none.astype(np.int32)))
-            files.write("hidden_rows.i32", _positions(retained, old.hidden))
-            files.write("removed_rows.i32", _positions(retained, removed))
-            manifest["files"] = files.entries()
-        manifest |= {"version": version, "rows": len(retained), "superseded": 0}
-        manifest["built"] = manifest["files"]["vectors.f32"]["crc32"]
-        manifest["items"] = len(retained) - len(removed)
-        manifest = commit(path, manifest)
-        sweep(path, manifest)
-    return Change(version, manifest["items"], len(retained), dropped=len(old) - len(retained))
-
-
-def _positions(retained: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Where rows stand among the kept ones, ascending; those that are not kept are left out."""
-    return np.flatnonzero(np.isin(retained, rows))

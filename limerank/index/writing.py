@@ -25,8 +25,7 @@ from limerank.data.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, lock, sync_directory, write_json
 from limerank.index.catalogue import Catalogue
-from limerank.index.lookup import Level, flattened
-from limerank.index.reading import (
+from limerank.index.format import (
     DTYPES,
     FORMAT,
     Scales,
@@ -34,6 +33,7 @@ from limerank.index.reading import (
     read_manifest,
     versioned,
 )
+from limerank.index.lookup import Level, flattened
 from limerank.models import Ranker
 
 CHUNK = 16384

@@ -21,7 +21,7 @@ from limerank.data.canonical import external_id, json_value
 from limerank.errors import DataError, FormatError, SpecError, StoreError, UnknownError
 from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
-from limerank.index.reading import LiveItems
+from limerank.index.format import LiveItems
 from limerank.index.writing import BusyError, ReadOnlyError, writing
 from limerank.ranking.request import plain
 from limerank.serving.item_table import Filters

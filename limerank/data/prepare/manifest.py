@@ -108,7 +108,7 @@ def manifest_of(
         "dropped": dropped,
         "noted": noted,
         "examples": dict(findings.examples),
-        "tables": {what: table.json() for what, table in tables.coverage.items()},
+        "tables": {what: table.to_dict() for what, table in tables.coverage.items()},
         "event_features": [asdict(covered) for covered in events_covered],
         "coverage": coverage,
         "warnings": warnings + findings.remarks,

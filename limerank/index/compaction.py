@@ -1,0 +1,69 @@
+"""Compacting a live index: the rows that no ranking and no history reads any more are dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limerank.index.changes import IndexPath
+from limerank.index.lookup import Level, level_of
+from limerank.index.reading import Index
+from limerank.index.results import Change
+from limerank.index.writing import CHUNK, Files, commit, next_version, sweep, write_lookup, writing
+from limerank.progress import Bar
+
+
+def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
+    """Write a live index anew without the old rows of updated items. Row numbers change.
+
+    Args:
+        index: the folder, or an index opened from it.
+        forget: drop removed items as well: histories that hold them are then read by the dataset's
+            features of them, or refused where they are given on the spot.
+        quiet: show no progress.
+
+    Raises:
+        FormatError: it is no index or damaged, or another process is changing it.
+    """
+    path = index.path if isinstance(index, Index) else Path(index)
+    Index(path)
+    with writing(path):
+        old = Index.open(path, verify=True)  # damage must not get new checksums
+        tail, base = (level.rows for level in old.ids.levels)
+        stale = old.ids.find(old.ids[tail], first=1)
+        newest = np.union1d(np.setdiff1d(base, stale), tail)
+        removed = np.zeros(0, np.int32) if forget else old.removed
+        retained = np.setdiff1d(newest, old.removed) if forget else newest
+        version, manifest = next_version(path, old.version), dict(old.manifest)
+        arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
+        with (
+            Files(path, version) as files,
+            Bar("compacting", total=len(retained), unit="items", quiet=quiet) as bar,
+        ):
+            for at in range(0, max(len(retained), 1), CHUNK):
+                rows = retained[at : at + CHUNK]
+                for name, array in arrays.items():
+                    if array is not None:
+                        files.append(name, array[rows])
+                files.append_ids(np.asarray(old.ids[rows]))
+                bar.advance(len(rows))
+            none = np.zeros(0, np.int64)
+            level = level_of(np.asarray(old.ids[retained]))
+            write_lookup(files, level, Level(none, none.astype(np.int32)))
+            files.write("hidden_rows.i32", _positions(retained, old.hidden))
+            files.write("removed_rows.i32", _positions(retained, removed))
+            manifest["files"] = files.entries()
+        manifest |= {"version": version, "rows": len(retained), "superseded": 0}
+        manifest["built"] = manifest["files"]["vectors.f32"]["crc32"]
+        manifest["items"] = len(retained) - len(removed)
+        manifest = commit(path, manifest)
+        sweep(path, manifest)
+    return Change(version, manifest["items"], len(retained), dropped=len(old) - len(retained))
+
+
+def _positions(retained: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Where rows stand among the kept ones, ascending; those that are not kept are left out."""
+    return np.flatnonzero(np.isin(retained, rows))

@@ -1,0 +1,225 @@
+"""The format of an index: the catalogue, encoded once, as a folder that is mapped into memory.
+
+The folder (``n`` rows, one per item and more after changes; width ``d``; LIME models have
+``C = H l`` link weights per row and ``g`` head terms). Files are bare little-endian arrays, row
+after row; a name carries the version that began the file, as in ``vectors-1.f32``::
+
+    manifest.json     what counts: version, model fingerprint, counts, scales; of each file its
+                      name, shape and CRC-32; and a SHA-256 of all that
+    vectors.f32       [n, d]   output of the item tower: histories and reference scoring read it
+    weights.u8        [n, C]   link weights; LIME only
+    terms.i8          [n, g]   the item's part of the head's first layer; LIME only
+    ids.i64           [n]      external ids that are integers; or, where they are text,
+    ids.utf8, id_ends.i64      all texts, one after another, and where each ends
+    id_keys.i64, id_rows.i32      what ids are looked up by, ascending (the integers, hashes of
+                                  texts), and the row of each key
+    tail_keys.i64, tail_rows.i32  the same for ids added or updated lately; they win over id_keys
+    hidden_rows.i32   [m]      rows that rankings never offer, ascending
+    removed_rows.i32  [r]      of them, rows of items that were removed, ascending
+                      and, where live items of an event store were put, of which store, and up to
+                      which of its changes (``live``, see :class:`LiveItems`)
+    building.json     only during a build: what is done; it goes on from there after a kill
+    .lock             held by the process that writes
+
+**Changes.** The manifest alone says which files count, and how many of their rows. The first four
+files only ever grow; bytes beyond the manifest's count are ignored. The others are small, or seldom
+written, and a change writes new ones under new names. So all that a change does happens behind the
+readers' backs, until the manifest is replaced in one step, everything else being on disk by then. A
+kill at any moment leaves the old version or the new one, and what it wrote in vain is overwritten
+or swept away by the next change. A reader keeps the version that it opened: rows are never written
+twice, and files that are removed last as long as somebody has mapped them.
+
+- An item added is a new row. An item updated is a new row, too; its id is found there from then on,
+  by histories as well, and the old row is hidden (*superseded*).
+- An item removed has its row hidden. Its id is still found, so that histories which hold the item
+  can be read; no ranking offers it. Added again, it gets a new row.
+- Compacting writes all files anew without superseded rows. Row numbers change.
+
+**Quantisation**, both affine per column, with scales that the manifest holds::
+
+    weights[i, c] = weight_low[c] + weight_step[c] * code        code = 0 .. 255
+    terms[i, g]   = term_middle[g] + term_step[g] * code         code = -127 .. 127
+
+Link weights are shares of one, and mostly far below it, so a column spans the range that the
+catalogue really uses. An affine form costs a scorer nothing: what is constant in a column goes to
+the user's side, once per request. ``weight_mean``, the mean code of each column, and
+``weight_spread``, how far an item's codes are from them, are for a scorer that rounds the user's
+side as well: the mean of that error can be taken away, and the rest has a bound.
+
+Scales are fixed when an index is built, from a sample where the catalogue is large. What lies
+beyond a column's range gets the nearest code: ``clamped`` counts such codes, and ``weight_excess``
+and ``term_excess`` say by how much they are off at most. ``weight_spread`` and both excesses are
+upper bounds over all rows, those included that were added later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limerank.errors import FormatError
+from limerank.files import read_json
+
+FORMAT = 3
+
+DTYPES = {
+    "vectors.f32": "<f4",
+    "weights.u8": "|u1",
+    "terms.i8": "|i1",
+    "ids.i64": "<i8",
+    "ids.utf8": "|u1",
+    "id_ends.i64": "<i8",
+    "id_keys.i64": "<i8",
+    "id_rows.i32": "<i4",
+    "tail_keys.i64": "<i8",
+    "tail_rows.i32": "<i4",
+    "hidden_rows.i32": "<i4",
+    "removed_rows.i32": "<i4",
+}
+PER_ROW = ("vectors.f32", "weights.u8", "terms.i8", "ids.i64", "id_ends.i64")
+"""Files with one entry per row."""
+SMALL = ("tail_keys.i64", "tail_rows.i32", "hidden_rows.i32", "removed_rows.i32")
+"""Files whose checksums are compared whenever an index is opened."""
+FILE_NAME = re.compile(r"(\w+)-([0-9]{1,18})\.(\w+)")
+SKIPPED = 100
+"""Live items that could not be read, of which the manifest says why."""
+
+SCALED = (
+    "weight_low",
+    "weight_step",
+    "weight_mean",
+    "weight_excess",
+    "term_middle",
+    "term_step",
+    "term_excess",
+)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What turns the codes of an index into numbers; see the module's text.
+
+    Attributes:
+        weight_low, weight_step, weight_mean, weight_excess: f32 [C].
+        term_middle, term_step, term_excess: f32 [g].
+        weight_spread: the largest sum over an item's weights of |code - weight_mean|.
+    """
+
+    weight_low: NDArray[np.float32]
+    weight_step: NDArray[np.float32]
+    weight_mean: NDArray[np.float32]
+    weight_excess: NDArray[np.float32]
+    term_middle: NDArray[np.float32]
+    term_step: NDArray[np.float32]
+    term_excess: NDArray[np.float32]
+    weight_spread: float
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Scales:
+        """From the manifest's lists of numbers."""
+        columns = {name: np.asarray(values[name], dtype=np.float32) for name in SCALED}
+        return cls(**columns, weight_spread=float(values["weight_spread"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest's lists of numbers."""
+        lists = {name: getattr(self, name).tolist() for name in SCALED}
+        return {**lists, "weight_spread": self.weight_spread}
+
+    def check(self, weights: int, terms: int) -> None:
+        """ValueError where there is not one finite number per column."""
+        for name in SCALED:
+            column = getattr(self, name)
+            expected = weights if name.startswith("weight") else terms
+            if column.shape != (expected,) or not np.isfinite(column).all():
+                raise ValueError(f"{name} holds {column.shape} numbers of {expected}")
+        if not np.isfinite(self.weight_spread):
+            raise ValueError(f"weight_spread is {self.weight_spread}")
+
+    def weights(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Link weights that codes [..., C] stand for."""
+        return self.weight_low + self.weight_step * codes
+
+    def terms(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Head terms that codes [..., g] stand for."""
+        return self.term_middle + self.term_step * codes
+
+    @property
+    def weight_error(self) -> NDArray[np.float32]:
+        """How far a link weight is from its code's at most, f32 [C]."""
+        return self.weight_step * np.float32(0.5) + self.weight_excess
+
+    @property
+    def term_error(self) -> NDArray[np.float32]:
+        """How far a head term is from its code's at most, f32 [g]."""
+        return self.term_step * np.float32(0.5) + self.term_excess
+
+
+@dataclass(frozen=True)
+class LiveItems:
+    """Up to where an index holds the live items of an event store. It is written in the same step
+    as the items: what the index does not hold of them is known to whoever opens it.
+
+    Attributes:
+        store: identifies the store.
+        change: the store's count of changes; all up to this one are in the index.
+        skipped: id, as text -> why the model could not read the item, at most :data:`SKIPPED`.
+    """
+
+    store: str
+    change: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Any) -> LiveItems | None:
+        """From the manifest."""
+        if values is None:
+            return None
+        skipped = {str(id): str(why) for id, why in dict(values["skipped"]).items()}
+        return cls(str(values["store"]), int(values["change"]), skipped)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        some = list(self.skipped.items())[:SKIPPED]
+        return {"store": self.store, "change": self.change, "skipped": dict(some)}
+
+
+def versioned(name: str, file: str) -> int | None:
+    """The version in the name of a file that holds the array ``name``; None for other names."""
+    found = FILE_NAME.fullmatch(file)
+    if found is None or f"{found[1]}.{found[3]}" != name:
+        return None
+    return int(found[2])
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a manifest says, its own ``checksum`` left out."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an index folder.
+
+    Raises:
+        FormatError: there is none, it is of another format, or damaged.
+    """
+    manifest = read_json(path / "manifest.json", "an index")
+    if manifest.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} has index format {manifest.get('format')!r}, expected {FORMAT}; "
+            "build it again with this version"
+        )
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise FormatError(
+            f"{path}/manifest.json is damaged: its checksum is wrong; build the index again"
+        )
+    return manifest
