@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from limerank.cli import reference
 from limerank.cli.app import COMMANDS, command_of
-from limerank.models.config import TrainConfig
+from limerank.models.aliases import COMMON_NAMES
+from limerank.models.config import ModelConfig, TrainConfig
 from limerank.models.registry import MODELS
 from tests.worlds import OF_THE_PACKAGE
 
@@ -65,6 +66,21 @@ def test_every_setting_has_a_meaning():
         for one in section.settings:
             assert one.meaning.endswith((".", ")")), f"{section.title}: {one.name}"
             assert len(one.summary) <= 200, f"{section.title}: {one.name}: {one.summary}"
+
+
+def test_names_of_other_libraries_are_those_of_no_setting_here():
+    settings = {name for model in MODELS.values() for name in model.config.model_fields}
+    settings |= set(TrainConfig.model_fields)
+    assert set(COMMON_NAMES) <= settings
+    others = [other for names in COMMON_NAMES.values() for other in names]
+    assert len(others) == len(set(others)) and not settings & set(others)
+
+
+def test_python_names_the_setting_that_is_meant():
+    with pytest.raises(ValidationError, match="training has no such setting; it is called rate"):
+        TrainConfig(lr=0.1)
+    with pytest.raises(ValidationError, match="lime-xor has no such setting; it is called width"):
+        ModelConfig(dim=8)
 
 
 def test_help_of_train_lists_the_names_of_set(call):

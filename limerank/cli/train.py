@@ -15,7 +15,34 @@ INTERRUPTED = "run the same command again to resume from the last checkpoint"
 
 
 class Help(TyperCommand):
-    """``--help`` with a list of all settings, which are read from the configuration classes."""
+    """``--help`` with a list of all settings, and options of other libraries that it names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", "")
+            advice = self._advice(option) if option else ""
+            if not advice:
+                raise
+            raise SpecError(f"there is no option {option}; {advice}") from None
+
+    def _advice(self, option: str) -> str:
+        """How to give the setting that an unknown option means; empty if it means none."""
+        from pydantic import BaseModel
+
+        from limerank.models.aliases import name_here
+        from limerank.models.config import TrainConfig
+        from limerank.models.registry import MODELS
+
+        name = name_here(option.lstrip("-"))
+        own = f"--{name.replace('_', '-')}"
+        if any(own in param.opts for param in self.params):
+            return f"it is called {own} here"
+        configs: list[type[BaseModel]] = [TrainConfig, *(model.config for model in MODELS.values())]
+        if any(name in config.model_fields for config in configs):
+            return f"use --set {name}=VALUE"
+        return ""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from rich.console import Console

@@ -16,7 +16,8 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from limerank.data.history import EventEncoder
-from limerank.errors import SpecError, check_choice, did_you_mean
+from limerank.errors import SpecError, check_choice
+from limerank.models.aliases import hint_for
 from limerank.models.tasks import Task, outputs
 from limerank.validation import Frozen, validate
 
@@ -172,19 +173,18 @@ def refuse_unknown(
     """Raise a ValidationError that lists the names in ``given`` that are not fields of ``config``.
 
     Args:
-        problem: the text of the error of each one.
+        config: the class whose settings are given.
+        given: name -> value.
+        problem: the text of the error of each unknown name.
         other_names: other names of fields -> the field's name, for the hint.
     """
     errors: list[InitErrorDetails] = []
     for name, value in given.items():
         if name in config.model_fields:
             continue
-        if other_names.get(name) in config.model_fields:
-            hint = f"; it is called {other_names[name]} here"
-        else:
-            known = ", ".join(config.model_fields)
-            hint = did_you_mean(name, config.model_fields) or f"; expected one of {known}"
-        text = (problem + hint).replace("{", "{{").replace("}", "}}")
+        hint = hint_for(name, config.model_fields, other_names)
+        text = problem + (hint or f"; expected one of {', '.join(config.model_fields)}")
+        text = text.replace("{", "{{").replace("}", "}}")
         errors.append(
             {"type": PydanticCustomError("unknown_setting", text), "loc": (name,), "input": value}
         )
@@ -245,6 +245,13 @@ class TrainConfig(Frozen):
     """Time between checkpoints: the work that a killed run loses at most. It is longer if
     checkpoints would take more than a twentieth of the training time."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _only_own_settings(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            refuse_unknown(cls, values, "training has no such setting", {})
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.exact_requests != 1 and not self.exact:
@@ -271,8 +278,7 @@ def configs_of(model: str, settings: Mapping[str, Any]) -> tuple[ModelConfig, Tr
     known = [*config.model_fields, *TrainConfig.model_fields]
     for name in settings:
         if name not in known:
-            called = config.other_names.get(name)
-            hint = f"; it is called {called} here" if called in known else did_you_mean(name, known)
+            hint = hint_for(name, known, config.other_names)
             raise SpecError(
                 f"{model} and its training have no setting {name!r}{hint}; expected one of "
                 f"{', '.join(known)}"
