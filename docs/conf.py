@@ -78,6 +78,8 @@ LISTING = {
 # Pages that show another file of the repository.
 EMBEDDED = {
     "deploying": "deploy/README.md",
+    "notebooks/own-logs": "examples/own_logs.ipynb",
+    "notebooks/compare-models": "examples/compare_models.ipynb",
     "project/contributing": "CONTRIBUTING.md",
     "project/changelog": "CHANGELOG.md",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,37 @@ def run(code: str, folder: Path) -> str:
     """Standard output of Python code in a folder."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_CELLS = """
+import ast, json, sys
+scope = {}
+for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["cells"]):
+    if cell["cell_type"] == "code":
+        tree = ast.parse("".join(cell["source"]))
+        shown = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"<cell {number}>", "exec"), scope)
+        if shown is not None:
+            value = eval(compile(ast.Expression(shown.value), f"<cell {number}>", "eval"), scope)
+            print(value, getattr(value, "_repr_html_", str)())
+"""
+
+
+def run_notebook(path: Path, folder: Path) -> str:
+    """What the cells of a notebook show, in order: text, and HTML where the value has it.
+
+    Cells run in one fresh process, as they would in a kernel; no Jupyter is needed for that.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", "-c", _CELLS, str(path)],
+        cwd=folder,
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
