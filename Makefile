@@ -101,7 +101,7 @@ docs: $(VENV)/.dev  ## build the site into build/docs; a broken link or referenc
 	@echo "open build/docs/index.html"
 
 api: $(VENV)/.runtime  ## write docs/api.md from the server's description of itself
-	$(PY) -c "from limerank.serving.http.app import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
+	$(PY) -c "from limerank.serving.http.routes import OPERATIONS; from limerank.serving.http.openapi import describe, reference; \
 	  print(reference(describe('', OPERATIONS, open_=False)), end='')" > docs/api.md
 
 settings: $(VENV)/.runtime  ## write docs/settings.md from the configuration classes

@@ -21,7 +21,7 @@ from limerank.index.compaction import compact_index
 from limerank.serving.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
 from limerank.serving.item_table import Filters, ItemTable
 from limerank.serving.messages import EventMessage, Explain, Rank
-from limerank.serving.state import users as states_module
+from limerank.serving.state import syncing
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, file_of, folder, make_run, shop
 
@@ -124,11 +124,11 @@ def test_many_changes_are_not_read_on_the_event_loop(engine, monkeypatch):
     assert engine.rank_at_once(Rank(user=7)) is None and asked == []
     engine.rank(Rank(user=7))
     asked.clear()
-    monkeypatch.setattr(states_module, "BRIEF_HISTORY", 10)
+    monkeypatch.setattr(syncing, "BRIEF_HISTORY", 10)
     assert engine.rank_at_once(Rank(user=7)) is not None, "nothing is to be computed"
     post(engine, event(7, 5, START + 1000))
     assert engine.rank_at_once(Rank(user=7)) is None and asked == []
-    monkeypatch.setattr(states_module, "BRIEF_SEEN", 10)
+    monkeypatch.setattr(syncing, "BRIEF_SEEN", 10)
     engine.rank(Rank(user=7))
     assert engine.rank_at_once(Rank(user=7)) is None, "too many seen items"
 

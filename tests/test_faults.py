@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from limerank.serving.http.app import OPERATIONS
 from limerank.serving.http.openapi import describe
+from limerank.serving.http.routes import OPERATIONS
 from tests.running import START, event
 from tests.valkey_server import needs_server, server
 

@@ -26,11 +26,12 @@ from starlette.testclient import TestClient
 
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.http import admission, bodies, connections
-from limerank.serving.http.app import OPERATIONS, application
+from limerank.serving.http.app import application
 from limerank.serving.http.connections import Doors, protocol
 from limerank.serving.http.lines import JsonLines
 from limerank.serving.http.private import Private
 from limerank.serving.http.problems import Problem
+from limerank.serving.http.routes import OPERATIONS
 from limerank.serving.http.run import Server
 from limerank.serving.http.settings import Settings
 from limerank.serving.messages import EventMessage, Events, Explain, PutItems, PutUser, Rank
@@ -591,7 +592,7 @@ def test_who_has_no_key_learns_that_the_store_is_away_and_no_more():
     with client_of(engine, private()) as client:
         client.headers.clear()
         answer = client.get("/readyz")
-    assert answer.json()["detail"] == "the store is not reachable"
+    assert answer.json()["detail"] == "the store cannot be reached"
     assert int(answer.headers["retry-after"]) > 0
 
 
@@ -600,7 +601,7 @@ def test_a_check_that_hangs_holds_one_thread():
     engine.hangs["ready"] = PATIENCE
     with client_of(engine) as client:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("limerank.serving.http.app.READY_SECONDS", 0.1)
+            patch.setattr("limerank.serving.http.gate.READY_SECONDS", 0.1)
             for _ in range(5):
                 assert client.get("/readyz").status_code == 503
         assert engine.asked == 1
@@ -971,8 +972,8 @@ def test_a_start_that_fails_is_one_line_and_leaves_nothing(call, tmp_path, monke
     assert len(error.splitlines()) == 1 and f"port {port}" in error and "--port" in error
     for more, what in (
         (("--host", "203.0.113.7"), "203.0.113.7"),
-        (("--port", 0, "--run", "file"), "'file' is no folder of a run"),
-        (("--port", 0), "'run' is no folder of a run"),
+        (("--port", 0, "--run", "file"), "'file' is not the folder of a run"),
+        (("--port", 0), "'run' is not the folder of a run"),
     ):
         status, _, error = call(*given, *more)
         assert status == 2 and what in error and len(error.splitlines()) == 1, error

@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 from limerank.errors import StoreError
 from limerank.models.tasks import predictions
 from limerank.serving.engine import Serving
-from limerank.serving.http.app import OPERATIONS, application
+from limerank.serving.http.app import application
 from limerank.serving.http.openapi import describe, reference
+from limerank.serving.http.routes import OPERATIONS
 from limerank.serving.http.settings import Settings, keys_of_environment
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, folder, make_run, shop
@@ -126,7 +127,7 @@ def test_an_id_and_a_time_have_many_spellings(client):
 def test_misspelt_fields_are_refused_with_the_nearest(client, method, path, body, wrong, meant):
     answer = client.request(method, path, json=body)
     assert answer.status_code == 422
-    assert answer.json()["detail"] == f"{wrong}: there is no such field; did you mean {meant!r}?"
+    assert answer.json()["detail"] == f"{wrong}: unknown field; did you mean {meant!r}?"
 
 
 def test_no_weights_at_all_are_as_none_given(client):
@@ -365,7 +366,7 @@ def test_key_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("body", "status", "what"),
     [
-        (b"{", 400, "no JSON"),
+        (b"{", 400, "not JSON"),
         (b"[]", 422, "object"),
         (b'{"user": 1, "kk": 5}', 422, "kk"),
         (b'{"k": 0}', 422, "k:"),

@@ -1,4 +1,4 @@
-"""Who is let in: keys, their pace, and where a request without keys may come from."""
+"""Admission: keys, request rates, and the origin of requests to a server without keys."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ ALLOWS: dict[Access, tuple[Access, ...]] = {
     "admin": ("admin",),
 }
 BURST_SECONDS = 2.0
-"""A key's requests are counted over so long: short bursts pass."""
+"""A key may send the requests of so many seconds at once."""
 WRONG_RATE, WRONG_BURST = 1.0, 20.0
-"""Wrong or missing keys a second and address, and at once; more are 429. Right ones always pass:
-else who guesses would shut out all others behind the same address."""
+"""Wrong or missing keys per second and address, and at once; further ones are answered with 429.
+Right keys always pass: otherwise one client that guesses would block all others behind the same
+address."""
 MOST_PACED = 10_000
-"""Keys or addresses whose pace is known; that used longest ago is forgotten first."""
+"""Keys or addresses whose rate is tracked; the least recently used is dropped first."""
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:@\[\]]+))(?::[0-9]{0,5})?")
 """An address in brackets or a name, and perhaps a port."""
 
 
 class Pace:
-    """Requests a second, for each of many keys or addresses."""
+    """Limits the requests per second of each of many keys or addresses (a token bucket)."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self.rate, self.burst = rate, burst
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, who: str) -> float:
-        """Count a request: 0 where it is in time, else the seconds until the next one is."""
+        """Count a request; 0 where it is within the rate, else the seconds until one will be."""
         now = time.monotonic()
         left, last = self._left.pop(who, (self.burst, now))
         left = min(self.burst, left + (now - last) * self.rate)
@@ -62,15 +63,15 @@ class Admission:
         self._wrong = Pace(WRONG_RATE, WRONG_BURST)
 
     def admit(self, access: Access | None, request: Request) -> None:
-        """Let a request pass, or raise a Problem.
+        """Admit a request, or raise a Problem.
 
         Args:
-            access: what its key has to allow; None: it needs no key.
-            request: the request; its body is not looked at.
+            access: the access that its key needs; None: it needs no key.
+            request: the request; its body is not read.
         """
         who = address_of(request.client.host if request.client else "?")
         if self.settings.open:
-            self._at_home(request)
+            self._check_origin(request)
         elif access is not None:
             who = self._key(access, request, who)
         if self._pace is not None and access is not None:
@@ -82,7 +83,7 @@ class Admission:
         """The key of a request, in the form that the server holds."""
         scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")
         given = given.strip()
-        what = "no such key"
+        what = "the key is unknown"
         if scheme.lower() != "bearer" or not given:
             what = "no key was given; send the header Authorization: Bearer KEY"
         # Every key is compared, in constant time.
@@ -91,7 +92,7 @@ class Admission:
             for key, allows in self._keys
             if hmac.compare_digest(given.encode("utf-8", "surrogateescape"), key)
         ]
-        if not found or what != "no such key":
+        if not found or what != "the key is unknown":
             wait = self._wrong.wait(address)
             if wait:
                 raise _paced("too many wrong keys came from this address", wait)
@@ -100,28 +101,29 @@ class Admission:
             raise Problem(403, f"this needs a key that may {access}; yours may {found[0][1]}")
         return found[0][0].decode()
 
-    def _at_home(self, request: Request) -> None:
-        """Without keys the server answers this machine's own programs and its own page: what a web
-        page of elsewhere makes a browser send is refused."""
+    def _check_origin(self, request: Request) -> None:
+        """Without keys the server answers programs on this machine and its own page. Requests that
+        other web pages make a browser send are refused."""
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
             raise Problem(
                 403,
-                "without keys the server answers to this machine's own names alone: expected the "
-                "header Host: localhost or 127.0.0.1, as its address has it",
+                "without keys the server answers to this machine's names alone: expected the "
+                "header Host: localhost or 127.0.0.1",
             )
         for origin in request.headers.getlist("origin"):
             if origin.lower() != f"{request.url.scheme}://{hosts[0].lower()}":
                 raise Problem(
-                    403, "without keys the server answers no page but its own: Origin is foreign"
+                    403, "without keys the server answers its own page alone: Origin is another"
                 )
         if request.headers.get("sec-fetch-site", "none") == "cross-site" and (
             request.headers.get("sec-fetch-mode") != "navigate"
         ):
-            raise Problem(403, "without keys the server answers no page but its own")
+            raise Problem(403, "without keys the server answers its own page alone")
 
     def check_type(self, request: Request) -> None:
-        """Without keys a body has to say that it is JSON: a web page cannot do so unasked."""
+        """Without keys a body needs the JSON content type: another web page cannot set it without
+        the browser asking the server first."""
         if not self.settings.open:
             return
         given = request.headers.get("content-type", "")
@@ -135,7 +137,7 @@ class Admission:
 
 @functools.lru_cache(maxsize=4096)
 def address_of(host: str) -> str:
-    """The address that is counted: of IPv6 the network of 64 bits, which one client has whole."""
+    """The address that limits count: for IPv6 its /64 network, which belongs to one client."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

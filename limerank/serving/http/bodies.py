@@ -1,7 +1,7 @@
-"""Bodies of requests: read and checked within bounds, whatever they hold.
+"""Request bodies: parsed and checked in bounded time and memory.
 
-What is wrong is found by its first errors; how many more there are is not counted. A body of more
-than :data:`SMALL` bytes is read piece by piece, so that other threads go on meanwhile: each piece
+An answer names the first errors and does not count further ones. A body of more than
+:data:`SMALL` bytes is read piece by piece, so that other threads can run in between: each piece
 takes less than a millisecond.
 """
 
@@ -19,16 +19,16 @@ from limerank.serving.messages import LONG, MOST_LISTED, MOST_NAMES, MOST_TEXT, 
 from limerank.validation import nearest_field
 
 SMALL = 16 << 10
-"""Bytes of a body that is read at once."""
+"""Bytes of a body that is read at once, at most."""
 PIECE = 500
 """Elements of a list that are checked at once."""
 MOST_DEPTH = 4
-"""Lists and objects inside each other: a list of events, each with a mapping, has that many."""
+"""Levels of lists and objects, at most; a list of events with labels has as many."""
 MOST_REPORTED = 20
-"""Errors that an answer names."""
+"""Errors that an answer names, at most."""
 
-# Quantifiers are possessive and bounded: a match takes time in proportion to what it matches, and
-# that is little. What they do not match is read value by value.
+# Quantifiers are possessive and bounded: a match takes time in proportion to its length, which is
+# small. Text that they do not match is read value by value.
 _BLANK = r"[ \t\n\r]{0,4096}+"
 _STRING = rf'"[^"\\]{{0,{MOST_TEXT}}}+(?:\\.[^"\\]{{0,{MOST_TEXT}}}+){{0,{MOST_TEXT}}}+"'
 _SIMPLE = r'"[^"\\]{0,256}+"'
@@ -46,22 +46,22 @@ _pairs = re.compile(rf"(?:{_BLANK}{_SIMPLE}{_BLANK}:{_BLANK}{_PLAIN}{_BLANK},){{
 
 
 def checked(models: Sequence[type[Message]], data: bytes) -> Message:
-    """A body as the message that it is.
+    """Parse a body as a message.
 
     Args:
-        models: what the route takes. Of two, the first is that with the field ``events``.
+        models: the messages that the route takes. Of two, the first has the field ``events``.
         data: JSON.
 
     Raises:
-        Problem: 400 where it is no JSON, 422 where it is no such message.
+        Problem: 400 where the body is not JSON, 422 where it is not such a message.
     """
     try:
         if len(data) > SMALL:
             return _Reader(data.decode(), models).message()
         found = from_json(data)
     except ValueError as error:
-        what = "it is no UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise Problem(400, f"the body is no JSON: {what}") from None
+        what = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise Problem(400, f"the body is not JSON: {what}") from None
     try:
         return _model(models, found).model_validate(found)
     except ValidationError as error:
@@ -69,7 +69,7 @@ def checked(models: Sequence[type[Message]], data: bytes) -> Message:
 
 
 def _model(models: Sequence[type[Message]], found: Any) -> type[Message]:
-    """The message that values stand for."""
+    """The kind of message that parsed values are."""
     if len(models) > 1 and not (isinstance(found, dict) and "events" in found):
         return models[1]
     return models[0]
@@ -78,10 +78,11 @@ def _model(models: Sequence[type[Message]], found: Any) -> type[Message]:
 def _refused(
     error: ValidationError, model: type[Message], name: str | None = None, at: int = 0
 ) -> Problem:
-    """The first errors as an answer; ``name`` and ``at``: the list and the place of its piece."""
+    """The first errors as an answer; ``name`` and ``at``: the list, and the position of the piece
+    that was checked."""
     reported: dict[str, str] = {}
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    # A wrong name first: that the right one is missing follows from it.
+    # Unknown names come first: a missing field is often a misspelt one.
     for one in sorted(errors, key=lambda one: one["type"] == "missing"):
         where: list[Any] = list(one["loc"])
         what = one["msg"].removeprefix("Value error, ")
@@ -90,7 +91,7 @@ def _refused(
         if name is not None:
             where = [name, at + int(where[0]), *where[1:]]
         if one["type"] == "extra_forbidden":
-            what = f"there is no such field{nearest_field(model, where)}"
+            what = f"unknown field{nearest_field(model, where)}"
         reported.setdefault(".".join(map(str, where)), what)
         if len(reported) == MOST_REPORTED:
             break
@@ -99,19 +100,19 @@ def _refused(
 
 
 class _Reader:
-    """A message of JSON that is read with bounds, its long lists checked as they are read."""
+    """Reads a message from JSON with bounds; checks long lists piece by piece."""
 
     def __init__(self, text: str, models: Sequence[type[Message]]) -> None:
         self.text, self.at, self.models = text, 0, models
         self.long = {name: of for model in models for name, of in LONG.get(model, {}).items()}
 
     def message(self) -> Message:
-        """The message; raises Problem, or ValueError where the text is no JSON."""
+        """The message; raises Problem, or ValueError where the text is not JSON."""
         checked: dict[str, list[Any]] = {}
         found = self._value(0, checked)
         if self._skip():
-            raise self._wrong("something stands behind its end")
-        # A name that stands there twice has its last value, as elsewhere.
+            raise self._wrong("unexpected text after its end")
+        # Of two equal names the last one counts, as in other parsers.
         checked = {name: of for name, of in checked.items() if found[name] is of}
         # The rest is checked with the first elements of the long lists; these are checked already.
         first = {name: of[:PIECE] for name, of in checked.items()}
@@ -122,7 +123,7 @@ class _Reader:
         return message.model_copy(update=checked) if checked else message
 
     def _skip(self) -> str:
-        """Go on to the next character that is no blank; returns it, "" at the end."""
+        """Skip blanks; returns the next character, "" at the end."""
         found = _blank.match(self.text, self.at)
         assert found is not None
         self.at = found.end()
@@ -144,7 +145,7 @@ class _Reader:
         return from_json(found[0])
 
     def _list(self, depth: int, name: str | None = None) -> list[Any]:
-        """A list; one with a name is long, and what is returned of it is checked."""
+        """A list. A list with a name is long: its elements are checked, and returned as checked."""
         values: list[Any] = []
         piece, end = values, self._skip() == "]"
         most = MOST_LISTED
@@ -173,7 +174,7 @@ class _Reader:
         return values
 
     def _object(self, depth: int, checked: dict[str, list[Any]] | None) -> dict[str, Any]:
-        """An object; the outermost puts its long lists into ``checked``, too."""
+        """An object; the outermost one adds its long lists to ``checked``."""
         values: dict[str, Any] = {}
         end, names = self._skip() == "}", 0
         self.at += end
@@ -202,7 +203,7 @@ class _Reader:
         return values
 
     def _next(self, end: str) -> bool:
-        """Whether a list or an object ends here; else its next element follows."""
+        """Whether a list or an object ends here; otherwise another element follows."""
         found = self._skip()
         if found not in (end, ",") or not found:
             raise self._wrong(f"expected a comma or {end}")

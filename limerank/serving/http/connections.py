@@ -1,9 +1,9 @@
-"""Connections: bounded in number, in what they may send before a request stands, and in time.
+"""Connections: bounded in number, in the bytes before a complete request, and in time.
 
-uvicorn parses requests and runs the application. What it leaves unbounded is bounded here: the size
-and number of headers, the time until they have arrived, requests sent ahead, bytes that are no
-request, connections that wait, connections of one address, and clients that do not take their
-answer. Nothing is set up per request: one look a second goes over all connections.
+uvicorn parses requests and runs the application. This module bounds what uvicorn does not: the size
+and number of headers, the time until they have arrived, pipelined requests, bytes that are not a
+request, idle connections, connections of one address, and clients that do not receive their answer.
+There is no timer per request: all connections are checked once a second.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from limerank.serving.telemetry import Numbers
 
 log = logging.getLogger("limerank.serving")
 ACCEPTED_AT_ONCE = 64
-"""New connections that are taken before those that are open have their turn."""
+"""New connections that are accepted before open ones are served again, at most."""
 MOST_HEADERS = 100
 HEADER_BYTES = 32 << 10
-"""Of a request's line and headers together; also of what stands between the parts of a body."""
+"""Bytes of a request's line and headers together, and between the chunks of a body, at most."""
 URL_BYTES = 8 << 10
 MOST_AHEAD = 16
-"""Requests that a connection may send before the first of them is answered."""
+"""Pipelined requests of a connection: sent before the first of them is answered, at most."""
 LINGER_SECONDS = 5.0
-"""For which what is left of a body is still read after its request was answered, and in which a
-connection that was closed has to be gone."""
+"""Seconds for which the rest of a body is read after its request was answered, and in which a
+client has to close its end of a closed connection."""
 LOOK_SECONDS = 1.0
 RESERVED_FILES = 128
-"""Files that the process may open for other things than connections."""
+"""Open files that are reserved for other purposes than connections."""
 
 
 class Doors:
     """All connections of a server.
 
     Args:
-        settings: their limits.
-        numbers: how many there are, and why some were closed.
-        files: that the process may open.
+        settings: limits.
+        numbers: metrics: how many connections are open, and why some were closed.
+        files: how many files the process may open.
     """
 
     def __init__(self, settings: Settings, numbers: Numbers, files: int) -> None:
@@ -56,12 +56,12 @@ class Doors:
         self._proxies = [ipaddress.ip_network(proxy) for proxy in settings.proxies]
         self._open: dict[Connection, str] = {}
         self._of_address: dict[str, dict[Connection, None]] = {}
-        """Both in the order in which they came."""
+        """Both in the order of arrival."""
         self._look: asyncio.TimerHandle | None = None
 
     def enter(self, connection: Connection, host: str) -> bool:
-        """A new connection; another one is closed for it where there are too many. False: all are
-        at work, and this one finds no room."""
+        """Add a connection; where there are too many, another one is closed. False: all others are
+        busy, and this one is refused."""
         if self._look is None:
             self._look = connection.loop.call_later(LOOK_SECONDS, self._looked, connection.loop)
         address = address_of(host)
@@ -80,7 +80,7 @@ class Doors:
         return True
 
     def leave(self, connection: Connection) -> None:
-        """A connection that is closed."""
+        """Remove a closed connection."""
         address = self._open.pop(connection, None)
         if address is None:
             return
@@ -97,8 +97,8 @@ class Doors:
         return any(found in proxy for proxy in self._proxies)
 
     def _make_room(self, among: Iterable[Connection]) -> bool:
-        """Close the connection that has kept the server waiting longest: first one that never had
-        a request, last one whose body is on its way."""
+        """Close the connection that the server has waited for longest: first one that never sent a
+        request, last one whose body is being received."""
         found = next((one for one in among if not one.answered and not one.at_work), None)
         if found is None:
             waiting = [one for one in among if not one.is_computed]
@@ -117,14 +117,14 @@ class Doors:
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. A subclass for each server has its ``doors``, see :func:`protocol`."""
+    """One connection. Each server has a subclass with its ``doors``, see :func:`protocol`."""
 
     doors: Doors
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.since = self.loop.time()
-        """Since when it is waited for: a request, its headers, or the end of a body."""
+        """Since when the server waits for a request, its headers, or the end of its body."""
         self.answered = False
         self.partial = False
         self.late: float | None = None
@@ -143,7 +143,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def at_work(self) -> bool:
-        """Whether a request is being read past its headers, or answered."""
+        """Whether a request's body is being received, or a request is being answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
@@ -157,7 +157,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def look(self, now: float) -> None:
-        """Whether it is late with what is waited for."""
+        """Close the connection where the client exceeds a time limit."""
         settings = self.doors.settings
         if self.transport.is_closing():
             self.late = self.late or now + LINGER_SECONDS
@@ -189,7 +189,7 @@ class Connection(HttpToolsProtocol):
             elif waited > (settings.idle_seconds if self.answered else settings.header_seconds):
                 self.drop("idle")
 
-    # What uvicorn's parser tells
+    # Called by uvicorn's parser
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self.transport.is_closing():
@@ -201,15 +201,15 @@ class Connection(HttpToolsProtocol):
         self._progress = False
         self._data = data
         super().data_received(data)
-        # Parts of a header, of a chunk's head or of a trailer: the parser holds them.
+        # Parts of a header, of a chunk's head or of a trailer, which the parser buffers.
         self._quiet = 0 if self._progress else self._quiet + len(data)
         if self._quiet > HEADER_BYTES and self._refusal is None:
             self._refuse(431, f"the headers have more than {HEADER_BYTES:,} bytes", "large headers")
             self.send_400_response("")
 
     def _unsupported_upgrade_warning(self) -> None:
-        """A request that asks for another protocol, such as HTTP/2, is answered as any other. The
-        parser takes all behind its head for that protocol: another parser goes on there."""
+        """Answer a request that asks for another protocol, such as HTTP/2, like any other. The
+        parser takes all bytes after its head for that protocol: a new parser continues there."""
         error = sys.exc_info()[1]
         assert isinstance(error, httptools.HttpParserUpgrade)
         rest = self._data[error.args[0] :]
@@ -222,7 +222,7 @@ class Connection(HttpToolsProtocol):
             self.data_received(rest)
 
     def _body_header(self) -> tuple[bytes, bytes] | None:
-        """The header that says how long the body of the latest request is; None: it has none."""
+        """The header with the length of the latest request's body; None: it has no body."""
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
                 return name, value
@@ -234,7 +234,7 @@ class Connection(HttpToolsProtocol):
         self._headers = self._bytes = 0
         self.partial = True
         if len(self.pipeline) >= MOST_AHEAD:
-            self._stop(429, f"more than {MOST_AHEAD} requests were sent ahead", "sent ahead")
+            self._stop(429, f"more than {MOST_AHEAD} requests were pipelined", "sent ahead")
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -271,7 +271,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade() and self._body_header() is not None:
-            return  # its body is still to come
+            return  # its body follows
         self._progress, self.partial = True, False
         if self.cycle is not None:
             self.cycle.more_body = False
@@ -288,15 +288,15 @@ class Connection(HttpToolsProtocol):
         self._refusal = Problem(status, what, {"Retry-After": "1"} if status == 503 else None)
 
     def _stop(self, status: int, what: str, reason: str) -> None:
-        """Refuse, and end the parser's work: uvicorn then sends what stands below."""
+        """Refuse, and stop the parser: uvicorn then calls :meth:`send_400_response`."""
         self._refuse(status, what, reason)
         raise httptools.HttpParserError(what)
 
     def send_400_response(self, msg: str) -> None:
-        """The refusal as an answer, and no more of this connection. Where a request is being
-        answered that answer is the last one."""
+        """Send the refusal, and end the connection. Where a request is being answered, that answer
+        is the last one."""
         if self._refusal is None:
-            self._refuse(400, "this is no HTTP request", "no HTTP")
+            self._refuse(400, "this is not an HTTP request", "no HTTP")
         problem = self._refusal
         assert problem is not None
         self.pipeline.clear()
@@ -304,7 +304,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
             if self.is_computed or self.cycle.response_started:
                 return
-            self.cycle.disconnected = True  # its body is broken: the application is told so
+            self.cycle.disconnected = True  # its body is broken: end the application's reading
             self.cycle.message_event.set()
             self.cycle.response_complete = True
         self.since = self.loop.time()
@@ -318,20 +318,20 @@ class Connection(HttpToolsProtocol):
         ]
         self.transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
         if self._stays and self.transport.can_write_eof():
-            # What is still on its way is read and thrown away for a while: a connection that is
-            # closed over unread bytes takes the answer along.
+            # Bytes that still arrive are read and discarded for a while: closing a connection with
+            # unread bytes would discard the answer, too.
             self.transport.write_eof()
         else:
             self.transport.close()
 
 
 class Acceptor:
-    """Takes new connections from a listening socket, some at a time: however fast they come, those
-    that are open have their turn in between. An event loop's own server takes all that there are.
+    """Accepts new connections in small numbers, so that open connections are served in between,
+    however many arrive. The event loop's own server accepts all at once.
 
     Args:
-        listening: bound, listening and not blocking.
-        made: makes the protocol of a connection.
+        listening: a socket that is bound, listening and not blocking.
+        made: creates the protocol of a connection.
     """
 
     def __init__(self, listening: socket.socket, made: Callable[[], asyncio.Protocol]) -> None:
@@ -342,7 +342,7 @@ class Acceptor:
         self._begin()
 
     def stop(self) -> None:
-        """Take no more."""
+        """Accept no more."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listening)
@@ -357,8 +357,8 @@ class Acceptor:
                 taken, _ = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # no files or memory are left
-                log.error("no connection can be taken: %s", error.strerror)
+            except OSError as error:  # no files or no memory are left
+                log.error("no connection can be accepted: %s", error.strerror)
                 self._loop.remove_reader(self._listening)
                 self._pause = self._loop.call_later(LOOK_SECONDS, self._begin)
                 return

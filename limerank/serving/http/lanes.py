@@ -1,4 +1,4 @@
-"""Threads that requests are answered by: so many of a kind at a time, so many more that wait."""
+"""Lanes: threads that answer one kind of requests, bounded like the requests that wait for them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from prometheus_client import Gauge
 
 from limerank.serving.http.problems import Problem
 
-Promise = asyncio.Future[Any] | Future[Any]
+AnyFuture = asyncio.Future[Any] | Future[Any]
 
 
 class Lane:
-    """Requests of one kind, in threads of their own: those of another never wait for them.
+    """Requests of one kind in separate threads: other kinds never wait for them.
 
     Args:
-        name: of the threads.
+        name: the name of the threads.
         threads: requests that are computed at a time.
-        waiting: requests that wait, at most; more are 503.
-        seconds: in which each has to be answered; else 503.
-        depth: is told how many are inside.
+        waiting: requests that may wait; further ones are answered with 503.
+        seconds: time limit of each request, waiting included; after it the answer is 503.
+        depth: a gauge of the requests in this lane.
     """
 
     def __init__(
@@ -34,21 +34,21 @@ class Lane:
         self._depth = depth
 
     async def answer(self, work: Callable[..., Any], *given: Any) -> Any:
-        """What the work gives, in a thread of this lane."""
+        """The result of the work, computed in a thread of this lane."""
         if self.inside >= self.most:
             raise Problem(503, "too many requests are waiting; try again", {"Retry-After": "1"})
         return await self.completed(
             asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
         )
 
-    async def completed(self, promise: Promise) -> Any:
-        """What was promised, and what that promised, within the time that a request has."""
-        found: Any = promise
+    async def completed(self, future: AnyFuture) -> Any:
+        """The result of a future, or of the future that it returns, within the time limit."""
+        found: Any = future
         until = time.monotonic() + self.seconds
         while isinstance(found, (asyncio.Future, Future)):
             work = asyncio.wrap_future(found) if isinstance(found, Future) else found
             self._count(1)
-            work.add_done_callback(self._ended)  # it goes on, also where nobody waits any more
+            work.add_done_callback(self._ended)  # it goes on, even where the request ends before
             done, _ = await asyncio.wait((work,), timeout=max(0.0, until - time.monotonic()))
             if not done:
                 raise Problem(
@@ -58,13 +58,13 @@ class Lane:
         return found
 
     def close(self) -> None:
-        """Begin nothing more. What is under way is not waited for."""
+        """Start no more work. Running work is not waited for."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, work: asyncio.Future[Any]) -> None:
         self._count(-1)
         if not work.cancelled():
-            work.exception()  # it is taken, whoever asks for it
+            work.exception()  # retrieved, or asyncio would log it
 
     def _count(self, more: int) -> None:
         self.inside += more
@@ -73,13 +73,13 @@ class Lane:
 
 
 class Shared:
-    """Work that many ask for and that is done once for all of them: a check that hangs holds one
-    thread, however many wait for it.
+    """Work whose result many requests share: a check that hangs occupies one thread, however many
+    requests wait for it.
 
     Args:
-        lane: whose threads do it.
-        work: what is done.
-        fresh: seconds for which what was found is given again.
+        lane: the lane whose threads run the work.
+        work: computes the result.
+        fresh: seconds for which a result is returned again.
     """
 
     def __init__(self, lane: Lane, work: Callable[[], Any], fresh: float) -> None:
@@ -88,7 +88,7 @@ class Shared:
         self._ended = 0.0
 
     async def result(self, seconds: float) -> Any:
-        """What the work gives; raises what it raises, and TimeoutError."""
+        """The result of the work, or its exception; TimeoutError after so many seconds."""
         task = self._task
         if task is None or (task.done() and time.monotonic() > self._ended + self._fresh):
             task = asyncio.get_running_loop().run_in_executor(self._lane.pool, self._work)

@@ -12,7 +12,7 @@ import orjson
 from limerank.serving.http.private import Private
 
 COUNTED = ("Invalid HTTP request", "Unsupported upgrade request", "Exceeded concurrency limit")
-"""Lines of the HTTP server that any client can cause at will: they are counted and not logged."""
+"""Messages of the HTTP server that any client can cause: they are counted and not logged."""
 
 
 class JsonLines(logging.Formatter):
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_json(private: Private, to: TextIO = sys.stderr) -> None:
-    """Write every log line of this process as JSON, also warnings and what ends a thread."""
+    """Log all records of this process as JSON, warnings and errors that end a thread included."""
     handler = logging.StreamHandler(to)
     handler.setFormatter(JsonLines(private))
     root = logging.getLogger()
@@ -53,7 +53,7 @@ def log_json(private: Private, to: TextIO = sys.stderr) -> None:
         lambda record: not str(record.msg).startswith(COUNTED)
     )
     logging.captureWarnings(True)
-    # Records never show these: they need not be looked up for each.
+    # No line shows these, so they need not be looked up.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
     def ended(error: threading.ExceptHookArgs) -> None:

@@ -1,4 +1,4 @@
-"""The API's description, made from the routes and the messages that they take."""
+"""The API's description, generated from the routes and the messages that they take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from limerank.serving.messages import MOST_ID, Message
 
 REF = "#/components/schemas/{model}"
 PROBLEM = {
-    "description": "What went wrong, as application/problem+json (RFC 9457).",
+    "description": "The error, as application/problem+json (RFC 9457).",
     "content": {
         "application/problem+json": {
             "schema": {
@@ -33,15 +33,15 @@ PROBLEM = {
 
 @dataclass(frozen=True)
 class Described:
-    """What the description says of one route.
+    """The description of one route.
 
     Attributes:
         method, path: as clients call it.
-        access: what a key has to allow; None: no key is needed.
+        access: the access that a key needs; None: no key is needed.
         summary: one sentence.
-        body: the messages that it takes, any of them.
-        query: parameter -> its schema.
-        answer: example of an answer.
+        body: the messages that it takes, any one of them.
+        query: query parameter -> its schema.
+        answer: an example of an answer.
     """
 
     method: str
@@ -59,7 +59,7 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
     schemas: dict[str, Any] = {}
     for route in routes:
         path = route.path.replace(":path}", "}")
-        answers: dict[str, Any] = {"200": {"description": "Done."}}
+        answers: dict[str, Any] = {"200": {"description": "The answer."}}
         if route.answer is not None:
             answers["200"]["content"] = {"application/json": {"example": route.answer}}
         answers["default"] = PROBLEM
@@ -95,7 +95,7 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
             }
         if route.access is not None and not open_:
             operation["security"] = [{"key": []}]
-            operation["description"] = f"Needs a key that may {route.access}."
+            operation["description"] = f"Needs a key with {route.access} access."
         paths.setdefault(path, {})[route.method.lower()] = operation
     found: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -109,11 +109,11 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
 
 
 def reference(description: dict[str, Any]) -> str:
-    """A description as a page to read, in Markdown."""
+    """The description as a page in Markdown."""
     lines = [
         "# The API",
         "",
-        "Made from the server's own description (`/openapi.json`): `make api`.",
+        "Generated from the server's description (`/openapi.json`) by `make api`.",
     ]
     for path, operations in description["paths"].items():
         for method, operation in operations.items():
@@ -130,13 +130,13 @@ def reference(description: dict[str, Any]) -> str:
                     lines += ["", f"Query: `{parameter['name']}`, {_type(parameter['schema'])}."]
             example = operation["responses"]["200"].get("content", {}).get("application/json")
             if example:
-                lines += ["", f"Answer, such as `{json.dumps(example['example'])}`."]
+                lines += ["", f"Answer, for example: `{json.dumps(example['example'])}`."]
     lines += ["", "# Bodies"]
     for name, schema in description["components"]["schemas"].items():
         lines += ["", f"## {name}", "", schema.get("description", ""), ""]
-        lines += ["| field | type | |", "| --- | --- | --- |"]
+        lines += ["| field | type | meaning |", "| --- | --- | --- |"]
         for field, of in schema.get("properties", {}).items():
-            needed = "needed. " if field in schema.get("required", []) else ""
+            needed = "Required. " if field in schema.get("required", []) else ""
             lines.append(f"| `{field}` | {_type(of)} | {needed}{of.get('description', '')} |")
     return "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""What belongs to the operator: passwords never leave the server, paths never reach a client."""
+"""Texts that are hidden: passwords never leave the server, paths never reach a client."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _password = re.compile(r"(?i)((?:password|passwd|secret|token)=)[^&\s'\"]+")
 _address = re.compile(r"\b(?:valkeys?|rediss?|unix|file)://[^\s'\"]+")
 _path = re.compile(r"(?<![\w/.:])(?:~|\.{0,2})/(?:[^\s/'\":;,()]+/)*[^\s/'\":;,()]+")
 LEAST_SECRET = 4
-"""Characters of a text that is hidden wherever it stands: shorter ones are parts of words."""
+"""Characters of a hidden text, at least: shorter texts are parts of words."""
 
 
 class Private:
     """Texts that are hidden.
 
     Args:
-        secrets: passwords and keys: in no answer and no log.
-        places: paths and addresses of the server's configuration: in no answer.
+        secrets: passwords and keys: hidden in answers and logs.
+        paths: paths and addresses of the server's configuration: hidden in answers.
     """
 
     def __init__(self, secrets: Iterable[str] = (), paths: Iterable[str] = ()) -> None:
@@ -29,10 +29,10 @@ class Private:
 
     @classmethod
     def of_store(cls, store: str, secrets: Iterable[str], paths: Iterable[str]) -> Private:
-        """With the password of a store's address among the secrets."""
+        """With the password in a store's address among the secrets."""
         more = []
         parts = None
-        with contextlib.suppress(ValueError):  # what is no address has no password
+        with contextlib.suppress(ValueError):  # a path has no password
             parts = urlsplit(store)
         if parts is not None and parts.scheme and parts.netloc:
             login = parts.netloc.rpartition("@")[0]
@@ -56,5 +56,5 @@ class Private:
 
 
 def _longest(texts: Iterable[str]) -> list[str]:
-    """The longest first: one may stand in another."""
+    """The longest first, since one may contain another."""
     return sorted({text for text in texts if len(text) >= LEAST_SECRET}, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""What goes wrong, as application/problem+json (RFC 9457)."""
+"""Errors as application/problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from limerank.errors import (
@@ -30,14 +30,14 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""Of every answer."""
+"""Headers of every answer."""
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 MOST_DETAIL = 1_000
-"""Characters of a detail."""
+"""Characters of a detail, at most."""
 
 
-class Problem(Exception):  # noqa: N818  # it is an answer
-    """An answer that tells what went wrong."""
+class Problem(Exception):  # noqa: N818  # an answer, not an error of the server
+    """An answer that explains what is wrong."""
 
     def __init__(
         self, status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
@@ -70,28 +70,42 @@ class Problem(Exception):  # noqa: N818  # it is an answer
         )
 
 
+def not_allowed(request: Request, allowed: str) -> Problem:
+    """405: the route has other methods."""
+    return Problem(
+        405,
+        f"{request.method[:20]} is not a method of this route, which allows {allowed}",
+        {"Allow": allowed},
+    )
+
+
+def no_route(request: Request) -> Problem:
+    """404: no route has this path."""
+    return Problem(404, f"{request.method[:20]}: there is no such route")
+
+
 def problem_of(error: Exception, route: str, private: Private, *, admin: bool) -> Problem:
-    """An error as an answer that tells nothing of how the server is set up; its log tells more.
+    """An error as an answer that reveals nothing of the server's set-up; the log has the details.
 
     Args:
-        error: what was raised.
-        route: for the log.
-        private: what no answer holds.
-        admin: whether an administrator asks, who is told what is wrong with a run or an index.
+        error: the exception.
+        route: the name of the route, for the log.
+        private: texts that no answer may contain.
+        admin: whether an administrator asks, who may learn what is wrong with a run or an index.
     """
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
         return Problem(error.status_code, str(error.detail))
     if isinstance(error, ClientDisconnect):
-        return Problem(400, "the client went away")
+        return Problem(400, "the client disconnected")
     if isinstance(error, UnknownError):
         return Problem(404, private.hidden(str(error)))
     if isinstance(error, (SpecError, DataError)):
         return Problem(422, private.hidden(str(error)))
     if isinstance(error, FormatError) and admin:
         return Problem(409, private.hidden(str(error)))
-    # From here on it is the server's own business: the log has the details.
+    # All other errors are the server's: the log has the details.
     if isinstance(error, (LimerankError, OSError)):
         detail = error.detail if isinstance(error, LimerankError) else error
         log.error("%s: %s", type(error).__name__, detail, extra={"route": route})
@@ -102,7 +116,7 @@ def problem_of(error: Exception, route: str, private: Private, *, admin: bool) -
     if isinstance(error, OSError) and error.errno in FULL:
         return Problem(503, "the server's disk is full; try again later", {"Retry-After": "10"})
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return Problem(409, "the server may not write there; its log says where")
+        return Problem(409, "the server has no permission to write there; see its log")
     if isinstance(error, FormatError):
-        return Problem(409, "what is stored of this is damaged; the server's log says more")
-    return Problem(500, "an error of the server; its log says more")
+        return Problem(409, "the stored data is damaged; see the server's log")
+    return Problem(500, "internal error; see the server's log")

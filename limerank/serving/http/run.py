@@ -18,8 +18,9 @@ import uvicorn
 
 from limerank.errors import FormatError, SpecError
 from limerank.serving.engine import Serving
-from limerank.serving.http.app import CLOSE_SECONDS, application
+from limerank.serving.http.app import application
 from limerank.serving.http.connections import Acceptor, Doors, protocol
+from limerank.serving.http.gate import CLOSE_SECONDS
 from limerank.serving.http.lines import log_json
 from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
@@ -29,10 +30,10 @@ from limerank.serving.watching import Beside
 
 log = logging.getLogger("limerank.serving")
 SWITCH_SECONDS = 0.001
-"""After which a thread that computes in Python lets another one go on: requests that are answered
-at once never wait long for those that are not."""
+"""Seconds after which a thread that runs Python code yields to another: requests on the event loop
+never wait long for those in other threads."""
 MOST_FILES = 65_536
-"""Open files that the process allows itself, where it may."""
+"""The limit of open files that the process sets itself, where it may."""
 
 
 def serve(
@@ -47,15 +48,15 @@ def serve(
     most: int | None = None,
     watch: Path | None = None,
 ) -> None:
-    """Serve until the process is told to stop; requests under way are answered first.
+    """Serve until the process gets a signal to stop; running requests are answered first.
 
     Args:
         run, index, items, mode, threads: see :class:`~limerank.serving.engine.Serving`.
         store: an SQLite file, or the address of a Valkey or Redis server.
         settings: keys, limits, times.
-        most: events held of a user, at most; all when not given.
+        most: events stored of a user, at most; all when not given.
         watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``: when they lead elsewhere, that is loaded.
+            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
     """
     private = Private.of_store(
         store,
@@ -69,13 +70,13 @@ def serve(
     )
     with listener(settings.host, settings.port) as bound:
         for name, path, file in (("run", run, "config.json"), ("index", index, "manifest.json")):
-            if not (path / file).is_file():  # before a new store is made
+            if not (path / file).is_file():  # before a new store is created
                 raise FormatError(
-                    f"--{name}: {str(path)!r} is no folder of a {name}: it holds no {file}"
+                    f"--{name}: {str(path)!r} is not the folder of a {name}: it has no {file}"
                 )
         log_json(private)
         engine = Serving(
-            run.absolute(),  # texts name them whole, so that no answer holds them
+            run.absolute(),  # messages contain the absolute paths, which answers hide
             index.absolute(),
             open_store(store, most),
             items=None if items is None else items.absolute(),
@@ -83,10 +84,10 @@ def serve(
             threads=threads,
         )
         app = application(engine, settings, private)
-        # What is loaded stays: the collector of garbage need not look at it with every request.
+        # Loaded objects stay: the garbage collector need not visit them.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(20_000, 20, 20)  # requests leave few cycles behind
+        gc.set_threshold(20_000, 20, 20)  # requests leave few cycles
         sys.setswitchinterval(SWITCH_SECONDS)
         beside = Beside(engine, None if watch is None else watch.absolute())
         beside.start()
@@ -104,8 +105,8 @@ def serve(
             timeout_graceful_shutdown=max(1, int(settings.drain_seconds - CLOSE_SECONDS - 1)),
         )
         try:
-            bound.listen(config.backlog)  # who reads the next line may connect
-        except OSError as error:  # another process has bound it, too, and was the first to listen
+            bound.listen(config.backlog)  # clients may connect once the next line is printed
+        except OSError as error:  # another process bound it, too, and listened first
             raise _taken(settings.host, settings.port, error) from None
         host, port = bound.getsockname()[:2]
         print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
@@ -119,10 +120,10 @@ def serve(
 
 @contextmanager
 def listener(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that is bound to an address, so that nothing is loaded where it is taken.
+    """A socket bound to an address, made before anything is loaded.
 
     Raises:
-        SpecError: the address is in use, is none of this machine's or needs more rights.
+        SpecError: the address is in use, is not one of this machine's, or needs more rights.
     """
     try:
         family, kind, protocol_, _, address = socket.getaddrinfo(
@@ -151,10 +152,10 @@ def _taken(host: str, port: int, error: OSError) -> SpecError:
 
 
 def files_allowed() -> int:
-    """Files that this process may open: as many as it may allow itself."""
+    """The number of files that this process may open, after raising its limit."""
     try:
         import resource
-    except ImportError:  # no such limit is known here
+    except ImportError:  # this system has no such limit
         return MOST_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
@@ -162,18 +163,18 @@ def files_allowed() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
-        except (OSError, ValueError):  # the system has its reasons
+        except (OSError, ValueError):  # the system refuses
             pass
     return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 class Server(uvicorn.Server):
-    """A server that takes connections some at a time, and that ends in time once it is told to,
-    whatever hangs.
+    """A uvicorn server that accepts connections in small numbers, and that stops in time even where
+    threads hang.
 
     Args:
-        config: of uvicorn, with the protocol of :mod:`limerank.serving.http.connections`.
-        drain: seconds in which the process ends.
+        config: uvicorn's, with the protocol of :mod:`limerank.serving.http.connections`.
+        drain: seconds after a signal in which the process ends.
     """
 
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
@@ -205,7 +206,7 @@ class Server(uvicorn.Server):
 
 
 def _hanging() -> bool:
-    """Whether threads are left that the end of the process would wait for."""
+    """Whether the end of the process would wait for a thread."""
     return any(
         thread is not threading.current_thread() and not thread.daemon
         for thread in threading.enumerate()
@@ -215,7 +216,7 @@ def _hanging() -> bool:
 def _end(status: int) -> None:
     """End the process without waiting for its threads."""
     if status:
-        log.error("what was under way did not end in time; the process ends without it")
+        log.error("running requests did not end in time; the process ends without them")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)

@@ -1,14 +1,14 @@
-"""What is kept of a user: a window of the latest events, or a stream's sums; and what was seen.
+"""A user's stored state: a window of the latest events, or a stream's sums; and the seen items.
 
-The bytes of a kept state, little-endian, all of which a CRC-32 (u32, at the end) covers::
+The bytes of a stored state are little-endian; a CRC-32 (u32) at the end covers all of them::
 
     window       "LRSW" | version u8 | count, size u32 | limerank.data.packing.pack_list | seen
     streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
                  | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
     seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between
 
-``seen`` are the items that the user has met, ``unknown`` counts events whose item the index did not
-hold, ``order`` bytes are the id of the newest event, which orders events of one time.
+``seen`` are the items that the user has seen; ``unknown`` counts events whose item the index
+lacked; ``order`` bytes are the id of the newest event, which orders events of one time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Seen:
         )
 
     def rows(self, index: Index) -> Rows:
-        """Rows of the items that an index holds."""
+        """Rows of those items that an index has, ascending."""
         found = [index.ids.find(self.integers)] if len(self.integers) else []
         if self.texts:
             found.append(index.ids.find(list(self.texts)))
@@ -80,13 +80,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Window:
-    """The latest events that histories hold, packed; how many; and what was seen."""
+    """The latest events of a history, packed; their number; and the seen items."""
 
     packed: bytes
     events: int
     seen: Seen
     open: tuple[Event, ...] | None = field(default=None, compare=False)
-    """The events as they are, as long as a user stage is to be computed of them."""
+    """The events unpacked, until the user stage is computed from them."""
 
     def pack(self) -> bytes:
         sizes = struct.pack("<II", self.events, len(self.packed))
@@ -94,7 +94,7 @@ class Window:
 
     @classmethod
     def unpack(cls, data: bytes) -> Window:
-        """What :meth:`pack` packed; FormatError where it is damaged."""
+        """Read what :meth:`pack` wrote; FormatError where it is damaged."""
         body = _opened(data, b"LRSW")
         count, size = struct.unpack_from("<II", body)
         return cls(body[8 : 8 + size], count, Seen.unpack(body[8 + size :]))
@@ -106,16 +106,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Stream:
-    """What links have read of all events.
+    """The links' attention over all events.
 
     Attributes:
         carry: None before the first event. Its time is in days, or in events where the log has no
             clock.
-        events: how many there were.
-        unknown: of them, those whose item the index did not hold.
+        events: the number of events.
+        unknown: how many of them had an item that the index lacked.
         index_rows: rows of the index at that time.
         newest: time and id of the newest event.
-        seen: items that the user has met.
+        seen: items that the user has seen.
     """
 
     carry: Carry | None = None
@@ -139,7 +139,7 @@ class Stream:
 
     @classmethod
     def unpack(cls, data: bytes) -> Stream:
-        """What :meth:`pack` packed; FormatError where it is damaged."""
+        """Read what :meth:`pack` wrote; FormatError where it is damaged."""
         body = _opened(data, b"LRSS")
         heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
         position = SHAPE.size + order
@@ -168,13 +168,15 @@ def _sealed(data: bytes) -> bytes:
 
 
 def _opened(data: bytes, magic: bytes) -> bytes:
-    """The bytes behind the header of a state whose checksum is right."""
+    """The bytes after the header of a state with a correct checksum."""
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise FormatError(f"a state of {len(data)} bytes is damaged; it is made anew from events")
+        raise FormatError(
+            f"a state of {len(data)} bytes is damaged; it is computed again from the events"
+        )
     found, version = HEADER.unpack_from(data)
     if found != magic or version != VERSION:
         raise FormatError(
             f"a state is {found!r} of version {version}, expected {magic!r} of {VERSION}; it is "
-            "made anew from events"
+            "computed again from the events"
         )
     return data[HEADER.size : -4]

@@ -1,4 +1,4 @@
-"""Users' own features, and all that follows from them alone: the same for all who share them."""
+"""Encodings that depend on a user's features alone: the same for all users with equal features."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ from limerank.runs.model import Trained
 from limerank.validation import validate
 
 CACHED_USERS = 512
-"""Sets of user features whose encodings are kept."""
+"""Sets of user features whose encodings are cached."""
 
 
 @dataclass(frozen=True)
 class EncodedUser:
-    """One set of user features: ``features`` encoded, ``u`` [1, d]."""
+    """One set of user features, encoded.
+
+    Attributes:
+        digest: identifies the set.
+        features: the encoded features, of one user.
+        u: the user tower's output, [1, d].
+    """
 
     digest: bytes
     features: Features
@@ -38,7 +44,7 @@ class EncodedUser:
 
 
 class UserFeatureCache:
-    """Encodings of users' features by a run, kept while they are in use. Safe in several threads.
+    """The most recently used encodings of users' features by one run. Safe in several threads.
 
     Args:
         trained: the model, and how its data's users were encoded.
@@ -53,13 +59,13 @@ class UserFeatureCache:
         self._lock = threading.Lock()
 
     def check(self, features: Mapping[str, Any]) -> None:
-        """Refuse features of a user, columns of the user table, that the run cannot read.
+        """Refuse features of a user (columns of the user table) that the run cannot read.
 
-        Features that are stored already and that another model cannot read are unknown to it.
+        Stored features that another run cannot read count as unknown there.
 
         Raises:
             UnknownError: the user table has no such column.
-            DataError: a value is none that the column can have.
+            DataError: the column cannot have such a value.
         """
         known = self._columns
         wrong = [name for name in features if name not in known]
@@ -71,23 +77,23 @@ class UserFeatureCache:
         self._table(features)
 
     def knows(self, features: Mapping[str, Any]) -> bool:
-        """Whether these features are encoded already."""
+        """Whether the encoding of these features is cached."""
         with self._lock:
             return _digest(features) in self._cached
 
     def of(self, features: Mapping[str, Any]) -> EncodedUser:
-        """Encoded features of a user, which are the same for all who have the same ones."""
+        """The encoding of a user's features."""
         digest = _digest(features)
         with self._lock:
             if digest in self._cached:
                 self._cached.move_to_end(digest)
                 return self._cached[digest]
-        person = self._encoded(digest, features)
+        encoded_user = self._encoded(digest, features)
         with self._lock:
-            self._cached[digest] = person
+            self._cached[digest] = encoded_user
             while len(self._cached) > CACHED_USERS:
                 self._cached.popitem(last=False)
-        return person
+        return encoded_user
 
     @torch.inference_mode()
     def _encoded(self, digest: bytes, features: Mapping[str, Any]) -> EncodedUser:
@@ -109,16 +115,16 @@ class UserFeatureCache:
         return EncodedUser(digest, encoded, u_bd)
 
     @torch.inference_mode()
-    def links(self, person: EncodedUser) -> tuple[Tensor, Tensor]:
+    def links(self, encoded_user: EncodedUser) -> tuple[Tensor, Tensor]:
         """LIME-MHA: contextualised links [1, l, d] and their queries [H, l, e]."""
         with self._lock:
-            found = self._links.get(person.digest)
+            found = self._links.get(encoded_user.digest)
         if found is None:
-            links_bld = self._ranker.contextualise(person.u)
+            links_bld = self._ranker.contextualise(encoded_user.u)
             q_bhle = self._ranker.reading.queries(links_bld)
             found = links_bld, q_bhle[0]
             with self._lock:
-                self._links[person.digest] = found
+                self._links[encoded_user.digest] = found
                 while len(self._links) > CACHED_USERS:
                     self._links.popitem(last=False)
         return found

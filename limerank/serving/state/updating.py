@@ -1,0 +1,127 @@
+"""From new events to a stored window or stream: the state is updated, not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limerank.data.batch import Users
+from limerank.data.canonical import DAY_MS
+from limerank.data.event_log import EventLog
+from limerank.data.events import Event
+from limerank.data.history import latest
+from limerank.data.packing import pack_list, unpack_list
+from limerank.errors import FormatError
+from limerank.index import Index
+from limerank.kernels.prefix import Carry, carry_of, merged
+from limerank.models.layers import split_heads
+from limerank.serving.state.stage import UserStage
+from limerank.serving.state.stored import Seen, Stream, Window
+from limerank.serving.state.user_features import EncodedUser
+
+CHUNK = 1024
+"""Events that are merged into a carry at once."""
+
+Mode = Literal["window", "streaming"]
+
+
+class Updater:
+    """Merges events into windows or streams.
+
+    Args:
+        mode: ``window`` or ``streaming``.
+        stage: the user stage of the model.
+    """
+
+    def __init__(self, mode: Mode, stage: UserStage) -> None:
+        self.mode, self.form, self.length = mode, stage.form, stage.length
+        self._stage = stage
+        self._ranker: Any = stage.trained.ranker
+        self._device = next(stage.trained.ranker.parameters()).device
+
+    def empty(self, user: int | str) -> Window | Stream:
+        return Window(pack_list(user, []), 0, Seen()) if self.mode == "window" else Stream()
+
+    def updated(
+        self,
+        user: int | str,
+        stored: Window | Stream,
+        events: Sequence[Event],
+        encoded: EncodedUser,
+        index: Index,
+    ) -> Window | Stream | None:
+        """A window or stream with more events; None where it has to be made of all events."""
+        seen = stored.seen.add([event.item for event in events]) if events else stored.seen
+        events = [event for event in events if self.form.retained(event)]
+        if isinstance(stored, Stream):
+            return self._streamed(replace(stored, seen=seen), events, encoded, index)
+        if not events:
+            return replace(stored, seen=seen)
+        try:
+            held = stored.open or unpack_list(stored.packed)[1]
+        except FormatError:
+            return None
+        # Events that left a full window are older than those in it.
+        every = sorted([*held, *events], key=_by_time)[-self.length :]
+        return Window(pack_list(user, every), len(every), seen, tuple(every))
+
+    def _streamed(
+        self, stored: Stream, events: Sequence[Event], encoded: EncodedUser, index: Index
+    ) -> Stream | None:
+        if not events:
+            return replace(stored, index_rows=len(index))
+        events = sorted(events, key=_by_time)
+        if not self.form.clock and stored.events and _by_time(events[0]) < stored.newest:
+            return None  # ages count events here: one in between changes the ages of older ones
+        found, carry, count, unknown = stored.newest, stored.carry, stored.events, stored.unknown
+        rate_hl = self._ranker.reading.log_rate.exp()
+        for at in range(0, len(events), CHUNK):
+            some = events[at : at + CHUNK]
+            log = self.form.log(some)
+            vectors, missing = self._stage.vectors_of(index, log.ids)
+            unknown += int(missing[log.columns["item"]].sum())
+            fresh = self._carry(log, vectors, count + len(some), encoded)
+            if carry is not None:
+                fresh = merged(carry, fresh, rate_hl)
+            carry, count = fresh, count + len(some)
+        return Stream(
+            carry,
+            count,
+            unknown,
+            len(index),
+            max(found, _by_time(events[-1])) if stored.events else _by_time(events[-1]),
+            stored.seen,
+        )
+
+    @torch.inference_mode()
+    def _carry(self, log: EventLog, vectors: Tensor, count: int, encoded: EncodedUser) -> Carry:
+        """The carry of some events; ``count``: the number of events up to them."""
+        n = len(log.rows)
+        zero, end = np.zeros(1, np.int64), np.array([n])
+        history = latest(log.columns, self.form.encoder, zero, end, n, log.rows)
+        users = Users.from_history(
+            history,
+            items=history.items,
+            features=encoded.features,
+            context=torch.zeros((1, 0), dtype=torch.int64),
+        ).to(self._device)
+        kv_bnd = self._ranker.event_tower.through(self._ranker.reading.key_value, users, vectors)
+        k_bhne, v_bhne = (
+            split_heads(part, self._ranker.config.heads) for part in kv_bnd.chunk(2, -1)
+        )
+        at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
+        time = torch.tensor(at, dtype=torch.float64, device=self._device)
+        rate_hl, queries = (
+            self._ranker.reading.log_rate.exp(),
+            self._stage.user_features.links(encoded)[1],
+        )
+        return carry_of(queries, k_bhne[0], v_bhne[0], rate_hl, users.age[0], time)
+
+
+def _by_time(event: Event) -> tuple[int, bytes]:
+    return event.time, event.id
