@@ -914,7 +914,7 @@ class Engine(Stub):
         return lambda *_: self._do(name)
 run.Serving = Engine
 run.open_store = lambda *_: None
-run.Beside = lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None)
+run.Background = lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None)
 settings = Settings(open=True, port=0, drain_seconds=float(sys.argv[1]))
 run.serve(run=Path("run"), index=Path("index"), store="events.db", settings=settings)
 """

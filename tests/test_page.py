@@ -86,7 +86,7 @@ def rows(page):
 def choose(page, user):
     page.locator("#user-search").fill(str(user))
     page.keyboard.press("Enter")
-    expect(page.locator("#person .person")).to_contain_text(str(user))
+    expect(page.locator("#user .user-title")).to_contain_text(str(user))
     expect(page.locator("#ranked")).to_have_attribute("aria-busy", "false")
 
 
@@ -95,7 +95,7 @@ def test_a_user_s_ranking(served, browser):
         choose(page, 7)
         reply = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
         assert rows(page) == [str(one["item"]) for one in reply["items"]]
-        expect(page.locator("#person")).to_contain_text("11 events")
+        expect(page.locator("#user")).to_contain_text("11 events")
         assert page.locator(".timeline .event").count() == 11
         first = page.locator("#ranked > li").first
         for task in client.get("/v1/model").json()["tasks"]:
@@ -121,7 +121,7 @@ def test_a_choice_made_while_the_page_loads_stays(served, browser):
         page.reload(wait_until="commit")
         choose(page, 21)
         page.wait_for_timeout(1000)
-        expect(page.locator("#person .person")).to_contain_text("21")
+        expect(page.locator("#user .user-title")).to_contain_text("21")
 
 
 def test_why(served, browser):
@@ -152,7 +152,7 @@ def test_a_late_answer_about_the_user_before_changes_nothing(served, browser):
         for route in held:
             route.continue_()
         page.evaluate("fetch('v1/users?limit=1').then((answer) => answer.text())")
-        expect(page.locator("#person .person")).to_contain_text("21")
+        expect(page.locator("#user .user-title")).to_contain_text("21")
 
 
 def test_feedback_changes_the_list(served, browser):
@@ -161,7 +161,7 @@ def test_feedback_changes_the_list(served, browser):
         before = rows(page)
         watched = before[0]
         page.locator(f'#ranked > li[data-item="{watched}"] button.watched').click()
-        expect(page.locator("#told")).to_contain_text(f"Watched {watched}")
+        expect(page.locator("#status")).to_contain_text(f"Watched {watched}")
         expect(page.locator(".timeline .event")).to_have_count(1)
         after = rows(page)
         assert watched not in after and after != before[1:] + after[-1:]
@@ -202,7 +202,7 @@ def test_a_new_item_is_ranked(served, browser):
         assert fields.count() == len(columns)
         fields.first.fill("9001")
         dialog.locator("button.first").click()
-        expect(page.locator("#told")).to_contain_text("Added: 9001 ranks")
+        expect(page.locator("#status")).to_contain_text("Added: 9001 ranks")
         expect(page.locator('#pinned > li[data-item="9001"]')).to_be_visible()
         assert client.get("/v1/items/9001").json()["rankable"]
 
@@ -246,7 +246,7 @@ def test_by_keyboard_alone(served, browser):
         page.keyboard.press("/")
         page.keyboard.type("7")
         page.keyboard.press("Enter")
-        expect(page.locator("#person .person")).to_contain_text("7")
+        expect(page.locator("#user .user-title")).to_contain_text("7")
         for _ in range(60):  # tab until a row of the ranking has the focus
             page.keyboard.press("Tab")
             if page.evaluate("!!document.activeElement.closest('#ranked > li')"):

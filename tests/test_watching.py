@@ -11,7 +11,7 @@ import pytest
 
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.telemetry import Numbers
-from limerank.serving.watching import Beside, wanted
+from limerank.serving.watching import Background, wanted
 
 SECONDS = 0.01
 PATIENCE = 30.0
@@ -60,7 +60,7 @@ def beside():
     started = []
 
     def start(engine, watch=None):
-        started.append(Beside(engine, watch, seconds=SECONDS))
+        started.append(Background(engine, watch, seconds=SECONDS))
         started[-1].start()
         return started[-1]
 

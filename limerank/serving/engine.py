@@ -25,7 +25,7 @@ from limerank.ranking.request import plain
 from limerank.ranking.scorer import NativeScorer, ScorerName
 from limerank.serving.current import Current
 from limerank.serving.intake import Accepted, Intake
-from limerank.serving.messages import Asking, EventMessage, Explain, Rank
+from limerank.serving.messages import EventMessage, Explain, Rank, UserRequest
 from limerank.serving.served import Loader, Served
 from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
@@ -111,7 +111,7 @@ class Serving:
 
     # Rankings
 
-    def _ready(self, served: Served, asked: Asking) -> Ready:
+    def _ready(self, served: Served, asked: UserRequest) -> Ready:
         if asked.user is not None and asked.history is not None:
             raise SpecError("give a user or a history, not both")
         if asked.history is None:

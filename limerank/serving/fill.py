@@ -1,4 +1,4 @@
-"""A prepared log's events into an event store: a server then knows its users at once."""
+"""Copy a prepared log's events into an event store, so that a server knows its users."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from limerank.serving.stores import EventStore, Outcome
 from limerank.validation import validate
 
 EVENTS = 8192
-"""Events that are made durable together, at least, but for the last ones."""
+"""Events that are made durable together, at least; the last ones are fewer."""
 
 
 class Filled(NamedTuple):
-    """What :func:`fill` did.
+    """The result of :func:`fill`.
 
     Attributes:
-        users, events: of the dataset.
-        accepted: events that the store did not hold before.
-        expired: events that a bounded store refused, since it holds later ones.
-        features: users whose own features were written.
-        note: why users have no features, where the description names a user table; else empty.
-        table: how the user table fits the log; None: it was not read.
+        users, events: numbers of users and events in the dataset.
+        accepted: events that the store did not have before.
+        expired: events that a bounded store refused, since it has later ones.
+        features: users whose features were written.
+        note: why users have no features although the description names a user table; else empty.
+        table: how the user table fits the log; None: the table was not read.
     """
 
     users: int
@@ -60,19 +60,19 @@ def fill(
     base: str | os.PathLike[str] | None = None,
     quiet: bool = True,
 ) -> Filled:
-    """Put all events of a dataset into a store, and what its user table says of the users.
+    """Copy all events of a dataset into a store, and the users' features from its user table.
 
-    Labels and categories are what the log said; numeric event features come back as a number of the
-    same bucket. An event that the store holds already, by whatever way it came, is not put again:
-    it is known by its user, item, time and labels (:func:`limerank.data.events.content_of`), and as
-    many times as the log holds it. So the next day's log, or a log that lost its oldest
-    days, adds what is new and nothing else.
+    Labels and categories are those of the log; numeric event features become a number of the same
+    bucket. An event that the store has already, from any source, is not added again: events are
+    equal if their users, items, times and labels are
+    (:func:`limerank.data.events.content_of`), and each is added as often as the log contains it. So
+    the next day's log, or a log without its oldest days, adds the new events alone.
 
     Args:
-        store: where to.
+        store: the event store.
         data: a prepared dataset.
-        base: the folder that the description's paths begin in, to read the user table. When not
-            given, the table is looked for where it was when the dataset was prepared.
+        base: the folder that the description's paths are relative to, for the user table. When not
+            given, the table is searched where it was when the dataset was prepared.
         quiet: show no progress.
 
     Raises:
@@ -111,7 +111,7 @@ def fill(
 
 
 def _new(store: EventStore, user: Any, events: list[Event], dataset: Dataset) -> list[Event]:
-    """Events that the store does not hold, as often as it lacks them."""
+    """Events that the store lacks, as often as it lacks them."""
     held = store.held(user) if store.version(user) is not None else None
     if held is None:
         return events
@@ -137,11 +137,11 @@ def _new(store: EventStore, user: Any, events: list[Event], dataset: Dataset) ->
 
 
 def _among(tied: list[Event], held: list[bytes | None]) -> list[Event]:
-    """The events of one time that are not held, with ids that sort between those that are.
+    """The new events of one time, with ids that sort between those of the stored ones.
 
     Args:
         tied: all events of this time, in the log's order.
-        held: of each, the id under which the store holds it; None: it is new.
+        held: the id of each in the store; None: the event is new.
     """
     if all(id is None for id in held):
         return tied
@@ -161,7 +161,7 @@ def _among(tied: list[Event], held: list[bytes | None]) -> list[Event]:
 
 
 def _between(low: bytes, high: bytes | None, own: bytes) -> bytes:
-    """An id that sorts behind ``low`` and before ``high``, as far as its length allows, and ends
+    """An id that sorts after ``low`` and before ``high``, as far as its length allows, and ends
     with ``own``."""
     start = low or b"\0"
     if high is not None and high.startswith(start):
@@ -171,7 +171,7 @@ def _between(low: bytes, high: bytes | None, own: bytes) -> bytes:
 
 
 def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
-    """Each user's events, in the log's order, which their ids keep where times are equal."""
+    """Each user's events in the log's order; among equal times their ids have that order."""
     columns, features = dataset.events, _features(dataset)
     ratios = [name for name in dataset.tasks if f"ratio_{name}" in columns]
     for user, (start, end) in enumerate(
@@ -203,7 +203,7 @@ def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
 
 
 def _in_order(events: list[Event]) -> list[Event]:
-    """Events of one user, ordered by time, whose ids keep the order of those of one time."""
+    """Events of one user, sorted by time; the ids of events of one time have the same order."""
     found: list[Event] = []
     for _, group in groupby(events, lambda event: event.time):
         tied = list(group)
@@ -221,7 +221,7 @@ def _known(values: dict[str, float]) -> dict[str, float]:
 
 
 def _features(dataset: Dataset) -> dict[str, list[Any]]:
-    """Event feature -> the value of each code; that of 0, unknown, is None."""
+    """Event feature -> the value of each code; None for code 0, unknown."""
     found: dict[str, list[Any]] = {}
     for feature in dataset.manifest["encoding"]["event_features"]:
         name = feature["name"]
@@ -241,7 +241,7 @@ def _features(dataset: Dataset) -> dict[str, list[Any]]:
 def _user_table(
     dataset: Dataset, base: str | os.PathLike[str] | None
 ) -> tuple[tuple[Table, Path] | None, str]:
-    """The user table and the folder that its paths begin in, or why there is none."""
+    """The user table and the folder that its paths are relative to, or why there is none."""
     spec = validate(Spec, dataset.manifest["spec"], str(dataset.path / "dataset.json"))
     if spec.users is None or not spec.users.features:
         return None, ""

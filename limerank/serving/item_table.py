@@ -1,8 +1,8 @@
-"""What is known of items beside what the model made of them: to filter by, to look for, to show.
+"""Raw features of items, for filters, search and answers.
 
-The item table of the run's own layout, as a file, and over it the items that were put live.
-Without a file only the live ones are known. Nothing here ever changes: items that are put live make
-another table, which shares the file's part with the one before.
+They come from the item table (a file in the layout that the run's dataset description names) and
+from live items, which take precedence. Without a file only live items have features. Tables are
+immutable: live items make another table, which shares the file's part with the previous one.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from limerank.validation import validate
 
 log = logging.getLogger("limerank.serving")
 ALLOWED, ALLOWED_BYTES = 64, 64 << 20
-"""Filters whose items are kept, for the next request with the same one: how many, and the bytes
-that they take together, at most. One always is."""
+"""Filters whose results are cached: how many, and their bytes together, at most. One filter always
+is."""
 
 SHOWN = 1 << 16
-"""Rows of a file whose features are at hand as they are shown, at most."""
+"""Rows of a file whose features are cached in their JSON form, at most."""
 
 Rows = NDArray[np.int64]
 Columns = Mapping[str, Any]
@@ -55,7 +55,7 @@ class ItemTable:
 
     Args:
         trained: the run, whose description names the columns.
-        path: the table (CSV, TSV or Parquet); None: nothing is known but of live items.
+        path: the table (CSV, TSV or Parquet); None: only live items have features.
 
     Raises:
         DataError: the file cannot be read, or a column of the description is missing.
@@ -100,7 +100,7 @@ class ItemTable:
         return [] if self.layout is None else [one.name for one in self.layout.features]
 
     def features(self, ids: Sequence[Any]) -> list[dict[str, Any]]:
-        """The features of each item, as the table has them; empty where nothing is known."""
+        """The raw features of each item; empty for an unknown item."""
         if self.layout is None:
             return [{} for _ in ids]
         columns = [(one.name, one.column) for one in self.layout.features]
@@ -121,29 +121,29 @@ class ItemTable:
         return found
 
     def wanted(self, given: Mapping[str, Sequence[Any]]) -> Wanted:
-        """A filter in its one form: feature -> the values that are allowed, as the vocabularies
-        hold them. None stands for items of which the value is not known.
+        """A filter in its one form: feature -> allowed values, in the form of the vocabularies.
+        None allows items without a value.
 
         Raises:
-            UnknownError: no feature has a name.
-            SpecError: there is nothing to filter by, or a feature holds vectors.
-            DataError: a value is none that a feature can have.
+            UnknownError: a feature is unknown.
+            SpecError: no features are available, or a feature has vectors.
+            DataError: a feature cannot have such a value.
         """
         unknown = [name for name in given if name not in self.names]
         if unknown:
             raise UnknownError(
-                f"no item feature is called {', '.join(map(repr, unknown[:10]))}; there are "
+                f"no item feature is called {', '.join(map(repr, unknown[:10]))}; known: "
                 f"{', '.join(self.names) or 'none'}{did_you_mean(unknown[0], self.names)}"
             )
         if self.layout is None or (self._file is None and not self._live):
             raise SpecError(
-                "nothing is known of items to filter by: serve with --items FILE, the item table"
+                "no item features are available: serve with --items FILE, the item table"
             )
         found: Wanted = {}
         for feature in self.layout.features:
             if feature.name in given:
                 if feature.kind == "text-vector":
-                    raise SpecError(f"{feature.name!r} holds vectors; no filter can name them")
+                    raise SpecError(f"{feature.name!r} has vectors, which filters cannot name")
                 values = given[feature.name]
                 found[feature.name] = frozenset(texts := [_one(feature, v) for v in values])
                 if feature.kind == "numeric":
@@ -171,7 +171,7 @@ class ItemTable:
         return allowed
 
     def search(self, text: str, limit: int) -> list[str]:
-        """Ids of known items of which the id or a feature holds a text, in any letter case."""
+        """Ids of known items whose id or features contain a text, in any letter case."""
         low = text.lower()
         found: list[str] = []
         for id, columns in self._live.items():
@@ -185,8 +185,8 @@ class ItemTable:
 
 
 class Filters:
-    """Filters over one table and one index, neither of which changes: what was found for the latest
-    ones stays right as long as they are. Safe in several threads."""
+    """Filters over one table and one index, with a cache of the latest ones. Table and index are
+    immutable, so cached results stay correct. Safe in several threads."""
 
     def __init__(self, items: ItemTable, index: Index) -> None:
         self._items, self._index = items, index
@@ -213,8 +213,7 @@ class Filters:
 
 
 class _ItemFile:
-    """The item table of a file. What is asked for by feature is prepared with the first question
-    about it, once."""
+    """The item table of a file. A feature is prepared for filters when it is first used."""
 
     def __init__(self, layout: Table, path: Path) -> None:
         self.layout = layout
@@ -238,7 +237,7 @@ class _ItemFile:
         return len(self._frame)
 
     def coverage(self, encoding: Encoding, index: Index) -> TableCoverage:
-        """How the rows fit the items of an index, and what the run knows of their values."""
+        """How the rows fit the items of an index, and the run's vocabularies."""
         ids = list(self.rows)
         positions = np.array(list(self.rows.values()), np.int64)
         found = index.ids.find(ids)
@@ -266,8 +265,8 @@ class _ItemFile:
         return self._frame[self.layout.id].gather(rows).to_list()
 
     def features(self, rows: list[int]) -> list[dict[str, Any]]:
-        """The features of rows, as JSON can hold them. What was shown lately is at hand: rankings
-        show the same items over and over."""
+        """The features of rows as JSON values, with a cache, since rankings repeat the same
+        items."""
         if not self.layout.features:
             return [{} for _ in rows]
         shown = self._shown
@@ -300,7 +299,7 @@ class _ItemFile:
         return found | np.isnan(held) if None in wanted else found
 
     def search(self, low: str, limit: int) -> list[str]:
-        """Ids of rows of which the id or a text holds a text."""
+        """Ids of rows whose id or texts contain a text."""
         texts = [
             pl.col(name)
             .cast(pl.String, strict=False)
@@ -314,7 +313,7 @@ class _ItemFile:
 
 
 class _Values:
-    """Which rows hold each value of a categorical feature: ``long`` has the columns row, value."""
+    """The rows of each value of a categorical feature; ``long`` has the columns row and value."""
 
     def __init__(self, long: pl.DataFrame, count: int) -> None:
         texts = long["value"].unique(maintain_order=True)
@@ -337,7 +336,7 @@ class _Values:
 
 
 def _key(id: Any) -> int | str:
-    """An item's id in its one form, or as it is where it is none."""
+    """An item's id in its one form; text that is not an id stays as it is."""
     try:
         return external_id("item", id)
     except DataError:
@@ -345,7 +344,7 @@ def _key(id: Any) -> int | str:
 
 
 def _one(feature: Feature, value: Any) -> str | None:
-    """One value of a feature, as text; None: not known."""
+    """One value of a feature as text; None: unknown."""
     if value is None:
         return None
     if feature.kind != "numeric":
@@ -358,17 +357,17 @@ def _check_numbers(feature: Feature, values: Sequence[Any], texts: Sequence[str 
         if text is None and value is not None:
             raise DataError(
                 f"the filter of {feature.name!r} has {value!r:.80}, expected numbers, or null for "
-                "items of which it is not known"
+                "items without a value"
             )
 
 
 def _values(feature: Feature, value: Any) -> set[str | None]:
-    """All values that an item has of a feature; None stands for no value at all."""
+    """All values of a feature of an item; None where it has no value."""
     try:
         if feature.kind == "numeric":
             return {_one(feature, value)}
         return set(category_list(value, feature.split)) or {None}
-    except DataError:  # stored before such values were refused
+    except DataError:  # stored by a version that accepted such values
         return {None}
 
 

@@ -1,4 +1,4 @@
-"""What requests say: checked bodies, whose schemas are the API's description."""
+"""Request bodies: checked messages, whose schemas are the API's description."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MOST_ITEMS = 1_000
 MOST_RANKED = 10_000
 MOST_EXPLAINED = 50
 MOST_NAMES = 1_000
-"""Names in one object: tasks, features, columns."""
+"""Names in one object (tasks, features, columns), at most."""
 MOST_LISTED = 10_000
-"""Values in one list of an item's column."""
+"""Values in one list of an item's column, at most."""
 MOST_ID = 256
-"""Characters of an id, and of any other name or value but an item's text."""
+"""Characters of an id, a name or any value except an item's text, at most."""
 MOST_TEXT = 65_536
-"""Characters of a text in an item's column."""
+"""Characters of a text in an item's column, at most."""
 
 
 def _scalar(value: Any, most: int) -> Any:
-    """A value that can be stored, read and told again."""
+    """A value that can be stored, read and returned."""
     if type(value) is int:
         if not -(1 << 63) <= value < 1 << 63:
             raise ValueError("the integer has more than 64 bits; send it as text")
@@ -43,7 +43,7 @@ def _scalar(value: Any, most: int) -> Any:
 
 
 def _id(value: Any) -> int | str:
-    if isinstance(value, str) and len(value) > 4 * MOST_ID:  # whatever its ends are
+    if isinstance(value, str) and len(value) > 4 * MOST_ID:  # before blanks are stripped
         raise ValueError(f"the id has {len(value):,} characters, expected at most {MOST_ID}")
     try:
         return external_id("given", value)
@@ -79,7 +79,7 @@ def _shown(most: int) -> list[dict[str, Any]]:
 
 One = TypeVar("One")
 Listed = Annotated[list[One], Field(fail_fast=True)]
-"""A list that is refused with its first wrong element: the others are not looked at."""
+"""A list that is refused at its first wrong element; later ones are not checked."""
 Named = Annotated[
     dict[Annotated[str, Field(max_length=MOST_ID)], One], Field(max_length=MOST_NAMES)
 ]
@@ -96,7 +96,7 @@ Id = Annotated[
         }
     ),
 ]
-"""An external id: what the log has, an integer or text, in any of its spellings."""
+"""An external id, an integer or text, in any spelling."""
 Time = Annotated[
     int,
     PlainValidator(_time),
@@ -124,64 +124,70 @@ Column = Annotated[
         }
     ),
 ]
-"""What an item's column holds: one value, or a list of values."""
+"""The content of an item's column: one value, or a list of values."""
 
 
 class Message(BaseModel):
-    """Base of all bodies: a field that is not known is an error and no silence."""
+    """Base of all bodies. An unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Past(Message):
-    """One event of a history that is given in the request."""
+class HistoryEvent(Message):
+    """One event of a history in the request."""
 
     item: Id
-    time: Time | None = Field(None, description="Milliseconds since 1970; all events or none.")
-    labels: Named[Number] | None = Field(
-        None, description="Task to 0 or 1, or to seconds. Without: nothing is known of the event."
+    time: Time | None = Field(
+        None, description="Milliseconds since 1970. Either all events have a time or none has."
     )
-    ratios: Named[Number] | None = None
-    features: Named[Value] | None = None
+    labels: Named[Number] | None = Field(
+        None, description="Task to 0 or 1, or to seconds. Without labels, the outcome is unknown."
+    )
+    ratios: Named[Number] | None = Field(
+        None, description="Duration task to the share of the item's length."
+    )
+    features: Named[Value] | None = Field(None, description="Event feature to its value.")
 
 
-class Asking(Message):
-    """Who asks, and when: a user by id, or a history of someone whom nobody knows."""
+class UserRequest(Message):
+    """The user of a request, by id or by a history, and its time and context."""
 
-    user: Id | None = Field(None, description="External id. Unknown users have empty histories.")
-    history: Annotated[Listed[Past], Field(max_length=MOST_EVENTS)] | None = Field(
-        None, description="Events instead of the user's own, oldest first."
+    user: Id | None = Field(None, description="External id. An unknown user has an empty history.")
+    history: Annotated[Listed[HistoryEvent], Field(max_length=MOST_EVENTS)] | None = Field(
+        None, description="Events of an anonymous user, oldest first; instead of a user id."
     )
     task_weights: Named[Number] | None = Field(
         None,
-        description="Task to its weight in the ranking value; the first task alone if not given.",
+        description="Task to its weight in the ranking value; if not given, the first task alone.",
     )
-    context: Named[Value] | None = Field(None, description="What is known of the request.")
+    context: Named[Value] | None = Field(None, description="Context feature to its value.")
     time: Time | None = Field(
         None,
-        description="When the request is made: only events before it count. Now if not given, and "
-        "then all events count.",
+        description="When the request is made; only earlier events count. If not given, the time "
+        "is now, and all events count.",
     )
 
 
-class Rank(Asking):
+class Rank(UserRequest):
     """Rank the catalogue, or some candidates, for one user."""
 
-    k: Annotated[int, Field(ge=1, le=MOST_RANKED)] = 20
-    candidates: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
-        None, description="Ids to rank; the whole catalogue if not given."
+    k: Annotated[int, Field(ge=1, le=MOST_RANKED)] = Field(
+        20, description="How many items to return, at most."
     )
-    exclude_seen: bool = Field(True, description="Leave out items of the user's events.")
+    candidates: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
+        None, description="Ids to rank; if not given, the full catalogue."
+    )
+    exclude_seen: bool = Field(True, description="Leave out items that the user has seen.")
     exclude: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
         None, description="Further ids to leave out."
     )
     filter: Named[Annotated[Listed[Value], Field(max_length=1000)]] | None = Field(
-        None, description="Item feature to the values that are allowed; all features must allow it."
+        None, description="Item feature to the allowed values; an item must match all features."
     )
 
 
-class Explain(Asking):
-    """Say why items stand where they stand."""
+class Explain(UserRequest):
+    """Explain the ranking values of items."""
 
     items: Annotated[Listed[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
 
@@ -189,19 +195,21 @@ class Explain(Asking):
 class EventMessage(Message):
     """One event."""
 
-    user: Id
-    item: Id
+    user: Id = Field(description="External id; a new one adds a user.")
+    item: Id = Field(description="External id; the model need not know the item.")
     time: Time = Field(
         description="Milliseconds since 1970 or ISO 8601 text; an order where the log has no clock."
     )
     labels: Named[Number] | None = Field(None, description="Task to 0 or 1, or to seconds.")
     ratios: Named[Number] | None = Field(
-        None, description="Duration task to the share of the item."
+        None, description="Duration task to the share of the item's length."
     )
     features: Named[Value] | None = Field(None, description="Event feature to its value.")
     context: Named[Value] | None = Field(None, description="Context feature to its value.")
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        None, description="The same id twice is the same event; follows from the rest if not given."
+        None,
+        description="Events with the same id are one event. If not given, the id follows from the "
+        "other fields.",
     )
 
 
@@ -212,32 +220,36 @@ class Events(Message):
 
 
 class PutUser(Message):
-    """A user's own features: columns of the user table, in place of those before."""
+    """A user's features: columns of the user table. They replace the previous ones."""
 
     features: Named[Value]
 
 
 class PutItems(Message):
-    """Items to add, or to change where they are known: all columns of the item table."""
+    """Items to add or to change, each with all columns of the item table."""
 
     items: Annotated[Listed[Named[Column]], Field(min_length=1, max_length=MOST_ITEMS)]
 
 
 class Reload(Message):
-    """Another run or index to serve; what is not given stays."""
+    """Another run or index to serve; what is not given stays in use."""
 
-    run: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    index: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    run: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Folder of a run, on the server."
+    )
+    index: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Folder of an index, on the server."
+    )
 
 
 LONG: dict[type[Message], dict[str, tuple[TypeAdapter[Any], int]]] = {
     Rank: {
         "candidates": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
         "exclude": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
-        "history": (TypeAdapter(Listed[Past]), MOST_EVENTS),
+        "history": (TypeAdapter(Listed[HistoryEvent]), MOST_EVENTS),
     },
-    Explain: {"history": (TypeAdapter(Listed[Past]), MOST_EVENTS)},
+    Explain: {"history": (TypeAdapter(Listed[HistoryEvent]), MOST_EVENTS)},
     Events: {"events": (TypeAdapter(Listed[EventMessage]), MOST_EVENTS)},
     PutItems: {"items": (TypeAdapter(Listed[Named[Column]]), MOST_ITEMS)},
 }
-"""Lists that can be long: field -> what checks a piece of it, and how long it may be."""
+"""Lists that can be long: field -> the adapter that checks a piece, and the list's bound."""

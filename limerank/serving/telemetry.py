@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 TASKS = ("follow", "watch", "verify", "store")
-"""What runs beside the requests: see :mod:`limerank.serving.watching`."""
+"""Background tasks, see :mod:`limerank.serving.watching`."""
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Numbers:
-    """Counters, histograms and gauges of one server, in a registry of their own."""
+    """Counters, histograms and gauges of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -21,10 +21,18 @@ class Numbers:
             "limerank_requests", "Requests answered.", ["route", "status"], registry=into
         )
         self.seconds = Histogram(
-            "limerank_request_seconds", "Time to answer.", ["route"], buckets=SECONDS, registry=into
+            "limerank_request_seconds",
+            "Seconds from a request to its answer.",
+            ["route"],
+            buckets=SECONDS,
+            registry=into,
         )
         self.stages = Histogram(
-            "limerank_stage_seconds", "Time of a stage.", ["stage"], buckets=SECONDS, registry=into
+            "limerank_stage_seconds",
+            "Seconds of a stage of requests: state, score, explain, append.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=into,
         )
         self.intake = Counter(
             "limerank_intake_events",
@@ -39,15 +47,20 @@ class Numbers:
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)
         self.index_version = Gauge("limerank_index_version", "Version of the index.", registry=into)
         self.queue = Gauge(
-            "limerank_queue_depth", "Requests that wait or are computed.", ["queue"], registry=into
+            "limerank_queue_depth",
+            "Requests that wait or are being computed.",
+            ["queue"],
+            registry=into,
         )
         self.store_up = Gauge(
-            "limerank_store_up", "Whether the store answered when last asked.", registry=into
+            "limerank_store_up",
+            "1: the store answered the last check; 0: it did not.",
+            registry=into,
         )
         self.connections = Gauge("limerank_connections", "Open connections.", registry=into)
         self.refused = Counter(
             "limerank_connections_closed",
-            "Connections closed for what they did or did not do.",
+            "Connections that the server refused or closed, by reason.",
             ["reason"],
             registry=into,
         )
@@ -56,41 +69,41 @@ class Numbers:
         )
         self.store_warnings = Gauge(
             "limerank_store_warnings",
-            "What an operator has to look after in the store; the log says what.",
+            "Problems of the store that an operator has to solve; the log has them.",
             registry=into,
         )
         self.index_verified = Gauge(
             "limerank_index_verified",
-            "1: all checksums of the index in use are right; 0: not all are compared yet, or one "
+            "1: all checksums of the index in use are correct; 0: not all are compared yet, or one "
             "is wrong.",
             registry=into,
         )
         self.index_damaged = Gauge(
             "limerank_index_damaged",
-            "1: a checksum of the index in use is wrong; its answers may be wrong.",
+            "1: a checksum of the index in use is wrong, and answers may be wrong.",
             registry=into,
         )
         live = Gauge(
             "limerank_live_items",
-            "Live items of the store: skipped, since the model cannot read them, and pending, "
-            "since the index could not be changed.",
+            "Live items that are not ranked: skipped, because the model cannot read them, and "
+            "pending, because the index could not be changed.",
             ["state"],
             registry=into,
         )
         self.live_skipped, self.live_pending = live.labels("skipped"), live.labels("pending")
         self.failures = Counter(
             "limerank_background_failures",
-            "Failures of what runs beside the requests; each is tried again.",
+            "Failed attempts of background tasks; each is tried again.",
             ["task"],
             registry=into,
         )
         self.failing = Gauge(
             "limerank_background_failing",
-            "1: the last attempt of what runs beside the requests failed.",
+            "1: the last attempt of the background task failed.",
             ["task"],
             registry=into,
         )
-        for task in TASKS:  # there from the start, for alarms on their rates
+        for task in TASKS:  # present from the start, for alarms on their rates
             self.failures.labels(task)
             self.failing.labels(task)
 
@@ -99,12 +112,12 @@ class Numbers:
         return Stage(self.stages.labels(name), name, taken)
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 class Stage:
-    """A block that is timed. No generator: it stands in the way of every request."""
+    """A timed block. A class and not a generator, since every request pays for it."""
 
     __slots__ = ("_name", "_observed", "_started", "_taken")
 

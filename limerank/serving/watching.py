@@ -1,12 +1,12 @@
-"""What runs beside the requests, each in a thread of its own that nothing ends but the server.
+"""Background tasks of a server, each in a separate thread that runs until the server stops.
 
-- *follow*: the index where another process changes it, and live items that another server took;
-- *watch*: the file or the links that say which run and index to serve;
-- *verify*: the files of an index that was loaded, against their checksums;
-- *store*: what an operator has to know of the store's settings.
+- *follow*: use an index that another process changed, and live items that another server stored;
+- *watch*: load another run or index when a watched file or link names it;
+- *verify*: compare the files of a loaded index with their checksums;
+- *store*: report problems of the event store's settings.
 
-Whatever an attempt raises goes to the log with its trace and is counted
-(``limerank_background_failures_total``); the next attempt comes later and later, up to
+An attempt that raises is logged with its trace and counted
+(``limerank_background_failures_total``). The next attempt follows after a growing pause of at most
 :data:`LONGEST` seconds.
 """
 
@@ -26,21 +26,21 @@ from limerank.serving.engine import Serving
 
 log = logging.getLogger("limerank.serving")
 LOOK_SECONDS = 2.0
-"""Between two attempts."""
+"""Seconds between two attempts."""
 LONGEST = 30.0
-"""The same after several that failed, at most."""
+"""Seconds between two attempts after several failures, at most."""
 WATCHED_BYTES = 64 << 10
-"""Of a watched file, at most."""
+"""Bytes of a watched file, at most."""
 
 
-class Beside:
-    """The threads of a served engine.
+class Background:
+    """The background threads of an engine.
 
     Args:
-        engine: what is served.
+        engine: the engine.
         watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``: when they lead elsewhere, that is loaded.
-        seconds: between two attempts.
+            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
+        seconds: seconds between two attempts.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Beside:
             thread.start()
 
     def stop(self) -> None:
-        """Tell them to end; they are daemons, and what they are at is not waited for."""
+        """Ask the threads to end, without waiting; they are daemons."""
         self._stop.set()
 
     def _repeat(self, name: str, once: Callable[[], None], form: Callable[[], Any]) -> None:
-        """Do it now and then. After a failure, sooner where what ``form`` gives has changed."""
+        """Repeat a task; after a failure, run it as soon as the result of ``form`` changes."""
         numbers, wait = self._engine.numbers, self._seconds
         tried: tuple[Any] | None = None
         while not self._pause(wait, form, tried):
@@ -86,19 +86,19 @@ class Beside:
                 wait = min(2 * wait, max(LONGEST, self._seconds))
                 text = error.detail if isinstance(error, LimerankError) else repr(error)
                 log.error(
-                    "what is served stays as it is; %s failed and is tried again in %g s: %s",
+                    "the task %s failed and is tried again in %g s; the served model stays: %s",
                     name,
                     wait,
                     text,
                     exc_info=error,
                 )
-                error.__traceback__ = None  # its frames hold what they had loaded
+                error.__traceback__ = None  # its frames refer to loaded data
             else:
                 numbers.failing.labels(name).set(0)
                 wait, tried = self._seconds, None
 
     def _pause(self, seconds: float, form: Callable[[], Any], tried: tuple[Any] | None) -> bool:
-        """Wait, after a failure until ``form`` gives something else; whether to end."""
+        """Pause, after a failure until the result of ``form`` changes; returns whether to end."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._stop.wait(min(left, self._seconds)):
@@ -110,10 +110,10 @@ class Beside:
     # Watching
 
     def _form(self) -> Any:
-        """What is wanted, or what is wrong with it: to be compared. Raises nothing."""
+        """The watched paths, or the error of reading them, for comparison. Raises nothing."""
         try:
             return wanted(self._watch)
-        except BaseException as error:  # noqa: BLE001  (it is raised again where it is wanted)
+        except BaseException as error:  # noqa: BLE001  (_load raises it again)
             return repr(error)
 
     def _load(self) -> None:
@@ -124,11 +124,10 @@ class Beside:
 
 
 def wanted(watch: Path | None) -> dict[str, str]:
-    """Paths of the run and the index that a watched folder or file names; what it does not name is
-    left out.
+    """Paths of the run and the index that a watched folder or file names.
 
     Raises:
-        SpecError: the file is no JSON object of paths.
+        SpecError: the file is not a JSON object of paths.
         FormatError, OSError: it cannot be read.
     """
     if watch is None or not watch.exists():
@@ -142,13 +141,13 @@ def wanted(watch: Path | None) -> dict[str, str]:
     try:
         found = json.loads(data[:WATCHED_BYTES].decode())
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"{watch} is no JSON: {error}") from None
+        raise SpecError(f"{watch} is not JSON: {error}") from None
     if (
         not isinstance(found, dict)
         or set(found) - {"run", "index"}
         or not all(isinstance(path, str) and path for path in found.values())
     ):
         raise SpecError(
-            f'{watch} holds {found!r:.100}, expected {{"run": PATH, "index": PATH}} or one of them'
+            f'{watch} contains {found!r:.100}, expected {{"run": PATH, "index": PATH}} or one'
         )
     return found

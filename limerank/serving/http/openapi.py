@@ -137,7 +137,9 @@ def reference(description: dict[str, Any]) -> str:
         lines += ["| field | type | meaning |", "| --- | --- | --- |"]
         for field, of in schema.get("properties", {}).items():
             needed = "Required. " if field in schema.get("required", []) else ""
-            lines.append(f"| `{field}` | {_type(of)} | {needed}{of.get('description', '')} |")
+            lines.append(
+                f"| `{field}` | {_type(of)} | {needed}{of.get('description', '')}".rstrip() + " |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -166,7 +166,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _id(call, "user"), call.body.features)),
     Operation("DELETE", "/v1/users/{user:path}", "write", "Delete a user and all events.",
         answer={"forgotten": 42}, answers=lambda engine, call: engine.forget(_id(call, "user"))),
-    Operation("GET", "/v1/items", "read", "Items whose id or features begin with a text.",
+    Operation("GET", "/v1/items", "read", "Items whose id or features contain a text.",
         query=(TEXT, LIMIT),
         answers=lambda engine, call: engine.items(_text(call), _limit(call))),
     Operation("GET", "/v1/items/{item:path}", "read", "An item's features; whether it is ranked.",

@@ -26,7 +26,7 @@ from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
 from limerank.serving.state import Mode
 from limerank.serving.stores import open_store
-from limerank.serving.watching import Beside
+from limerank.serving.watching import Background
 
 log = logging.getLogger("limerank.serving")
 SWITCH_SECONDS = 0.001
@@ -89,8 +89,8 @@ def serve(
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)  # requests leave few cycles
         sys.setswitchinterval(SWITCH_SECONDS)
-        beside = Beside(engine, None if watch is None else watch.absolute())
-        beside.start()
+        background = Background(engine, None if watch is None else watch.absolute())
+        background.start()
         doors = Doors(settings, engine.numbers, files_allowed())
         config = uvicorn.Config(
             app,
@@ -113,7 +113,7 @@ def serve(
         try:
             Server(config, settings.drain_seconds).run(sockets=[bound])
         finally:
-            beside.stop()
+            background.stop()
             if _hanging():
                 _end(0)
 

@@ -8,22 +8,22 @@ const BOTTOM = 22;
 const CLOCK = new Intl.DateTimeFormat("en", { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 
 /**
- * @param title of the chart; `note` stands under it.
- * @param format a value as text.
+ * @param title of the chart; `note` is shown below it.
+ * @param format turns a value into text.
  * @returns { node, draw } where draw takes [{ name, kind, points: [[time, value or null]] }] and
- *   the times from which and to which the chart goes.
+ *   the first and the last time of the chart.
  */
 export function lineChart(title, note, format) {
-  const place = el("div", { class: "plot" });
+  const plot = el("div", { class: "plot" });
   const legend = el("p", { class: "legend" });
-  const told = el("p", { class: "readout", "aria-hidden": "true" });
-  const node = el("figure", { class: "card chart" }, el("figcaption", {}, el("h3", {}, title), el("p", { class: "hint" }, note)), legend, place, told);
+  const readout = el("p", { class: "readout", "aria-hidden": "true" });
+  const node = el("figure", { class: "card chart" }, el("figcaption", {}, el("h3", {}, title), el("p", { class: "hint" }, note)), legend, plot, readout);
   let last = null;
   let pointed = null;
 
   function draw(series, from, to) {
     last = [series, from, to];
-    const width = Math.max(260, place.clientWidth);
+    const width = Math.max(260, plot.clientWidth);
     const values = series.flatMap((one) => one.points.map(([, value]) => value)).filter((value) => value !== null);
     const top = nice(Math.max(0, ...values));
     const x = (time) => LEFT + ((width - LEFT - 8) * (time - from)) / (to - from);
@@ -37,7 +37,7 @@ export function lineChart(title, note, format) {
     );
     for (const one of series) {
       parts.push(svg("path", { class: `line ${one.kind}`, d: line(one.points, x, y) }));
-      // A reading with none beside it has no line: it is a dot.
+      // A value without neighbours is drawn as a dot.
       one.points.forEach(([time, value], at) => {
         const alone = value !== null && (one.points[at - 1]?.[1] ?? null) === null && (one.points[at + 1]?.[1] ?? null) === null;
         if (alone) parts.push(svg("circle", { class: `dot ${one.kind}`, cx: x(time), cy: y(value), r: 2.2 }));
@@ -46,39 +46,39 @@ export function lineChart(title, note, format) {
     if (values.length === 0) parts.push(svg("text", { class: "nothing", x: (LEFT + width) / 2, y: TALL / 2 - 4, "text-anchor": "middle" }, "no requests yet"));
     legend.replaceChildren(...series.map((one) => el("span", { class: one.kind }, one.name, " ", el("b", {}, newest(one)))));
     const picture = svg("svg", { viewBox: `0 0 ${width} ${TALL}`, width, height: TALL, role: "img", "aria-label": `${title}: ${series.map((one) => `${one.name} ${newest(one)}`).join(", ")}` }, ...parts);
-    place.replaceChildren(picture);
+    plot.replaceChildren(picture);
     read();
   }
 
   function newest(one) {
-    const held = one.points.findLast(([, value]) => value !== null);
-    return held ? format(held[1]) : "–";
+    const latest = one.points.findLast(([, value]) => value !== null);
+    return latest ? format(latest[1]) : "–";
   }
 
   function read() {
-    place.querySelector(".cross")?.remove();
+    plot.querySelector(".cross")?.remove();
     if (pointed === null || last === null) {
-      output.textContent = "";
+      readout.textContent = "";
       return;
     }
     const [series, from, to] = last;
-    const picture = place.firstElementChild;
+    const picture = plot.firstElementChild;
     const width = picture.viewBox.baseVal.width;
     const time = from + ((to - from) * (pointed - LEFT)) / (width - LEFT - 8);
     const times = series[0].points.map(([at]) => at);
     if (!times.length) return;
-    const at = times.reduce((best, one, place) => (Math.abs(one - time) < Math.abs(times[best] - time) ? place : best), 0);
+    const at = times.reduce((best, one, index) => (Math.abs(one - time) < Math.abs(times[best] - time) ? index : best), 0);
     const where = LEFT + ((width - LEFT - 8) * (times[at] - from)) / (to - from);
     picture.append(svg("line", { class: "cross", x1: where, x2: where, y1: 6, y2: TALL - BOTTOM }));
-    const said = series.map((one) => `${one.name} ${one.points[at]?.[1] === null || one.points[at] === undefined ? "–" : format(one.points[at][1])}`);
-    told.textContent = `${CLOCK.format(times[at])}  ${said.join("  ")}`;
+    const values = series.map((one) => `${one.name} ${one.points[at]?.[1] === null || one.points[at] === undefined ? "–" : format(one.points[at][1])}`);
+    readout.textContent = `${CLOCK.format(times[at])}  ${values.join("  ")}`;
   }
 
-  place.addEventListener("pointermove", (event) => {
-    pointed = event.clientX - place.getBoundingClientRect().left;
+  plot.addEventListener("pointermove", (event) => {
+    pointed = event.clientX - plot.getBoundingClientRect().left;
     read();
   });
-  place.addEventListener("pointerleave", () => {
+  plot.addEventListener("pointerleave", () => {
     pointed = null;
     read();
   });
@@ -99,7 +99,7 @@ function line(points, x, y) {
   return drawn;
 }
 
-/** The next of 1, 2, 5 times a power of ten. */
+/** The smallest of 1, 2, 5 times a power of ten that is not less. */
 function nice(value) {
   if (value <= 0) return 1;
   const power = 10 ** Math.floor(Math.log10(value));

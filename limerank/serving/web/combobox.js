@@ -1,4 +1,4 @@
-// A text field that offers what is found, after the ARIA pattern of a combobox with a list.
+// A text field with a list of search results: the ARIA pattern "combobox with listbox".
 
 import { el } from "./dom.js";
 import { Latest } from "./api.js";
@@ -7,8 +7,8 @@ const PAUSE = 120;
 
 /**
  * @param input the text field; `list` its empty listbox.
- * @param find text -> promise of [{ value, name, detail }].
- * @param choose called with what was chosen; `typed` with text that Enter was pressed on.
+ * @param find text -> promise of [{ value, name, detail }], the search results.
+ * @param choose called with the chosen result; `typed` with the text where Enter was pressed.
  * @param failed called with a problem.
  */
 export function combobox(input, list, { find, choose, typed, failed }) {
@@ -32,41 +32,41 @@ export function combobox(input, list, { find, choose, typed, failed }) {
     input.removeAttribute("aria-activedescendant");
   }
 
-  function mark(place) {
-    active = place;
-    [...list.children].forEach((one, at) => one.setAttribute("aria-selected", String(at === place)));
-    const chosen = list.children[place];
+  function mark(index) {
+    active = index;
+    [...list.children].forEach((one, at) => one.setAttribute("aria-selected", String(at === index)));
+    const chosen = list.children[index];
     if (chosen && found.length) {
       input.setAttribute("aria-activedescendant", chosen.id);
       chosen.scrollIntoView({ block: "nearest" });
     } else input.removeAttribute("aria-activedescendant");
   }
 
-  function take(place) {
-    const chosen = found[place];
+  function take(index) {
+    const chosen = found[index];
     close();
     choose(chosen);
   }
 
   function show() {
     list.replaceChildren(
-      ...found.map((one, place) =>
+      ...found.map((one, index) =>
         el(
           "li",
           {
             role: "option",
-            id: `${list.id}-${place}`,
+            id: `${list.id}-${index}`,
             "aria-selected": "false",
-            // mousedown would take the focus, and with it the list, away
+            // mousedown would move the focus, which closes the list
             onmousedown: (event) => event.preventDefault(),
-            onclick: () => take(place),
+            onclick: () => take(index),
           },
           el("span", { class: "name" }, one.name),
           one.detail && el("span", { class: "detail" }, one.detail),
         ),
       ),
     );
-    if (!found.length) list.append(el("li", { class: "nothing", role: "option", "aria-disabled": "true", "aria-selected": "false" }, typed && input.value ? "Nobody is known by this: Enter ranks for someone new" : "Nothing found"));
+    if (!found.length) list.append(el("li", { class: "nothing", role: "option", "aria-disabled": "true", "aria-selected": "false" }, typed && input.value ? "No such user: Enter ranks for a new user" : "Nothing found"));
     list.hidden = false;
     input.setAttribute("aria-expanded", "true");
     mark(-1);

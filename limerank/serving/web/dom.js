@@ -1,4 +1,4 @@
-// Elements from names, attributes and children. Data becomes text nodes: nothing is ever parsed.
+// Creates elements from names, attributes and children. Data becomes text nodes and is never parsed.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -12,7 +12,7 @@ export function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
 
-/** Put other children into a node; null, undefined and false are left out here, too. */
+/** Replace the children of a node; null, undefined and false are left out here, too. */
 export function fill(node, ...children) {
   node.replaceChildren(...real(children));
 }

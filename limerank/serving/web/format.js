@@ -1,4 +1,4 @@
-// Numbers, times, ids and features as a reader wants them.
+// Numbers, times, ids and features as text.
 
 const COUNT = new Intl.NumberFormat("en");
 const SIGNED = new Intl.NumberFormat("en", { signDisplay: "exceptZero", minimumFractionDigits: 3, maximumFractionDigits: 3 });
@@ -25,18 +25,18 @@ export function milliseconds(number) {
   return `${number.toFixed(number < 1 ? 2 : number < 100 ? 1 : 0)} ms`;
 }
 
-/** What a task says: a probability, or seconds. */
+/** A task's prediction: a probability, or seconds. */
 export function score(task, number) {
   return task.kind === "duration" ? seconds(number) : percent(number);
 }
 
-/** The features of an item in one line: texts as they are, numbers with their names. */
+/** The features of an item in one line: texts alone, numbers with their names. */
 export function features(of) {
   const texts = [];
   const numbers = [];
-  for (const [name, held] of Object.entries(of ?? {})) {
-    if (held === null || held === undefined || held === "") continue;
-    const parts = Array.isArray(held) ? held : [held];
+  for (const [name, given] of Object.entries(of ?? {})) {
+    if (given === null || given === undefined || given === "") continue;
+    const parts = Array.isArray(given) ? given : [given];
     if (parts.every((part) => typeof part === "string")) texts.push(...parts.map((part) => part.replaceAll("|", ", ")));
     else if (parts.length > 4) numbers.push(`${name} of ${parts.length} numbers`);
     else numbers.push(`${name} ${parts.map((part) => (typeof part === "number" && !name.toLowerCase().includes("id") ? count(part) : part)).join(", ")}`);
@@ -46,19 +46,19 @@ export function features(of) {
 
 /** The labels of an event, each as { text, good }. */
 export function labels(of, tasks) {
-  const told = [];
+  const outcomes = [];
   for (const task of tasks) {
-    const held = of?.[task.name];
-    if (held === undefined) continue;
+    const given = of?.[task.name];
+    if (given === undefined) continue;
     if (task.kind === "duration") {
-      if (held > 0) told.push({ text: `${task.name} ${seconds(held)}`, good: true });
-    } else if (held > 0) told.push({ text: task.name, good: true });
-    else if (task === tasks[0]) told.push({ text: `no ${task.name}`, good: false });
+      if (given > 0) outcomes.push({ text: `${task.name} ${seconds(given)}`, good: true });
+    } else if (given > 0) outcomes.push({ text: task.name, good: true });
+    else if (task === tasks[0]) outcomes.push({ text: `no ${task.name}`, good: false });
   }
-  return told;
+  return outcomes;
 }
 
-/** An id that was typed: a whole number becomes one where JavaScript can hold it. */
+/** A typed id: an integer becomes a number where JavaScript can represent it. */
 export function id(text) {
   return /^-?(0|[1-9]\d{0,14})$/.test(text) ? Number(text) : text;
 }

@@ -1,4 +1,4 @@
-// What is shown, and what happens when something is chosen: the page's state is here alone.
+// The page's state, and its reactions to the user. The other modules have no state of the page.
 
 import { Latest, Problem, call, key } from "./api.js";
 import { combobox } from "./combobox.js";
@@ -6,20 +6,20 @@ import { byId, el } from "./dom.js";
 import * as format from "./format.js";
 import { newItem } from "./newitem.js";
 import { operationsView } from "./operations.js";
-import { personView } from "./person.js";
+import { userView } from "./user.js";
 import { facts, rankingView, weightsView } from "./ranking.js";
 import { whyView } from "./why.js";
 
 const FIRST = 20; // rows at first, and so many more each time
-const MOST = 10_000; // that one request ranks
-const OFFERED = 12; // users or items that a search offers
-const PAUSE = 90; // ms that a slider rests before it counts
-const TOLD = 6000; // ms that a message stays
-const USUAL_SECONDS = 30; // watched, where no history says more
+const MOST = 10_000; // items that one request ranks, at most
+const OFFERED = 12; // results that a search shows, at most
+const PAUSE = 90; // ms after which a moved slider takes effect
+const MESSAGE_MS = 6000; // ms that a message is shown
+const USUAL_SECONDS = 30; // of a watched event, where no history has durations
 const LAST = "limerank-user";
 
-const items = new Map(); // item id as text -> features, of all answers
-const asked = { rank: new Latest(), person: new Latest(), why: new Latest() };
+const items = new Map(); // item id as text -> features, from all answers
+const requests = { rank: new Latest(), user: new Latest(), why: new Latest() };
 
 let model;
 let settings;
@@ -33,15 +33,15 @@ let usual = USUAL_SECONDS;
 
 // Messages
 
-function tell(text) {
-  const place = byId("status");
-  place.textContent = text;
-  place.classList.add("on");
-  clearTimeout(tell.timer);
-  tell.timer = setTimeout(() => place.classList.remove("on"), TOLD);
+function report(text) {
+  const status = byId("status");
+  status.textContent = text;
+  status.classList.add("on");
+  clearTimeout(report.timer);
+  report.timer = setTimeout(() => status.classList.remove("on"), MESSAGE_MS);
 }
 
-/** Say what went wrong; `again` does it once more. What is no problem of the server is thrown on. */
+/** Show a problem of the server, with a button that calls `again`. Other errors are thrown again. */
 function failed(problem, again) {
   if (!(problem instanceof Problem)) throw problem;
   byId("ranked").setAttribute("aria-busy", "false");
@@ -84,7 +84,7 @@ function keys() {
     key.forget();
     byId("change-key").hidden = true;
     byId("key").close();
-    tell("The key is forgotten.");
+    report("The key was removed.");
   });
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -94,7 +94,7 @@ function keys() {
     byId("key").close();
     calm();
     if (model) {
-      refresh({ person: true });
+      refresh({ user: true });
       views.operations.again();
     } else start();
   });
@@ -107,19 +107,19 @@ function learn(found) {
   for (const one of found) if (Object.keys(one.features ?? {}).length) items.set(String(one.item), one.features);
 }
 
-/** Who asks, as the API wants it. */
-function asking() {
+/** The user and the settings, as the API takes them. */
+function request() {
   const who = subject.kind === "made" ? { history: subject.history } : subject.user === null ? {} : { user: subject.user };
   return { ...who, task_weights: settings.weights, context: settings.context };
 }
 
-/** Rank anew. person: the history may have changed too; compare: tell what moved. */
-async function refresh({ person = false, compare = false } = {}) {
+/** Rank again. user: the history may have changed, too; compare: mark changes of rank. */
+async function refresh({ user = false, compare = false } = {}) {
   views.ranking.busy();
   const began = performance.now();
   try {
     const k = pins.size ? MOST : shown;
-    const answer = await asked.rank.run((signal) => call("POST", "v1/rank", { signal, body: { ...asking(), k, exclude_seen: !settings.seen } }));
+    const answer = await requests.rank.run((signal) => call("POST", "v1/rank", { signal, body: { ...request(), k, exclude_seen: !settings.seen } }));
     if (answer === undefined) return;
     calm();
     learn(answer.items);
@@ -128,50 +128,50 @@ async function refresh({ person = false, compare = false } = {}) {
     views.ranking.show(answer, { shown, pins, compare });
     note(answer);
     byId("more").hidden = answer.items.length < shown || shown >= Math.min(answer.candidates, MOST);
-    if (person) await showPerson(answer);
+    if (user) await showUser(answer);
     const why = views.why.current();
     if (why) await explain(answer.items.find((one) => String(one.item) === String(why.item)) ?? why);
   } catch (problem) {
-    failed(problem, () => refresh({ person, compare }));
+    failed(problem, () => refresh({ user, compare }));
   }
 }
 
 function note(answer) {
-  const place = byId("ranking-note");
+  const element = byId("ranking-note");
   let text = "";
-  if (answer.items.length === 0) text = "Nothing is left to rank: every item was met already. Tick “include items already met”.";
-  else if (subject.kind === "made" && !subject.history.length) text = "An empty history: this is what the model offers someone new. Pick items on the left, or press Watched here.";
-  else if (subject.kind === "user" && subject.user === null) text = "No user is chosen: this is what the model offers someone new.";
+  if (answer.items.length === 0) text = "No items are left to rank: the user has seen all of them. Tick “include seen items”.";
+  else if (subject.kind === "made" && !subject.history.length) text = "An empty history: the model ranks as for a new user. Pick items on the left, or press Watched here.";
+  else if (subject.kind === "user" && subject.user === null) text = "No user is chosen: the model ranks as for a new user.";
   else if (subject.kind === "user" && !answer.known)
-    text = `Nothing is held of user ${subject.user}: a cold start. With an empty history every value comes from the items themselves. Press Watched on an item, and the history begins.`;
-  place.textContent = text;
-  place.hidden = !text;
+    text = `User ${subject.user} has no events: a cold start. With an empty history, values come from the items alone. Press Watched on an item to begin the history.`;
+  element.textContent = text;
+  element.hidden = !text;
 }
 
-async function showPerson(answer) {
-  asked.person.stop(); // a late answer about the user before must not replace this one
+async function showUser(answer) {
+  requests.user.stop(); // a late answer about the previous user must not replace this one
   if (subject.kind === "made") {
-    views.person.made(subject.history);
+    views.user.made(subject.history);
     return;
   }
   if (!answer.known) {
-    views.person.stranger(subject.user);
+    views.user.unknown(subject.user);
     return;
   }
-  const held = await asked.person.run((signal) => call("GET", `v1/users/${encodeURIComponent(subject.user)}`, { signal }));
-  if (held === undefined) return;
-  learn(held.items);
+  const stored = await requests.user.run((signal) => call("GET", `v1/users/${encodeURIComponent(subject.user)}`, { signal }));
+  if (stored === undefined) return;
+  learn(stored.items);
   const durations = model.tasks.filter((task) => task.kind === "duration");
-  const watched = held.history.flatMap((event) => durations.map((task) => event.labels[task.name] ?? 0)).filter((one) => one > 0);
+  const watched = stored.history.flatMap((event) => durations.map((task) => event.labels[task.name] ?? 0)).filter((one) => one > 0);
   if (watched.length) usual = Math.round(watched.sort((a, b) => a - b)[Math.floor(0.75 * (watched.length - 1))]) || 1;
-  views.person.user(held);
+  views.user.user(stored);
 }
 
 async function explain(row) {
   views.ranking.choose(row.item);
   views.why.loading(row);
   try {
-    const answer = await asked.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...asking(), items: [row.item] } }));
+    const answer = await requests.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...request(), items: [row.item] } }));
     if (answer === undefined || views.why.current() === null) return;
     views.why.show(answer.items[0]);
   } catch (problem) {
@@ -180,7 +180,7 @@ async function explain(row) {
   }
 }
 
-/** The labels of an event: watched to what is usual, or seen and not watched. */
+/** The labels of an event: watched for the usual time, or seen and not watched. */
 function labelsOf(watched) {
   const found = {};
   model.tasks.forEach((task, at) => {
@@ -190,39 +190,39 @@ function labelsOf(watched) {
   return found;
 }
 
-async function happened(row, watched) {
+async function post(row, watched) {
   const labels = labelsOf(watched);
-  const said = watched ? `Watched ${row.item}` : `${row.item} was seen and not watched`;
+  const outcome = watched ? `Watched ${row.item}` : `${row.item} was seen and not watched`;
   if (subject.kind === "made" || subject.user === null) {
     if (subject.kind !== "made") await choose({ kind: "made", history: made }, { quiet: true });
     pick(row.item, labels);
-    tell(`${said}: it is in the made-up history now.`);
+    report(`${outcome}: it is in the made-up history now.`);
     return;
   }
-  const event = { user: subject.user, item: row.item, time: moment(), labels, context: settings.context, id: chance() };
-  const post = async () => {
+  const event = { user: subject.user, item: row.item, time: moment(), labels, context: settings.context, id: randomId() };
+  const send = async () => {
     try {
       await call("POST", "v1/events", { body: event });
-      const told = Object.entries(labels).map(([task, value]) => `${task} ${value}`);
-      tell(`${said}: an event of user ${event.user} (${told.join(", ")}).`);
+      const values = Object.entries(labels).map(([task, value]) => `${task} ${value}`);
+      report(`${outcome}: an event of user ${event.user} (${values.join(", ")}).`);
       if (views.why.current() && !settings.seen) views.why.close();
-      await refresh({ person: true, compare: true });
+      await refresh({ user: true, compare: true });
     } catch (problem) {
-      failed(problem, post); // with the same id: it counts once, however often it is sent
+      failed(problem, send); // with the same id, so that it counts once
     }
   };
-  await post();
+  await send();
 }
 
-/** When an event happens: now, or behind all others where the log has an order and no clock. */
+/** The time of a new event: now, or after all others where the log has an order and no clock. */
 function moment() {
   if (model.clock) return Date.now();
   moment.last = Math.max((moment.last ?? 0) + 1, 1_000_000_000 + (ranking?.events ?? 0));
   return moment.last;
 }
 
-/** An id that nobody else has. */
-function chance() {
+/** A random id for an event. */
+function randomId() {
   return [...crypto.getRandomValues(new Uint8Array(12))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -244,16 +244,16 @@ async function choose(next, { quiet = false } = {}) {
     byId("user-search").value = next.user === null ? "" : String(next.user);
     if (next.user !== null) sessionStorage.setItem(LAST, String(next.user));
   }
-  if (!quiet) await refresh({ person: true });
+  if (!quiet) await refresh({ user: true });
 }
 
 function pick(item, labels = labelsOf(true)) {
   made = [...made, { item, labels }];
   subject = { kind: "made", history: made };
-  return refresh({ person: true, compare: true });
+  return refresh({ user: true, compare: true });
 }
 
-/** Let the visitor choose. Not before it is known whom the page begins with: that would replace it. */
+/** Enable the searches. The first user is loaded before, since it would replace a choice. */
 function searches() {
   for (const one of document.querySelectorAll("#kind, #user-search, #item-search")) one.disabled = false;
   combobox(byId("user-search"), byId("user-options"), {
@@ -323,7 +323,7 @@ function tabs() {
   if (location.hash === "#operations") select(all[1], false);
 }
 
-// The start
+// Start
 
 async function start() {
   try {
@@ -341,13 +341,13 @@ async function start() {
     timer = setTimeout(() => refresh({ compare: true }), PAUSE);
   });
   views = {
-    ranking: rankingView({ tasks: model.tasks, explain, happened }),
-    person: personView(byId("person"), {
+    ranking: rankingView({ tasks: model.tasks, explain, report: post }),
+    user: userView(byId("user"), {
       tasks: model.tasks,
       timed: model.clock,
       items,
       remove: (at) => {
-        made = made.filter((_, place) => place !== at);
+        made = made.filter((_, position) => position !== at);
         choose({ kind: "made", history: made });
       },
       clear: () => {
@@ -358,11 +358,11 @@ async function start() {
     why: whyView({
       model,
       items,
-      happened,
+      report: post,
       closed: (row) => {
-        asked.why.stop();
+        requests.why.stop();
         views.ranking.choose(null);
-        const at = document.activeElement; // told late: the visitor may be elsewhere by now
+        const at = document.activeElement; // the event comes late: the user may have moved the focus
         if (row && (at === document.body || at.closest(".ranked"))) views.ranking.focus(row.item);
       },
     }),
@@ -372,12 +372,12 @@ async function start() {
     model,
     items,
     sample: () => ranking?.items.find((one) => Object.keys(one.features).length),
-    added: async (item, said) => {
+    added: async (item, answer) => {
       pins = new Set([...pins, String(item)]);
       await refresh({ compare: true });
       const row = ranking.items.find((one) => String(one.item) === String(item));
       const where = row ? `ranks ${format.count(row.rank)} of ${format.count(ranking.candidates)}` : `is not among the first ${format.count(ranking.items.length)} here`;
-      tell(`${said.added ? "Added" : "Changed"}: ${item} ${where}. The index is at version ${said.index_version}.`);
+      report(`${answer.added ? "Added" : "Changed"}: ${item} ${where}. The index has version ${answer.index_version} now.`);
       views.ranking.focus(item);
     },
   });

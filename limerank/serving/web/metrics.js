@@ -1,4 +1,4 @@
-// Prometheus' text format, and what two readings of it say together.
+// Parses Prometheus' text format; differences and quantiles of two readings.
 
 const LINE = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
 const LABEL = /([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -18,7 +18,7 @@ export function parse(text) {
   return found;
 }
 
-/** What the page reads of one answer of /metrics. */
+/** The values of one answer of /metrics that the page shows. */
 export function reading(text, time) {
   const found = parse(text);
   const gauge = (name) => found.get(name)?.[0]?.value ?? null;
@@ -55,7 +55,7 @@ function histograms(lines, label) {
   return found;
 }
 
-/** What was counted between two readings of one histogram; all of it where there is no earlier. */
+/** The counts of a histogram between two readings; all counts without an earlier reading. */
 export function between(later, earlier) {
   if (!later) return [];
   const before = new Map(earlier ?? []);

@@ -1,15 +1,15 @@
-// A form for a new item, made from the columns of the item table that the model reads.
+// A form for a new item, with the columns of the item table that the model reads.
 
 import { byId, el } from "./dom.js";
 import { call } from "./api.js";
 import * as format from "./format.js";
 
-const OFFERED = 60; // known values that a field offers
+const OFFERED = 60; // known values that a field suggests, at most
 
 /**
  * @param model the answer of /v1/model; `items` item id (as text) -> features.
- * @param sample () -> the features of an item to begin with, or undefined.
- * @param added called with the id and the answer when the item is rankable.
+ * @param sample () -> an item whose features may fill the form, or undefined.
+ * @param added called with the id and the answer once the item can be ranked.
  */
 export function newItem({ model, items, sample, added }) {
   const dialog = byId("new-item");
@@ -23,7 +23,7 @@ export function newItem({ model, items, sample, added }) {
     if (model.item_id === null) {
       dialog.replaceChildren(
         el("h2", { id: "new-title" }, "No items can be added"),
-        el("p", {}, "The run’s data had no item table, so the model knows nothing but the items that it was trained on."),
+        el("p", {}, "The run’s data had no item table, so the model knows only the items that it was trained on."),
         el("div", { class: "actions" }, el("button", { type: "button", onclick: close }, "Close")),
       );
       dialog.showModal();
@@ -37,7 +37,7 @@ export function newItem({ model, items, sample, added }) {
       "form",
       {},
       el("h2", { id: "new-title" }, "Add an item"),
-      el("p", { class: "hint" }, "It is encoded by its content and rankable with the next request; no training. An id that is known is changed."),
+      el("p", { class: "hint" }, "The model encodes the item’s content without training, and the next request ranks it. A known id changes that item."),
       wrong,
       field(model.item_id, null, "id"),
       rest.map((column) => field(column, byColumn.get(column))),
@@ -50,9 +50,9 @@ export function newItem({ model, items, sample, added }) {
       go.disabled = true;
       try {
         const item = values();
-        const said = await call("PUT", "v1/items", { body: { items: [item] } });
+        const answer = await call("PUT", "v1/items", { body: { items: [item] } });
         dialog.close();
-        added(item[model.item_id], said);
+        added(item[model.item_id], answer);
       } catch (problem) {
         if (problem.status === undefined) throw problem;
         wrong.textContent = problem.words;
@@ -92,7 +92,7 @@ export function newItem({ model, items, sample, added }) {
             : many
               ? "several are separated by commas"
               : feature === undefined
-                ? "0: never offered; 1 or empty: offered"
+                ? "0: never ranked; 1 or empty: ranked"
                 : "";
     return el(
       "div",
@@ -103,7 +103,7 @@ export function newItem({ model, items, sample, added }) {
     );
   }
 
-  /** A value of a feature as some known item has it. */
+  /** An example of a feature's value, from a known item. */
   function example(name) {
     for (const of of items.values()) if (of[name] !== null && of[name] !== undefined) return of[name];
     return undefined;
@@ -112,8 +112,8 @@ export function newItem({ model, items, sample, added }) {
   function known(name) {
     const found = new Set();
     for (const of of items.values()) {
-      const held = of[name];
-      if (held !== null && held !== undefined && !Array.isArray(held)) found.add(String(held));
+      const given = of[name];
+      if (given !== null && given !== undefined && !Array.isArray(given)) found.add(String(given));
       if (found.size >= OFFERED) break;
     }
     return [...found].sort();
@@ -122,9 +122,9 @@ export function newItem({ model, items, sample, added }) {
   function fill(of) {
     for (const column of rest) {
       const feature = byColumn.get(column);
-      const held = feature && of[feature.name];
-      if (held === undefined || held === null) continue;
-      fields.get(column).value = Array.isArray(held) ? held.join(", ") : String(held);
+      const given = feature && of[feature.name];
+      if (given === undefined || given === null) continue;
+      fields.get(column).value = Array.isArray(given) ? given.join(", ") : String(given);
     }
   }
 

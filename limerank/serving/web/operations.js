@@ -1,4 +1,4 @@
-// Operations: what /metrics says, as differences between readings; read only while it is looked at.
+// Operations: differences between readings of /metrics, which are taken only while the tab is visible.
 
 import { call } from "./api.js";
 import { lineChart } from "./chart.js";
@@ -7,7 +7,7 @@ import * as format from "./format.js";
 import { between, counted, quantile, reading } from "./metrics.js";
 
 const EVERY = 2000; // ms between readings
-const KEPT = 5 * 60_000; // ms that charts go back
+const SPAN = 5 * 60_000; // ms that charts show
 const WINDOW = 60_000; // ms over which tables and tiles count
 const MAIN = "POST /v1/rank";
 
@@ -15,8 +15,8 @@ const rate = (value) => (value === 0 ? "0" : value < 10 ? value.toFixed(value < 
 const time = (seconds) => (seconds === null ? "–" : format.milliseconds(1000 * seconds));
 const name = (route) => route.replace(":path}", "}");
 
-/** @param failed called with a problem that needs a key; others are shown here. */
-export function operationsView(place, { failed }) {
+/** @param failed called with a problem about the key; others are shown here. */
+export function operationsView(root, { failed }) {
   let readings = [];
   let timer = 0;
   let shown = false;
@@ -29,11 +29,11 @@ export function operationsView(place, { failed }) {
   const chosen = el("select", { id: "ops-route" }, el("option", { value: MAIN }, MAIN));
   const throughput = lineChart("Throughput", "Requests answered per second, between two readings.", (value) => `${rate(value)}/s`);
   const latency = lineChart("Latency", "Time in the server, estimated from histogram buckets.", time);
-  const routes = table("Routes", ["route", "per s", "p50", "p99", "refused", "errors", "in all"]);
-  const stages = table("Stages", ["stage", "per s", "p50", "p99", "in all"]);
+  const routes = table("Routes", ["route", "per s", "p50", "p99", "refused", "errors", "total"]);
+  const stages = table("Stages", ["stage", "per s", "p50", "p99", "total"]);
   latency.node.querySelector("figcaption").append(el("label", { for: "ops-route", class: "unseen" }, "Route"), chosen);
 
-  place.replaceChildren(
+  root.replaceChildren(
     el("div", { class: "heading" }, el("h2", {}, "Operations"), el("div", { class: "heading-right" }, state, pause)),
     tiles,
     el("div", { class: "charts" }, throughput.node, latency.node),
@@ -42,7 +42,7 @@ export function operationsView(place, { failed }) {
 
   pause.addEventListener("click", () => {
     paused = !paused;
-    pause.textContent = paused ? "Go on" : "Pause";
+    pause.textContent = paused ? "Resume" : "Pause";
     pause.setAttribute("aria-pressed", String(paused));
     schedule();
   });
@@ -65,11 +65,11 @@ export function operationsView(place, { failed }) {
     try {
       const text = await call("GET", "metrics", { text: true });
       const read = reading(text, Date.now());
-      // A server that began anew counts from nothing: what was read before says nothing about it.
+      // A restarted server counts from zero: earlier readings do not apply.
       const total = (one) => [...one.routes.values()].reduce((sum, of) => sum + of.requests, 0);
       if (readings.length && total(read) < total(readings.at(-1))) readings = [];
       readings.push(read);
-      readings = readings.filter((one) => one.time >= read.time - KEPT);
+      readings = readings.filter((one) => one.time >= read.time - SPAN);
       state.textContent = "live, every 2 s";
       state.classList.remove("wrong");
       draw();
@@ -107,15 +107,15 @@ export function operationsView(place, { failed }) {
     routes.fill(rows);
     stages.fill(
       [...now.stages.keys()].map((of) => {
-        const whole = now.stages.get(of);
-        const took = between(whole, fresh ? null : first.stages.get(of));
+        const total = now.stages.get(of);
+        const took = between(total, fresh ? null : first.stages.get(of));
         const speed = fresh ? "–" : rate(counted(took) / span);
-        return [of, speed, time(quantile(took, 0.5)), time(quantile(took, 0.99)), format.count(counted(whole))];
+        return [of, speed, time(quantile(took, 0.5)), time(quantile(took, 0.99)), format.count(counted(total))];
       }),
     );
     const rank = between(now.seconds.get(MAIN), fresh ? null : first.seconds.get(MAIN));
     const queue = now.queues.reduce((sum, [, value]) => sum + value, 0);
-    const said = [
+    const values = [
       ["requests/s", fresh ? "–" : rate(all)],
       ["rank p50", time(quantile(rank, 0.5))],
       ["rank p99", time(quantile(rank, 0.99))],
@@ -126,7 +126,7 @@ export function operationsView(place, { failed }) {
       ["items", now.items === null ? "–" : format.count(now.items)],
       ["index version", now.version === null ? "–" : String(now.version)],
     ];
-    tiles.replaceChildren(...said.map(([of, value, kind]) => el("div", { class: kind ?? null }, el("dt", {}, of), el("dd", {}, value))));
+    tiles.replaceChildren(...values.map(([of, value, kind]) => el("div", { class: kind ?? null }, el("dt", {}, of), el("dd", {}, value))));
     charts(now);
   }
 
@@ -139,14 +139,14 @@ export function operationsView(place, { failed }) {
     const speed = (count) =>
       pairs.map(([later, earlier]) => {
         let sum = 0;
-        for (const [of, held] of later.routes) sum += count(of, held) - (earlier.routes.has(of) ? count(of, earlier.routes.get(of)) : 0);
+        for (const [of, counts] of later.routes) sum += count(of, counts) - (earlier.routes.has(of) ? count(of, earlier.routes.get(of)) : 0);
         return [later.time, Math.max(0, sum) / ((later.time - earlier.time) / 1000)];
       });
     throughput.draw(
       [
-        { name: "all routes", kind: "first", points: speed((of, held) => held.requests) },
-        { name: MAIN, kind: "second", points: speed((of, held) => (of === MAIN ? held.requests : 0)) },
-        { name: "errors", kind: "bad", points: speed((of, held) => held.errors) },
+        { name: "all routes", kind: "first", points: speed((of, counts) => counts.requests) },
+        { name: MAIN, kind: "second", points: speed((of, counts) => (of === MAIN ? counts.requests : 0)) },
+        { name: "errors", kind: "bad", points: speed((of, counts) => counts.errors) },
       ],
       from,
       now.time,
@@ -177,10 +177,10 @@ function table(title, columns) {
     "div",
     { class: "card wide" },
     el("h3", {}, title),
-    el("p", { class: "hint" }, "Over the last minute; refused, errors and the last column since the server began."),
+    el("p", { class: "hint" }, "Over the last minute; refused, errors and total since the server started."),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, el("table", {}, el("thead", {}, el("tr", {}, columns.map((one) => el("th", { scope: "col" }, one)))), body)),
   );
-  if (title === "Stages") node.querySelector(".hint").textContent = "What requests do in the server, over the last minute; the last column since it began.";
+  if (title === "Stages") node.querySelector(".hint").textContent = "The steps of requests in the server, over the last minute; total since the server started.";
   const fill = (rows) => body.replaceChildren(...rows.map((cells) => el("tr", {}, cells.map((one, at) => (at === 0 ? el("th", { scope: "row" }, one) : el("td", {}, one))))));
   return { node, fill };
 }

@@ -1,4 +1,4 @@
-// The ranking: rows with what every task says, what is weighed, and what changed.
+// The ranking: rows with each task's prediction, the task weights, and changes of rank.
 
 import { byId, el } from "./dom.js";
 import * as format from "./format.js";
@@ -7,17 +7,17 @@ const MOVE_MS = 320;
 
 /**
  * @param tasks of the model.
- * @param explain called with a row of the answer; `happened` with a row and whether it was watched.
+ * @param explain called with a row of the answer; `report` with a row and whether it was watched.
  */
-export function rankingView({ tasks, explain, happened }) {
+export function rankingView({ tasks, explain, report }) {
   const list = byId("ranked");
   const pinned = byId("pinned");
   let chosen = null;
-  let ranks = null; // item -> rank, of the ranking before
+  let ranks = null; // item -> rank, of the previous ranking
 
   byId("ranking").style.setProperty("--tasks", String(tasks.length));
   byId("rank-head").replaceChildren(
-    el("span", { class: "place" }, "#"),
+    el("span", { class: "rank" }, "#"),
     el("span", { class: "what" }, "Item"),
     ...tasks.map((task) => el("span", { class: "score" }, task.name)),
     el("span", { class: "value" }, "value"),
@@ -26,15 +26,15 @@ export function rankingView({ tasks, explain, happened }) {
   function row(one, most) {
     const mine = String(one.item);
     const scores = tasks.map((task) => {
-      const said = one.scores[task.name];
+      const predicted = one.scores[task.name];
       const bar = el("span", { class: "bar", "aria-hidden": "true" }, el("span", {}));
-      bar.firstChild.style.width = `${Math.max(0, Math.min(100, (100 * said) / (task.kind === "duration" ? most[task.name] : 1)))}%`;
-      return el("span", { class: "score" }, el("span", { class: "name" }, task.name), el("span", { class: "number" }, format.score(task, said)), bar);
+      bar.firstChild.style.width = `${Math.max(0, Math.min(100, (100 * predicted) / (task.kind === "duration" ? most[task.name] : 1)))}%`;
+      return el("span", { class: "score" }, el("span", { class: "name" }, task.name), el("span", { class: "number" }, format.score(task, predicted)), bar);
     });
     return el(
       "li",
       { "data-item": mine, class: mine === chosen ? "chosen" : null },
-      el("span", { class: "place" }, format.count(one.rank), moved(one)),
+      el("span", { class: "rank" }, format.count(one.rank), moved(one)),
       el(
         "button",
         { type: "button", class: "what", "aria-haspopup": "dialog", "data-what": "why", onclick: () => explain(one) },
@@ -46,7 +46,7 @@ export function rankingView({ tasks, explain, happened }) {
       el("span", { class: "value" }, el("span", { class: "name" }, "value"), el("span", { class: "number" }, format.value(one.value))),
       el(
         "button",
-        { type: "button", class: "watched", "data-what": "watched", "aria-label": `Watched ${mine}`, onclick: () => happened(one, true) },
+        { type: "button", class: "watched", "data-what": "watched", "aria-label": `Watched ${mine}`, onclick: () => report(one, true) },
         "Watched",
       ),
     );
@@ -55,7 +55,7 @@ export function rankingView({ tasks, explain, happened }) {
   function moved(one) {
     if (ranks === null) return null;
     const before = ranks.get(String(one.item));
-    if (before === undefined) return el("span", { class: "moved new", title: "was not among those shown" }, "new");
+    if (before === undefined) return el("span", { class: "moved new", title: "was not shown before" }, "new");
     const by = before - one.rank;
     if (by === 0) return null;
     const text = by > 0 ? `▲${by}` : `▼${-by}`;
@@ -64,11 +64,11 @@ export function rankingView({ tasks, explain, happened }) {
 
   /**
    * @param answer of /v1/rank; `shown` rows of it are shown, those of `pins` above them.
-   * @param compare whether to tell what changed since the ranking before.
+   * @param compare whether to mark changes of rank since the previous ranking.
    */
   function show(answer, { shown, pins, compare }) {
     const focus = focused();
-    const before = places();
+    const before = positions();
     const rows = answer.items.slice(0, shown);
     if (!compare) ranks = null;
     const most = {};
@@ -93,18 +93,18 @@ export function rankingView({ tasks, explain, happened }) {
     const at = document.activeElement?.closest?.(".ranked > li");
     if (!at) return null;
     const what = document.activeElement.dataset.what;
-    return { list: at.parentElement, item: at.dataset.item, place: [...at.parentElement.children].indexOf(at), what };
+    return { list: at.parentElement, item: at.dataset.item, index: [...at.parentElement.children].indexOf(at), what };
   }
 
-  /** The row that had the focus keeps it; where it went, the one in its place gets it. */
+  /** Focus the same item again; where it is no longer shown, the row at its position. */
   function refocus(was) {
     if (was === null || document.querySelector("dialog:modal")) return;
     const rows = [...was.list.children];
-    const to = rows.find((one) => one.dataset.item === was.item) ?? rows[Math.min(was.place, rows.length - 1)];
+    const to = rows.find((one) => one.dataset.item === was.item) ?? rows[Math.min(was.index, rows.length - 1)];
     to?.querySelector(`[data-what=${was.what}]`)?.focus({ preventScroll: true });
   }
 
-  function places() {
+  function positions() {
     return new Map([...list.children].map((one) => [one.dataset.item, one.getBoundingClientRect().top]));
   }
 
@@ -124,8 +124,8 @@ export function rankingView({ tasks, explain, happened }) {
     const at = focused();
     if (at === null) return;
     const rows = [...document.querySelectorAll(".ranked:not([hidden]) > li")];
-    const place = rows.findIndex((one) => one.contains(document.activeElement));
-    const to = rows[place + (event.key === "ArrowDown" ? 1 : -1)];
+    const position = rows.findIndex((one) => one.contains(document.activeElement));
+    const to = rows[position + (event.key === "ArrowDown" ? 1 : -1)];
     if (!to) return;
     event.preventDefault();
     to.querySelector(`[data-what=${at.what}]`)?.focus();
@@ -144,10 +144,10 @@ export function rankingView({ tasks, explain, happened }) {
   };
 }
 
-/** What the server reported of a ranking: time by stage, and of what it was made. */
+/** The facts of a ranking that the server reported: time by stage, index version and run. */
 export function facts(answer, travelled) {
   const { total, ...stages } = answer.milliseconds;
-  const said = [
+  const entries = [
     ["ranked", `${format.count(answer.candidates)} item${answer.candidates === 1 ? "" : "s"}`],
     ["in", format.milliseconds(total), "strong"],
     ...Object.entries(stages).map(([name, one]) => [name, format.milliseconds(one)]),
@@ -155,12 +155,12 @@ export function facts(answer, travelled) {
     ["index version", String(answer.index_version)],
     ["run", answer.run.slice(0, 8)],
   ];
-  byId("facts").replaceChildren(...said.map(([name, one, strong]) => el("div", { class: strong ?? null }, el("dt", {}, name), el("dd", {}, one))));
+  byId("facts").replaceChildren(...entries.map(([name, one, strong]) => el("div", { class: strong ?? null }, el("dt", {}, name), el("dd", {}, one))));
 }
 
 /**
- * What counts: a slider for each task, a choice for each context feature, and whether items that
- * were met already are ranked. `changed` is called with all of it.
+ * The settings of a ranking: a slider for each task weight, a field for each context feature, and
+ * whether seen items are ranked. `changed` is called with all of them.
  */
 export function weightsView(model, changed) {
   const state = { weights: Object.fromEntries(model.tasks.map((task, at) => [task.name, at === 0 ? 1 : 0])), context: {}, seen: false };
@@ -178,8 +178,8 @@ export function weightsView(model, changed) {
     const name = `context-${one.name}`;
     const field =
       one.kind === "categorical"
-        ? el("select", { id: name }, el("option", { value: "" }, "not told"), one.values.map((known) => el("option", { value: known }, known)))
-        : el("input", { id: name, type: "number", step: "any", placeholder: "not told" });
+        ? el("select", { id: name }, el("option", { value: "" }, "unknown"), one.values.map((known) => el("option", { value: known }, known)))
+        : el("input", { id: name, type: "number", step: "any", placeholder: "unknown" });
     field.addEventListener("input", () => {
       if (field.value === "") delete state.context[one.name];
       else state.context[one.name] = one.kind === "categorical" ? field.value : Number(field.value);
@@ -193,9 +193,9 @@ export function weightsView(model, changed) {
     changed(state);
   });
   byId("weights").replaceChildren(
-    el("p", { class: "weights-title" }, "Task weights", el("span", { class: "quiet" }, " of each task’s logit in the ranking value")),
+    el("p", { class: "weights-title" }, "Task weights", el("span", { class: "quiet" }, " in the ranking value, for each task’s logit")),
     el("div", { class: "sliders" }, sliders),
-    el("div", { class: "choices" }, choices, el("div", { class: "context check" }, seen, el("label", { for: "seen" }, "include items already met"))),
+    el("div", { class: "choices" }, choices, el("div", { class: "context check" }, seen, el("label", { for: "seen" }, "include seen items"))),
   );
   byId("weights").addEventListener("submit", (event) => event.preventDefault());
   return state;

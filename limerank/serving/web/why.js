@@ -1,18 +1,18 @@
-// Why an item stands where it stands: events -> links -> item, drawn with the model's own weights.
+// Why an item has its rank: events -> links -> item, drawn with the model's weights.
 
 import { byId, el, svg } from "./dom.js";
 import * as format from "./format.js";
 
-const EVENTS = 10; // drawn, those with the greatest shares
+const EVENTS = 10; // drawn, with the greatest shares
 const LINKS = 6;
 const ROW = 36; // pixels of a drawn event
 const LISTED = 8; // events in the table at first
 
 /**
  * @param model the answer of /v1/model; `items` item id (as text) -> features.
- * @param closed called when it is closed; `happened` with the row and whether it was watched.
+ * @param closed called when the dialog closes; `report` with the row and whether it was watched.
  */
-export function whyView({ model, items, closed, happened }) {
+export function whyView({ model, items, closed, report }) {
   const dialog = byId("why");
   const wide = matchMedia("(min-width: 1180px)");
   let row = null;
@@ -35,7 +35,7 @@ export function whyView({ model, items, closed, happened }) {
     row = null;
     closed(was);
   });
-  // A dialog that stands in the page has no Escape of its own.
+  // A dialog that is not modal does not close on Escape.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && dialog.open && !event.defaultPrevented && !document.querySelector("dialog:modal")) dialog.close();
   });
@@ -55,7 +55,7 @@ export function whyView({ model, items, closed, happened }) {
   function loading(of) {
     const was = dialog.open;
     open(of);
-    if (was && dialog.dataset.item === String(of.item) && dialog.childElementCount > 1) return; // the old one stays meanwhile
+    if (was && dialog.dataset.item === String(of.item) && dialog.childElementCount > 1) return; // the previous explanation stays until then
     dialog.dataset.item = String(of.item);
     dialog.replaceChildren(head(), el("p", { class: "quiet" }, "Asking the model …"));
     dialog.querySelector("button").focus({ preventScroll: wide.matches });
@@ -78,13 +78,13 @@ export function whyView({ model, items, closed, happened }) {
       ),
     ];
     if (found.events.length) parts.push(...diagram(found), table(found));
-    else parts.push(el("p", { class: "note" }, "There is no history: the value comes from the item itself and from what is known of the request."));
+    else parts.push(el("p", { class: "note" }, "There is no history: the value comes from the item and from the context of the request."));
     parts.push(
       el(
         "div",
         { class: "actions" },
-        el("button", { type: "button", class: "first", "data-what": "did", onclick: () => happened(row, true) }, "Watched"),
-        el("button", { type: "button", "data-what": "skipped", onclick: () => happened(row, false) }, "Seen, not watched"),
+        el("button", { type: "button", class: "first", "data-what": "did", onclick: () => report(row, true) }, "Watched"),
+        el("button", { type: "button", "data-what": "skipped", onclick: () => report(row, false) }, "Seen, not watched"),
       ),
     );
     dialog.dataset.item = String(found.item);
@@ -98,26 +98,26 @@ export function whyView({ model, items, closed, happened }) {
     const share = format.percent(drawn.share, 0);
     const what = !linked
       ? `This model has no links. Width: the size of each event’s effect, scaled to one. Drawn: ${share}.`
-      : `Width: the share of what the item receives; event to link by the size of the model’s own weights, over heads. Drawn: the ${drawn.ways} widest ways, ${share} of all.`;
+      : `Width: the share in the item’s value, by the size of the model’s weights over all heads. Drawn: the ${drawn.paths} widest paths, ${share} of all.`;
     const sign = "Blue: the event raised the value; orange: it lowered it.";
     return [el("h3", {}, linked ? "Events → links → item" : "Events → item"), el("p", { class: "hint" }, `${what} ${sign}`), drawn.picture];
   }
 
-  /** Left events, in the middle links, on the right the item: everything in one scale. */
+  /** Events on the left, links in the middle, the item on the right, all in one scale. */
   function flows(found) {
     const links = found.links.slice(0, LINKS);
-    const place = new Map(links.map((one, at) => [one.link, at]));
+    const order = new Map(links.map((one, at) => [one.link, at]));
     const total = new Map();
-    for (const way of found.paths) if (place.has(way.link)) total.set(way.event, (total.get(way.event) ?? 0) + way.weight);
-    const kept = [...total].sort((a, b) => b[1] - a[1]).slice(0, EVENTS).map(([event]) => event).sort((a, b) => a - b);
-    const ways = found.paths.filter((way) => place.has(way.link) && kept.includes(way.event));
+    for (const path of found.paths) if (order.has(path.link)) total.set(path.event, (total.get(path.event) ?? 0) + path.weight);
+    const shown = [...total].sort((a, b) => b[1] - a[1]).slice(0, EVENTS).map(([event]) => event).sort((a, b) => a - b);
+    const paths = found.paths.filter((path) => order.has(path.link) && shown.includes(path.event));
     const { width, left, right, middle } = columns();
-    const height = Math.max(kept.length, links.length, 4) * ROW;
+    const height = Math.max(shown.length, links.length, 4) * ROW;
     const gap = 14;
     const sum = links.reduce((so_far, one) => so_far + one.weight, 0);
-    const widest = Math.max(...kept.map((event) => total.get(event)));
+    const widest = Math.max(...shown.map((event) => total.get(event)));
     const scale = Math.min((ROW - 10) / widest, (height - gap * (links.length + 1) - 20) / sum);
-    // Where each link and the item stand.
+    // Positions of the links and of the item.
     let y = (height - sum * scale - gap * (links.length - 1)) / 2;
     const tops = links.map((one) => {
       const top = y;
@@ -125,14 +125,14 @@ export function whyView({ model, items, closed, happened }) {
       return top;
     });
     const itemTop = (height - sum * scale) / 2;
-    const step = height / kept.length;
+    const step = height / shown.length;
     const reached = links.map(() => 0);
-    const groups = kept.map((event, at) => {
-      const own = ways.filter((way) => way.event === event).sort((a, b) => place.get(a.link) - place.get(b.link));
+    const groups = shown.map((event, at) => {
+      const own = paths.filter((path) => path.event === event).sort((a, b) => order.get(a.link) - order.get(b.link));
       let from = step * (at + 0.5) - (total.get(event) * scale) / 2;
-      const ribbons = own.map((way) => {
-        const link = place.get(way.link);
-        const thick = way.weight * scale;
+      const ribbons = own.map((path) => {
+        const link = order.get(path.link);
+        const thick = path.weight * scale;
         const to = tops[link] + reached[link];
         reached[link] += thick;
         const drawn = ribbon(left + 5, from, middle, to, thick);
@@ -149,38 +149,38 @@ export function whyView({ model, items, closed, happened }) {
       return svg(
         "g",
         { class: "link" },
-        svg("title", {}, `link ${one.link} carries ${format.percent(one.weight)} of what the item receives`),
+        svg("title", {}, `link ${one.link} carries ${format.percent(one.weight)} of the item’s value`),
         drawn,
         svg("rect", { x: middle, y: tops[at], width: 5, height: Math.max(1, thick), rx: 1.5 }),
         svg("text", { x: middle + 10, y: tops[at] + Math.max(1, thick) / 2 + 4 }, `link ${one.link}`, svg("tspan", { class: "quiet" }, `  ${format.percent(one.weight, 0)}`)),
       );
     });
-    const shown = ways.reduce((so_far, way) => so_far + way.weight, 0);
+    const share = paths.reduce((so_far, path) => so_far + path.weight, 0);
     return {
-      ways: ways.length,
-      share: shown,
-      picture: picture(width, height, found, [groups, outs, itemNode(found, right, itemTop, sum * scale)], `${kept.length} events, ${links.length} links and item ${found.item}`),
+      paths: paths.length,
+      share,
+      picture: picture(width, height, found, [groups, outs, itemNode(found, right, itemTop, sum * scale)], `${shown.length} events, ${links.length} links and item ${found.item}`),
     };
   }
 
   function straight(found) {
     const order = found.events.map((_, at) => at).sort((a, b) => found.events[b].share - found.events[a].share);
-    const kept = order.slice(0, EVENTS).sort((a, b) => a - b);
+    const shown = order.slice(0, EVENTS).sort((a, b) => a - b);
     const { width, left, right } = columns();
-    const height = Math.max(kept.length, 4) * ROW;
-    const step = height / kept.length;
-    const sum = kept.reduce((so_far, event) => so_far + found.events[event].share, 0);
-    const widest = Math.max(...kept.map((event) => found.events[event].share));
+    const height = Math.max(shown.length, 4) * ROW;
+    const step = height / shown.length;
+    const sum = shown.reduce((so_far, event) => so_far + found.events[event].share, 0);
+    const widest = Math.max(...shown.map((event) => found.events[event].share));
     const scale = Math.min((ROW - 10) / widest, (height - 40) / sum);
     let into = (height - sum * scale) / 2;
     const top = into;
-    const groups = kept.map((event, at) => {
+    const groups = shown.map((event, at) => {
       const thick = found.events[event].share * scale;
       const drawn = ribbon(left + 5, step * (at + 0.5) - thick / 2, right, into, thick);
       into += thick;
       return eventGroup(found.events[event], step * (at + 0.5), thick, left, [drawn]);
     });
-    return { ways: kept.length, share: sum, picture: picture(width, height, found, [groups, itemNode(found, right, top, sum * scale)], `${kept.length} events and item ${found.item}`) };
+    return { paths: shown.length, share: sum, picture: picture(width, height, found, [groups, itemNode(found, right, top, sum * scale)], `${shown.length} events and item ${found.item}`) };
   }
 
   function columns() {
@@ -190,7 +190,7 @@ export function whyView({ model, items, closed, happened }) {
   }
 
   function picture(width, height, found, parts, label) {
-    return svg("svg", { class: "flow", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${label}; the table below says the same in numbers` }, ...parts.flat());
+    return svg("svg", { class: "flow", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${label}; the table below has the same numbers` }, ...parts.flat());
   }
 
   function eventGroup(event, y, thick, left, ribbons) {
@@ -253,8 +253,8 @@ export function whyView({ model, items, closed, happened }) {
     return el(
       "div",
       { class: "effects" },
-      el("h3", {}, "What each event did"),
-      el("p", { class: "hint" }, "Effect: the ranking value minus what it would be had the event never happened. Effects do not add up: events repeat each other."),
+      el("h3", {}, "Effect of each event"),
+      el("p", { class: "hint" }, "Effect: the ranking value minus the value without the event. Effects do not add up, since similar events overlap."),
       el(
         "table",
         {},
@@ -273,7 +273,7 @@ export function whyView({ model, items, closed, happened }) {
   };
 }
 
-function ribbon(x0, y0, x1, y1, thick, kind = "way") {
+function ribbon(x0, y0, x1, y1, thick, kind = "path") {
   const m = (x0 + x1) / 2;
   const t = Math.max(0.7, thick);
   return svg("path", { class: kind, d: `M${x0} ${y0}C${m} ${y0} ${m} ${y1} ${x1} ${y1}V${y1 + t}C${m} ${y1 + t} ${m} ${y0 + t} ${x0} ${y0 + t}Z` });

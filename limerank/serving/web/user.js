@@ -1,56 +1,56 @@
-// Who is ranked for: what is known of them, and their history as a timeline, newest first.
+// The user who is ranked for: features, and the history as a timeline, newest first.
 
 import { el, fill, svg } from "./dom.js";
 import * as format from "./format.js";
 
 const SHORT = 6;
-/** Events that a narrow screen shows at first. */
+/** Events that a narrow screen shows at first, at most. */
 
 /**
- * @param place where it is shown.
+ * @param root the element to fill.
  * @param tasks of the model; `timed` whether its log has a clock.
  * @param items item id (as text) -> its features.
- * @param remove called with the place of an event of a made-up history.
+ * @param remove called with the position of an event of a made-up history; `clear` to remove all.
  */
-export function personView(place, { tasks, timed, items, remove, clear }) {
-  let whole = false;
+export function userView(root, { tasks, timed, items, remove, clear }) {
+  let expanded = false;
 
   /** A user of the store: the answer of /v1/users/ID. */
-  function user(held) {
-    const history = held.history.map((event, at) => ({ ...event, at }));
-    const kept = held.events > history.length ? `, the latest ${format.count(history.length)} shown` : "";
-    const known = Object.entries(held.features ?? {}).filter(([, one]) => one !== null && one !== "");
+  function user(stored) {
+    const history = stored.history.map((event, at) => ({ ...event, at }));
+    const part = stored.events > history.length ? `, the latest ${format.count(history.length)} shown` : "";
+    const known = Object.entries(stored.features ?? {}).filter(([, one]) => one !== null && one !== "");
     fill(
-      place,
-      el("h3", { class: "person" }, "User ", el("span", { class: "id" }, String(held.user))),
-      el("p", { class: "quiet" }, `${format.count(held.events)} event${held.events === 1 ? "" : "s"}${kept}`),
+      root,
+      el("h3", { class: "user-title" }, "User ", el("span", { class: "id" }, String(stored.user))),
+      el("p", { class: "quiet" }, `${format.count(stored.events)} event${stored.events === 1 ? "" : "s"}${part}`),
       known.length > 0 && el("dl", { class: "tags" }, known.map(([name, one]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(one))))),
       strip(history),
       timeline(history, false),
     );
   }
 
-  /** Someone whom the store does not hold. */
-  function stranger(id) {
+  /** A user without events and features. */
+  function unknown(id) {
     fill(
-      place,
-      el("h3", { class: "person" }, id === null ? "Someone new" : "User ", id !== null && el("span", { class: "id" }, String(id))),
-      el("p", { class: "quiet" }, "No events are held. The first one that is posted makes the history begin."),
+      root,
+      el("h3", { class: "user-title" }, id === null ? "A new user" : "User ", id !== null && el("span", { class: "id" }, String(id))),
+      el("p", { class: "quiet" }, "No events yet. The first posted event begins the history."),
     );
   }
 
-  /** A history that is made up here: events oldest first. */
+  /** A made-up history: events, oldest first. */
   function made(history) {
     const numbered = history.map((event, at) => ({ ...event, at }));
     fill(
-      place,
+      root,
       el(
         "div",
         { class: "heading" },
-        el("h3", { class: "person" }, "A made-up user"),
+        el("h3", { class: "user-title" }, "A made-up user"),
         history.length > 0 && el("button", { type: "button", class: "plain", onclick: clear }, "Clear"),
       ),
-      el("p", { class: "quiet" }, history.length ? `${history.length} picked, the newest first` : "Nothing is picked yet."),
+      el("p", { class: "quiet" }, history.length ? `${history.length} picked, newest first` : "No items are picked yet."),
       timeline(numbered, true),
     );
   }
@@ -81,23 +81,23 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
             timed && event.time !== undefined && el("time", { datetime: new Date(event.time).toISOString() }, format.clock(event.time)),
             outcomes.map((one) => el("span", { class: one.good ? "label" : "label not" }, one.text)),
           ),
-          removable && el("button", { type: "button", class: "plain remove", "aria-label": `Take ${event.item} out`, onclick: () => remove(event.at) }, "×"),
+          removable && el("button", { type: "button", class: "plain remove", "aria-label": `Remove ${event.item}`, onclick: () => remove(event.at) }, "×"),
         ),
       );
     });
-    list.classList.toggle("whole", whole);
+    list.classList.toggle("full", expanded);
     if (newest.length <= SHORT) return list;
-    const all = el("button", { type: "button", class: "plain all", "aria-expanded": String(whole) }, whole ? "Show fewer" : `Show all ${newest.length}`);
+    const all = el("button", { type: "button", class: "plain all", "aria-expanded": String(expanded) }, expanded ? "Show fewer" : `Show all ${newest.length}`);
     all.addEventListener("click", () => {
-      whole = !whole;
-      list.classList.toggle("whole", whole);
-      all.textContent = whole ? "Show fewer" : `Show all ${newest.length}`;
-      all.setAttribute("aria-expanded", String(whole));
+      expanded = !expanded;
+      list.classList.toggle("full", expanded);
+      all.textContent = expanded ? "Show fewer" : `Show all ${newest.length}`;
+      all.setAttribute("aria-expanded", String(expanded));
     });
-    return el("div", { class: "timeline-place" }, list, all);
+    return el("div", { class: "timeline-panel" }, list, all);
   }
 
-  /** When the events were: a tick each, over the time from the first to the last. */
+  /** The times of the events, as ticks between the first and the last. */
   function strip(history) {
     if (!timed || history.length < 3) return null;
     const from = history[0].time;
@@ -122,5 +122,5 @@ export function personView(place, { tasks, timed, items, remove, clear }) {
     );
   }
 
-  return { user, stranger, made, empty: () => place.replaceChildren() };
+  return { user, unknown, made, empty: () => root.replaceChildren() };
 }
