@@ -69,13 +69,13 @@ bench-coldstart: NAME := coldstart
 bench-ablations: NAME := ablations
 bench-exact: NAME := exact
 bench-peers: NAME := peers
-bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of data sets; hours, resumable)
-bench-coldstart: bench-data  ## items and users that training never saw (DATA=FOLDER, as below)
-bench-ablations: bench-data  ## what each part of LIME is worth (DATA=FOLDER)
-bench-exact: bench-data  ## exact histories against requests (DATA=FOLDER)
-bench-peers: $(VENV)/.bench bench-data  ## LightGBM, item-kNN, ALS and means beside the models (DATA=FOLDER, ARGS="--only ml1m")
+bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of datasets; hours, resumable)
+bench-coldstart: bench-data  ## items and users that are absent from training (DATA=FOLDER)
+bench-ablations: bench-data  ## what each part of LIME contributes (DATA=FOLDER)
+bench-exact: bench-data  ## exact histories compared with requests (DATA=FOLDER)
+bench-peers: $(VENV)/.bench bench-data  ## compare the models with LightGBM, item-kNN, ALS and means (DATA=FOLDER, ARGS="--only ml1m")
 
-bench-latency: $(VENV)/.bench  ## time of whole requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
+bench-latency: $(VENV)/.bench  ## time of full requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
 	$(PY) -m benchmarks.latency $(ARGS)
 	$(PY) -m benchmarks.report
 
@@ -88,7 +88,7 @@ bench-serving: $(VENV)/.dev  ## the server under load from another process; size
 	$(PY) -m benchmarks.hostile
 	$(PY) -m benchmarks.report
 
-bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; nothing is kept
+bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; writes no rows
 	$(PY) -m benchmarks.quality --quick
 
 bench-data: $(VENV)/.dev

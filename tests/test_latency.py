@@ -58,7 +58,7 @@ def test_rows_name_their_cases(found):
 
 
 @pytest.mark.parametrize("part", ["all", "one", "stages", "left", "gpu"])
-def test_the_page_is_written_of_whatever_rows_there_are(found, tmp_path, part):
+def test_the_page_needs_no_row_in_particular(found, tmp_path, part):
     some = {
         "all": found,
         "one": found[:1],
@@ -120,7 +120,7 @@ def test_cost_is_fitted_by_a_line():
     assert each == pytest.approx(0.001)
 
 
-def test_what_would_take_minutes_is_reported_and_left_out():
+def test_a_case_that_would_take_minutes_is_reported_and_skipped():
     case = Case("hstu", 128, 64)
     known = {tuple(replace(case, N=64).row().items()): {"ms_p50": 30_000.0}}
     assert latency.expected(case, known) == 120.0
@@ -135,7 +135,7 @@ def test_without_a_gpu_it_says_so(monkeypatch):
         latency.main(["--device", "cuda"])
 
 
-def test_a_model_off_its_reference_is_not_timed(monkeypatch, tmp_path):
+def test_a_model_that_deviates_from_its_reference_is_not_timed(monkeypatch, tmp_path):
     store = Store(tmp_path)
     ranker = store.run("mha", 500, 64, 32).ranker
     score = ranker.score
@@ -148,7 +148,7 @@ def test_a_model_off_its_reference_is_not_timed(monkeypatch, tmp_path):
         latency.verify(store, 500, "cpu", ["mha"])
 
 
-def test_an_option_that_would_do_nothing_is_refused(capsys):
+def test_compile_without_a_gpu_is_refused(capsys):
     with pytest.raises(SystemExit):
         latency.main(["--compile"])
     assert "--compile is for --device cuda" in capsys.readouterr().err
