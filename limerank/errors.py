@@ -2,14 +2,14 @@
 
     LimerankError
     ├── SpecError          a dataset description or a configuration is wrong
-    ├── DataError          a log, a table or an array holds what it must not
+    ├── DataError          a log, a table or an array has values that cannot be used
     ├── FormatError        a folder on disk is unfinished, damaged, foreign or too new
     │   └── FingerprintError   two folders that do not belong together
     ├── StoreError         an event store cannot be reached, is full or is too busy
-    └── UnknownError       a user, an item or a task that nobody has heard of
+    └── UnknownError       an unknown user, item or task
 
-Each message says what was got, what was expected and what to do. Where a message may reach the
-client of a server, ``detail`` says more to whoever operates it.
+Each message names the value given, the value expected and what to do. Where a message may reach the
+client of a server, ``detail`` has more for the operator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterable
 
 ALIKE = 0.7
-"""How alike two names have to be, from 0 to 1, for one to be proposed in place of the other."""
+"""Similarity of two names, from 0 to 1, from which one is proposed in place of the other."""
 LONGEST = 64
 """Characters of a name that are compared, at most."""
 SHOWN = 20
@@ -26,15 +26,15 @@ SHOWN = 20
 
 
 class LimerankError(Exception):
-    """Base of all errors that a user of limerank can cause and can mend.
+    """Base of all errors that a user of limerank can cause and can correct.
 
     Args:
-        message: what ``str`` of the error says.
-        detail: the same for whoever operates the process, with addresses and paths that the message
-            leaves out; the message itself when not given. Neither ever holds a password.
+        message: ``str`` of the error.
+        detail: the message for the operator of the process, with addresses and paths that the
+            message leaves out; the message itself when not given. Neither contains a password.
 
     Attributes:
-        detail: see above; what logs and the command line show.
+        detail: see above; logs and the command line show it.
     """
 
     def __init__(self, message: str = "", *, detail: str | None = None) -> None:
@@ -47,7 +47,7 @@ class SpecError(LimerankError):
 
 
 class DataError(LimerankError):
-    """Input data cannot be used: a missing column, too many bad rows, NaN where none may be."""
+    """Input data cannot be used: a missing column, too many bad rows, a NaN that is not allowed."""
 
 
 class FormatError(LimerankError):
@@ -59,20 +59,20 @@ class FingerprintError(FormatError):
 
 
 class StoreError(LimerankError):
-    """An event store did not do what it was asked for; nothing that it acknowledged is lost.
+    """An event store did not complete an operation; nothing that it acknowledged is lost.
 
-    What was to be written may or may not be there: writing it again is safe. The message of a store
-    that is open names neither its address nor its path, so that a server may show it to a client;
-    ``detail`` does.
+    The data of the operation may or may not be stored: writing it again is safe. The message of an
+    open store names neither its address nor its path, so that a server may show it to a client;
+    ``detail`` names them.
     """
 
 
 class UnknownError(LimerankError):
-    """A user, item or task id is not known where it must be."""
+    """A user, item or task id is required to be known, and is not."""
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """``"; did you mean 'click'?"`` where one of the known names is like ``name``, else ``""``."""
+    """``"; did you mean 'click'?"`` where a known name is similar to ``name``, else ``""``."""
     names = {str(one).casefold(): str(one) for one in known}
     found = difflib.get_close_matches(str(name)[:LONGEST].casefold(), names, n=1, cutoff=ALIKE)
     return f"; did you mean {names[found[0]]!r}?" if found else ""
@@ -82,12 +82,12 @@ def check_names(what: str, given: Iterable[object], known: Iterable[object]) -> 
     """Refuse names that are not among those known.
 
     Args:
-        what: what the names are of, such as "task".
+        what: the kind of name, such as "task".
         given: the names to check.
-        known: the names that there are.
+        known: the valid names.
 
     Raises:
-        UnknownError: it lists what is unknown and what is known, and proposes the nearest name.
+        UnknownError: it lists the unknown and the known names, and proposes the most similar one.
     """
     names = list(known)
     unknown = [name for name in given if name not in names]
@@ -101,10 +101,10 @@ def check_names(what: str, given: Iterable[object], known: Iterable[object]) -> 
 
 
 def check_choice(what: str, given: object, known: Iterable[object]) -> None:
-    """Refuse a setting that is none of its possible values.
+    """Refuse a setting whose value is not one of the possible ones.
 
     Raises:
-        SpecError: it lists the possible values, and proposes the nearest one.
+        SpecError: it lists the possible values, and proposes the most similar one.
     """
     names = list(known)
     if given not in names:

@@ -1,4 +1,4 @@
-"""Folders and files that are either whole or not there."""
+"""Folders and files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import polars as pl
 
 TABLE_ENDINGS = (".parquet", ".csv")
-"""Of the names of tables that are written for people: what is written follows from the ending."""
+"""Endings of tables for readers; the ending of the name selects the format."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk, or of a part of it, that has no room left."""
+"""Errors of a full disk, quota or file system."""
 TRIES = 20
-"""Names that are tried for a new folder's partial one."""
+"""Attempts to find a free name for a partial folder."""
 
 
 @contextlib.contextmanager
@@ -35,19 +35,21 @@ def new_folder(
     """A folder that appears under ``path`` only when the block ends without an error.
 
     The block writes into a sibling named ``.NAME.partial-TOKEN``, whose builder holds the lock file
-    ``.NAME.partial-TOKEN.lock``. A kill leaves both, and never a ``path`` that looks finished; the
-    next call removes those whose lock nobody holds. Locks, unlike process ids, mean the same to
-    other containers and hosts that share the folder; where the file system has none, nothing is
-    removed. An error leaves nothing, not even the folders above ``path`` that were made for it.
+    ``.NAME.partial-TOKEN.lock``. A killed process leaves both, but never a ``path`` that looks
+    finished; the next call removes those whose lock no process holds. Locks, unlike process ids,
+    are valid for all containers and hosts that share the folder; on a file system without locks
+    nothing is removed. An error leaves nothing, not even the folders above ``path`` that were
+    created for it.
 
     Args:
         path: the folder.
         overwrite: replace it where it exists.
-        mark: a file that every such folder holds: one that has other things in it is not replaced.
+        mark: a file that every such folder contains; a folder without it is not replaced.
 
     Raises:
-        FormatError: ``path`` exists and ``overwrite`` is false, at the end as well, or it is
-            something else; a folder above it is a file, or cannot be written to; the disk is full.
+        FormatError: ``path`` exists, at the start or at the end, and ``overwrite`` is false; it is
+            not such a folder; a folder above it is a file, or cannot be written to; the disk is
+            full.
     """
     path = Path(path)
     try:
@@ -98,7 +100,7 @@ def check_folder(path: Path, *, overwrite: bool = False, mark: str | None = None
     """Refuse a folder that :func:`new_folder` would refuse, before any work is done for it.
 
     Raises:
-        FormatError: as there.
+        FormatError: for the same reasons.
     """
     if path.is_file():
         raise FormatError(f"{path} is a file, expected a folder to write; choose another name")
@@ -107,7 +109,7 @@ def check_folder(path: Path, *, overwrite: bool = False, mark: str | None = None
     marked = mark is None or not path.exists() or (path / mark).exists()
     if not marked and not (path.is_dir() and not any(path.iterdir())):
         raise FormatError(
-            f"{path} holds something else (no {mark}) and is not replaced; choose another folder, "
+            f"{path} has other contents (no {mark}) and is not replaced; choose another folder, "
             "or remove it yourself"
         )
     _check_writable(path)
@@ -121,7 +123,7 @@ class _Lock:
         self.file = open(path, "x+" if new else "r+", encoding="utf-8")  # noqa: SIM115  # see close
 
     def take(self) -> bool:
-        """Whether nobody else holds it, and it is still the file of its name.
+        """Whether no other process holds it, and it is still the file of its name.
 
         Raises:
             OSError: the file system has no locks.
@@ -140,31 +142,31 @@ class _Lock:
 
 
 def lock(file: IO[Any] | int) -> None:
-    """Lock an open file for this process alone, until it is closed; never waits.
+    """Lock an open file for this process until it is closed, without waiting.
 
     Raises:
         BlockingIOError: another process holds it.
         OSError: the file system has no locks.
-        FormatError: this operating system has none (Windows).
+        FormatError: this operating system has no such locks (Windows).
     """
     try:
         import fcntl
     except ImportError:
         raise FormatError(
             "this operating system has no POSIX file locks, which preparing, training and indexing "
-            "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking work without"
+            "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking do not"
         ) from None
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _partial(path: Path) -> tuple[_Lock, Path]:
-    """A new empty folder beside ``path``, and the lock of its builder."""
+    """A new empty folder beside ``path``, and the lock of the process that fills it."""
     for _ in range(TRIES):
         partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
         held = _Lock(partial.with_name(f"{partial.name}.lock"), new=True)
         try:
             with contextlib.suppress(BlockingIOError):
-                # Another process may look for dead builders between the file and its lock.
+                # Another process may sweep between the creation of the file and its lock.
                 if _taken(held):
                     partial.mkdir()
                     return held, partial
@@ -177,7 +179,7 @@ def _partial(path: Path) -> tuple[_Lock, Path]:
 
 
 def _taken(held: _Lock) -> bool:
-    """:meth:`_Lock.take`; a file system without locks keeps nobody away."""
+    """:meth:`_Lock.take`; on a file system without locks always true."""
     try:
         return held.take()
     except BlockingIOError:
@@ -187,13 +189,14 @@ def _taken(held: _Lock) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed builders left beside ``path``; put back an old folder in mid-swap."""
+    """Remove what killed processes left beside ``path``, and complete a replacement that was cut
+    short."""
     name = glob.escape(f".{path.name}.partial-")
     for file in path.parent.glob(f"{name}*.lock"):
         try:
             held = _Lock(file, new=False)
         except FileNotFoundError:
-            continue  # its builder has finished
+            continue  # its process has finished
         try:
             if not held.take():
                 continue
@@ -202,16 +205,16 @@ def _sweep(path: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             held.unlink(missing_ok=True)
         except OSError:
-            continue  # it is being built, or nobody can know
+            continue  # another process fills it, or locks are not available
         finally:
             held.close()
-    for old in path.parent.glob(f"{name}*-old"):  # of a version that had no lock files
+    for old in path.parent.glob(f"{name}*-old"):  # of versions without lock files
         if not old.with_name(f"{old.name.removesuffix('-old')}.lock").exists():
             _put_back(old, path)
 
 
 def _put_back(old: Path, path: Path) -> None:
-    """An old folder takes its place again where the new one never did, and goes where it did."""
+    """Restore the replaced folder ``old`` where no new one is at ``path``; else remove it."""
     if not old.exists():
         return
     if path.exists():
@@ -225,16 +228,16 @@ def _remove(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> FormatError:
-    """The error of an output that cannot be written, with what is in the way."""
+    """The error of an output that cannot be written, with the reason."""
     above = next((one for one in path.parents if one.exists()), path.parent)
     if not above.is_dir():
         return FormatError(f"{path} cannot be written: {above} is a file; choose another folder")
     if error.errno in FULL:
         return FormatError(
-            f"{path} cannot be written: {error.strerror}; make room there, or choose another place"
+            f"{path} cannot be written: {error.strerror}; free space there, or choose another path"
         )
     return FormatError(
-        f"{path} cannot be written: {error.strerror or error}; choose another place, or make "
+        f"{path} cannot be written: {error.strerror or error}; choose another path, or make "
         f"{above} writable"
     )
 
@@ -242,15 +245,15 @@ def _cannot_write(path: Path, error: OSError) -> FormatError:
 def check_output(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> Path:
     """Refuse an output file that could not be written, before any work is done for it.
 
-    Folders that are missing are made when it is written, see :func:`write_text`.
+    Missing folders are created when it is written, see :func:`write_text`.
 
     Args:
         path: the file.
-        endings: that its name may have, such as ``(".parquet", ".csv")``; a name without any means
-            the first. Any when not given.
+        endings: of its name that are valid, such as ``(".parquet", ".csv")``; a name without an
+            ending means the first. Not given: all are valid.
 
     Raises:
-        FormatError: the name has another ending, it is a folder, or its place cannot be written to.
+        FormatError: the name has another ending, it is a folder, or it cannot be created there.
     """
     path = Path(path)
     if endings and path.suffix and path.suffix.lower() not in endings:
@@ -265,7 +268,7 @@ def check_output(path: str | os.PathLike[str], endings: Sequence[str] = ()) -> P
 
 
 def _check_writable(path: Path) -> None:
-    """Refuse a place that cannot be written to: a file is made in the folder above, and is gone."""
+    """Refuse a path whose folder cannot be written to: a temporary file is created there."""
     above = next((one for one in path.parents if one.exists()), path.parent)
     try:
         with tempfile.TemporaryFile(dir=above):
@@ -276,10 +279,10 @@ def _check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs; a process that dies lets go of it.
+    """Hold the lock file ``path`` while the block runs; the lock ends with the process.
 
     Raises:
-        FormatError: another process holds it. ``whose`` says in the message what that one does.
+        FormatError: another process holds it. ``whose`` begins the message: what that process does.
     """
     with open(path, "a+", encoding="utf-8") as file:
         try:
@@ -291,7 +294,7 @@ def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
                 "or choose another folder"
             ) from None
         except OSError:
-            pass  # a file system without locks: nobody can be kept away
+            pass  # a file system without locks
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -302,7 +305,7 @@ def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
 def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file that appears under ``path`` in one step when the block ends without an error.
 
-    The block writes to the sibling that it is given; missing folders above are made.
+    The block writes to the sibling that it is given; missing folders above are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -317,7 +320,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a mixture."""
+    """Replace a file in one step: a reader sees the old or the new text, never a mixture."""
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -340,8 +343,8 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        FormatError: the file is missing or is not a JSON object. ``what`` names in the message
-            what the folder was expected to be, such as "a dataset".
+        FormatError: the file is missing or is not a JSON object. ``what`` names the expected
+            folder in the message, such as "a dataset".
     """
     path = Path(path)
     try:
@@ -349,23 +352,23 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
             require_file(path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(f"{path.parent} is not {what}: it holds no {path.name}") from None
+        raise FormatError(f"{path.parent} is not {what}: it has no {path.name}") from None
     except NotADirectoryError:
         raise FormatError(f"{path.parent} is a file, expected the folder of {what}") from None
     except OSError as error:
         raise FormatError(f"{path!s:.300} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or absurdly deep
-        raise FormatError(f"{path} is damaged ({error}); make {what} anew") from None
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested too deeply
+        raise FormatError(f"{path} is damaged ({error}); make {what} again") from None
     if not isinstance(value, dict):
         raise FormatError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
 
 
 def require_file(path: Path) -> None:
-    """FormatError where a path leads to something that is no regular file, such as a pipe, whose
-    reading might never end."""
+    """Raise a FormatError where a path is not a regular file but, say, a pipe, which might never
+    end."""
     if not path.is_file():
-        raise FormatError(f"{path} is no regular file")
+        raise FormatError(f"{path} is not a regular file")
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
@@ -384,9 +387,9 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a folder durable: what was created, renamed or removed there."""
+    """Make the names in a folder durable: those created, renamed or removed there."""
     if os.name == "nt":
-        return  # Windows opens no folders, and needs none of this
+        return  # Windows cannot open folders, and does not need this
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

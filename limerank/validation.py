@@ -49,7 +49,7 @@ def validation_message(
             continue  # follows from the errors inside, which have their own lines
         if part["type"] == "default_factory_not_called":
             continue  # a default that depends on a wrong field
-        position = ".".join(str(step) for step in part["loc"]) or "(whole)"
+        position = ".".join(str(step) for step in part["loc"]) or "(all)"
         got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
         lines.append(f"  {position}: {part['msg'].removeprefix('Value error, ')}{got}")
         if part["type"] == "literal_error":

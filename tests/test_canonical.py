@@ -267,7 +267,7 @@ def test_numbers_that_are_none_are_refused_where_they_are_given() -> None:
     table = Table(files=("items.csv",), features=(Feature(name="price", kind="numeric"),))
     frame = frame_of(table, [{"id": 1, "price": " 3.5"}, {"id": 2, "price": None}, {"id": 3}])
     assert frame["price"].fill_nan(None).to_list() == [3.5, None, None]
-    with pytest.raises(DataError, match=r"column 'price': the value '\$3.50' is no number"):
+    with pytest.raises(DataError, match=r"column 'price': the value '\$3.50' is not a number"):
         frame_of(table, [{"id": 1, "price": "$3.50"}])
     with pytest.raises(DataError, match="column 'price'"):
         frame_of(table, [{"id": 1, "price": [1]}])

@@ -167,7 +167,7 @@ def test_times():
         ({"labels": [1]}, "expected a mapping"),
         ({"labels": {3: 1}}, "the name 3"),
         ({"features": {"tab": [1]}}, "expected a number or text"),
-        ({"features": {"tab": 1}, "context": {"tab": 2}}, "'tab' stands in"),
+        ({"features": {"tab": 1}, "context": {"tab": 2}}, "'tab' is in both"),
         ({"id": ""}, "the id of an event"),
         ({"id": "x" * 65}, "the id of an event"),
         ({"id": 1.5}, "the id of an event"),

@@ -142,7 +142,7 @@ def test_a_file_that_blocks_a_folder_is_named(tmp_path):
         new_folder(tmp_path / "log.csv" / "x" / "y"),
     ):
         pass
-    with pytest.raises(FormatError, match=r"cannot be written.*choose another place"):
+    with pytest.raises(FormatError, match=r"cannot be written.*choose another path"):
         check_output("/proc/nowhere/m.json")
 
 
@@ -245,7 +245,7 @@ def test_a_folder_that_another_process_made_meanwhile_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path, code):
     with (
-        pytest.raises(FormatError, match=r"above/out cannot be written: .*; make room there"),
+        pytest.raises(FormatError, match=r"above/out cannot be written: .*; free space there"),
         new_folder(tmp_path / "above" / "out") as folder,
     ):
         (folder / "a").write_text("some")

@@ -295,7 +295,7 @@ def test_new_items_of_a_table_are_reported_and_accepted(tmp_path: Path) -> None:
     [
         (
             {"price": [f"${k}.50" for k in range(15)]},
-            "item feature price: 15 of 15 values are no numbers, such as '$0.50'",
+            "item feature price: 15 of 15 values are not numbers, such as '$0.50'",
         ),
         ({"price": [None] * 15}, "item feature price: 0 of 15 rows have a value"),
         ({"genre": [None] * 15}, "item feature genre: 0 of 15 rows have a value"),
@@ -316,7 +316,7 @@ def test_values_that_are_not_numbers_are_reported_with_an_example(tmp_path: Path
     prices: list[Any] = [str(k) for k in range(14)] + ["1,50"]
     summary = covered(tmp_path, ITEMS | {"price": prices})
     assert summary["warnings"] == []
-    assert "price 93 % (1 no numbers, such as '1,50')" in summary["coverage"][1]
+    assert "price 93 % (1 not numbers, such as '1,50')" in summary["coverage"][1]
 
 
 def test_a_user_table_that_fits_nobody_is_seen(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_event_features_are_covered_as_well(tmp_path: Path) -> None:
     ]
     summary = run(tmp_path, make_spec(event_features=features))["summary"]
     price, tag, empty = summary["warnings"]
-    assert "event feature price: 150 of 200 values are no numbers, such as '$3.50'" in price
+    assert "event feature price: 150 of 200 values are not numbers, such as '$3.50'" in price
     assert "event feature tag: 60 of 200 values are words such as 'NULL'" in tag
     assert "event feature empty: 0 of 200 rows have a value" in empty
     assert "fine 100 %" in summary["coverage"][0]

@@ -864,7 +864,7 @@ def test_vectors_as_text_are_the_same_and_must_have_one_length(tmp_path: Path) -
         run(tmp_path, features_spec())
     texts[3]["vector"] = "1 b"
     pl.DataFrame(texts).write_parquet(tmp_path / "items.parquet")
-    with pytest.raises(DataError, match="parts that are no numbers"):
+    with pytest.raises(DataError, match="parts that are not numbers"):
         run(tmp_path, features_spec())
 
 

@@ -144,7 +144,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     found = []
 
     def look():
-        with pytest.raises(FormatError, match="no regular file"):
+        with pytest.raises(FormatError, match="not a regular file"):
             wanted(tmp_path / "live.json")
         found.append(True)
 

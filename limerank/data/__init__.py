@@ -1,1 +1,1 @@
-"""Logs, datasets and what a model eats of them: the way from a value in a file to a batch."""
+"""Logs, datasets and batches: from a value in a file to the input of a model."""

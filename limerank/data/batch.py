@@ -1,4 +1,4 @@
-"""What a model eats.
+"""The inputs of a model: users, items and batches of requests.
 
 Shape letters: B requests, N history positions, M candidates (both padded at the end), U distinct
 items of the batch, A tokens per event, C context tokens, K tasks, T content tokens, F numbers.
@@ -105,7 +105,7 @@ class Users(_Movable):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(_Movable):
-    """B requests with their candidates and, in training, what happened.
+    """B requests with their candidates and, in training, the outcomes.
 
     Attributes:
         items: the distinct items of the batch, candidates first.
@@ -131,7 +131,7 @@ class Batch(_Movable):
 
     @property
     def impressions(self) -> int:
-        """How many candidates are no padding."""
+        """How many candidates are not padding."""
         return int(self.counts.sum())
 
     @property
@@ -142,13 +142,13 @@ class Batch(_Movable):
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences(_Movable):
-    """B whole histories, each of a user up to some instant, and M impressions, each of which sees
+    """B full histories, each of a user up to some time, and M impressions, each of which sees
     exactly the events before it.
 
     Attributes:
         items: the distinct items, candidates first.
         distinct: how many of the items are candidates.
-        users: whole histories and features; their contexts are empty, [B, 0].
+        users: full histories and features; their contexts are empty, [B, 0].
         owner: the history that each impression belongs to, i64 [M], ascending.
         prefix: how many of its events each one sees, i64 [M], ascending within a history.
         context: what is known of each one's request, i64 [M, C].

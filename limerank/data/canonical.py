@@ -1,17 +1,19 @@
-"""One form for ids, categories, numbers and times, whoever brings them.
+"""One form for ids, categories, numbers and times from every source.
 
 A value reaches limerank as a column of a file, as a field of a JSON body, as a Python or NumPy
-object, or as text in a path or a command. Every one of these goes through this module, so that 7,
-7.0, ``"7"``, ``" 7 "`` and ``"7.0"`` are one id wherever they come from. Each rule stands twice,
-for one value and for a Polars series of them; ``tests/test_canonical.py`` holds the two together.
+object, or as text in a path or a command. All of them go through this module, so that 7, 7.0,
+``"7"``, ``" 7 "`` and ``"7.0"`` are one id in every source. Each rule is written twice, for one
+value and for a Polars series of values; ``tests/test_canonical.py`` checks that the two agree.
 
-- **Text** loses blanks at its ends; nothing left means missing. ``7.0`` and ``7.00`` become ``7``.
+- **Text** is stripped of blanks at its ends; empty text is missing. ``7.0`` and ``7.00``
+  become ``7``.
 - **Ids** (:func:`external_id`, :func:`id_texts`, :func:`id_integers`) are integers where their text
   is a plainly written 64-bit integer (no plus sign, no leading zeros), else text of 1 to 256 bytes.
-  Booleans are none. A float that has lost digits is refused, never rounded.
+  Booleans are not ids. A float that may have lost digits is refused, never rounded.
 - **Categories** (:func:`category`, :func:`categories`) are text. ``true`` and ``false``, as
   booleans or in any letter case, are ``1`` and ``0``.
-- **Numbers** (:func:`number`, :func:`numbers`) are float64, NaN where a value is missing or none.
+- **Numbers** (:func:`number`, :func:`numbers`) are float64, NaN where a value is missing or
+  not a number.
 - **Times** (:func:`milliseconds`) are milliseconds since 1970, or an order.
 
 None, NaN, NaT and empty text are missing everywhere.
@@ -38,22 +40,22 @@ DAY_MS = 24 * HOUR_MS
 ID_BYTES = 256
 """Length of an external id in UTF-8, at most."""
 LARGEST_TIME = 1 << 53
-"""Times beyond it are no whole numbers in every store."""
+"""Larger times are not exact in every store."""
 BLANKS = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
-"""What is stripped of the ends of text: Unicode's white space, and a byte order mark."""
+"""Stripped from the ends of text: Unicode's white space, and the byte order mark."""
 INT64 = range(-(1 << 63), 1 << 63)
 JSON_DEPTH = 8
-"""Lists and mappings inside each other, at most; what lies deeper becomes text."""
+"""Nesting of lists and mappings, at most; what is nested deeper becomes text."""
 
 _DECIMAL = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _TRUTH = {"true": "1", "false": "0"}
 _OTHERWISE = rf"^(?:[{BLANKS}]|-0$|$)|[{BLANKS}]$|\.0+$"
-"""Of texts that have another form: of no others, but for few."""
+"""Matches all texts that are not in their form yet, and few others."""
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -66,7 +68,7 @@ def _missing(value: Any) -> bool:
         return True
     if isinstance(value, (str, int)):
         return False
-    if type(value).__name__ == "NAType":  # pandas': it is neither equal to itself nor unequal
+    if type(value).__name__ == "NAType":  # pandas' missing value, which cannot be compared
         return True
     try:
         return bool(value != value)  # noqa: PLR0124  # NaN, NaT
@@ -83,8 +85,8 @@ def _stripped(text: str) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    """Text of a value that is no text, as both ids and categories have it; None where there is
-    none for values of its kind."""
+    """The text of a value that is not text, for ids and categories alike; None: values of its
+    kind have no text."""
     if isinstance(value, (bool, np.bool_)):
         return "1" if value else "0"
     if isinstance(value, (int, np.integer)):
@@ -108,7 +110,7 @@ def category(value: Any) -> str | None:
     """A categorical value as the vocabularies hold it; None: missing.
 
     Raises:
-        DataError: a value of its kind (a list, a mapping, bytes) is no category.
+        DataError: a value of its kind (a list, a mapping, bytes) is not a category.
     """
     if isinstance(value, str):
         text = _stripped(str(value))
@@ -142,15 +144,15 @@ def category_list(value: Any, split: str | None = None) -> list[str]:
 
 
 def external_id(what: str, value: Any) -> int | str:
-    """An id in its one form: an integer where it is plainly one, else text.
+    """An id in its one form: an integer where it is plainly written as one, else text.
 
     Args:
         what: "user" or "item", for the message.
         value: an integer, text, or a float that has lost no digits; Python's or NumPy's.
 
     Raises:
-        DataError: it is missing, of a kind that is no id, or has lost digits as a float; or its
-            text is longer than 256 bytes or holds a zero byte.
+        DataError: it is missing, is not of a kind that ids have, or may have lost digits as a
+            float; or its text is longer than 256 bytes or has a zero byte.
     """
     if type(value) is int and value in INT64:
         return value
@@ -190,10 +192,10 @@ def _id_text(what: str, value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A value as float64; NaN where it is missing, or text that is no number.
+    """A value as float64; NaN where it is missing, or text that is not a number.
 
     Raises:
-        DataError: a value of its kind (a list, a mapping, a time) is no number.
+        DataError: a value of its kind (a list, a mapping, a time) is not a number.
     """
     if isinstance(value, str):
         text = value.strip(BLANKS)
@@ -211,11 +213,11 @@ def number(value: Any) -> float:
 
 
 def json_value(value: Any, depth: int = 0) -> Any:
-    """A value of a table or a store as JSON can hold it, and every reader read it back.
+    """A value of a table or a store in a form that every JSON reader can read back.
 
-    Integers beyond 64 bits, times and whatever JSON has no form for become text; halves of
-    surrogate pairs become question marks; bytes are read as UTF-8. Numbers that are not finite are
-    null, and so is all that is missing.
+    Integers beyond 64 bits, times and other values without a form in JSON become text; halves of
+    surrogate pairs become question marks; bytes are read as UTF-8. Missing values, and numbers that
+    are not finite, become null.
     """
     if isinstance(value, str):
         return _encodable(str(value))
@@ -240,14 +242,14 @@ def json_value(value: Any, depth: int = 0) -> Any:
 
 
 def milliseconds(value: Any) -> int:
-    """A time as a whole number: milliseconds since 1970, or an order.
+    """A time as an integer: milliseconds since 1970, or an order.
 
     Args:
         value: a datetime or text in ISO 8601 (UTC unless they name a zone), or a number, which is
             milliseconds already (or an order, where the log has no clock).
 
     Raises:
-        DataError: it is none of these, or 2^53 or more.
+        DataError: it is something else, or 2^53 or more.
     """
     moment = value
     if isinstance(moment, np.datetime64):
@@ -276,7 +278,7 @@ def milliseconds(value: Any) -> int:
 
 
 def iso(milliseconds: int) -> str:
-    """A time in milliseconds since 1970 as ISO 8601 text, for people."""
+    """A time in milliseconds since 1970 as ISO 8601 text, for messages."""
     try:
         return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
@@ -287,7 +289,7 @@ def iso(milliseconds: int) -> str:
 
 
 def _each(values: pl.Series, one: Callable[[Any], str | None]) -> pl.Series:
-    """``one`` of each value, computed once for those that are alike."""
+    """``one`` of each value, computed once for equal values."""
     distinct = values.drop_nulls().unique()
     old = distinct.to_numpy() if distinct.dtype.is_float() else distinct.to_list()
     new = pl.Series([one(value) for value in old], dtype=pl.String)
@@ -299,8 +301,8 @@ def _each(values: pl.Series, one: Callable[[Any], str | None]) -> pl.Series:
 
 
 def _text_series(values: pl.Series) -> pl.Series:
-    """Each text as :func:`_stripped` has it, null where nothing is left; the very series that was
-    given where nothing has another form."""
+    """Each text in its form (:func:`_stripped`), null where it is empty; the same object as
+    ``values`` where all are in their form already."""
     if not values.str.contains(_OTHERWISE).any():
         return values
     text = values.str.strip_chars(BLANKS)
@@ -310,7 +312,7 @@ def _text_series(values: pl.Series) -> pl.Series:
 
 
 def require_scalars(values: pl.Series, expected: str) -> None:
-    """Raise a DataError where a column's type holds no single values that have a text."""
+    """Raise a DataError where a column's type has no single values with a text."""
     dtype = values.dtype
     if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
         raise DataError(f"column {values.name!r} holds {dtype}, expected {expected}")
@@ -358,7 +360,7 @@ def id_texts(values: pl.Series) -> pl.Series:
     """A series as ids, each as text; null: missing. See :func:`external_id`.
 
     Raises:
-        DataError: the column holds no ids, or one that :func:`external_id` refuses.
+        DataError: the column has no ids, or one that :func:`external_id` refuses.
     """
     _require_ids(values)
     if values.dtype in (pl.Categorical, pl.Enum):
@@ -381,10 +383,11 @@ def id_texts(values: pl.Series) -> pl.Series:
 
 
 def id_integers(values: pl.Series) -> tuple[pl.Series, int]:
-    """A series of ids as Int64, null where an id is missing or no integer; how many are the latter.
+    """A series of ids as Int64, null where an id is missing or not an integer; and how many are not
+    integers.
 
     Raises:
-        DataError: the column holds no ids.
+        DataError: the column has no ids.
     """
     dtype = values.dtype
     _require_ids(values)
@@ -445,7 +448,7 @@ def _integers(text: pl.Series) -> pl.Series:
 
 
 def numbers(values: pl.Series) -> NDArray[np.float64]:
-    """A series as float64; NaN where a value is missing or no number. See :func:`number`.
+    """A series as float64; NaN where a value is missing or not a number. See :func:`number`.
 
     Raises:
         DataError: the column holds lists, times or bytes.
@@ -464,7 +467,7 @@ def numbers(values: pl.Series) -> NDArray[np.float64]:
                 again = again.set((lower == word).fill_null(False), float(digit))
             found = found.scatter(rest, again)
         infinite = (~found.is_finite()).fill_null(False)
-        if infinite.any():  # "inf" and "nan" as text are no numbers; "1e999" is
+        if infinite.any():  # "inf" and "nan" as text are not numbers; "1e999" is
             digits = values.str.contains("[0-9]").fill_null(False)
             found = found.set(infinite & ~digits, None)
     elif dtype == pl.Null:

@@ -1,8 +1,8 @@
-"""Whether a table and a log fit: how many ids meet, and how many values are present, parsed, known.
+"""Whether a table and a log fit: how many ids match, and how many values are present and known.
 
-An id or a price in another notation (``SKU-7`` and ``7``, ``$3.50``) is no error that a reader
-could see: each value alone is fine, only nothing matches. So whoever reads a table next to a log,
-or next to what was learned of one, says what share of it was of use, and warns where it is near 0.
+An id or a price in another notation (``SKU-7`` and ``7``, ``$3.50``) is not an error by itself:
+each value is valid, but nothing matches. So every command that reads a table for a log or a run
+reports which share of it was used, and warns where the share is near 0.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from limerank.data.encoding import Encoding, values_of
 from limerank.data.spec import Feature
 
 NEAR_ZERO = 0.05
-"""A share below it is warned of."""
+"""Smaller shares of matching ids, or of rows with a value, are warned of."""
 MOSTLY = 0.5
-"""A smaller share of values that are numbers is warned of."""
+"""A smaller share of numbers among the values of a numeric column is warned of."""
 AT_ONCE = 1 << 20
-"""Rows."""
+"""Rows that are examined at once."""
 MISSING_WORDS = (
     *("null", "NULL", "Null", "(null)", "None", "NONE", "nil", "undefined", "\\N"),
     *("NaN", "nan", "NAN", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A"),
 )
-"""How files spell that a value is missing."""
+"""Common spellings of a missing value."""
 CODE, CODES = "NA", "^[A-Z]{2,5}$"
-"""Namibia or North America, where other values are such codes as well."""
+"""Namibia or North America, where the other values are such codes as well."""
 
 
 def missing_words(values: pl.Series) -> pl.Series:
-    """Which texts are words that seem to stand for missing values, as a mask."""
+    """A mask of the texts that seem to mean a missing value."""
     words = values.is_in(MISSING_WORDS).fill_null(False)
     code = words & (values == CODE).fill_null(False)
     if code.any():
@@ -47,14 +47,14 @@ def missing_words(values: pl.Series) -> pl.Series:
 
 @dataclass(frozen=True)
 class FeatureCoverage:
-    """What became of a feature's values.
+    """How many values of a feature are present, parsed and known.
 
     Attributes:
         name, column, kind: as in the description.
-        rows: rows that were looked at.
+        rows: rows that were examined.
         present: rows with a value; ``parsed``: with one that could be read; ``known``: with one
-            that has a code (or, of numbers and vectors, that could be read).
-        unread: a value that is no number; ``unknown``: a category that has no code.
+            that has a code (numbers and vectors: that could be read).
+        unread: a value that is not a number; ``unknown``: a category without a code.
         missing_words: how many values are words such as ``NULL``, and ``word``: one of them.
     """
 
@@ -76,11 +76,11 @@ class FeatureCoverage:
             return f"{self.name} -"
         text = f"{self.name} {percent(self.known, self.rows)}"
         if self.present > self.parsed:
-            text += f" ({self.present - self.parsed:,} no numbers, such as {self.unread!r})"
+            text += f" ({self.present - self.parsed:,} not numbers, such as {self.unread!r})"
         return text
 
     def warnings(self, what: str) -> list[str]:
-        """What is wrong with it; ``what``: "item", "user" or "event"."""
+        """Warnings about the feature; ``what``: "item", "user" or "event"."""
         found = []
         name = f"{what} feature {self.name}"
         if self.rows and self.present < NEAR_ZERO * self.rows:
@@ -90,7 +90,7 @@ class FeatureCoverage:
             )
         elif self.parsed < MOSTLY * self.present:
             found.append(
-                f"{name}: {self.present - self.parsed:,} of {self.present:,} values are no "
+                f"{name}: {self.present - self.parsed:,} of {self.present:,} values are not "
                 f"numbers, such as {self.unread!r}, and count as missing; write plain numbers"
             )
         elif self.known < NEAR_ZERO * self.present:
@@ -101,7 +101,7 @@ class FeatureCoverage:
         if self.missing_words:
             found.append(
                 f"{name}: {self.missing_words:,} of {self.rows:,} values are words such as "
-                f"{self.word!r}; if they stand for missing ones, name them in null_values"
+                f"{self.word!r}; if they mean missing values, list them in null_values"
             )
         return found
 
@@ -116,7 +116,7 @@ class TableCoverage:
         rows: rows of the table with an id; ``used``: of these, how many the log's ids use.
         log_example: an id of the log without a row; ``table_example``: one of the table that the
             log does not have.
-        features: of the rows that are used (of all, where none is).
+        features: of the rows that are used (of all, where no row is used).
         log: what the ids are compared with, for messages.
     """
 
@@ -131,11 +131,11 @@ class TableCoverage:
     log: str = "the log"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for a manifest."""
+        """All fields, for a manifest."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """A line or two for people."""
+        """One or two lines for the summary."""
         others = self.rows - self.used
         text = (
             f"{self.what} table: {self.matched:,} of {self.ids:,} {self.what}s of {self.log} "
@@ -150,11 +150,11 @@ class TableCoverage:
         return lines
 
     def warnings(self, partial: bool = False) -> list[str]:
-        """What is near 0, with an example of each side.
+        """Shares that are near 0, with an example of each side.
 
         Args:
-            partial: the table holds a part of the ids on purpose, as that of new items does: only
-                ids of another form than all others are warned of.
+            partial: the table has a part of the ids on purpose, such as new items only: the warning
+                is given only where its ids have another form than those of the log.
         """
         found = []
         few = self.matched < NEAR_ZERO * self.ids
@@ -171,7 +171,7 @@ class TableCoverage:
             ]
             found.append(
                 f"the {self.what} table has a row for {self.matched:,} of {self.ids:,} {self.what}s"
-                f" of {self.log}: {', '.join(examples)}; are ids written alike, and is it "
+                f" of {self.log}: {', '.join(examples)}; do both use the same notation, and is it "
                 "the right column?"
             )
         if self.matched or not self.ids:
@@ -181,7 +181,7 @@ class TableCoverage:
 
 
 def _form(id: str | None) -> tuple[bool, str] | None:
-    """What ids of one making have in common: whether they are digits, and the signs in them."""
+    """The form of an id: whether it is all digits, and the other characters in it."""
     return None if id is None else (id.isdigit(), re.sub(r"\w+", "", id))
 
 
@@ -201,7 +201,7 @@ def cover_table(
         log_ids, table_ids: canonical ids (:mod:`limerank.data.canonical`), distinct; of one type,
             or compared as text. Null: the row has no id.
         frame: the table's rows, in the order of ``table_ids``.
-        features, encoding: what is read of them, and what was learned.
+        features, encoding: the features read, and their vocabularies and scales.
     """
     if log_ids.dtype != table_ids.dtype:
         log_ids, table_ids = log_ids.cast(pl.String), table_ids.cast(pl.String)
@@ -225,7 +225,7 @@ def cover_table(
 def cover_features(
     frame: pl.DataFrame, features: Sequence[Feature], encoding: Encoding
 ) -> tuple[FeatureCoverage, ...]:
-    """What becomes of the features of a table's rows."""
+    """The coverage of each feature of a table's rows."""
     return tuple(
         _cover_feature(frame, feature, encoding.vocabularies.get(feature.name))
         for feature in features
@@ -277,7 +277,7 @@ def _cover_feature(
 
 
 def presence(column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Of a column of numbers: where a value is, and where it could be read."""
+    """Two masks of a column of numbers: rows with a value, and rows whose value could be read."""
     readable = np.isfinite(numbers(column))
     if column.dtype == pl.String:
         text = column.str.strip_chars().str.to_lowercase()
@@ -287,7 +287,7 @@ def presence(column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
 
 
 def percent(part: int, total: int) -> str:
-    """A share as text; never 0 or 100 for what is not."""
+    """A share as text; only exact shares are shown as 0 % and 100 %."""
     if total == 0:
         return "-"
     share = 100 * part / total

@@ -102,7 +102,7 @@ class Dataset:
         return ids
 
     def item_batch(self, rows: NDArray[Any]) -> Items:
-        """What the item tower reads of these item rows."""
+        """The inputs of the item tower for these item rows."""
         ids = np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
         return Items(ids=torch.from_numpy(ids), content=self.items.take(rows))
 
@@ -163,7 +163,7 @@ class Dataset:
 
     def sequences(self, requests: NDArray[np.int64]) -> Sequences:
         """The requests' impressions, each with exactly the events before it: consecutive requests
-        of a user are one history, the whole of it up to the last impression.
+        of a user share one full history up to the last impression.
 
         Args:
             requests: rows of requests.
@@ -251,7 +251,7 @@ class Dataset:
         return [requests[rows] for rows in plan]
 
     def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
-        """The planned batches, each made while the one before is in use."""
+        """The planned batches; each is made while the one before is in use."""
         return ahead(self.batch(requests, length) for requests in plan)
 
     def sequence_batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Sequences]:

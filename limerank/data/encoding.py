@@ -36,15 +36,15 @@ Array = NDArray[Any]
 
 
 def frame_of(table: Table, rows: Sequence[Mapping[str, Any]], *, ids: bool = True) -> pl.DataFrame:
-    """Rows given as mappings, such as JSON, as a frame with the columns that a table is read for.
+    """Rows given as mappings, such as JSON, as a frame with the columns that a table reads.
 
     The id column becomes integers or text (:func:`limerank.data.canonical.external_id`), columns of
-    categories text or lists of it, numeric ones float64: one row's form does not depend on the
-    others. A column that a row lacks is missing there. Without ``ids`` there is no id column, but
-    where a feature reads it.
+    categories text or lists of it, numeric ones float64: the types do not depend on the rows.
+    A column that a row lacks is missing there. Without ``ids`` the id column is read only where a
+    feature reads it.
 
     Raises:
-        DataError: a value is none that its column can have; the column and the value are named.
+        DataError: a value is not valid for its column; the message names both.
     """
     kinds: dict[str, list[Feature]] = {}
     for feature in table.features:
@@ -92,7 +92,7 @@ def _column_of(name: str, values: list[Any], features: list[Feature]) -> pl.Seri
     found = [number(value) for value in values]
     for value, parsed in zip(values, found, strict=True):
         if math.isnan(parsed) and category(value) is not None:
-            raise DataError(f"the value {value!r:.80} is no number")
+            raise DataError(f"the value {value!r:.80} is not a number")
     return pl.Series(name, found, dtype=pl.Float64)
 
 
@@ -103,12 +103,12 @@ def _vector(value: Any) -> list[float] | None:
         return None
     found = [number(part) for part in value]
     if not all(map(math.isfinite, found)):
-        raise DataError(f"the vector {value!r:.80} has parts that are no numbers")
+        raise DataError(f"the vector {value!r:.80} has parts that are not numbers")
     return found
 
 
 def candidates(frame: pl.DataFrame, table: Table) -> NDArray[np.bool_]:
-    """Which rows of an item table a ranking may offer."""
+    """Which rows of an item table are candidates of rankings, bool."""
     if table.candidate is None:
         return np.ones(len(frame), bool)
     allowed: NDArray[np.bool_] = numbers(frame[table.candidate]) != 0
@@ -130,7 +130,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What :func:`fit` learned: the manifest's part, and each categorical's vocabulary."""
+    """The result of :func:`fit`: the part of the manifest, and the vocabulary of each categorical
+    feature."""
 
     manifest: dict[str, Any]
     vocabularies: dict[str, pl.DataFrame]
@@ -159,7 +160,7 @@ def values_of(frame: pl.DataFrame, feature: Feature) -> pl.DataFrame:
 
 
 def numbers_of(frame: pl.DataFrame, feature: Feature) -> NDArray[np.float64]:
-    """A numeric column after its transform; NaN: missing."""
+    """A numeric column after its transform, f64; NaN: missing."""
     values = numbers(frame[feature.column])
     values = np.where(np.isfinite(values), values, np.nan)
     if feature.transform == "log1p":
@@ -191,11 +192,11 @@ def vectors_of(frame: pl.DataFrame, feature: Feature, ids: pl.Series) -> NDArray
             f"column {feature.column!r}: the vector of {ids[k]!r} has {lengths[k]} numbers, "
             f"expected {dim} as in the first row"
         )
-    if dim == 0:  # none of them is known, or all are empty
+    if dim == 0:  # all are missing or empty
         return np.full((len(frame), 0), np.nan, np.float32)
     flat = column.drop_nulls().explode()
     if flat.null_count() or not flat.is_finite().all():
-        raise DataError(f"column {feature.column!r} holds vectors with parts that are no numbers")
+        raise DataError(f"column {feature.column!r} holds vectors with parts that are not numbers")
     result = np.full((len(frame), dim), np.nan, np.float32)
     result[column.is_not_null().to_numpy()] = flat.to_numpy().reshape(-1, dim)
     return result
@@ -252,8 +253,8 @@ def vocabulary_of(counts: pl.DataFrame, min_count: int) -> pl.DataFrame:
 def read_vocabulary(folder: Path, name: str) -> pl.DataFrame:
     """The vocabulary ``name``, such as ``item_category``, of a dataset's or a run's folder.
 
-    Its values get their present form: one that was written before a rule of
-    :mod:`limerank.data.canonical` is found all the same. Columns value (text) and code (Int32).
+    Its values are brought to the form of :mod:`limerank.data.canonical`: values written before a
+    rule was added are found as well. Columns value (text) and code (Int32).
 
     Raises:
         FormatError: the file is missing or damaged.
@@ -281,7 +282,7 @@ def read_vocabulary_ids(folder: Path, name: str) -> pl.Series:
 def _vocabulary(folder: Path, name: str, columns: Mapping[str, tuple[Any, ...]]) -> pl.DataFrame:
     path = folder / "vocab" / f"{name}.parquet"
     if not path.is_file():
-        raise FormatError(f"{folder} is damaged: it holds no vocab/{name}.parquet")
+        raise FormatError(f"{folder} is damaged: it has no vocab/{name}.parquet")
     try:
         with open(path, "rb") as file:  # Polars would take a pattern
             table = pl.read_parquet(file.read())
@@ -296,7 +297,7 @@ def _vocabulary(folder: Path, name: str, columns: Mapping[str, tuple[Any, ...]])
 def _damaged(folder: Path, name: str, why: str) -> FormatError:
     return FormatError(
         f"{folder / 'vocab' / name}.parquet is damaged ({why:.200}); restore {folder}, or make it "
-        "anew"
+        "again"
     )
 
 
@@ -313,8 +314,8 @@ def encode(
 
     Args:
         frame: the columns that ``features`` name. ``ids`` name its rows in error messages.
-        rows, count: where each row of ``frame`` goes among ``count`` rows (default: in order);
-            rows that nothing goes to are unknown in every feature.
+        rows, count: the position of each row of ``frame`` among ``count`` rows (default: in order);
+            the other rows are unknown in every feature.
     """
     count = len(frame) if count is None else count
     rows = np.arange(len(frame)) if rows is None else rows

@@ -1,6 +1,6 @@
-"""Events given one by one, as the columns and codes that preparation makes of a log.
+"""Single events as the columns and codes that a prepared dataset has.
 
-One place for the server, whose events are posted, and for a history given on the spot.
+The server uses it for posted events, and for a history that a request contains.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from limerank.errors import DataError, FormatError, check_names, did_you_mean
 
 MINUTE_MS = 60_000
 FAR_MS = 3653 * DAY_MS
-"""Times so far off the log are none that can be meant: ten years."""
+"""Ten years: a time further from the log is an error."""
 
-Rows = NDArray[np.int64]
+EventRows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class EventLog:
     """Events of one user.
 
     Attributes:
-        columns: of the dataset's format; ``columns["item"]`` holds codes.
+        columns: in the dataset's format; ``columns["item"]`` has codes.
         rows: rows of the events that histories hold, oldest first.
-        met: rows of all events, oldest first.
+        seen: rows of all events, oldest first.
         ids: external ids of the items by code.
     """
 
     columns: Columns
-    rows: Rows
-    seen: Rows
+    rows: EventRows
+    seen: EventRows
     ids: Any
 
 
@@ -50,7 +50,7 @@ class EventForm:
 
     Args:
         manifest: of the dataset that the run was trained on.
-        folder: of the run, whose vocabularies are read when they are first needed.
+        folder: of the run; its vocabularies are read when they are first needed.
     """
 
     def __init__(self, manifest: Mapping[str, Any], folder: Path) -> None:
@@ -66,11 +66,11 @@ class EventForm:
         self.log_start: int = int(times["first"])
         """The time of the log's first event."""
         self.log_end: int = int(times.get("now", times["last"]))
-        """The time of the log's last event, those of the future apart: a request's default time."""
+        """The time of the log's last event that is not in the future: a request's default time."""
         if self.log_end < self.log_start:
             raise FormatError(
-                f"the log that {folder} was made of ends at {self.log_end}, before its start at "
-                f"{self.log_start}: the folder was changed; make it anew"
+                f"the log of {folder} ends at {self.log_end}, before its start at "
+                f"{self.log_start}: the folder was changed; make it again"
             )
         self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
         self._folder = folder
@@ -86,11 +86,11 @@ class EventForm:
         return next((n for n, label in self.labels.items() if label["kind"] == "binary"), None)
 
     def check(self, event: Event) -> None:
-        """Refuse what the run does not know.
+        """Refuse an event with names or values that the run does not have.
 
         Raises:
-            UnknownError: a label or a feature has a name that is none of the run's.
-            DataError: a binary label is neither 0 nor 1, or the time cannot be meant.
+            UnknownError: the run has no label or feature of that name.
+            DataError: a binary label is neither 0 nor 1, or the time is far from the log.
         """
         self.check_time(event.time)
         check_names("label", event.labels, self.labels)
@@ -101,7 +101,7 @@ class EventForm:
                 raise DataError(f"the label {name!r} is {value!r}, expected 0 or 1")
 
     def check_time(self, time: int) -> None:
-        """Refuse a time that is years off the log's: it is in another unit, or of a broken clock.
+        """Refuse a time that is years from the log: it has another unit, or its clock is wrong.
 
         Raises:
             DataError: the log has a clock, and the time is more than ``FAR_MS`` before its first
@@ -127,14 +127,14 @@ class EventForm:
         )
 
     def entries(self, history: Iterable[Any]) -> list[dict[str, Any]]:
-        """The events of a history given on the spot as mappings; DataError where one is none."""
+        """The events of a request's history as mappings; DataError where one is not an event."""
         return [_entry(entry, self.main) for entry in history]
 
     def given(self, entries: Sequence[Mapping[str, Any]], now: int | None) -> list[Event]:
         """Events of :meth:`entries`, in their order.
 
-        All have a time or none; without, they are a minute apart (an order: one), and end before
-        ``now``, which is the end of the log when not given.
+        Either all have a time or none has. Without times they are a minute apart (one step, where
+        there is only an order) and end before ``now``; not given: the end of the log.
         """
         times = self._times([entry.get("time") for entry in entries], now)
         events = [
@@ -163,7 +163,7 @@ class EventForm:
     def log(self, events: Sequence[Event], now: int | None = None) -> EventLog:
         """Events of one user as columns; those of one time stay in the order given.
 
-        What this run does not know of them, such as a label that another run had, is left out.
+        Values that this run does not know, such as a label of another run, are left out.
 
         Args:
             events: in any order.
@@ -210,7 +210,7 @@ class EventForm:
         """Columns of one request's context; unknown where not given.
 
         Raises:
-            UnknownError: a name is that of no context feature.
+            UnknownError: there is no context feature of that name.
         """
         check_names("context feature", given, self.context_features)
         return {
@@ -249,9 +249,9 @@ class EventForm:
 
 
 def _entry(entry: Any, main: str | None) -> dict[str, Any]:
-    """An event of a history given on the spot, as a mapping."""
+    """An event of a request's history, as a mapping."""
     if not isinstance(entry, Mapping):
-        # A bare id: an item that the user liked, unlike a mapping that says nothing.
+        # An id alone is an item that the user liked; a mapping without labels is not.
         return {"item": entry, "labels": {} if main is None else {main: 1}}
     known = ("item", "time", "labels", "ratios", "features")
     wrong = [name for name in entry if name not in known]

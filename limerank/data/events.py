@@ -33,12 +33,12 @@ class Event:
     """One event, made by :func:`event_of`, which checks it.
 
     Attributes:
-        user, item: external ids: an integer, or text that is none.
+        user, item: external ids: an integer, or text that is not an integer.
         time: milliseconds since 1970, or the order where the log has no clock.
         labels: task -> 0 or 1, or seconds.
         ratios: duration task -> share of the item's length.
         features: event feature -> raw value.
-        id: what an event that is sent twice is known by; orders events of one time.
+        id: identifies an event that is sent twice, and orders events of the same time.
     """
 
     user: int | str
@@ -56,12 +56,12 @@ def event_of(given: Mapping[str, Any]) -> Event:
     Args:
         given: ``user``, ``item``, ``time`` (milliseconds since 1970 or a datetime; an order where
             there is no clock) and any of ``labels`` (task -> 0 or 1, or seconds), ``ratios``,
-            ``features`` and ``context`` (name -> value; a model that knows a feature knows which
-            it is) and ``id``. An event without an id has one that follows from user, item, time
+            ``features`` and ``context`` (name -> value; the model knows which of the two a
+            feature is) and ``id``. An event without an id gets one computed from user, item, time
             and labels (:func:`content_of`): the same event sent twice counts once.
 
     Raises:
-        DataError: something is missing, or has a value that it cannot have.
+        DataError: a field is missing, unknown, or has a value that is not valid.
     """
     if not isinstance(given, Mapping):
         raise DataError(f"an event is {given!r:.80}, expected a mapping of {', '.join(FIELDS)}")
@@ -77,7 +77,7 @@ def event_of(given: Mapping[str, Any]) -> Event:
     features = _values("features", given.get("features"))
     for name, value in _values("context", given.get("context")).items():
         if name in features:
-            raise DataError(f"{name!r} stands in the features and in the context of an event")
+            raise DataError(f"{name!r} is in both the features and the context of an event")
         features[name] = value
     event = Event(
         external_id("user", given["user"]),
@@ -107,7 +107,7 @@ def _named(what: str, given: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Whether a text can be written as UTF-8, without halves of surrogate pairs."""
     if text.isascii():
         return True
     try:
@@ -127,7 +127,7 @@ def _numbers(what: str, given: Any) -> dict[str, float]:
         number = float(value)
         if math.isinf(number) or number < 0:
             raise DataError(f"{name!r} of an event's {what} is {value!r}, expected 0 or more")
-        if not math.isnan(number):  # NaN: not known
+        if not math.isnan(number):  # NaN means not known
             found[name] = number
     return found
 
@@ -159,7 +159,7 @@ def _values(what: str, given: Any) -> dict[str, Value]:
                 )
             if not _unicode(value):
                 raise DataError(
-                    f"{name!r} of an event's {what} is {value!r:.80}, no Unicode text: it holds "
+                    f"{name!r} of an event's {what} is {value!r:.80}, not Unicode text: it has "
                     "half of a surrogate pair"
                 )
         found[name] = int(value) if isinstance(value, bool) else value
@@ -178,19 +178,19 @@ def _event_id(value: Any) -> bytes:
 
 
 def derived_id(id: bytes) -> bool:
-    """Whether the id of an event follows from all that the event says, its time included."""
+    """Whether the id of an event was computed from its content, its time included."""
     return id[:1] == b"\0"
 
 
 def content_of(event: Event, caps: Mapping[str, float] | None = None) -> bytes:
-    """What makes an event that event and no other: user, item, time and outcome, as 11 bytes.
+    """The identity of an event: a hash of user, item, time and outcome, 11 bytes.
 
-    The outcome is the labels that are not 0, as float32, in the order of their names; what else was
-    said of an event, and how it was written, makes no difference.
+    The outcome is the labels that are not 0, as float32, in the order of their names. Other fields,
+    and spellings, make no difference.
 
     Args:
         event: the event.
-        caps: label -> the greatest value that counts, where a log cuts longer durations.
+        caps: label -> the greatest value, where a log cuts longer durations.
     """
     parts = [f"{event.user}\0{event.item}\0{event.time}".encode()]
     for name in sorted(event.labels):
@@ -203,11 +203,11 @@ def content_of(event: Event, caps: Mapping[str, float] | None = None) -> bytes:
 
 
 def content_id(event: Event, position: int | None = None) -> bytes:
-    """The id of an event that was given none. No given id begins with a zero byte.
+    """The id of an event without one. It begins with a zero byte, which no given id does.
 
     Args:
         event: the event.
-        position: among the user's events of the same time, where they have an order.
+        position: among the user's events of the same time, where these have an order.
     """
     content = content_of(event)
     if position is None:

@@ -1,7 +1,7 @@
-"""Content features of users or items, row by row: arrays that may lie in files.
+"""Content features of users or items, row by row, in memory-mapped arrays.
 
 A *token* is a row of one shared embedding table of the item (or user) content: feature f owns the
-rows ``[start_f, start_f + size_f)`` and its first row stands for "unknown or missing".
+rows ``[start_f, start_f + size_f)`` and its first row means "unknown or missing".
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
 ``I`` items, ``R`` requests; every array a little-endian ``.npy`` file)::
 
     dataset.json                manifest: format, spec, encoding, counts, summary
-    spec.toml                   the description it was made from
+    spec.toml                   the description that it was prepared from
     events/item.npy             i32 [n]    item row
-    events/time.npy             i64 [n]    milliseconds since 1970, or the order where no clock is
+    events/time.npy             i64 [n]    milliseconds since 1970, or the order
     events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations
     events/ratio_NAME.npy       f32 [n]    share of the item's length (NaN: not known), with `of`
     events/feature_NAME.npy     i32 [n]    code of a category or of a numeric bucket, 0: unknown
@@ -16,15 +16,15 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
         token_offsets.npy       i64 [rows + 1]
         numeric.npy             f32 [rows, F]  normalised numbers and text vectors, 0: missing
     items/train_count.npy       i64 [I]    impressions in the training window
-    items/candidate.npy         bool [I]   false: only histories hold it, no ranking offers it
-    users/event_offsets.npy     i64 [U + 1]  where each user's events begin and, last, end
+    items/candidate.npy         bool [I]   false: only in histories, never ranked
+    users/event_offsets.npy     i64 [U + 1]  where each user's events begin; last, where they end
     requests/user.npy           i32 [R]
     requests/first.npy          i64 [R]    event row of the first impression
     requests/count.npy          i32 [R]    impressions, in consecutive event rows
-    requests/history_start.npy  i64 [R]    the user's history before the request lies in rows
+    requests/history_start.npy  i64 [R]    the user's history before the request: rows
     requests/history_end.npy    i64 [R]    [start, end) of the events, or of history/rows.npy
     requests/split.npy          u8 [R]     0 train, 1 validation, 2 test, 3 held-out users
-    history/rows.npy            i64 [H]    only with `history.keep`: event rows of the kept events
+    history/rows.npy            i64 [H]    with `history.keep`: event rows of the retained events
     vocab/users.parquet         column id, in user order
     vocab/items.parquet         column id, in item order: the items of the training window first
     vocab/KIND_NAME.parquet     columns value, code: KIND is item, user or event; code 0 is unknown

@@ -33,7 +33,7 @@ class History:
 
     Attributes:
         items: item rows, i32 [B, N]; 0 where padded.
-        tokens: event tokens, i64 [B, N, A]: what is known of each event besides its item.
+        tokens: event tokens, i64 [B, N, A]: labels, features and time of each event.
         age: days (events, where the log has no clock) from each event to the user's newest one,
             f32 [B, N]; 0 where padded.
         lengths: events of each user, i64 [B].
@@ -48,7 +48,7 @@ class History:
 
 
 class EventEncoder:
-    """What an event and a request context say, as tokens of one small embedding table each.
+    """Events and request contexts as tokens, of one small embedding table each.
 
     Args:
         encoding: the ``encoding`` part of a dataset's manifest.
@@ -133,8 +133,8 @@ class EventEncoder:
         return tokens
 
     def context_until(self, time: int, newest: int, length: int) -> float:
-        """Until when a request has the same :meth:`context` as one at ``time``, all else being
-        equal: the first time at which a token is another."""
+        """The first time after ``time`` at which a request with the same history and features has
+        another :meth:`context`."""
         if not self.clock:
             return np.inf
         hour = (time // HOUR_MS + 1) * HOUR_MS
@@ -161,9 +161,10 @@ def latest(
     Args:
         columns: the events, sorted by user, then time.
         start: first position of each user, i64 [B].
-        end: the position behind the last event that the history may hold, i64 [B].
+        end: the position after the last event that the history may have, i64 [B].
         length: at most so many events per history.
-        rows: where positions count the kept events only: their rows in ``columns``.
+        rows: rows of the retained events in ``columns``, where positions count only these (None:
+            positions are rows of ``columns``).
     """
     lengths = np.minimum(end - start, length)
     width = int(lengths.max(initial=0))

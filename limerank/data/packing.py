@@ -11,10 +11,10 @@ Format, version 1. ``varint`` is unsigned LEB128, ``zigzag`` a signed one (0, -1
     values   varint count | count x (u8: 16 * part + form | name | value)
     part     0 label, 1 ratio, 2 feature
     form     0 -> zero, 1 -> one, 2 -> f32, 3 -> f64, 4 -> zigzag integer, 5 -> text
-    name     in an event: text; in events: varint place among the names
+    name     in an event: text; in events: varint position among the names
 
 The checksum (CRC-32) is of all bytes before it. That of a single event begins with its user, its
-time and its id, which a store keeps beside the bytes: an event read for another user is damaged.
+time and its id, which a store has beside the bytes: an event read for another user is damaged.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ VERSION = 1
 
 
 def pack(event: Event) -> bytes:
-    """An event without its user, its time and its id, which :func:`unpack` is given again.
+    """The bytes of an event without its user, time and id, which :func:`unpack` takes as arguments.
 
     Raises:
-        DataError: a number or a text is none that could be read again.
+        DataError: a number or a text could not be read again.
     """
     out = bytearray([VERSION])
     _put_id(out, event.item)
@@ -45,10 +45,10 @@ def pack(event: Event) -> bytes:
 
 
 def unpack(data: bytes, user: int | str, time: int, id: bytes) -> Event:
-    """What :func:`pack` packed.
+    """The event that :func:`pack` packed.
 
     Raises:
-        FormatError: the bytes are damaged, of a later version, or those of another event.
+        FormatError: the bytes are damaged, of a later version, or of another event.
     """
     reader = _Unpacker(data, _beside(user, time, id))
     event = Event(user, reader.id(), time, *reader.values(None), id)
@@ -161,7 +161,7 @@ def _formed(value: Value) -> tuple[int, bytes]:
 
 
 class _Unpacker:
-    """Reads the bytes of one packed thing, whose checksum is right."""
+    """Reads packed bytes, after a check of their checksum and version."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data, self._at, self._end = bytes(data), 1, len(data) - 4
@@ -214,7 +214,7 @@ class _Unpacker:
             return self.signed()
         text = self.text()
         try:
-            return external_id("item", text)  # earlier versions kept some texts as they came
+            return external_id("item", text)  # earlier versions stored other forms
         except DataError:
             return text
 
@@ -231,7 +231,7 @@ class _Unpacker:
             name = self.text() if names is None else names[column]
             value = self._value(form)
             if not isinstance(value, float) or math.isfinite(value):
-                parts[part][name] = value  # numbers that are none are not known
+                parts[part][name] = value  # numbers that are not finite are not known
         return parts
 
     def _value(self, form: int) -> Value:
@@ -247,4 +247,4 @@ class _Unpacker:
 
     def end(self) -> None:
         if self._at != self._end:
-            raise FormatError("bytes of events are damaged: something stands behind their end")
+            raise FormatError("bytes of events are damaged: there are bytes behind their end")

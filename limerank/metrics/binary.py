@@ -55,7 +55,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     weights = weights_of("weights", weights, "scores", scores)
     positives, positive_weights = sorted_with(scores, weights, positive)
     negatives, negative_weights = sorted_with(scores, weights, ~positive)
-    below = np.append(0.0, np.cumsum(negative_weights))  # weight below each place, then of all
+    below = np.append(0.0, np.cumsum(negative_weights))  # weight below each position, then of all
     total = float(positive_weights.sum())
     if total == 0 or below[-1] == 0:
         return float("nan")
@@ -139,7 +139,7 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
         LL = -1/n sum_i (y_i log p_i + (1 - y_i) log(1 - p_i))
 
-    As in scikit-learn, p is kept within [eps, 1 - eps], with eps that of its dtype (2^-52 for
+    As in scikit-learn, p is clipped to [eps, 1 - eps], with eps that of its dtype (2^-52 for
     float64, 2^-23 for float32 and float16): a sigmoid that saturated on the wrong side costs 36 or
     16 nats, not infinity.
 

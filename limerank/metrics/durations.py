@@ -36,12 +36,12 @@ def xauc(truth: ArrayLike, predicted: ArrayLike) -> float:
     key >>= 32
     tied_predicted = tied_pairs(key)
 
-    # Rows sorted by (truth, place): the inverse of a permutation has as many inversions as it.
+    # Rows sorted by (truth, position): the inverse of a permutation has as many inversions as it.
     falling <<= 32
     falling |= np.arange(n, dtype=np.uint64)
     del key
     falling.sort()
-    positions = falling.astype(np.uint32)  # keeps the low half, the place
+    positions = falling.astype(np.uint32)  # the low half: the position
     falling >>= 32
     comparable = n * (n - 1) // 2 - tied_pairs(falling)
     del falling

@@ -27,7 +27,7 @@ def hit_rate(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> floa
 
 
 def ndcg(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
-    """Normalised discounted cumulative gain of the first k places, binary relevance, mean of lists.
+    """Normalised discounted cumulative gain at k with binary relevance, mean of lists.
 
         NDCG@k = sum_{rank <= k} 1 / log2(1 + rank) / sum_{i=1..min(k, relevant)} 1 / log2(1 + i)
 
@@ -45,7 +45,7 @@ def ndcg(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
         _distinct(ranks, relevant)
     gain = np.where(ranks <= k, 1.0 / np.log2(1.0 + ranks), 0.0)
     positions = np.arange(1, min(k, int(relevant.max())) + 1)
-    ideal = np.cumsum(1.0 / np.log2(1.0 + positions))  # [places] of a list with so many relevant
+    ideal = np.cumsum(1.0 / np.log2(1.0 + positions))  # [positions] of a list with so many relevant
     return float(np.mean(np.add.reduceat(gain, starts) / ideal[np.minimum(relevant, k) - 1]))
 
 
