@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from limerank.cli.options import Overwrite, Quiet, Set, assignments
 from limerank.errors import SpecError
@@ -15,7 +15,7 @@ INTERRUPTED = "run the same command again to resume from the last checkpoint"
 
 
 class Help(TyperCommand):
-    """``--help`` with a list of all settings, and options of other libraries that it names."""
+    """The command's help and its unknown options, from the classes that define the settings."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -49,8 +49,15 @@ class Help(TyperCommand):
 
         from limerank.cli import reference
 
+        sections = reference.training(), reference.models()
+        settings = {one.name: one for section in sections for one in section.settings}
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.name in settings and not option.help:
+                one = settings[option.name]
+                option.help = one.meaning if one.default == "not set" else one.summary
+                option.show_default = False if one.default == "not set" else one.default
         super().format_help(ctx, formatter)
-        for section in reference.training(), reference.models():
+        for section in sections:
             Console().print(reference.listing(section, brief=True))
 
 
@@ -64,15 +71,13 @@ def train(
             "truncated-mha, mha, hstu."
         ),
     ] = "lime-xor",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
-    impressions: Annotated[
-        int | None, typer.Option(help="Impressions per batch; by the size of the log.")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Learning rate of dense weights.")] = None,
-    table_rate: Annotated[float | None, typer.Option(help="Learning rate of tables.")] = None,
-    width: Annotated[int | None, typer.Option(help="Numbers per item, event and link.")] = None,
-    links: Annotated[int | None, typer.Option(help="Learned links.")] = None,
-    history: Annotated[int | None, typer.Option(help="Events per history.")] = None,
+    epochs: Annotated[int | None, typer.Option()] = None,
+    impressions: Annotated[int | None, typer.Option()] = None,
+    rate: Annotated[float | None, typer.Option()] = None,
+    table_rate: Annotated[float | None, typer.Option()] = None,
+    width: Annotated[int | None, typer.Option()] = None,
+    links: Annotated[int | None, typer.Option()] = None,
+    history: Annotated[int | None, typer.Option()] = None,
     seed: Annotated[int, typer.Option(help="Random seed of weights, order and dropout.")] = 0,
     bf16: Annotated[
         bool,
