@@ -618,8 +618,8 @@ def test_the_command_line(live, tmp_path, call):
     for wrong, match in (
         (("--add", tmp_path / "new.csv"), "are in the index"),
         (("--remove", "5"), "not in the index"),
-        (("--add", tmp_path / "new.csv", "--verify"), "one at a time"),
-        (("--overwrite", "--remove", "3"), "one at a time"),
+        (("--add", tmp_path / "new.csv", "--verify"), "one operation only"),
+        (("--overwrite", "--remove", "3"), "one operation only"),
         (("--forget",), "--forget goes with --compact"),
         ((), "already exists"),
     ):
