@@ -16,8 +16,7 @@ from limerank.ranking.scorer import (
     ModelScorer,
     NativeScorer,
     QuantisedScorer,
-    Scorer,
-    contract,
+    chunked,
     scorer_for,
 )
 from limerank.ranking.scorer.quantised import integer_products
@@ -77,7 +76,9 @@ def test_chunks_do_not_matter(pair, monkeypatch):
     state = of.state()
     full, top = scorer.scores(state), scorer.top(state, 30)
     monkeypatch.setattr(
-        Scorer, "_chunks", lambda self, b, n: ((at, min(at + 7, n)) for at in range(0, n, 7))
+        chunked.ChunkedScorer,
+        "_chunks",
+        lambda self, b, n: ((at, min(at + 7, n)) for at in range(0, n, 7)),
     )
     np.testing.assert_allclose(scorer.scores(state), full, **CLOSE)
     again = scorer.top(state, 30)
@@ -213,7 +214,7 @@ def test_the_scorer_is_chosen_by_name(pair):
 # Ties, against a scorer whose logits are given
 
 
-class Given(Scorer):
+class Given(chunked.ChunkedScorer):
     """Gives the logits that it was made with."""
 
     name = "given"
@@ -386,7 +387,7 @@ def test_the_report_of_what_quantisation_costs(tmp_path):
 
 def test_many_items_are_scored_in_chunks(monkeypatch):
     of = shop("lime-mha")
-    monkeypatch.setattr(contract, "CHUNK_NUMBERS", 1)
+    monkeypatch.setattr(chunked, "CHUNK_NUMBERS", 1)
     assert list(ModelScorer(of.run.ranker, of.index)._chunks(of.state(1), 600)) == [
         (0, 256),
         (256, 512),

@@ -1,11 +1,11 @@
-"""User states meet the items of an index: scores, and the best k.
+"""Scorers: from user states and an index to scores, or to the best k items.
 
-Three scorers stand behind one interface, and the caller says which:
+Three scorers share one interface, and the caller chooses one by name:
 
-- :class:`ModelScorer`: the model itself in float32, for any ranker. The reference.
-- :class:`QuantisedScorer`: LIME over the bytes of the index, in torch: what the native one
-  computes, written to be read, and for GPUs.
-- :class:`NativeScorer`: the same in C++, for serving.
+- :class:`ModelScorer`: the model itself in float32, for any ranker. It is the reference.
+- :class:`QuantisedScorer`: LIME over the bytes of the index, in torch: the readable form of the
+  native scorer, and the one for GPUs.
+- :class:`NativeScorer`: the same arithmetic in C++, for serving.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
-"""What every scorer does: user states meet the items of an index, for scores or for the best k.
+"""The contract of a scorer: from user states and an index to scores, or to the best k items.
 
 Tasks combine into one ranking value as a weighted sum of their logits, ``sum_k w_k logit_k``: of
 probabilities and expected durations it ranks by their odds and seconds multiplied, each raised to
 its weight. Without weights the first task alone ranks.
 
-Shape letters: B requests, n items, m items of a chunk, K tasks.
+Shape letters: B requests, n items, K tasks, g first-layer sums of the model's head.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from limerank.errors import FingerprintError, SpecError, UnknownError, check_names
 from limerank.index import Index
@@ -25,19 +23,15 @@ from limerank.models.tasks import Task, columns, outputs
 
 Rows = NDArray[np.int64]
 
-CHUNK_NUMBERS = 1 << 21
-"""First-layer sums (or item terms) held at once, about."""
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 """Of a task."""
-ABSENT = torch.iinfo(torch.int64).min
-"""The key of a place that no item takes."""
 
 
 class TopK(NamedTuple):
     """The best items of B requests, best first; of equal values the lower row comes first.
 
-    There are min(k, number of candidates that are not hidden) places. Where exclusions leave a
-    request fewer items than that, the places behind them hold row -1, value -inf and logits NaN.
+    k is the number asked for, or the number of candidates that are not hidden where that is lower.
+    Where exclusions leave a request fewer items, row -1, value -inf and logits NaN fill its end.
 
     Attributes:
         rows: index rows, i64 [B, k].
@@ -53,13 +47,12 @@ class TopK(NamedTuple):
 class Scorer(abc.ABC):
     """Scores requests against the items of an index.
 
-    Implementations give :meth:`_requests` and :meth:`_logits`; or, where they are faster as a
-    whole, :meth:`scores` and :meth:`top` themselves, which the contract suite holds to the same
-    results.
+    All scorers pass one suite of tests. Those that score a chunk of items at a time in torch share
+    :class:`~limerank.ranking.scorer.chunked.ChunkedScorer`.
     """
 
     name: str
-    """What a report calls it."""
+    """As given to :func:`~limerank.ranking.scorer.scorer_for`, and shown in reports."""
 
     def __init__(self, ranker: Ranker, index: Index) -> None:
         if index.model != ranker.config.model or index.vectors.shape[1] != ranker.config.width:
@@ -73,7 +66,7 @@ class Scorer(abc.ABC):
     def __len__(self) -> int:
         return len(self.index)
 
-    @torch.inference_mode()
+    @abc.abstractmethod
     def scores(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
         """Logits f32 [B, n, K].
 
@@ -85,19 +78,8 @@ class Scorer(abc.ABC):
         Raises:
             UnknownError: a row is out of range.
         """
-        requests = self._requests(state)
-        batch = len(state[0])
-        chosen = None if rows is None else self._checked(rows)
-        if chosen is not None and chosen.ndim == 2 and len(chosen) != batch:
-            raise SpecError(f"rows are for {len(chosen)} requests, the state is of {batch}")
-        count = len(self) if chosen is None else chosen.shape[-1]
-        out = np.empty((batch, count, self.tasks), dtype=np.float32)
-        for low, high in self._chunks(state, count):
-            part = slice(low, high) if chosen is None else chosen[..., low:high]
-            out[:, low:high] = self._logits(requests, part).cpu().numpy()
-        return out
 
-    @torch.inference_mode()
+    @abc.abstractmethod
     def top(
         self,
         state: Any,
@@ -125,78 +107,15 @@ class Scorer(abc.ABC):
             SpecError: k is below 1, or an argument does not fit the number of requests, tasks or
                 items.
         """
-        batch = len(state[0])
-        weights_bk = torch.from_numpy(self._weights(weights, batch))
-        k = self._checked_k(k)
-        chosen = None if rows is None else self._distinct(rows)
-        allowed = self._allowed(allow, batch)
-        if allowed is not None and allowed.ndim == 1:
-            chosen = np.flatnonzero(allowed) if chosen is None else chosen[allowed[chosen]]
-            allowed = None
-        hidden = self.index.hidden
-        if chosen is not None:
-            chosen, hidden = np.setdiff1d(chosen, hidden, assume_unique=True), hidden[:0]
-        allowed_bn = allowed if allowed is None or chosen is None else allowed[:, chosen]
-        count = len(self) if chosen is None else len(chosen)
-        excluded_b, excluded_at = self._excluded(exclude, chosen, batch)
-        requests = self._requests(state)
-        k = min(k, count - len(hidden))
-        best = torch.full((batch, k), ABSENT)
-        logits = torch.full((batch, k, self.tasks), float("nan"))
-        for low, high in self._chunks(state, count):
-            part = slice(low, high) if chosen is None else chosen[low:high]
-            found_bmk = self._logits(requests, part).cpu()
-            keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
-            first, last = np.searchsorted(excluded_at, [low, high])
-            keys_bm[excluded_b[first:last], torch.from_numpy(excluded_at[first:last] - low)] = (
-                ABSENT
-            )
-            first, last = np.searchsorted(hidden, [low, high])
-            keys_bm[:, torch.from_numpy(hidden[first:last].astype(np.int64) - low)] = ABSENT
-            if allowed_bn is not None:
-                keys_bm[torch.from_numpy(~allowed_bn[:, low:high])] = ABSENT
-            # What beats the k-th best so far is picked from the chunk, then merged with the best.
-            size = min(k, high - low)
-            new, at = keys_bm.topk(size, sorted=False)
-            new_logits = found_bmk.gather(1, at[..., None].expand(-1, -1, self.tasks))
-            best, order = torch.cat([best, new], 1).topk(k)
-            logits = torch.cat([logits, new_logits], 1).gather(
-                1, order[..., None].expand(-1, -1, self.tasks)
-            )
-        positions, values = _unpack(best)
-        missing = best == ABSENT
-        values[missing] = float("-inf")
-        logits[missing] = float("nan")
-        found = positions.numpy()
-        if chosen is not None and len(chosen):
-            found = chosen[np.where(missing, 0, found)]
-        return TopK(np.where(missing, -1, found), values.numpy(), logits.numpy())
 
     def bound(self, state: Any) -> NDArray[np.float32]:
         """Largest error of a first-layer sum of each request against the model, f32 [B, g]."""
         raise NotImplementedError(f"the {self.name} scorer has no stated bound")
 
-    @abc.abstractmethod
-    def _requests(self, state: Any) -> Any:
-        """Whatever is computed once per request."""
-
-    @abc.abstractmethod
-    def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
-        """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m]."""
-
-    def _chunks(self, state: Any, count: int) -> Iterator[tuple[int, int]]:
-        size = max(256, CHUNK_NUMBERS // (max(len(state[0]), 1) * self.ranker.scratch(state)))
-        return ((low, min(low + size, count)) for low in range(0, count, size))
-
     def _checked_k(self, k: int) -> int:
         if k < 1:
             raise SpecError(f"k is {k}, expected at least 1")
         return k
-
-    def _distinct(self, rows: ArrayLike | slice) -> Rows:
-        """Candidates as ascending rows, each once."""
-        found = self._checked(rows).ravel()
-        return found if (found[1:] > found[:-1]).all() else np.unique(found)
 
     def _allowed(self, allow: NDArray[np.bool_] | None, batch: int) -> NDArray[np.bool_] | None:
         if allow is None:
@@ -238,25 +157,6 @@ class Scorer(abc.ABC):
             )
         return found.reshape(-1, self.tasks)
 
-    def _excluded(
-        self, exclude: Sequence[ArrayLike] | None, chosen: Rows | None, batch: int
-    ) -> tuple[Tensor, Rows]:
-        """(request, place among the candidates) of what is left out, in order of the places."""
-        if exclude is None:
-            return torch.zeros(0, dtype=torch.int64), np.zeros(0, np.int64)
-        if len(exclude) != batch:
-            raise SpecError(f"exclude is for {len(exclude)} requests, the state is of {batch}")
-        parts = [self._checked(rows).ravel() for rows in exclude]
-        request = np.repeat(np.arange(batch), [len(part) for part in parts])
-        at = np.concatenate([np.zeros(0, np.int64), *parts])
-        if chosen is not None:
-            position = np.searchsorted(chosen, at)
-            held = position < len(chosen)
-            held[held] = chosen[position[held]] == at[held]
-            request, at = request[held], position[held]
-        order = np.argsort(at, kind="stable")
-        return torch.from_numpy(request[order]), at[order]
-
 
 def weights_of_tasks(
     tasks: Sequence[Task], given: Mapping[str, float] | None
@@ -285,19 +185,3 @@ def weights_of_tasks(
     for task, own in zip(tasks, columns(tasks), strict=True):
         weights[own.start] = given.get(task.name, 0.0)
     return weights
-
-
-def _keys(values_bm: Tensor, first: int) -> Tensor:
-    """i64 keys whose order is: greater value, then lower place. NaN comes last."""
-    values_bm = values_bm.float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    bits = (values_bm + 0.0).view(torch.int32)  # + 0.0: -0 equals 0
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    positions = torch.arange(first, first + values_bm.shape[1])
-    return (bits.long() << 32) | (0xFFFFFFFF - positions)
-
-
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Places and values that keys were made of."""
-    positions = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
-    bits = (keys >> 32).int()
-    return positions, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).clone()

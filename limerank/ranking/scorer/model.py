@@ -11,14 +11,15 @@ from torch import Tensor
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.ranker import gather
-from limerank.ranking.scorer.contract import Rows, Scorer
+from limerank.ranking.scorer.chunked import ChunkedScorer
+from limerank.ranking.scorer.contract import Rows
 
 
-class ModelScorer(Scorer):
+class ModelScorer(ChunkedScorer):
     """The model's own float32 arithmetic over the item vectors of an index.
 
     Args:
-        keep: encode all items now and keep their terms in memory; else each call encodes the
+        keep: encode all items now and hold their terms in memory. Otherwise each call encodes the
             items that it scores.
     """
 

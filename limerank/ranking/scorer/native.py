@@ -18,37 +18,37 @@ from limerank.ranking.scorer.contract import TopK
 from limerank.ranking.scorer.quantised import QuantisedScorer
 
 HELD_BYTES = 128 << 20
-"""A laid-out catalogue that takes more is not held, unless asked for."""
+"""By default a laid-out catalogue stays in memory where it takes at most so many bytes."""
 
 
 def paths() -> list[str]:
-    """The implementations that this machine can run, the fastest first: "avx512-vnni", "avx2",
-    "portable". All give the same bits."""
+    """The implementations that this machine can run, the fastest first: of "avx512-vnni", "avx2"
+    and "portable". Their results are equal bit for bit."""
     return _native.paths()
 
 
 class NativeScorer(QuantisedScorer):
     """The arithmetic of :class:`QuantisedScorer`, many times as fast.
 
-    Integer products are the same numbers; floating-point sums are in another order, so scores
-    differ from it by rounding, and for SiLU by an approximation that is off by at most
-    ``SILU_ERROR`` (1.5e-4) per hidden unit. Python's lock is released, so calls may run side by
-    side.
+    Integer products are equal. Floating-point sums are taken in another order, so scores differ by
+    rounding, and for SiLU by an approximation with an error of at most ``SILU_ERROR`` (1.5e-4) per
+    hidden unit. Calls release Python's global lock, so several may run in parallel.
 
-    Lists of items are read as they lie in the index. To rank the whole catalogue, all items are
-    laid out for vector registers, when that is first asked for, in memory of this process: as much
-    as the index's weights and terms take.
+    Lists of items are read from the index itself. To rank the full catalogue, all items are first
+    laid out for vector registers in the memory of this process, at the first such call; they take
+    as much memory as the index's weights and terms.
 
     Args:
         ranker: a LIME model.
         index: that it built.
-        threads: that one call shares its items among.
+        threads: number of threads that share the items of a call.
         path: the implementation, one of :func:`paths`; the fastest when not given.
-        held: whether the laid-out catalogue is held; if not, it is laid out anew for every request,
-            which then takes longer. By default it is where it takes at most 128 MiB.
+        held: whether the laid-out catalogue stays in memory; if not, it is laid out again for
+            every request, which then takes longer. By default it stays where it takes at most
+            128 MiB.
 
     Raises:
-        SpecError: the model has no links, or this machine has no such path.
+        SpecError: the model has no links, or this machine cannot run that path.
     """
 
     name = "native"

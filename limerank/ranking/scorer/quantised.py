@@ -10,8 +10,8 @@ For one request with folded links ``F`` [C, g] (C = H l) and user terms ``U`` [g
     a_i = s * (codes_i Q) + term_step * term_codes_i + c           # codes_i Q in integers
     logits_i = head(a_i)
 
-What the subtracted means and ``weight_mean`` take away are errors that all items share; they go
-where they are exact, to the user's side.
+Subtracting the means and ``weight_mean`` removes the errors that all items share; both terms are
+added exactly, on the user's side.
 
 Shape letters: B requests, m items of a chunk, K tasks, C = H l link weights, g first-layer sums of
 the head.
@@ -31,7 +31,8 @@ from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.config import HeadConfig
 from limerank.models.ranker import Head
-from limerank.ranking.scorer.contract import Rows, Scorer
+from limerank.ranking.scorer.chunked import ChunkedScorer
+from limerank.ranking.scorer.contract import Rows
 
 EXACT_COLUMNS = 512
 """Of u8 x i8 products that a float32 sums without rounding: 512 * 255 * 127 < 2 ** 24."""
@@ -40,14 +41,14 @@ STEEPEST = {"relu": 1.0, "silu": 1.1, "hardswish": 1.5}
 
 
 class _Folded(NamedTuple):
-    """Of each request, what :class:`QuantisedScorer` computes once."""
+    """The values that :class:`QuantisedScorer` computes once per request."""
 
     codes: Tensor  # Q as float32 [B, C, g]
     step: Tensor  # s [B, 1, g]
     constant: Tensor  # c [B, 1, g]
 
 
-class QuantisedScorer(Scorer):
+class QuantisedScorer(ChunkedScorer):
     """LIME over the bytes of an index; see the module's text for the arithmetic.
 
     Raises:
@@ -56,14 +57,14 @@ class QuantisedScorer(Scorer):
 
     name = "quantised"
     activation_error = 0.0
-    """How far the activation of a hidden unit may be from the model's."""
+    """Largest error of a hidden unit's activation against the model's."""
 
     def __init__(self, ranker: Ranker, index: Index) -> None:
         super().__init__(ranker, index)
         if not ranker.folds or ranker.link_shape is None or index.scales is None:
             raise SpecError(
-                f"the quantised scorer is for LIME models; the {ranker.config.model} is scored by "
-                "the model scorer"
+                f"the quantised scorer is for LIME models; use the model scorer for "
+                f"{ranker.config.model}"
             )
         assert index.weights is not None and index.terms is not None
         assert isinstance(ranker.head, Head) and isinstance(ranker.config, HeadConfig)
@@ -100,7 +101,7 @@ class QuantisedScorer(Scorer):
         heads = self.ranker.fold(state).float().cpu().unflatten(1, (self._heads, -1))
         centred_bcg = (heads - heads.mean(2, keepdim=True)).flatten(1, 2).abs()
         step_bg = (self._step_c1 * centred_bcg).amax(1) / 127
-        # Half a step, and more where items lie beyond the range of the index's scales.
+        # Half a step, and more where items are out of the range of the index's scales.
         assert self.index.scales is not None
         weights_c, terms_g = map(
             torch.from_numpy, (self.index.scales.weight_error, self.index.scales.term_error)
@@ -147,9 +148,9 @@ class QuantisedScorer(Scorer):
 
 
 def integer_products(codes: Tensor, matrix_bcg: Tensor) -> Tensor:
-    """Exact products of u8 codes [m, C] or [B, m, C] with i8 [B, C, g], all held as float32.
+    """Exact products of u8 codes [m, C] or [B, m, C] with i8 [B, C, g], all stored as float32.
 
-    The sums are the integers that a native kernel adds up, rounded to float32 once at most.
+    The sums are the integers that the native kernel computes, rounded to float32 at most once.
     """
     width = matrix_bcg.shape[1]
     if width > EXACT_COLUMNS:
