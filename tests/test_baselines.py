@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from limerank.models import build
+from limerank.models.registry import OF_THE_PACKAGE
 from tests.references import REFERENCES, logits
-from tests.worlds import OF_THE_PACKAGE, SHAPE, batch, config_of
+from tests.worlds import SHAPE, batch, config_of
 
 LENGTHS, COUNTS = [7, 0, 3, 1], [2, 2, 3, 1]
 

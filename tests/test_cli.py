@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds import OF_THE_PACKAGE, write_csv
+from limerank.models.registry import OF_THE_PACKAGE
+from tests.worlds import write_csv
 
 SPEC = """
 name = "shop"

@@ -19,10 +19,11 @@ from limerank.models.config import HeadConfig, ModelConfig, TrainConfig, configs
 from limerank.models.layers import HeadTerms
 from limerank.models.lime import LimeMhaConfig
 from limerank.models.linformer import LreaConfig
+from limerank.models.registry import OF_THE_PACKAGE
 from limerank.runs import selftest
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
-from tests.worlds import OF_THE_PACKAGE, SHAPE, batch, config_of, prepare_log
+from tests.worlds import SHAPE, batch, config_of, prepare_log
 
 
 def test_a_configuration_is_of_its_models_own_class():

@@ -12,7 +12,6 @@ import torch
 from limerank.data.batch import Batch, Features, Items, Users
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.models import MODELS
 from limerank.models.config import DataShape, ModelConfig, config_class
 from limerank.models.tasks import Task
 
@@ -30,12 +29,6 @@ SHAPE = DataShape(
         Task(name="watch", kind="duration", mean=12.0),
     ),
 )
-
-
-OF_THE_PACKAGE = tuple(
-    name for name, model in MODELS.items() if model.ranker.__module__.startswith("limerank.")
-)
-"""Models; others may be registered by other tests."""
 
 
 def config_of(model: str, **settings: object) -> ModelConfig:

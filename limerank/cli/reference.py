@@ -90,7 +90,7 @@ def sections(topic: str = "") -> list[Section]:
         SpecError: there is no such topic.
     """
     from limerank.errors import check_choice
-    from limerank.models.registry import MODELS
+    from limerank.models.registry import OF_THE_PACKAGE as MODELS
 
     topics = ("training", "models", *MODELS, "dataset", "server")
     if topic:
@@ -117,10 +117,10 @@ def training() -> Section:
 
 def models(only: str = "") -> Section:
     """Settings of all models, each setting once, or of one model."""
-    from limerank.models.registry import MODELS
+    from limerank.models.registry import MODELS, OF_THE_PACKAGE
 
     owners: dict[Setting, list[str]] = {}
-    names = [only] if only else list(MODELS)
+    names = [only] if only else list(OF_THE_PACKAGE)
     for name in names:
         for one in settings_of(MODELS[name].config):
             if one.name != "model":  # --model

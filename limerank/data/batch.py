@@ -135,6 +135,11 @@ class Batch(_Movable):
         return int(self.counts.sum())
 
     @property
+    def unpadded(self) -> int:
+        """Positions of histories and candidates, without padding."""
+        return self.impressions + int(self.users.lengths.sum())
+
+    @property
     def computed(self) -> int:
         """Positions of histories and candidates, padding included."""
         return self.candidates.numel() + self.users.items.numel()
@@ -174,6 +179,11 @@ class Sequences(_Movable):
     def impressions(self) -> int:
         """How many there are."""
         return len(self.owner)
+
+    @property
+    def unpadded(self) -> int:
+        """Positions of histories and impressions, without padding."""
+        return self.impressions + int(self.users.lengths.sum())
 
     @property
     def computed(self) -> int:

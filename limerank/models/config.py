@@ -195,6 +195,9 @@ def refuse_unknown(
 class TrainConfig(Frozen):
     """How a ranker is trained."""
 
+    objective: str = "impressions"
+    """What is learned, by its name in :mod:`limerank.training.objectives`. "impressions": the
+    outcomes of items that were shown."""
     epochs: int = Field(5, ge=1)
     """Largest number of passes over the training split. The learning rate decays towards the end of
     the last one, so choose about as many as the model needs."""

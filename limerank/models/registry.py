@@ -90,3 +90,6 @@ register("din", Din, DinConfig)
 register("sasrec", SasRec, SasRecConfig)
 register("mha", TargetAttention, MhaConfig)
 register("hstu", Hstu, HstuConfig)
+
+OF_THE_PACKAGE = tuple(MODELS)
+"""Names of the models that come with the package; others may be registered later."""

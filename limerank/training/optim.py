@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from limerank.models.config import TrainConfig
 from limerank.models.ranker import Table
+from limerank.training.world import World, sum_gradients
 
 
 class TableAdagrad:
@@ -54,10 +55,11 @@ class Optimiser:
     ) -> None:
         self.scale = math.sqrt(impressions / 1024)
         tables = [part.weight for part in model.modules() if isinstance(part, Table)]
-        held = {id(table) for table in tables}
-        dense = [weight for weight in model.parameters() if id(weight) not in held]
+        of_tables = {id(table) for table in tables}
+        dense = [weight for weight in model.parameters() if id(weight) not in of_tables]
         self.config, self.steps = config, steps
         self.dense = dense
+        self._names = {id(weight): name for name, weight in model.named_parameters()}
         self.adam = torch.optim.AdamW(
             [
                 {"params": [w for w in dense if w.dim() > 1], "weight_decay": config.weight_decay},
@@ -77,8 +79,15 @@ class Optimiser:
         done = (step - warm) / max(self.steps - warm, 1)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
-    def step(self, step: int) -> None:
-        """Update from the gradients that the weights hold, and drop them."""
+    def step(self, step: int, world: World | None = None) -> None:
+        """Update from the gradients that the weights hold, and drop them.
+
+        Args:
+            step: 0 ..
+            world: processes whose gradients are summed first.
+        """
+        if world is not None:
+            sum_gradients(world, self.dense, self.tables.tables)
         share = self.share(step)
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for group in self.adam.param_groups:
@@ -89,27 +98,36 @@ class Optimiser:
             weight.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """All state as named tensors, for a checkpoint."""
-        tensors = {f"table.{position}": sums for position, sums in enumerate(self.tables.sums)}
-        for position, weight in enumerate(self.dense):
+        """All state for a checkpoint, by the names of weights in the model: ``WEIGHT/sums`` of
+        tables, ``WEIGHT/NAME`` of the numbers that AdamW has of dense weights."""
+        tensors = {
+            f"{self._names[id(table)]}/sums": sums
+            for table, sums in zip(self.tables.tables, self.tables.sums, strict=True)
+        }
+        for weight in self.dense:
             for name, value in self.adam.state.get(weight, {}).items():
-                tensors[f"dense.{position}.{name}"] = value
+                tensors[f"{self._names[id(weight)]}/{name}"] = value
         return tensors
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave, each number onto the device of its weight: a training
-        that began on a GPU goes on where its checkpoint was read into the memory of the host."""
-        for position, sums in enumerate(self.tables.sums):
-            sums.copy_(tensors[f"table.{position}"])
-        for position, weight in enumerate(self.dense):
-            prefix = f"dense.{position}."
-            state = {
-                # AdamW counts steps in host memory, wherever the weight is.
-                (own := name.removeprefix(prefix)): (
-                    value.clone() if own == "step" else value.to(weight.device, copy=True)
-                )
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-            if state:
-                self.adam.state[weight] = state
+        """Restore what :meth:`state` gave, each number on the device of its weight: a training that
+        began on a GPU is resumed from a checkpoint that was read into the memory of the host.
+
+        Raises:
+            KeyError: the state is of other weights.
+        """
+        of_weights: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            weight_name, _, own = name.rpartition("/")
+            of_weights.setdefault(weight_name, {})[own] = value
+        for table, sums in zip(self.tables.tables, self.tables.sums, strict=True):
+            sums.copy_(of_weights.pop(self._names[id(table)])["sums"])
+        for weight in self.dense:
+            if (state := of_weights.pop(self._names[id(weight)], None)) is not None:
+                self.adam.state[weight] = {
+                    # AdamW counts steps in host memory, wherever the weight is.
+                    own: value.clone() if own == "step" else value.to(weight.device, copy=True)
+                    for own, value in state.items()
+                }
+        if of_weights:
+            raise KeyError(f"no weights {', '.join(of_weights)}")

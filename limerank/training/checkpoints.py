@@ -1,0 +1,125 @@
+"""How far a training has come, and the checkpoints that it resumes from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from limerank.errors import FormatError
+from limerank.models import Ranker
+from limerank.runs.folder import finite, load_state, save_state
+from limerank.training.optim import Optimiser
+
+CHECKPOINT_SHARE = 0.05
+"""Checkpoints take at most this share of a training's time: after one that took long, the next one
+waits, whatever the configuration says."""
+
+
+@dataclass
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        epoch: completed passes over the training split.
+        batch: completed batches of the current one.
+        step: completed batches of all.
+        impressions: in these batches.
+        seconds: spent on them, without validations and checkpoints.
+        best: best value of the validation metric; None before the first validation.
+        best_step: after which step that was.
+        waited: validations since then.
+        lines: of ``metrics.jsonl``.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    impressions: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    lines: int = 0
+
+
+class NotFiniteError(ArithmeticError):
+    """Weights, or numbers of the optimiser, are not finite: nothing was written."""
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run folder, and reads the last one.
+
+    Args:
+        run: the run folder.
+        ranker: the model.
+        optimiser: of the ranker.
+        seconds: between checkpoints, at least.
+    """
+
+    def __init__(self, run: Path, ranker: Ranker, optimiser: Optimiser, seconds: float) -> None:
+        self.run, self.ranker, self.optimiser = run, ranker, optimiser
+        self.seconds = seconds
+        self._saved = self._next = time.monotonic()
+
+    def affordable(self) -> bool:
+        """Whether another one keeps their share of the time below :data:`CHECKPOINT_SHARE`."""
+        return time.monotonic() >= self._next
+
+    def due(self) -> bool:
+        """Whether the configured time since the last one has passed, and another is affordable."""
+        return self.affordable() and time.monotonic() >= self._saved + self.seconds
+
+    def save(self, progress: Progress) -> None:
+        """Replace the checkpoint in one step.
+
+        Raises:
+            NotFiniteError: see there.
+        """
+        began = time.monotonic()
+        optimiser = self.optimiser.state()
+        if not finite(self.ranker.parameters()) or not finite(optimiser.values()):
+            raise NotFiniteError("weights, or numbers of the optimiser, are not finite")
+        device = next(self.ranker.parameters()).device
+        tensors = {f"model.{name}": value for name, value in self.ranker.state_dict().items()}
+        tensors |= {f"optimiser.{name}": value for name, value in optimiser.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+        save_state(self.run, tensors, asdict(progress))
+        self._saved = time.monotonic()
+        self._next = self._saved + (self._saved - began) / CHECKPOINT_SHARE
+
+    def load(self) -> Progress:
+        """Put the last checkpoint into the ranker and the optimiser; progress from zero without.
+
+        Raises:
+            FormatError: the checkpoint is damaged, or of another version.
+        """
+        held = load_state(self.run)
+        if held is None:
+            return Progress()
+        tensors, progress = held
+        try:
+            self.ranker.load_state_dict(_below(tensors, "model."))
+            self.optimiser.load(_below(tensors, "optimiser."))
+            torch.set_rng_state(tensors["rng.cpu"])
+            device = next(self.ranker.parameters()).device
+            if "rng.cuda" in tensors and device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+            return Progress(**progress)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"the checkpoint in {self.run} is damaged or of another version ({error}); pass "
+                "--overwrite to train from the start"
+            ) from None
+
+
+def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,67 @@
+"""Run folders that trainings write to: which may be resumed, and who writes to them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from limerank.errors import FormatError, LimerankError
+from limerank.files import held_alone, read_json
+from limerank.runs.formats import FORMAT
+
+
+def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
+    """Whether a run folder holds an unfinished training with these settings.
+
+    Args:
+        out: the folder.
+        wanted: of :func:`limerank.runs.folder.settings`.
+
+    Raises:
+        FormatError: it holds something else.
+    """
+    held = read_json(out / "config.json", "a run")
+    if not (out / "trainer").exists():
+        raise FormatError(f"{out} holds a finished run; pass --overwrite or choose another folder")
+    if held.get("format") != FORMAT:
+        raise FormatError(
+            f"{out} holds an unfinished run of another version (format {held.get('format')!r:.40}, "
+            f"not {FORMAT}), which cannot be resumed; pass --overwrite to train from the start"
+        )
+    for part in ("model", "train", "shape", "data", "encoding"):
+        if held.get(part) != wanted[part]:
+            differing = part
+            if isinstance(held.get(part), dict):
+                fields = {**held[part], **wanted[part]}
+                differing = ", ".join(
+                    f"{part}.{name} is {held[part].get(name)!r}, not {wanted[part].get(name)!r}"
+                    for name in fields
+                    if held[part].get(name) != wanted[part].get(name)
+                )
+            raise FormatError(
+                f"{out} holds an unfinished run with other settings ({differing}); give the same "
+                "settings to resume it, or --overwrite to train from the start"
+            )
+
+
+def training_lock(out: Path) -> AbstractContextManager[None]:
+    """Keep other processes from training in this folder; nothing where there is no training."""
+    state = out / "trainer"
+    if not state.exists():
+        return nullcontext()
+    return held_alone(state / "lock", f"another process is training in {out}")
+
+
+@contextmanager
+def removed_if_empty(out: Path) -> Iterator[None]:
+    """Remove the run folder of a training that fails before it has saved anything."""
+    try:
+        yield
+    except (LimerankError, RuntimeError, MemoryError, OSError):
+        saved = ("model.safetensors", "trainer/state.safetensors")
+        if not any((out / name).exists() for name in saved):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
