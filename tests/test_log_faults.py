@@ -185,7 +185,7 @@ def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
     write(tmp_path, rows(), "log-1.csv")
     (tmp_path / "log-2.csv").write_text("user,item,time,click\n")
     warnings = run(tmp_path, make_spec({"files": ["log-*.csv"]}))["summary"]["warnings"]
-    assert any("log-2.csv holds no rows" in warning for warning in warnings)
+    assert any("log-2.csv has no rows" in warning for warning in warnings)
     (tmp_path / "log-3.csv").write_text("user,item,when,click\n1,2,3,1\n")
     with pytest.raises(
         DataError, match=r"log-3.csv has no column 'time'; columns found: user, item"
@@ -494,7 +494,7 @@ def test_lists_in_brackets_are_refused(tmp_path: Path) -> None:
     lists = {**EVENTS, "files": ["h.csv"], "time_unit": "ms", "lists": True, "list_split": ","}
     events = [{**EVENTS, "time_unit": "ms"}, {**lists, "constant": {"click": 1}}]
     spec = {"name": "t", "labels": [CLICK], "events": events}
-    with pytest.raises(DataError, match=r"h\.csv: column 'item' holds lists in brackets, such as"):
+    with pytest.raises(DataError, match=r"h\.csv: column 'item' has lists in brackets, such as"):
         run(tmp_path, Spec.model_validate(spec))
 
 

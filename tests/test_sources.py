@@ -157,7 +157,7 @@ def test_quoted_tsv_pipes_and_escapes(tmp_path: Path) -> None:
         ("it's",),
         ("a|b",),
     ]
-    with pytest.raises(DataError, match="stand in quotes, such as"):
+    with pytest.raises(DataError, match="are in quotes, such as"):
         (tmp_path / "q.csv").write_text('id|n\n"1"|2\n')
         rows_of(tmp_path / "q.csv", ["id"], separator="|")
     assert rows_of(tmp_path / "q.csv", ["id"], separator="|", quote="")[0] == [('"1"',)]
@@ -262,7 +262,7 @@ def test_encodings_that_do_not_fit(tmp_path: Path) -> None:
         ):
             rows_of(tmp_path / "t.csv", ["name"], encoding=encoding)
     for wrong in ("latin-99", "rot13", ""):
-        with pytest.raises(ValueError, match="is no encoding"):
+        with pytest.raises(ValueError, match="is not an encoding"):
             table("t.csv", encoding=wrong)
 
 
@@ -338,12 +338,12 @@ def test_json_lines_that_are_none_are_counted(tmp_path: Path) -> None:
     rows, reader = rows_of(path, ["id"])
     assert rows == [(1,), (1,)]
     assert reader.rows.bad_lines == 5
-    assert "line 3: no JSON object" in (reader.rows.bad_example or "")
+    assert "line 3: not a JSON object" in (reader.rows.bad_example or "")
     path.write_text('[{"id": 1},\n {"id": 2}]')
     with pytest.raises(DataError, match="holds a JSON array, expected JSON lines"):
         open_file(path, table("t.jsonl"))
     path.write_text("id,name\n1,2\n")
-    with pytest.raises(DataError, match="holds no JSON object in its first lines"):
+    with pytest.raises(DataError, match="has no JSON object in its first lines"):
         open_file(path, table("t.jsonl"))
 
 

@@ -120,14 +120,16 @@ class Files(Frozen):
         except LookupError:
             text = False
         if not text:
-            raise ValueError(f'{name!r} is no encoding; expected such as "utf-8" or "latin1"')
+            raise ValueError(
+                f'{name!r} is not an encoding; expected one such as "utf-8" or "latin1"'
+            )
         return name
 
     @field_validator("separator", "quote", "escape")
     @classmethod
     def _within_a_line(cls, mark: str | None) -> str | None:
         if mark is not None and set(mark) & set("\r\n\0"):
-            raise ValueError("line breaks stand between records, not within them")
+            raise ValueError("a line break separates records and cannot be within one")
         return mark
 
     @model_validator(mode="after")

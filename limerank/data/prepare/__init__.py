@@ -1,8 +1,11 @@
 """From a log and its description to a prepared dataset, in bounded memory.
 
-:mod:`~limerank.data.prepare.job` walks the way: files are read and checked (``spooling``,
-``checks``), ids counted (``ids``), events spread over partitions by user (``partition``) and sorted
-(``sorting``), users and items held out (``holdout``), and what was found is told (``summary``).
+:mod:`~limerank.data.prepare.job` is the sequence of steps: sources are opened (``inputs``,
+``opening``), rows are checked and coded (``checks``, ``coding``, ``ids``, ``findings``), spooled in
+partitions by user (``spooling``, ``partition``) and sorted (``sorting``, ``clock``); events are
+assigned to splits (``splitting``, ``holdout``); vocabularies are learned (``learning``); items,
+users, events and requests are written (``tables``, ``suspects``, ``writing``), and the manifest
+(``manifest``).
 """
 
 from limerank.data.prepare.job import prepare

@@ -1,6 +1,6 @@
 """Values of event columns, checked: times, labels and request ids.
 
-What is wrong with a row is told to :class:`Good`, which counts bad rows by reason.
+:class:`Good` counts bad rows by reason.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SHOWN = 60
 UNIT_ROWS = 10_000
 ISO_ROWS = 20
 OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
-"""1990 and 2100: other times mostly have another unit than the one given."""
+"""1990 and 2100: other times mostly have another unit than the one in the description."""
 KEY_OF_ZERO = np.uint64(0xD1B54A32D192ED03)
-"""Of a request whose number would be 0, which stands for none."""
+"""The key of a request whose own key would be 0, which means no request."""
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 ISO = (
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -50,7 +50,7 @@ ISO_ZONE = (
 
 
 class Good:
-    """Which rows of a batch passed all checks so far; each bad row counts for one reason.
+    """The rows of a batch that have passed all checks; each bad row counts for one reason.
 
     Args:
         rows: of the batch.
@@ -70,7 +70,7 @@ class Good:
         self.mask: Mask = None
 
     def check(self, fine: Mask, reason: str, values: pl.Series | None = None) -> None:
-        """Count the rows that are not ``fine``; ``values`` is the column that was looked at."""
+        """Count the rows that are not ``fine``; ``values`` is the column that was checked."""
         if fine is None or fine.all():
             return
         mask = np.ones(self._rows, bool) if self.mask is None else self.mask
@@ -87,7 +87,7 @@ class Good:
 def label_columns(
     label: Label, values: pl.Series, length: pl.Series | None, good: Good
 ) -> dict[str, Array]:
-    """A label's columns, of all rows of a batch; what is wrong with them goes to ``good``."""
+    """The columns of a label for all rows of a batch; ``good`` counts the bad ones."""
     key = f"label_{label.name}"
     if label.kind == "binary" and label.at_least is None and _zeros_and_ones(values):
         return {key: values.cast(pl.UInt8).to_numpy()}
@@ -156,7 +156,7 @@ def times_of(values: pl.Series, source: EventSource) -> tuple[Array, NDArray[np.
 
 
 def _scaled_text(values: pl.Series, factor: float) -> pl.Series:
-    """Numbers as text, as milliseconds; null where it is no number. Integers keep all digits."""
+    """Numbers as text, as milliseconds; null where it is not a number. Integers stay exact."""
     lengths = values.cast(pl.Int64, strict=False)
     result = _scaled_integers(lengths, factor)
     if lengths.null_count() > values.null_count():
@@ -180,15 +180,15 @@ def _scaled_integers(values: pl.Series, factor: float) -> pl.Series:
 
 
 def _scaled_floats(values: pl.Series, factor: float) -> pl.Series:
-    """A float stands for all numbers that are rounded to it: the last of them, so that whole
-    milliseconds stay what they are."""
+    """Floats as milliseconds. Many numbers are rounded to one float: the largest of them is taken,
+    so that whole milliseconds stay exact."""
     given = values.cast(pl.Float64).fill_null(np.nan).to_numpy()
     scaled = pl.Series(values.name, np.floor(np.nextafter(given, np.inf) * factor))
     return scaled.fill_nan(None).cast(pl.Int64, strict=False)
 
 
 def _require_digits(values: pl.Series, source: EventSource) -> None:
-    """Raise a DataError where floats are too large to tell one time from the next.
+    """Raise a DataError where floats are too large to distinguish one time from the next.
 
     (Nanoseconds as float64 are known to 256 of them, which is good enough.)
     """
@@ -208,7 +208,7 @@ def _require_digits(values: pl.Series, source: EventSource) -> None:
 
 
 def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
-    """Text as milliseconds since 1970; null where it is no time."""
+    """Text as milliseconds since 1970; null where it is not a time."""
     text = text.str.strip_chars(BLANKS)
     if form is not None:
         zoned = "%z" in form or "%#z" in form
@@ -221,7 +221,7 @@ def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
         source = text.str.replace(r"[Zz]$", "+00:00") if zoned else text
         result = result.zip_with(result.is_not_null(), _strptime(source, iso, zoned))
     if result.null_count() > text.null_count():
-        # ISO 8601 lets a comma stand before the parts of a second.
+        # ISO 8601 allows a comma before the fraction of a second.
         comma = (result.is_null() & text.str.contains(ISO_COMMA)).fill_null(False)
         if comma.any():
             pointed = text.filter(comma).str.replace(ISO_COMMA, "$1.$2")
@@ -249,7 +249,7 @@ def require_time_format(source: EventSource) -> None:
         written = pl.Series([datetime(2026, 11, 21, 17, 38, 59, tzinfo=UTC)]).dt.strftime(form)
         read = _strptime(written, form, "%z" in form or "%#z" in form)[0]
         readable = read is not None and read // DAY_MS == EXAMPLE_DAY
-        why = f"it writes 2026-11-21 17:38:59 as {written[0]!r}, which does not tell the day"
+        why = f"it writes 2026-11-21 17:38:59 as {written[0]!r}, which does not give the day"
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         readable, why = False, str(error).splitlines()[0].rstrip(".")
     if not readable:
@@ -288,11 +288,11 @@ def better_unit(values: pl.Series, source: EventSource) -> tuple[str, float] | N
 
 
 def request_keys(values: pl.Series) -> NDArray[np.uint64]:
-    """A number for each request id, never 0; 0 where there is none.
+    """A key for each request id, never 0; 0 where there is no id.
 
-    Request ids have the form of user and item ids: 7, 7.0 and ``"7"`` are one, whatever the type of
-    a file's column is. Integers of 64 bits are told apart exactly; other text, and integers beyond,
-    by 64 bits of a hash.
+    Request ids have the form of user and item ids: 7, 7.0 and ``"7"`` are one for every type of
+    column. Keys of 64-bit integers are exact; those of other text, and of larger integers, are
+    64-bit hashes.
 
     Raises:
         DataError: the column holds no ids, or floats that may have lost digits.

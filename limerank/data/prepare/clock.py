@@ -1,7 +1,7 @@
-"""Times that cannot be right: beyond the present, far after all others, before there were logs.
+"""Times that cannot be right: in the future, far after all others, or before 1990.
 
-One event of a phone whose clock is years ahead must not become the time at which everybody's
-ranking is made: :attr:`Clock.now` is the newest time that is none of these.
+A single event of a phone whose clock is years ahead must not become the time of all rankings:
+:attr:`Clock.now` is the newest time that is not an outlier.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from limerank.data.canonical import DAY_MS, iso
 from limerank.data.prepare.checks import OLDEST
 
 AHEAD_MS = DAY_MS
-"""How far beyond the present clock a time may lie: local times are read as UTC."""
+"""A time may be so far in the future: local times are read as UTC."""
 STRAY_SHARE = 0.01
 MOST_STRAYS = 1024
-"""At most this share of the events, and so many, can lie far after all others."""
+"""Outliers far after all others are at most this share of the events, and at most so many."""
 FEWEST_EVENTS = 10
-"""In a log of fewer events none is called far from the others."""
+"""In a log of fewer events no time is far from the others."""
 SAMPLE = 1 << 16
-"""About so many times tell how long the log is without its strays."""
+"""About so many times estimate the span of the log without outliers."""
 
 
 class Clock:
-    """The times of a log as they are met in any order; then which of them are outliers.
+    """The times of a log, added in any order; then the outliers among them.
 
-    A time is an outlier where it lies more than a day beyond the present clock, or where it and
-    all later ones are at most 1 % of the events (and at most 1,024) and lie further after the
-    events before them than a day and than half the time that those span.
+    A time is an outlier where it is more than a day in the future; or where it and all later ones
+    are at most 1 % of the events (and at most 1,024), and the gap before them is longer than a day
+    and than half the span of the events before it.
 
     Args:
         total: about how many events there are.
@@ -46,7 +46,7 @@ class Clock:
         self.total = self.future = self.old = 0
 
     def add(self, times: NDArray[np.int64]) -> None:
-        """Take note of some events' times (milliseconds since 1970)."""
+        """Add times of events (milliseconds since 1970)."""
         self.total += len(times)
         self._sample.append(times[:: self._stride].copy())
         self.old += int((times < OLDEST).sum())
@@ -65,13 +65,13 @@ class Clock:
         self.now, self.far = int(self._last), 0
         self._newest = np.sort(self._newest)
         if 2 * self.future >= self.total or len(self._newest) == 0:
-            return  # most events lie in the future: a simulated log, or a wrong unit
+            return  # most events are in the future: a simulated log, or a wrong unit
         cut = len(self._newest) if self.total < FEWEST_EVENTS else self._first_far()
         self.far = len(self._newest) - cut
         self.now = int(self._newest[cut - 1])
 
     def _first_far(self) -> int:
-        """Where in the newest times those begin that lie far after all others."""
+        """The position among the newest times from which they are far after all others."""
         times = self._newest
         most = min(max(int(STRAY_SHARE * self.total), 1), len(times) - 1)
         start = int(self._sample[0][int(STRAY_SHARE * len(self._sample[0]))])
@@ -83,7 +83,7 @@ class Clock:
         return len(times)
 
     def warnings(self) -> list[str]:
-        """What to say of the outliers: how many, and an example."""
+        """Warnings about the outliers: how many, and an example."""
         lines = []
         if self.future:
             lines.append(
@@ -92,7 +92,7 @@ class Clock:
             )
         if self.far:
             lines.append(
-                f"{self.far:,} of {self.total:,} events lie far after all others, such as "
+                f"{self.far:,} of {self.total:,} events are far after all others, such as "
                 f"{iso(int(self._newest[-1]))} after {iso(self.now)}: check their clocks"
             )
         if (self.future or self.far) and self.now != self._last:
@@ -103,6 +103,6 @@ class Clock:
             example = f", such as {iso(oldest)}" if oldest < OLDEST else ""
             lines.append(
                 f"{self.old:,} of {self.total:,} events are from before 1990{example}: if these "
-                "times stand for missing ones, name them in null_values"
+                "times mean missing ones, list them in null_values"
             )
         return lines

@@ -107,7 +107,7 @@ class RowCoder:
     def lists(
         self, frame: pl.DataFrame, users: Array, known: Mask, source: EventSource, number: int
     ) -> dict[str, Array]:
-        """The good rows of a batch whose rows hold lists of items."""
+        """The good rows of a batch whose rows are lists of items."""
         n = len(frame)
         self._findings.rows += n
         good = Good(n, self._findings.bad, self._findings.examples, self.reading)
@@ -141,7 +141,7 @@ class RowCoder:
         }
 
     def constants(self, source: EventSource) -> dict[str, Any]:
-        """What each event of a source of lists has, by the name of its spooled column."""
+        """The constant values of the events of a source of lists, by spooled column."""
         values: dict[str, Any] = {}
         unseen = Good(1, Counter())  # the description was checked when it was built
         for label in self._spec.labels:
@@ -199,13 +199,13 @@ class RowCoder:
 
 
 def _refuse_brackets(lists: pl.Series) -> None:
-    """Raise a DataError where lists are written as those of Python or JSON: no separator of
-    elements takes their brackets away."""
+    """Raise a DataError where lists are written as in Python or JSON: splitting by a separator
+    does not remove their brackets."""
     text = lists.cast(pl.String).drop_nulls().head(1000).str.strip_chars()
     text = text.filter(text != "")
     if len(text) and bool(text.str.contains(r"^(\[.*\]|\(.*\))$").all()):
         raise DataError(
-            f"column {lists.name!r} holds lists in brackets, such as {text[0]!r:.60}; write the "
+            f"column {lists.name!r} has lists in brackets, such as {text[0]!r:.60}; write the "
             "items alone with list_split between them, or lists in Parquet or JSON lines"
         )
 
@@ -217,6 +217,6 @@ def _plus_one(codes: pl.Series) -> NDArray[np.uint32]:
 
 
 def stretch(bounds: list[int], values: Array) -> None:
-    """Make ``bounds``, the least and the greatest, hold ``values``."""
+    """Widen ``bounds``, the least and the greatest value, to include ``values``."""
     bounds[0] = min(bounds[0], int(values.min()))
     bounds[1] = max(bounds[1], int(values.max()))

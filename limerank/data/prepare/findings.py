@@ -58,7 +58,7 @@ class Findings:
     def _remark(self, reader: Reader, bad: str, rows: int) -> None:
         self.remarks += reader.rows.remarks
         if rows == 0:
-            self.remarks.append(f"{reader.name} holds no rows")
+            self.remarks.append(f"{reader.name} has no rows")
         if reader.rows.bad_example is not None:
             self.examples.setdefault(bad, reader.rows.bad_example)
         self.note("record over several lines", reader.rows.several_lines)
@@ -76,7 +76,7 @@ class Findings:
             raise DataError(
                 f"{bad:,} of {self.rows:,} rows ({100 * bad / self.rows:.1f} %) are bad, more than "
                 f"checks.max_bad_share = {most} allows:{table}\n"
-                "mend the log, mend its description, or raise the share"
+                "correct the log or its description, or raise the share"
             )
         if self.rows == bad:
             raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")

@@ -1,7 +1,7 @@
 """Users and items that training never sees, for measuring cold starts.
 
-Chosen by the log alone, so that the same log and shares always give the same ones: users by a hash
-of their key, items by when they first appear, the newest first.
+The log alone decides, so that the same log and shares always give the same ones: users by a hash of
+their key, items by the time of their first event, the newest first.
 """
 
 from __future__ import annotations

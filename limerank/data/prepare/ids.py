@@ -18,11 +18,11 @@ from limerank.data.prepare.partition import Array
 from limerank.errors import DataError
 
 Mask = NDArray[np.bool_] | None
-"""Which rows; None: all of them."""
+"""A mask of rows; None: all rows."""
 
 
 class TextIdsError(Exception):
-    """Ids that looked like integers turned out to be text: read everything again."""
+    """Ids that seemed to be integers are text: all files have to be read again."""
 
     def __init__(self, ids: Ids) -> None:
         self.ids = ids
@@ -40,10 +40,10 @@ class Ids:
         self.text = text
         self._form = form
         self._type = pl.Categorical(pl.Categories.random())
-        # Polars forgets the numbers it gave to texts when the last series with them is gone.
+        # Polars forgets the numbers of texts with the last series that has them.
         self._held = pl.Series([], dtype=self._type)
         self._canonical = np.zeros(0, np.int64)
-        """Of each text as it was written: the code of its canonical form; -1 where it has none."""
+        """For each text as written: the code of its canonical form; -1 where it has none."""
         self._moved = False
         """Whether any text is written otherwise than its canonical form."""
 
@@ -51,8 +51,8 @@ class Ids:
         """Codes, and which of them are known (None: all).
 
         Raises:
-            TextIdsError: these ids are no integers, and were expected to be.
-            DataError: the column holds no ids, or one that may have lost digits.
+            TextIdsError: these ids are not integers, as was expected.
+            DataError: the column has no ids, or one that may have lost digits.
         """
         if values.dtype.is_nested():
             raise DataError(

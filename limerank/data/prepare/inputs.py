@@ -29,7 +29,7 @@ S = TypeVar("S", EventSource, Table)
 
 @dataclass(frozen=True)
 class Inputs:
-    """A description, and the frames that take the place of its files.
+    """A description, and the frames that replace its files.
 
     Attributes:
         spec: the description; a source whose rows are a frame names no files.
@@ -50,7 +50,7 @@ class Inputs:
         return self._open(self.spec.events[number], self.events[number], name)
 
     def table_readers(self, what: str) -> list[Reader]:
-        """Readers of the table ``"items"`` or ``"users"``; none where it is not described."""
+        """Readers of the table ``"items"`` or ``"users"``; empty where it is not described."""
         table = self.spec.items if what == "items" else self.spec.users
         frame = self.items if what == "items" else self.users
         return [] if table is None else self._open(table, frame, what)
@@ -151,7 +151,7 @@ def _per_source(given: Any, count: int) -> Sequence[Any]:
 
 
 def _with_rows(source: S, given: Any, what: str) -> tuple[S, object | None]:
-    """A source that reads the rows passed in place of its files, and the frame, if it is one."""
+    """The source with the rows passed instead of its files, and the frame, if one is passed."""
     if given is None:
         return source, None
     if isinstance(given, (str, os.PathLike)):

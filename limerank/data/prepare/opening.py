@@ -26,7 +26,7 @@ class OpenSources:
         feature_is_text: whether an event feature's categories are texts (else integers).
 
     Raises:
-        DataError: a file or a column is missing or of no use.
+        DataError: a file or a column is missing or cannot be used.
         SpecError: a source has neither files nor a frame.
     """
 
@@ -103,7 +103,7 @@ class OpenSources:
         return False
 
     def dtype_of(self, ids: Ids, columns: list[str]) -> type[np.integer[Any]]:
-        """The narrowest integers that surely hold a column's codes: fewer bytes to move."""
+        """The narrowest integers that are known to hold a column's codes."""
         if ids.text:
             return np.uint32
         narrow = np.iinfo(np.int32)

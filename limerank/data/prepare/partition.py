@@ -1,8 +1,7 @@
 """Arrays larger than memory: partitioned by user, sorted part by part, written by appending.
 
-A user's *key* is a 64-bit integer whose top bits say in which partition the user lies, and whose
-order is the order of users in the dataset. So the outcome does not depend on how many partitions
-there were.
+A user's *key* is a 64-bit integer. Its top bits select the partition, and the order of keys is the
+order of users in the dataset, so that the result does not depend on the number of partitions.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ def shuffle(ids: Array) -> NDArray[np.uint64]:
 
 
 def unshuffle(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The ids that :func:`shuffle` made ``keys`` of."""
+    """The ids that have these keys; the inverse of :func:`shuffle`."""
     return (keys * np.uint64(INVERSE)).view(np.int64)
 
 
 class NpyWriter:
-    """A one-dimensional ``.npy`` file that grows; its header is right once it is closed."""
+    """A one-dimensional ``.npy`` file that grows; its header is valid once it is closed."""
 
     HEADER = 128
 
@@ -69,7 +68,7 @@ class NpyWriter:
 
 
 class NpyReader:
-    """A ``.npy`` file of :class:`NpyWriter`, read from its beginning, a stretch at a time.
+    """A ``.npy`` file of :class:`NpyWriter`, read from its beginning, piece by piece.
 
     (Not a memory map: mapped pages count as the process's memory.)
     """
@@ -178,7 +177,7 @@ class Spool:
         }
 
     def split(self, part: int, bits: int = 4) -> Spool:
-        """One partition as a spool of its own, of finer partitions; its file is removed."""
+        """One partition as a separate spool with finer partitions; its file is removed."""
         folder = self.folder / f"{part}-split"
         finer = Spool(folder, self.dtypes, bits, skip=self.skip + self.bits, ragged=self.ragged)
         if self.rows[part]:
@@ -220,16 +219,17 @@ def radix_order(keys: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
 def group_order(
     keys: NDArray[np.uint64],
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.int64]]:
-    """A stable order of ``keys``, the keys in it, and where in it each group of equals begins."""
+    """A stable order of ``keys``, the sorted keys, and the position at which each group of equal
+    keys begins."""
     if len(keys) == 0:
         return np.zeros(0, np.int64), keys, np.zeros(0, np.int64)
-    # Keys are spread evenly, so that 32 bits below those in common tell nearly all apart.
+    # Keys are spread evenly: the 32 bits below the common ones distinguish nearly all.
     low = max(int(keys.min() ^ keys.max()).bit_length() - 32, 0)
     order = radix_order(keys >> np.uint64(low), 32)
     found = keys[order]
     descents = np.flatnonzero(found[1:] < found[:-1])
     if len(descents):
-        # The rest differ only further down: each such stretch is sorted by whole keys.
+        # The others differ only in lower bits: each such stretch is sorted by full keys.
         heads = found >> np.uint64(low)
         rows = np.flatnonzero(np.isin(heads, heads[descents]))
         order[rows] = order[rows][np.argsort(found[rows], kind="stable")]
@@ -297,6 +297,6 @@ def values_at_ranks(
 
 
 def sync(path: Path) -> None:
-    """Make a file durable; done early and aside, it costs nobody time at the end."""
+    """Make a file durable; done early on a thread, it takes no time at the end."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())

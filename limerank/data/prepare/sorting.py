@@ -1,4 +1,4 @@
-"""Spooled events, sorted by user and time, and read again in stretches of whole users."""
+"""Spooled events, sorted by user and time, and read again in blocks of complete users."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ BLOCK_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class SortedPart:
-    """One partition, sorted: its users with their numbers of events, its columns, its dirt."""
+    """One partition, sorted: its users with their numbers of events, its columns, counts of
+    bad rows."""
 
     users: NDArray[np.uint64]
     counts: NDArray[np.int64]
@@ -52,7 +53,7 @@ class SortedPart:
 
 @dataclass
 class Block:
-    """Consecutive events of whole users."""
+    """Consecutive events of complete users."""
 
     first_user: int
     first_event: int
@@ -92,7 +93,7 @@ class SortedEvents:
         Arrays that are part of the dataset are made durable by ``aside`` meanwhile.
 
         Raises:
-            DataError: no event is left, or none that is shown.
+            DataError: no events are left, or none of a source with ``shown``.
         """
         spools, events = self._spools, self._folder / "events"
         noted = spools.findings.noted
@@ -152,7 +153,7 @@ class SortedEvents:
             raise DataError("no event of a source with shown = true is left: nothing to score")
 
     def stream(self, wanted: list[str]) -> Iterator[Block]:
-        """These columns of the sorted events, a stretch of whole users at a time."""
+        """These columns of the sorted events, a block of complete users at a time."""
         files = {}
         for name in wanted:
             if name == "shown" and not self.some_hidden:
@@ -202,7 +203,7 @@ class SortedEvents:
         users = keys[starts]
         lengths = np.diff(np.append(starts, n))
         rank = np.repeat(np.arange(len(starts)), lengths)
-        # Each user's events now stand as in the files; mostly that is in order of time already.
+        # Each user's events are in the order of the files, which is mostly that of time.
         time = columns["time"][order]
         same_user = rank[1:] == rank[:-1]
         earlier = same_user & (time[1:] < time[:-1])
@@ -231,7 +232,7 @@ class SortedEvents:
         return SortedPart(users, lengths, columns, n - len(columns["time"]), backwards, broken)
 
     def _distinct(self, columns: dict[str, Array], rank: Array, exempt: NDArray[np.bool_]) -> Mask:
-        """Which sorted rows to keep, where some repeat an earlier one exactly (None: all)."""
+        """A mask of the sorted rows without exact repetitions of earlier ones (None: all)."""
         time = columns["time"]
         tie = (rank[1:] == rank[:-1]) & (time[1:] == time[:-1])
         in_tie = np.zeros(len(time), bool)
@@ -269,7 +270,7 @@ class SortedEvents:
         return keep
 
     def _list_events(self, lists: dict[str, Array]) -> tuple[dict[str, Array], int]:
-        """The events that a partition's lists tell of, each once, in order."""
+        """The events in a partition's lists, each once, in order."""
         n = len(lists["user"])
         dtypes = self._spools.coder.dtypes
         if n == 0:
@@ -282,7 +283,7 @@ class SortedEvents:
         start = (np.cumsum(lists["length"]) - lists["length"])[order]
         values = lists["values"]
         broken = 0
-        # The common case at once: a list that begins with the whole one before it.
+        # The common case for all lists at once: a list begins with the full list before it.
         previous = np.maximum(np.arange(n) - 1, 0)
         shared = np.where(new_user, 0, np.minimum(length, length[previous]))
         same = values[ragged_index(start, shared)] == values[ragged_index(start[previous], shared)]
@@ -316,7 +317,7 @@ class SortedEvents:
 
 
 def _overlap(old: Array, new: Array) -> int:
-    """How many of ``new`` a list ``old`` before it holds already, at its end."""
+    """How many items at the beginning of ``new`` are the end of the list ``old`` before it."""
     for at in np.flatnonzero(old == new[0]).tolist():
         length = min(len(old) - at, len(new))
         if np.array_equal(old[at : at + length], new[:length]):

@@ -12,11 +12,11 @@ from limerank.data.coverage import TableCoverage, cover_features
 from limerank.data.encoding import Encoding, candidates, encode, fit
 from limerank.data.prepare.ids import CodeMap, Ids
 from limerank.data.prepare.learning import Learned, write_vocabulary
-from limerank.data.prepare.nobody import suspects
 from limerank.data.prepare.opening import BATCH_BYTES
 from limerank.data.prepare.partition import Array, NpyWriter, unshuffle
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.spooling import Spooling
+from limerank.data.prepare.suspects import suspects
 from limerank.data.sources import Reader, concat
 from limerank.data.spec import Table
 from limerank.errors import DataError
@@ -30,7 +30,7 @@ class TableWriter:
         item_total, trained_items: how many items there are, and how many have events in training.
         item_encoding, user_encoding: what was learned of the tables.
         coverage: "item" or "user" -> how the table fits the log.
-        warnings: of ids that seem to stand for nobody.
+        warnings: about ids that may mean a missing one.
     """
 
     item_map: CodeMap
@@ -158,7 +158,7 @@ class TableWriter:
         numbers: tuple[int, int, int],
         examples: tuple[pl.Series, pl.Series],
     ) -> None:
-        """Note how a table fits the log: ids of the log, those that the table has, rows of the
+        """Record how a table fits the log: ids of the log, those that the table has, rows of the
         table; and an id that only the log, or only the table, has."""
         ids, matched, rows = numbers
         only_log, only_table = (None if len(one) == 0 else str(one[0]) for one in examples)

@@ -1,6 +1,6 @@
 """Official layouts of public data sets, read as dataset descriptions.
 
-A reader looks at a folder as its publisher ships it and says what it holds as a
+A reader takes a folder as its publisher ships it and describes it as a
 :class:`~limerank.data.spec.Spec`. Files that `prepare` can read as they are stay where they are;
 what it cannot (``::`` separators, lists of impressions, behaviours without items) is converted to
 Parquet, piece by piece, in a scratch folder. Each reader's module states the official columns and
@@ -69,7 +69,7 @@ class Layout:
 
 
 def _as(default: Any, value: Any, name: str) -> Any:
-    """An option's value in the type of its default, as far as text can say it."""
+    """An option's value in the type of its default, as far as text can express it."""
     if isinstance(default, bool):
         known = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
         found = value if isinstance(value, bool) else known.get(str(value).lower())
@@ -77,7 +77,7 @@ def _as(default: Any, value: Any, name: str) -> Any:
             raise SpecError(f"option {name} is {value!r}, expected yes or no")
         return found
     if isinstance(default, int) and not isinstance(value, int):
-        raise SpecError(f"option {name} is {value!r}, expected a whole number")
+        raise SpecError(f"option {name} is {value!r}, expected an integer")
     if isinstance(default, tuple) and isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))
     return value

@@ -11,8 +11,8 @@ Log columns:
 user_id, video_id      user, item
 time_ms                time
 is_click               label ``click``: a click, or in the single-column feed a play of 7 s
-long_view              label ``long_view``: a play of 18 s, or of the whole video if it is shorter
-play_time_ms           label ``watch``, seconds, at most 300; ``duration_ms`` is the whole length
+long_view              label ``long_view``: a play of 18 s, or of the full video if it is shorter
+play_time_ms           label ``watch``, seconds, at most 300; ``duration_ms`` is the full length
 is_like, is_follow,    outcomes that histories hold: ``like`` ... ``profile_enter``; any of them
 is_comment,            may be made a label with ``labels=``
 is_forward, is_hate,
@@ -20,7 +20,7 @@ is_profile_enter
 comment_stay_time      outcome, milliseconds
 tab                    context: the scenario in the app
 date, hourmin          left out: they are time_ms again
-profile_stay_time      left out: ``is_profile_enter`` says nearly the same
+profile_stay_time      left out: nearly the same as ``is_profile_enter``
 is_rand                left out: no ranker knows which exposures an experiment will randomise
 =====================  ========================================================================
 
@@ -32,15 +32,15 @@ they do not name.
 Video columns: ``author_id``, ``video_type``, ``upload_type``, ``music_id``, ``music_type`` and
 ``tag`` ("12,65") are categories; ``video_duration``, ``server_width`` and ``server_height`` are
 numbers. Left out: ``upload_dt`` (a time split tests on days that training has never seen),
-``visible_status`` (it says how things stood after the month was over), and the whole statistics
-file: its averages run over the test period too, so they tell the future.
+``visible_status`` (it is the status after the month), and the full statistics
+file: its averages run over the test period too, so they leak the future.
 
 ``log_durations`` is for slices whose video table covers few of their videos: the lengths of videos
-are taken from the log too (a video has one length, and it is known before anybody plays it; 0 is
+are taken from the log too (a video has one length, and it is known before it is played; 0 is
 what pictures have). It holds one row per video in memory.
 
 Random exposures (``log_random_*``) are left out unless ``random`` is true, as in the published
-comparisons; they happened, so including them makes histories complete.
+comparisons; including them makes histories complete.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.progress import Bar
 
 WATCH_CAP = 300.0
-"""Seconds. Longer plays (1 in 1,000) are mostly a screen that nobody looks at."""
+"""Seconds. Longer plays (1 in 1,000) are mostly an unattended screen."""
 
 SIGNALS = {
     "click": "is_click",

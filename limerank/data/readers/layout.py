@@ -23,13 +23,13 @@ PIECE_BYTES = 16 << 20
 MORE = "(more)"
 """Holds what a line has beyond the columns of its file."""
 ID_MIN_COUNT = 2
-"""A content id (author, brand, campaign ...) of a single item says no more than the item's id."""
+"""A content id (author, brand, campaign ...) of a single item adds nothing to the item's id."""
 
 
 def named(folder: Path, *patterns: str) -> list[Path]:
     """Files of a folder that match one of the patterns, compressed or not, in order of name.
 
-    A file that lies there both plain and compressed counts once.
+    A file that is there both plain and compressed counts once.
     """
     found = {
         path
@@ -77,7 +77,7 @@ def column(path: Path, *names: str) -> str:
     """The first of these columns that a file has, as its header writes it.
 
     Raises:
-        DataError: it has none of them.
+        DataError: it has no such file.
     """
     found = header(path)
     for name in names:
@@ -204,7 +204,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _open(path: Path) -> Any:
-    """The file's plain bytes; its ending tells whether it is compressed."""
+    """The file's plain bytes; its ending shows whether it is compressed."""
     return pa.input_stream(str(path))
 
 

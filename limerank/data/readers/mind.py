@@ -75,7 +75,7 @@ WORD_MIN_COUNT = 5
 PARTS = ("train", "dev", "valid", "test")
 """In order of time."""
 PART_IDS = 10_000_000_000
-"""Impression ids start anew in each part; this keeps them apart."""
+"""Added to the impression ids of a part, which start again in each part."""
 
 
 def read(

@@ -65,7 +65,7 @@ def read(
         work: takes the tables of movies and users.
         quiet: not needed here.
         history: events per history.
-        split: "time" (cut points for everybody), "position" (within each user) or a Split.
+        split: "time" (the same cut points for all users), "position" (within each user) or a Split.
         title_words: whether the words of titles are features of movies.
     """
     ratings = named(directory, "ratings.csv") or named(directory, "ratings.dat")

@@ -4,7 +4,7 @@
 file              official columns                     what becomes of them
 ================  ===================================  =========================================
 raw_sample.csv    user, time_stamp (seconds),          user, time, item; context ``pid`` (the
-(read in place)   adgroup_id, pid, nonclk, clk         place of the ad); label ``click``; nonclk
+(read in place)   adgroup_id, pid, nonclk, clk         position of the ad); label ``click``; nonclk
                                                        is left out: it is 1 - clk
 ad_feature.csv    adgroup_id, cate_id, campaign_id,    item features; price as log1p
 (converted)       customer, brand, price
@@ -230,10 +230,10 @@ def _items(directory: Path, path: Path, pairs: NDArray[np.int64], out: Path) -> 
         .rename({"adgroup_id": "item_id"})
         .with_columns(candidate=pl.lit(True))
     )
-    # Ads without a brand say NULL; as a number that is null.
+    # Ads without a brand have NULL; as a number that is null.
     ads = ads.select(pl.col(name).cast(kind, strict=False) for name, kind in AD_COLUMNS.items())
     if (ads["item_id"] <= 0).any():
-        raise DataError(f"{path} has an adgroup_id below 1; those ids stand for behaviours")
+        raise DataError(f"{path} has an adgroup_id below 1; those ids are used for behaviours")
     with ParquetSheet(out, AD_COLUMNS) as sheet:
         sheet.add(ads)
         for start in range(0, len(pairs), 1 << 20):

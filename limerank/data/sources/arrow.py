@@ -13,7 +13,7 @@ UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeError, pl.exceptions.
 
 
 def arrow_columns(schema: pa.Schema) -> tuple[dict[str, pl.DataType | None], set[str]]:
-    """The columns of a schema with their Polars types (None: none), and names that it repeats."""
+    """The columns of a schema with their Polars types (None: not readable), and repeated names."""
     counts = Counter(schema.names)
     found: dict[str, pl.DataType | None] = {}
     for field in schema:

@@ -1,6 +1,6 @@
 """CSV, TSV and similar files: ``records`` cuts them into records, which Arrow parses.
 
-What Arrow makes of a block is counted against the records in it.
+The rows that Arrow parses are counted against the records of their block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError
 
 SEPARATOR = "\x1f"
-"""Stands for separators of more than one byte while a file is read."""
+"""Replaces separators of more than one byte while a file is read."""
 HEADER_BYTES = 1 << 20
 SHOWN = 60
 """Characters of a bad line that a message shows."""
@@ -62,7 +62,7 @@ class DelimitedFile(FileRows):
         self._read_header(kind)
 
     def _read_header(self, kind: str) -> None:
-        """Find the columns' names; the first line that is not blank holds them, or is a record."""
+        """Find the columns' names; the first line that is not blank has them, or is a record."""
         with self._open() as stream:
             first = stream.read(HEADER_BYTES)
         if self._long is not None:
@@ -76,7 +76,7 @@ class DelimitedFile(FileRows):
         if self._quote is not None and not self._patterns.closed(head):
             raise DataError(
                 f"{self.path}: the first line has a quote that is not closed: "
-                f"{head[:SHOWN].decode(errors='replace')!r}; mend it, or set quote"
+                f"{head[:SHOWN].decode(errors='replace')!r}; correct it, or set quote"
             )
         fields = self._fields(head)
         names = list(self.source.columns) or fields
@@ -177,7 +177,7 @@ class DelimitedFile(FileRows):
     def _frame(
         self, cut: Cut, line: int, columns_at: list[int], columns: Sequence[str]
     ) -> pl.DataFrame:
-        """The records of a block that begins with a line of the file; bad ones are counted."""
+        """The records of a block that begins at ``line`` of the file; bad ones are counted."""
         wrong: list[tuple[int, str]] = []
 
         def skip(row: Any) -> str:
@@ -191,7 +191,7 @@ class DelimitedFile(FileRows):
         if found != cut.records and found != records_without_blank_lines(cut):
             raise DataError(
                 f"{self.path}: {found:,} records were read of the {cut.records:,} in the lines "
-                f"{line:,} to {line + cut.lines:,}: their quotes do not pair up; mend them, or "
+                f"{line:,} to {line + cut.lines:,}: their quotes do not pair up; correct them, or "
                 "set quote"
             )
         for count, text in wrong:
@@ -257,11 +257,11 @@ class DelimitedFile(FileRows):
             self.bad_example = f"{self.path}, line {line:,}: {what}: {shown!r}"
 
     def _refuse_quotes(self, frame: pl.DataFrame) -> None:
-        """Quotes are not read unless asked for: say so where a column's values all have them."""
+        """Raise where all values of a column are in quotes, and ``quote`` is not set."""
         for values in frame:
             text = values.drop_nulls().head(1000)
             if len(text) and bool(text.str.contains(r'^".*"$').all()):
                 raise DataError(
-                    f"{self.path}: the values of column {values.name!r} stand in quotes, such as "
+                    f"{self.path}: the values of column {values.name!r} are in quotes, such as "
                     f'{text[0]}; set quote = \'"\' (or quote = "" if they belong to the values)'
                 )

@@ -16,7 +16,7 @@ from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError
 
 HEAD_BYTES = 1 << 20
-"""Of a file's beginning, which tells its columns."""
+"""Bytes at the beginning of a file from which its columns are known."""
 SHOWN = 60
 EXACT = 1 << 53
 """Integers below it are exact as float64."""
@@ -74,7 +74,7 @@ class JsonLines(FileRows):
                     found[name] = _type_of(value)
         if not found:
             raise DataError(
-                f"{self.path} holds no JSON object in its first lines, which begin with "
+                f"{self.path} has no JSON object in its first lines, which begin with "
                 f"{head[:SHOWN].decode(errors='replace')!r}; expected one object per line"
             )
         if more:  # what the first lines leave out may come later
@@ -133,7 +133,7 @@ class JsonLines(FileRows):
             if self.bad_example is None:
                 shown = text[:SHOWN].decode(errors="replace")
                 self.bad_example = (
-                    f"{self.path}, line {first + k:,}: no JSON object ({what}): {shown!r}"
+                    f"{self.path}, line {first + k:,}: not a JSON object ({what}): {shown!r}"
                 )
         return good
 
@@ -197,5 +197,5 @@ def _text(value: Any) -> str | None:
         # Halves of surrogate pairs have no UTF-8.
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # NaN and Infinity, which Python writes, are no values
+        return None  # NaN and Infinity, which Python writes, are not values
     return json.dumps(value)

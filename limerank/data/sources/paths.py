@@ -1,4 +1,4 @@
-"""Files by name, pattern or folder, and what their names tell: format, compression, partitions."""
+"""Files by name, pattern or folder; formats, compressions and partitions by their names."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _ending(path: Path) -> tuple[str | None, str | None]:
 
 
 def file_format(path: Path, given: str | None) -> tuple[str, str | None]:
-    """Format (a key of ``FORMATS``) and compression (None: none) of a file."""
+    """Format (a key of ``FORMATS``) and compression (None: not compressed) of a file."""
     ending, compression = _ending(path)
     kind = given or ending
     if kind is None:

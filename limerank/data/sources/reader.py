@@ -26,7 +26,7 @@ class Reader:
     partitions, and null for each value that the description lists as missing.
 
     Args:
-        rows: where they come from.
+        rows: of a file or a frame.
         source: the part of the description that they belong to.
         partitions: columns of text that have one value in all rows, unless ``rows`` has a column
             of that name.
@@ -178,8 +178,8 @@ def read_table(table: Table, base: Path, columns: Sequence[str]) -> tuple[pl.Dat
 
 
 def concat(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """Batches one below the other; columns whose types differ between them become text, where no
-    type of numbers holds both."""
+    """Batches as one frame. A column that is text in one batch and has another type in another one
+    becomes text; different types of numbers become the wider one."""
     for name in frames[0].columns:
         types = {frame[name].dtype for frame in frames} - {pl.Null()}
         if len(types) > 1 and pl.String() in types:

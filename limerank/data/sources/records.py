@@ -1,4 +1,4 @@
-"""Blocks of CSV and TSV files, cut into records; none is lost to an unpaired quote.
+"""Blocks of CSV and TSV files, cut into records; an unpaired quote costs one line at most.
 
 Where the quotes of a block pair up on their lines, which a few passes over its bytes show, all its
 lines are records. Else the block is examined line by line: a field that opens a quote and does not
@@ -32,7 +32,7 @@ class Cut:
     lines: int
     """How many lines ``body`` and the bad records took of the file."""
     bad: list[tuple[int, bytes, str]] = field(default_factory=list)
-    """Line within the block, from 0, and text of each record that is none, and what is wrong."""
+    """Of each bad record: its line within the block, from 0, its text, and what is wrong."""
     several: int = 0
     """Records over several lines."""
 
@@ -130,7 +130,7 @@ class RecordCutter:
         for k in range(first + 1, min(first + RECORD_LINES, len(lines))):
             escaped = patterns.escaped_end(lines[k - 1])
             if escaped and lines[k - 1].endswith(b"\r\n"):
-                return None, 1, False  # the escape would stand for one of two bytes
+                return None, 1, False  # the escape would apply to one of two bytes
             if not escaped and (mark is None or mark not in lines[k]):
                 continue
             record = b"".join(lines[first : k + 1])
@@ -148,7 +148,7 @@ class Patterns:
 
     def __init__(self, separator: str, quote: str | None, escape: str | None) -> None:
         self.separator, self.quote, self.escape = separator, quote, escape
-        # Without quotes a byte stands for them that no text in UTF-8 has.
+        # Where there are no quotes, a byte that UTF-8 never has takes their position.
         s, q = (
             re.escape(separator.encode()),
             re.escape(b"\xff" if quote is None else quote.encode()),
@@ -173,7 +173,7 @@ class Patterns:
             self._escaped_end = re.compile(rb"(?<!%b)(?:%b%b)*%b(?:\r\n|\r|\n)?\Z" % (e, e, e, e))
 
     def escaped_end(self, line: bytes) -> bool:
-        """Whether an escape stands before the end of a line, which is then taken for text."""
+        """Whether an escape precedes the end of a line, which then belongs to the text."""
         return self._escaped_end is not None and self._escaped_end.search(line) is not None
 
     def closed(self, line: bytes) -> bool:

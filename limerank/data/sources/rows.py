@@ -28,7 +28,7 @@ class Rows(ABC):
         columns: names, and the Polars type in which each column is read; None: it cannot be.
         type_names: names of the types of columns that cannot be read.
         repeated: names that several columns have.
-        remarks: warnings about the rows as a whole, such as a header that repeats a name.
+        remarks: warnings about the file or frame, such as a header that repeats a name.
         bad_lines: records that could not be read, so far.
         bad_example: where the first of them is, and what it contains.
         several_lines: records that go over several lines, so far.

@@ -1,4 +1,4 @@
-"""Files of text as UTF-8 bytes, whatever their compression and encoding."""
+"""Files of text as UTF-8 bytes, from any compression and encoding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from limerank.errors import DataError
 
 LONGEST_LINE = 64 << 20
-"""Bytes. A longer line means that the file is no text, or that its records have other ends."""
+"""Bytes. A longer line means that the file is not text, or has other line ends."""
 MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -25,7 +25,7 @@ class ByteStream:
     """A file's text as UTF-8, without a byte order mark, read from its beginning.
 
     Raises:
-        DataError: the file begins with the mark of another encoding than the one given.
+        DataError: the file begins with the byte order mark of another encoding.
     """
 
     def __init__(self, path: Path, compression: str | None, encoding: str) -> None:

@@ -14,11 +14,11 @@ Both change over time:
 
 An impression comes from the topics that the policy believes in, from what is popular and fresh,
 or from anywhere in the catalogue. So a history holds topics with clicks, topics without, and much
-that means nothing; nothing but the history tells which is which: neither the users' features nor
+that means nothing. Only the history shows which is which: neither the users' features nor
 the frequency of a topic do. Interests fade and are replaced, items and users arrive over time,
 and new items are as likeable as old ones.
 
-Every six hours the catalogue and the interests move; in between they stand still. State is kept
+Every six hours the catalogue and the interests move; in between they stand still. State is stored
 per user and per item, and the events are drawn and written in blocks, so memory does not grow with
 their number.
 """

@@ -32,7 +32,7 @@ CATEGORIES = (
 TOPIC_SPREAD = 0.9
 """Of the logarithm of a topic's share of items and interests: some are common, many are rare."""
 TRENDS = 40
-"""Tags that say nothing of the topic."""
+"""Tags that are independent of the topic."""
 AGE_BANDS = ("-17", "18-24", "25-34", "35-44", "45-54", "55-")
 DEVICES = ("android", "ios", "tablet", "web")
 
@@ -152,7 +152,7 @@ class SimulatedUsers:
         self.full = np.zeros((n, held), dtype=np.float32)
         everyone, slot = np.divmod(np.arange(n * held), held)
         self._renew(everyone, slot, np.float32(0.0))
-        # At the beginning interests are met in the middle of their lives.
+        # At the beginning interests are in the middle of their lives.
         self.ends *= rng.random((n, held), dtype=np.float32)
 
     def _renew(self, user: I64, slot: I64, now: np.float32) -> None:

@@ -1,4 +1,4 @@
-"""Ids that stand for nobody: words such as NULL, and ids with an outsized share of the events."""
+"""Ids that may mean "no user" or "no item": words such as NULL, and ids with too many events."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from limerank.data.coverage import missing_words, percent
 PLACEHOLDERS = ("0", "-1")
 TIMES_THE_MEAN = {"user": 20, "item": 20}
 LEAST_SHARE = {"user": 0.01, "item": 0.1}
-"""An id is outsized with this share of the events, and so many times the mean of the others."""
+"""An id is suspect with this share of the events and so many times the mean of the others."""
 PLACEHOLDER_TIMES = 5
 PLACEHOLDER_SHARE = {"user": 0.01, "item": 0.02}
-"""The same for ids that are often given to nobody. (Item 0 may well be the most popular one.)"""
+"""The same for ids that often mean a missing one. (Item 0 may well be the most popular one.)"""
 MANY = 1000
-"""Events. A user with fewer may well be one who is busy, where they are 1 % of a short log:"""
+"""Events. A user with fewer may just be active, where 1 % of a short log is few events."""
 SHORT_SHARE = {True: 0.05, False: 0.1}
-"""there it takes this share, of a placeholder and of another id."""
+"""The least share of such a user, by whether the id is a placeholder."""
 SHOWN = 3
 
 
 def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
-    """Warnings of ids that seem to stand for nobody, or for many.
+    """Warnings of ids that may mean a missing one, or many users or items at once.
 
     Args:
         what: "user" or "item".
@@ -37,8 +37,8 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
         words = missing_words(ids).arg_true().to_numpy()
         for code in words.tolist():
             warnings.append(
-                f"the {what} id {ids[code]!r} has {_share(counts[code], total)}; if it stands "
-                f"for a missing one, name it in null_values"
+                f"the {what} id {ids[code]!r} has {_share(counts[code], total)}; if it means "
+                f"a missing one, list it in null_values"
             )
         counts = counts.copy()
         counts[words] = 0
@@ -58,7 +58,8 @@ def suspects(what: str, ids: pl.Series, counts: NDArray[np.int64]) -> list[str]:
         if len(counts) > 1 and count >= least * total and count > times * mean:
             warnings.append(
                 f"the {what} id {str(ids[code])!r} has {_share(count, total)}, the others "
-                f"{mean:,.1f} on average; if it stands for no single {what}, name it in null_values"
+                f"{mean:,.1f} on average; if it does not mean a single {what}, list it in "
+                "null_values"
             )
     return warnings
 
