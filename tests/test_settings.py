@@ -15,8 +15,7 @@ from limerank.cli import reference
 from limerank.cli.app import COMMANDS, command_of
 from limerank.models.aliases import COMMON_NAMES
 from limerank.models.config import ModelConfig, TrainConfig
-from limerank.models.registry import MODELS
-from tests.worlds import OF_THE_PACKAGE
+from limerank.models.registry import MODELS, OF_THE_PACKAGE
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
