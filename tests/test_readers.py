@@ -19,7 +19,7 @@ import pytest
 
 from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
-from limerank.data.readers import READERS, layout, read
+from limerank.data.readers import LAYOUTS, layout, read
 from limerank.data.readers.taobao_ad import pseudo_items
 from limerank.data.spec import Checks, Spec, Split
 from limerank.errors import DataError, SpecError
@@ -118,22 +118,24 @@ def dropped(data: Dataset) -> dict[str, Any]:
 
 
 def test_names_and_options() -> None:
-    assert sorted(READERS) == ["kuairand", "mind", "movielens", "taobao-ad"]
-    for name, reader in READERS.items():
-        assert reader.name == name
-        assert {"history", "split"} <= reader.options().keys()
-    assert READERS["kuairand"].options()["history"] == 256
-    assert READERS["taobao-ad"].options()["history"] == 50
+    assert sorted(LAYOUTS) == ["kuairand", "mind", "movielens", "taobao-ad"]
+    for name, one in LAYOUTS.items():
+        assert one.name == name
+        assert {"history", "split"} <= one.options().keys()
+    assert LAYOUTS["kuairand"].options()["history"] == 256
+    assert LAYOUTS["taobao-ad"].options()["history"] == 50
 
 
 def test_unknown_reader_and_option(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"no reader 'netflix'; expected one of kuairand, mind"):
+    with pytest.raises(SpecError, match=r"no layout 'netflix'; expected one of kuairand, mind"):
         read("netflix", tmp_path, tmp_path / "work")
-    with pytest.raises(SpecError, match=r"mind reader has no option tags; expected one of history"):
+    with pytest.raises(
+        SpecError, match=r"the layout mind has no option tags; expected one of history"
+    ):
         read("mind", tmp_path, tmp_path / "work", tags=True)
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_wrong_folder_lists_what_was_expected_and_found(name: str, tmp_path: Path) -> None:
     write(tmp_path / "in" / "readme.txt", "hello")
     (tmp_path / "in" / "sub").mkdir()
@@ -700,7 +702,7 @@ def test_mind_bad_marks_become_bad_rows(tmp_path: Path) -> None:
     assert rows["time"].null_count() == 2
 
 
-@pytest.mark.parametrize("name", sorted(READERS))
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
 def test_a_spec_survives_json(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     {"kuairand": kuairand, "taobao-ad": taobao, "movielens": ml_1m, "mind": mind}[name](folder)

@@ -53,7 +53,7 @@ def prepare(
     """
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run
-    from limerank.data.readers import READERS, read
+    from limerank.data.readers import LAYOUTS, read
     from limerank.files import check_folder, check_output
 
     if out is None and write_spec is None:
@@ -63,7 +63,7 @@ def prepare(
         check_output(write_spec, (".toml",))
     elif out is not None:  # before converting files
         check_folder(out, overwrite=overwrite, mark="dataset.json")
-    if source in READERS:
+    if source in LAYOUTS:
         if directory is None:
             raise SpecError(f"give the folder of the {source} files: limerank prepare {source} DIR")
         target = out if out is not None else write_spec
@@ -72,13 +72,13 @@ def prepare(
         spec, base = read(source, directory, work, quiet=quiet, **assignments(option))
     elif directory is not None or option:
         raise SpecError(
-            f"{source!r} is not a public layout; expected {', '.join(READERS)}"
-            f"{did_you_mean(source, READERS)}"
+            f"{source!r} is not a public layout; expected {', '.join(LAYOUTS)}"
+            f"{did_you_mean(source, LAYOUTS)}"
         )
     elif not Path(source).exists():
         raise SpecError(
             f"{source} is neither a dataset description nor one of the public layouts "
-            f"{', '.join(READERS)}{did_you_mean(source, READERS)}"
+            f"{', '.join(LAYOUTS)}{did_you_mean(source, LAYOUTS)}"
         )
     else:
         spec, base = load_spec(source), Path(source).parent

@@ -202,6 +202,13 @@ class EventSource(Files):
         return self
 
 
+def _with_column(values: Any) -> Any:
+    """Values of a label or a feature: its column is its name, where none is given."""
+    if isinstance(values, dict) and not values.get("column"):
+        values = {**values, "column": values.get("name", "")}
+    return values
+
+
 class Label(Frozen):
     """An outcome of an impression: the model predicts it, and histories contain it."""
 
@@ -224,10 +231,8 @@ class Label(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _column(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("column"):
-            values = {**values, "column": values.get("name", "")}
-        return values
+    def _named(cls, values: Any) -> Any:
+        return _with_column(values)
 
     @model_validator(mode="after")
     def _check(self) -> Label:
@@ -261,10 +266,8 @@ class Feature(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _column(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("column"):
-            values = {**values, "column": values.get("name", "")}
-        return values
+    def _named(cls, values: Any) -> Any:
+        return _with_column(values)
 
     @model_validator(mode="after")
     def _check(self) -> Feature:

@@ -23,7 +23,7 @@ from limerank.data.spec import Spec
 from limerank.errors import SpecError, check_choice, did_you_mean
 from limerank.validation import validation_message
 
-__all__ = ["READERS", "Layout", "read"]
+__all__ = ["LAYOUTS", "Layout", "read"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Layout:
         unknown = sorted(options.keys() - known.keys())
         if unknown:
             raise SpecError(
-                f"the {self.name} reader has no option {', '.join(unknown)}; "
+                f"the layout {self.name} has no option {', '.join(unknown)}; "
                 f"expected one of {', '.join(known)}{did_you_mean(unknown[0], known)}"
             )
         given = {name: _as(known[name], value, name) for name, value in options.items()}
@@ -83,7 +83,7 @@ def _as(default: Any, value: Any, name: str) -> Any:
     return value
 
 
-READERS: dict[str, Layout] = {
+LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout("kuairand", "KuaiRand-Pure, -1K and -27K: short videos", f"{__name__}.kuairand"),
@@ -105,12 +105,12 @@ def read(
     """Describe a folder in an official layout.
 
     Args:
-        name: one of :data:`READERS`.
+        name: one of :data:`LAYOUTS`.
         directory: the folder as its publisher ships it, unpacked.
         work: a scratch folder for what must be converted first; it must live until the dataset is
             prepared, and may be deleted then.
         quiet: show no progress of conversions.
-        options: the reader's own, see :meth:`Layout.options`.
+        options: of the layout, see :meth:`Layout.options`.
 
     Returns:
         The description, and the base folder that its relative file names refer to.
@@ -119,5 +119,5 @@ def read(
         SpecError: no such reader, no such option, or an option's value makes no sense.
         DataError: the folder does not hold the files of this layout.
     """
-    check_choice("reader", name, sorted(READERS))
-    return READERS[name](Path(directory).resolve(), Path(work).resolve(), quiet=quiet, **options)
+    check_choice("layout", name, sorted(LAYOUTS))
+    return LAYOUTS[name](Path(directory).resolve(), Path(work).resolve(), quiet=quiet, **options)
