@@ -26,7 +26,7 @@ class Bar:
 
     Args:
         what: the job, in a few words.
-        total: how many units there are, or None where nobody knows.
+        total: how many units there are; None: not known.
         unit: what is counted, in the plural.
         quiet: show nothing at all (library calls; the command line turns it on).
     """

@@ -179,3 +179,29 @@ def test_the_user_table_is_found_by_the_description_or_reported_missing(tmp_path
     with SqliteStore(tmp_path / "other.db") as store:
         done = fill(store, data)
         assert done.features == 0 and "users have no features" in done.note
+
+
+def test_a_user_table_that_was_a_frame_is_not_looked_for(tmp_path):
+    events = pl.DataFrame(
+        {
+            "user_id": [1, 2] * 10,
+            "item_id": [k % 5 for k in range(20)],
+            "time": range(20),
+            "click": [k % 2 for k in range(20)],
+        }
+    )
+    prepare(
+        {
+            "name": "frames",
+            "events": [{"time": "time"}],
+            "labels": [{"name": "click", "kind": "binary"}],
+            "users": {"id": "user_id", "features": [{"name": "age", "kind": "numeric"}]},
+        },
+        tmp_path / "data",
+        events=events,
+        users=pl.DataFrame({"user_id": [1, 2], "age": [30, 40]}),
+    )
+    with SqliteStore(tmp_path / "events.db") as store:
+        for base in (None, tmp_path):
+            done = fill(store, tmp_path / "data", base=base)
+            assert done.features == 0 and "was passed to prepare as a frame" in done.note

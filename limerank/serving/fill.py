@@ -245,6 +245,11 @@ def _user_table(
     spec = validate(Spec, dataset.manifest["spec"], str(dataset.path / "dataset.json"))
     if spec.users is None or not spec.users.features:
         return None, ""
+    if not spec.users.files:
+        return None, (
+            "users have no features in the store: the user table was passed to prepare as a frame; "
+            "write it to a file and name the file in the description"
+        )
     if base is not None:
         return (spec.users, Path(base)), ""
     try:
