@@ -49,6 +49,9 @@ nitpick_ignore_regex = [("py:.*", r".*")]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"limerank {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+highlight_language = "none"  # of code blocks that name no language: commands, rows of CSV
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {
@@ -127,6 +130,7 @@ def _read(app: Sphinx, page: str, content: list[str]) -> None:
     path = Path(app.srcdir) / f"{page}.md"
     source = ROOT / EMBEDDED[page] if page in EMBEDDED else path
     text = embedded(source) if page in EMBEDDED else content[0]
+    app.env.note_dependency(str(source))
     content[0] = relinked(text, source, path) + (navigation(text) if page in LISTING else "")
 
 

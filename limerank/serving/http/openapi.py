@@ -111,7 +111,7 @@ def describe(version: str, routes: Iterable[Described], *, open_: bool) -> dict[
 def reference(description: dict[str, Any]) -> str:
     """The description as a page in Markdown."""
     lines = [
-        "# The API",
+        "# HTTP API",
         "",
         "Generated from the server's description (`/openapi.json`) by `make api`.",
     ]
@@ -131,9 +131,9 @@ def reference(description: dict[str, Any]) -> str:
             example = operation["responses"]["200"].get("content", {}).get("application/json")
             if example:
                 lines += ["", f"Answer, for example: `{json.dumps(example['example'])}`."]
-    lines += ["", "# Bodies"]
+    lines += ["", "## Bodies"]
     for name, schema in description["components"]["schemas"].items():
-        lines += ["", f"## {name}", "", schema.get("description", ""), ""]
+        lines += ["", f"### {name}", "", schema.get("description", ""), ""]
         lines += ["| field | type | meaning |", "| --- | --- | --- |"]
         for field, of in schema.get("properties", {}).items():
             needed = "Required. " if field in schema.get("required", []) else ""
