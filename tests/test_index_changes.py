@@ -497,7 +497,7 @@ def test_an_unfinished_build_of_other_things_is_refused(tmp_path, monkeypatch):
     assert not out.exists() and unfinished.exists()
     with pytest.raises(FormatError, match="not an index"):
         Index.open(unfinished)
-    with pytest.raises(FormatError, match=r"other items .*100 items .*--overwrite to begin anew"):
+    with pytest.raises(FormatError, match=r"other items .*100 items .*--overwrite to start over"):
         build_index(run, out, items=[*items[:-1], item(99, "g0")])
     with pytest.raises(FormatError, match="other run"):
         build_index(shop("lime-mha", links=4).run, out, items=items)

@@ -64,6 +64,9 @@ BASELINES = frozenset(
 UNSAFE_MODULES = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"})
 UNSAFE_CALLS = frozenset({"torch.save", "torch.load", "pd.read_pickle", "pandas.read_pickle"})
 
+MOST_LINES = 550
+"""Of a module. Most have below 400."""
+
 HEAVY = ("torch", "pyarrow", "polars", "matplotlib")
 
 
@@ -156,6 +159,17 @@ def test_imports_point_downwards() -> None:
         if RANK[position(other)] > RANK[position(name)]
     ]
     assert not upward, f"imports that point upwards: {sorted(upward)}"
+
+
+def test_modules_are_short() -> None:
+    """A file that a reader cannot hold in mind has more than one reason to change: divide it."""
+    benchmarks = source_files(ROOT / "benchmarks") if (ROOT / "benchmarks").is_dir() else {}
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines())
+        for path in (*SOURCES.values(), *benchmarks.values())
+    }
+    long = {name: count for name, count in lines.items() if count > MOST_LINES}
+    assert not long, f"modules of more than {MOST_LINES} lines: {long}"
 
 
 def test_the_guide_shows_these_layers() -> None:

@@ -32,9 +32,13 @@ REPLACED = {
 # Names that files of earlier versions fix, or that others chose.
 ALLOWED: frozenset[str] = frozenset()
 
-# Still to be renamed, and still to be rewritten.
-LATER = ("limerank/serving/web/",)
-TEXTS_LATER = ("limerank/", "docs/api.md")
+# Still to be rewritten.
+TEXTS_LATER = (
+    "limerank/models/",
+    "limerank/ranking/scorer/",
+    "limerank/runs/",
+    "limerank/training/",
+)
 
 
 def words(name: str) -> set[str]:
@@ -99,7 +103,7 @@ FILES = [
 
 
 def test_identifiers_use_the_field_s_terms() -> None:
-    found = [line for path in FILES for line in replaced(path) if not line.startswith(LATER)]
+    found = [line for path in FILES for line in replaced(path)]
     assert not found, "\n".join(found)
 
 

@@ -68,7 +68,7 @@ def build_index(
             Items that training has seen keep what it learned of them; of the others the content
             decides.
         merge: encode the dataset's items as well; the table wins where both have an item.
-        overwrite: replace ``out`` where it is an index, and begin anew where another build of
+        overwrite: replace ``out`` where it is an index, and start over where another build of
             ``out`` was killed.
         quiet: show no progress.
 
@@ -221,7 +221,7 @@ def _unfinished(
         raise FormatError(
             f"{folder} holds an unfinished build of other {changed} ({was.get('items')} items by "
             f"the model {was.get('fingerprint')}; now {of['items']} items by {of['fingerprint']}). "
-            "Give the same arguments as then to go on with it, or --overwrite to begin anew"
+            "Give the same arguments as then to go on with it, or --overwrite to start over"
         )
     return None
 

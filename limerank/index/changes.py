@@ -78,7 +78,7 @@ def update_items(
     *,
     quiet: bool = True,
 ) -> Change:
-    """Encode items of a live index anew, as they are now; see :func:`change_items`.
+    """Encode items of a live index again, as they are now; see :func:`change_items`.
 
     Raises:
         UnknownError: the index does not hold one of them.
@@ -118,8 +118,8 @@ def change_items(
 ) -> Change:
     """Change a live index in one step: all of it, or nothing where something is wrong.
 
-    Processes that have opened the index keep the version that they opened; whoever opens it
-    afterwards sees the change. Once the call returns it is on disk.
+    Processes that have opened the index keep the version that they opened; processes that
+    open it afterwards see the change. Once the call returns it is on disk.
 
     Args:
         run: of the model that built the index; None where items are only removed.
@@ -296,7 +296,7 @@ def _removable(old: Index, remove: Iterable[Any] | None, ids: NDArray[Any]) -> N
     if len(both):
         raise DataError(
             f"{len(both)} items are to be removed and encoded in one step: "
-            f"{_some(old.ids[both])}; to encode an item anew, update it"
+            f"{_some(old.ids[both])}; to encode an item again, update it"
         )
     return rows
 

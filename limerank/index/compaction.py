@@ -17,7 +17,7 @@ from limerank.progress import Bar
 
 
 def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
-    """Write a live index anew without the old rows of updated items. Row numbers change.
+    """Rewrite a live index without the old rows of updated items. Row numbers change.
 
     Args:
         index: the folder, or an index opened from it.
@@ -65,5 +65,5 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
 
 
 def _positions(retained: NDArray[Any], rows: NDArray[Any]) -> NDArray[np.int64]:
-    """Where rows stand among the kept ones, ascending; those that are not kept are left out."""
+    """Positions of rows among the retained ones, ascending; other rows are left out."""
     return np.flatnonzero(np.isin(retained, rows))

@@ -33,7 +33,7 @@ twice, and files that are removed last as long as somebody has mapped them.
   by histories as well, and the old row is hidden (*superseded*).
 - An item removed has its row hidden. Its id is still found, so that histories which hold the item
   can be read; no ranking offers it. Added again, it gets a new row.
-- Compacting writes all files anew without superseded rows. Row numbers change.
+- Compacting rewrites all files without superseded rows. Row numbers change.
 
 **Quantisation**, both affine per column, with scales that the manifest holds::
 
@@ -165,7 +165,7 @@ class Scales:
 @dataclass(frozen=True)
 class LiveItems:
     """Up to where an index holds the live items of an event store. It is written in the same step
-    as the items: what the index does not hold of them is known to whoever opens it.
+    as the items: a process that opens the index knows which of them it lacks.
 
     Attributes:
         store: identifies the store.

@@ -3,7 +3,7 @@
 Ids are 64-bit integers or text. Integers are looked up by themselves, texts by 64-bit hashes, in
 *levels*: pairs of keys, ascending, and the row of each key. A level stands for the ids that it
 holds as they are now; where two levels hold an id, the earlier one counts. So a table grows without
-sorting anew: what is added goes into a small level before the large one.
+sorting all of it again: added ids go into a small level before the large one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Two answers, and neither is an estimate of what the model did:
   events that links have written to before): ``a[l, j]`` is the size of the link's weight of event
   j, over heads, scaled to one per link: a picture of where links look. Shares sum to one.
 - **Effects**: by how much the ranking value would be lower had the event never happened. Exact by
-  definition: the state is computed anew without the event and the item is scored again; the
+  definition: the state is computed again without the event and the item is scored again; the
   request's context (its hour, the gap since the newest event) stays what it was. A negative effect:
   the event spoke against the item. Effects of a ranker without links are computed alike, and its
   shares are the sizes of the effects.

@@ -234,11 +234,11 @@ class Scorer {
                         const std::int64_t ahead = b == 0 && at + TILE < high ? next : 0;
                         path_->score(c_, tile, here, ahead, requests.at(b), head, room);
                         const std::int64_t from = b ? exclude_ends.data()[b - 1] : 0;
-                        const std::int64_t* gone = exclude.data() + from;
-                        const std::int64_t* gone_end = exclude.data() + exclude_ends.data()[b];
+                        const std::int64_t* excluded = exclude.data() + from;
+                        const std::int64_t* excluded_end = exclude.data() + exclude_ends.data()[b];
                         const bool* allowed = nullptr;
                         if (allow) allowed = allow->data() + (everyone ? 0 : b * allow->shape(1));
-                        offer(held[b], room, here, of, at, gone, gone_end, allowed);
+                        offer(held[b], room, here, of, at, excluded, excluded_end, allowed);
                     }
                 }
             });
@@ -317,8 +317,8 @@ class Scorer {
         }
         for (std::int64_t i = 0; i < count; i++) {
             hidden = std::lower_bound(hidden, hidden_end, rows[i]);
-            const bool gone = hidden != hidden_end && *hidden == rows[i];
-            found += !gone && (!allowed || allowed[rows[i]]);
+            const bool is_hidden = hidden != hidden_end && *hidden == rows[i];
+            found += !is_hidden && (!allowed || allowed[rows[i]]);
         }
         return found;
     }
@@ -357,7 +357,7 @@ class Scorer {
 
     // Values of a tile's items -> those that are welcome and may be ranked.
     void offer(Best& best, float* values, int count, const std::int64_t* rows, std::int64_t first,
-               const std::int64_t* gone, const std::int64_t* gone_end, const bool* allowed) const {
+               const std::int64_t* excluded, const std::int64_t* excluded_end, const bool* allowed) const {
         constexpr float least = -std::numeric_limits<float>::infinity();
         const std::int32_t* hidden = hidden_rows_.data();
         const std::int32_t* hidden_end = hidden + hidden_rows_.shape(0);
@@ -373,7 +373,7 @@ class Scorer {
                 if (!best.welcome(value)) continue;
                 const std::int64_t row = rows ? rows[i] : first + i;
                 if (allowed && !allowed[row]) continue;
-                if (std::binary_search(gone, gone_end, row)) continue;
+                if (std::binary_search(excluded, excluded_end, row)) continue;
                 if (hidden != hidden_end && std::binary_search(hidden, hidden_end, row)) continue;
                 best.offer(value, row);
             }

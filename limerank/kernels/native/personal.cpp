@@ -20,7 +20,7 @@ std::size_t personal_room(const Weights& w, std::int64_t events) {
 
 namespace {
 
-// Memory of this thread, kept for the next request; aligned to a cache line.
+// Memory of this thread, reused by the next request; aligned to a cache line.
 float* room_of(std::size_t floats) {
     thread_local std::unique_ptr<float[]> held;
     thread_local std::size_t size = 0;
