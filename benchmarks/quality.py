@@ -105,6 +105,15 @@ def chosen(name: str, model: str) -> dict[str, Any]:
     return settings(name)[means.index(max(means))]
 
 
+SETTINGS = {"rate": "learning_rate", "table_rate": "table_learning_rate"}
+"""Name of a setting in the rows of ``search`` and ``quality`` -> its name in the configuration."""
+
+
+def own_names(setting: dict[str, Any]) -> dict[str, Any]:
+    """A setting by the names of the configuration."""
+    return {SETTINGS.get(name, name): value for name, value in setting.items()}
+
+
 def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any]) -> dict[str, Any]:
     """Train or resume a run, or find the finished one; returns the last line of its curves.
 
@@ -121,7 +130,7 @@ def fit(name: str, folder: Path, model: str, seed: int, setting: dict[str, Any])
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    shape, config = configs_of(model, {"seed": seed, "bf16": True, **setting})
+    shape, config = configs_of(model, {"seed": seed, "bf16": True, **own_names(setting)})
     run.parent.mkdir(parents=True, exist_ok=True)
     return train(folder, run, model=shape, config=config).to_dict()
 

@@ -21,7 +21,7 @@ from tests.worlds import prepare_log
 
 TINY = {
     "log": {"users": 120, "items": 150, "events": 6000},
-    "train": {"epochs": 1, "impressions": 1024},
+    "train": {"epochs": 1, "batch_size": 1024},
     "users": 2,
 }
 
@@ -105,7 +105,7 @@ def test_a_report_of_one_run(tmp_path):
     data = prepare_log(tmp_path)
     run = tmp_path / "run"
     model = ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8)
-    train(data, run, model=model, config=TrainConfig(epochs=1, impressions=64))
+    train(data, run, model=model, config=TrainConfig(epochs=1, batch_size=64))
     with pytest.raises(FormatError, match=r"limerank evaluate .*run"):
         write_report(tmp_path / "page.html", runs=[run])
     evaluate(run)

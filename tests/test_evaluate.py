@@ -27,7 +27,7 @@ from limerank.training.trainer import train
 from tests.worlds import config_of, prepare_log, write_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
-CONFIG = TrainConfig(epochs=1, impressions=64)
+CONFIG = TrainConfig(epochs=1, batch_size=64)
 
 
 @pytest.fixture(scope="module")

@@ -203,8 +203,8 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
         exact=True,
         exact_requests=together,
         epochs=3,
-        impressions=64,
-        table_rate=0.1,
+        batch_size=64,
+        table_learning_rate=0.1,
         checkpoint_seconds=0,
     )
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)

@@ -130,7 +130,7 @@ def test_a_cold_start_from_end_to_end(folder, tmp_path):
     """Held-out users with more and more of their history; held-out items beside all others."""
     data = prepared(folder, "both", held_out_items=0.25, held_out_users=0.25)
     model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8)
-    train(data, tmp_path / "run", model=model, config=TrainConfig(epochs=2, impressions=64))
+    train(data, tmp_path / "run", model=model, config=TrainConfig(epochs=2, batch_size=64))
     options = {"split": "held-out", "at_least": 5, "lists": False}
     found = [
         evaluate(tmp_path / "run", history=n, out=tmp_path / f"{n}.json", **options)

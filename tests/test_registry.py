@@ -20,7 +20,7 @@ from limerank.models.layers import HeadTerms
 from limerank.models.lime import LimeMhaConfig
 from limerank.models.linformer import LreaConfig
 from limerank.models.registry import OF_THE_PACKAGE
-from limerank.runs import selftest
+from limerank.runs import formats, selftest
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 from tests.worlds import SHAPE, batch, config_of, prepare_log
@@ -160,6 +160,9 @@ def in_format_4(path, **changes):
     stored = json.loads((path / "config.json").read_text())
     own = {CALLED_IN_FORMAT_4.get(name, name): value for name, value in stored["model"].items()}
     head = {"hidden": 32, "activation": "relu", "gated": True}
+    before = {one: other for other, one in formats.TRAINING.items()}
+    stored["train"] = {before.get(name, name): value for name, value in stored["train"].items()}
+    del stored["train"]["objective"]
     stored |= {"format": 4, "model": {**head, **IN_FORMAT_4, **own, **changes}}
     (path / "config.json").write_text(json.dumps(stored))
     tensors = {
@@ -176,12 +179,12 @@ def in_format_4(path, **changes):
 @pytest.mark.parametrize("model", OF_THE_PACKAGE)
 def test_runs_of_format_4_open_and_rank_alike(data, tmp_path, model):
     config = config_of(model, width=8, heads=2, links=3, blocks=2, hidden=6, positions=16)
-    train(data, tmp_path / "run", model=config, config=TrainConfig(epochs=1))
+    train(data, tmp_path / "run", model=config, config=TrainConfig(epochs=1, learning_rate=0.01))
     run = load_run(tmp_path / "run")
     assert selftest.passes(run)
     in_format_4(tmp_path / "run")
     old = load_run(tmp_path / "run")
-    assert old.ranker.config == config
+    assert old.ranker.config == config and old.train == run.train
     found, expected = (dict(one.ranker.named_parameters()) for one in (old, run))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)

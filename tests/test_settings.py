@@ -76,7 +76,9 @@ def test_names_of_other_libraries_are_those_of_no_setting_here():
 
 
 def test_python_names_the_setting_that_is_meant():
-    with pytest.raises(ValidationError, match="training has no such setting; it is called rate"):
+    with pytest.raises(
+        ValidationError, match="training has no such setting; it is called learning_rate"
+    ):
         TrainConfig(lr=0.1)
     with pytest.raises(ValidationError, match="lime-xor has no such setting; it is called width"):
         ModelConfig(dim=8)
@@ -122,7 +124,8 @@ def test_commands_are_what_their_modules_define():
         command = command_of(name)
         assert command.name == name
         assert command.callback.__module__ == f"limerank.cli.{name}"
-        settings = {"epochs", "impressions", "rate", "table_rate", "width", "links", "history"}
+        settings = {"epochs", "batch_size", "width", "links", "history"}
+        settings |= {"learning_rate", "table_learning_rate"}
         for option in command.params:
             if name == "train" and option.name in settings:
                 continue  # their help is that of the setting

@@ -26,8 +26,14 @@ from limerank.training.trainer import train
 from tests.worlds import config_of, prepare_log
 
 MODEL = {"width": 16, "heads": 2, "links": 4, "blocks": 2, "hidden": 8}
-LEARNING = {"epochs": 12, "impressions": 64, "rate": 0.012, "table_rate": 0.4, "patience": 99}
-QUICK = {"epochs": 3, "impressions": 64, "patience": 9}
+LEARNING = {
+    "epochs": 12,
+    "batch_size": 64,
+    "learning_rate": 0.012,
+    "table_learning_rate": 0.4,
+    "patience": 99,
+}
+QUICK = {"epochs": 3, "batch_size": 64, "patience": 9}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def test_half_lives_start_at_the_ages_of_the_log(data, tmp_path, model):
         data,
         tmp_path / "run",
         model=config_of(model, **MODEL),
-        config=TrainConfig(epochs=1, rate=1e-9),
+        config=TrainConfig(epochs=1, learning_rate=1e-9),
     )
     dataset = Dataset(data)
     users = dataset.batch(dataset.requests_of("train")).users
@@ -143,7 +149,7 @@ import torch
 torch.set_num_threads(2)
 train(sys.argv[1], sys.argv[2],
       model=ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8),
-      config=TrainConfig(epochs=8, impressions=32, patience=99, checkpoint_seconds=0.0))
+      config=TrainConfig(epochs=8, batch_size=32, patience=99, checkpoint_seconds=0.0))
 """
 
 
@@ -216,7 +222,9 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
         data,
         tmp_path / "run",
         model=config_of("two-tower", **MODEL),
-        config=TrainConfig(epochs=60, impressions=64, rate=0.01, table_rate=0.2, patience=2),
+        config=TrainConfig(
+            epochs=60, batch_size=64, learning_rate=0.01, table_learning_rate=0.2, patience=2
+        ),
         report=seen.append,
     )
     found = [
@@ -244,7 +252,7 @@ def test_padding_is_cheap(tmp_path):
     """At least 85 % of what training computes is real, with histories and requests of any size."""
     seen = []
     data = prepare_log(tmp_path, users=400)
-    config = TrainConfig(epochs=1, impressions=256)
+    config = TrainConfig(epochs=1, batch_size=256)
     model = config_of("two-tower", **MODEL)
     train(data, tmp_path / "run", model=model, config=config, report=seen.append)
     shares = [line["real_positions"] for line in seen if "real_positions" in line]
@@ -262,16 +270,20 @@ def test_bf16_trains(data, tmp_path):
 def test_rates_grow_with_the_square_root_of_the_batch(data, tmp_path):
     """A quarter of the batch at twice the rate of the configuration is the same step size."""
     ranker = build(DataShape.of(Dataset(data).manifest), config_of("two-tower", **MODEL))
-    small = Optimiser(ranker, TrainConfig(rate=0.002, table_rate=0.2), 10, impressions=256)
-    large = Optimiser(ranker, TrainConfig(rate=0.001, table_rate=0.1), 10, impressions=1024)
-    assert small.scale * small.config.rate == large.scale * large.config.rate
+    small = Optimiser(
+        ranker, TrainConfig(learning_rate=0.002, table_learning_rate=0.2), 10, impressions=256
+    )
+    large = Optimiser(
+        ranker, TrainConfig(learning_rate=0.001, table_learning_rate=0.1), 10, impressions=1024
+    )
+    assert small.scale * small.config.learning_rate == large.scale * large.config.learning_rate
 
 
 @pytest.mark.parametrize(("total", "expected"), [(200, 64), (80_000, 200), (10**7, 1024)])
 def test_batches_follow_the_size_of_the_log(data, total, expected):
     """About 400 batches an epoch, of 64 to 1,024 impressions, where nothing is set."""
     assert batch_size(TrainConfig(), total) == expected
-    assert batch_size(TrainConfig(impressions=7), total) == 7
+    assert batch_size(TrainConfig(batch_size=7), total) == 7
 
 
 @pytest.mark.parametrize(
@@ -384,7 +396,7 @@ def test_checkpoints_take_a_bounded_share_of_the_time(data, tmp_path, monkeypatc
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(Optimiser, "step", slow_step)
     monkeypatch.setattr(module, "save_state", slow_save)
-    config = TrainConfig(epochs=80, impressions=64, patience=99, checkpoint_seconds=0.0)
+    config = TrainConfig(epochs=80, batch_size=64, patience=99, checkpoint_seconds=0.0)
     train(data, tmp_path / "run", model=config_of("two-tower", **MODEL), config=config)
     assert len(saved) >= 2
     assert 10 * len(saved) <= module.CHECKPOINT_SHARE * (clock.now + 10 / module.CHECKPOINT_SHARE)

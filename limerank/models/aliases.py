@@ -15,9 +15,11 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "dropout": ("dropout_rate", "drop_rate", "hidden_dropout", "hidden_dropout_prob"),
     "history": ("max_len", "maxlen", "max_length", "max_seq_len", "max_seq_length", "seq_len"),
     "epochs": ("n_epochs", "num_epochs", "max_epochs", "num_train_epochs"),
-    "impressions": ("batch_size", "batch", "train_batch_size"),
-    "rate": ("lr", "learning_rate"),
+    "batch_size": ("batch", "train_batch_size", "impressions"),
+    "learning_rate": ("lr", "rate"),
+    "table_learning_rate": ("table_rate", "table_lr"),
     "weight_decay": ("wd", "l2", "reg", "regularization"),
+    "table_weight_decay": ("table_decay",),
     "warmup": ("warmup_ratio", "warmup_steps"),
     "clip": ("grad_clip", "gradient_clip", "clip_grad_norm", "max_grad_norm"),
     "patience": ("early_stopping", "early_stopping_patience"),
@@ -25,7 +27,7 @@ COMMON_NAMES: Mapping[str, tuple[str, ...]] = {
     "seed": ("random_seed", "random_state"),
     "bf16": ("amp", "fp16", "mixed_precision", "precision"),
 }
-"""Setting -> its names elsewhere."""
+"""Setting -> its names elsewhere, or in earlier versions."""
 
 _SETTINGS = {other: name for name, others in COMMON_NAMES.items() for other in others}
 
@@ -48,7 +50,7 @@ def hint_for(name: str, known: Collection[str], other_names: Mapping[str, str]) 
         other_names: further names of settings -> the setting.
 
     Returns:
-        ``"; it is called rate here"``, ``"; did you mean 'rate'?"``, or ``""``.
+        ``"; it is called learning_rate here"``, ``"; did you mean 'learning_rate'?"``, or ``""``.
     """
     called = other_names.get(name) or name_here(name)
     return f"; it is called {called} here" if called in known else did_you_mean(name, known)

@@ -201,17 +201,17 @@ class TrainConfig(Frozen):
     epochs: int = Field(5, ge=1)
     """Largest number of passes over the training split. The learning rate decays towards the end of
     the last one, so choose about as many as the model needs."""
-    impressions: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
     """Impressions per batch, approximately: batches contain complete requests. By default an epoch
     has about 400 batches of 64 to 1,024 impressions, since small logs need many small steps."""
-    rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions. It is
     scaled by sqrt(n / 1,024) for batches of n. Lower it if the loss is not finite."""
-    table_rate: float = Field(0.1, gt=0)
+    table_learning_rate: float = Field(0.1, gt=0)
     """Peak learning rate of the embedding tables (row-wise Adagrad), scaled likewise."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
-    table_decay: float = Field(0.0, ge=0)
+    table_weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of the table rows that a step uses."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of all steps in which the learning rates rise from zero."""

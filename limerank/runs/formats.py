@@ -18,6 +18,13 @@ from limerank.models.registry import MODELS
 
 FORMAT = 5
 READABLE = (4, 5)
+TRAINING = {
+    "impressions": "batch_size",
+    "rate": "learning_rate",
+    "table_rate": "table_learning_rate",
+    "table_decay": "table_weight_decay",
+}
+"""Format 4: name of a setting of training -> its name today."""
 WEIGHTS = {"places.weight": "positions.weight", "of_place.weight": "of_position.weight"}
 """Format 4: name of a weight -> its name today."""
 
@@ -46,6 +53,14 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         called = {config.other_names.get(key, key): value for key, value in settings.items()}
         settings = {key: value for key, value in called.items() if key in config.model_fields}
     return settings
+
+
+def train_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
+    """Settings of a training by their names of today; ``stored``: the part ``train`` of
+    ``config.json``."""
+    if format == 4:
+        return {TRAINING.get(name, name): value for name, value in stored.items()}
+    return dict(stored)
 
 
 def weights(tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:

@@ -146,7 +146,9 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
         model = validate(
             ModelConfig, formats.model_settings(config["model"], format), str(path / "config.json")
         )
-        train = validate(TrainConfig, config["train"], str(path / "config.json"))
+        train = validate(
+            TrainConfig, formats.train_settings(config["train"], format), str(path / "config.json")
+        )
         data, encoding = Path(config["data"]), config["encoding"]
     except (KeyError, TypeError, ValueError, SpecError) as error:
         raise FormatError(

@@ -130,7 +130,7 @@ class Objective(abc.ABC):
 
 def batch_size(config: TrainConfig, total: int) -> int:
     """Impressions of a batch, for a training split of ``total`` impressions."""
-    return config.impressions or min(max(total // BATCHES, LEAST), MOST)
+    return config.batch_size or min(max(total // BATCHES, LEAST), MOST)
 
 
 class Impressions(Objective):

@@ -65,11 +65,11 @@ class Optimiser:
                 {"params": [w for w in dense if w.dim() > 1], "weight_decay": config.weight_decay},
                 {"params": [w for w in dense if w.dim() <= 1], "weight_decay": 0.0},
             ],
-            lr=config.rate,
+            lr=config.learning_rate,
             betas=(0.9, 0.99),
             foreach=True,
         )
-        self.tables = TableAdagrad(tables, config.table_decay)
+        self.tables = TableAdagrad(tables, config.table_weight_decay)
 
     def share(self, step: int) -> float:
         """The learning rate of a step (0 ..) as a share of its peak: rise, then a cosine to 0."""
@@ -91,9 +91,9 @@ class Optimiser:
         share = self.share(step)
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for group in self.adam.param_groups:
-            group["lr"] = self.config.rate * self.scale * share
+            group["lr"] = self.config.learning_rate * self.scale * share
         self.adam.step()
-        self.tables.step(self.config.table_rate * self.scale * share)
+        self.tables.step(self.config.table_learning_rate * self.scale * share)
         for weight in (*self.dense, *self.tables.tables):
             weight.grad = None
 

@@ -287,7 +287,8 @@ class Trainer:
         elif (self.out / "trainer" / "state.safetensors").exists():
             left = f"the last checkpoint stays in {self.out}"
         raise DataError(
-            f"the training diverged by step {progress.step}: {what}; {left}. Try lower "
-            f"rates (rate is {config.rate:g}, table_rate {config.table_rate:g}; with --overwrite), "
-            "or look for extreme numbers in the features and durations"
+            f"the training diverged by step {progress.step}: {what}; {left}. Try "
+            f"lower rates (learning_rate is {config.learning_rate:g}, table_learning_rate "
+            f"{config.table_learning_rate:g}; with --overwrite), or look for extreme numbers in "
+            "the features and durations"
         )
