@@ -6,8 +6,9 @@ What a competent person writes in an afternoon, computed from a prepared dataset
 - the smoothed rate and log count of the item, of each categorical item feature and of each
   categorical user feature; the numeric features of item and user;
 - the request's context features, hour, weekday and time since the user's last event;
-- of the user's history: its length; the mean label of all, of the last 5, 20 and 100 events, and
-  with weights that halve every 10 events; the same of the label minus the item's rate;
+- of the user's history: its length; the smoothed mean label; the mean label of all, of the last 5,
+  20 and 100 events, and with weights that halve every 10 events; the same means of the label minus
+  the item's rate;
 - of the *same item* in the history, and of the same value of the first three categorical item
   features: count, share, mean and decayed mean label, newest label, how many events ago, how many
   events ago with label 1;
@@ -18,22 +19,25 @@ Nothing of the request itself or of later events enters:
 
 - History features read the events strictly before the request: the history that models read, but
   unlimited in length.
-- Rates, counts and vectors come from the training window. For a training impression they come from
-  the users of the other folds (five folds of users), for all other impressions from all users.
-  Counts of folds are scaled up to the full window.
+- Rates, counts and vectors come from the training window: for validation and test impressions from
+  all of it; for a training impression from the users of the other folds (five folds of users,
+  counts scaled up to the full window), or, rates and counts only, from what was shown before its
+  request. Validation chooses between the two.
 
 Shapes: n impressions, C candidates of one request, N events before it, I items, U users.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peer_statistics import (
     FOLDS,
+    SMOOTHING,
+    Counters,
     Floats,
     Impressions,
     Ints,
@@ -51,6 +55,7 @@ from limerank.data.canonical import DAY_MS, HOUR_MS
 from limerank.data.dataset import Dataset
 from limerank.data.folder import SPLITS
 
+Encoding = Literal["folds", "before"]
 HALF_LIFE = 10.0
 """Events after which the weight of an event in a decayed mean is halved."""
 LATEST = (5, 20, 100)
@@ -72,42 +77,58 @@ class Features:
     Args:
         dataset: a prepared dataset with a binary label.
         similarity: whether to make vectors and the features of :data:`SIMILARITIES`.
+        encoding: which impressions the rates and counts of a training impression read: "folds",
+            those of the users of other folds, or "before", those shown before its request.
     """
 
-    def __init__(self, dataset: Dataset, *, similarity: bool = True) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: Dataset, *, similarity: bool = True, encoding: Encoding = "folds"
+    ) -> None:
+        self.dataset, self.encoding = dataset, encoding
         self.folds = folds_of_users(len(dataset.users))
-        encoding = dataset.encoding
-        self.item_values = first_values(dataset.items, encoding["items"]["features"])
-        self.user_values = first_values(dataset.users, encoding["users"]["features"])
-        self.matched = tuple(self.item_values)[:MATCHED_FEATURES]
         train = impressions_of(dataset, "train")
-        folds = self.folds[train.users]
+        self.times = np.unique(dataset.events["time"][dataset.requests["first"][train.requests]])
+        moments = self.moments(train.requests)
 
-        def rates(keys: NDArray[Any], values: int) -> Rates:
-            return Rates.of(keys, train.labels, folds, values)
+        def rates(keys: NDArray[Any], values: int) -> Rates | Counters:
+            if encoding == "folds":
+                return Rates.of(keys, train.labels, self.folds[train.users], values)
+            return Counters.of(keys, train.labels, moments, len(self.times))
 
+        features = dataset.encoding
+        self.item_values = first_values(dataset.items, features["items"]["features"])
+        user_values = first_values(dataset.users, features["users"]["features"])
+        self.matched = tuple(self.item_values)[:MATCHED_FEATURES]
+        self.base = rates(np.zeros_like(train.items), 1)
         self.items = rates(train.items, len(dataset.items))
-        self.rates: list[tuple[str, Ints, Rates]] = []
-        """(feature, key of each item or user row, rates)."""
-        for name, codes in self.item_values.items():
-            of_value = rates(codes[train.items], int(codes.max(initial=0)) + 1)
-            self.rates.append((f"item {name}", codes, of_value))
-        for name, codes in self.user_values.items():
-            of_value = rates(codes[train.users], int(codes.max(initial=0)) + 1)
-            self.rates.append((f"user {name}", codes, of_value))
+        self.rates: list[tuple[str, Ints, Rates | Counters]] = []
+        """(feature, value of each item or user row, rates)."""
+        for kind, values, rows in (
+            ("item", self.item_values, train.items),
+            ("user", user_values, train.users),
+        ):
+            for name, codes in values.items():
+                of_value = rates(codes[rows], int(codes.max(initial=0)) + 1)
+                self.rates.append((f"{kind} {name}", codes, of_value))
         self.vectors: list[Floats] = []
-        """By fold, like the rates."""
+        """By fold; the last ones are of all users."""
         if similarity:
             self.vectors = [
                 vectors(positives(dataset, self.folds != fold)) for fold in range(FOLDS + 1)
             ]
 
-    def fold_of(self, request: int) -> int:
-        """Which statistics an impression of this request may read."""
-        if self.dataset.requests["split"][request] == SPLITS.index("train"):
-            return int(self.folds[self.dataset.requests["user"][request]])
-        return FOLDS
+    def fold_of(self, requests: Ints) -> Ints:
+        """The fold of users that statistics for these requests leave out; FOLDS: none."""
+        train = self.dataset.requests["split"][requests] == SPLITS.index("train")
+        return np.where(train, self.folds[self.dataset.requests["user"][requests]], FOLDS)
+
+    def moments(self, requests: Ints) -> Ints:
+        """What rates and counts for these requests are as of: a fold, or the number of a time."""
+        if self.encoding == "folds":
+            return self.fold_of(requests)
+        time = self.dataset.events["time"][self.dataset.requests["first"][requests]]
+        train = self.dataset.requests["split"][requests] == SPLITS.index("train")
+        return np.where(train, np.searchsorted(self.times, time), len(self.times))
 
     def table(self, shown: Impressions) -> tuple[list[str], Floats]:
         """Names [F] and values f32 [n, F] of the features; NaN: not defined."""
@@ -118,17 +139,12 @@ class Features:
 
     def of_impressions(self, shown: Impressions) -> tuple[list[str], Floats]:
         """The features that need no history."""
-        dataset = self.dataset
-        requests, of_impression = np.unique(shown.requests, return_inverse=True)
-        fold = np.array([self.fold_of(request) for request in requests])[of_impression]
-        columns: dict[str, NDArray[Any]] = {
-            "item rate": self.items.rates[fold, shown.items],
-            "item count": np.log1p(self.items.counts[fold, shown.items]),
-        }
-        for name, codes, of_value in self.rates:
-            key = codes[shown.items if name.startswith("item ") else shown.users]
-            columns[f"{name} rate"] = of_value.rates[fold, key]
-            columns[f"{name} count"] = np.log1p(of_value.counts[fold, key])
+        dataset, moments = self.dataset, self.moments(shown.requests)
+        columns: dict[str, NDArray[Any]] = {}
+        for name, codes, of_value in (("item", None, self.items), *self.rates):
+            keys = shown.items if name.startswith("item") else shown.users
+            found, count = of_value.at(keys if codes is None else codes[keys], moments)
+            columns[f"{name} rate"], columns[f"{name} count"] = found, np.log1p(count)
         for kind, features, rows in (
             ("item", dataset.items, shown.items),
             ("user", dataset.users, shown.users),
@@ -147,7 +163,7 @@ class Features:
 
     def history_names(self) -> list[str]:
         """Names of what :meth:`of_history` gives."""
-        names = ["history length", "seconds since last event"]
+        names = ["history length", "seconds since last event", "label smoothed mean"]
         for what in ("label", "label minus rate"):
             names += [f"{what} mean", *(f"{what} mean of last {n}" for n in LATEST)]
             names.append(f"{what} decayed mean")
@@ -157,7 +173,8 @@ class Features:
 
     def of_history(self, request: int, candidates: NDArray[np.int32]) -> Floats:
         """The features of a request's candidates that the history decides, f32 [C, F]."""
-        dataset, fold = self.dataset, self.fold_of(request)
+        dataset = self.dataset
+        moment = int(self.moments(np.array([request]))[0])
         rows = history_of(dataset, request)
         items = np.asarray(dataset.events["item"][rows])
         labels = dataset.events[f"label_{main_label(dataset)}"][rows].astype(np.float32)
@@ -166,8 +183,10 @@ class Features:
         if dataset.clock and len(rows):
             now = dataset.events["time"][dataset.requests["first"][request]]
             gap = float(now - dataset.events["time"][rows[-1]]) / 1000
-        of_user = [float(len(rows)), gap]
-        for values in (labels, labels - self.items.rates[fold, items]):
+        base = self.base.at(np.zeros(1, dtype=np.int64), moment)[0][0]
+        smoothed = (labels.sum() + SMOOTHING * base) / (len(rows) + SMOOTHING)
+        of_user = [float(len(rows)), gap, float(smoothed)]
+        for values in (labels, labels - self.items.at(items, moment)[0]):
             of_user += [_mean(values), *(_mean(values[-n:]) for n in LATEST)]
             of_user.append(float(values @ decay / decay.sum()) if len(rows) else np.nan)
         found = [np.broadcast_to(np.array(of_user, np.float32), (len(candidates), len(of_user)))]
@@ -178,7 +197,7 @@ class Features:
             same = (of_candidate == codes[items]) & (of_candidate > 0)
             found.append(matches(same, labels, decay))
         if self.vectors:
-            of_item = self.vectors[fold]
+            of_item = self.vectors[int(self.fold_of(np.array([request]))[0])]
             found.append(similarities(of_item[candidates] @ of_item[items].T, labels))
         return np.hstack(found)
 

@@ -1,7 +1,9 @@
 """What peers read of a prepared dataset: its impressions, and statistics of the training window.
 
-Statistics for a training impression come from the users of the other folds, for all other
-impressions from all users. Shapes: n impressions, N events before a request, I items, U users.
+Statistics for validation and test impressions come from the full training window. For training
+impressions they come from a part of it: from the users of the other folds (``Rates``), or from
+what was shown before (``Counters``). Shapes: n impressions, N events before a request, I items,
+U users.
 """
 
 from __future__ import annotations
@@ -122,6 +124,48 @@ class Rates:
             rates[fold] = (positive + SMOOTHING * base) / (shown + SMOOTHING)
             counts[fold] = shown * (len(keys) / max(used.sum(), 1))
         return cls(rates, counts)
+
+    def at(self, keys: NDArray[Any], moments: NDArray[Any] | int) -> tuple[Floats, Floats]:
+        """Rates and counts of these keys; ``moments`` are folds, or FOLDS for all users."""
+        return self.rates[moments, keys], self.counts[moments, keys]
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Smoothed rates and counts of the values of one key, as of any time.
+
+    Attributes:
+        entries: key * (T + 1) + moment of each training impression, ascending, i64 [n]; moments
+            number the T distinct times of training requests.
+        positives: positive labels among the first i entries, i64 [n + 1].
+        bases: rate of all training impressions before each moment, smoothed towards 1/2; the last
+            one is of the full training window, f64 [T + 1].
+    """
+
+    entries: Ints
+    positives: Ints
+    bases: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, keys: NDArray[Any], labels: NDArray[Any], moments: Ints, times: int) -> Counters:
+        """Index the training impressions with these keys, labels and moments, [n] each."""
+        entries = keys.astype(np.int64) * (times + 1) + moments
+        order = np.argsort(entries, kind="stable")
+        shown = np.append(0, np.cumsum(np.bincount(moments, minlength=times)))
+        liked = np.append(0, np.cumsum(np.bincount(moments, labels, minlength=times)))
+        bases = (liked + SMOOTHING / 2) / (shown + SMOOTHING)
+        return cls(entries[order], np.append(0, np.cumsum(labels[order])), bases)
+
+    def at(self, keys: NDArray[Any], moments: NDArray[Any] | int) -> tuple[Floats, Floats]:
+        """Rates and counts of these keys over the impressions strictly before these moments; T:
+        over the full training window."""
+        first = keys.astype(np.int64) * len(self.bases)
+        start = np.searchsorted(self.entries, first)
+        end = np.searchsorted(self.entries, first + moments)
+        count = (end - start).astype(np.float32)
+        positive = self.positives[end] - self.positives[start]
+        rates = (positive + SMOOTHING * self.bases[moments]) / (count + SMOOTHING)
+        return rates.astype(np.float32), count
 
 
 def folds_of_users(users: int, seed: int = 0) -> Ints:

@@ -21,7 +21,8 @@ over all of them, and apart for *repeats* (the user's history holds the candidat
     from the history before the request. Regularisation and weight by validation.
 ``lightgbm``
     Gradient-boosted trees on the features of ``benchmarks.peer_features``, with and without the
-    similarity features; leaves and rate by validation, stopped early by the log loss there.
+    similarity features; leaves, learning rate, feature fraction and the encoding of rates by
+    validation, stopped early by the log loss there.
 ours
     With the defaults of ``limerank train``; nothing is tuned.
 

@@ -18,7 +18,17 @@ QUALITY = {
     "auc | new": "AUC, new",
 }
 COSTS = {"train_s": "training, s", "predict_us_per_impression": "prediction, µs per impression"}
-CHOSEN = ("shrinkage", "regularization", "alpha", "num_leaves", "learning_rate", "trees", "columns")
+CHOSEN = (
+    "shrinkage",
+    "regularization",
+    "alpha",
+    "encoding",
+    "num_leaves",
+    "learning_rate",
+    "feature_fraction",
+    "trees",
+    "columns",
+)
 """Settings that validation chose, and the size of LightGBM's model."""
 NAMES = {"lightgbm": "LightGBM", "als": "ALS", "item-knn": "item-kNN"}
 
@@ -140,7 +150,7 @@ def section(of_dataset: list[Row]) -> list[str]:
     )
     chosen = [
         f"{title(*key)}: "
-        + ", ".join(f"{name} {rows[0]['metrics'][name]:g}" for name in CHOSEN
+        + ", ".join(f"{name} {setting(rows[0]['metrics'][name])}" for name in CHOSEN
                     if name in rows[0]["metrics"])
         for key, rows in found.items()
         if any(name in rows[0]["metrics"] for name in CHOSEN)
@@ -148,6 +158,11 @@ def section(of_dataset: list[Row]) -> list[str]:
     if chosen:
         lines += ["", f"Chosen by validation (seed 0). {'; '.join(chosen)}."]
     return lines
+
+
+def setting(value: float | str) -> str:
+    """A setting as text."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def differences(pairs: list[Row]) -> list[str]:

@@ -51,9 +51,14 @@ class Loops:
         self.window = [e for e in self.events if (e["user_id"], e["time"]) in train]
         self.trained = train
 
-    def rate(self, key, value, user: int, time: int) -> tuple[float, float]:
+    def rate(self, key, value, user: int, time: int, encoding: str) -> tuple[float, float]:
         """Smoothed rate and count of a value among the training impressions that may be read."""
         in_train = (user, time) in self.trained
+        if encoding == "before":
+            used = [event for event in self.window if not in_train or event["time"] < time]
+            base = (sum(e["click"] for e in used) + SMOOTHING / 2) / (len(used) + SMOOTHING)
+            shown = [event["click"] for event in used if key(event) == value]
+            return (sum(shown) + SMOOTHING * base) / (len(shown) + SMOOTHING), len(shown)
         used = [
             event
             for event in self.window
@@ -95,11 +100,12 @@ def matched(history: list[dict], same) -> dict[str, float]:
     }
 
 
+@pytest.mark.parametrize("encoding", ["folds", "before"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_features_equal_loops_over_the_raw_log(log, split):
+def test_features_equal_loops_over_the_raw_log(log, split, encoding):
     folder, events = log
     dataset = Dataset(folder)
-    features = Features(dataset, similarity=False)
+    features = Features(dataset, similarity=False, encoding=encoding)
     shown = impressions_of(dataset, split)
     names, values = features.table(shown)
     assert values.shape == (len(shown.items), len(names)) and len(set(names)) == len(names)
@@ -117,12 +123,15 @@ def test_features_equal_loops_over_the_raw_log(log, split):
             ("item group", lambda e: e["item_id"] % 5, item % 5),
             ("user country", lambda e: e["user_id"] % 3, user % 3),
         ):
-            rate, count = loops.rate(key, value, user, time)
+            rate, count = loops.rate(key, value, user, time, encoding)
             expected |= {f"{name} rate": rate, f"{name} count": np.log1p(count)}
         gap = time - history[-1]["time"] if history else float("nan")
         expected["seconds since last event"] = gap
         clicks = [event["click"] for event in history]
-        rates = [loops.rate(lambda e: e["item_id"], e["item_id"], user, time)[0] for e in history]
+        rates = [
+            loops.rate(lambda e: e["item_id"], e["item_id"], user, time, encoding)[0]
+            for e in history
+        ]
         above = [click - rate for click, rate in zip(clicks, rates, strict=True)]
         for what, numbers in (("label", clicks), ("label minus rate", above)):
             expected |= {
@@ -140,15 +149,16 @@ def test_features_equal_loops_over_the_raw_log(log, split):
             np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("encoding", ["folds", "before"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_labels_from_the_request_on_do_not_enter(log, split):
+def test_labels_from_the_request_on_do_not_enter(log, split, encoding):
     dataset = Dataset(log[0])
     requests = dataset.requests_of(split)
     for request in np.random.default_rng(1).choice(requests, 5, replace=False):
         user = dataset.requests["user"][request]
         now = dataset.events["time"][dataset.requests["first"][request]]
         owner = np.repeat(np.arange(len(dataset.users)), np.diff(dataset.event_offsets))
-        before = Features(dataset)
+        before = Features(dataset, encoding=encoding)
         later = dataset.events["time"] >= now
         if split == "train":  # other folds' statistics are of the full training window
             later &= before.folds[owner] == before.folds[user]
@@ -156,7 +166,7 @@ def test_labels_from_the_request_on_do_not_enter(log, split):
         labels = np.array(changed.events["label_click"])
         labels[later] ^= 1
         changed.events["label_click"] = labels
-        after = Features(changed)
+        after = Features(changed, encoding=encoding)
         items = dataset.events["item"][dataset.impression_rows(np.array([request]))]
         np.testing.assert_array_equal(
             before.of_history(int(request), items), after.of_history(int(request), items)
