@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.documents import PAGES, ROOT, anchors, blocks, links, run
+from tests.documents import PAGES, ROOT, anchors, blocks, links, run, texts_of
 from tests.worlds import write_csv
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,3 +62,22 @@ def test_links_of_documents_lead_somewhere(page):
         assert target.exists(), f"{link}: there is no {target}"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(Path(target).read_text(encoding="utf-8")), link
+
+
+def test_messages_that_the_page_on_checks_explains_exist():
+    """Words of each message stand in a text of the package, or in one of pydantic's."""
+    code = "\n".join(texts_of(ROOT / "limerank"))
+    code += "\nInput should be a valid string\nExtra inputs are not permitted\nShould have at least"
+    page = (ROOT / "docs" / "data" / "checks.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("|")]
+    shown = [cell for cells in rows for cell in (cells[0], *cells[2:])]
+    lacking = []
+    for message in re.findall(r"`([^`]+)`", "\n".join(shown)):
+        # Files, columns, numbers and types of the example; the package's text has gaps there.
+        fixed = re.split(
+            r"[.]{3}|: |'[^']*'|[(].*[)]|\d[\d-]*|NAME|click|csv|List|Binary|Movie", message
+        )
+        words = max(fixed, key=len).strip()
+        if words not in code:
+            lacking.append(f"{message}: no text of the package contains {words!r}")
+    assert not lacking, "\n".join(lacking)
