@@ -14,12 +14,14 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from limerank.data.dataset import Dataset
-    from limerank.models.ranker import Table
+    from limerank.models.ranker import EmbeddingTable
     from limerank.runs.folder import load_run
 
     of, dataset = load_run(run), Dataset(folder)
     ranker = of.ranker
-    tables = sum(part.weight.numel() for part in ranker.modules() if isinstance(part, Table))
+    tables = sum(
+        part.weight.numel() for part in ranker.modules() if isinstance(part, EmbeddingTable)
+    )
     requests = dataset.requests_of("test")
     lengths = dataset.history_lengths(requests, of.history)
     batch = dataset.batch(requests[[int(np.argmax(lengths))]], of.history)

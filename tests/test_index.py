@@ -21,10 +21,11 @@ from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
 from limerank.files import read_json, write_json
-from limerank.index import Index, catalogue, lookup, writing
+from limerank.index import Index, lookup, writing
+from limerank.index import items as items_module
 from limerank.index.building import build_index
 from limerank.index.changes import change_items
-from limerank.index.lookup import IdTable
+from limerank.index.lookup import IdLookup
 from limerank.runs.folder import load_run
 from tests.catalogues import (
     ITEMS,
@@ -114,7 +115,7 @@ numbers = st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=40)
 @given(texts, st.lists(st.text(max_size=3), max_size=10))
 def test_texts_are_found(held, others):
     values = np.array(held, dtype=object)
-    ids = IdTable.of(values)
+    ids = IdLookup.of(values)
     assert ids.text
     assert ids.find(held).tolist() == list(range(len(held)))
     assert ids[:].tolist() == held
@@ -134,7 +135,7 @@ def test_texts_are_found(held, others):
 
 @given(numbers, st.lists(st.integers(-5, 5), max_size=10))
 def test_numbers_are_found(held, others):
-    ids = IdTable.of(np.array(held, dtype=np.int64))
+    ids = IdLookup.of(np.array(held, dtype=np.int64))
     assert not ids.text
     assert ids.find(held).tolist() == list(range(len(held)))
     expected = [held.index(other) if other in held else -1 for other in others]
@@ -144,15 +145,15 @@ def test_numbers_are_found(held, others):
 
 def test_texts_with_the_same_hash_are_distinguished(monkeypatch):
     monkeypatch.setattr(lookup, "hashes", lambda texts: np.zeros(len(texts), np.int64))
-    ids = IdTable.of(np.array(["a", "b", "c"], dtype=object))
+    ids = IdLookup.of(np.array(["a", "b", "c"], dtype=object))
     assert ids.find(["c", "b", "x", "a"]).tolist() == [2, 1, -1, 0]
     with pytest.raises(DataError, match="'b'"):
-        IdTable.of(np.array(["a", "b", "c", "b"], dtype=object))
+        IdLookup.of(np.array(["a", "b", "c", "b"], dtype=object))
 
 
 def test_an_id_twice_is_an_error(tmp_path):
     with pytest.raises(DataError, match="7, 9"):
-        IdTable.of(np.array([7, 9, 7, 9, 9, 1]))
+        IdLookup.of(np.array([7, 9, 7, 9, 9, 1]))
     of = shop("two-tower")
     items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
     pl.concat([items, items[3:4]]).write_csv(tmp_path / "twice.csv")
@@ -191,7 +192,7 @@ def test_damage_is_noticed(copy, name):
     with pytest.raises(FormatError, match=f"{file.name} has changed"):
         Index.open(copy, verify=True)
     file.unlink()
-    with pytest.raises(FormatError, match=f"holds no {file.name}"):
+    with pytest.raises(FormatError, match=f"{file.name} is missing"):
         Index.open(copy)
 
 
@@ -419,8 +420,8 @@ def test_no_items_at_all(tmp_path, monkeypatch):
     pl.read_csv(items)[:0].write_csv(tmp_path / "none.csv")
     with pytest.raises(DataError, match="no rows"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "none.csv")
-    read = catalogue.read_table
-    monkeypatch.setattr(catalogue, "read_table", lambda *given: (read(*given)[0][:0], 0))
+    read = items_module.read_table
+    monkeypatch.setattr(items_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
     build_index(of.run, tmp_path / "index", items=items)
     index = Index.open(tmp_path / "index", verify=True)
     assert len(index) == 0 and index.vectors.shape == (0, 16) and index.weights.shape == (0, 10)

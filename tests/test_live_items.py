@@ -195,9 +195,9 @@ def test_a_change_that_failed_is_made_later(engines, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("limerank.index.writing.os.write", full)
-        with pytest.raises(StoreError, match=r"no room.*the index is as it was"):
+        with pytest.raises(StoreError, match=r"no space.*the index is unchanged"):
             two.follow()
-        with pytest.raises(StoreError, match="no room"):
+        with pytest.raises(StoreError, match="no space"):
             two.put_items([item(901)])
         assert not holds(two, 900)
         # A server that starts meanwhile serves what it has, and says what it has not.

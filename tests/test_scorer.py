@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limerank.errors import FingerprintError, SpecError, UnknownError
-from limerank.index import Index, catalogue
+from limerank.index import Index
+from limerank.index import items as items_module
 from limerank.index.building import build_index
 from limerank.ranking.fidelity import quantisation_report
 from limerank.ranking.scorer import (
@@ -179,8 +180,8 @@ def test_wrong_arguments(pair):
 
 def test_an_index_without_items(tmp_path, monkeypatch):
     of = shop("lime-mha")
-    read = catalogue.read_table
-    monkeypatch.setattr(catalogue, "read_table", lambda *given: (read(*given)[0][:0], 0))
+    read = items_module.read_table
+    monkeypatch.setattr(items_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
     build_index(of.run, tmp_path / "index", items=folder() / "plain" / "log" / "items.csv")
     index = Index.open(tmp_path / "index")
     for scorer in (

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from limerank.errors import FormatError
 from limerank.files import checksum, read_json, write_json
-from limerank.index import catalogue
+from limerank.index import items as items_module
 from limerank.index.building import build_index
 from limerank.index.changes import unreadable_items
 from limerank.models.config import ModelConfig, TrainConfig
@@ -142,7 +142,7 @@ def test_damage_without_checksums_is_one_error(finished, tmp_path):
     user, item = {"country": "c1"}, {"item_id": 3, "group": "g1", "tags": "t1", "length": 3}
 
     def use():
-        catalogue._learned.cache_clear()
+        items_module._learned.cache_clear()
         loaded = load_run(run)
         selftest.passes(loaded)
         user_features.UserFeatureCache(loaded).check(user)
@@ -169,7 +169,7 @@ def test_damage_without_checksums_is_one_error(finished, tmp_path):
             with contextlib.suppress(FormatError):
                 use()
             file.write_bytes(full)
-    catalogue._learned.cache_clear()
+    items_module._learned.cache_clear()
 
 
 def mistyped(value, rng):

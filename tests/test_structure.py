@@ -245,7 +245,7 @@ def test_serving_never_reaches_the_logs() -> None:
     forbidden = {"data.prepare", "data.dataset", "training", "data.synthetic"}
     serving = {"data.events", "data.event_log", "ranking.request", "runs.model"}
     serving |= {name for name in RANK if name.startswith("serving.")} - {"serving.fill"}
-    changing = {f"limerank.index.{name}" for name in ("catalogue", "changes", "compaction")}
+    changing = {f"limerank.index.{name}" for name in ("items", "changes", "compaction")}
     reaching = [
         f"{name} -> {other}"
         for name in ARROWS
@@ -262,7 +262,7 @@ def test_reading_an_index_takes_little() -> None:
     allowed |= {"limerank.data.canonical"}
     allowed |= {f"limerank.index.{name}" for name in ("reading", "format", "lookup")}
     assert reached("limerank.index") <= allowed, sorted(reached("limerank.index") - allowed)
-    writing = ("catalogue", "building", "writing", "changes", "compaction")
+    writing = ("items", "building", "writing", "changes", "compaction")
     writers = {f"limerank.index.{name}" for name in writing}
     ranking = (
         "limerank.ranking.scorer",

@@ -17,8 +17,8 @@ from torch import Tensor
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, read_json, sync_directory, write_json
-from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.format import DTYPES, FORMAT, Scales
+from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.results import IndexBuild
 from limerank.index.writing import (
@@ -38,9 +38,9 @@ from limerank.progress import Bar
 from limerank.runs.folder import Run, load_run
 
 SHARD = 1 << 18
-"""Items after which a build keeps what it has done."""
+"""A build saves its progress after so many items."""
 SAMPLE = 1 << 16
-"""Items that scales are taken from; all, where there are fewer."""
+"""Scales are computed from so many items, evenly spaced; from all where there are fewer."""
 
 
 def build_index(
@@ -61,21 +61,23 @@ def build_index(
 
     Args:
         run: whose model encodes; its fingerprint goes into the index.
-        data: the dataset whose items are encoded, those included that training has not seen, in
-            its order; the one that the run was trained on when not given.
+        data: the dataset whose items are encoded, in its order, including items that training has
+            not seen; the dataset that the run was trained on when not given.
         items: a table of items instead, in the layout of the run's item table (CSV, TSV or
             Parquet), or mappings of its columns to values: a newer catalogue, or new items alone.
-            Items that training has seen keep what it learned of them; of the others the content
-            decides.
-        merge: encode the dataset's items as well; the table wins where both have an item.
+            Items that training has seen are encoded with what it learned of them, other items by
+            their content alone.
+        merge: encode the dataset's items as well; where both have an item, the table counts.
         overwrite: replace ``out`` where it is an index, and start over where another build of
             ``out`` was killed.
         quiet: show no progress.
 
     Raises:
-        DataError: an item id twice, a column of the table is missing, or an item encodes to NaN.
-        FormatError: ``out`` exists and ``overwrite`` is false, or it is no index; a killed build of
-            ``out`` had other arguments and ``overwrite`` is false; or another process builds it.
+        DataError: an item id is given twice, a column of the table is missing, or an item encodes
+            to NaN.
+        FormatError: ``out`` exists and ``overwrite`` is false, or it is not an index; a killed
+            build of ``out`` had other arguments and ``overwrite`` is false; or another process
+            builds it.
         SpecError: ``items`` is given and the run's data had no item table.
     """
     run = run if isinstance(run, Run) else load_run(run)
@@ -84,9 +86,9 @@ def build_index(
     if exists and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another folder")
     if exists and not (out / "manifest.json").exists():
-        raise FormatError(f"{out} exists and is no index; choose another folder, or remove it")
+        raise FormatError(f"{out} exists and is not an index; choose another folder, or remove it")
     check_output(out / "manifest.json")
-    parts: list[Catalogue] = []
+    parts: list[SourceItems] = []
     table = None if items is None else of_source(run, items)
     if table is None or merge:
         dataset = data if isinstance(data, Dataset) else run.dataset(data)
@@ -102,7 +104,7 @@ def build_index(
                 sweep(folder, {"files": {}})
             built = _build(folder, run, parts, state, quiet)
         except (DataError, SpecError):
-            if not exists:  # another try would end the same way
+            if not exists:  # another attempt would end the same way
                 shutil.rmtree(folder)
             raise
         manifest = commit(folder, built)
@@ -114,9 +116,9 @@ def build_index(
 
 
 def _build(
-    folder: Path, run: Run, parts: list[Catalogue], state: dict[str, Any] | None, quiet: bool
+    folder: Path, run: Run, parts: list[SourceItems], state: dict[str, Any] | None, quiet: bool
 ) -> dict[str, Any]:
-    """Write all files of an index, or those that a killed build lacks; returns the manifest."""
+    """Write all files of an index, or the rest of a killed build; returns the manifest."""
     total = sum(map(len, parts))
     ranker = run.ranker
     with torch.inference_mode():
@@ -167,7 +169,7 @@ def _build(
     }
 
 
-def _write_ids(files: Files, parts: Sequence[Catalogue]) -> None:
+def _write_ids(files: Files, parts: Sequence[SourceItems]) -> None:
     ids = [part.wanted for part in parts]
     values = ids[0] if len(ids) == 1 else np.concatenate(ids)
     offered = np.concatenate([part.candidate[part.rows] for part in parts])
@@ -179,12 +181,12 @@ def _write_ids(files: Files, parts: Sequence[Catalogue]) -> None:
 
 
 def _keep(folder: Path, state: dict[str, Any]) -> None:
-    """What a killed build goes on from."""
+    """Save the state that a killed build resumes from."""
     write_json(folder / "building.json", {"format": FORMAT, **state})
 
 
-def _same(run: Run, parts: Sequence[Catalogue]) -> dict[str, Any]:
-    """What two builds of the same index have in common."""
+def _same(run: Run, parts: Sequence[SourceItems]) -> dict[str, Any]:
+    """The facts that identify a build: its run and its items."""
     return {
         "fingerprint": run.fingerprint,
         "items": sum(map(len, parts)),
@@ -193,12 +195,12 @@ def _same(run: Run, parts: Sequence[Catalogue]) -> dict[str, Any]:
 
 
 def _unfinished(
-    folder: Path, run: Run, parts: Sequence[Catalogue], replace: bool
+    folder: Path, run: Run, parts: Sequence[SourceItems], replace: bool
 ) -> dict[str, Any] | None:
-    """The state of a killed build of the same thing, or None.
+    """The state of a killed build of the same index, or None.
 
     Raises:
-        FormatError: it was of another thing, and ``replace`` is false.
+        FormatError: it was a build of another index, and ``replace`` is false.
     """
     path = folder / "building.json"
     if not path.exists():
@@ -211,7 +213,7 @@ def _unfinished(
             for name, entry in state["files"].items()
         }
     except (FormatError, FileNotFoundError, KeyError, TypeError, AttributeError):
-        return None  # damaged: nothing to go on from
+        return None  # damaged: nothing to resume from
     of = _same(run, parts)
     if state.get("format") == FORMAT and state.get("of") == of and all(held.values()):
         return state
@@ -221,14 +223,13 @@ def _unfinished(
         raise FormatError(
             f"{folder} holds an unfinished build of other {changed} ({was.get('items')} items by "
             f"the model {was.get('fingerprint')}; now {of['items']} items by {of['fingerprint']}). "
-            "Give the same arguments as then to go on with it, or --overwrite to start over"
+            "Give the same arguments to resume it, or --overwrite to start over"
         )
     return None
 
 
-def _scales(ranker: Ranker, parts: Sequence[Catalogue]) -> Scales:
-    """The ranges of columns over a sample of the items: all of them, or :data:`SAMPLE` that lie
-    evenly."""
+def _scales(ranker: Ranker, parts: Sequence[SourceItems]) -> Scales:
+    """Scales from the ranges of columns over at most :data:`SAMPLE` items, evenly spaced."""
     total = sum(map(len, parts))
     device = next(ranker.parameters()).device
     every = max(1, -(-total // SAMPLE))
@@ -271,12 +272,12 @@ def _scales(ranker: Ranker, parts: Sequence[Catalogue]) -> Scales:
     )
 
 
-def of_dataset(dataset: Dataset, table: Catalogue | None = None) -> Catalogue:
-    """All items of a dataset but those that the table has."""
+def of_dataset(dataset: Dataset, table: SourceItems | None = None) -> SourceItems:
+    """All items of a dataset, except those that are in the table."""
     rows = np.arange(len(dataset.items), dtype=np.int64)
     codes = np.where(rows < dataset.trained_items, rows + 1, 0)
     if table is not None:
         here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
-        if here.dtype == there.dtype:  # they differ only where one is empty
+        if here.dtype == there.dtype:  # the types differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
-    return Catalogue(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)
+    return SourceItems(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)

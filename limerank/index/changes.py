@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
-from limerank.index.catalogue import Catalogue, ItemSource, of_source
 from limerank.index.format import LiveItems
+from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of, merged
 from limerank.index.reading import Index
 from limerank.index.results import Change, advice_of
@@ -40,7 +40,8 @@ from limerank.progress import Bar
 from limerank.runs.model import Trained, load_trained
 
 TAIL = 1 << 16
-"""Ids added or updated lately that are looked up apart; with more, all are sorted together."""
+"""Late ids (added or updated since the last sorting) have a lookup level of their own up to this
+number; with more, all ids are sorted together."""
 UNREADABLE = (
     ArithmeticError,
     LimerankError,
@@ -50,7 +51,7 @@ UNREADABLE = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
 )
-"""What reading an item may raise, whatever its columns hold."""
+"""Errors that reading an item may raise, with any contents of its columns."""
 
 
 IndexPath = Index | str | os.PathLike[str]
@@ -66,7 +67,7 @@ def add_items(
     """Add new items to a live index; see :func:`change_items`.
 
     Raises:
-        DataError: the index holds one of them.
+        DataError: one of them is in the index.
     """
     return change_items(run, index, add=items, quiet=quiet)
 
@@ -81,7 +82,7 @@ def update_items(
     """Encode items of a live index again, as they are now; see :func:`change_items`.
 
     Raises:
-        UnknownError: the index does not hold one of them.
+        UnknownError: one of them is not in the index.
     """
     return change_items(run, index, update=items, quiet=quiet)
 
@@ -93,15 +94,15 @@ def put_items(
     *,
     quiet: bool = True,
 ) -> Change:
-    """Add items to a live index, or update those that it holds; see :func:`change_items`."""
+    """Add items to a live index, or update those that are in it; see :func:`change_items`."""
     return change_items(run, index, put=items, quiet=quiet)
 
 
 def remove_items(index: IndexPath, ids: Iterable[Any]) -> Change:
-    """Take items out of a live index; see :func:`change_items`.
+    """Remove items from a live index; see :func:`change_items`.
 
     Raises:
-        UnknownError: the index does not hold one of them.
+        UnknownError: one of them is not in the index.
     """
     return change_items(None, index, remove=ids)
 
@@ -116,28 +117,28 @@ def change_items(
     remove: Iterable[Any] | None = None,
     quiet: bool = True,
 ) -> Change:
-    """Change a live index in one step: all of it, or nothing where something is wrong.
+    """Change a live index in one step: completely, or not at all where something is wrong.
 
-    Processes that have opened the index keep the version that they opened; processes that
-    open it afterwards see the change. Once the call returns it is on disk.
+    Processes that have opened the index continue to read the version that they opened; processes
+    that open it afterwards read the new one. The change is on disk when the call returns.
 
     Args:
         run: of the model that built the index; None where items are only removed.
-        index: the folder, or an index opened from it (which stays the version that it is).
+        index: the folder, or an index opened from it, which stays the version that it is.
         add: new items: a table in the layout of the run's item table (CSV, TSV or Parquet), a
             mapping of that table's columns to values, or several mappings.
-        update: items that the index holds, with all their columns as they are now.
-        put: items to add or, where the index holds them, to update.
-        remove: external ids. Histories that hold the item are read as before.
+        update: items of the index, with all their columns as they are now.
+        put: items to add or, where they are in the index, to update.
+        remove: external ids. Histories that contain the item are read as before.
         quiet: show no progress.
 
     Raises:
-        DataError: an id twice, an id to add that the index holds, or a table that cannot be used.
-        UnknownError: an id to update or remove that the index does not hold.
+        DataError: an id is given twice, an id to add is in the index, or a table cannot be used.
+        UnknownError: an id to update or remove is not in the index.
         FingerprintError: another model built the index.
-        FormatError: it is no index or damaged, may not be written to, or another process is
+        FormatError: the folder is not an index, is damaged or read-only, or another process is
             changing it.
-        StoreError: its disk is full, or fails; the index is as it was.
+        StoreError: its disk is full, or fails; the index is unchanged.
     """
     path = index.path if isinstance(index, Index) else Path(index)
     if run is not None and not isinstance(run, Trained):
@@ -169,7 +170,7 @@ def put_live_items(
 def _changed(
     path: Path,
     run: Trained | None,
-    parts: Mapping[str, Catalogue],
+    parts: Mapping[str, SourceItems],
     remove: Iterable[Any] | None,
     live: LiveItems | None,
     quiet: bool,
@@ -186,7 +187,7 @@ def _changed(
             commit(path, manifest)
         return Change(old.version, old.items, len(old), advice=advice_of(old.manifest, 0.0))
     if len(old) + count > np.iinfo(np.int32).max:
-        raise DataError(f"{path} has {len(old):,} rows, and may have 2,147,483,647 at most")
+        raise DataError(f"{path} has {len(old):,} rows, the limit is 2,147,483,647")
     version = next_version(path, old.version)
     encoder = None if run is None else Encoder(run.ranker, old.scales)
     with (
@@ -234,7 +235,7 @@ def _changed(
 
 
 def unreadable_items(run: Trained, items: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Places of items that a run cannot encode, and why not: so that one of them does not stop the
+    """Position -> reason, for the items that a run cannot encode: one of them must not stop the
     others."""
     found: dict[int, str] = {}
     todo = [np.arange(len(items))] if len(items) else []
@@ -257,7 +258,9 @@ def unreadable_items(run: Trained, items: Sequence[Mapping[str, Any]]) -> dict[i
     return dict(sorted(found.items()))
 
 
-def _checked(old: Index, parts: Mapping[str, Catalogue]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _checked(
+    old: Index, parts: Mapping[str, SourceItems]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Ids of all items that are encoded, and the rows that theirs replace."""
     of_parts = [part.wanted for part in parts.values()]
     ids = np.concatenate(of_parts) if of_parts else np.zeros(0, np.int64)
@@ -309,8 +312,8 @@ def _some(ids: Any) -> str:
 def _grown(
     old: Index, ids: NDArray[Any], replaced: NDArray[np.int64]
 ) -> tuple[Level | None, Level]:
-    """The levels of an index whose next rows are these ids: the large one where it changes, and the
-    one of late ids."""
+    """The lookup levels of an index after these ids get the next rows: the large level where it
+    changes (else None), and the level of late ids."""
     tail, base = old.ids.levels
     tail = merged(tail, level_of(ids, len(old)), replaced)
     if len(tail.keys) <= TAIL:

@@ -1,4 +1,4 @@
-"""Compacting a live index: the rows that no ranking and no history reads any more are dropped."""
+"""Compacting a live index: rows that neither rankings nor histories read are dropped."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
 
     Args:
         index: the folder, or an index opened from it.
-        forget: drop removed items as well: histories that hold them are then read by the dataset's
-            features of them, or refused where they are given on the spot.
+        forget: drop removed items as well. Histories in the dataset that contain them are then
+            encoded from the dataset's features; in histories that are passed they are an error.
         quiet: show no progress.
 
     Raises:
-        FormatError: it is no index or damaged, or another process is changing it.
+        FormatError: the folder is not an index, is damaged, or another process is changing it.
     """
     path = index.path if isinstance(index, Index) else Path(index)
     Index(path)
     with writing(path):
-        old = Index.open(path, verify=True)  # damage must not get new checksums
+        old = Index.open(path, verify=True)  # damaged bytes must not get new checksums
         tail, base = (level.rows for level in old.ids.levels)
         stale = old.ids.find(old.ids[tail], first=1)
         newest = np.union1d(np.setdiff1d(base, stale), tail)

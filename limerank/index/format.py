@@ -4,35 +4,36 @@ The folder (``n`` rows, one per item and more after changes; width ``d``; LIME m
 ``C = H l`` link weights per row and ``g`` head terms). Files are bare little-endian arrays, row
 after row; a name carries the version that began the file, as in ``vectors-1.f32``::
 
-    manifest.json     what counts: version, model fingerprint, counts, scales; of each file its
-                      name, shape and CRC-32; and a SHA-256 of all that
-    vectors.f32       [n, d]   output of the item tower: histories and reference scoring read it
+    manifest.json     version, model fingerprint, counts, scales; name, shape and CRC-32 of each
+                      file; and a SHA-256 of all of these
+    vectors.f32       [n, d]   output of the item tower, for histories and reference scoring
     weights.u8        [n, C]   link weights; LIME only
     terms.i8          [n, g]   the item's part of the head's first layer; LIME only
     ids.i64           [n]      external ids that are integers; or, where they are text,
-    ids.utf8, id_ends.i64      all texts, one after another, and where each ends
-    id_keys.i64, id_rows.i32      what ids are looked up by, ascending (the integers, hashes of
-                                  texts), and the row of each key
-    tail_keys.i64, tail_rows.i32  the same for ids added or updated lately; they win over id_keys
-    hidden_rows.i32   [m]      rows that rankings never offer, ascending
-    removed_rows.i32  [r]      of them, rows of items that were removed, ascending
-                      and, where live items of an event store were put, of which store, and up to
-                      which of its changes (``live``, see :class:`LiveItems`)
-    building.json     only during a build: what is done; it goes on from there after a kill
-    .lock             held by the process that writes
+    ids.utf8, id_ends.i64      all texts, one after another, and the end of each
+    id_keys.i64, id_rows.i32      keys of the lookup of ids, ascending (the integers, or hashes of
+                                  the texts), and the row of each key
+    tail_keys.i64, tail_rows.i32  the same for ids added or updated lately; they precede id_keys
+    hidden_rows.i32   [m]      rows that rankings never contain, ascending
+    removed_rows.i32  [r]      of these, the rows of removed items, ascending
+    building.json     only during a build: its progress, from which a killed build resumes
+    .lock             locked by the process that writes
 
-**Changes.** The manifest alone says which files count, and how many of their rows. The first four
-files only ever grow; bytes beyond the manifest's count are ignored. The others are small, or seldom
-written, and a change writes new ones under new names. So all that a change does happens behind the
-readers' backs, until the manifest is replaced in one step, everything else being on disk by then. A
-kill at any moment leaves the old version or the new one, and what it wrote in vain is overwritten
-or swept away by the next change. A reader keeps the version that it opened: rows are never written
-twice, and files that are removed last as long as somebody has mapped them.
+Where live items of an event store were put into the index, the manifest also names the store, and
+the last of its changes that is included (``live``, see :class:`LiveItems`).
 
-- An item added is a new row. An item updated is a new row, too; its id is found there from then on,
-  by histories as well, and the old row is hidden (*superseded*).
-- An item removed has its row hidden. Its id is still found, so that histories which hold the item
-  can be read; no ranking offers it. Added again, it gets a new row.
+**Changes.** The manifest alone decides which files belong to the index, and how many of their rows.
+The first four files only grow; bytes beyond the manifest's count are ignored. The other files are
+small or seldom written, and a change writes new ones under new names. A change is therefore
+invisible to readers until the manifest is replaced in one step, after everything else is on disk.
+A process killed at any moment leaves the old version or the new one; the next change overwrites or
+removes its uncommitted data. A reader continues to read the version that it opened: rows are never
+overwritten, and a removed file lasts as long as a process has it mapped.
+
+- An added item is a new row. An updated item is a new row too: its id is found there from then on,
+  for histories as well, and its old row is hidden (*superseded*).
+- The row of a removed item is hidden. Its id is still found, so that histories which contain the
+  item can be encoded; no ranking contains it. Added again, the item gets a new row.
 - Compacting rewrites all files without superseded rows. Row numbers change.
 
 **Quantisation**, both affine per column, with scales that the manifest holds::
@@ -40,16 +41,16 @@ twice, and files that are removed last as long as somebody has mapped them.
     weights[i, c] = weight_low[c] + weight_step[c] * code        code = 0 .. 255
     terms[i, g]   = term_middle[g] + term_step[g] * code         code = -127 .. 127
 
-Link weights are shares of one, and mostly far below it, so a column spans the range that the
-catalogue really uses. An affine form costs a scorer nothing: what is constant in a column goes to
-the user's side, once per request. ``weight_mean``, the mean code of each column, and
-``weight_spread``, how far an item's codes are from them, are for a scorer that rounds the user's
-side as well: the mean of that error can be taken away, and the rest has a bound.
+The weights of an item's links sum to one, and most are far below it, so each column covers the
+range that the catalogue uses. The affine form costs a scorer nothing: the constant of a column is
+added on the user's side, once per request. ``weight_mean``, the mean code of each column, and
+``weight_spread``, the largest distance of an item's codes from it, are for a scorer that rounds the
+user's side as well: the mean of that error can be subtracted, and the rest is bounded.
 
-Scales are fixed when an index is built, from a sample where the catalogue is large. What lies
-beyond a column's range gets the nearest code: ``clamped`` counts such codes, and ``weight_excess``
-and ``term_excess`` say by how much they are off at most. ``weight_spread`` and both excesses are
-upper bounds over all rows, those included that were added later.
+Scales are fixed when an index is built, from a sample where the catalogue is large. A value out of
+the range of its column gets the nearest code: ``clamped`` counts such codes, and ``weight_excess``
+and ``term_excess`` are their largest errors. ``weight_spread`` and both excesses are upper bounds
+over all rows, including rows that were added later.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ SMALL = ("tail_keys.i64", "tail_rows.i32", "hidden_rows.i32", "removed_rows.i32"
 """Files whose checksums are compared whenever an index is opened."""
 FILE_NAME = re.compile(r"(\w+)-([0-9]{1,18})\.(\w+)")
 SKIPPED = 100
-"""Live items that could not be read, of which the manifest says why."""
+"""The manifest contains the reasons of at most so many live items that could not be read."""
 
 SCALED = (
     "weight_low",
@@ -105,7 +106,7 @@ SCALED = (
 
 @dataclass(frozen=True)
 class Scales:
-    """What turns the codes of an index into numbers; see the module's text.
+    """The numbers that turn the codes of an index into weights and terms; see the module's text.
 
     Attributes:
         weight_low, weight_step, weight_mean, weight_excess: f32 [C].
@@ -153,24 +154,25 @@ class Scales:
 
     @property
     def weight_error(self) -> NDArray[np.float32]:
-        """How far a link weight is from its code's at most, f32 [C]."""
+        """Largest error of a link weight, f32 [C]."""
         return self.weight_step * np.float32(0.5) + self.weight_excess
 
     @property
     def term_error(self) -> NDArray[np.float32]:
-        """How far a head term is from its code's at most, f32 [g]."""
+        """Largest error of a head term, f32 [g]."""
         return self.term_step * np.float32(0.5) + self.term_excess
 
 
 @dataclass(frozen=True)
 class LiveItems:
-    """Up to where an index holds the live items of an event store. It is written in the same step
-    as the items: a process that opens the index knows which of them it lacks.
+    """The live items of an event store that an index contains. It is written in the same step as
+    the items, so that a process that opens the index knows which ones are missing.
 
     Attributes:
-        store: identifies the store.
-        change: the store's count of changes; all up to this one are in the index.
-        skipped: id, as text -> why the model could not read the item, at most :data:`SKIPPED`.
+        store: id of the store.
+        change: number of the last change of the store that is in the index.
+        skipped: id as text -> reason, of items that the model could not encode; at most
+            :data:`SKIPPED`.
     """
 
     store: str
@@ -200,7 +202,7 @@ def versioned(name: str, file: str) -> int | None:
 
 
 def manifest_checksum(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a manifest says, its own ``checksum`` left out."""
+    """SHA-256 of the contents of a manifest without its ``checksum``."""
     rest = {name: value for name, value in manifest.items() if name != "checksum"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -210,7 +212,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of an index folder.
 
     Raises:
-        FormatError: there is none, it is of another format, or damaged.
+        FormatError: it is missing or damaged, or has another format.
     """
     manifest = read_json(path / "manifest.json", "an index")
     if manifest.get("format") != FORMAT:

@@ -1,9 +1,9 @@
-"""External ids by row, and rows by external id: arrays that may lie in files.
+"""External ids by row, and rows by external id, in arrays that may be mapped files.
 
-Ids are 64-bit integers or text. Integers are looked up by themselves, texts by 64-bit hashes, in
-*levels*: pairs of keys, ascending, and the row of each key. A level stands for the ids that it
-holds as they are now; where two levels hold an id, the earlier one counts. So a table grows without
-sorting all of it again: added ids go into a small level before the large one.
+Ids are 64-bit integers or text. They are looked up in *levels*: ascending keys, and the row of each
+key. The key of an integer is itself, that of a text a 64-bit hash. Where two levels contain an id,
+the earlier one counts. So ids can be added without sorting all of them again: they go into a small
+level before the large one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from limerank.kernels import _native
 
 
 class Level(NamedTuple):
-    """What ids are looked up by: ``keys`` i64, ascending, and the row of each, i32."""
+    """A part of the lookup: ``keys`` i64, ascending, and the row of each, i32."""
 
     keys: NDArray[np.int64]
     rows: NDArray[np.int32]
 
 
-class IdTable:
+class IdLookup:
     """The external ids of rows, and the rows of ids.
 
     ``ids[rows]`` gives an array of integers or of text, ``len(ids)`` the number of rows.
@@ -36,7 +36,7 @@ class IdTable:
     Args:
         values: the integers, i64; or, where they are text, all texts one after another, u8.
         ends: where each text ends, i64; None for integers.
-        levels: what they are looked up by.
+        levels: of the lookup, in order of precedence.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class IdTable:
         self._values, self._ends = values, ends
 
     @classmethod
-    def of(cls, values: NDArray[Any]) -> IdTable:
-        """A table held in memory; DataError where an id is given twice."""
+    def of(cls, values: NDArray[Any]) -> IdLookup:
+        """A lookup in memory, of ids by row; DataError where an id is given twice."""
         level, (flat, ends) = level_of(values), flattened(values)
         return cls(flat, ends, [level])
 
@@ -79,15 +79,14 @@ class IdTable:
         return [str(flat[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)]
 
     def find(self, ids: ArrayLike | Sequence[Any], first: int = 0) -> NDArray[np.int64]:
-        """The row of each id, i64; -1 where the table does not hold it.
+        """The row of each id, i64; -1 where there is none.
 
-        An id is found by any of its spellings (:func:`limerank.data.canonical.external_id`); text
-        that the table holds as it stands comes first, for tables written before there was that
-        rule.
+        An id is found by any of its spellings (:func:`limerank.data.canonical.external_id`). A
+        literal match comes first, for indexes that were written before ids were normalised.
 
         Args:
-            ids: what is looked for.
-            first: look through the levels from this one on.
+            ids: the ids to find.
+            first: search the levels from this one on.
         """
         given = np.asarray(ids).ravel() if isinstance(ids, np.ndarray) else list(ids)  # type: ignore[arg-type]
         levels = [level for level in self.levels[first:] if len(level.keys)]
@@ -137,7 +136,7 @@ class IdTable:
 
 
 def flattened(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    """Ids as :class:`IdTable` takes them: (i64, None), or the bytes of all texts and their ends."""
+    """The arguments of :class:`IdLookup`: (i64, None), or the bytes of all texts and their ends."""
     if values.dtype.kind in "iu":
         return values.astype(np.int64), None
     encoded = [str(value).encode() for value in values]
@@ -162,12 +161,12 @@ def level_of(values: NDArray[Any], first: int = 0) -> Level:
         again = [position for position in group if counts[str(values[position])] > 1]
     if again:
         some = ", ".join(repr(value) for value in dict.fromkeys(values[again].tolist()))
-        raise DataError(f"each item must have an id of its own; given more than once: {some:.200}")
+        raise DataError(f"each item needs a different id; given more than once: {some:.200}")
     return Level(keys, (order + first).astype(np.int32))
 
 
 def merged(older: Level, newer: Level, stale: NDArray[np.int64]) -> Level:
-    """One level of two: that of ``older`` without its ``stale`` rows, and all of ``newer``."""
+    """One level of two: ``older`` without its ``stale`` rows, and ``newer``."""
     current = ~np.isin(older.rows, stale)
     keys, rows = older.keys[current], older.rows[current]
     at = np.searchsorted(keys, newer.keys)
@@ -199,7 +198,7 @@ def _as_integers(values: Any) -> tuple[NDArray[np.int64], NDArray[np.bool_] | No
 
 
 def _id(value: Any) -> int | str | None:
-    """An id in its one form; None where it is none."""
+    """The normalised id; None where the value is not an id."""
     try:
         return external_id("looked-up", value)
     except DataError:
@@ -207,6 +206,6 @@ def _id(value: Any) -> int | str | None:
 
 
 def _text(value: Any) -> str:
-    """An id's text; empty where it is none."""
+    """The normalised id as text; empty where the value is not an id."""
     id = _id(value)
     return "" if id is None else str(id)

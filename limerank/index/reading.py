@@ -22,20 +22,20 @@ from limerank.index.format import (
     read_manifest,
     versioned,
 )
-from limerank.index.lookup import IdTable, Level
+from limerank.index.lookup import IdLookup, Level
 
 REOPEN = 100
-"""A reader that is overtaken by changes tries so often to open a version that lasts."""
+"""Attempts to open an index that changes while it is opened."""
 BLOCK = 1 << 24
 """Bytes of a file that a checksum reads at once."""
 VERIFIED_BYTES = 32 << 20
-"""An index of at most so many bytes is verified whenever it is opened to be ranked with."""
+"""An index of at most so many bytes is verified whenever it is opened for ranking."""
 
 
 class Index:
-    """An index folder, opened: memory-mapped, in milliseconds whatever its size.
+    """An index folder, opened: memory-mapped, in milliseconds at any size.
 
-    Whatever happens to the folder later, it stays the version that was opened.
+    It stays the version that was opened, even when the folder changes.
 
     Attributes:
         path: the folder.
@@ -49,17 +49,17 @@ class Index:
         weights: u8 [n, C]; None for models without links.
         terms: i8 [n, g]; None for models without links.
         scales: of weights and terms.
-        hidden: rows that rankings never offer, i32, ascending: those of items that only histories
-            hold, of items that were removed, and old rows of items that were updated.
+        hidden: rows that rankings never contain, i32, ascending: those of items that occur in
+            histories only, of removed items, and old rows of updated items.
         removed: rows of items that were removed, i32, ascending.
-        live: up to where it holds the live items of an event store; None: of no store.
+        live: the live items of an event store that it contains; None where there is no store.
         superseded: how many old rows of updated or re-added items there are.
-        base: what the rows were first written as. Versions with the same one agree in every row
-            that both have; they differ in rows added, in what is found and in what is hidden.
+        base: identifies the rows as first written. Versions with the same base agree in every row
+            that both have; they differ in added rows, in the lookup and in hidden rows.
 
     Raises:
-        FormatError: it is no index, of another format, or a file is missing, cut off or, of the
-            small ones, changed.
+        FormatError: the folder is not an index or has another format; or a file is missing or
+            truncated, or a small file has changed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,15 +88,15 @@ class Index:
 
         Args:
             path: the folder.
-            fingerprint: of the run that is going to use it.
-            verify: read everything and compare all checksums; None: where that takes no time, for
-                an index of at most :data:`VERIFIED_BYTES`. Those of the manifest and of the small
-                files, and the sizes of all files, are always compared.
+            fingerprint: of the run that is to use it.
+            verify: read everything and compare all checksums; None: only for an index of at most
+                :data:`VERIFIED_BYTES`, where it takes no time. The checksums of the manifest and
+                of the small files, and the sizes of all files, are always compared.
 
         Raises:
             FingerprintError: another model built it.
-            FormatError: it is no index, of another format, or a file is missing, cut off or
-                changed.
+            FormatError: the folder is not an index or has another format; or a file is missing,
+                truncated or changed.
         """
         index = cls(path)
         if fingerprint is not None and index.fingerprint != fingerprint:
@@ -125,7 +125,7 @@ class Index:
             self._arrays = arrays
             self.vectors: NDArray[np.float32] = arrays["vectors.f32"]
             text = "ids.utf8" in arrays
-            self.ids = IdTable(
+            self.ids = IdLookup(
                 arrays["ids.utf8" if text else "ids.i64"],
                 arrays["id_ends.i64"] if text else None,
                 [
@@ -164,7 +164,7 @@ class Index:
         try:
             if not stat.S_ISREG(os.stat(self.path / file).st_mode):
                 raise FormatError(
-                    f"{self.path} is damaged: {file} is no regular file; build the index again"
+                    f"{self.path} is damaged: {file} is not a regular file; build the index again"
                 )
             with open(self.path / file, "rb") as opened:
                 held = os.fstat(opened.fileno()).st_size
@@ -173,7 +173,7 @@ class Index:
                     return np.memmap(opened, dtype, "r", shape=shape).view(np.ndarray)
         except FileNotFoundError:
             raise FormatError(
-                f"{self.path} is damaged: it holds no {file}; build the index again"
+                f"{self.path} is damaged: {file} is missing; build the index again"
             ) from None
         except OSError as error:
             raise FormatError(f"{self.path / file} cannot be read: {error.strerror}") from None
@@ -203,14 +203,14 @@ class Index:
             )
 
     def __len__(self) -> int:
-        """How many rows there are, hidden ones included."""
+        """Number of rows, hidden ones included."""
         return self._rows
 
     def row_of(self, id: Any) -> int:
-        """The newest row of one external id; UnknownError where the index never held it."""
+        """The newest row of one external id; UnknownError where it never was in the index."""
         row = int(self.ids.find([id])[0])
         if row < 0:
-            raise UnknownError(f"the index {self.path} holds no item {id!r}")
+            raise UnknownError(f"the index {self.path} has no item {id!r}")
         return row
 
     @property
@@ -219,8 +219,8 @@ class Index:
         return sum(array.nbytes for array in self._arrays.values())
 
     def current(self) -> bool:
-        """Whether the folder still holds the version that was opened; a server asks now and then,
-        and opens the new one."""
+        """Whether the folder still contains the version that was opened. A server checks it from
+        time to time, and opens the new version."""
         return bool(read_manifest(self.path)["checksum"] == self.manifest["checksum"])
 
     def verify(self) -> None:

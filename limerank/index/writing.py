@@ -1,5 +1,5 @@
-"""What building an index and changing one have in common: files that grow, the right to write,
-the one step in which a version begins to count, and the encoding of items.
+"""What building and changing an index share: files that grow, the lock of a writer, the step that
+commits a version, and the encoding of items.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import Tensor
 from limerank.data.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, lock, sync_directory, write_json
-from limerank.index.catalogue import Catalogue
 from limerank.index.format import (
     DTYPES,
     FORMAT,
@@ -33,16 +32,17 @@ from limerank.index.format import (
     read_manifest,
     versioned,
 )
+from limerank.index.items import SourceItems
 from limerank.index.lookup import Level, flattened
 from limerank.models import Ranker
 
 CHUNK = 16384
 """Items encoded at once."""
 BEHIND = 8
-"""Parts of files that wait to be written, at most."""
+"""Largest number of parts of files that wait to be written."""
 PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
 RETRY_SECONDS = 0.05
-"""Between two attempts to write where another process does."""
+"""Between two attempts to get the lock that another process holds."""
 
 
 class BusyError(FormatError):
@@ -60,10 +60,10 @@ class File:
     """An array on disk that grows row by row, with its checksum.
 
     Args:
-        folder: where it lies.
-        name: of the array; it is followed by the version in the file's name.
-        version: that begins the file.
-        entry: what the manifest says of it, where it goes on; bytes beyond that are overwritten.
+        folder: that contains it.
+        name: of the array; the file's name adds the version.
+        version: the version that begins the file.
+        entry: the manifest's entry of a file to continue; bytes beyond it are overwritten.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class File:
             os.lseek(self._descriptor, size, os.SEEK_SET)
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Add rows; the first ones given decide what a row is."""
+        """Add rows; the first ones decide the shape of a row."""
         data = np.ascontiguousarray(rows, dtype=self._dtype)
         held = (0, *data.shape[1:]) if self._shape is None else self._shape
         assert held[1:] == data.shape[1:]
@@ -97,7 +97,7 @@ class File:
         os.fsync(self._descriptor)
 
     def entry(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         assert self._shape is not None
         return {"file": self._file, "shape": list(self._shape), "crc32": self._crc}
 
@@ -106,8 +106,8 @@ class File:
 
 
 class Files:
-    """The files that one change writes, by a thread of their own; they are durable when
-    :meth:`entries` gives them away."""
+    """The files that one change writes, in a thread of their own. They are durable when
+    :meth:`entries` returns."""
 
     def __init__(
         self, folder: Path, version: int, entries: Mapping[str, Any] | None = None
@@ -119,15 +119,14 @@ class Files:
         self._waiting: deque[Future[None]] = deque()
 
     def append(self, name: str, rows: NDArray[Any]) -> None:
-        """Add rows to an array that the index holds already, or begin it. They must not change
-        afterwards."""
+        """Add rows to an array of the index, or begin it. The rows must not change afterwards."""
         if name not in self._open:
             self._open[name] = File(self.folder, name, self.version, self._entries.get(name))
         self._waiting.append(self._thread.submit(self._open[name].append, rows))
         self._wait(BEHIND)
 
     def write(self, name: str, array: NDArray[Any]) -> None:
-        """A new file for an array, in the place of the one that held it."""
+        """Write an array to a new file, which replaces its old one."""
         self._open[name] = File(self.folder, name, self.version)
         self.append(name, array)
 
@@ -144,7 +143,7 @@ class Files:
         self.append("id_ends.i64", ends + (0 if held is None else held["shape"][0]))
 
     def entries(self) -> dict[str, Any]:
-        """All arrays as the manifest names them, with everything on disk."""
+        """The manifest's entries of all arrays, with all data on disk."""
         self._wait(0)
         for name, file in self._open.items():
             file.sync()
@@ -167,17 +166,17 @@ class Files:
 
 @contextlib.contextmanager
 def writing(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """The right to write into a folder; a process that dies leaves it free.
+    """Hold the lock for writing into a folder. It is released when the process dies.
 
-    What the block could not write to the disk is taken back: the version that counts stays.
+    Where the block fails to write to the disk, its files are removed: the committed version stays.
 
     Args:
         folder: an index, or one that is being built.
-        patience: seconds for which it is tried again while another one is writing.
+        patience: seconds to wait while another process is writing.
 
     Raises:
-        BusyError: another one is writing.
-        ReadOnlyError: nobody may write there.
+        BusyError: another process or thread is writing.
+        ReadOnlyError: the folder may not be written to.
         StoreError: the disk is full, or fails.
     """
     until = time.monotonic() + patience
@@ -211,7 +210,7 @@ def _locked(folder: Path) -> int:
     try:
         lock(descriptor)
         if not os.path.samestat(os.fstat(descriptor), os.stat(folder / ".lock")):
-            raise busy  # a build ended and renamed the folder under our feet
+            raise busy  # a build ended and renamed the folder meanwhile
     except (BlockingIOError, FileNotFoundError):
         os.close(descriptor)
         raise busy from None
@@ -222,7 +221,7 @@ def _locked(folder: Path) -> int:
 
 
 def _take_back(folder: Path) -> None:
-    """Free what a change has written that does not count."""
+    """Remove what a change has written and not committed."""
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         size = int(np.prod(entry["shape"])) * np.dtype(DTYPES[name]).itemsize
@@ -232,22 +231,22 @@ def _take_back(folder: Path) -> None:
 
 
 def disk_error(folder: Path, error: OSError) -> LimerankError:
-    """An error of the disk under an index, as ours."""
+    """The error to raise for an error of the disk that holds an index."""
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return ReadOnlyError(f"{folder} cannot be changed ({error.strerror}): make it writable")
     if error.errno in FULL:
         return StoreError(
-            f"there is no room for a change of {folder} ({error.strerror}); the index is as it "
-            "was: make room and try again"
+            f"there is no space to change {folder} ({error.strerror}); the index is "
+            "unchanged: free some space and try again"
         )
     return StoreError(
-        f"{folder} cannot be written ({error.strerror or error}); the index is as it was: look "
-        "after its disk and try again"
+        f"{folder} cannot be written ({error.strerror or error}); the index is unchanged: check "
+        "its disk and try again"
     )
 
 
 def next_version(folder: Path, held: int = 0) -> int:
-    """A version that no file of the folder bears, be it one that a reader has mapped."""
+    """A version that no file of the folder has, nor any file that a reader has mapped."""
     found = [held]
     for path in folder.iterdir():
         found += [v for name in DTYPES if (v := versioned(name, path.name)) is not None]
@@ -255,7 +254,7 @@ def next_version(folder: Path, held: int = 0) -> int:
 
 
 def commit(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Make a version count: the one step in which an index changes."""
+    """Commit a version: the one step in which an index changes."""
     manifest = {"format": FORMAT, **manifest}
     manifest["checksum"] = manifest_checksum(manifest)
     write_json(folder / "manifest.json", manifest)
@@ -264,7 +263,7 @@ def commit(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Remove files of older versions, and what killed processes left."""
+    """Remove the files of older versions and of killed processes."""
     named = {entry["file"] for entry in manifest["files"].values()}
     for path in folder.iterdir():
         ours = path.name in DTYPES or any(versioned(name, path.name) for name in DTYPES)
@@ -274,7 +273,7 @@ def sweep(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_lookup(files: Files, base: Level | None, tail: Level) -> None:
-    """Write the levels of ids: of late ones, and of all others where that has changed."""
+    """Write the lookup levels: that of late ids, and the large one where it has changed."""
     if base is not None:
         files.write("id_keys.i64", base.keys)
         files.write("id_rows.i32", base.rows)
@@ -286,12 +285,12 @@ def write_lookup(files: Files, base: Level | None, tail: Level) -> None:
 
 
 class Encoder:
-    """Items -> vectors and, for LIME, codes; counts what lies out of the scales' range."""
+    """Items -> vectors and, for LIME, codes; counts codes that are out of the scales' range."""
 
     def __init__(self, ranker: Ranker, scales: Scales | None) -> None:
         self.ranker, self.scales = ranker, scales
         self.codes = self.clamped = 0
-        """How many codes there were, and how many of them are not the nearest to their number."""
+        """Numbers of codes, and of codes that were clamped to the range of their column."""
         self._device = next(ranker.parameters()).device
         if scales is not None:
             self._low_c, self._step_c, self._mean_c, self._middle_g, self._step_g = (
@@ -325,7 +324,7 @@ class Encoder:
     def _quantised(
         self, values: Tensor, offset: Tensor, step: Tensor, least: int, most: int
     ) -> tuple[Tensor, NDArray[np.float32]]:
-        """Codes, as floats, and how far numbers are from the range of their column's codes."""
+        """Codes as floats, and the largest distance of each column's values from its range."""
         codes = ((values - offset) / step).round_()
         self.codes += codes.numel()
         excess = np.zeros(codes.shape[1], np.float32)
@@ -344,12 +343,12 @@ def refuse_nan(vectors_ud: Tensor) -> None:
     if not finite_u.all():
         raise DataError(
             f"{int((~finite_u).sum())} of {len(finite_u)} items encode to NaN: look for extreme "
-            "numbers in their rows, or train again"
+            "numbers in their rows, or train the model again"
         )
 
 
-def chunks(parts: Sequence[Catalogue], done: int = 0) -> Iterator[Items]:
-    """All wanted items of all parts, but the first ``done``."""
+def chunks(parts: Sequence[SourceItems], done: int = 0) -> Iterator[Items]:
+    """Yield all wanted items of all parts, except the first ``done``."""
     for part in parts:
         yield from part.chunks(CHUNK, min(done, len(part)))
         done = max(done - len(part), 0)

@@ -37,7 +37,7 @@ item and its mere impression differ from the first step on. From 0.1, training o
 before they do."""
 
 
-class Table(nn.Embedding):
+class EmbeddingTable(nn.Embedding):
     """An embedding table with sparse gradients: a step costs what it touches, not the table."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -52,7 +52,7 @@ class Content(nn.Module):
 
     def __init__(self, tokens: int, numeric: int, width: int) -> None:
         super().__init__()
-        self.table = Table(max(tokens, 1), width)
+        self.table = EmbeddingTable(max(tokens, 1), width)
         self.numeric = nn.Linear(numeric, width, bias=False) if numeric else None
         if self.numeric is not None:
             nn.init.normal_(self.numeric.weight, std=TABLE_STD)
@@ -80,7 +80,7 @@ class ItemTower(nn.Module):
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
-        self.ids = Table(shape.item_ids, config.width)
+        self.ids = EmbeddingTable(shape.item_ids, config.width)
         self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.id_dropout = config.id_dropout

@@ -169,7 +169,7 @@ def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
             differs = ", ".join(name for name in job if held.get(name) != job[name])
             raise FormatError(
                 f"{partial} holds the parts of a job that was stopped and had another {differs}; "
-                "call it with the same arguments to resume, or pass --overwrite to start again"
+                "call it with the same arguments to resume, or pass --overwrite to start over"
             )
     if partial.exists():
         shutil.rmtree(partial)

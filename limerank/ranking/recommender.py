@@ -29,7 +29,7 @@ from limerank.data.features import FeatureTable
 from limerank.data.history import latest
 from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.index import Index
-from limerank.index.lookup import IdTable
+from limerank.index.lookup import IdLookup
 from limerank.ranking.explain import Explanation, Past
 from limerank.ranking.flow import RankingFlow, id_list
 from limerank.ranking.request import item_vectors, past_of, plain, seen_rows
@@ -339,8 +339,8 @@ class Recommender:
         return None if row < 0 else row
 
     @cached_property
-    def _users(self) -> IdTable:
-        return IdTable.of(self.dataset.user_ids)
+    def _users(self) -> IdLookup:
+        return IdLookup.of(self.dataset.user_ids)
 
     # Histories
 

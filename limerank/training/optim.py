@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from limerank.models.config import TrainConfig
-from limerank.models.ranker import Table
+from limerank.models.ranker import EmbeddingTable
 from limerank.training.world import World, sum_gradients
 
 
-class TableAdagrad:
+class EmbeddingAdagrad:
     """Adagrad with one number of state per row, for tables with sparse gradients.
 
     ``s_r += mean(g_r ** 2)``; ``w_r -= rate * g_r / (sqrt(s_r) + eps)``. A step costs what the
@@ -54,7 +54,7 @@ class Optimiser:
         self, model: nn.Module, config: TrainConfig, steps: int, impressions: int = 1024
     ) -> None:
         self.scale = math.sqrt(impressions / 1024)
-        tables = [part.weight for part in model.modules() if isinstance(part, Table)]
+        tables = [part.weight for part in model.modules() if isinstance(part, EmbeddingTable)]
         of_tables = {id(table) for table in tables}
         dense = [weight for weight in model.parameters() if id(weight) not in of_tables]
         self.config, self.steps = config, steps
@@ -69,7 +69,7 @@ class Optimiser:
             betas=(0.9, 0.99),
             foreach=True,
         )
-        self.tables = TableAdagrad(tables, config.table_weight_decay)
+        self.tables = EmbeddingAdagrad(tables, config.table_weight_decay)
 
     def share(self, step: int) -> float:
         """The learning rate of a step (0 ..) as a share of its peak: rise, then a cosine to 0."""

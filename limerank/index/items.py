@@ -1,7 +1,8 @@
 """Items to encode: those of a dataset, of a table in a file, or given as mappings.
 
-All of them become the same thing, a :class:`Catalogue`: external ids, and what the item tower reads
-of each. Items that training has seen keep what it learned of them; of others the content decides.
+Each of them becomes a :class:`SourceItems`: external ids, and the inputs of the item tower. Items
+that training has seen are encoded with what it learned of them, other items by their content
+alone.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ table's columns to values."""
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class SourceItems:
     """Items to encode.
 
     Attributes:
         ids: external ids of all rows.
-        codes: rows of the model's id table, 0 for items that training has not seen.
-        content: what else the item tower reads.
-        candidate: whether rankings may offer them.
-        rows: which of these rows are wanted.
-        coverage: of a table in a file, how it fits what the run has learned.
+        codes: rows of the model's embedding table of ids, 0 for items that training has not seen.
+        content: the other inputs of the item tower.
+        candidate: whether rankings may contain them.
+        rows: the rows that are wanted.
+        coverage: how a table in a file fits the run; None where items came from elsewhere.
     """
 
     ids: NDArray[Any]
@@ -74,17 +75,17 @@ class Catalogue:
         return self.ids[self.rows]
 
     def items(self, positions: NDArray[np.int64] | slice) -> Items:
-        """What the item tower reads of some of the wanted rows."""
+        """The inputs of the item tower for some of the wanted rows."""
         rows = self.rows[positions]
         return Items(ids=torch.from_numpy(self.codes[rows]), content=self.content.take(rows))
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Items]:
-        """The wanted rows from ``first`` on, so many at a time."""
+        """Yield the wanted rows from ``first`` on, ``size`` at a time."""
         for at in range(first, len(self), size):
             yield self.items(slice(at, at + size))
 
     def checksum(self) -> int:
-        """CRC-32 of everything: the same for the same items in the same order."""
+        """CRC-32 of all contents: equal for equal items in the same order."""
         content = self.content
         found = 0
         ids = self.ids
@@ -96,7 +97,7 @@ class Catalogue:
         return found
 
 
-def of_source(run: Trained, source: ItemSource) -> Catalogue:
+def of_source(run: Trained, source: ItemSource) -> SourceItems:
     """The items of a file, or those given as mappings.
 
     Raises:
@@ -106,8 +107,8 @@ def of_source(run: Trained, source: ItemSource) -> Catalogue:
     spec = validate(Spec, run.manifest["spec"], str(run.path / "encoding.json"))
     if spec.items is None:
         raise SpecError(
-            f"the data of {run.path} has no item table, so nothing is known of items but their "
-            "ids; index the dataset itself"
+            f"the dataset of {run.path} has no item table, so items have no content; index the "
+            "dataset itself"
         )
     encoding = run.manifest["encoding"]
     categorical = tuple(
@@ -124,14 +125,14 @@ def of_source(run: Trained, source: ItemSource) -> Catalogue:
 
 @dataclass(frozen=True)
 class _ItemTable:
-    """A run's item table: its layout, and how its rows are encoded."""
+    """The item table of a run: its layout, and the encoding of its rows."""
 
     layout: Table
     encoding: Encoding
     known: pl.Series
     """Ids of the items of training, in the order of the model's id table."""
 
-    def of_file(self, path: Path) -> Catalogue:
+    def of_file(self, path: Path) -> SourceItems:
         layout = in_one_file(self.layout, path)
         frame, bad = read_table(layout, path.absolute().parent, layout.read)
         if bad:
@@ -142,7 +143,7 @@ class _ItemTable:
         fit = cover_table("item", self.known, ids, frame, features, self.encoding, "the run")
         return replace(found, coverage=fit)
 
-    def of_mappings(self, items: list[Mapping[str, Any]]) -> Catalogue:
+    def of_mappings(self, items: list[Mapping[str, Any]]) -> SourceItems:
         needed = self.layout.read
         for item in items:
             if not isinstance(item, Mapping):
@@ -154,18 +155,18 @@ class _ItemTable:
             if missing:
                 raise DataError(
                     f"an item has no {', '.join(map(repr, missing))} but {', '.join(item)}; give "
-                    "each column of the item table, None where its value is not known"
+                    "each column of the item table, None where its value is unknown"
                 )
         return self._encoded(frame_of(self.layout, items), "the items given")
 
-    def _encoded(self, frame: pl.DataFrame, source: str) -> Catalogue:
+    def _encoded(self, frame: pl.DataFrame, source: str) -> SourceItems:
         ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
         positions = np.arange(1, len(self.known) + 1)
         known = pl.DataFrame([self.known, pl.Series("code", positions, dtype=pl.Int64)])
         wanted = pl.DataFrame([ids.alias("id")])
         known = known.join(wanted, on="id", how="semi")
         codes = wanted.join(known, on="id", how="left", maintain_order="left")["code"]
-        return Catalogue(
+        return SourceItems(
             ids.to_numpy(),
             codes.fill_null(0).to_numpy(),
             self._content(frame, ids),
@@ -174,7 +175,7 @@ class _ItemTable:
         )
 
     def _content(self, frame: pl.DataFrame, ids: pl.Series) -> FeatureTable:
-        """Encoded a part at a time: what encoding needs on the way is ten times what it gives."""
+        """Encode a part at a time: encoding needs ten times the memory of its result."""
         parts = [
             encode(
                 frame[at : at + ENCODED_AT_ONCE],
@@ -200,12 +201,11 @@ class _ItemTable:
 def _learned(
     path: Path, fingerprint: str, features: tuple[str, ...], trained: int
 ) -> tuple[pl.Series, dict[str, pl.DataFrame]]:
-    """A run's ids of trained items, and its vocabularies: read once, for items that come one by
-    one."""
+    """A run's ids of trained items and its vocabularies, cached for items that come one by one."""
     known = read_vocabulary_ids(path, "items")[:trained]
     if len(known) != trained or known.null_count():
         raise FormatError(f"{path / 'vocab' / 'items.parquet'} is damaged; restore the run")
-    if known.dtype == pl.String:  # a run of before some spellings were one
+    if known.dtype == pl.String:  # a run from before ids were normalised
         known = id_texts(known)
     vocabularies = {name: read_vocabulary(path, f"item_{name}") for name in features}
     return known, vocabularies
