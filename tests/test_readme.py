@@ -81,3 +81,13 @@ def test_messages_that_the_page_on_checks_explains_exist():
         if words not in code:
             lacking.append(f"{message}: no text of the package contains {words!r}")
     assert not lacking, "\n".join(lacking)
+
+
+def test_the_page_on_python_has_every_public_name():
+    import limerank
+
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    errors = {name for name in limerank.__all__ if name.endswith("Error")}  # by their module
+    assert "automodule:: limerank.errors" in page
+    lacking = [name for name in limerank.__all__ if f"limerank.{name}" not in page]
+    assert set(lacking) <= errors
