@@ -35,6 +35,9 @@ def test_every_metric_of_a_task_is_explained():
             metric = metric_of(name)
             assert metric is not None, name
             assert metric.of == task.kind or name == "calibration"
+    for task in tasks:
+        for name, higher in task.of_kind.stopping.items():
+            assert METRICS[name].better == ("higher" if higher else "lower"), name
     explained = {name for of_task in found.values() for name in of_task}
     assert explained | {"ndcg@k", "hr@k", "mrr", "effective_links"} == set(METRICS)
 

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from limerank import results
 from limerank.errors import SpecError
+from limerank.ranking.explain import EventShare, Explanation
 from limerank.ranking.results import Ranked, Ranking
 from limerank.results import aligned
 
@@ -108,3 +109,17 @@ def test_columns_are_aligned_however_wide_a_cell_is():
 def test_frames_of_several_rankings_join():
     both = pl.concat([ranking().to_polars(), ranking(2).to_polars()])
     assert both["rank"].to_list() == [1, 2, 3, 1, 2]
+
+
+def test_an_explanation_is_a_table_of_events():
+    events = (
+        EventShare(0, "a", 5, 1.5, 0.25, -0.5),
+        EventShare(1, "b", 9, 0.0, 0.75, float("nan")),
+        EventShare(2, "c", 9, 0.0, 0.0, 0.75),
+    )
+    explanation = Explanation("x", 1.25, 0.5, events, None, None)
+    assert explanation.to_polars()["effect"].to_list() == [-0.5, None, 0.75]
+    lines = repr(explanation).splitlines()
+    assert lines[0] == "item x: value 1.2500, 0.5000 with an empty history"
+    assert [line.split()[1] for line in lines[2:]] == ["c", "a", "b"]
+    assert json.loads(json.dumps(explanation.to_dict()))["events"][1]["effect"] is None

@@ -1,25 +1,26 @@
-"""Why an item stands where it stands: events -> links -> items.
+"""Why an item has its ranking value: the part of each event of the history.
 
-Two answers, and neither is an estimate of what the model did:
+There are two measures. Both follow from the model's own arithmetic; neither is an estimate:
 
-- **Shares**: of what a LIME item receives from the links, ``o_t = sum over links of W[t] LP``,
-  the part that each event has in it. ``share_j = sum_l w[l] a[l, j]``, where ``w[l]`` is the item's
-  weight of link l, averaged over heads. Links weigh events by SiLU, with either sign (LIME-XOR:
-  events that links have written to before): ``a[l, j]`` is the size of the link's weight of event
-  j, over heads, scaled to one per link: a picture of where links look. Shares sum to one.
-- **Effects**: by how much the ranking value would be lower had the event never happened. Exact by
-  definition: the state is computed again without the event and the item is scored again; the
-  request's context (its hour, the gap since the newest event) stays what it was. A negative effect:
-  the event spoke against the item. Effects of a ranker without links are computed alike, and its
-  shares are the sizes of the effects.
+- **Share**: the part of an event in what a LIME item receives from the links, ``o_t = sum over
+  links of W[t] LP``. ``share_j = sum_l w[l] a[l, j]``, where ``w[l]`` is the item's weight of link
+  l, averaged over heads. A link weighs events by SiLU, with either sign (LIME-XOR: events that
+  links have written to before), so ``a[l, j]`` is the absolute weight of event j for link l, summed over
+  heads and scaled to a sum of one per link: where the link attends. Shares sum to one.
+- **Effect**: the ranking value minus its value without the event. It is exact: the user's state is
+  computed again without the event, and the item is scored again. The context of the request (its
+  hour, the gap since the newest event) does not change. A negative effect means that the event
+  lowered the value. For a ranker without links the effects are computed in the same manner, and the
+  shares are the absolute effects.
 
-Effects do not add up to the whole effect of the history, since events repeat each other.
+Effects do not add up to the effect of the full history, since events repeat each other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -29,20 +30,20 @@ from torch import Tensor
 
 from limerank.data.batch import Users
 from limerank.models import Ranker
+from limerank.results import TableResult, aligned, none_for_nan
 
 
 @dataclass(frozen=True)
 class EventShare:
-    """What one event of the history did for an item.
+    """The part of one event of the history in an item's ranking value.
 
     Attributes:
-        place: its place in the history, 0 the oldest.
+        position: its position in the history, 0 the oldest.
         item: external id of its item.
         time: milliseconds since 1970, or its order where the log has no clock.
-        age: days (events) before the newest event of the history.
-        share: of what the item receives from the history; shares sum to one.
-        effect: the ranking value with the event minus the value without it; NaN where it was not
-            asked for.
+        age: days before the newest event of the history; events where the log has no clock.
+        share: its share of what the item receives from the history; shares sum to one.
+        effect: the ranking value minus the value without the event; NaN where it was not computed.
     """
 
     position: int
@@ -53,17 +54,18 @@ class EventShare:
     effect: float
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Why one item got its ranking value.
+@dataclass(frozen=True, repr=False)
+class Explanation(TableResult):
+    """Why one item has its ranking value; as a table, a row for each event of the history.
 
     Attributes:
         item: external id.
         value: the ranking value: the weighted sum of the tasks' logits.
-        without_history: what it would be with an empty history.
+        without_history: the value with an empty history.
         events: every event of the history, oldest first.
         links: the item's weights of the links, f32 [H, l]; None for models without links.
-        reads: how much the links weigh the events, f32 [l, N], rows sum to one; None likewise.
+        reads: the links' weights of the events, f32 [l, N], rows sum to one; None for models
+            without links.
     """
 
     item: Any
@@ -73,23 +75,60 @@ class Explanation:
     links: NDArray[np.float32] | None
     reads: NDArray[np.float32] | None
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "item": self.item,
+            "value": self.value,
+            "without_history": self.without_history,
+            "events": [
+                {**asdict(event), "effect": none_for_nan(event.effect)} for event in self.events
+            ],
+        }
+
+    def columns(self) -> dict[str, list[Any]]:
+        events = self.to_dict()["events"]
+        return {field.name: [event[field.name] for event in events] for field in fields(EventShare)}
+
+    def caption(self) -> str:
+        return (
+            f"item {self.item}: value {self.value:.4f}, {self.without_history:.4f} with an empty "
+            f"history"
+        )
+
+    def text(self) -> str:
+        """The events, those with the largest effects first."""
+        ordered = sorted(self.events, key=lambda event: -abs(np.nan_to_num(event.effect)))
+        rows = [("position", "item", "age", "share", "effect")]
+        for event in ordered:
+            effect = "-" if math.isnan(event.effect) else f"{event.effect:+.4f}"
+            rows.append(
+                (
+                    str(event.position),
+                    str(event.item),
+                    f"{event.age:.2f}",
+                    f"{event.share:.4f}",
+                    effect,
+                )
+            )
+        return "\n".join([self.caption(), *aligned(rows, "><>>>")])
+
     def reasons(self, most: int = 3) -> list[EventShare]:
-        """The events that raised the value, the strongest first."""
+        """The events that raised the value most, the largest effect first."""
         helped = [event for event in self.events if event.effect > 0]
         return sorted(helped, key=lambda event: (-event.effect, event.position))[:most]
 
 
 @dataclass(frozen=True)
 class Past:
-    """One user's history as the model sees it, and how to take events away from it.
+    """One user's request with its history, as a model's input, and the same with events removed.
 
     Attributes:
         users: the request, B = 1.
         vectors: the item vectors that it refers to, [U, d].
         items: external ids of the history's items, oldest first.
         times: times of its events.
-        without: given places [P], the same request with histories that lack one event each and,
-            last, with an empty one: P + 1 requests, in batches that refer to the same vectors.
+        without: positions [P] -> P + 1 requests, in batches that refer to the same vectors: each
+            lacks the event at one of the positions; the last has an empty history.
     """
 
     users: Users
@@ -113,11 +152,11 @@ def explain(
 
     Args:
         ranker: the model.
-        past: the user's history.
+        past: the user's request.
         items: external ids of the items, M of them.
         vectors_md: their item vectors.
         weights: of the tasks' logits in the ranking value, [K].
-        effects: compute the effects of at most so many events, those with the greatest shares.
+        effects: compute the effects of at most so many events, those with the largest shares.
     """
     length = int(past.users.lengths[0])
     terms = ranker.encode_items(vectors_md)
@@ -131,7 +170,7 @@ def explain(
         reads_ln = _reads(ranker.read_weights(past.users, past.vectors)[0, ..., :length])
         links_mhl = w_mhl.float().cpu().numpy()
         shares_mn = w_mhl.mean(1).double().cpu().numpy() @ reads_ln.astype(np.float64)
-    # Of equal shares the newest events are taken.
+    # Of equal shares the newest events come first.
     order = np.lexsort((np.arange(length), shares_mn.sum(0)))
     positions = np.sort(order[max(length - effects, 0) :])
     parts = past.without(positions)
@@ -171,7 +210,7 @@ def explain(
 
 
 def _reads(weights_hln: Tensor) -> NDArray[np.float32]:
-    """Sizes of weights over heads, scaled to one per link; even where all are zero."""
+    """Absolute weights summed over heads, scaled to one per link; equal where all are zero."""
     sizes_ln = weights_hln.float().abs().sum(0)
     total_l1 = sizes_ln.sum(1, keepdim=True)
     even = 1.0 / max(sizes_ln.shape[1], 1)
