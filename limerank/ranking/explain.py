@@ -5,8 +5,8 @@ There are two measures. Both follow from the model's own arithmetic; neither is 
 - **Share**: the part of an event in what a LIME item receives from the links, ``o_t = sum over
   links of W[t] LP``. ``share_j = sum_l w[l] a[l, j]``, where ``w[l]`` is the item's weight of link
   l, averaged over heads. A link weighs events by SiLU, with either sign (LIME-XOR: events that
-  links have written to before), so ``a[l, j]`` is the absolute weight of event j for link l, summed over
-  heads and scaled to a sum of one per link: where the link attends. Shares sum to one.
+  links have written to before), so ``a[l, j]`` is the absolute weight of event j for link l,
+  summed over heads and scaled to a sum of one per link: where the link attends. Shares sum to one.
 - **Effect**: the ranking value minus its value without the event. It is exact: the user's state is
   computed again without the event, and the item is scored again. The context of the request (its
   hour, the gap since the newest event) does not change. A negative effect means that the event
