@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Features, Items, Sequences, Users
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
+from limerank.models.noise import hidden_ids, key_of
 
 MULTI_HOT_ROWS = 256
 """In training, event tables of at most so many rows are summed as a product with zeros and ones."""
@@ -84,12 +85,14 @@ class ItemTower(nn.Module):
         self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.id_dropout = config.id_dropout
+        self.step_key: int | None = None
+        """Decides which ids are hidden; see :meth:`Ranker.begin_step`."""
 
     def forward(self, items: Items) -> Tensor:
         ids = items.ids
         if self.training and self.id_dropout:
-            keep = torch.rand(ids.shape, device=ids.device) >= self.id_dropout
-            ids = ids * keep
+            key = int(torch.randint(2**63 - 1, ())) if self.step_key is None else self.step_key
+            ids = ids * ~hidden_ids(ids, self.id_dropout, key)
         vectors_ud: Tensor = self.norm(self.ids(ids) + self.content(items.content))
         return vectors_ud
 
@@ -238,6 +241,11 @@ class Ranker(nn.Module, abc.ABC):
         Args:
             ages_n: ages of events of the training split, f32 [n], in the unit of ``Users.age``.
         """
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Make the ids that are hidden depend on the seed of a training and its step, and on the
+        ids alone (limerank.models.noise); without it they are drawn from torch's generator."""
+        self.item_tower.step_key = key_of(seed, step)
 
     def scratch(self, state: Any) -> int:
         """Numbers that :meth:`score` holds per request and candidate, about; callers cut their

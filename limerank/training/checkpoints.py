@@ -82,12 +82,8 @@ class Checkpoints:
         optimiser = self.optimiser.state()
         if not finite(self.ranker.parameters()) or not finite(optimiser.values()):
             raise NotFiniteError("weights, or numbers of the optimiser, are not finite")
-        device = next(self.ranker.parameters()).device
         tensors = {f"model.{name}": value for name, value in self.ranker.state_dict().items()}
         tensors |= {f"optimiser.{name}": value for name, value in optimiser.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
         save_state(self.run, tensors, asdict(progress))
         self._saved = time.monotonic()
         self._next = self._saved + (self._saved - began) / CHECKPOINT_SHARE
@@ -105,10 +101,6 @@ class Checkpoints:
         try:
             self.ranker.load_state_dict(_below(tensors, "model."))
             self.optimiser.load(_below(tensors, "optimiser."))
-            torch.set_rng_state(tensors["rng.cpu"])
-            device = next(self.ranker.parameters()).device
-            if "rng.cuda" in tensors and device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["rng.cuda"], device)
             return Progress(**progress)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise FormatError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limerank.models import Ranker
 from limerank.models.config import TrainConfig
+from limerank.models.noise import key_of
 from limerank.models.tasks import total_loss
 from limerank.training.objectives import Examples, Objective
 from limerank.training.optim import Optimiser
@@ -45,9 +46,16 @@ class Step:
         self.config, self.world = config, world
 
     def __call__(self, batch: Examples, number: int) -> Losses:
-        """Make step ``number``, 0 .., with this process's part of its batch."""
+        """Make step ``number``, 0 .., with this process's part of its batch.
+
+        Which ids are hidden follows from the training's seed and the number, on any number of
+        processes; which hidden units are dropped, from the process's rank as well. Seeds torch's
+        generators.
+        """
         device = next(self.ranker.parameters()).device
         batch = batch.to(device)
+        self.ranker.begin_step(self.config.seed, number)
+        torch.manual_seed(key_of(self.config.seed, number, self.world.rank) >> 1)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             named = self.objective.losses(self.ranker, batch)
         total = total_loss(named, self.config.task_weights)
