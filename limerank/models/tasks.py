@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -215,7 +216,7 @@ def outputs(tasks: Sequence[Task]) -> int:
 
 def columns(tasks: Sequence[Task]) -> list[slice]:
     """Which of a model's outputs belong to each task."""
-    ends = np.cumsum([task.of_kind.outputs for task in tasks]).tolist()
+    ends = list(accumulate(task.of_kind.outputs for task in tasks))
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 

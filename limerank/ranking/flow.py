@@ -42,6 +42,7 @@ it, or occur in histories only.
 """
 SHOWN = 10
 """Ids that a message lists, at most."""
+NO_ROWS: Rows = np.zeros(0, np.int64)
 
 
 class CheckedRequest(NamedTuple):
@@ -122,11 +123,12 @@ class RankingFlow:
         """
         weights = weights_of_tasks(self.ranker.shape.tasks, task_weights)
         rows, skipped = None, None
-        count = len(self.index) - len(self.index.hidden)
-        if candidates is not None:
+        if candidates is None:
+            count = len(self.index) - len(self.index.hidden)
+        else:
             rows, skipped = self._candidates(id_list("candidates", candidates), unrankable)
             count = _distinct(rows)
-        excluded = np.zeros(0, np.int64)
+        excluded = NO_ROWS
         if exclude is not None:
             found = self.index.ids.find(id_list("items to exclude", exclude))
             excluded = found[found >= 0]
@@ -151,7 +153,9 @@ class RankingFlow:
         Raises:
             SpecError: k is below 1.
         """
-        excluded = request.excluded if seen is None else np.concatenate([seen, request.excluded])
+        excluded = request.excluded if seen is None else seen
+        if seen is not None and len(request.excluded):
+            excluded = np.concatenate([seen, request.excluded])
         top = self.scorer.top(
             state,
             request.k,
@@ -227,6 +231,8 @@ def id_list(what: str, given: Iterable[Any]) -> list[Any] | NDArray[Any]:
     Raises:
         DataError: it is a single text, or not a collection at all.
     """
+    if isinstance(given, list):
+        return given
     if isinstance(given, np.ndarray):
         return given.ravel()
     if hasattr(given, "to_pylist"):  # Arrow: its own scalars are no numbers

@@ -222,25 +222,7 @@ class Serving:
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]:
         """Check and store events; the future is done when they are durable, so that no thread waits
         for the disk."""
-        answer: Future[dict[str, Any]] = Future()
-        answer.set_running_or_notify_cancel()  # a client that disconnects does not cancel a write
-
-        def accepted(done: Future[Accepted]) -> None:
-            error = done.exception()
-            if error is not None:
-                answer.set_exception(error)
-                return
-            found = done.result()
-            answer.set_result(
-                {
-                    "accepted": found.count(Outcome.ACCEPTED),
-                    "duplicates": found.count(Outcome.DUPLICATE),
-                    "expired": found.count(Outcome.EXPIRED),
-                }
-            )
-
-        self.intake.submit(events).add_done_callback(accepted)
-        return answer
+        return self.intake.submit(events, _counted)
 
     def append_at_once(self, events: list[EventMessage]) -> Future[dict[str, Any]] | None:
         """:meth:`append` where checking the events takes about a millisecond and the store returns
@@ -421,6 +403,14 @@ class Serving:
 def _id(text: str) -> int | str:
     """The id in a URL in its one form: "17" is 17."""
     return external_id("user", text)
+
+
+def _counted(accepted: Accepted) -> dict[str, Any]:
+    return {
+        "accepted": accepted.count(Outcome.ACCEPTED),
+        "duplicates": accepted.count(Outcome.DUPLICATE),
+        "expired": accepted.count(Outcome.EXPIRED),
+    }
 
 
 def _dispatch(served: Served, threads: int) -> dict[str, Any]:

@@ -29,10 +29,9 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -44,6 +43,7 @@ from limerank.serving.messages import EventMessage
 from limerank.serving.stores import EventStore, Outcome
 from limerank.serving.telemetry import Numbers
 
+T = TypeVar("T")
 RawEvent = EventMessage | Mapping[str, Any] | str | bytes
 """An event as a source delivers it: a checked message, a mapping, or one JSON object as text."""
 Refused = Callable[[int, RawEvent, DataError | UnknownError], None]
@@ -75,6 +75,9 @@ class Intake:
     ) -> None:
         self.store, self._form = store, form
         self.numbers = Numbers() if numbers is None else numbers
+        self._seconds = self.numbers.stages.labels("append")
+        self._counters = {outcome: self.numbers.intake.labels(outcome) for outcome in Outcome}
+        self._refused = self.numbers.intake.labels("refused")
 
     @classmethod
     def of_run(
@@ -101,7 +104,7 @@ class Intake:
         self._form().check(event)
         return event
 
-    def accept(self, events: Sequence[RawEvent], refused: Refused | None = None) -> Accepted:
+    def accept(self, events: Sequence[RawEvent], *, refused: Refused | None = None) -> Accepted:
         """Check and store events; returns when they are durable.
 
         Args:
@@ -113,13 +116,22 @@ class Intake:
             DataError, UnknownError: see :meth:`event`; the message begins with the position.
             StoreError: the store did not acknowledge the events. Calling again is safe.
         """
-        return self.submit(events, refused).result()
+        return self.submit(events, lambda accepted: accepted, refused=refused).result()
 
     def submit(
-        self, events: Sequence[RawEvent], refused: Refused | None = None
-    ) -> Future[Accepted]:
+        self,
+        events: Sequence[RawEvent],
+        answer: Callable[[Accepted], T],
+        *,
+        refused: Refused | None = None,
+    ) -> Future[T]:
         """:meth:`accept` without waiting for the disk: events that several callers submit at about
-        the same time are made durable together. Events are checked before this returns."""
+        the same time are made durable together. Events are checked before this returns.
+
+        Args:
+            events, refused: as for :meth:`accept`.
+            answer: computes the result of the future from the outcomes.
+        """
         outcomes: list[Outcome | None] = [None] * len(events)
         checked: list[Event] = []
         positions: list[int] = []
@@ -127,30 +139,32 @@ class Intake:
             try:
                 checked.append(self.event(raw))
             except (DataError, UnknownError) as error:
-                self.numbers.intake.labels("refused").inc()
+                self._refused.inc()
                 if refused is None:
                     raise type(error)(f"events[{position}]: {error}") from None
                 refused(position, raw, error)
             else:
                 positions.append(position)
-        result: Future[Accepted] = Future()
+        result: Future[T] = Future()
         result.set_running_or_notify_cancel()  # a client that disconnects does not cancel a write
         started = clock.perf_counter()
 
         def durable(stored: Future[list[Outcome]]) -> None:
-            self.numbers.stages.labels("append").observe(clock.perf_counter() - started)
+            self._seconds.observe(clock.perf_counter() - started)
             error = stored.exception()
             if error is not None:
                 result.set_exception(error)
                 return
-            for position, outcome in zip(positions, stored.result(), strict=True):
+            found = stored.result()
+            for position, outcome in zip(positions, found, strict=True):
                 outcomes[position] = outcome
-            for outcome, count in Counter(stored.result()).items():
-                self.numbers.intake.labels(outcome).inc(count)
-            result.set_result(Accepted(outcomes))
+            for outcome, counter in self._counters.items():
+                if count := found.count(outcome):
+                    counter.inc(count)
+            result.set_result(answer(Accepted(outcomes)))
 
         if not checked:
-            result.set_result(Accepted(outcomes))
+            result.set_result(answer(Accepted(outcomes)))
             return result
         self.store.appending(checked).add_done_callback(durable)
         return result

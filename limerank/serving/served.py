@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +70,7 @@ class Served:
         """The version of the index."""
         return self.marked.index
 
-    @property
+    @cached_property
     def flow(self) -> RankingFlow:
         """The ranking flow over this model and index."""
         return RankingFlow(self.trained.ranker, self.index, self.scorer)
