@@ -37,7 +37,7 @@ from limerank.models.registry import register
 class RawLinks(Lime):
     """Links are not contextualised by the user's features: LC = L."""
 
-    in_one_call = streams = False
+    native_user_stage = streams = False
 
     def __init__(self, shape: DataShape, config: LimeConfig) -> None:
         super().__init__(shape, config)
@@ -53,7 +53,7 @@ class RawLinks(Lime):
 class ReadOnly(LimeXor):
     """Events are never updated: links attend to the same events in every block."""
 
-    in_one_call = streams = False
+    native_user_stage = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -74,7 +74,7 @@ def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: 
 class Dense(LimeXor):
     """Padding is the only mask: links also attend to links, events to events, in (l + N)^2."""
 
-    in_one_call = streams = False
+    native_user_stage = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor
@@ -99,7 +99,7 @@ class Dense(LimeXor):
 class LastBlock(LimeXor):
     """The last block has the form of the others, as in the paper; candidates use its links."""
 
-    in_one_call = streams = False
+    native_user_stage = streams = False
 
     def __init__(self, shape: DataShape, config: LimeXorConfig) -> None:
         super().__init__(shape, config)
@@ -150,7 +150,7 @@ class SoftmaxReading(Reading):
 class SoftmaxMha(LimeMha):
     """Links read events by a softmax."""
 
-    in_one_call = streams = False
+    native_user_stage = streams = False
     reads = SoftmaxReading
 
 
@@ -158,7 +158,7 @@ class SoftmaxXor(LimeXor):
     """The same, and a softmax instead of SiLU / n in both rectangles."""
 
     reads = SoftmaxReading
-    in_one_call = streams = False
+    native_user_stage = streams = False
 
     def through(
         self, links_bld: Tensor, events_bnd: Tensor, count_b: Tensor

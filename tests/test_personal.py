@@ -55,6 +55,21 @@ def in_cpp(ranker, full, path=None, threads=1):
     return torch.from_numpy(native(*arrays, threads))
 
 
+def native(ranker):
+    """The same, whose user stage is C++."""
+    ranker.choose_user_stage("native")
+    return ranker
+
+
+def trained(ranker, full):
+    """Logits of the user stage that training uses."""
+    before = ranker.user_stage
+    ranker.choose_user_stage("torch")
+    found = ranker(full).detach()
+    ranker.user_stage = before
+    return found
+
+
 def by_definition(ranker, full):
     vectors = ranker.item_vectors(full.items)
     links = ranker.contextualise(ranker.user_tower(full.users)[0])
@@ -80,9 +95,8 @@ def test_logits_are_the_same_with_gradients_and_without(model, lengths):
     ranker = ranker_of(model)
     full = batch(lengths, [2] * len(lengths))
     trained = ranker(full).detach()
-    assert ranker.personaliser is None
     with torch.inference_mode():
-        served = ranker(full)
+        served = native(ranker)(full)
     assert ranker.personaliser is not None
     torch.testing.assert_close(served, trained, **CLOSE)
 
@@ -109,9 +123,9 @@ def test_threads_and_neighbours_change_no_bit(path):
     for threads in (2, 3, 9):
         assert torch.equal(in_cpp(ranker, full, path, threads), one)
     users, events, age, count = given(ranker, full)
-    native = _native.Personaliser(1, *arrays_of(ranker), path)
+    alone_of = _native.Personaliser(1, *arrays_of(ranker), path)
     for b, length in enumerate(lengths):
-        alone = native(
+        alone = alone_of(
             users[b : b + 1].numpy(),
             events[b : b + 1, :length].contiguous().numpy(),
             age[b : b + 1, :length].contiguous().numpy(),
@@ -131,7 +145,7 @@ def test_what_is_no_number_stays_with_its_request():
 
 
 def test_weights_count_as_soon_as_they_are_written():
-    ranker = ranker_of("lime-xor")
+    ranker = native(ranker_of("lime-xor"))
     full = batch([6, 2], [2, 2])
 
     def served(of):
@@ -146,11 +160,11 @@ def test_weights_count_as_soon_as_they_are_written():
         ranker.links += 1
     after = served(ranker)
     assert not torch.allclose(after, before, atol=1e-3)
-    torch.testing.assert_close(after, ranker(full).detach(), **CLOSE)
+    torch.testing.assert_close(after, trained(ranker, full), **CLOSE)
     ranker.reading.query.weight = nn.Parameter(2 * ranker.reading.query.weight.detach())
     replaced = served(ranker)
     assert not torch.allclose(replaced, after, atol=1e-3)
-    torch.testing.assert_close(replaced, ranker(full).detach(), **CLOSE)
+    torch.testing.assert_close(replaced, trained(ranker, full), **CLOSE)
     for one in copies:  # have weights of their own
         assert torch.equal(served(one), before)
 
@@ -178,17 +192,24 @@ def test_multiply_adds_are_those_of_the_matrix_products(heads, links, width):
     assert counted(1, 70) - counted(1, 0) == 70 * 2 * heads * links * width
 
 
-def test_only_where_no_gradient_is_wanted():
-    ranker = ranker_of("lime-mha")
-    full = batch([6, 2], [2, 2])
-    ranker(full)
+def test_the_user_stage_is_what_was_chosen():
+    ranker, full = ranker_of("lime-mha"), batch([6, 2], [2, 2])
+    with torch.inference_mode():
+        ranker(full)
+    assert ranker.personaliser is None, "a new ranker computes by the definition"
+    native(ranker)
     with torch.no_grad():
         ranker.train()(full)
-    assert ranker.personaliser is None
+    assert ranker.personaliser is None, "training does"
+    with pytest.raises(RuntimeError, match="the native user stage has no gradients"):
+        ranker.eval()(full)
+    with pytest.raises(RuntimeError, match="is for float32 on the CPU"):
+        ranker._check_native(torch.zeros(1, 16, dtype=torch.float64))
+
+
+def test_variants_have_a_native_user_stage_where_candidates_alone_differ():
     for (model, variant), kind in VARIANTS.items():
-        if issubclass(kind, Lime):
-            takes = variant in ("coupled", "product")  # they differ where candidates come in
-            assert kind.in_one_call == takes, (model, variant)
+        assert kind.native_user_stage == (variant in ("coupled", "product")), (model, variant)
 
 
 def test_what_does_not_fit_is_refused():

@@ -143,5 +143,6 @@ def rank(
     seconds = clock.perf_counter() - started
     print(
         f"{out}: the best {k} of {len(recommender.index):,} items for {done.users:,} users, "
-        f"{done.rows:,} rows in {seconds:.1f} s"
+        f"{done.rows:,} rows in {seconds:.1f} s "
+        f"(scorer {recommender.scorer.name}, {recommender.ranker.user_stage})"
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limerank.kernels.dispatch import fast_inference
+
 LEAST_SHARE = 1e-30
 """Of an event among others. Smaller ones have no normal number in f32, and arithmetic with those is
 many times as slow."""
@@ -81,7 +83,7 @@ def softmax_attention(
     batch, heads, links, e = q_bhle.shape
     scale, kind = e**-0.5, q_bhle.dtype
     size = age_bn.shape[1]
-    if not torch.is_grad_enabled() and size:
+    if fast_inference() and size:
         # Fused: nothing of the size l x N is written but the mask, and not even that where links
         # share their rate. Training takes the form below, whose gradients reach the rates.
         mask_bhln = age_bn.view(batch, 1, 1, size) * -rate_hl.unsqueeze(-1)

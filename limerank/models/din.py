@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import DataShape, HeadConfig
 from limerank.models.layers import Ages
 from limerank.models.ranker import Ranker, at_once, pieces
@@ -89,7 +90,7 @@ class Din(Ranker):
     def score(self, state: EventState, terms: ActivationTerms) -> Tensor:
         batch, size, _ = state.events.shape
         some = at_once(PAIRS, batch * size, state.events.device)
-        if not torch.is_grad_enabled() and terms.unit.shape[-2] > some:
+        if fast_inference() and terms.unit.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         vectors_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         unit_bma = terms.unit.expand(batch, *terms.unit.shape[-2:])

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     AGE_BUCKETS,
@@ -100,10 +101,8 @@ class Hstu(Ranker):
         x_bnd = self.event_tower(users, vectors_ud)
         size, lengths = x_bnd.shape[1], users.lengths
         share_bn = real_positions(lengths, size) / (lengths + 1)[:, None]
-        if torch.is_grad_enabled():
-            keys, values = self._history(x_bnd, users.age, share_bn)
-        else:
-            keys, values = self._history_in_pieces(x_bnd, users.age, share_bn)
+        history = self._history_in_pieces if fast_inference() else self._history
+        keys, values = history(x_bnd, users.age, share_bn)
         position_bn = (1 + positions_from_newest(lengths, size, self.config.positions)).clamp(
             max=self.config.positions - 1
         )
@@ -169,7 +168,7 @@ class Hstu(Ranker):
     def score(self, state: BlockState, terms: VectorTerms) -> Tensor:
         batch = len(state.head)
         some = at_once(CANDIDATES, batch, state.head.device)
-        if not torch.is_grad_enabled() and terms.vectors.shape[-2] > some:
+        if fast_inference() and terms.vectors.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         share_b = 1.0 / (state.lengths + 1)
@@ -216,7 +215,7 @@ class HstuBlock(nn.Module):
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         q = q * q.shape[-1] ** -0.5
         bias = bias[:, None].to(q.dtype)
-        if torch.is_grad_enabled():
+        if not fast_inference():
             a = F.silu(q @ k.mT + bias)
             return join_heads((a.tril(a.shape[-1] - a.shape[-2]) if causal else a) @ v)
         read = torch.zeros_like(q)

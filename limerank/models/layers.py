@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limerank.kernels.dispatch import fast_inference
 from limerank.models.ranker import TABLE_STD
 
 AGE_BUCKETS = 48
@@ -99,7 +100,7 @@ class FlooredNorm(nn.Module):
         self.log_floor = nn.Parameter(torch.tensor(math.log(START_FLOOR)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
+        if x.device.type == "cpu" and fast_inference():
             return F.rms_norm(x, x.shape[-1:], eps=math.exp(2 * float(self.log_floor)))
         size = x.float().square().mean(-1, keepdim=True) + (2 * self.log_floor).exp()
         return x * torch.rsqrt(size).to(x.dtype)
@@ -119,7 +120,7 @@ class FeedForward(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.training:
+        if not fast_inference() or self.training:
             y: Tensor = self.layers(x)
             return y
         norm, up, _, _, down = self.layers

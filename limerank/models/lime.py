@@ -161,8 +161,7 @@ class Lime(Ranker):
 
     folds = explains = late_context = True
     reads = Reading
-    in_one_call = True
-    """Whether limerank.kernels.personal has the user stage of this form."""
+    native_user_stage = True
 
     def __init__(self, shape: DataShape, config: LimeConfig) -> None:
         super().__init__(shape, config)
@@ -187,7 +186,8 @@ class Lime(Ranker):
 
     def encode_users(self, users: Users, vectors_ud: Tensor) -> LinkState:
         u_bd, c_bd = self.user_tower(users)
-        if self._serves(u_bd):
+        if self.user_stage.used == "native" and not self.training:
+            self._check_native(u_bd)
             self.personaliser = self.personaliser or Personaliser(self.config.heads, self.stage())
             events_bnd = self.events(users, vectors_ud)
             personal_bld = self.personaliser(u_bd, events_bnd, users.age, users.lengths)
@@ -196,11 +196,18 @@ class Lime(Ranker):
             personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
         return LinkState(personal_bld, self.head.from_request(u_bd, c_bd))
 
-    def _serves(self, u_bd: Tensor) -> bool:
-        """Whether no gradient is wanted of numbers that C++ has at hand."""
-        quiet = not torch.is_grad_enabled() and not self.training
-        at_hand = u_bd.device.type == "cpu" and u_bd.dtype == torch.float32
-        return self.in_one_call and quiet and at_hand
+    def _check_native(self, u_bd: Tensor) -> None:
+        """Refuse what the native user stage would compute wrongly."""
+        if u_bd.requires_grad:
+            raise RuntimeError(
+                "the native user stage has no gradients: compute without gradients, or choose the "
+                "user stage torch"
+            )
+        if u_bd.device.type != "cpu" or u_bd.dtype != torch.float32:
+            raise RuntimeError(
+                "the native user stage is for float32 on the CPU: choose the user stage again once "
+                "the model has moved"
+            )
 
     def stage(self) -> Stage:
         """The parameters of the user stage, in the order of :class:`Stage`."""

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Features, Items, Sequences, Users
+from limerank.kernels import dispatch
+from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
 from limerank.models.noise import hidden_ids, key_of
 
@@ -118,7 +120,7 @@ class EventTower(nn.Module):
         """Sum of each event's rows of a table: [B, N, x]."""
         batch, length, tokens = users.tokens.shape
         rows_na = users.tokens.reshape(batch * length, tokens)
-        if torch.is_grad_enabled() and len(table_ax) <= MULTI_HOT_ROWS:
+        if not fast_inference() and len(table_ax) <= MULTI_HOT_ROWS:
             # Tokens of different features never coincide: counts are 0 or 1. A product with them
             # has a far cheaper backward than a bag of embeddings.
             hot_nt = table_ax.new_zeros(len(rows_na), len(table_ax)).scatter_(1, rows_na, 1.0)
@@ -208,6 +210,8 @@ class Ranker(nn.Module, abc.ABC):
     explains: ClassVar[bool] = False
     """Whether each item has weights of links that no user enters (:meth:`link_weights`), and links
     have weights of events (:meth:`read_weights`)."""
+    native_user_stage: ClassVar[bool] = False
+    """Whether limerank.kernels.personal has the user stage of this model in C++."""
     late_context: ClassVar[bool] = False
     """Whether a state is ``(links, head)``, of which only ``head`` depends on the context of the
     request: a new request of the same user needs ``head.from_request`` alone."""
@@ -215,6 +219,8 @@ class Ranker(nn.Module, abc.ABC):
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
         self.shape, self.config = shape, config
+        self.user_stage = dispatch.Choice("user stage", "torch", "the definition")
+        """What :meth:`encode_users` uses in evaluation mode; see :meth:`choose_user_stage`."""
         self.item_tower = ItemTower(shape, config)
         self.event_tower = EventTower(shape, config)
         self.user_tower = UserTower(shape, config)
@@ -241,6 +247,26 @@ class Ranker(nn.Module, abc.ABC):
         Args:
             ages_n: ages of events of the training split, f32 [n], in the unit of ``Users.age``.
         """
+
+    def choose_user_stage(self, wanted: str | None = None) -> dispatch.Choice:
+        """Choose the implementation of the user stage in evaluation mode; in training mode it is
+        always torch.
+
+        Args:
+            wanted: "native", "torch" or "auto"; when not given, that of the environment variable
+                ``LIMERANK_USER_STAGE``, else "auto".
+
+        Raises:
+            SpecError: there is no such implementation, or it cannot compute this model.
+        """
+        weight = next(self.parameters())
+        self.user_stage = dispatch.user_stage(
+            wanted,
+            has_native=self.native_user_stage,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        return self.user_stage
 
     def begin_step(self, seed: int, step: int) -> None:
         """Make the ids that are hidden depend on the seed of a training and its step, and on the

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import softmax_attention
+from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
 from limerank.models.ranker import Ranker, at_once, pieces
@@ -90,7 +91,7 @@ class CandidateAttention(Ranker):
     def score(self, state: KeyState, terms: QueryTerms) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
         some = at_once(PIECE, batch, state.head.device)
-        if not torch.is_grad_enabled() and terms.query.shape[-2] > some:
+        if fast_inference() and terms.query.shape[-2] > some:
             return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
         query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
         read_bhme = softmax_attention(

@@ -135,11 +135,13 @@ def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> N
     partial.replace(path)
 
 
-def load_run(path: str | os.PathLike[str], device: str = "cpu") -> Run:
+def load_run(
+    path: str | os.PathLike[str], device: str = "cpu", *, user_stage: str | None = None
+) -> Run:
     """Load a run's best weights.
 
     Raises:
         FormatError: the folder is not a run, is of another format, is damaged, or training has
             not reached its first validation yet.
     """
-    return Run(**vars(load_trained(path, device)))
+    return Run(**vars(load_trained(path, device, user_stage=user_stage)))

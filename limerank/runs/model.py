@@ -116,16 +116,24 @@ def _sealed(path: Path, weights: str) -> bool:
     return True
 
 
-def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
+def load_trained(
+    path: str | os.PathLike[str], device: str = "cpu", *, user_stage: str | None = None
+) -> Trained:
     """Load a run's best weights.
 
     Every file that ranking reads is compared with the checksums that were written with the weights,
     where the run has them.
 
+    Args:
+        path: the run folder.
+        device: where to compute: "cpu", "cuda" or "cuda:N".
+        user_stage: the implementation of the user stage; see
+            :meth:`~limerank.models.ranker.Ranker.choose_user_stage`.
+
     Raises:
         FormatError: the folder is not a run, is of another format, is damaged, or training has
             not reached its first validation yet.
-        SpecError: there is no such device.
+        SpecError: there is no such device, or no such user stage.
     """
     path, position = Path(path), device_of(device)
     config = read_json(path / "config.json", "a run")
@@ -165,6 +173,7 @@ def load_trained(path: str | os.PathLike[str], device: str = "cpu") -> Trained:
     except (SafetensorError, RuntimeError, TypeError, ValueError, SpecError) as error:
         raise FormatError(f"{file} is damaged or of another model: {error}") from None
     ranker.eval().requires_grad_(False)
+    ranker.choose_user_stage(user_stage)
     fingerprint = hashlib.sha256(f"{weights} {encoding}".encode()).hexdigest()[:16]
     return Trained(path, ranker, train, manifest, data, fingerprint, sealed)
 

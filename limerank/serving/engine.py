@@ -20,6 +20,7 @@ import numpy as np
 from limerank.data.canonical import external_id, json_value
 from limerank.data.encoding import read_vocabulary
 from limerank.errors import FormatError, SpecError, UnknownError
+from limerank.kernels.dispatch import inference
 from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
 from limerank.ranking.scorer import NativeScorer, ScorerName
@@ -417,6 +418,8 @@ def _dispatch(served: Served, threads: int) -> dict[str, Any]:
     scorer = served.scorer
     return {
         "state": served.states.mode,
+        "user_stage": served.trained.ranker.user_stage.used,
+        "inference": inference().used,
         "scorer": scorer.name,
         "instructions": scorer.path if isinstance(scorer, NativeScorer) else None,
         "threads": threads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from limerank.devices import device_of
 from limerank.errors import DataError, check_names
 from limerank.evaluation.predict import effective_links
 from limerank.files import new_folder
+from limerank.kernels import dispatch
 from limerank.kernels.attention import real_positions
 from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
@@ -149,6 +151,7 @@ class Trainer:
         self.ranker = build(shape, model)
         self.ranker.start_at(self._ages())
         self.ranker.to(self.device)
+        self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
         self.optimiser = Optimiser(self.ranker, config, self.steps, self.objective.batch_size)
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
@@ -169,6 +172,12 @@ class Trainer:
         config, progress = self.config, self.progress
         self.ranker.train()
         self._reported, self._window = time.monotonic(), Window()
+        if not self.quiet:
+            print(
+                f"computing: steps torch ({'bfloat16' if config.bf16 else 'float32'} on "
+                f"{self.device}); validation: {self.ranker.user_stage}, {dispatch.inference()}",
+                file=sys.stderr,
+            )
         name = f"training {self.ranker.config.model}"
         with Bar(name, total=self.steps, unit="batches", quiet=self.quiet) as bar:
             bar.advance(progress.step)
