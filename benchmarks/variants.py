@@ -68,7 +68,7 @@ def links_read(block: XorBlock, links_bld: Tensor, events_bnd: Tensor, count_b: 
     u_bld, q_bhle = block.two(block.norm(links_bld))
     k_bhne, v_bhne = block.pair(block.norm(events_bnd))
     read_bld = pointwise_attention(q_bhle, k_bhne, v_bhne, count_b)
-    return links_bld + block.dropout(block.heard(read_bld, u_bld, count_b))
+    return links_bld + block.dropout(block.link_update(read_bld, u_bld, count_b))
 
 
 class Dense(LimeXor):
@@ -169,7 +169,7 @@ class SoftmaxXor(LimeXor):
             normal_bld, normal_bnd = block.norm(links_bld), block.norm(events_bnd)
             (u_bld, ql), (u_bnd, qn) = block.two(normal_bld), block.two(normal_bnd)
             (kl, vl), (kn, vn) = block.pair(normal_bld), block.pair(normal_bnd)
-            update_bld = block.heard(_softmax(ql, kn, vn, padding_b11n), u_bld, count_b)
+            update_bld = block.link_update(_softmax(ql, kn, vn, padding_b11n), u_bld, count_b)
             update_bnd = block.out(block.norm_read(_softmax(qn, kl, vl)) * u_bnd)
             links_bld = links_bld + block.dropout(update_bld)
             events_bnd = events_bnd + update_bnd

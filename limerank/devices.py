@@ -1,4 +1,4 @@
-"""Where models are computed: the names of devices, and whether this machine has them."""
+"""Devices that compute models: their names, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def device_of(name: str | torch.device) -> torch.device:
     """The device of this name: "cpu", "cuda" (the current GPU), or a GPU by number, "cuda:1".
 
     Raises:
-        SpecError: it is no such name, or this machine or this PyTorch has no such device.
+        SpecError: the name is unknown, or this machine or this PyTorch has no such device.
     """
     kind, _, number = str(name).partition(":")
     if kind not in KINDS or (number and not (kind == "cuda" and number.isdecimal())):
@@ -28,12 +28,14 @@ def device_of(name: str | torch.device) -> torch.device:
             why = (
                 "this PyTorch is built without CUDA: install one with it"
                 if torch.version.cuda is None
-                else "PyTorch finds no GPU that it can use: look at nvidia-smi"
+                else "PyTorch finds no usable GPU: see nvidia-smi"
             )
-            raise SpecError(f"the device {str(name)!r} is not there: {why}, or give the device cpu")
+            raise SpecError(
+                f"the device {str(name)!r} is not available: {why}, or give the device cpu"
+            )
         if number and int(number) >= torch.cuda.device_count():
             raise SpecError(
-                f"the device {str(name)!r} is not there: this machine has "
+                f"the device {str(name)!r} is not available: this machine has "
                 f"{torch.cuda.device_count()} GPUs, cuda:0 and on"
             )
     return torch.device(name)

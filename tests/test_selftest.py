@@ -34,7 +34,7 @@ def test_a_run_repeats_its_scores(model, tmp_path):
     of = shop(model)
     shutil.copytree(of.run.path, tmp_path / "run")
     assert not selftest.passes(load_trained(tmp_path / "run")), "no scores are stored"
-    selftest.keep(tmp_path / "run", of.run.ranker, of.data.batch(of.requests(5)))
+    selftest.write(tmp_path / "run", of.run.ranker, of.data.batch(of.requests(5)))
     assert selftest.passes(load_trained(tmp_path / "run"))
 
 
@@ -46,12 +46,12 @@ def test_training_keeps_it(tmp_path):
 
 def test_another_answer_is_refused(tmp_path):
     run = make_run(tmp_path / "run", data(), model="lime-xor")
-    selftest.keep(tmp_path / "run", run.ranker, data().batch(shop("lime-xor").requests(5)))
+    selftest.write(tmp_path / "run", run.ranker, data().batch(shop("lime-xor").requests(5)))
     held = load_file(tmp_path / "run" / NAME)
     held["logits"][0] += 0.1
     weights = {"weights": checksum(tmp_path / "run" / "model.safetensors")}
     save_file(held, tmp_path / "run" / NAME, weights)
-    with pytest.raises(FormatError, match="does not say what it said"):
+    with pytest.raises(FormatError, match="does not give the logits of its self-test"):
         selftest.passes(load_trained(tmp_path / "run"))
     held.pop("logits")
     save_file(held, tmp_path / "run" / NAME, weights)
@@ -65,7 +65,7 @@ def test_another_answer_is_refused(tmp_path):
 def test_other_weights_are_not_compared(tmp_path):
     """Training was killed between the weights and what they say."""
     run = make_run(tmp_path / "run", data(), model="lime-mha")
-    selftest.keep(tmp_path / "run", run.ranker, data().batch(shop("lime-mha").requests(5)))
+    selftest.write(tmp_path / "run", run.ranker, data().batch(shop("lime-mha").requests(5)))
     with torch.no_grad():
         run.ranker.links.mul_(1.1)
     save_weights(tmp_path / "run", run.ranker)
@@ -205,10 +205,10 @@ def mistyped(value, rng):
 )
 def test_scores_that_point_nowhere_are_damage(tmp_path, name, change):
     run = make_run(tmp_path / "run", data(), model="lime-xor")
-    selftest.keep(tmp_path / "run", run.ranker, data().batch(shop("lime-xor").requests(5)))
+    selftest.write(tmp_path / "run", run.ranker, data().batch(shop("lime-xor").requests(5)))
     held = load_file(tmp_path / "run" / NAME)
     held[name] = change(held[name]).contiguous()
     weights = {"weights": checksum(tmp_path / "run" / "model.safetensors")}
     save_file(held, tmp_path / "run" / NAME, weights)
-    with pytest.raises(FormatError, match=r"damaged|does not say what it said"):
+    with pytest.raises(FormatError, match=r"damaged|does not give the logits of its self-test"):
         selftest.passes(load_trained(tmp_path / "run"))

@@ -323,7 +323,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_the_old_run_is_replaced(data,
     model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
     train(data, tmp_path / "run", model=model, config=config)
     before = _weights(tmp_path / "run")
-    with pytest.raises(SpecError, match=r"'cuda' is not there: .*or give the device cpu"):
+    with pytest.raises(SpecError, match=r"'cuda' is not available: .*or give the device cpu"):
         train(data, tmp_path / "run", model=model, config=config, device="cuda", overwrite=True)
     after = _weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)

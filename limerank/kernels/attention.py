@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from limerank.kernels.dispatch import fast_inference
 
 LEAST_SHARE = 1e-30
-"""Of an event among others. Smaller ones have no normal number in f32, and arithmetic with those is
-many times as slow."""
+"""Smallest share of an event that counts. Smaller ones are subnormal in f32, and arithmetic with
+those is many times as slow."""
 
 
 def real_positions(lengths_b: Tensor, size: int) -> Tensor:
-    """Which of ``size`` history positions hold events, bool [B, N]."""
+    """Which of ``size`` history positions are events, not padding: bool [B, N]."""
     return torch.arange(size, device=lengths_b.device) < lengths_b[:, None]
 
 
 def unpadded(lengths_b: Tensor, size: int) -> bool:
-    """Whether this is known to be one request whose ``size`` >= 1 positions all hold events: the
-    most frequent call of a server. Never asks a GPU, which would have to finish its work first."""
+    """Whether this is one request without padding, ``size`` >= 1: the most frequent call of a
+    server. False on a GPU, which would have to finish its work before it could answer."""
     alone = size > 0 and len(lengths_b) == 1 and lengths_b.device.type == "cpu"
     return alone and int(lengths_b) == size
 
@@ -52,9 +52,9 @@ def link_weights(
 ) -> Tensor:
     """SiLU(q k^T) softmax(-rate * age) over each request's real events, [B, H, l, N].
 
-    The shares of events fall with their age and sum to one, whatever instant ages count from; how
-    alike a link and an event are is no share of anything: links may read nothing of all events.
-    Queries come divided by sqrt(e).
+    The shares of events fall with their age and sum to one; they do not depend on the instant that
+    ages count from. The similarity of a link and an event is not normalised: a link may read
+    nothing of all events. Queries are already divided by sqrt(e).
     """
     real_b11n = real_positions(lengths_b, age_bn.shape[1])[:, None, None]
     share_bhln = age_bn[:, None, None] * -rate_hl.unsqueeze(-1)
@@ -128,7 +128,7 @@ def xor_attention(
     v_bhle: Tensor,
     lengths_b: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The two rectangles of pointwise attention under the mask that keeps link-event pairs only.
+    """The two rectangles of pointwise attention under the mask that allows link-event pairs only.
 
     Returns:
         What each link reads of the events, [B, l, H e]: see :func:`pointwise_attention`; and what

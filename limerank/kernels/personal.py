@@ -1,7 +1,8 @@
 """The user stage of LIME without gradients, in C++: each request in one call.
 
-What a request costs by itself, small as it is, would otherwise be mostly that of its hundred tensor
-operations. limerank/kernels/native/personal.hpp tells how, limerank.models.lime what.
+For a single request, most of the time would otherwise be the overhead of a hundred tensor
+operations. The definition is in limerank.models.lime, the algorithm in
+limerank/kernels/native/personal.hpp.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from torch import Tensor, nn
 from limerank.kernels import _native
 
 Stage = list[tuple[nn.Module, str]]
-"""Parameters, each by the module that has it and its name: the links [l, d]; weight and bias of
-the two context layers, of the reading's queries, of its keys and values and of what comes out of
-it; its floor, what it takes for evidence, its rates; weight and bias of the feed-forward layer's
-norm, of its two layers, and of the last norm. Then, of each block: weight and bias of its norm, of
-U and Q, of K and V, and of the norm of what is read; what it takes for evidence; weight and bias of
-what comes out."""
+"""Parameters, each as its module and its name: the links [l, d]; weight and bias of the two context
+layers, and of the queries, the keys and values, and the output of the reading; its floor, its
+evidence prior, its rates; weight and bias of the feed-forward layer's norm, of its two layers, and
+of the last norm. Then for each block: weight and bias of its norm, of U and Q, of K and V, and of
+the norm of the values read; its evidence prior; weight and bias of its output."""
 
 ONCE, EACH_BLOCK = 22, 11
-"""How many of them there are, beside those of blocks; and of each block."""
+"""Number of parameters without blocks, and of each block."""
 
 
 def affine(*modules: nn.Module) -> Stage:
@@ -33,8 +33,8 @@ def affine(*modules: nn.Module) -> Stage:
 class Personaliser:
     """Requests -> their links, contextualised and personalised, as ``Lime.personalise`` has them.
 
-    Weights are read where the modules have them: what an optimiser writes, or a state that is
-    loaded, counts at once.
+    It reads the weights in the memory of the modules: updates of an optimiser and loaded states
+    take effect at once.
 
     Args:
         heads: that divide the width.
@@ -50,7 +50,7 @@ class Personaliser:
         return {**self.__dict__, "_at": [], "_native": None}
 
     def multiply_adds(self, events: int) -> int:
-        """Of the matrix products of a request with so many events."""
+        """Multiply-adds of the matrix products of a request with so many events."""
         (links, d), blocks = self._weights()[0].shape, (len(self.stage) - ONCE) // EACH_BLOCK
         context = 2 * d * d + 4 * links * d * d
         block = 5 * (links + events) * d * d + 4 * events * links * d
@@ -67,8 +67,8 @@ class Personaliser:
         """Links [B, l, d].
 
         Args:
-            users_bd: what the users' features say.
-            events_bnd: of each request the first ``count_b`` are real.
+            users_bd: vectors of the users' own features.
+            events_bnd: vectors of events; the first ``count_b`` of each request are not padding.
             age_bn: of the events.
             count_b: i64.
         """

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 from limerank.kernels.attention import shares
 
 NOTHING = -1e30
-"""The logarithm of the sum over no events; finite, so that a prefix without any reads zeros."""
+"""Logarithm of the sum over no events; finite, so that a prefix without events reads zeros."""
 
 
 class Carry(NamedTuple):
-    """What links read of all events so far: ``mean`` [..., H, l, e]; ``log`` [..., H, l], the
+    """The state of links after all events so far: ``mean`` [..., H, l, e]; ``log`` [..., H, l], the
     logarithm of the sum of exp(-rate * age) as of ``time`` [...], that of the newest."""
 
     mean: Tensor
@@ -52,13 +52,13 @@ def prefix_attention(
     count_b: Tensor,
     carry: Carry,
 ) -> tuple[Tensor, Carry]:
-    """What links read of everything before the chunk and of its first few events.
+    """Let links read all events before the chunk and the first few of its own.
 
     Args:
         q_bhle, k_bhne, v_bhne: queries of the links; keys and values of the chunk's n events.
         rate_hl: by how much the logarithm of a share falls per unit of age, at least 0.
         time_bn: times of the events, ascending, in the unit of ages.
-        prefix_bm: how many of the chunk's events each prefix holds, 0 .. ``count_b``.
+        prefix_bm: how many of the chunk's events belong to each prefix, 0 .. ``count_b``.
         count_b: how many events of the chunk are real, 0 .. n; the others are never read.
         carry: of the events before the chunk.
 
@@ -67,8 +67,8 @@ def prefix_attention(
         for a prefix without events; and the carry of all events up to the chunk's end.
     """
     n = k_bhne.shape[2]
-    upto_bm = torch.cat([prefix_bm, count_b[:, None]], 1)  # the last one: the whole chunk
-    # Column 0 stands for all events before the chunk. Ages count from each prefix's own newest
+    upto_bm = torch.cat([prefix_bm, count_b[:, None]], 1)  # the last one: the full chunk
+    # Column 0 represents all events before the chunk. Ages count from each prefix's own newest
     # event, so that large ones never cancel.
     time_bx = torch.cat([carry.time[:, None], time_bn], 1)
     newest_bm = time_bx.gather(1, upto_bm)
@@ -105,11 +105,12 @@ def carry_of(
 
 
 def merged(one: Carry, other: Carry, rate_hl: Tensor) -> Carry:
-    """The carry of the events of both, whichever are newer; up to rounding it does not matter in
-    what order carries are merged.
+    """The carry of the events of both, in any order; the order of merging matters only for
+    rounding.
 
-    Logarithms of sums are brought to the time of the newest event of all: they only fall, so that
-    no gap is too long. Times and logarithms are f64: days since 1970 have no room in f32.
+    Logarithms of sums are converted to the time of the newest event of all. They only fall by that,
+    so no gap is too long. Times and logarithms are f64, since f32 is too coarse for days since
+    1970.
     """
     time = torch.maximum(one.time, other.time)
     log_hl = one.log - rate_hl.double() * (time - one.time)

@@ -1,4 +1,4 @@
-"""What the attention kernels compute, by definition: short, slow, in the equations' own terms.
+"""The definitions of the attention kernels: short and slow, in the terms of the equations.
 
 Shape letters: B requests, H heads, l links, N history positions (padded), e numbers per head.
 """

@@ -1,4 +1,4 @@
-"""DIN (arXiv 1706.06978): every candidate pools the history by an activation unit of its own.
+"""DIN (arXiv 1706.06978): every candidate pools the history with an activation unit.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, a units of the
 activation unit, g first-layer outputs of the head.
@@ -22,11 +22,11 @@ from limerank.models.ranker import Ranker, at_once, pieces
 UNITS = 36
 """Of the activation unit's hidden layer, as in the paper."""
 UNIT_STD = 0.01
-"""Spread of its last layer at the start. Nothing divides the sum by the number of events: from
-PyTorch's own start, a hundred of them begin with logits in the hundreds."""
+"""Standard deviation of its last layer at the start. The sum is not divided by the number of
+events: with PyTorch's default, logits would start in the hundreds after a hundred events."""
 PAIRS = 4096
 """Events times candidates that go through the activation unit at once without gradients: what
-they hold stays in the processor's cache."""
+they take fits into the processor's cache."""
 
 
 class ActivationTerms(NamedTuple):
@@ -57,9 +57,9 @@ class DinConfig(HeadConfig):
 class Din(Ranker):
     """o = sum over events of a(e_j, t) e_j, a(e, t) = w PReLU(W [e ; e * t ; t] + b) + c.
 
-    No softmax: the sum keeps how much of the history is like the candidate. (The paper's later
-    Dice, a PReLU that is shifted by statistics of the batch, is left out: scores would depend on
-    what else is in a batch.)
+    Without a softmax, the sum grows with the part of the history that is like the candidate. (The
+    paper's Dice, a PReLU that is shifted by statistics of the batch, is left out: scores would
+    depend on what else is in a batch.)
     """
 
     config: DinConfig

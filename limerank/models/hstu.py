@@ -72,9 +72,9 @@ class Hstu(Ranker):
     o = LN(x) of the candidate.
 
     An event reads itself and those before it; a candidate reads all events and itself. The bias
-    is a learned number of the relative place plus one of the difference in time. A candidate
-    stands one place behind the newest event, at its time: when the request was made is told by
-    the context, as for every model here.
+    is a learned number for the relative position plus one for the difference in time. A candidate
+    has the position after the newest event, and that event's time: the time of the request enters
+    by the context, as in every model here.
     """
 
     config: HstuConfig
@@ -90,7 +90,7 @@ class Hstu(Ranker):
             nn.init.normal_(table.weight, std=TABLE_STD)
 
     def bias(self, positions: Tensor, buckets: Tensor) -> Tensor:
-        """What is added to the logits at relative positions and buckets of time, for each block:
+        """The bias of the logits at relative positions and buckets of time, for each block:
         [..., L]. Heads share it."""
         return self.of_position(positions) + self.of_time(buckets)
 
@@ -115,7 +115,8 @@ class Hstu(Ranker):
         )
 
     def _history(self, x_bnd: Tensor, age_bn: Tensor, share_bn: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the events in each block, [B, L, N, d]; values hold the shares."""
+        """Keys and values of the events in each block, [B, L, N, d]; values are multiplied by the
+        shares."""
         position_n = torch.arange(x_bnd.shape[1], device=x_bnd.device)
         position_nn = (position_n[:, None] - position_n).clamp(0, self.config.positions - 1)
         bucket_bnn = age_bucket((age_bn[:, None] - age_bn[..., None]).clamp(min=0))
@@ -143,7 +144,7 @@ class Hstu(Ranker):
         some = at_once(EVENTS, batch, x_bnd.device)
         for start in range(0, size, some):
             stop = min(start + some, size)
-            # In row i and column j stands what is i - j places back: rows of it overlap.
+            # Row i and column j need the bias of relative position i - j: the rows overlap.
             back_x = torch.arange(stop - 1, start - stop, -1, device=x_bnd.device)
             back_x = back_x.clamp(0, self.config.positions - 1)
             bucket_bmn = age_bucket(
@@ -190,7 +191,7 @@ class Hstu(Ranker):
 
 
 class HstuBlock(nn.Module):
-    """The dense layers of one block, and what its positions read."""
+    """The dense layers of one block, and its attention."""
 
     def __init__(self, config: HstuConfig) -> None:
         super().__init__()
@@ -210,8 +211,8 @@ class HstuBlock(nn.Module):
     def read(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, causal: bool = False
     ) -> Tensor:
-        """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` holds the shares, 0 where padded.
-        Where it is causal, the last query stands at the last key."""
+        """SiLU(q k^T / sqrt(e) + bias) v: [B, M, d]; ``v`` is multiplied by the shares, 0 where
+        padded. If causal, the last query is at the position of the last key."""
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         q = q * q.shape[-1] ** -0.5
         bias = bias[:, None].to(q.dtype)
@@ -230,12 +231,12 @@ class HstuBlock(nn.Module):
         return join_heads(read)
 
     def read_self(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """What each position reads of itself, [B, M, d]."""
+        """The values that each position reads from itself, [B, M, d]."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
         logits = (q * k).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
         return (F.silu(logits + bias) * v).flatten(-2)
 
     def update(self, read: Tensor, u: Tensor) -> Tensor:
-        """What is added to the positions that read this."""
+        """The update of the positions that read this."""
         found: Tensor = self.dropout(self.out(self.norm_read(read) * u))
         return found

@@ -1,4 +1,4 @@
-"""Parts that more than one ranker is made of.
+"""Parts that several rankers use.
 
 Shape letters: B requests, N history positions, d width, H heads, e = d / H.
 """
@@ -18,12 +18,13 @@ from limerank.models.ranker import TABLE_STD
 AGE_BUCKETS = 48
 """Buckets of the logarithm of an age."""
 START_EVENTS = 4
-"""Events of which half counts when training starts; see :class:`Evidence`. Other values:
+"""Number of events at which the factor is one half when training starts; see
+:class:`Evidence`. Other values:
 docs/results/attempts.md."""
 START_FLOOR = 0.5
 """See :class:`FlooredNorm`. Other values: docs/results/attempts.md."""
 HALF_LIVES = 10.0, 1000.0
-"""Shortest and longest half-life of a model that has not been told of a log's ages."""
+"""Shortest and longest half-life of a model that does not know the ages of a log's events."""
 
 
 def age_bucket(age: Tensor) -> Tensor:
@@ -46,11 +47,11 @@ class Ages(nn.Embedding):
 
 @torch.no_grad()
 def start_forgetting(log_rate_hl: Tensor, ages_n: Tensor | None = None) -> None:
-    """Spread half-lives over heads and links before training starts, evenly in the logarithm.
+    """Spread the half-lives of heads and links before training starts, evenly in the logarithm.
 
-    From an age that one event in twenty is younger than, of those that are not as old as the
-    newest, to ten times the age that one in twenty is older than: some forget within a session,
-    some never, whether a log's users come for an afternoon or for years.
+    The shortest is the 5th percentile of the ages above 0, the longest is ten times the 95th. Some
+    links then forget within a session and some remember almost everything, whether the users of a
+    log stay for an afternoon or for years.
 
     Args:
         log_rate_hl: logarithms of the rates, f32 [H, l], written in place; a rate is ln 2 over the
@@ -68,11 +69,11 @@ def start_forgetting(log_rate_hl: Tensor, ages_n: Tensor | None = None) -> None:
 
 
 class Evidence(nn.Module):
-    """n / (n + k), with a learned k: how much of what was read of n events counts.
+    """n / (n + k), with a learned k: the factor for what was read of n events.
 
-    What a mean reads of one event is as large as what it reads of a hundred that agree;
-    but one says less than a hundred. Of none, nothing counts. Logs hold few short histories to
-    learn k from, so that it stays near :data:`START_EVENTS`.
+    The mean over one event is as large as the mean over a hundred events that agree, but it is
+    weaker evidence. Without events the factor is 0. Logs contain few short histories to learn k
+    from, so it stays near :data:`START_EVENTS`.
 
     Args:
         shape: of k, [...]; :meth:`forward` takes counts i64 [B] and returns f32 [B, ...].
@@ -90,9 +91,9 @@ class Evidence(nn.Module):
 class FlooredNorm(nn.Module):
     """x / sqrt(mean(x^2) + c^2), with a learned c that starts as :data:`START_FLOOR`.
 
-    Much is brought to one size, as by any norm, so that the few events that are like a link are
-    heard among hundreds that are not; little stays little, so that a link that nothing is like
-    says nothing. [..., d] -> [..., d].
+    A large vector is scaled to unit size, as by any norm, so that a few events that are like a link
+    count among hundreds that are not. A small vector stays small, so that a link contributes
+    nothing if no event is like it. [..., d] -> [..., d].
     """
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class FeedForward(nn.Module):
 
 
 class HeadTerms(NamedTuple):
-    """Of each item or each request: ``head`` [..., g], its part of the head's first layer."""
+    """For each item or each request: ``head`` [..., g], its part of the head's first layer."""
 
     head: Tensor
 

@@ -1,14 +1,14 @@
-"""LIME: a few learned links stand between a user's history and the candidates.
+"""LIME: a few learned links connect a user's history with the candidates.
 
 What this model has (LIME, arXiv 2510.18239; equations in docs/model.md):
 - links that are contextualised by the user's features and personalised by the history, in time
   linear in the history: one attention layer reads the events as they are (LIME-MHA), or as they
-  come out of HSTU-style blocks under a mask that keeps only link-event pairs, computed as two
+  come out of HSTU-style blocks under a mask that allows only link-event pairs, computed as two
   rectangles (LIME-XOR);
 - attention of candidates to the raw links, which no user enters: computed once per item;
 - a shallow head whose first layer is additive, so that the links are folded through it once per
   request and a candidate costs H l g + h K multiply-adds.
-What it has not: any product of candidates with events, or of events with events.
+It has no product of candidates with events, and none of events with events.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads,
 e = d / H, l links, g first-layer outputs of the head, K tasks.
@@ -101,14 +101,14 @@ class LimeXorConfig(LimeConfig):
 
 
 class Reading(nn.Module):
-    """How links read events for good: one attention layer, of which as much counts as it is
-    evidence, then a feed-forward layer.
+    """The last layer in which links read events: attention, scaled by the evidence that the number
+    of events gives, then a feed-forward layer.
 
-    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events by shares that fall as
-    exp(-rate * age), with a learned rate per head and link. Whatever instant ages count from, the
-    shares are the same, so that the layer is two running sums over events in any order (see
-    limerank.kernels.prefix). A softmax over the events would have every link read as much of a
-    history without anything like it as of one that is full of it.
+    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events with shares that fall as
+    exp(-rate * age); the rate is learned per head and link. The shares do not depend on the instant
+    that ages count from, so the layer is two running sums over events in any order (see
+    limerank.kernels.prefix). A softmax of the logits would not do: a link would read as much from a
+    history without any event like it as from one that is full of them.
     """
 
     def __init__(self, config: LimeConfig) -> None:
@@ -137,25 +137,25 @@ class Reading(nn.Module):
     def attend(
         self, q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, age_bn: Tensor, count_b: Tensor
     ) -> Tensor:
-        """What links read, [B, H, l, e]."""
+        """Values that the links read, [B, H, l, e]."""
         return link_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
 
     def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
-        """What was read of ``count_b`` events enters the links, then the feed-forward layer."""
+        """Add to the links what they read of ``count_b`` events; then the feed-forward layer."""
         update_bld = self.out(self.norm_read(join_heads(read_bhle)))
         heard_bl1 = self.evidence(count_b)[..., None].to(update_bld.dtype)
         links_bld = links_bld + update_bld * heard_bl1
         return links_bld + self.feed(links_bld)
 
     def weights(self, links_bld: Tensor, k_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
-        """With what weights :meth:`attend` reads: [B, H, l, N]."""
+        """The weights with which :meth:`attend` reads events: [B, H, l, N]."""
         q_bhle, k_bhne = self.queries(links_bld), split_heads(k_bnd, self.heads)
         scaled_bhle = q_bhle * q_bhle.shape[-1] ** -0.5
         return link_weights(scaled_bhle, k_bhne, self.log_rate.exp(), age_bn, count_b)
 
 
 class Lime(Ranker):
-    """What the two forms share; they differ in how the history reaches the links."""
+    """The parts that both forms share; they differ in how the links read the history."""
 
     config: LimeConfig
 
@@ -225,7 +225,7 @@ class Lime(Ranker):
 
     @abc.abstractmethod
     def events(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        """What links are shown of the history, [B, N, d]."""
+        """Vectors of the history's events, which links read: [B, N, d]."""
 
     def contextualise(self, u_bd: Tensor) -> Tensor:
         """LC = L + MLP([L ; u]), the first layer multiplied once per link and once per user."""
@@ -241,16 +241,17 @@ class Lime(Ranker):
     def _start_alike(
         self, blocks: Iterable[tuple[Tensor, Tensor]] = (), *, item_gain: float
     ) -> None:
-        """Let items weigh links as links weigh events: by the same directions.
+        """Start with the same directions in the weights of items over links and of links over
+        events.
 
-        An item then reads, from the first step on, through the links whose events are like it. From
-        unrelated directions, every item reads the mean of all links, and small logs end before
-        training has found a way out of that.
+        From the first step on, an item then weighs those links highest that read events like it.
+        From unrelated directions every item reads the mean of all links, and training on a small
+        log ends before it has learned to tell them apart.
 
         Args:
             blocks: weights [d, d] of the links' queries and of the events' keys, of each block.
-            item_gain: spread of the logits of items; of events it is :data:`START_GAIN` where they
-                are read for good, and 1 in the blocks.
+            item_gain: spread of the logits between items and links. That between links and events
+                is :data:`START_GAIN` in the last reading, and 1 in the blocks.
         """
         d, reading = self.config.width, self.reading
         of_vectors, of_links = torch.empty(d, d), torch.empty(d, d)
@@ -299,7 +300,7 @@ class Lime(Ranker):
 
 
 class LimeMha(Lime):
-    """LP = what the contextualised links have after reading the events as they are."""
+    """LP = the contextualised links after they have read the events."""
 
     streams = True
 
@@ -319,10 +320,10 @@ class LimeMha(Lime):
     def sequence_logits(self, batch: Sequences) -> Tensor:
         """Logits [M, K] of impressions that each see exactly the events before them.
 
-        One pass over each history. What lies before its first impression is read
-        :data:`PREFIX_PART` events at a time; of the rest, :data:`PREFIX_CHUNK` at a time, each
-        impression has links of its own. Where these are several pieces, each is computed anew in
-        the backward pass, so that memory holds no more than one.
+        One pass over each history. Events before the first impression are read
+        :data:`PREFIX_PART` at a time. The others are read :data:`PREFIX_CHUNK` at a time, with
+        separate links for each impression. If there are several pieces, the backward pass computes
+        each of them again, so memory holds one piece at a time.
         """
         users, owner_m = batch.users, batch.owner
         vectors_ud = self.item_vectors(batch.items)
@@ -349,8 +350,8 @@ class LimeMha(Lime):
             part = slice(start, start + PREFIX_PART)
             count_b = (shared_b - start).clamp(0, PREFIX_PART)
             events = kv_bnd[:, part], time_bn[:, part], count_b
-            nobody = none_m, none_m, none_m, terms.weights[:0], head_mg[:0]
-            carry = Carry(*pass_over(*events, *nobody, *carry)[1:])
+            no_impressions = none_m, none_m, none_m, terms.weights[:0], head_mg[:0]
+            carry = Carry(*pass_over(*events, *no_impressions, *carry)[1:])
 
         prefix_m = batch.prefix - shared_b[owner_m]  # of each one's own events
         chunk_m = (prefix_m - 1).clamp(min=0).div(PREFIX_CHUNK, rounding_mode="floor")
@@ -422,7 +423,7 @@ class LimeMha(Lime):
 
 class LimeXor(Lime):
     """A stack of blocks in which links read events and events read links, and nothing else; then
-    the links read, as in LIME-MHA, what has become of the events."""
+    the links read the events that leave the last block, as in LIME-MHA."""
 
     config: LimeXorConfig
 
@@ -480,8 +481,8 @@ class LimeXor(Lime):
 
 class XorBlock(nn.Module):
     """U, V, Q, K = SiLU(Linear(LN(X))); A = SiLU(Q K^T / sqrt(e)) * Mxor / n;
-    X <- X + Linear(LN(A V) * U), for links and events in turn; of what links read, as much counts
-    as it is evidence."""
+    X <- X + Linear(LN(A V) * U), for links and for events; what links read is scaled by
+    :class:`~limerank.models.layers.Evidence`."""
 
     def __init__(self, config: LimeXorConfig) -> None:
         super().__init__()
@@ -502,11 +503,11 @@ class XorBlock(nn.Module):
         (u_bld, q_bhle), (u_bnd, q_bhne) = (self.two(x) for x in (normal_bld, normal_bnd))
         (k_bhle, v_bhle), (k_bhne, v_bhne) = (self.pair(x) for x in (normal_bld, normal_bnd))
         read_bld, read_bnd = xor_attention(q_bhle, k_bhne, v_bhne, q_bhne, k_bhle, v_bhle, lengths)
-        links_bld = links_bld + self.dropout(self.heard(read_bld, u_bld, lengths))
+        links_bld = links_bld + self.dropout(self.link_update(read_bld, u_bld, lengths))
         return links_bld, events_bnd + self._read(read_bnd, u_bnd)
 
-    def heard(self, read_bld: Tensor, u_bld: Tensor, count_b: Tensor) -> Tensor:
-        """What links take from what they read of ``count_b`` events."""
+    def link_update(self, read_bld: Tensor, u_bld: Tensor, count_b: Tensor) -> Tensor:
+        """What the links add to themselves after reading ``count_b`` events."""
         update_bld = self._read(read_bld, u_bld)
         return update_bld * self.evidence(count_b)[..., None].to(update_bld.dtype)
 

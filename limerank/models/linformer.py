@@ -1,4 +1,4 @@
-"""LREA: the history is projected to ``l`` slots by learned positions, then read by candidates.
+"""LREA: learned positions project the history to ``l`` slots, which candidates attend to.
 
 Attention of the same rank as LIME's. After Linformer (arXiv 2006.04768): the sequence axis of keys
 and values is multiplied by a learned matrix. Its rows belong to positions counted from the newest
@@ -39,7 +39,7 @@ class LreaConfig(AttentionConfig):
 class LowRankAttention(CandidateAttention):
     """S = LN(sum over events j of P[position of j] e_j / sqrt(n)), [l, d]; K, V = S Wk, S Wv.
 
-    Slots have no age of their own: the events carry an embedding of theirs instead.
+    Slots have no age; each event has an embedding of its age instead.
     """
 
     config: LreaConfig

@@ -2,9 +2,9 @@
 
 A step hides the ids of some items and drops hidden units. Which ids, follows from a hash of the
 training's seed, the step and the id itself: an item is hidden in every history and as a candidate
-alike, in whatever batch, process or order it occurs. Hidden units are dropped by torch's generator,
-which every step seeds anew. A resumed training therefore makes the same decisions, and checkpoints
-need no state of a generator.
+alike, in any batch, process or order. Hidden units are dropped by torch's generator, which every
+step seeds. A resumed training therefore makes the same decisions, and checkpoints need no state of
+a generator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BITS = 24
 
 
 def key_of(*numbers: int) -> int:
-    """A hash of whole numbers, in order: 64 bits."""
+    """A hash of integers, in order: 64 bits."""
     key = 0
     for number in numbers:
         key = (key + GOLDEN + number) & MASK

@@ -1,4 +1,4 @@
-"""What everybody gets: items by their ids and content, users by their features, and no history."""
+"""Popularity: items by ids and content, users by features, without histories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class PopularityConfig(HeadConfig):
 
 
 class Popularity(Ranker):
-    """o = 0: the head sees t, u and c alone. Of an item that training has not seen, its content."""
+    """o = 0: the head reads t, u and c alone; t of an item that training has not seen is its
+    content."""
 
     config: PopularityConfig
 

@@ -1,10 +1,10 @@
-"""The contract of every ranker, and the towers and the head that all of them share.
+"""The contract of every ranker, and the towers and the head that rankers share.
 
 A ranker splits scoring so that each part is computed as rarely as possible::
 
     vectors = ranker.item_vectors(items)             # once per item: the item tower
-    terms   = ranker.encode_items(vectors)           # once per item: all that scoring needs of it
-    state   = ranker.encode_users(users, vectors)    # once per request: histories meet the model
+    terms   = ranker.encode_items(vectors)           # once per item: its part of the scoring
+    state   = ranker.encode_users(users, vectors)    # once per request: its part of the scoring
     logits  = ranker.score(state, terms)             # once per candidate
 
 and ``ranker(batch)`` is exactly that, for training.
@@ -30,10 +30,11 @@ from limerank.models.config import DataShape, HeadConfig, ModelConfig
 from limerank.models.noise import hidden_ids, key_of
 
 MULTI_HOT_ROWS = 256
-"""In training, event tables of at most so many rows are summed as a product with zeros and ones."""
+"""In training, tables of at most so many event tokens are summed as a product with zeros and
+ones."""
 TABLE_STD = 0.1
-"""Spread of embedding tables at the start, and of what a number of usual size adds to them: from
-PyTorch's own start a number would drown every category."""
+"""Standard deviation of embedding tables at the start, and of the contribution of a number of usual
+size: with PyTorch's default, numbers would outweigh all categories."""
 OUTCOME_STD = 0.5
 """Spread of the embedded outcome of an event, beside an item vector of spread 1: a click on an
 item and its mere impression differ from the first step on. From 0.1, training on a small log ends
@@ -41,7 +42,7 @@ before they do."""
 
 
 class EmbeddingTable(nn.Embedding):
-    """An embedding table with sparse gradients: a step costs what it touches, not the table."""
+    """An embedding table with sparse gradients: a step costs as much as the rows that it uses."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__(rows, width, sparse=True)
@@ -131,7 +132,7 @@ class EventTower(nn.Module):
 
 
 def _sum(new: Tensor, more: Tensor) -> Tensor:
-    """Their sum, in the memory of ``new`` where no gradient is wanted."""
+    """Their sum, in the memory of ``new`` if no gradients are recorded."""
     return new + more if torch.is_grad_enabled() else new.add_(more)
 
 
@@ -159,7 +160,7 @@ ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
 
 
 class Head(nn.Module):
-    """Shallow and additive in its first layer, so that each side's part is computed once.
+    """A shallow network with an additive first layer, so that each side's part is computed once.
 
     ``a = A_o o + A_t t + A_u u + A_c c + b``; ``z = f(a)``, or with a gate ``z = f(a') * a''``
     where a', a'' are the halves of a; ``logits = A_k z + b_k``.
@@ -274,18 +275,18 @@ class Ranker(nn.Module, abc.ABC):
         self.item_tower.step_key = key_of(seed, step)
 
     def scratch(self, state: Any) -> int:
-        """Numbers that :meth:`score` holds per request and candidate, about; callers cut their
-        work by it."""
+        """Numbers that :meth:`score` allocates per request and candidate, about; callers choose the
+        size of their pieces by it."""
         hidden = self.config.hidden if isinstance(self.config, HeadConfig) else 0
         return 2 * hidden + self.shape.outputs
 
     @abc.abstractmethod
     def encode_items(self, vectors_ud: Tensor) -> Any:
-        """What scoring needs of each item: a named tuple of tensors [U, x]."""
+        """All that scoring needs of each item: a named tuple of tensors [U, x]."""
 
     @abc.abstractmethod
     def encode_users(self, users: Users, vectors_ud: Tensor) -> Any:
-        """What scoring needs of each request: a named tuple of tensors [B, ...].
+        """All that scoring needs of each request: a named tuple of tensors [B, ...].
 
         Args:
             users: the requests; ``users.items`` are rows of ``vectors_ud``.
@@ -329,8 +330,8 @@ class Ranker(nn.Module, abc.ABC):
 
 
 def at_once(most: int, batch: int, device: torch.device) -> int:
-    """How many events or candidates of each of ``batch`` requests to compute at once, where
-    ``most`` of all of them fit into a processor's cache; a GPU needs more to be busy."""
+    """How many events or candidates of each of ``batch`` requests to compute at once, if ``most``
+    of all requests together fit into a processor's cache; a GPU needs more to be busy."""
     return max(most * (16 if device.type == "cuda" else 1) // max(batch, 1), 32)
 
 

@@ -72,7 +72,7 @@ class SasRec(Ranker):
 
 class CausalBlock(nn.Module):
     """Self-attention in which an event reads itself and what came before it, then a feed-forward
-    layer. Padding stands behind all events, so nothing reads it."""
+    layer. Padding comes after all events, so no event reads it."""
 
     def __init__(self, config: SasRecConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Target attention (MHA): every candidate reads the whole history, or only its latest events.
+"""Target attention (MHA): every candidate attends to the full history or to its latest events.
 
-The full-rank form of LIME-MHA: candidates stand where links stand there, with the same attention,
-recency and feed-forward layer; nothing of it can be computed before both sides are known.
+The full-rank form of LIME-MHA: candidates take the place of links, with the same attention, recency
+and feed-forward layer. Nothing can be computed before user and candidate are both known.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, e = d / H,
 g first-layer outputs of the head.
@@ -25,8 +25,8 @@ from limerank.models.layers import FeedForward, join_heads, split_heads, start_f
 from limerank.models.ranker import Ranker, at_once, pieces
 
 PIECE = 1024
-"""Candidates of all requests together that are scored at once without gradients: what they hold
-stays in the processor's cache."""
+"""Candidates of all requests together that are scored at once without gradients: what they take
+fits into the processor's cache."""
 
 
 class QueryTerms(NamedTuple):
@@ -65,7 +65,7 @@ class TruncatedMhaConfig(AttentionConfig):
 
 
 class CandidateAttention(Ranker):
-    """What the rankers share whose candidates read vectors of their own accord:
+    """The common part of rankers whose candidates attend to vectors of the request:
     y = t Wi + Wo softmax(t Wq K^T / sqrt(e) - rate * age) V; o = LN(y + FF(y))."""
 
     config: AttentionConfig

@@ -1,4 +1,4 @@
-"""Two towers (TTSN): the user is one pooled vector, and meets an item in a dot product only."""
+"""Two towers (TTSN): the user is one pooled vector, which scores an item by a dot product."""
 
 from __future__ import annotations
 

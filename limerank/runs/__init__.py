@@ -1,1 +1,1 @@
-"""A run: what training leaves on disk, and the model that is loaded from it."""
+"""A run: the folder that training writes, and the model that is loaded from it."""

@@ -3,14 +3,14 @@
 config.json              format, model and training settings, data shape, where the data was
 model.safetensors        the best weights so far
 encoding.json            how events, items and users become tokens: the dataset's manifest
-vocab/                   the dataset's vocabularies (Parquet), but for its users' ids
-selftest.safetensors     what the weights say of a few requests, to be compared with
+vocab/                   the dataset's vocabularies (Parquet), except for user ids
+selftest.safetensors     a few requests and their logits, for the self-test
 checksums.json           of all files above, written with the weights
 metrics.jsonl            one line per report of the training
-trainer/state.safetensors    everything that an exact resume needs, until training ends
+trainer/state.safetensors    the checkpoint, until training ends
 
-A run folder holds no ids of users: what ranks knows users by their events, which are elsewhere. (A
-table of predictions names them, and is written only where it is asked for.)
+A run folder contains no ids of users: ranking needs their events, not their names. (A table of
+predictions names them; it is written on request only.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from limerank.runs.formats import FORMAT
 from limerank.runs.model import Trained, encoding_fingerprint, load_trained
 
 USER_IDS = "users.parquet"
-"""Of a dataset's vocabularies, the one that a run does without."""
+"""The vocabulary of a dataset that a run does not contain."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,21 @@ class Run(Trained):
     """A trained run, loaded: the model, and the data that it was trained on."""
 
     def dataset(self, path: str | os.PathLike[str] | None = None) -> Dataset:
-        """The dataset it was trained on, or another one that encodes alike.
+        """The dataset it was trained on, or another one with the same encoding.
 
         Raises:
             FingerprintError: the dataset's vocabularies are not those of the run.
-            FormatError: the folder is no dataset, or not where it was when the run was trained.
+            FormatError: the folder is not a dataset, or is no longer where it was during training.
         """
         if path is None and not self.data.exists():
             raise FormatError(
                 f"the dataset that {self.path} was trained on is no longer at {self.data}; "
-                "say where it is (--data), or prepare it again"
+                "give its folder (--data), or prepare it again"
             )
         dataset = Dataset(self.data if path is None else path)
         if encoding_fingerprint(dataset.manifest) != encoding_fingerprint(self.manifest):
             raise FingerprintError(
-                f"{dataset.path} encodes its features otherwise than the data that {self.path} was "
+                f"{dataset.path} has another encoding than the data that {self.path} was "
                 "trained on; evaluate on that dataset, or train on this one"
             )
         return dataset
@@ -70,7 +70,7 @@ def create_run(
     """Lay out a run folder (``path`` is new and empty) for training on ``dataset``."""
     not_users = shutil.ignore_patterns(USER_IDS)
     shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
-    # Of what preparing the log found, only the times are needed: warnings and examples name users.
+    # The rest of the summary is left out: its warnings and examples name users.
     found = {"time": dataset.manifest["summary"]["time"]}
     write_json(path / "encoding.json", {**dataset.manifest, "summary": found})
     (path / "trainer").mkdir()
@@ -80,7 +80,7 @@ def create_run(
 def settings(
     dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
 ) -> dict[str, Any]:
-    """What ``config.json`` holds; a run resumes only under the same settings."""
+    """The content of ``config.json``; a run is resumed only with the same settings."""
     return {
         "format": FORMAT,
         "model": model.model_dump(mode="json"),
@@ -97,12 +97,12 @@ def save_weights(path: Path, model: nn.Module) -> None:
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-    """Replace the state that training resumes from, in one step."""
+    """Replace the state that training is resumed from, in one step."""
     _save(path / "trainer" / "state.safetensors", tensors, {"progress": json.dumps(progress)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What :func:`save_state` kept, or None where there is nothing yet.
+    """The last state that :func:`save_state` wrote; None if there is none yet.
 
     Raises:
         FormatError: the file is damaged.
@@ -116,8 +116,8 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             progress: dict[str, Any] = json.loads(opened.metadata()["progress"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise FormatError(
-            f"{file} is damaged ({error}): the training cannot go on from it; pass --overwrite to "
-            "begin anew"
+            f"{file} is damaged ({error}): the training cannot be resumed; pass --overwrite to "
+            "train from the start"
         ) from None
     return tensors, progress
 
@@ -141,7 +141,7 @@ def load_run(
     """Load a run's best weights.
 
     Raises:
-        FormatError: the folder is not a run, is of another format, is damaged, or training has
-            not reached its first validation yet.
+        FormatError: the folder is not a run, has another format, is damaged, or has no weights
+            yet, because training has not reached its first validation.
     """
     return Run(**vars(load_trained(path, device, user_stage=user_stage)))

@@ -1,4 +1,4 @@
-"""What runs of earlier versions hold, in the terms of this version.
+"""Run formats: settings and weights of earlier versions by their names of today.
 
 Format 5, today's, has a configuration of each model's own. Format 4 had one for all models: a model
 ignored the settings that it did not have, ``links`` were the slots of LREA and the events of

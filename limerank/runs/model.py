@@ -1,6 +1,6 @@
-"""The part of a run that ranks: weights, settings and encoding, without the data of its training.
+"""A trained model: weights, settings and encoding, without the data of its training.
 
-What a run folder holds: :mod:`limerank.runs.folder`, which writes it and knows its dataset.
+The files of a run folder: :mod:`limerank.runs.folder`, which writes them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from limerank.validation import validate
 CHECKSUMS = "checksums.json"
 WEIGHTS, SELFTEST = "model.safetensors", "selftest.safetensors"
 UNREAD = frozenset({"users.parquet"})
-"""Vocabularies that no ranking reads."""
+"""Vocabularies that ranking does not read."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Trained:
         train: how it was trained.
         manifest: the manifest of the dataset it was trained on.
         data: where that dataset was.
-        fingerprint: identifies model and encoding; an index keeps the one it was built by.
+        fingerprint: identifies model and encoding; an index stores that of the run that built it.
         sealed: whether all files were compared with the checksums that were written with the
-            weights. Runs of earlier versions have none, nor has one that is still being trained
-            always those of its latest weights.
+            weights. Runs of early versions have no checksums; a run that is still being trained may
+            have those of earlier weights.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Trained:
 
 
 def encoding_fingerprint(manifest: dict[str, Any]) -> str:
-    """Identifies how a dataset turns users, items and events into tokens."""
+    """Identifies the encoding of a dataset: how users, items and events become tokens."""
     text = json.dumps([manifest["clock"], manifest["encoding"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -89,7 +89,7 @@ def _ranked_files(path: Path) -> list[str]:
 
 
 def _sealed(path: Path, weights: str) -> bool:
-    """Whether all files are what :func:`seal` found; False: nothing can be told.
+    """Whether all files have the checksums that :func:`seal` wrote; False if there are none.
 
     Raises:
         FormatError: a file has changed since.
@@ -107,7 +107,7 @@ def _sealed(path: Path, weights: str) -> bool:
         or sums.get(name) != (weights if name == WEIGHTS else checksum(path / name))
     ]
     if changed and (path / "trainer").exists() and set(changed) <= {WEIGHTS, SELFTEST}:
-        return False  # a training that was killed, or goes on, between the weights and these sums
+        return False  # training was killed, or is running, between writing the weights and the sums
     if changed:
         raise FormatError(
             f"{path} is damaged: {', '.join(changed[:10])} changed since the run was trained; "
@@ -145,7 +145,9 @@ def load_trained(
     manifest = read_json(path / "encoding.json", "a run")
     file = path / WEIGHTS
     if not file.exists():
-        raise FormatError(f"{path} holds no weights yet: training has not reached a validation")
+        raise FormatError(
+            f"{path} has no weights yet: training has not reached its first validation"
+        )
     require_file(file)
     weights = checksum(file)
     sealed = _sealed(path, weights)
@@ -201,7 +203,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any], encoding: Any) -> None
 def _check_types(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     for name, tensor in expected.items():
         if name in found and found[name].dtype != tensor.dtype:
-            raise ValueError(f"{name} holds {found[name].dtype}, expected {tensor.dtype}")
+            raise ValueError(f"{name} has the type {found[name].dtype}, expected {tensor.dtype}")
 
 
 def _reason(error: Exception) -> str:

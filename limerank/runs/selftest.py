@@ -1,8 +1,8 @@
-"""What a run said of a few requests when it was trained, and whether it still says so.
+"""The self-test of a run: logits of a few requests, written with the weights and computed again.
 
-``selftest.safetensors`` lies beside the weights: the requests as tensors, and their logits. A
-server computes them again before it serves a run, so that weights which were damaged, an encoding
-that has changed or a machine that computes otherwise are found before any user meets them.
+``selftest.safetensors`` contains the requests as tensors, and their logits. A server computes them
+again before it serves a run. It thus finds damaged weights, a changed encoding, or a machine that
+computes otherwise, before it answers a request.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FEATURES = ("tokens", "weights", "offsets", "numeric")
 USERS = ("items", "tokens", "age", "lengths", "context")
 
 
-def keep(path: Path, ranker: Ranker, batch: Batch) -> None:
-    """Write what the model says of a batch, beside the weights that were just saved, and the
-    checksums of the whole run."""
+def write(path: Path, ranker: Ranker, batch: Batch) -> None:
+    """Write a batch and its logits beside the weights that were just saved, and the checksums of
+    all files of the run."""
     was_training = ranker.training
     ranker.eval()
     with torch.inference_mode():
@@ -55,10 +55,10 @@ def keep(path: Path, ranker: Ranker, batch: Batch) -> None:
 
 
 def passes(trained: Trained) -> bool:
-    """Whether a run was compared with what it said; False: it has kept nothing of these weights.
+    """Whether a run gives the logits of its self-test; False if it has none for its weights.
 
     Raises:
-        FormatError: it says something else now, or the file is damaged.
+        FormatError: it gives other logits, or the file is damaged.
     """
     file = trained.path / NAME
     if not file.exists():
@@ -69,7 +69,7 @@ def passes(trained: Trained) -> bool:
             of = (opened.metadata() or {}).get("weights")
             held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if of != checksum(trained.path / WEIGHTS):
-            return False  # a training that was killed between the two files
+            return False  # training was killed between the two files
         content, features = (
             Features(**{name: held[f"{part}.{name}"] for name in FEATURES})
             for part in ("items", "features")
@@ -103,14 +103,15 @@ def passes(trained: Trained) -> bool:
     ):
         off = (found - expected).abs().max() if found.shape == expected.shape else float("nan")
         raise FormatError(
-            f"{trained.path} does not say what it said when it was trained (a logit differs by "
-            f"{float(off):.3g}): its files were changed, or this machine computes otherwise"
+            f"{trained.path} does not give the logits of its self-test (one differs by "
+            f"{float(off):.3g}): its files were changed since training, or this machine computes "
+            "otherwise"
         )
     return True
 
 
 def _check(batch: Batch, shape: DataShape) -> None:
-    """ValueError where a part of a batch points at what does not exist."""
+    """ValueError if a part of a batch refers to rows that do not exist."""
     users, content = batch.users, batch.items.content
     b, n = users.items.shape
     rows = len(batch.items.ids)
@@ -127,9 +128,9 @@ def _check(batch: Batch, shape: DataShape) -> None:
     }
     for name, (part, size) in in_range.items():
         if part.dtype != torch.int64:
-            raise ValueError(f"{name} holds {part.dtype}, expected integers")
+            raise ValueError(f"{name} has the type {part.dtype}, expected integers")
         if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < max(size, 1):
-            raise ValueError(f"{name} holds numbers beyond 0 .. {size - 1}")
+            raise ValueError(f"{name} has numbers outside 0 .. {size - 1}")
     for name, of, count in (("items", content, rows), ("features", users.features, b)):
         if (
             len(of.offsets) != count + 1

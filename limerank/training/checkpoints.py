@@ -15,7 +15,7 @@ from limerank.training.optim import Optimiser
 
 CHECKPOINT_SHARE = 0.05
 """Checkpoints take at most this share of a training's time: after one that took long, the next one
-waits, whatever the configuration says."""
+is delayed, even beyond the configured time."""
 
 
 @dataclass
@@ -65,7 +65,8 @@ class Checkpoints:
         self._saved = self._next = time.monotonic()
 
     def affordable(self) -> bool:
-        """Whether another one keeps their share of the time below :data:`CHECKPOINT_SHARE`."""
+        """Whether a checkpoint now leaves their share of the time below
+        :data:`CHECKPOINT_SHARE`."""
         return time.monotonic() >= self._next
 
     def due(self) -> bool:
@@ -94,10 +95,10 @@ class Checkpoints:
         Raises:
             FormatError: the checkpoint is damaged, or of another version.
         """
-        held = load_state(self.run)
-        if held is None:
+        stored = load_state(self.run)
+        if stored is None:
             return Progress()
-        tensors, progress = held
+        tensors, progress = stored
         try:
             self.ranker.load_state_dict(_below(tensors, "model."))
             self.optimiser.load(_below(tensors, "optimiser."))

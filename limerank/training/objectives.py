@@ -36,7 +36,7 @@ class Examples(Protocol):
 
     @property
     def impressions(self) -> int:
-        """Number of impressions, or of whatever the losses are means over."""
+        """Number of impressions, or of the other terms that the losses are means over."""
 
     @property
     def unpadded(self) -> int:

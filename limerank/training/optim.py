@@ -41,13 +41,13 @@ class EmbeddingAdagrad:
 
 
 class Optimiser:
-    """Both optimisers, the learning rate's course and gradient clipping, as one step.
+    """Both optimisers, the schedule of the learning rate and gradient clipping, as one step.
 
     Args:
-        model: whose weights.
-        config: rates and the rest.
-        steps: how many there will be.
-        impressions: of a batch; rates grow with its square root.
+        model: the model that is trained.
+        config: learning rates, decay, warm-up and clipping.
+        steps: of the full training.
+        impressions: of a batch; learning rates grow with the square root.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Optimiser:
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def step(self, step: int, world: World | None = None) -> None:
-        """Update from the gradients that the weights hold, and drop them.
+        """Update the weights from their gradients, and drop the gradients.
 
         Args:
             step: 0 ..

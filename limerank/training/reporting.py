@@ -1,4 +1,4 @@
-"""The curves of a training: ``metrics.jsonl``, TensorBoard, and whoever listens."""
+"""The curves of a training: ``metrics.jsonl``, TensorBoard, and other listeners."""
 
 from __future__ import annotations
 

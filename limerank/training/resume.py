@@ -14,41 +14,42 @@ from limerank.runs.formats import FORMAT
 
 
 def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
-    """Whether a run folder holds an unfinished training with these settings.
+    """Refuse a run folder unless it contains an unfinished training with these settings.
 
     Args:
         out: the folder.
         wanted: of :func:`limerank.runs.folder.settings`.
 
     Raises:
-        FormatError: it holds something else.
+        FormatError: it contains something else.
     """
-    held = read_json(out / "config.json", "a run")
+    stored = read_json(out / "config.json", "a run")
     if not (out / "trainer").exists():
-        raise FormatError(f"{out} holds a finished run; pass --overwrite or choose another folder")
-    if held.get("format") != FORMAT:
+        raise FormatError(f"{out} is a finished run; pass --overwrite or choose another folder")
+    if stored.get("format") != FORMAT:
         raise FormatError(
-            f"{out} holds an unfinished run of another version (format {held.get('format')!r:.40}, "
+            f"{out} is an unfinished run of another version (format {stored.get('format')!r:.40}, "
             f"not {FORMAT}), which cannot be resumed; pass --overwrite to train from the start"
         )
     for part in ("model", "train", "shape", "data", "encoding"):
-        if held.get(part) != wanted[part]:
+        if stored.get(part) != wanted[part]:
             differing = part
-            if isinstance(held.get(part), dict):
-                fields = {**held[part], **wanted[part]}
+            if isinstance(stored.get(part), dict):
+                fields = {**stored[part], **wanted[part]}
                 differing = ", ".join(
-                    f"{part}.{name} is {held[part].get(name)!r}, not {wanted[part].get(name)!r}"
+                    f"{part}.{name} is {stored[part].get(name)!r}, not {wanted[part].get(name)!r}"
                     for name in fields
-                    if held[part].get(name) != wanted[part].get(name)
+                    if stored[part].get(name) != wanted[part].get(name)
                 )
             raise FormatError(
-                f"{out} holds an unfinished run with other settings ({differing}); give the same "
+                f"{out} is an unfinished run with other settings ({differing}); give the same "
                 "settings to resume it, or --overwrite to train from the start"
             )
 
 
 def training_lock(out: Path) -> AbstractContextManager[None]:
-    """Keep other processes from training in this folder; nothing where there is no training."""
+    """A lock that keeps other processes from training in this folder; none if no training is
+    unfinished there."""
     state = out / "trainer"
     if not state.exists():
         return nullcontext()

@@ -79,7 +79,7 @@ def train(
         world: the processes that train together; this one alone when not given.
 
     Raises:
-        FormatError: ``out`` holds a finished run, or one with other settings, or one that another
+        FormatError: ``out`` is a finished run, or one with other settings, or one that another
             process is training; or it cannot be written.
         SpecError: a setting does not fit the model or the dataset, or there is no such device.
         UnknownError: ``task_weights`` names a task that the dataset does not have.
@@ -276,7 +276,7 @@ class Trainer:
             if self._writes:
                 save_weights(self.out, self.ranker)
                 few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
-                selftest.keep(self.out, self.ranker, few.to(self.device))
+                selftest.write(self.out, self.ranker, few.to(self.device))
         else:
             progress.waited += 1
 
