@@ -1,4 +1,4 @@
-// What every part of the scorer shares: items in bytes, requests in bytes, and the paths.
+// The types of the scorer: quantised items, quantised requests, and the paths.
 //
 // Arithmetic, for one request with folded links F [C, g] and user terms U [g] (limerank/ranking/scorer):
 //
@@ -11,8 +11,8 @@
 //     z_i = f(a_i), or f(a'_i) * a''_i with a gate;  logits_i = A z_i + b
 //
 // Every path does the same operations on each item in the same order: integer sums are exact, and
-// of the float ones each is a single rounding (fma, conversion, minimum, ...), so that all paths
-// give the same bits.
+// each float operation rounds once (fma, conversion, minimum, ...), so that all paths give the same
+// bits.
 #pragma once
 
 #include <cstddef>
@@ -71,7 +71,7 @@ struct Head {
     int outputs;
 };
 
-// Room for items laid out for the lanes: block after block, of each
+// Memory for items laid out for the lanes: block after block, of each
 //     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords.
 class Blocks {
   public:
@@ -80,7 +80,7 @@ class Blocks {
         return static_cast<std::int64_t>(c.quads + c.parts * c.padded / 4) * LANES;
     }
     std::uint32_t* data() { return dwords_.get(); }  // aligned to 64 bytes
-    // Where the block that begins with an item lies, a multiple of LANES.
+    // The block that begins with this item, whose number is a multiple of LANES.
     std::uint32_t* of(std::int64_t item) { return data() + item / LANES * stride_; }
 
   private:
@@ -91,7 +91,7 @@ class Blocks {
     std::unique_ptr<std::uint32_t[], Free> dwords_;
 };
 
-// What a request is folded from: links [l, d], their head's terms [g] and the layer between.
+// The parts that a request is folded from: links [l, d], their head's terms [g] and the layer between.
 struct Fold {
     int heads, links, width, sums;  // width d; columns = heads * links
     const float* from_links_t;      // [d, sums]: the layer's weights, transposed
@@ -112,15 +112,15 @@ struct Path {
     void (*pack)(const Catalogue&, const std::int64_t* rows, std::int64_t first, int count,
                  std::uint32_t* blocks);
     // Outputs [blocks][outputs][LANES] of `count` items; those behind the last are undefined.
-    // What lies `ahead` dwords further is fetched meanwhile; 0: nothing is.
+    // Prefetches the memory `ahead` dwords further; 0: none.
     void (*score)(const Catalogue&, const std::uint32_t* blocks, int count, std::int64_t ahead,
                   const Request&, const Head&, float* out);
-    // Quantise one request; `scratch` holds (columns + 1) * sums floats.
+    // Quantise one request; `scratch` has (columns + 1) * sums floats.
     void (*fold)(const Catalogue&, const Fold&, const float* links, const float* head,
                  float* scratch, std::int8_t* codes, float* step, float* constant);
     // Do `rounds` times 64 products of vectors in registers; returns multiply-adds done.
     double (*peak)(std::int64_t rounds, std::int32_t* sink);
-    // The personalised links of a request, [l, d]; `room` holds `personal_room` floats.
+    // The personalised links of a request, [l, d]; `room` has `personal_room` floats.
     void (*personalise)(const Weights&, const History&, float* room, float* out);
 };
 

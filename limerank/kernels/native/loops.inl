@@ -6,7 +6,7 @@ inline F term(I codes) {  // the PART-th of the four codes in each lane, as a fl
     return to_float(shift_right<24>(shift_left<24 - 8 * PART>(codes)));
 }
 
-// Minima and maxima give their second argument where one is NaN: so NaN comes through.
+// Minima and maxima return their second argument if one is NaN, so NaN is passed on.
 inline F silu(F x, const SiluTable& table) {
     F size = minimum(absolute(x), splat(SILU_END));
     I at = truncate(minimum(multiply(size, splat(SEGMENTS / SILU_END)), splat(SEGMENTS - 0.5f)));
@@ -134,7 +134,7 @@ void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int 
     const std::int64_t size = c.sums();
     for (int at = 0; at < count; at += LANES) {
         for (int i = 0; i < LANES; i++) {
-            // Lanes behind the end hold the last item: what they give is never looked at.
+            // Lanes after the end repeat the last item; their results are not used.
             const int place = at + i < count ? at + i : count - 1;
             const std::int64_t row = rows ? rows[place] : first + place;
             weights[i] = c.weights + row * c.columns;

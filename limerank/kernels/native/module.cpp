@@ -1,4 +1,4 @@
-// The face towards Python: arguments are checked here, then the work is shared among threads
+// The Python binding: arguments are checked here, then the work is shared among threads
 // without the interpreter's lock. See limerank/ranking/scorer/native.py for what the arrays are.
 #include "python.hpp"
 
@@ -74,7 +74,7 @@ class Scorer {
         tasks_ = static_cast<std::size_t>(tasks);
         out_ = padded_rows(out.data(), tasks_);
         bias_.assign(bias.data(), bias.data() + tasks);
-        // How links become codes.
+        // Parameters that turn links into codes.
         low_.assign(low.data(), low.data() + columns);
         weight_step_.assign(weight_step.data(), weight_step.data() + columns);
         mean_.assign(mean.data(), mean.data() + columns);
@@ -272,7 +272,7 @@ class Scorer {
     }
 
   private:
-    // All items, laid out when they are first scored; none where the scorer is not to hold them.
+    // All items, laid out when they are first scored; none if the scorer does not store them.
     Blocks* laid_out(int threads) const {
         if (!held_) return nullptr;
         std::call_once(once_, [&] {
@@ -304,7 +304,7 @@ class Scorer {
         if (!std::is_sorted(begin, end)) std::sort(begin, end);
     }
 
-    // How many candidates are not hidden, of those that everyone may see.
+    // Number of candidates that are allowed for all requests and not hidden.
     std::int64_t places(const std::int64_t* rows, std::int64_t count, const bool* allowed) const {
         const std::int32_t* hidden = hidden_rows_.data();
         const std::int32_t* hidden_end = hidden + hidden_rows_.size();
@@ -355,7 +355,7 @@ class Scorer {
         return false;
     }
 
-    // Values of a tile's items -> those that are welcome and may be ranked.
+    // Values of a tile's items -> those that are high enough and allowed.
     void offer(Best& best, float* values, int count, const std::int64_t* rows, std::int64_t first,
                const std::int64_t* excluded, const std::int64_t* excluded_end, const bool* allowed) const {
         constexpr float least = -std::numeric_limits<float>::infinity();
@@ -380,7 +380,7 @@ class Scorer {
         }
     }
 
-    In<std::uint8_t, 2> weights_;  // held, for `c_` points into them
+    In<std::uint8_t, 2> weights_;  // kept alive: `c_` points into them
     In<std::int8_t, 2> terms_;
     In<std::int32_t, 1> hidden_rows_;
     const Path* path_;
@@ -398,7 +398,7 @@ class Scorer {
 
 NB_MODULE(_native, m) {
     using namespace limerank;
-    // What a frame of an exception or a module's variable holds when the interpreter ends is no leak.
+    // Objects in frames of exceptions or module variables when the interpreter ends are not leaks.
     nb::set_leak_warnings(false);
     m.doc() = "Scores the items of an index in integer arithmetic, see limerank.ranking.scorer.native; and the "
               "user stage of LIME, see limerank.kernels.personal.";

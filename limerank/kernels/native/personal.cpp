@@ -1,4 +1,4 @@
-// The face of the user stage towards Python: see limerank/kernels/personal.py for what the arrays are.
+// The Python binding of the user stage: see limerank/kernels/personal.py for what the arrays are.
 #include "personal.hpp"
 
 #include <initializer_list>
@@ -36,7 +36,7 @@ float* room_of(std::size_t floats) {
 
 using Array = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
-// Weights of a model, read where the model has them: what is written there counts at once.
+// Weights of a model, read from its own memory: changes take effect at once.
 class Personaliser {
   public:
     Personaliser(int heads, Array raw, std::vector<Array> arrays, const std::optional<std::string>& path)
@@ -131,7 +131,7 @@ class Personaliser {
     }
 
     Array raw_;
-    std::vector<Array> arrays_;  // held, for `w_` points into them
+    std::vector<Array> arrays_;  // kept alive: `w_` points into them
     std::size_t at_ = 0;
     const Path* path_;
     Weights w_;

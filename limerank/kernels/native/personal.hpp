@@ -1,9 +1,9 @@
 // The links of a user, contextualised and personalised: LIME's user stage for one request, in the
 // fewest passes over the history. See limerank/models/lime.py for the equations.
 //
-// Vectors hold 16 links or 16 events side by side, one a lane, and matrices have a line for each
-// number of a link or event: norms and activations work on whole vectors, and weights, which enter
-// one at a time, are read where the model has them.
+// A vector has 16 links or 16 events, one in each lane, and a matrix has a line for each number of a
+// link or event: norms and activations work on full vectors, and weights, which are used one at a
+// time, are read from the memory of the model.
 #pragma once
 
 #include <cstddef>

@@ -55,7 +55,7 @@ inline void product_columns(const Left& w, const float* bias, int rows, int dept
 }
 
 // out [rows, columns] = w [rows, depth] x [depth, columns], plus a bias for each row if there is
-// one, plus what `out` held before if asked. Columns are padded to whole vectors.
+// one, plus the former content of `out` if asked. Columns are padded to full vectors.
 template <To TO = To::fresh>
 void product(const Left& w, const float* bias, int rows, int depth, const Right& x, int columns,
              float* out, std::ptrdiff_t out_line) {
@@ -120,17 +120,17 @@ void normalise(const float* x, const Norm& norm, int width, int columns, std::pt
 }
 
 // x += update * n / (n + k), with each link's k.
-void hear(float* x, const float* update, int width, int links, int padded, const float* log_prior,
+void add_evidence(float* x, const float* update, int width, int links, int padded, const float* log_prior,
           std::int64_t count) {
     if (count == 0) return;
     const float of_events = std::log(static_cast<float>(count));
     for (int c = 0; c < padded; c += LANES) {
         alignas(64) float prior[LANES] = {};
         for (int j = 0; j < LANES && c + j < links; j++) prior[j] = log_prior[c + j];
-        const F heard = sigmoid(subtract(splat(of_events), load_floats(prior)));
+        const F evidence = sigmoid(subtract(splat(of_events), load_floats(prior)));
         for (int i = 0; i < width; i++) {
             float* at = x + i * padded + c;
-            store(at, mad(load_floats(update + i * padded + c), heard, load_floats(at)));
+            store(at, mad(load_floats(update + i * padded + c), evidence, load_floats(at)));
         }
     }
 }
@@ -146,8 +146,8 @@ struct Personal {
     float *folded, *total, *share, *key_bias;  // [d, l], and [l] each
     float *user;         // [2 d, LANES]
     float *events_normal, *events_uq, *events_kv, *events_read;  // [d | 2 d | 2 d | d, EVENTS]
-    float *of_events;    // what links think of events, [EVENTS, l]
-    float *of_links;     // and events of links, [l, EVENTS]
+    float *of_events;    // logits of links for events, [EVENTS, l]
+    float *of_links;     // and of events for links, [l, EVENTS]
     float *tiles;        // events as blocks have left them, [tiles, d, EVENTS]
 
     Personal(const Weights& weights, const History& of, float* room)
@@ -244,11 +244,11 @@ struct Personal {
         scale(read, d, l, l, 1.0f / static_cast<float>(std::max<std::int64_t>(history.count, 1)));
         normalise(read, block.norm_read, d, l, l, normal, u);
         product(layer(block.out, d), block.out.bias, d, d, {normal, l}, l, read, l);
-        hear(links, read, d, w.links, l, block.log_prior, history.count);
+        add_evidence(links, read, d, w.links, l, block.log_prior, history.count);
     }
 
-    // What links read for good. No key and no value of any event is made: queries go through the
-    // keys' layer instead, and what was read through the values'.
+    // The last reading of the links. Keys and values of events are not computed: queries go through
+    // the layer of the keys instead, and the sums of events through the layer of the values.
     void read_events() {
         float least = history.count ? history.age[0] : 0.0f;
         for (std::int64_t n = 1; n < history.count; n++) least = std::min(least, history.age[n]);
@@ -302,7 +302,7 @@ struct Personal {
             F all = load_floats(total + c), shares = load_floats(share + c);
             for (int n = 0; n < count; n++) {
                 float* at = of_events + static_cast<std::ptrdiff_t>(n) * l + c;
-                // Shares of no account become 0: arithmetic with numbers still smaller is slow.
+                // Negligible shares become 0: arithmetic with subnormal numbers is slow.
                 const F old = multiply(falls, splat(least - age[n]));
                 const F part = maximum(splat(0.0f), subtract(exponential(old), splat(1e-30f)));
                 const F weight = multiply(exact_silu(plus(load_floats(at), of_key)), part);
@@ -315,7 +315,7 @@ struct Personal {
         }
     }
 
-    // What was read enters the links, then the feed-forward layer and the last norm.
+    // Add to the links what they read; then the feed-forward layer and the last norm.
     void absorb(float* out) {
         const float floor = std::exp(2 * *w.log_floor), part = 1.0f / static_cast<float>(d);
         for (int c = 0; c < l; c += LANES) {
@@ -329,7 +329,7 @@ struct Personal {
                 store(read + i * l + c, multiply(load_floats(read + i * l + c), factor));
         }
         product(layer(w.out, d), w.out.bias, d, d, {read, l}, l, normal, l);
-        hear(links, normal, d, w.links, l, w.log_prior, history.count);
+        add_evidence(links, normal, d, w.links, l, w.log_prior, history.count);
         normalise(links, w.feed_norm, d, l, l, normal);
         product(layer(w.up, d), w.up.bias, 2 * d, d, {normal, l}, l, wide, l);
         activate(wide, 2 * d, l, l);

@@ -1,4 +1,4 @@
-// What every face towards Python shares: arrays in and out, the paths of this machine, and threads.
+// Shared by the Python bindings: arrays in and out, the paths of this machine, and threads.
 #pragma once
 
 #include <nanobind/nanobind.h>

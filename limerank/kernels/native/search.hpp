@@ -1,5 +1,5 @@
-// Places in an ascending array: binary searches that run side by side, so that one waits for memory
-// while the others go on, and none guesses which way to branch.
+// Positions in an ascending array: binary searches that run side by side, so that one waits for memory
+// while the others continue, and none depends on branch prediction.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace limerank {
 
-// at[j]: the first place of `keys` whose key is not below wanted[j]; n where there is none.
+// at[j]: the first position of `keys` whose key is not below wanted[j]; n if there is none.
 inline void lower_bounds(const std::int64_t* keys, std::size_t n, const std::int64_t* wanted,
                          std::size_t m, std::int64_t* at) {
     constexpr std::size_t TOGETHER = 16;

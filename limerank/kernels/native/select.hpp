@@ -21,11 +21,11 @@ inline bool before(const Found& x, const Found& y) {
 
 class Best {
   public:
-    // Offers must come by ascending row, so that an equal value never displaces a held one.
+    // Offers must come by ascending row, so that an equal value never displaces one in the buffer.
     explicit Best(std::size_t k) : k_(k), room_(k + std::max<std::size_t>(k, 256)) {
         held_.reserve(room_);
     }
-    // What a value has to exceed; NaN until k values are held: then anything is welcome.
+    // The value that an offer has to exceed; NaN until there are k values, when any is accepted.
     bool welcome(float value) const { return !full_ || value > threshold_; }
     float threshold() const { return threshold_; }
     bool full() const { return full_; }
@@ -33,7 +33,7 @@ class Best {
         held_.push_back({value, row});
         if (held_.size() == room_ || (!full_ && held_.size() == k_)) cut();
     }
-    // What is held, best first.
+    // The values in the buffer, best first.
     std::vector<Found>& sorted() {
         std::sort(held_.begin(), held_.end(), before);
         if (held_.size() > k_) held_.resize(k_);
