@@ -76,7 +76,7 @@ def peers(every: list[Row]) -> str:
         "",
         "## Side by side",
         "",
-        "AUC on the test split, the greatest mean in bold:",
+        "AUC on the test split, the highest mean in bold; a dash where a model has no row yet:",
         "",
         *side_by_side(found),
     ]
@@ -101,7 +101,8 @@ def title(model: str, features: str) -> str:
 
 def median(rows: list[Row], name: str) -> str:
     """The median over seeds, to three digits."""
-    return f"{statistics.median(row['metrics'][name] for row in rows):.3g}"
+    value = statistics.median(row["metrics"][name] for row in rows)
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def side_by_side(found: list[Row]) -> list[str]:
