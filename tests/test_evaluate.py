@@ -232,7 +232,7 @@ def write_log_spec(folder: Path, split: dict[str, str]) -> Path:
 
 def test_another_encoding_is_refused(run, tmp_path):
     other = prepare_log(tmp_path, seed=5, users=30)
-    with pytest.raises(FingerprintError, match="encodes its features otherwise"):
+    with pytest.raises(FingerprintError, match="has another encoding"):
         evaluate(run, data=other)
 
 
@@ -342,6 +342,6 @@ def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, 
 
 def test_a_dataset_that_was_moved_is_asked_for(run, data, tmp_path):
     moved = replace(load_run(run), data=tmp_path / "removed")
-    with pytest.raises(FormatError, match=r"is no longer at .*removed; say where it is \(--data\)"):
+    with pytest.raises(FormatError, match=r"is no longer at .*removed; give its folder \(--data\)"):
         moved.dataset()
     assert moved.dataset(data).path == data

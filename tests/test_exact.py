@@ -202,7 +202,8 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
     config = TrainConfig(
         exact=True,
         exact_requests=together,
-        epochs=3,
+        epochs=8,
+        patience=9,
         batch_size=64,
         table_learning_rate=0.1,
         checkpoint_seconds=0,
