@@ -29,9 +29,6 @@ REPLACED = {
     "visitor": "user",
 }
 
-# Names that formats of earlier versions or other packages fix. There are none so far.
-ALLOWED: frozenset[str] = frozenset()
-
 
 def words(name: str) -> set[str]:
     """`seenItems_of` -> {seen, items, of}."""
@@ -81,7 +78,7 @@ def replaced(path: Path) -> list[str]:
     where = path.relative_to(ROOT).as_posix()
     found = []
     for line, name in [(0, path.stem), *names]:
-        for word in sorted(words(name) & REPLACED.keys() if name not in ALLOWED else ()):
+        for word in sorted(words(name) & REPLACED.keys()):
             found.append(f"{where}:{line}: {name}: not {word}, but {REPLACED[word]}")
     return sorted(set(found))
 
