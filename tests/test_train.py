@@ -143,28 +143,25 @@ def test_a_run_cut_off_anywhere_ends_as_an_uninterrupted_one(data, tmp_path, mon
 
 SCRIPT = """
 import sys
-from limerank.models.config import ModelConfig, TrainConfig
-from limerank.training.trainer import train
 import torch
-torch.set_num_threads(2)
-train(sys.argv[1], sys.argv[2],
-      model=ModelConfig(model="lime-mha", width=16, heads=2, links=4, hidden=8),
-      config=TrainConfig(epochs=8, batch_size=32, patience=99, checkpoint_seconds=0.0))
+from limerank import ModelConfig, TrainConfig, train
+torch.set_num_threads(1)
+data, out, model, config = sys.argv[1:]
+train(data, out, model=ModelConfig.model_validate_json(model),
+      config=TrainConfig.model_validate_json(config))
 """
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
-    """SIGKILL, several times, wherever it strikes; then the same command to the end."""
-
-    def start(out: Path) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(data), str(out)], cwd=Path(__file__).parents[1]
-        )
-
-    assert start(tmp_path / "full").wait() == 0
+    """SIGKILL, twice, wherever it strikes; then the same settings to the end, here."""
+    model = config_of("lime-mha", **MODEL)
+    config = TrainConfig(epochs=8, batch_size=32, patience=99, checkpoint_seconds=0.0)
+    train(data, tmp_path / "full", model=model, config=config)
     out, kills = tmp_path / "killed", 0
-    for lines in (1, 5, 12):
-        process = start(out)
+    command = [sys.executable, "-c", SCRIPT, str(data), str(out)]
+    command += [model.model_dump_json(), config.model_dump_json()]
+    for lines in (1, 9):
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         curves = out / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -175,7 +172,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(data, tmp_path):
         kills += process.wait() == -signal.SIGKILL
     assert kills >= 1
     if (out / "trainer").exists():
-        assert start(out).wait() == 0
+        train(data, out, model=model, config=config)
     assert _equal(tmp_path / "full", out)
 
 
