@@ -380,7 +380,7 @@ class Scorer {
         }
     }
 
-    In<std::uint8_t, 2> weights_;  // kept alive: `c_` points into them
+    In<std::uint8_t, 2> weights_;  // stays alive: `c_` points into them
     In<std::int8_t, 2> terms_;
     In<std::int32_t, 1> hidden_rows_;
     const Path* path_;

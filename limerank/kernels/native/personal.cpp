@@ -131,7 +131,7 @@ class Personaliser {
     }
 
     Array raw_;
-    std::vector<Array> arrays_;  // kept alive: `w_` points into them
+    std::vector<Array> arrays_;  // stays alive: `w_` points into them
     std::size_t at_ = 0;
     const Path* path_;
     Weights w_;
