@@ -108,7 +108,7 @@ def test_the_readmes_commands_on_csv_logs(shop, call):
         (["train", "nothing", "--out", "x", "--set", "places=3"], "no setting 'places'"),
         (["train", "nothing", "--out", "x", "--set", "links=3", "--links", "4"], "--links alone"),
         (["train", "nothing", "--out", "x", "--set", "clip=3", "--set", "clip=4"], "set twice"),
-        (["train", "nothing", "--out", "x", "--set", "lr=1"], "it is called rate here"),
+        (["train", "nothing", "--out", "x", "--set", "lr=1"], "it is called learning_rate here"),
         (["train", "nothing", "--out", "x", "--set", "embedding_dim=8"], "called width here"),
         (["train", "nothing", "--out", "x", "--lr", "1"], "it is called --learning-rate here"),
         (["train", "nothing", "--out", "x", "--n-heads", "4"], "use --set heads=VALUE"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality_page import PAPER
-from tests.test_readers import (
+from tests.layouts import (
     BEIJING_MAY_6,
     DAY,
     HOUR,

@@ -113,4 +113,4 @@ def test_links_in_a_watched_folder_are_followed(start, tmp_path):
             time.sleep(2.5)
             assert client.post("/v1/rank", json={"user": 1, "k": 3}).status_code == 200
         becomes(client, "lime-xor")
-    assert "what is served stays as it is" in (tmp_path / "log").read_text()
+    assert "the served model stays" in (tmp_path / "log").read_text()
