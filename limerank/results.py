@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import importlib
 import math
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class TableResult(Result):
         return pandas.DataFrame(self.columns())
 
     def _repr_html_(self) -> str:
-        columns = self.columns()
+        columns = self._shown_columns()
         count = max(map(len, columns.values()), default=0)
         head = "".join(f"<th>{escape(name)}</th>" for name in columns)
         rows = []
@@ -92,6 +93,10 @@ class TableResult(Result):
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         )
 
+    def _shown_columns(self) -> dict[str, list[Any]]:
+        """The columns that a notebook shows."""
+        return self.columns()
+
     def caption(self) -> str:
         """What the table is, in one line: the first line of :meth:`text`."""
         return self.text().partition("\n")[0]
@@ -103,10 +108,27 @@ def _cell(value: Any) -> str:
     if value is None:
         text = ""
     elif isinstance(value, list | tuple):
-        text = ", ".join(map(str, value))
+        text = printable(", ".join(map(str, value)))
     else:
-        text = rounded(value) if isinstance(value, float) else str(value)
+        text = rounded(value) if isinstance(value, float) else printable(str(value))
     return f'<td style="text-align: {align}">{escape(text)}</td>'
+
+
+JOINERS = "\u200c\u200d"
+"""Format characters that scripts and emoji need within a word."""
+
+
+def printable(text: str) -> str:
+    """A text with its control and format characters escaped (``\\n``, ``\\x1b``, ``\\u202e``), so
+    that an id cannot direct the terminal that shows it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in JOINERS
+        else char
+        for char in text
+    )
 
 
 def rounded(value: float) -> str:
@@ -122,7 +144,8 @@ def none_for_nan(value: float) -> float | None:
 def aligned(
     rows: Sequence[Sequence[str]], align: str, least: Sequence[int] = (), indent: int = 2
 ) -> list[str]:
-    """Lines of text whose columns are aligned, however wide their cells are.
+    """Lines of text whose columns are aligned, however wide their cells are. Control characters in
+    cells are escaped, see :func:`printable`.
 
     Args:
         rows: rows of cells, the head included.
@@ -130,6 +153,7 @@ def aligned(
         least: the least width of each column, its gap included; a wide cell makes it wider.
         indent: blanks before each line.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = []
     for position in range(len(align)):
         longest = max((cell_len(row[position]) for row in rows), default=0) + GAP

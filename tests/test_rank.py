@@ -529,6 +529,22 @@ def test_candidates_that_cannot_be_ranked_are_skipped_and_counted():
     assert alone.skipped is None and "skipped" not in alone.to_dict()
 
 
+def test_the_same_request_gives_an_equal_ranking_and_tables_that_join(of):
+    recommender = Recommender(of.run, of.index, of.data)
+    explained = recommender.rank(3, k=2, explain=2)
+    assert explained == recommender.rank(3, k=2, explain=2)
+    assert hash(explained) == hash(recommender.rank(3, k=2, explain=2))
+    assert explained != recommender.rank(3, k=2)
+    others = [
+        recommender.rank("nobody", k=2, candidates=[]),
+        recommender.rank(history=[1], k=3),
+        explained[:1],
+    ]
+    joined = pl.concat([explained.to_polars(), *(other.to_polars() for other in others)])
+    assert joined["item"].dtype == pl.Int64 and joined["user"].dtype == pl.String
+    assert joined["user"].to_list() == ["3", "3", None, None, None, "3"]
+
+
 def test_long_names_keep_the_columns_of_a_ranking_apart():
     names = ("interacted_with", "added_to_the_basket_again")
     items = [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import polars as pl
 import pytest
 from rich.cells import cell_len
@@ -43,9 +45,58 @@ def test_a_long_result_is_cut_in_its_repr_and_not_in_its_text():
 
 def test_a_ranking_is_a_table():
     table = ranking().to_polars()
-    assert table.columns == ["user", "rank", "item", "value", "click", "watch"]
+    assert table.columns == ["user", "rank", "item", "value", "click", "watch", "because"]
     assert table["rank"].to_list() == [1, 2, 3] and table["item"][0] == "<0>"
-    assert ranking(0).to_polars().columns == ["user", "rank", "item", "value"]
+
+
+def test_the_columns_of_a_ranking_do_not_depend_on_its_contents():
+    tasks = ("click", "watch")
+    explanation = Explanation("<0>", 1.25, 0.5, (EventShare(0, 9, 5, 1.5, 1.0, 0.5),), None, None)
+    explained = replace(ranking()[0], explanation=explanation)
+    tables = [
+        ranking().to_polars(),
+        ranking(user="someone").to_polars(),
+        ranking(user=None).to_polars(),
+        Ranking((explained,), 7, True, 5, 9, tasks=tasks).to_polars(),
+        Ranking((), 7, True, 5, 9, tasks=tasks).to_polars(),
+    ]
+    assert dict(tables[0].schema) == {
+        "user": pl.String(), "rank": pl.Int64(), "item": pl.String(), "value": pl.Float64(),
+        "click": pl.Float64(), "watch": pl.Float64(), "because": pl.List(pl.String()),
+    }  # fmt: skip
+    joined = pl.concat(tables)
+    assert joined["user"].to_list() == ["7"] * 3 + ["someone"] * 3 + [None] * 3 + ["7"]
+    assert joined["because"].to_list() == [None] * 9 + [["9"]]
+    integers = Ranking((replace(explained, id=5),), 7, True, 5, 9, integer_ids=True)
+    assert integers.to_polars()["item"].dtype == pl.Int64 and "because" in integers._repr_html_()
+
+
+def test_rankings_are_compared_hashed_and_sliced():
+    def explained(effect=float("nan"), links=1):
+        events = (EventShare(0, 9, 5, 1.5, 1.0, float(effect)),)
+        of = Explanation("<0>", 1.25, 0.5, events, np.full((2, 2), links), np.ones((2, 1)))
+        items = (replace(ranking()[0], explanation=of), *ranking()[1:])
+        return replace(ranking(), items=items)
+
+    assert explained() == explained() and hash(explained()) == hash(explained())
+    assert explained() != explained(0.5) and explained() != explained(links=2)
+    assert explained() != ranking()
+    assert len({ranking(), ranking(), ranking(2)}) == 2
+    part = ranking()[1:]
+    assert isinstance(part, Ranking) and [item.id for item in part] == ["<1>", "<2>"]
+    assert part.to_polars()["rank"].to_list() == [1, 2] and part.candidates == 9
+
+
+def test_control_characters_of_ids_are_escaped_in_texts_alone():
+    red, turned = "\x1b[31mred", "a\n\u202eb"
+    items = (Ranked(red, 0, 1.0, {"click": 0.5}), Ranked("👩\u200d🚀 東京", 1, 0.5, {"click": 0.5}))
+    found = Ranking(items, turned, False, 0, 2)
+    for text in (repr(found), found._repr_html_()):
+        assert "\\x1b[31mred" in text and "a\\n\\u202eb" in text
+        assert not {"\x1b", "\u202e"} & set(text)
+        assert "👩\u200d🚀 東京" in text
+    assert len(repr(found).splitlines()) == 4
+    assert found.to_dict()["items"][0]["id"] == found.to_polars()["item"][0] == red
 
 
 def test_a_table_for_pandas():

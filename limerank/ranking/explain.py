@@ -30,7 +30,7 @@ from torch import Tensor
 
 from limerank.data.batch import Users
 from limerank.models import Ranker
-from limerank.results import TableResult, aligned, none_for_nan
+from limerank.results import TableResult, aligned, none_for_nan, printable
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EventShare:
     effect: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation(TableResult):
     """Why one item has its ranking value; as a table, a row for each event of the history.
 
@@ -75,6 +75,17 @@ class Explanation(TableResult):
     links: NDArray[np.float32] | None
     reads: NDArray[np.float32] | None
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Explanation):
+            return NotImplemented
+        return self.to_dict() == other.to_dict() and all(
+            np.array_equal(own, theirs) if own is not None and theirs is not None else own is theirs
+            for own, theirs in ((self.links, other.links), (self.reads, other.reads))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.item, self.value, self.without_history, len(self.events)))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "item": self.item,
@@ -91,8 +102,8 @@ class Explanation(TableResult):
 
     def caption(self) -> str:
         return (
-            f"item {self.item}: value {self.value:.4f}, {self.without_history:.4f} with an empty "
-            f"history"
+            f"item {printable(str(self.item))}: value {self.value:.4f}, "
+            f"{self.without_history:.4f} with an empty history"
         )
 
     def text(self) -> str:

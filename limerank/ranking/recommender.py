@@ -242,6 +242,8 @@ class Recommender:
                 "explain": round(1e3 * (done - scored), 3),
             },
             request.skipped,
+            tuple(task.name for task in self.tasks),
+            self._integer_ids,
         )
 
     def user_rows(self, users: Iterable[Any] | None = None) -> Rows:
@@ -337,6 +339,11 @@ class Recommender:
             return None
         row = int(self._users.find([user])[0])
         return None if row < 0 else row
+
+    @cached_property
+    def _integer_ids(self) -> bool:
+        """Whether all ids of the index are integers."""
+        return bool(np.issubdtype(self.index.ids[np.zeros(0, np.int64)].dtype, np.integer))
 
     @cached_property
     def _users(self) -> IdLookup:

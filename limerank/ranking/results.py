@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
-from limerank.results import TableResult, aligned
+from limerank.results import TableResult, aligned, printable
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Ranked:
     id: Any
     row: int
     value: float
-    scores: dict[str, float]
+    scores: dict[str, float] = field(hash=False)
     explanation: Explanation | None = field(default=None, repr=False)
 
     def because(self, most: int = 3) -> list[Any]:
@@ -55,9 +58,17 @@ class Ranked:
 class Ranking(TableResult, Sequence[Ranked]):
     """Ranked items, best first, and the request that they were ranked for.
 
-    As a table it has the columns of a file that
-    :func:`~limerank.ranking.bulk.rank_all` writes: ``user``, ``rank`` (from 1), ``item``,
-    ``value`` and one per task; and ``because``, lists of item ids, where items are explained.
+    As a table it has these columns, whatever it contains, so that tables of several rankings of a
+    recommender can be joined:
+
+    - ``user``: text; null where there is no user;
+    - ``rank``: Int64, from 1;
+    - ``item``: Int64 where all ids of the index are integers, else text;
+    - ``value`` and one column per task: Float64;
+    - ``because``: lists of item ids as text; null where an item is not explained.
+
+    A slice of a ranking is a ranking of those items, with ranks from 1. Rankings are equal where
+    all but their times are.
 
     Attributes:
         items: the items.
@@ -67,6 +78,8 @@ class Ranking(TableResult, Sequence[Ranked]):
         candidates: number of candidates, seen items included.
         milliseconds: time of each stage.
         skipped: number of candidates that the index cannot rank; None where they are an error.
+        tasks: names of the model's tasks; those of the first item when not given.
+        integer_ids: whether all ids of the index are integers.
     """
 
     items: tuple[Ranked, ...]
@@ -76,11 +89,19 @@ class Ranking(TableResult, Sequence[Ranked]):
     candidates: int
     milliseconds: dict[str, float] = field(default_factory=dict, compare=False)
     skipped: int | None = None
+    tasks: tuple[str, ...] = ()
+    integer_ids: bool = False
+
+    def __post_init__(self) -> None:
+        if self.items and not self.tasks:
+            object.__setattr__(self, "tasks", tuple(self.items[0].scores))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, position: Any) -> Any:
+        if isinstance(position, slice):
+            return replace(self, items=self.items[position])
         return self.items[position]
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,28 +117,50 @@ class Ranking(TableResult, Sequence[Ranked]):
         }
 
     def columns(self) -> dict[str, list[Any]]:
-        tasks = list(self.items[0].scores) if self.items else []
-        found: dict[str, list[Any]] = {
-            "user": [plain(self.user)] * len(self.items),
+        user = None if self.user is None else str(self.user)
+        item_type = int if self.integer_ids else str
+        return {
+            "user": [user] * len(self.items),
             "rank": list(range(1, len(self.items) + 1)),
-            "item": [plain(item.id) for item in self.items],
+            "item": [item_type(item.id) for item in self.items],
             "value": [item.value for item in self.items],
-            **{task: [item.scores[task] for item in self.items] for task in tasks},
-        }
-        if self._explained:
-            found["because"] = [
-                None if item.explanation is None else [plain(id) for id in item.because()]
+            **{task: [item.scores[task] for item in self.items] for task in self.tasks},
+            "because": [
+                None if item.explanation is None else [str(id) for id in item.because()]
                 for item in self.items
-            ]
-        return found
+            ],
+        }
+
+    def to_polars(self) -> pl.DataFrame:
+        """The table as a polars frame; its columns and their types do not depend on contents."""
+        import polars as pl
+
+        types = {
+            "user": pl.String(),
+            "rank": pl.Int64(),
+            "item": pl.Int64() if self.integer_ids else pl.String(),
+            "value": pl.Float64(),
+            **dict.fromkeys(self.tasks, pl.Float64()),
+            "because": pl.List(pl.String()),
+        }
+        return pl.DataFrame(self.columns(), schema=types)
+
+    def _shown_columns(self) -> dict[str, list[Any]]:
+        columns = self.columns()
+        if not self._explained:
+            del columns["because"]
+        return columns
 
     def text(self) -> str:
         lines = [self.caption()]
         if self.skipped:
-            lines.append(f"  {self.skipped:,} candidates were skipped: the index cannot rank them")
+            one = self.skipped == 1
+            what = "1 candidate was" if one else f"{self.skipped:,} candidates were"
+            them = "it" if one else "them"
+            lines.append(f"  {what} skipped: the index cannot rank {them}")
         if not self.items:
             return "\n".join([*lines, "  nothing is left to rank"])
-        tasks = list(self.items[0].scores)
+        tasks = self.tasks
         rows = [["", "item", *tasks, *(["because of"] if self._explained else [])]]
         for position, item in enumerate(self.items, 1):
             row = [str(position), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
@@ -129,9 +172,9 @@ class Ranking(TableResult, Sequence[Ranked]):
         return "\n".join([*lines, *aligned(rows, align, (4, 0, *[10] * len(tasks)))])
 
     def caption(self) -> str:
-        user = "an unknown user" if self.user is None else f"user {self.user}"
+        user = "an unknown user" if self.user is None else printable(f"user {self.user}")
         if self.user is not None and not self.known:
-            user = f"unknown user {self.user}"
+            user = printable(f"unknown user {self.user}")
         milliseconds = sum(self.milliseconds.values())
         return (
             f"{user}, {self.events:,} events: the best of {self.candidates:,} items "
