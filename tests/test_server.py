@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import sys
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from limerank.serving.http.routes import OPERATIONS
 from limerank.serving.http.settings import Settings, keys_of_environment
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import ITEMS, folder, make_run, shop
+from tests.documents import ROOT, blocks
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
 START = 1_700_000_000_000
@@ -86,6 +90,16 @@ def test_events_change_rankings(client):
     assert set(after["items"][0]["scores"]) == {"click", "watch"}
     seen = client.post("/v1/rank", json={"user": 7, "k": ITEMS, "exclude_seen": False}).json()
     assert item in ids(seen) and len(seen["items"]) == ITEMS
+
+
+def test_the_guides_first_client_runs(client, monkeypatch, capsys):
+    first = blocks((ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), "python")[0]
+    monkeypatch.setitem(
+        sys.modules, "httpx", SimpleNamespace(Client=lambda base_url: nullcontext(client))
+    )
+    exec(first, {})
+    assert client.get("/v1/users/17").json()["events"] == 1
+    assert len(capsys.readouterr().out.splitlines()) == 20
 
 
 def test_an_id_and_a_time_have_many_spellings(client):

@@ -89,7 +89,7 @@ def serve(
     ] = None,
     setting: Set = None,
 ) -> None:
-    """Serve rankings over HTTP: takes events and new items, answers with ranked items.
+    """Serve rankings over HTTP. It stores events, accepts new items and returns rankings.
 
     Requires the extra `serve`: pip install "limerank[serve]". API keys are read from --keys or from
     LIMERANK_READ_KEYS, LIMERANK_WRITE_KEYS and LIMERANK_ADMIN_KEYS. The page at / shows users,

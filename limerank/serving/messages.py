@@ -208,8 +208,8 @@ class EventMessage(Message):
     context: Named[Value] | None = Field(None, description="Context feature to its value.")
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
         None,
-        description="Events with the same id are one event. If not given, the id follows from the "
-        "other fields.",
+        description="Events of a user with the same id are one event. If not given, the id is "
+        "computed from user, item, time and labels.",
     )
 
 
