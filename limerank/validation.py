@@ -51,17 +51,36 @@ def validation_message(
             continue  # a default that depends on a wrong field
         position = ".".join(str(step) for step in part["loc"]) or "(all)"
         got = "" if part["type"] in ("missing", "value_error") else f"; got {part['input']!r}"
-        lines.append(f"  {position}: {part['msg'].removeprefix('Value error, ')}{got}")
+        what = part["msg"].removeprefix("Value error, ")
+        if part["type"] == "tuple_type":
+            what = _expected_list(part["loc"], part["input"])
+        lines.append(f"  {position}: {what}{got}")
         if part["type"] == "literal_error":
             lines[-1] += did_you_mean(part["input"], _quoted(part["ctx"]["expected"]))
         elif part["type"] == "extra_forbidden" and model is not None:
-            lines[-1] += nearest_field(model, part["loc"])
+            lines[-1] += nearest_field(model, part["loc"]) or _known_fields(model, part["loc"])
     return "\n".join(lines)
 
 
 def nearest_field(model: type[BaseModel], position: Sequence[int | str]) -> str:
     """``"; did you mean ...?"`` for an unknown field at ``position`` of a model; else ``""``."""
     return did_you_mean(str(position[-1]), _fields(model, position))
+
+
+def _known_fields(model: type[BaseModel], position: Sequence[int | str]) -> str:
+    """``"; known are name, kind"``: the fields beside an unknown one; else ``""``."""
+    names = _fields(model, position)
+    return f"; known are {', '.join(names)}" if names else ""
+
+
+def _expected_list(position: Sequence[int | str], given: object) -> str:
+    """What to write in place of a single value, where a list is expected."""
+    if isinstance(given, dict):
+        names = ".".join(step for step in position if isinstance(step, str))
+        return f"expected a list of tables: write [[{names}]] in TOML, or [{{...}}] in Python"
+    if isinstance(given, str):
+        return f'expected a list: write ["{given}"]'
+    return "expected a list"
 
 
 def _fields(model: type[BaseModel], position: Sequence[int | str]) -> list[str]:

@@ -95,6 +95,10 @@ def test_the_readmes_commands_on_csv_logs(shop, call):
         (["prepare", "nowhere.toml", "--out", "x"], "public layouts"),
         (["prepare", "movielens", "--out", "x"], "give the folder"),
         (["prepare", "spec.toml"], "give --out"),
+        (
+            ["prepare", "a.toml", "--out", "x", "-o", "split=position"],
+            "-o is for public layouts; edit [split] in a.toml",
+        ),
         (["prepare", "spec.toml", "--out", "x", "--memory", "lots"], "not an amount of memory"),
         (["prepare", "spec.toml", "--out", "x", "--memory", "-1GiB"], "not an amount of memory"),
         (["train", "nothing", "--out", "x"], "is not a dataset"),

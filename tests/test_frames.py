@@ -16,6 +16,7 @@ import pytest
 from limerank.data.description import load_spec
 from limerank.data.formats import FORMATS, Format
 from limerank.data.prepare import prepare
+from limerank.data.prepare.job import memory_bytes
 from limerank.data.sources import FileRows
 from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import DataError, SpecError
@@ -162,6 +163,26 @@ def test_a_frame_in_many_batches_is_the_same_dataset(tmp_path: Path) -> None:
     assert stored(tmp_path / "one") == stored(tmp_path / "many")
 
 
+@pytest.mark.parametrize("memory", [-1, 0, True, 1.5, "lots", "2 apples"])
+def test_the_memory_limit_is_an_amount(tmp_path: Path, memory: Any) -> None:
+    with pytest.raises(SpecError, match="is not an amount of memory; expected a value such as"):
+        prepare(DESCRIPTION, tmp_path / "data", **frames(), memory=memory)
+    assert [memory_bytes(one) for one in ("2GiB", "512mib", "3 KB", 7)] == [
+        2 << 30,
+        512 << 20,
+        3000,
+        7,
+    ]
+
+
+def test_a_summary_shows_its_warnings_first(tmp_path: Path) -> None:
+    given = frames()
+    early = given["events"].with_columns(pl.col("time") - pl.duration(days=40 * 365))
+    summary = prepare(DESCRIPTION, tmp_path / "data", **{**given, "events": early})
+    assert repr(summary).startswith(f"warning: {summary.warnings[0]}\n")
+    assert summary._repr_html_().startswith("<p>warning: ")
+
+
 def test_a_dataset_records_that_its_rows_were_frames(tmp_path: Path) -> None:
     given = frames()
     manifest = prepare(DESCRIPTION, tmp_path / "data", **given).to_dict()
@@ -244,10 +265,42 @@ def test_other_things_than_frames_are_refused(
 def test_pandas_frames_that_arrow_cannot_hold_are_refused(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     users = pandas.DataFrame({"user": ["u1", "u2"], "country": [7, object()]})
-    with pytest.raises(
-        DataError, match=r"users frame \(pandas.DataFrame\) cannot be read.*country"
-    ):
+    message = r"column 'country' holds mixed values \(int, object\), expected.*astype\(str\)"
+    with pytest.raises(DataError, match=message):
         prepare(DESCRIPTION, tmp_path / "data", **{**frames(), "users": users})
+    indexed = pandas.DataFrame({"country": ["de"]}, index=pandas.Index(["u1"], name="user"))
+    message = r"no column 'user'; columns found: country; reset_index\(\) makes .* index 'user'"
+    with pytest.raises(DataError, match=message):
+        prepare(DESCRIPTION, tmp_path / "data", **{**frames(), "users": indexed})
+    mixed = pandas.DataFrame({"user": ["u1", 7], "country": ["de", "fr"]})
+    with pytest.raises(
+        DataError, match=r"column 'user' holds mixed values \(int, str\), expected ids"
+    ):
+        prepare(DESCRIPTION, tmp_path / "data", **{**frames(), "users": mixed})
+
+
+def test_pandas_columns_that_are_not_read_may_hold_anything(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    prepare(DESCRIPTION, tmp_path / "one", **frames())
+
+    class Table(pandas.DataFrame):  # type: ignore[misc]
+        pass
+
+    events = frames()["events"].to_pandas()
+    n = len(events)
+    unread = pandas.DataFrame(
+        {
+            "mixed": [7, "seven", {"a": 1}, [2]] * (n // 4),
+            "complex": [1 + 2j] * n,
+            "sparse": pandas.arrays.SparseArray([0, 1] * (n // 2)),
+            "note": ["a"] * n,
+        }
+    )
+    given = Table(pandas.concat([events, unread, unread["note"]], axis=1))
+    summary = prepare(DESCRIPTION, tmp_path / "two", **{**frames(), "events": given})
+    one, two = stored(tmp_path / "one"), stored(tmp_path / "two")
+    assert [name for name in one if one[name] != two[name]] == []
+    assert "the events frame: several columns have the name 'note'" in summary.warnings
 
 
 @pytest.mark.parametrize(

@@ -532,6 +532,11 @@ def test_times_that_no_unit_explains_or_that_cannot_be_read_at_all(tmp_path: Pat
     write(tmp_path, rows(time=[START * 10**6 + k for k in range(200)]))
     with pytest.raises(DataError, match='with time_unit = "ns", not with the "s" given'):
         run(tmp_path, make_spec({"time_unit": "s"}))
+    with pytest.raises(DataError, match=r'"ns", not with "s" \(the default\)'):
+        run(tmp_path, Spec(name="test", events=[EVENTS], labels=[CLICK]))
+    write(tmp_path, rows(time=[START + 60_000 * k for k in range(200)]))
+    with pytest.raises(DataError, match=r'later than the present: .* with time_unit = "ms"'):
+        run(tmp_path, make_spec({"time_unit": "s"}))
     write(tmp_path, rows(time=[START + k for k in range(200)]), "log.csv")
     with pytest.raises(DataError, match='with time_unit = "ms", not with the "text" given'):
         run(tmp_path, make_spec({"time_unit": "text", "files": ["log.csv"]}))

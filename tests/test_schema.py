@@ -70,6 +70,12 @@ def label(**values: Any) -> dict[str, Any]:
     [
         ({"events": []}, "events: Tuple should have at least 1 item"),
         ({"names": 1}, "names: Extra inputs are not permitted; got 1"),
+        ({"zzz": 1}, "zzz: Extra inputs are not permitted; got 1; known are name, events, labels"),
+        (source(files="x.csv"), r"events.0.files: expected a list: write \[\"x.csv\"\]; got"),
+        (
+            {"labels": {"name": "like", "kind": "binary"}},
+            r"labels: expected a list of tables: write \[\[labels\]\] in TOML",
+        ),
         (
             source(null_values={"usr": ["0"]}),
             "events.0.null_values.usr: this column is not read; read are ",
@@ -190,6 +196,8 @@ def test_a_written_description_can_be_read_anywhere(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_descriptions(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"log.csv.gz is a file of data, expected a dataset descr"):
+        load_spec(tmp_path / "log.csv.gz")
     with pytest.raises(SpecError, match="no such dataset description"):
         load_spec(tmp_path / "none.toml")
     path = tmp_path / "spec.toml"

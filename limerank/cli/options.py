@@ -40,28 +40,6 @@ def print_coverage(table: Any, partial: bool = False) -> None:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def memory_bytes(text: str) -> int:
-    """Bytes of a text such as ``512MiB`` or ``2GiB``.
-
-    Raises:
-        SpecError: the text is not an amount of memory.
-    """
-    units = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-    number = text.strip().rstrip("BKMGTIbkmgti")
-    unit = text.strip()[len(number) :].upper()
-    try:
-        found = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        found = 0
-    if found < 1:
-        raise SpecError(
-            f"{text!r} is not an amount of memory; expected a value such as 512MiB or 2GiB"
-        )
-    return found
-
-
 def assignments(pairs: list[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs as a mapping. A value is JSON if it parses as JSON, else text.
 

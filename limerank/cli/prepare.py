@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from limerank.cli.options import Overwrite, Quiet, assignments, memory_bytes
+from limerank.cli.options import Overwrite, Quiet, assignments
 from limerank.errors import SpecError, did_you_mean
 
 INTERRUPTED = "nothing was written; run the same command again to start over"
@@ -53,6 +53,7 @@ def prepare(
     """
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run
+    from limerank.data.prepare.job import memory_bytes
     from limerank.data.readers import LAYOUTS, read
     from limerank.files import check_folder, check_output
 
@@ -70,6 +71,10 @@ def prepare(
         assert target is not None
         work = target.with_name(f"{target.name}-converted")
         spec, base = read(source, directory, work, quiet=quiet, **assignments(option))
+    elif option and Path(source).suffix == ".toml":
+        name = option[0].partition("=")[0]
+        part = f"[{name}] in " if name in ("checks", "history", "requests", "split") else ""
+        raise SpecError(f"-o is for public layouts; edit {part}{source}")
     elif directory is not None or option:
         raise SpecError(
             f"{source!r} is not a public layout; expected {', '.join(LAYOUTS)}"

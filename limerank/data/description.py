@@ -6,6 +6,7 @@ import glob
 import tomllib
 from pathlib import Path
 
+from limerank.data.formats import FORMATS
 from limerank.data.spec import Spec
 from limerank.errors import SpecError
 from limerank.files import write_text
@@ -19,6 +20,12 @@ def load_spec(path: str | Path) -> Spec:
         SpecError: the file is missing, is not TOML, or a field is wrong (named in the message).
     """
     path = Path(path)
+    endings = {f".{ending}" for form in FORMATS.values() for ending in form.endings}
+    if path.suffix != ".toml" and endings & set(path.suffixes):
+        raise SpecError(
+            f"{path} is a file of data, expected a dataset description: a TOML file that names the "
+            "data files and their columns (limerank settings lists its fields)"
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

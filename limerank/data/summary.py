@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from limerank.data.canonical import iso
@@ -131,6 +132,15 @@ class DatasetSummary(TableResult):
             values = self.manifest["summary"]["history"][split]
             lines.append(f"  {split:<25}" + "".join(f"{value:>9,}" for value in values))
         return lines
+
+    def __repr__(self) -> str:
+        """The warnings, then the start of :meth:`text`."""
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([*warnings, super().__repr__()])
+
+    def _repr_html_(self) -> str:
+        warnings = "".join(f"<p>warning: {escape(warning)}</p>" for warning in self.warnings)
+        return warnings + super()._repr_html_()
 
     def _rows(self) -> list[str]:
         """How many rows were read, dropped and noted, with examples; coverage; warnings."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,14 @@ from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.tables import TableWriter
 from limerank.data.prepare.writing import EventWriter
 from limerank.data.summary import DatasetSummary
+from limerank.errors import SpecError
 from limerank.files import new_folder, write_json
 
 LIBRARY_BYTES = 320 << 20
 """What Python and the libraries take before any work is done."""
+MEMORY_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MEMORY_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+MEMORY_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def prepare(
@@ -43,7 +49,7 @@ def prepare(
     items: Input | None = None,
     users: Input | None = None,
     base: str | Path | None = None,
-    memory: int = 2 << 30,
+    memory: int | str = 2 << 30,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> DatasetSummary:
@@ -74,21 +80,46 @@ def prepare(
         items, users: the same for the item table and the user table.
         base: the folder that names of files in the description are relative to. Not given: the
             folder of the TOML file, else the working directory.
-        memory: bytes that the process may use, apart from frames that are passed, vocabularies,
-            the item and user tables, and the events of a single user. (Python and the libraries
-            take about 200 MiB of it; a limit below 512 MiB only makes the parts smaller.)
+        memory: bytes, or text such as "2GiB", that the process may use, apart from frames that are
+            passed, vocabularies, the item and user tables, and the events of a single user.
+            (Python and the libraries take about 200 MiB of it; a limit below 512 MiB only makes
+            the parts smaller.)
         overwrite: replace ``out`` where it exists.
         quiet: show no progress.
 
     Raises:
-        SpecError: the description is not valid, or rows are passed that it does not describe.
+        SpecError: the description is not valid, rows are passed that it does not describe, or
+            ``memory`` is not an amount of memory.
         DataError: a file or a column is missing, an argument is not a frame, or too many rows are
             bad (with the reasons).
         FormatError: ``out`` exists and ``overwrite`` is false.
     """
+    limit = memory_bytes(memory)
     inputs = inputs_of(spec, base, events=events, items=items, users=users)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
-        return DatasetSummary.of(_prepare(inputs, folder, memory, quiet))
+        return DatasetSummary.of(_prepare(inputs, folder, limit, quiet))
+
+
+def memory_bytes(given: int | str) -> int:
+    """Bytes of an amount of memory: their number, or a text such as ``512MiB`` or ``2GiB``.
+
+    Raises:
+        SpecError: it is not an amount of memory.
+    """
+    found = 0
+    if isinstance(given, str):
+        number = given.strip().rstrip("BKMGTIbkmgti")
+        unit = given.strip()[len(number) :].upper()
+        with suppress(ValueError, KeyError, OverflowError):
+            found = int(float(number) * MEMORY_UNITS[unit])
+    elif isinstance(given, Integral) and not isinstance(given, bool):
+        found = int(given)
+    if found < 1:
+        raise SpecError(
+            f"{given!r} is not an amount of memory; expected a value such as 512MiB or 2GiB, or in "
+            "Python a number of bytes"
+        )
+    return found
 
 
 def _prepare(inputs: Inputs, folder: Path, memory: int, quiet: bool) -> dict[str, Any]:

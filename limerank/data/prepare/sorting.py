@@ -143,6 +143,9 @@ class SortedEvents:
             writer.close()
             if name.startswith(FINAL):
                 aside.submit(sync, writer.path)
+        hints = spools.findings.unit_hints
+        if hints and self.clock.future == self.clock.total:
+            raise DataError(f"all events are later than the present: {hints[0]}")
         self.clock.finish()
         if not user_keys:
             raise DataError(f"the log has no usable events: {spools.findings.rows:,} rows read")

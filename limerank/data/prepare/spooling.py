@@ -116,9 +116,12 @@ class Spooling:
         where = f"{reader.name}: times of column {times.name!r} are such as"
         if found is not None:
             unit, example = found
+            given = f'the "{source.time_unit}" given'
+            if "time_unit" not in source.model_fields_set:
+                given = f'"{source.time_unit}" (the default)'
             hint = (
                 f"{where} {example:.0f}, which is {iso(round(example * UNITS[unit]))} with "
-                f'time_unit = "{unit}", not with the "{source.time_unit}" given'
+                f'time_unit = "{unit}", not with {given}'
             )
         elif seem_written(times, source):
             hint = f'{where} {times.drop_nulls()[0]!r}: set time_unit = "text"'

@@ -20,9 +20,12 @@ from limerank.data.sources.arrow import (
     rows_of_batch,
     type_names,
 )
+from limerank.data.sources.roles import MIXED
 from limerank.data.sources.rows import Rows
 from limerank.errors import DataError
 
+TYPE_ROWS = 1 << 16
+"""Rows of a column of mixed values whose types a message lists."""
 EXPECTED_FRAME = "a Polars or pandas DataFrame, or a pyarrow Table"
 
 
@@ -42,8 +45,10 @@ def is_frame(value: object) -> bool:
 
 
 def _is_pandas(value: object) -> bool:
-    kind = type(value)
-    return kind.__name__ == "DataFrame" and kind.__module__.partition(".")[0] == "pandas"
+    return any(
+        kind.__name__ == "DataFrame" and kind.__module__.partition(".")[0] == "pandas"
+        for kind in type(value).__mro__
+    )
 
 
 def type_name(value: object) -> str:
@@ -61,7 +66,8 @@ class FrameRows(Rows):
         name: of the frame, for messages, such as "the items frame".
 
     Raises:
-        DataError: it is not a frame, or has a column that Arrow cannot hold.
+        DataError: it is not a frame, or it cannot be read. (A column that Arrow cannot hold is an
+            error only where it is read.)
     """
 
     typed = True
@@ -73,6 +79,11 @@ class FrameRows(Rows):
         found, self.repeated = arrow_columns(self._table.schema)
         self.columns = {**found, **dict.fromkeys(unreadable)}
         self.type_names = {**type_names(self._table.schema), **unreadable}
+        self.remarks = [
+            f"{name}: several columns have the name {one!r}" for one in sorted(self.repeated)
+        ]
+        index = getattr(frame, "index", None) if _is_pandas(frame) else None
+        self._index = [one for one in getattr(index, "names", ()) if one is not None]
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         read = list(columns) or self._table.schema.names[:1]
@@ -80,6 +91,12 @@ class FrameRows(Rows):
         rows = rows_of_batch(len(read), size)
         for at in range(0, table.num_rows, rows):
             yield plain_frame(table.slice(at, rows), read)
+
+    def header_hint(self) -> str:
+        if not self._index:
+            return ""
+        names = ", ".join(map(repr, self._index))
+        return f"; reset_index() makes a column of the index {names}"
 
     def bounds(self, column: str) -> tuple[float, float]:
         dtype = self.columns[column]
@@ -102,7 +119,7 @@ def _arrow_table(frame: Any, name: str) -> tuple[pa.Table, dict[str, str]]:
         if isinstance(frame, pa.Table):
             return frame, {}
         if _is_pandas(frame):
-            return pa.Table.from_pandas(frame, preserve_index=False), {}
+            return _from_pandas(frame)
         if isinstance(frame, Frame):
             return pa.table(frame), {}
     except (*UNREADABLE, TypeError, ValueError) as error:
@@ -125,3 +142,29 @@ def _from_polars(frame: pl.DataFrame) -> tuple[pa.Table, dict[str, str]]:
         except (*UNREADABLE, TypeError, ValueError, NotImplementedError):
             unreadable[values.name] = str(values.dtype)
     return pa.table(columns), unreadable
+
+
+def _from_pandas(frame: Any) -> tuple[pa.Table, dict[str, str]]:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False), {}
+    except (*UNREADABLE, TypeError, ValueError, NotImplementedError):
+        pass  # one column cannot be converted, or two have one name
+    names: list[str] = []
+    columns: list[pa.ChunkedArray] = []
+    unreadable: dict[str, str] = {}
+    for k in range(frame.shape[1]):
+        try:
+            table = pa.Table.from_pandas(frame.iloc[:, [k]], preserve_index=False)
+            names.append(table.schema.names[0])
+            columns.append(table.column(0))
+        except (*UNREADABLE, TypeError, ValueError, NotImplementedError):
+            unreadable[str(frame.columns[k])] = _pandas_type(frame.iloc[:, k])
+    return pa.table(columns, names=names), unreadable
+
+
+def _pandas_type(values: Any) -> str:
+    """The type of a pandas column, for messages; of mixed values all their types."""
+    kinds = sorted({type(value).__name__ for value in values.dropna()[:TYPE_ROWS]})
+    if str(values.dtype) != "object" or len(kinds) < 2:
+        return str(values.dtype)
+    return f"{MIXED} ({', '.join(kinds)})"

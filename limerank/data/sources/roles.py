@@ -21,6 +21,9 @@ EXPECTED = {
 }
 """What the column of a role must hold, for messages."""
 
+MIXED = "mixed values"
+"""Begins the type of a column whose values have several types, for messages."""
+
 Wanted = Sequence[tuple[str, str]]
 """Columns and their roles: keys of ``EXPECTED``."""
 
@@ -62,6 +65,8 @@ def fits(dtype: pl.DataType | None, role: str) -> bool:
 
 def advice(held: str, role: str) -> str:
     """What to do about a column of a wrong type."""
+    if held.startswith(MIXED):
+        return "; give it one type, such as text with astype(str)"
     if role == "id" and ("list" in held.lower() or "array" in held.lower()):
         return " (for histories given as lists, set lists = true)"
     if "binary" in held.lower():
