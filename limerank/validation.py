@@ -15,9 +15,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """A validated, immutable record; an unknown field is an error."""
+    """A validated, immutable record; an unknown field is an error, as is a number that is not
+    finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def validate(model: type[M], values: Any, where: str) -> M:

@@ -163,7 +163,7 @@ def data(shop, call) -> Path:
         (["--device", "gpu"], "no device 'gpu'; expected cpu, cuda"),
         (["--set", 'task_weights={"klick": 0.1}'], "did you mean 'click'?"),
         (["--set", "metric=click/auk"], "did you mean 'click/auc'?"),
-        (["--set", 'task_weights={"click": NaN}'], "expected a finite number"),
+        (["--set", 'task_weights={"click": NaN}'], "should be a finite number"),
     ],
 )
 def test_a_training_that_cannot_start_leaves_nothing(data, call, more, message):

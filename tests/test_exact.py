@@ -227,7 +227,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
 
 
 def test_other_models_say_that_they_cannot(data, tmp_path):
-    with pytest.raises(SpecError, match=r"exact histories are for models.*lime-mha; got hstu"):
+    with pytest.raises(SpecError, match=r"exact needs lime-mha; got hstu"):
         train(
             data[1],
             tmp_path / "run",

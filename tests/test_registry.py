@@ -15,7 +15,15 @@ from limerank.data.batch import Users
 from limerank.errors import FormatError, SpecError
 from limerank.evaluation.evaluate import evaluate
 from limerank.models import MODELS, Ranker, build, register
-from limerank.models.config import HeadConfig, ModelConfig, TrainConfig, configs_of
+from limerank.models.config import (
+    CONFIG_CLASSES,
+    HeadConfig,
+    ModelConfig,
+    TrainConfig,
+    configs_of,
+    model_config_of,
+    train_config_of,
+)
 from limerank.models.layers import HeadTerms
 from limerank.models.lime import LimeMhaConfig
 from limerank.models.linformer import LreaConfig
@@ -132,7 +140,9 @@ def test_a_model_from_outside_is_trained_and_evaluated(tmp_path):
     register("toy-mean", Mean, MeanConfig)
     register("toy-mean", Mean, MeanConfig)  # importing its module twice is no error
     try:
-        with pytest.raises(ValueError, match="the name 'toy-mean' is that of Mean"):
+        with pytest.raises(
+            ValueError, match="a model named 'toy-mean' is already registered, of class Mean"
+        ):
             register("toy-mean", Ranker, MeanConfig)
         config, training = configs_of("toy-mean", {"scale": 2, "width": 8, "epochs": 1})
         train(prepare_log(tmp_path), tmp_path / "run", model=config, config=training)
@@ -140,11 +150,54 @@ def test_a_model_from_outside_is_trained_and_evaluated(tmp_path):
         assert type(run.ranker) is Mean and run.ranker.config == config
         assert evaluate(tmp_path / "run").model == "toy-mean"
     finally:
-        from limerank.models.config import CONFIG_CLASSES
-
         del MODELS["toy-mean"], CONFIG_CLASSES["toy-mean"]
     with pytest.raises(FormatError, match=r"model 'toy-mean'.*import the module that registers it"):
         load_run(tmp_path / "run")
+
+
+class NoHeadConfig(ModelConfig):
+    """Settings of a toy, without those of a head."""
+
+    model: str = "toy-headless"
+
+
+def test_what_is_registered_is_checked():
+    with pytest.raises(ValueError, match="a model named 'popularity' is already registered"):
+        register("popularity", Mean, MeanConfig)
+    for name, ranker, config, message in (
+        ("", Mean, MeanConfig, "non-empty text; got ''"),
+        (3, Mean, MeanConfig, "non-empty text; got 3"),
+        ("toy", MeanConfig, MeanConfig, "ranker of model 'toy': expected a subclass of Ranker"),
+        ("toy", Mean, TrainConfig, "config of model 'toy': expected a subclass of ModelConfig"),
+        ("toy", Mean, ModelConfig(), "config of model 'toy': expected a subclass of ModelConfig"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            register(name, ranker, config)
+    assert "toy" not in MODELS
+
+
+def test_the_shared_head_needs_its_settings():
+    register("toy-headless", Mean, NoHeadConfig)
+    try:
+        with pytest.raises(SpecError, match=r"NoHeadConfig has no settings.*derive it from.*Head"):
+            build(SHAPE, NoHeadConfig())
+    finally:
+        del MODELS["toy-headless"], CONFIG_CLASSES["toy-headless"]
+
+
+def test_a_model_is_given_by_its_name_or_by_its_settings():
+    assert model_config_of("lime-mha") == LimeMhaConfig()
+    assert model_config_of({"model": "lrea", "slots": 3}) == LreaConfig(slots=3)
+    assert model_config_of(None) == ModelConfig()
+    assert model_config_of(LreaConfig(slots=3)) == LreaConfig(slots=3)
+    assert train_config_of({"epochs": 1}) == TrainConfig(epochs=1)
+    assert train_config_of(None) == TrainConfig()
+    with pytest.raises(SpecError, match="did you mean 'lime-mha'"):
+        train("data", "run", model="lime-mah")
+    with pytest.raises(SpecError, match="expected a ModelConfig, the name of a model or a mapping"):
+        train("data", "run", model=3)
+    with pytest.raises(SpecError, match=r"expected a TrainConfig or a mapping.*got 'epochs=1'"):
+        train("data", "run", config="epochs=1")
 
 
 @pytest.fixture(scope="module")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from limerank.cli import reference
 from limerank.cli.app import COMMANDS, command_of
+from limerank.errors import SpecError
 from limerank.models.aliases import COMMON_NAMES
-from limerank.models.config import ModelConfig, TrainConfig
+from limerank.models.config import ModelConfig, TrainConfig, configs_of
 from limerank.models.registry import MODELS, OF_THE_PACKAGE
+from limerank.serving.http.settings import Settings
+from limerank.validation import validate
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
@@ -82,6 +88,55 @@ def test_python_names_the_setting_that_is_meant():
         TrainConfig(lr=0.1)
     with pytest.raises(ValidationError, match="lime-xor has no such setting; it is called width"):
         ModelConfig(dim=8)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (TrainConfig, "learning_rate"),
+        (TrainConfig, "table_learning_rate"),
+        (TrainConfig, "weight_decay"),
+        (TrainConfig, "clip"),
+        (TrainConfig, "checkpoint_seconds"),
+        (ModelConfig, "dropout"),
+        (Settings, "seconds"),
+        (Settings, "rate"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(config, name, number):
+    with pytest.raises(SpecError, match=f"{name}: Input should be a finite number; got"):
+        validate(config, {name: number}, "it")
+
+
+def test_the_largest_seed():
+    seed = 2**63 - 1
+    assert TrainConfig(seed=seed).seed == seed
+    torch.Generator().manual_seed(seed)
+    np.random.default_rng([seed, 0])
+    with pytest.raises(SpecError, match=f"seed: Input should be less than {seed + 1}"):
+        validate(TrainConfig, {"seed": seed + 1}, "it")
+
+
+def test_a_setting_of_the_other_class_is_named():
+    for config, given, owner in (
+        (
+            ModelConfig,
+            {"epochs": 3},
+            "lime-xor has no such setting; it is a setting of TrainConfig",
+        ),
+        (TrainConfig, {"width": 32}, "it is a setting of ModelConfig;"),
+        (TrainConfig, {"slots": 3}, r"it is a setting of ModelConfig\(model='lrea'\);"),
+    ):
+        with pytest.raises(SpecError, match=owner.rstrip(";") + "; got"):
+            validate(config, given, "it")
+
+
+def test_weights_of_tasks_are_a_table():
+    with pytest.raises(SpecError, match=r'a weight for each task.*{"watch": 0.3}; got 0.3$'):
+        configs_of("lime-xor", {"task_weights": 0.3})
+    with pytest.raises(SpecError, match=r"^the configuration of lime-xor is not valid:"):
+        configs_of("lime-xor", {"width": 0})
 
 
 def test_help_of_train_lists_the_names_of_set(call):

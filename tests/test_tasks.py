@@ -15,7 +15,7 @@ from limerank.models.tasks import (
     Kind,
     Task,
     columns,
-    main_task,
+    liking_task,
     outputs,
     predictions,
     register_kind,
@@ -78,8 +78,8 @@ def test_each_task_has_its_own_outputs(rating):
 
 
 def test_the_first_binary_task_is_the_main_one(rating):
-    assert main_task((rating, WATCH, CLICK)) == 2
-    assert main_task((WATCH, rating)) == 0
+    assert liking_task((rating, WATCH, CLICK)) == 2
+    assert liking_task((WATCH, rating)) == 0
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,13 @@ def test_batches_follow_the_size_of_the_log(data, total, expected):
         ),
         ({}, {}, "gpu", SpecError, r"no device 'gpu'; expected cpu, cuda.*did you mean 'cuda'"),
         ({}, {}, "cuda:x", SpecError, "no device 'cuda:x'"),
-        ({"model": "lime-xor"}, {"exact": True}, "cpu", SpecError, "exact histories are for"),
+        (
+            {"model": "lime-xor"},
+            {"exact": True},
+            "cpu",
+            SpecError,
+            "exact needs lime-mha; got lime-xor",
+        ),
     ],
 )
 def test_a_start_that_cannot_succeed_leaves_nothing(

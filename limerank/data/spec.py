@@ -63,7 +63,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from limerank.data.formats import FORMATS
 from limerank.errors import did_you_mean
@@ -152,6 +152,8 @@ class Files(Frozen):
 
 class EventSource(Files):
     """Files of events with the same columns. A row is one event, or one list of events."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # of constants: Spec's error names the column
 
     user: str = "user_id"
     """Column of the user id."""

@@ -238,8 +238,10 @@ _SECTIONS: dict[Of, tuple[str, str]] = {
     ),
     "lists": (
         "Ranked lists",
-        "The full catalogue is ranked for each request that has a liked item: one whose main task "
-        "is\npositive. Items that the user has seen before are left out. `k` is 10 or 50.",
+        "The full catalogue is ranked for each request that has a liked item: one that is "
+        "positive\nin the first binary task of the dataset; without a binary task, one whose "
+        "outcome of the first\ntask is above 0. Items that the user has seen before are left out. "
+        "`k` is 10 or 50.",
     ),
     "model": ("LIME models", "A property of the model rather than of its predictions."),
 }

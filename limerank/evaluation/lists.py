@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.models import Ranker
-from limerank.models.tasks import columns, main_task
+from limerank.models.tasks import columns, liking_task
 from limerank.progress import Bar
 
 LIST_DEPTHS = (10, 50)
@@ -32,9 +32,9 @@ def list_metrics(
 ) -> dict[str, float]:
     """NDCG@k, HR@k and MRR of the liked items in rankings of the full catalogue.
 
-    The positives of a request's main task (the first binary one, else watch time > 0) are
-    relevant. Requests without positives are left out. Items that the user has seen before the
-    request are neither ranked nor relevant.
+    The positives of a request's first binary task are relevant; without a binary task, items with
+    an outcome > 0 of the first task. Requests without positives are left out. Items that the user
+    has seen before the request are neither ranked nor relevant.
 
     Args:
         ranker: the model.
@@ -50,8 +50,8 @@ def list_metrics(
         metrics, where there was a request to measure.
     """
     tasks = ranker.shape.tasks
-    main = main_task(tasks)
-    output = columns(tasks)[main].start
+    liking = liking_task(tasks)
+    output = columns(tasks)[liking].start
     items = len(dataset.items)
     # Requests are drawn before their positives are read: the cost grows with `most`, not the split.
     drawn = requests
@@ -61,7 +61,7 @@ def list_metrics(
     for request in drawn:
         if len(relevant) == most:
             break
-        if len(found := _relevant(dataset, request, tasks[main].name)):
+        if len(found := _relevant(dataset, request, tasks[liking].name)):
             relevant[int(request)] = found
     requests = np.sort(np.array(list(relevant), dtype=np.int64))
     device = next(ranker.parameters()).device

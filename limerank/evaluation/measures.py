@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
 from limerank.evaluation.predict import Predictions
-from limerank.models.tasks import Task, main_task
+from limerank.models.tasks import Task, liking_task
 
 
 def task_metrics(
@@ -26,12 +26,12 @@ def task_metrics(
     """
     pick = slice(None) if chosen is None else chosen
     users = dataset.requests["user"][predicted.requests[pick]]
-    main = main_task(tasks)
+    liking = liking_task(tasks)
     found: dict[str, dict[str, float]] = {}
     for position, task in enumerate(tasks):
         value, label = predicted.values[pick, position], predicted.labels[pick, position]
         if np.isnan(label).all():
             continue  # an output of the training's objective, of which the dataset has no label
-        positive = predicted.labels[pick, main] if tasks[main].of_kind.binary else label > 0
+        positive = predicted.labels[pick, liking] if tasks[liking].of_kind.binary else label > 0
         found[task.name] = task.of_kind.measure(label, value, users, positive)
     return found

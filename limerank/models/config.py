@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,6 +10,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -116,7 +116,8 @@ class ModelConfig(Frozen):
     def _only_own_settings(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
             name = values.get("model", cls.model_fields["model"].default)
-            refuse_unknown(cls, values, f"{name} has no such setting", cls.other_names)
+            problem = f"{name} has no such setting"
+            refuse_unknown(cls, values, problem, cls.other_names, {"TrainConfig": TrainConfig})
         return values
 
     @model_validator(mode="after")
@@ -168,7 +169,11 @@ def config_class(model: object) -> type[ModelConfig]:
 
 
 def refuse_unknown(
-    config: type[BaseModel], given: Mapping[str, Any], problem: str, other_names: Mapping[str, str]
+    config: type[BaseModel],
+    given: Mapping[str, Any],
+    problem: str,
+    other_names: Mapping[str, str],
+    elsewhere: Mapping[str, type[BaseModel]],
 ) -> None:
     """Raise a ValidationError that lists the names in ``given`` that are not fields of ``config``.
 
@@ -177,12 +182,17 @@ def refuse_unknown(
         given: name -> value.
         problem: the text of the error of each unknown name.
         other_names: other names of fields -> the field's name, for the hint.
+        elsewhere: other records by their name in messages. The first one that has an unknown name
+            as a field is proposed.
     """
     errors: list[InitErrorDetails] = []
     for name, value in given.items():
         if name in config.model_fields:
             continue
+        owner = next((one for one, its in elsewhere.items() if name in its.model_fields), None)
         hint = hint_for(name, config.model_fields, other_names)
+        if owner is not None and name not in other_names:
+            hint = f"; it is a setting of {owner}"
         text = problem + (hint or f"; expected one of {', '.join(config.model_fields)}")
         text = text.replace("{", "{{").replace("}", "}}")
         errors.append(
@@ -196,8 +206,8 @@ class TrainConfig(Frozen):
     """How a ranker is trained."""
 
     objective: str = "impressions"
-    """What is learned, by its name in :mod:`limerank.training.objectives`. "impressions": the
-    outcomes of items that were shown."""
+    """What is learned; "impressions": the outcomes of shown items. Others can be registered in
+    :mod:`limerank.training.objectives`."""
     epochs: int = Field(5, ge=1)
     """Largest number of passes over the training split. The learning rate decays towards the end of
     the last one, so choose about as many as the model needs."""
@@ -218,16 +228,16 @@ class TrainConfig(Frozen):
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient of the dense weights; larger gradients are scaled down to it."""
     history: int | None = Field(None, ge=1)
-    """Events per history. By default the history length of the dataset. A smaller value trains
-    faster."""
+    """Events per history, at most. By default the history length of the dataset. A smaller value
+    trains faster."""
     exact: bool = False
     """Whether each impression is trained with all events before it, however many (LIME-MHA only).
     Otherwise the impressions of a request share the history before the request. Evaluation is the
     same: it uses the latest ``history`` events."""
     exact_requests: int = Field(1, ge=0)
-    """Consecutive requests of a user that one pass over the earlier events trains, if ``exact`` is
-    set; 0: all of them, in time linear in the history. Larger values are faster where histories are
-    long, but a step then has few users, which costs accuracy."""
+    """With ``exact``: how many consecutive requests of a user are trained together, in one pass
+    over the earlier events; 0: all, in time linear in the history. Larger values are faster where
+    histories are long, but a step then has few users, which costs accuracy."""
     task_weights: dict[str, float] = Field(default_factory=dict)
     """Weights of the tasks' losses, such as ``{"watch": 0.3}``. Tasks that are not listed have
     weight 1."""
@@ -242,7 +252,7 @@ class TrainConfig(Frozen):
     bf16: bool = False
     """Whether matrix products are computed in bfloat16. Weights and optimiser stay in float32. It
     is faster on processors with bfloat16 instructions and slower on others."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of weights, order of batches and dropout."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Time between checkpoints: the work that a killed run loses at most. It is longer if
@@ -252,8 +262,20 @@ class TrainConfig(Frozen):
     @classmethod
     def _only_own_settings(cls, values: Any) -> Any:
         if isinstance(values, Mapping):
-            refuse_unknown(cls, values, "training has no such setting", {})
+            models = {f"ModelConfig(model={name!r})": one for name, one in CONFIG_CLASSES.items()}
+            by_default = {"ModelConfig": CONFIG_CLASSES[DEFAULT_MODEL]} if models else {}
+            refuse_unknown(cls, values, "training has no such setting", {}, by_default | models)
         return values
+
+    @field_validator("task_weights", mode="before")
+    @classmethod
+    def _by_task(cls, weights: Any) -> Any:
+        if not isinstance(weights, Mapping):
+            raise ValueError(
+                f'expected a weight for each task by its name, such as {{"watch": 0.3}}; '
+                f"got {weights!r}"
+            )
+        return weights
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -262,12 +284,40 @@ class TrainConfig(Frozen):
                 f"exact_requests is {self.exact_requests}, but histories are not exact; "
                 "set exact=true as well, or leave exact_requests out"
             )
-        for name, weight in self.task_weights.items():
-            if not math.isfinite(weight):
-                raise ValueError(
-                    f"the weight of task {name!r} is {weight}, expected a finite number"
-                )
         return self
+
+
+def model_config_of(given: ModelConfig | str | Mapping[str, Any] | None) -> ModelConfig:
+    """The configuration of a model, from one, from the model's name or from its settings by name.
+
+    Raises:
+        SpecError: no such model or setting, or a value is wrong, or it is something else.
+    """
+    if isinstance(given, ModelConfig):
+        return given
+    if isinstance(given, str):
+        given = {"model": given}
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(
+            "model: expected a ModelConfig, the name of a model or a mapping of its settings; "
+            f"got {given!r}"
+        )
+    return validate(ModelConfig, given or {}, "the configuration of the model")
+
+
+def train_config_of(given: TrainConfig | Mapping[str, Any] | None) -> TrainConfig:
+    """The configuration of a training, from one or from its settings by name.
+
+    Raises:
+        SpecError: no such setting, or a value is wrong, or it is something else.
+    """
+    if isinstance(given, TrainConfig):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(
+            f"config: expected a TrainConfig or a mapping of its settings; got {given!r}"
+        )
+    return validate(TrainConfig, given or {}, "the configuration of the training")
 
 
 def configs_of(model: str, settings: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
@@ -289,6 +339,6 @@ def configs_of(model: str, settings: Mapping[str, Any]) -> tuple[ModelConfig, Tr
     own = {name: value for name, value in settings.items() if name in config.model_fields}
     others = {name: value for name, value in settings.items() if name not in own}
     return (
-        validate(config, {**own, "model": model}, "the model's settings"),
-        validate(TrainConfig, others, "the training's settings"),
+        validate(config, {**own, "model": model}, f"the configuration of {model}"),
+        validate(TrainConfig, others, "the configuration of the training"),
     )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Features, Items, Sequences, Users
+from limerank.errors import SpecError
 from limerank.kernels import dispatch
 from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
@@ -232,8 +233,16 @@ class Ranker(nn.Module, abc.ABC):
         return vectors
 
     def new_head(self) -> Head:
-        """The head whose form all models share."""
-        assert isinstance(self.config, HeadConfig)
+        """The head whose form all models share.
+
+        Raises:
+            SpecError: the configuration has no settings of a head.
+        """
+        if not isinstance(self.config, HeadConfig):
+            raise SpecError(
+                f"{type(self.config).__name__} has no settings of the shared head; derive it from "
+                "limerank.models.config.HeadConfig"
+            )
         return Head(self.shape, self.config)
 
     @property

@@ -57,11 +57,22 @@ def register(name: str, ranker: type[Ranker], config: type[ModelConfig]) -> None
             several models that share their settings.
 
     Raises:
+        TypeError: an argument is not of these types, or the name is empty.
         ValueError: another model has this name.
     """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"the name of a model is a non-empty text; got {name!r}")
+    for what, given, base in (("ranker", ranker, Ranker), ("config", config, ModelConfig)):
+        if not isinstance(given, type) or not issubclass(given, base):
+            raise TypeError(
+                f"{what} of model {name!r}: expected a subclass of {base.__name__}; got {given!r}"
+            )
     model = Model(name, ranker, config)
     if MODELS.setdefault(name, model) != model:
-        raise ValueError(f"the name {name!r} is that of {MODELS[name].ranker.__name__}")
+        raise ValueError(
+            f"a model named {name!r} is already registered, of class "
+            f"{MODELS[name].ranker.__name__}; choose another name"
+        )
     CONFIG_CLASSES[name] = config
 
 

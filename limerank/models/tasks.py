@@ -90,7 +90,8 @@ class Kind(abc.ABC):
             labels: outcomes, [n].
             predictions: of :meth:`predict`, [n].
             users: row of each impression's user, [n].
-            positive: whether an impression is a positive of the log's main task, [n].
+            positive: whether an impression is a positive of the first binary task, or without one
+                has an outcome above 0, [n].
         """
 
     @abc.abstractmethod
@@ -220,8 +221,9 @@ def columns(tasks: Sequence[Task]) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def main_task(tasks: Sequence[Task]) -> int:
-    """Position of the main task: the first binary one, else the first."""
+def liking_task(tasks: Sequence[Task]) -> int:
+    """Position of the task that decides which items are liked, in ranked lists and in WTAUC: the
+    first binary task; the first one where none is binary, of which values above 0 count."""
     return next((at for at, task in enumerate(tasks) if task.of_kind.binary), 0)
 
 

@@ -22,7 +22,7 @@ from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.predict import predict
 from limerank.models import Ranker
 from limerank.models.config import DataShape, TrainConfig
-from limerank.models.registry import Model
+from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, stopping_metric, task_losses
 
 BATCHES, LEAST, MOST = 400, 64, 1024
@@ -84,10 +84,8 @@ class Objective(abc.ABC):
     def check(self, model: Model) -> None:
         """Refuse a model that cannot be trained for this: SpecError."""
         if self.config.exact and not model.ranker.streams:
-            raise SpecError(
-                "exact histories are for models whose state at every prefix of a history is a "
-                f"running sum, such as lime-mha; got {model.name}"
-            )
+            able = [one.name for one in MODELS.values() if one.ranker.streams]
+            raise SpecError(f"exact needs {' or '.join(able)}; got {model.name}")
 
     @property
     def loss_names(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,13 @@ from limerank.files import new_folder
 from limerank.kernels import dispatch
 from limerank.kernels.attention import real_positions
 from limerank.models import build
-from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.config import (
+    DataShape,
+    ModelConfig,
+    TrainConfig,
+    model_config_of,
+    train_config_of,
+)
 from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
@@ -52,8 +59,8 @@ def train(
     data: str | os.PathLike[str] | Dataset,
     out: str | os.PathLike[str],
     *,
-    model: ModelConfig | None = None,
-    config: TrainConfig | None = None,
+    model: ModelConfig | str | Mapping[str, Any] | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
     overwrite: bool = False,
     device: str = "cpu",
     report: Report | None = None,
@@ -69,8 +76,9 @@ def train(
     Args:
         data: a dataset or its folder.
         out: the run folder.
-        model: the ranker; LIME-XOR with its defaults when not given.
-        config: how to train.
+        model: the ranker: its configuration, its name, or a mapping of its settings; LIME-XOR with
+            its defaults when not given.
+        config: how to train: a configuration, or a mapping of its settings.
         overwrite: train from the start where ``out`` exists.
         device: where to compute: "cpu", "cuda" or "cuda:N".
         report: called with every line that goes to ``metrics.jsonl``.
@@ -88,7 +96,7 @@ def train(
 
     Everything but a divergence is checked before anything is written.
     """
-    model, config, out = model or ModelConfig(), config or TrainConfig(), Path(out)
+    model, config, out = model_config_of(model), train_config_of(config), Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
     tasks = objective_of(config.objective).tasks(shape, config)
