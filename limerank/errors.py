@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 ALIKE = 0.7
 """Similarity of two names, from 0 to 1, from which one is proposed in place of the other."""
@@ -98,6 +99,17 @@ def check_names(what: str, given: Iterable[object], known: Iterable[object]) -> 
         raise UnknownError(
             f"no {what} is called {given_names}; known: {listed}{did_you_mean(unknown[0], names)}"
         )
+
+
+def check_integer(name: str, given: object, least: int) -> None:
+    """Refuse a count that is not an integer, or too small; True and 2.0 are not integers.
+
+    Raises:
+        SpecError: it names the argument, the value given and the values expected.
+    """
+    integer = isinstance(given, Integral) and not isinstance(given, bool)
+    if not integer or int(given) < least:  # type: ignore[call-overload]
+        raise SpecError(f"{name} is {given!r:.80}, expected an integer, at least {least}")
 
 
 def check_choice(what: str, given: object, known: Iterable[object]) -> None:

@@ -108,6 +108,11 @@ def test_runs_are_compared_on_the_same_impressions(tmp_path):
     assert found[f"{kind} {name}"].impressions == old.impressions
     text = result.text()
     assert f"{gap:+.4f}" in text and f"{kind} {name}" in text
+    lines = text.splitlines()
+    assert lines[0] == "click AUC, A minus B, test split, 95 % intervals over users"
+    assert lines[1:3] == [f"  A: {ours.path}", f"  B: {theirs.path}"]
+    assert lines[4].endswith("95 % interval")
+    assert compare(str(ours.path), theirs.path, data=data().path, resamples=50) == result
     with pytest.raises(SpecError, match="no binary task 'watch'; known: click"):
         compare([ours.path], [theirs.path], data=data().path, task="watch")
     with pytest.raises(DataError, match="got 2 and 1 runs"):

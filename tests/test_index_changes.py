@@ -96,6 +96,14 @@ def test_an_added_item_is_ranked_by_the_next_reader(live):
     np.testing.assert_allclose([a[id] for id in a], [b[id] for id in a], atol=0.05)
 
 
+def test_items_are_added_from_a_polars_frame(live):
+    of = shop("lime-mha")
+    frame = pl.DataFrame([item(1000), item(1001)])
+    assert add_items(of.run, live, frame).added == 2
+    with pytest.raises(DataError, match="an item is 'item_id', expected a mapping of columns"):
+        add_items(of.run, live, ["item_id"])
+
+
 def test_a_removed_item_is_read_by_histories_and_offered_to_nobody(live):
     of = shop("lime-mha")
     before = Recommender(of.run, live, of.data).rank(history=[7, 9], exclude_seen=False, k=ITEMS)
@@ -105,7 +113,7 @@ def test_a_removed_item_is_read_by_histories_and_offered_to_nobody(live):
     assert ranking.events == 2 and ranking.candidates == len(ranking) == ITEMS - 2
     retained = {one.id: one.value for one in ranking}
     assert retained == {one.id: one.value for one in before if one.id not in (7, 8)}
-    with pytest.raises(UnknownError, match="1 candidates were removed from the index: 8"):
+    with pytest.raises(UnknownError, match="1 of 2 candidates were removed from the index: 8"):
         after.rank(candidates=[8, 9])
     with pytest.raises(UnknownError, match=r"1 of 2 items to remove are not in the index .*: 7"):
         remove_items(live, [7, 9])

@@ -126,6 +126,15 @@ def test_an_event_that_cannot_be_used_refuses_its_batch(tmp_path, raw, kind, tex
         assert store.counts() == (0, 0)
 
 
+@pytest.mark.parametrize("single", [event(7, 3), json.dumps(event(7, 3)), b"{}"])
+def test_a_single_event_is_not_taken_for_a_list(tmp_path, single):
+    with SqliteStore(tmp_path / "events.db") as store:
+        intake = Intake.of_run(shop("lime-mha").run.path, store)
+        with pytest.raises(DataError, match=r"got the single event .*, expected a list of events"):
+            intake.accept(single)
+        assert store.counts() == (0, 0)
+
+
 def test_a_consumer_may_set_such_events_aside(tmp_path):
     aside = []
     with SqliteStore(tmp_path / "events.db") as store:

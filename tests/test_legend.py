@@ -68,6 +68,7 @@ def test_an_evaluation_explains_what_it_shows(effective):
     assert ("effective_links (" in text) == (effective is not None)
     assert "ece" not in text
     assert "ne -" in result.text()
+    assert ("effective_links 4.5" in result.text()) == (effective is not None)
 
 
 def test_the_page_on_metrics_is_up_to_date():

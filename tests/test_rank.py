@@ -529,6 +529,35 @@ def test_candidates_that_cannot_be_ranked_are_skipped_and_counted():
     assert alone.skipped is None and "skipped" not in alone.to_dict()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"k": 2.5}, SpecError, "k is 2.5, expected an integer, at least 1"),
+        ({"k": "5"}, SpecError, "k is '5'"),
+        ({"k": None}, SpecError, "k is None"),
+        ({"k": True}, SpecError, "k is True"),
+        ({"explain": "x"}, SpecError, "explain is 'x', expected an integer, at least 0"),
+        ({"explain": -1}, SpecError, "explain is -1"),
+        ({"task_weights": "click"}, SpecError, "task_weights is 'click', expected a mapping"),
+        ({"task_weights": ["click"]}, SpecError, r"task_weights is \['click'\]"),
+        ({"history": 2}, DataError, "the history is 2, expected a list of events"),
+        ({"history": "i1"}, DataError, "the history is 'i1'"),
+        ({"history": {"item": 2}}, DataError, "the history is {'item': 2}"),
+        ({"candidates": np.ones((2, 3))}, DataError, r"candidates are an array of shape \(2, 3\)"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(wrong, error, message):
+    of = shop("lime-mha")
+    with pytest.raises(error, match=message):
+        Recommender(of.run, of.index, of.data).rank(**{"user": 3, **wrong})
+
+
+def test_threads_are_an_integer():
+    of = shop("lime-mha")
+    with pytest.raises(SpecError, match="threads is '2', expected an integer, at least 1"):
+        Recommender(of.run, of.index, of.data, threads="2")
+
+
 def test_the_same_request_gives_an_equal_ranking_and_tables_that_join(of):
     recommender = Recommender(of.run, of.index, of.data)
     explained = recommender.rank(3, k=2, explain=2)

@@ -837,3 +837,11 @@ def test_a_stream_has_a_constant_size(store):
         states.rebuild()
         sizes.append(len(store.state(1, "streaming").data))
     assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + 200
+
+
+def test_the_model_and_the_index_of_states_may_be_given_as_folders(tmp_path):
+    of = shop("lime-mha")
+    with SqliteStore(tmp_path / "events.db") as store:
+        states = UserStates(str(of.run.path), of.index.path, store)
+        assert states.trained.fingerprint == of.run.fingerprint
+        assert states.ready("nobody").known is False

@@ -128,6 +128,11 @@ class EventForm:
 
     def entries(self, history: Iterable[Any]) -> list[dict[str, Any]]:
         """The events of a request's history as mappings; DataError where one is not an event."""
+        if isinstance(history, (str, bytes, Mapping)) or not isinstance(history, Iterable):
+            raise DataError(
+                f"the history is {history!r:.80}, expected a list of events: item ids, or mappings "
+                "with an item"
+            )
         return [_entry(entry, self.main) for entry in history]
 
     def given(self, entries: Sequence[Mapping[str, Any]], now: int | None) -> list[Event]:

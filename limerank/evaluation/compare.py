@@ -20,6 +20,9 @@ from limerank.evaluation.slices import slice_values, slices
 from limerank.results import TableResult, aligned, none_for_nan
 from limerank.runs.folder import load_run
 
+Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One run folder, or one per seed."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -82,30 +85,30 @@ class Comparison(TableResult):
     def caption(self) -> str:
         ours, theirs = (", ".join(runs) for runs in self.runs)
         return (
-            f"{self.task} AUC of {ours} minus that of {theirs}, {self.split} split, "
-            "95 % bounds over users"
+            f"{self.task} AUC, {ours} minus {theirs}, {self.split} split, 95 % intervals over users"
         )
 
     def text(self) -> str:
         """An asterisk marks a difference whose bounds do not hold 0."""
         ours, theirs = (", ".join(runs) for runs in self.runs)
-        rows = [("slice", "impressions", "difference  ", "between")]
+        rows = [("slice", "impressions", "difference  ", "95 % interval")]
         for part in self.differences:
-            between = "-"
+            interval = "-"
             if not math.isnan(part.low):
-                between = f"{part.low:+.4f} and {part.high:+.4f}"
+                interval = f"{part.low:+.4f} to {part.high:+.4f}"
             rows.append(
                 (
                     part.slice or "all",
                     f"{part.impressions:,}",
                     f"{part.difference:+.4f} {'*' if part.significant else ' '}",
-                    between,
+                    interval,
                 )
             )
         return "\n".join(
             [
-                f"{self.task} AUC of {ours}",
-                f"minus that of {theirs}, {self.split} split, 95 % over users",
+                f"{self.task} AUC, A minus B, {self.split} split, 95 % intervals over users",
+                f"  A: {ours}",
+                f"  B: {theirs}",
                 "",
                 *aligned(rows, "<>><", (26, 12, 12)),
             ]
@@ -156,8 +159,8 @@ def differences(
 
 
 def compare(
-    ours: Sequence[str | os.PathLike[str]],
-    theirs: Sequence[str | os.PathLike[str]],
+    ours: Runs,
+    theirs: Runs,
     *,
     data: str | os.PathLike[str] | None = None,
     split: str = "test",
@@ -168,7 +171,7 @@ def compare(
     """AUC of one model's runs minus that of another's, over all impressions and in each slice.
 
     Args:
-        ours, theirs: run folders, equally many of both: one each, or one per seed.
+        ours, theirs: a run folder, or a list of them, one per seed; equally many of both.
         data: the dataset; the one that the first run was trained on when not given.
         split: "train", "validation", "test" or "held-out".
         task: a binary task; the first one when not given.
@@ -179,6 +182,9 @@ def compare(
         DataError: the models have different numbers of runs.
         SpecError: there is no such binary task.
     """
+    ours, theirs = (
+        [runs] if isinstance(runs, (str, os.PathLike)) else runs for runs in (ours, theirs)
+    )
     if not ours or len(ours) != len(theirs):
         raise DataError(f"got {len(ours)} and {len(theirs)} runs, expected equally many of both")
     if resamples < 1:

@@ -150,7 +150,7 @@ class Evaluation(TableResult):
             )
             blocks += [("lists", _line(lists)), ("", scope)]
         if self.effective_links is not None:
-            blocks.append(("links", f"effective number {self.effective_links:.1f}"))
+            blocks.append(("links", f"effective_links {self.effective_links:.1f}"))
         heads = [(task, next(iter(found))) for task, found in self.tasks.items()]
         rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
         for part in self.slices:

@@ -41,9 +41,9 @@ from limerank.validation import validate
 ENCODED_AT_ONCE = 1 << 20
 """Rows of a table."""
 
-ItemSource = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]]
-"""A file in the layout of the run's item table (CSV, TSV or Parquet), or items as mappings of that
-table's columns to values."""
+ItemSource = str | os.PathLike[str] | pl.DataFrame | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+"""A file in the layout of the run's item table (CSV, TSV or Parquet), a polars frame with its
+columns, or items as mappings of these columns to values."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,16 @@ def of_source(run: Trained, source: ItemSource) -> SourceItems:
     table = _ItemTable(spec.items, Encoding(encoding["items"], vocabularies), known)
     if isinstance(source, (str, os.PathLike)):
         return table.of_file(Path(source))
-    return table.of_mappings([source] if isinstance(source, Mapping) else list(source))
+    if isinstance(source, pl.DataFrame):
+        source = source.to_dicts()
+    items: list[Any] = [source] if isinstance(source, Mapping) else list(source)
+    wrong = next((item for item in items if not isinstance(item, Mapping)), None)
+    if wrong is not None:
+        raise DataError(
+            f"an item is {wrong!r:.80}, expected a mapping of columns to values; items are given "
+            "as a file, a polars frame, a mapping or a list of mappings"
+        )
+    return table.of_mappings(items)
 
 
 @dataclass(frozen=True)

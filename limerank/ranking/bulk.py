@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from limerank.data.canonical import milliseconds
-from limerank.errors import FormatError, SpecError
+from limerank.errors import FormatError, check_integer
 from limerank.files import (
     TABLE_ENDINGS,
     check_output,
@@ -113,8 +113,7 @@ def rank_all(
     out = check_output(out, TABLE_ENDINGS)
     if out.exists() and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
-    if k < 1:
-        raise SpecError(f"k is {k}, expected at least 1")
+    check_integer("k", k, 1)
     weights_of_tasks(recommender.tasks, task_weights)
     rows = recommender.user_rows(users)
     partial = out.with_name(f"{out.name}.partial")

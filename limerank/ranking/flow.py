@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.errors import DataError, UnknownError
+from limerank.errors import DataError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.tasks import predictions
@@ -109,7 +109,7 @@ class RankingFlow:
         """Check a request and find its rows in the index.
 
         Args:
-            k: how many items to return, at most; the scorer refuses less than 1.
+            k: how many items to return, at most.
             candidates: external ids to rank; the full index when not given.
             unrankable: what to do with candidates that cannot be ranked.
             exclude: external ids to leave out; those that the index lacks are ignored.
@@ -119,8 +119,9 @@ class RankingFlow:
         Raises:
             UnknownError: a task is unknown, or a candidate is refused.
             DataError: candidates or exclusions are not a list of ids.
-            SpecError: a weight is not a finite number.
+            SpecError: k is not an integer of 1 or more, or a weight is not a finite number.
         """
+        check_integer("k", k, 1)
         weights = weights_of_tasks(self.ranker.shape.tasks, task_weights)
         rows, skipped = None, None
         if candidates is None:
@@ -221,7 +222,7 @@ class RankingFlow:
                 wrong = np.intersect1d(rows, never)
                 if len(wrong):
                     shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:SHOWN])
-                    raise UnknownError(f"{len(wrong)} candidates {what}: {shown}")
+                    raise UnknownError(f"{len(wrong)} of {len(rows)} candidates {what}: {shown}")
         return rows, None
 
 
@@ -234,7 +235,11 @@ def id_list(what: str, given: Iterable[Any]) -> list[Any] | NDArray[Any]:
     if isinstance(given, list):
         return given
     if isinstance(given, np.ndarray):
-        return given.ravel()
+        if given.ndim != 1:
+            raise DataError(
+                f"the {what} are an array of shape {given.shape}, expected a list of ids"
+            )
+        return given
     if hasattr(given, "to_pylist"):  # Arrow: its own scalars are no numbers
         found: list[Any] = given.to_pylist()
         return found

@@ -27,7 +27,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.event_log import EventForm, EventLog
 from limerank.data.features import FeatureTable
 from limerank.data.history import latest
-from limerank.errors import FingerprintError, SpecError, UnknownError
+from limerank.errors import FingerprintError, SpecError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.index.lookup import IdLookup
 from limerank.ranking.explain import Explanation, Past
@@ -64,6 +64,7 @@ class Recommender:
 
     Raises:
         FingerprintError: the index was built by another model.
+        SpecError: threads is not an integer of 1 or more.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Recommender:
         scorer: ScorerName | Scorer = "auto",
         threads: int = 1,
     ) -> None:
+        check_integer("threads", threads, 1)
         self.run = run if isinstance(run, Run) else load_run(run)
         path = index.path if isinstance(index, Index) else index
         if not isinstance(index, Index) or index.fingerprint != self.run.fingerprint:
@@ -188,9 +190,11 @@ class Recommender:
                 message lists the unknown ids.
             DataError: the user is not an id, the history is malformed, or the time is years off
                 the log.
-            SpecError: k is below 1.
+            SpecError: k is not an integer of 1 or more, explain not one of 0 or more, or
+                task_weights is not a mapping of tasks to finite numbers.
         """
         started = clock.perf_counter()
+        check_integer("explain", explain, 0)
         self._in_this_process()
         request = self._flow.check(
             k,

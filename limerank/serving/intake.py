@@ -114,6 +114,7 @@ class Intake:
 
         Raises:
             DataError, UnknownError: see :meth:`event`; the message begins with the position.
+            DataError: ``events`` is a single event in place of a list.
             StoreError: the store did not acknowledge the events. Calling again is safe.
         """
         return self.submit(events, lambda accepted: accepted, refused=refused).result()
@@ -132,6 +133,8 @@ class Intake:
             events, refused: as for :meth:`accept`.
             answer: computes the result of the future from the outcomes.
         """
+        if isinstance(events, (str, bytes, Mapping, EventMessage)):
+            raise DataError(f"got the single event {events!r:.80}, expected a list of events")
         outcomes: list[Outcome | None] = [None] * len(events)
         checked: list[Event] = []
         positions: list[int] = []

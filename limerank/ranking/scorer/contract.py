@@ -169,9 +169,15 @@ def weights_of_tasks(
 
     Raises:
         UnknownError: a name is that of no task.
-        SpecError: a weight is no finite number, or too large for float32.
+        SpecError: ``given`` is not a mapping, or a weight is not a finite number or is too large
+            for float32.
     """
     names = [task.name for task in tasks]
+    if given is not None and not isinstance(given, Mapping):
+        raise SpecError(
+            f"task_weights is {given!r:.80}, expected a mapping of tasks to weights, such as "
+            f"{{{names[0]!r}: 1.0}}"
+        )
     if not given:
         given = {names[0]: 1.0}
     check_names("task", given, names)

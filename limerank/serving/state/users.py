@@ -16,6 +16,7 @@ a state with another fingerprint is computed again from the events.
 
 from __future__ import annotations
 
+import os
 import threading
 import time as clock
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ from limerank.errors import FingerprintError, SpecError, check_choice
 from limerank.index import Index
 from limerank.ranking.explain import Past
 from limerank.ranking.request import seen_rows
-from limerank.runs.model import Trained
+from limerank.runs.model import Trained, load_trained
 from limerank.serving.state import syncing
 from limerank.serving.state.entries import Entry, EntryCache, Mark, MarkedIndex, catalogue_of
 from limerank.serving.state.stage import UserStage
@@ -69,9 +70,9 @@ class UserStates:
     anywhere is in the next state: each call asks the store for the user's version.
 
     Args:
-        trained: the model.
-        index: the index with the item vectors of histories; :meth:`use_index` replaces it by a
-            newer version.
+        trained: the model, or its run folder.
+        index: the index with the item vectors of histories, or its folder; :meth:`use_index`
+            replaces it by a newer version.
         store: the event store.
         mode: ``window`` or ``streaming``; see the module's docstring.
         length: window: events of a history, at most; the run's own when not given.
@@ -86,8 +87,8 @@ class UserStates:
 
     def __init__(
         self,
-        trained: Trained,
-        index: Index,
+        trained: Trained | str | os.PathLike[str],
+        index: Index | str | os.PathLike[str],
         store: EventStore,
         *,
         mode: Mode = "window",
@@ -95,6 +96,10 @@ class UserStates:
         memory: int = 256 << 20,
         keep: bool = False,
     ) -> None:
+        if isinstance(trained, (str, os.PathLike)):
+            trained = load_trained(trained)
+        if isinstance(index, (str, os.PathLike)):
+            index = Index.open(index, fingerprint=trained.fingerprint, verify=None)
         ranker = trained.ranker
         check_choice("mode", mode, get_args(Mode))
         if mode == "streaming" and not ranker.streams:
