@@ -154,7 +154,7 @@ def test_a_long_name_of_a_slice_keeps_the_columns_apart():
     names = ("", "a slice with quite a long name")
     parts = tuple(Difference(name, 123456789, 0.1, 0.05, 0.2) for name in names)
     lines = Comparison("t", "test", (("a",), ("b",)), parts).text().splitlines()[-3:]
-    assert lines[1].split() == ["all", "123,456,789", "+0.1000", "*", "+0.0500", "and", "+0.2000"]
+    assert lines[1].split() == ["all", "123,456,789", "+0.1000", "*", "+0.0500", "to", "+0.2000"]
     assert lines[2].split("  ")[1] == names[1]
     assert (
         len(
