@@ -950,7 +950,8 @@ def test_an_existing_dataset_stays_without_overwrite(tmp_path: Path) -> None:
     assert summary.to_dict() == json.loads((out / "dataset.json").read_text())
     assert summary.to_polars()["split"].to_list() == list(summary.requests)
     assert summary.to_polars()["impressions"].to_list() == list(summary.impressions.values())
-    assert repr(summary).startswith("dataset ")
+    assert repr(summary).startswith("warning: ")
+    assert "\ndataset " in repr(summary)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "log.parquet"]
     assert not (out / "work").exists()
 
