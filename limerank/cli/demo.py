@@ -33,7 +33,7 @@ def demo(
 
         limerank demo
 
-        limerank demo --small --out /tmp/demo
+        limerank demo --small --out demo
 
         limerank demo --serve
     """

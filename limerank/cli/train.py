@@ -20,7 +20,7 @@ class Help(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:
+        except Exception as error:  # an unknown option has a name; all else is raised again
             option = getattr(error, "option_name", "")
             advice = self._advice(option) if option else ""
             if not advice:
