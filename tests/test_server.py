@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from limerank.errors import StoreError
 from limerank.models.tasks import predictions
+from limerank.ranking.scorer.native import paths
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.openapi import describe, reference
@@ -72,6 +73,19 @@ def test_what_is_served(client):
     assert predicted["model"] == "lime-mha" and predicted["index"] == {"version": 1, "items": ITEMS}
     assert [task["name"] for task in predicted["tasks"]] == ["click", "watch"]
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("client", "user_stage", "scorer"),
+    [("lime-mha", "native", "native"), ("two-tower", "torch", "model")],
+    indirect=["client"],
+)
+def test_the_implementations_in_use_are_reported(client, user_stage, scorer):
+    dispatch = client.get("/v1/model").json()["dispatch"]
+    assert (dispatch["user_stage"], dispatch["scorer"]) == (user_stage, scorer)
+    assert (dispatch["instructions"] in paths()) == (scorer == "native")
+    assert (dispatch["state"], dispatch["inference"]) == ("window", "fast")
+    assert dispatch["threads"] >= 1
 
 
 @pytest.mark.parametrize("client", ["lime-mha", "lime-xor", "two-tower"], indirect=True)
