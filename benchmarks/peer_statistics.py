@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
+from limerank.evaluation.slices import repeats
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -77,17 +78,12 @@ def impressions_of(dataset: Dataset, split: str) -> Impressions:
     rows = dataset.impression_rows(requests)
     owners = np.repeat(requests, dataset.requests["count"][requests])
     items = np.asarray(dataset.events["item"][rows])
-    events = dataset.events["item"]
-    repeats = [
-        np.isin(items[part], events[history_of(dataset, request)])
-        for request, part in parts(owners)
-    ]
     return Impressions(
         owners,
         items,
         np.asarray(dataset.requests["user"][owners]),
         np.asarray(dataset.events[f"label_{main_label(dataset)}"][rows]),
-        np.concatenate(repeats) if repeats else np.zeros(0, dtype=bool),
+        repeats(dataset, owners, items),
     )
 
 

@@ -16,10 +16,11 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import FingerprintError, FormatError, UnknownError
+from limerank.evaluation import slices
 from limerank.evaluation.evaluate import Evaluation, Slice, evaluate
 from limerank.evaluation.lists import list_metrics
 from limerank.evaluation.predict import effective_links, predict
-from limerank.evaluation.slices import slice_values
+from limerank.evaluation.slices import repeats, slice_values
 from limerank.models.config import TrainConfig
 from limerank.models.tasks import predictions
 from limerank.runs.folder import load_run
@@ -76,7 +77,7 @@ def test_metrics_are_those_of_the_predictions(run, data, tmp_path):
     assert result.tasks["watch"]["xauc"] == metrics.xauc(
         predicted.labels[:, 1], predicted.values[:, 1]
     )
-    for kind in ("history", "item impressions", "user days", "item days"):
+    for kind in ("candidate", "history", "item impressions", "user days", "item days"):
         parts = [part for part in result.slices if part.kind == kind]
         assert sum(part.impressions for part in parts) == result.impressions
     text = result.text()
@@ -126,6 +127,17 @@ def test_predictions_are_written_to_look_at(run, data, tmp_path):
         ]
         assert predicted[f"{ours}_days"].to_list() == days
         assert max(days) >= 1
+    earlier = {
+        (e["user_id"], e["item_id"]): e["time"]
+        for e in log.sort("time", descending=True).iter_rows(named=True)
+    }
+    seen = [
+        earlier[one["user"], one["item"]] < one["time"] // 1000
+        for one in predicted.iter_rows(named=True)
+    ]
+    assert predicted["repeat"].cast(pl.Boolean).to_list() == seen
+    repeated = next(p for p in result.slices if (p.kind, p.name) == ("candidate", "repeat"))
+    assert repeated.impressions == sum(seen) > 10
     young = next(p for p in result.slices if (p.kind, p.name) == ("history", "1-9"))
     assert predicted["history"].is_between(1, 9).sum() == young.impressions
 
@@ -137,9 +149,30 @@ def test_a_log_without_a_clock_has_no_slices_by_days(run, data):
     dataset.clock = False
     assert (
         list(slice_values(predicted, dataset))
-        == list(clocked)[:2]
-        == ["history", "item impressions"]
+        == list(clocked)[:3]
+        == ["candidate", "history", "item impressions"]
     )
+
+
+@pytest.mark.parametrize("at_once", [1, 60, 1 << 20])
+@pytest.mark.parametrize("history", [{"length": 3}, {"length": 3, "keep": "click"}])
+def test_a_repeat_is_an_item_that_the_full_history_holds(tmp_path, monkeypatch, history, at_once):
+    dataset = Dataset(prepare_log(tmp_path, history=history))
+    monkeypatch.setattr(slices, "EVENTS_AT_ONCE", at_once)
+    requests = np.random.default_rng(0).permutation(len(dataset.requests["user"]))
+    rows = dataset.impression_rows(requests)
+    owners = np.repeat(requests, dataset.requests["count"][requests])
+    items = dataset.events["item"][rows]
+    expected = []
+    for owner, item in zip(owners, items, strict=True):
+        before = np.arange(
+            dataset.requests["history_start"][owner], dataset.requests["history_end"][owner]
+        )
+        before = before if dataset.retained is None else dataset.retained[before]
+        expected.append(item in dataset.events["item"][before])
+    assert 0 < sum(expected) < len(expected)
+    np.testing.assert_array_equal(repeats(dataset, owners, items), expected)
+    assert repeats(dataset, owners[:0], items[:0]).shape == (0,)
 
 
 def test_ranks_over_the_catalogue_by_hand(run, data):

@@ -33,9 +33,9 @@ class Slice:
     """A part of the impressions, by how much the log knows of the user or of the item.
 
     Attributes:
-        kind: "history", "item impressions", "user days" or "item days"; see
+        kind: "candidate", "history", "item impressions", "user days" or "item days"; see
             :func:`~limerank.evaluation.slices.slice_values`.
-        name: the range of its values, such as "10-49".
+        name: the range of its values, such as "10-49"; "new" or "repeat" of candidates.
         impressions: number of impressions.
         tasks: task -> metric -> value; empty without impressions.
     """
@@ -222,9 +222,9 @@ def evaluate(
             is given.
         predictions: a file for the prediction of each impression: CSV where its name ends in
             ``.csv``, else Parquet. Its columns are user, item, time, request, the values of
-            :func:`~limerank.evaluation.slices.slice_values` (history, item_impressions, user_days,
-            item_days) and, for each task, ``TASK`` and ``TASK_predicted``. This file contains user
-            ids; no other output does.
+            :func:`~limerank.evaluation.slices.slice_values` (repeat, history, item_impressions,
+            user_days, item_days) and, for each task, ``TASK`` and ``TASK_predicted``. This file
+            contains user ids; no other output does.
         quiet: show no progress.
 
     Raises:

@@ -222,9 +222,10 @@ curves mean. All of them are exact: nothing is sampled or put into buckets, but 
 define ECE. The formulas are in the docstrings of `limerank.metrics`. A metric that the data leave
 undefined, such as the AUC of impressions of one class, is shown as `-` and is null in JSON.
 
-Each metric is reported for all impressions of a split and for slices of them: by the number of
-events in the user's history, by the number of the item's impressions in training, and by the age
-of the user and of the item.
+Each metric is reported for all impressions of a split and for slices of them: by whether the
+user's history holds the candidate (*repeat*) or not (*new*), by the number of events in that
+history, by the number of the item's impressions in training, and by the age of the user and of the
+item.
 """
 
 _SECTIONS: dict[Of, tuple[str, str]] = {

@@ -43,10 +43,12 @@ def comparison(
 
 
 def slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
-    """The main metric by length of history, impressions of the item, age of user and of item."""
+    """The main metric of repeats and new items, by length of history, impressions of the item, and
+    age of user and of item. What has impressions in a single slice is left out."""
     task, metric = leading(results[0])[0]
     pictures = []
     for kind, what in (
+        ("candidate", "whether the user's history holds the item (below: test impressions)"),
         ("history", "events in the user's history (below: test impressions)"),
         ("item impressions", "the item's training impressions (below: test impressions)"),
         ("user days", "days since the user's first event (below: test impressions)"),
@@ -63,7 +65,7 @@ def slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
             values = [tasks.get(part["slice"], {}).get(task, {}).get(metric) for part in parts]
             numbers = [float("nan") if value is None else value for value in values]
             lines.append(Series(name, position, list(range(len(numbers))), numbers))
-        if any(np.isfinite(line.y).any() for line in lines):
+        if len(parts) > 1 and any(np.isfinite(line.y).any() for line in lines):
             pictures.append(
                 plots.slices(
                     f"{metric} by {kind}",
