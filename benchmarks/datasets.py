@@ -39,8 +39,8 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
         None where the dataset's files are missing.
     """
     from limerank.data.description import load_spec
+    from limerank.data.protocol import Requests
     from limerank.data.readers import read
-    from limerank.data.spec import Requests
     from limerank.data.synthetic import simulate
 
     if name in SIMULATED:

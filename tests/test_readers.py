@@ -18,9 +18,10 @@ import pytest
 
 from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
+from limerank.data.protocol import Split
 from limerank.data.readers import LAYOUTS, layout, read
 from limerank.data.readers.taobao_ad import pseudo_items
-from limerank.data.spec import Checks, Spec, Split
+from limerank.data.spec import Checks, Spec
 from limerank.errors import DataError, SpecError
 from tests.layouts import (
     DATA,

@@ -26,9 +26,9 @@ LAYERS = """
 errors
 progress results files devices metrics validation
 kernels
-data: canonical ragged batching pipeline folder formats < spec < description sources < encoding
-    < history batch events features summary < event_log packing < dataset synthetic coverage
-    < prepare readers
+data: canonical ragged batching pipeline folder formats protocol < spec < description sources
+    < encoding < history batch events features summary < event_log packing
+    < dataset synthetic coverage < prepare readers
 models
 runs: folder model formats < selftest
 index evaluation

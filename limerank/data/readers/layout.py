@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limerank.data.spec import Split
+from limerank.data.protocol import Split
 from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.progress import Bar
 
