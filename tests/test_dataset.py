@@ -138,7 +138,7 @@ def test_what_is_no_dataset_is_named(dataset, tmp_path):
     with pytest.raises(FormatError, match="is not a dataset"):
         Dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": 99}')
-    with pytest.raises(FormatError, match="format 99, expected 1"):
+    with pytest.raises(FormatError, match="format 99, expected 1 or 2"):
         Dataset(Path(tmp_path))
     with pytest.raises(UnknownError, match="no split 'tomorrow'"):
         dataset.requests_of("tomorrow")

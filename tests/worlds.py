@@ -161,6 +161,67 @@ def write_log(
     return path
 
 
+PAGE_FEATURES = [
+    {"name": "device", "kind": "categorical", "when": "context"},
+    {"name": "position", "kind": "categorical", "when": "impression", "bias": True},
+    {"name": "price", "kind": "numeric", "when": "impression", "transform": "log1p"},
+    {"name": "slot", "kind": "categorical", "when": "impression"},
+]
+
+
+def write_pages(
+    folder: Path, *, users: int = 60, pages: int = 8, size: int = 6, seed: int = 0, **spec: object
+) -> Path:
+    """A log of pages of ``size`` shown items with a position, a price and a slot of each, and of
+    searches without them; returns its spec. Cheap and early items are clicked."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    n = users * pages
+    page = np.repeat(np.arange(n), size)
+    position = np.tile(np.arange(size), n)
+    price = rng.lognormal(3, 1, len(page)).round(2)
+    logit = 1.5 - 1.2 * (np.log(price) - 3) - 0.7 * position
+    click = rng.random(len(page)) < 1 / (1 + np.exp(-logit))
+    time = 1_700_000_000 + np.arange(n) % pages * 40_000 + np.arange(n) * 7
+    device = np.repeat([f"d{k}" for k in rng.integers(0, 3, n)], size)
+    shown = pl.DataFrame(
+        {
+            "user_id": page // pages,
+            "item_id": np.argsort(rng.random((n, 40)))[:, :size].ravel(),
+            "time": time[page],
+            "request_id": page,
+            "click": click.astype(np.int64),
+            "device": device,
+            "position": position + 1,
+            "price": pl.Series(price).set(pl.Series(rng.random(len(page)) < 0.1), None),
+            "slot": [f"s{k % 2}" for k in range(len(page))],
+        }
+    )
+    shown.write_parquet(folder / "shown.parquet")
+    searched = {"user_id": np.arange(n) // pages, "item_id": rng.integers(0, 40, n)}
+    pl.DataFrame({**searched, "time": time - 100, "device": device[::size]}).write_parquet(
+        folder / "searched.parquet"
+    )
+    path = folder / "spec.toml"
+    sources = [
+        {"files": ["shown.parquet"], "time": "time", "request": "request_id"},
+        {"files": ["searched.parquet"], "time": "time", "shown": False, "constant": {"click": 1}},
+    ]
+    labels = [{"name": "click", "kind": "binary"}]
+    path.write_text(
+        tomli_w.dumps(
+            {
+                "name": "pages",
+                "events": sources,
+                "labels": labels,
+                "event_features": PAGE_FEATURES,
+                **spec,
+            }
+        )
+    )
+    return path
+
+
 def prepare_log(folder: Path, **options: object) -> Path:
     """A prepared dataset of :func:`write_log`'s log."""
     spec = write_log(folder / "log", **options)

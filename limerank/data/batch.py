@@ -1,7 +1,8 @@
 """The inputs of a model: users, items and batches of requests.
 
 Shape letters: B requests, N history positions, M candidates (both padded at the end), U distinct
-items of the batch, A tokens per event, C context tokens, K tasks, T content tokens, F numbers.
+items of the batch, A tokens per event, C context tokens, K tasks, T content tokens, F numbers (of
+impressions: features).
 """
 
 from __future__ import annotations
@@ -104,6 +105,23 @@ class Users(_Movable):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Impressions(_Movable):
+    """Impression features of candidates: values of one candidate in one request, such as its price.
+
+    Attributes:
+        tokens: rows of the impression table, i64 [..., F], one for each feature; 0: unknown.
+        numbers: normalised numbers, f32 [..., F]; 0 where unknown, and for categories.
+    """
+
+    tokens: Tensor
+    numbers: Tensor
+
+    def where(self, known: Tensor) -> Impressions:
+        """The same, unknown where ``known`` is false; it broadcasts to [..., F]."""
+        return Impressions(tokens=self.tokens * known, numbers=self.numbers * known)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch(_Movable):
     """B requests with their candidates and, in training, the outcomes.
 
@@ -114,6 +132,7 @@ class Batch(_Movable):
         candidates: positions among ``items``, i64 [B, M]; 0 where padded.
         counts: candidates of each request, i64 [B].
         labels: f32 [B, M, K], 0 where padded; durations in seconds.
+        shown: impression features [B, M, F], unknown where padded; None where there are none.
     """
 
     items: Items
@@ -122,6 +141,7 @@ class Batch(_Movable):
     candidates: Tensor
     counts: Tensor
     labels: Tensor
+    shown: Impressions | None = None
 
     @property
     def real(self) -> Tensor:
@@ -159,6 +179,7 @@ class Sequences(_Movable):
         context: what is known of each one's request, i64 [M, C].
         candidates: positions among ``items``, i64 [M].
         labels: f32 [M, K].
+        shown: impression features [M, F]; None where there are none.
     """
 
     items: Items
@@ -169,6 +190,7 @@ class Sequences(_Movable):
     context: Tensor
     candidates: Tensor
     labels: Tensor
+    shown: Impressions | None = None
 
     @property
     def real(self) -> Tensor:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.data.batch import Batch, Items, Sequences, Users
+from limerank.data.batch import Batch, Impressions, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
 from limerank.data.features import FeatureTable
-from limerank.data.folder import FORMAT, MANIFEST, SPLITS, open_array
+from limerank.data.folder import MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
+from limerank.data.impressions import ImpressionEncoder
 from limerank.data.pipeline import ahead
 from limerank.data.ragged import ragged_index
 from limerank.data.summary import DatasetSummary
@@ -37,9 +38,10 @@ class Dataset:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.manifest = read_json(self.path / MANIFEST, "a dataset")
-        if self.manifest.get("format") != FORMAT:
+        if self.manifest.get("format") not in READABLE:
             raise FormatError(
-                f"{self.path} has dataset format {self.manifest.get('format')}, expected {FORMAT}; "
+                f"{self.path} has dataset format {self.manifest.get('format')}, expected "
+                f"{' or '.join(map(str, READABLE))}; "
                 "prepare it again with this version"
             )
         self.name: str = self.manifest["name"]
@@ -49,7 +51,9 @@ class Dataset:
         self.history_length: int = self.manifest["spec"]["history"]["length"]
         self.encoder = EventEncoder(self.encoding, self.clock)
         self.tasks: tuple[str, ...] = tuple(label["name"] for label in self.encoding["labels"])
+        self.impressions = ImpressionEncoder(self.encoding)
         names = {"item", "time", *self.encoder.columns, *(f"label_{task}" for task in self.tasks)}
+        names.update(self.impressions.columns)
         self.events = {name: open_array(self.path / "events" / f"{name}.npy") for name in names}
         self.users = FeatureTable.open(self.path / "users")
         self.items = FeatureTable.open(self.path / "items")
@@ -159,6 +163,7 @@ class Dataset:
             candidates=torch.from_numpy(candidate_index),
             counts=torch.from_numpy(counts),
             labels=torch.from_numpy(labels),
+            shown=self._shown(at, real),
         )
 
     def sequences(self, requests: NDArray[np.int64]) -> Sequences:
@@ -219,7 +224,18 @@ class Dataset:
             context=torch.from_numpy(context),
             candidates=torch.from_numpy(candidates),
             labels=torch.from_numpy(labels.astype(np.float32)),
+            shown=self._shown(row),
         )
+
+    def _shown(
+        self, rows: NDArray[np.int64], real: NDArray[np.bool_] | None = None
+    ) -> Impressions | None:
+        """Impression features of these event rows, unknown where not ``real``."""
+        if not self.impressions.columns:
+            return None
+        columns = {name: self.events[name][rows] for name in self.impressions.columns}
+        shown = self.impressions.encode(columns)
+        return shown if real is None else shown.where(torch.from_numpy(real[..., None]))
 
     def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
         """Event rows of the impressions of these requests, request by request."""

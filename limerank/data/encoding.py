@@ -162,10 +162,12 @@ def values_of(frame: pl.DataFrame, feature: Feature) -> pl.DataFrame:
 def numbers_of(frame: pl.DataFrame, feature: Feature) -> NDArray[np.float64]:
     """A numeric column after its transform, f64; NaN: missing."""
     values = numbers(frame[feature.column])
-    values = np.where(np.isfinite(values), values, np.nan)
-    if feature.transform == "log1p":
-        values = np.sign(values) * np.log1p(np.abs(values))
-    return values
+    return transformed(np.where(np.isfinite(values), values, np.nan), feature.transform)
+
+
+def transformed(values: NDArray[np.float64], transform: str) -> NDArray[np.float64]:
+    """Numbers after the ``transform`` of their feature: "none", or "log1p" with their sign."""
+    return np.sign(values) * np.log1p(np.abs(values)) if transform == "log1p" else values
 
 
 def vectors_of(frame: pl.DataFrame, feature: Feature, ids: pl.Series) -> NDArray[np.float32]:

@@ -58,6 +58,9 @@ class EventForm:
         self.encoder = EventEncoder(encoding, manifest["clock"])
         self.labels = {label["name"]: label for label in encoding["labels"]}
         self.features = {feature["name"]: feature for feature in encoding["event_features"]}
+        self.impression_features = {
+            feature["name"]: feature for feature in encoding.get("impression_features", [])
+        }
         self.context_features = {
             name: feature for name, feature in self.features.items() if feature["when"] == "context"
         }
@@ -95,7 +98,8 @@ class EventForm:
         self.check_time(event.time)
         check_names("label", event.labels, self.labels)
         check_names("duration label", event.ratios, self.labels)
-        check_names("event feature", event.features, self.features)
+        # Histories do not contain impression features, but events of a log have them.
+        check_names("event feature", event.features, {**self.features, **self.impression_features})
         for name, value in event.labels.items():
             if self.labels[name]["kind"] == "binary" and value not in (0, 1):
                 raise DataError(f"the label {name!r} is {value!r}, expected 0 or 1")

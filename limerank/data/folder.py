@@ -10,6 +10,8 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
     events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations
     events/ratio_NAME.npy       f32 [n]    share of the item's length (NaN: not known), with `of`
     events/feature_NAME.npy     i32 [n]    code of a category or of a numeric bucket, 0: unknown
+    events/impression_NAME.npy  i32 [n]    impression feature: code of a category, 0: unknown;
+                                f32 [n]    or its number, NaN: missing
     users/, items/              one row per user or item:
         tokens.npy              i32 [T]    content tokens, row by row
         token_weights.npy       f32 [T]    1, or 1 / number of values of a multi-valued feature
@@ -42,8 +44,11 @@ from numpy.typing import NDArray
 
 from limerank.errors import FormatError
 
-FORMAT = 1
-"""Version of the folder's format; a reader refuses another."""
+FORMAT = 2
+"""Version of the folder's format. Version 2 adds impression features; a dataset without them is
+written in version 1."""
+READABLE = (1, 2)
+"""Versions that a reader opens; it refuses others."""
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation", "test", "held-out")
 """By the numbers in ``requests/split.npy``."""

@@ -28,6 +28,12 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
     kind = "categorical"
     when = "context"                    # known when the request is made
 
+    [[event_features]]
+    name = "price"
+    kind = "numeric"
+    when = "impression"                 # of each shown item: its price at that moment
+    transform = "log1p"
+
     [items]
     files = ["items.csv"]
     id = "item_id"
@@ -285,20 +291,27 @@ class EventFeature(Feature):
 
     kind: Literal["categorical", "numeric"]
     """"categorical" or "numeric"."""
-    when: Literal["outcome", "context"] = "outcome"
+    when: Literal["outcome", "context", "impression"] = "outcome"
     """"context": known when the request is made, so the model also uses it for the impressions of
-    that request (the first impression's value counts). "outcome": known only after the impression,
-    so only histories contain it. A context feature that is an outcome in truth leaks the label."""
+    that request (the first impression's value counts). "impression": known of each candidate when
+    it is shown, such as its price or its distance; the model uses it for that candidate, and
+    histories do not contain it. "outcome": known only after the impression, so only histories
+    contain it. A context or impression feature that is an outcome in truth leaks the label."""
+    bias: bool = False
+    """Of an impression feature: whether the ranking decides it, so that none can know it, such as
+    the position on the page. It explains outcomes in training, and rankings leave it out."""
 
     @model_validator(mode="after")
     def _single(self) -> EventFeature:
         if self.split is not None:
             raise ValueError("an event feature has one value: split is for item and user features")
-        if self.transform != "none":
+        if self.transform != "none" and self.when != "impression":
             raise ValueError(
-                "transform is for item and user features: numeric event features are cut into "
-                "quantiles, which it cannot change"
+                "transform is for item, user and impression features: other numeric event features "
+                "are cut into quantiles, which it cannot change"
             )
+        if self.bias and self.when != "impression":
+            raise ValueError(f'bias is for when = "impression"; got when = "{self.when}"')
         return self
 
 
@@ -440,6 +453,10 @@ class Spec(Frozen):
             if label.kind == "binary" and label.at_least is None and value not in (0, 1):
                 return f"expected 0 or 1 for label {label.name}; got {value:g}"
         return ""
+
+    def features_of(self, source: EventSource) -> tuple[EventFeature, ...]:
+        """The event features that a source has: those of impressions only where it has some."""
+        return tuple(f for f in self.event_features if source.shown or f.when != "impression")
 
     @property
     def clock(self) -> bool:

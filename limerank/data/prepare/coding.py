@@ -59,7 +59,11 @@ class RowCoder:
                 dtypes[f"feature_{feature.name}"] = np.float32
             else:
                 dtypes[f"feature_{feature.name}"] = sources.dtype_of(
-                    self.features[feature.name], [feature.column] * len(spec.events)
+                    self.features[feature.name],
+                    [
+                        feature.column if feature in spec.features_of(source) else None
+                        for source in spec.events
+                    ],
                 )
         self.dtypes = dtypes
 
@@ -87,8 +91,14 @@ class RowCoder:
             values = self._column(frame, source, label.column)
             length = None if label.of is None else self._column(frame, source, label.of)
             columns |= label_columns(label, values, length, good)
-        self._findings.feature_rows += n
+        given_features = self._spec.features_of(source)
         for feature in self._spec.event_features:
+            if feature not in given_features:
+                missing = np.nan if feature.kind == "numeric" else self.missing(feature)
+                dtype = self.dtypes[f"feature_{feature.name}"]
+                columns[f"feature_{feature.name}"] = np.full(n, missing, dtype)
+                continue
+            self._findings.feature_rows[feature.name] += n
             values = self._column(frame, source, feature.column)
             if feature.kind == "numeric":
                 columns[f"feature_{feature.name}"] = as_float32(numbers(values))

@@ -18,18 +18,19 @@ class Findings:
         examples: of reasons, where the first such row is and what it contains.
         remarks: warnings about files and frames, such as a header that repeats a name.
         unit_hints: of times that seem to have another unit than the one given.
-        feature_rows: rows whose event features were read.
+        feature_rows: of each event feature, rows that were read.
         present, parsed, unread: of each event feature, how many of these rows have a value, how
             many one that could be read, and a value that could not.
     """
 
     def __init__(self) -> None:
-        self.rows = self.feature_rows = 0
+        self.rows = 0
         self.bad: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
         self.remarks: list[str] = []
         self.unit_hints: list[str] = []
+        self.feature_rows: Counter[str] = Counter()
         self.present: Counter[str] = Counter()
         self.parsed: Counter[str] = Counter()
         self.unread: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import iso
 from limerank.data.coverage import missing_words
-from limerank.data.encoding import vocabulary_of
+from limerank.data.encoding import transformed, vocabulary_of
 from limerank.data.pipeline import ahead
 from limerank.data.prepare.ids import CodeCounter, CodeMap, Counts
 from limerank.data.prepare.partition import Histogram
@@ -52,6 +53,7 @@ class Learned:
         trained_users: which users have events in training.
         label_means: mean of each label over the impressions in training.
         label_edges, feature_edges: buckets of durations and of numeric event features.
+        scales: of each numeric impression feature, mean and standard deviation after its transform.
         categories: of each categorical event feature.
     """
 
@@ -60,6 +62,7 @@ class Learned:
     label_means: dict[str, float]
     label_edges: dict[str, list[float]]
     feature_edges: dict[str, list[float]]
+    scales: dict[str, tuple[float, float]]
     categories: dict[str, Categories]
 
 
@@ -111,10 +114,11 @@ def learn(
                     label_histograms[label.name].add(values[train & (values > 0)])
             for feature in features:
                 values = columns[f"feature_{feature.name}"]
+                counted = impressions if feature.when == "impression" else train
                 if feature.kind == "numeric":
-                    histograms[feature.name].add(values[train & np.isfinite(values)])
+                    histograms[feature.name].add(values[counted & np.isfinite(values)])
                 else:
-                    counters[feature.name].add(values[train], [None])
+                    counters[feature.name].add(values[counted], [None])
             bar.advance(block.size)
     if train_shown == 0:
         raise DataError(
@@ -128,6 +132,13 @@ def learn(
         label_means={name: total / train_shown for name, total in label_sums.items()},
         label_edges={name: found.quantiles(EDGES) for name, found in label_histograms.items()},
         feature_edges={name: found.quantiles(EDGES) for name, found in histograms.items()},
+        scales={
+            feature.name: histograms[feature.name].moments(
+                partial(transformed, transform=feature.transform)
+            )
+            for feature in features
+            if feature.kind == "numeric" and feature.when == "impression"
+        },
         categories={
             feature.name: _categories(
                 spools, feature, counters[feature.name].result(), folder, table_limit

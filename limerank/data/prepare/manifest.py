@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from limerank.data.canonical import iso
-from limerank.data.coverage import FeatureCoverage
+from limerank.data.coverage import MOSTLY, FeatureCoverage
 from limerank.data.folder import FORMAT, SPLITS
 from limerank.data.prepare.checks import NEWEST, OLDEST
 from limerank.data.prepare.inputs import frame_record
@@ -42,14 +42,21 @@ def manifest_of(
         if label.kind == "duration":
             entry["edges"] = learned.label_edges[label.name]
         labels.append(entry)
-    features = []
+    features, of_impressions = [], []
     for feature in spec.event_features:
-        entry = {"name": feature.name, "kind": feature.kind, "when": feature.when}
+        entry = {"name": feature.name, "kind": feature.kind}
         if feature.kind == "numeric":
             entry |= {"size": len(EDGES) + 2, "edges": learned.feature_edges[feature.name]}
         else:
             entry["size"] = learned.categories[feature.name].size
-        features.append(entry)
+        if feature.when == "impression":
+            entry["bias"] = feature.bias
+            if feature.kind == "numeric":
+                mean, std = learned.scales[feature.name]
+                entry |= {"mean": mean, "std": std, "transform": feature.transform}
+            of_impressions.append(entry)
+        else:
+            features.append(entry | {"when": feature.when})
     impressions = dict(zip(SPLITS, stats.impressions.tolist(), strict=True))
     requests = dict(zip(SPLITS, stats.requests.tolist(), strict=True))
     for split in ("validation", "test"):
@@ -67,13 +74,26 @@ def manifest_of(
         for feature in spec.event_features
     ]
     coverage = [line for table in tables.coverage.values() for line in table.lines()]
-    if events_covered:
-        shares = ", ".join(covered.text() for covered in events_covered)
-        coverage.append(f"event features, events with a known value: {shares}")
     for table in tables.coverage.values():
         warnings += table.warnings()
-    for covered in events_covered:
-        warnings += covered.warnings("event")
+    for what, rows in (("event", "events"), ("impression", "impressions")):
+        some = [
+            covered
+            for feature, covered in zip(spec.event_features, events_covered, strict=True)
+            if (feature.when == "impression") == (what == "impression")
+        ]
+        if some:
+            shares = ", ".join(covered.text() for covered in some)
+            coverage.append(f"{what} features, {rows} with a known value: {shares}")
+        for covered in some:
+            warnings += covered.warnings(what)
+    for name, (several, differing) in stats.differing.items():
+        if differing > MOSTLY * several:
+            warnings.append(
+                f"context feature {name}: its values differ within {differing:,} of {several:,} "
+                "requests with several impressions, and the value of the first impression counts "
+                'for all; is it an impression feature (when = "impression")?'
+            )
     for empty in [split for split in ("validation", "test") if not requests[split]]:
         warnings.append(
             f"without {empty} requests a model cannot be measured there: choose other cut "
@@ -114,7 +134,7 @@ def manifest_of(
         "warnings": warnings + findings.remarks,
     }
     return {
-        "format": FORMAT,
+        "format": FORMAT if of_impressions else 1,
         "name": spec.name,
         "clock": spec.clock,
         "spec": spec.model_dump(mode="json"),
@@ -123,6 +143,7 @@ def manifest_of(
             "trained_items": tables.trained_items,
             "labels": labels,
             "event_features": features,
+            **({"impression_features": of_impressions} if of_impressions else {}),
             "items": tables.item_encoding.manifest,
             "users": tables.user_encoding.manifest,
         },
@@ -140,12 +161,13 @@ def manifest_of(
 def _event_coverage(
     spools: Spooling, events: SortedEvents, learned: Learned, feature: EventFeature, known: int
 ) -> FeatureCoverage:
-    """Coverage of an event feature, of which ``known`` events have a known value.
+    """Coverage of an event feature, of which ``known`` events (or impressions) have a known value.
 
     (Rows that were dropped later are among those present, so ``known`` is scaled to them.)
     """
     name, findings = feature.name, spools.findings
-    rows, present = findings.feature_rows, findings.present[name]
+    rows, present = findings.feature_rows[name], findings.present[name]
+    total = events.shown_total if feature.when == "impression" else events.total
     categories = learned.categories.get(name)
     words, word = (0, None) if categories is None else categories.missing_words
     return FeatureCoverage(
@@ -155,7 +177,7 @@ def _event_coverage(
         rows,
         present,
         findings.parsed[name],
-        min(round(known * rows / events.total), findings.parsed[name]),
+        min(round(known * rows / total), findings.parsed[name]),
         findings.unread.get(name),
         None if categories is None else categories.unknown,
         words,

@@ -11,7 +11,7 @@ from limerank.data.prepare.checks import require_time_format
 from limerank.data.prepare.ids import Ids, TextIdsError
 from limerank.data.prepare.inputs import Inputs
 from limerank.data.sources import Reader, wanted_of_table
-from limerank.data.spec import EventSource
+from limerank.data.spec import EventFeature, EventSource
 
 BATCH_BYTES = 24 << 20
 
@@ -66,7 +66,7 @@ class OpenSources:
                 except TextIdsError:
                     self.integral[k] = False
         self.feature_is_text = {
-            feature.name: self._is_text(feature.column) for feature in spec.event_features
+            feature.name: self._is_text(feature) for feature in spec.event_features
         }
 
     def wanted(self, source: EventSource) -> list[tuple[str, str]]:
@@ -80,16 +80,19 @@ class OpenSources:
             wanted += [(label.column, "label") for label in spec.labels]
             wanted += [(label.of, "number") for label in spec.labels if label.of is not None]
             roles = {"categorical": "category", "numeric": "number"}
-            wanted += [(one.column, roles[one.kind]) for one in spec.event_features]
+            wanted += [(one.column, roles[one.kind]) for one in spec.features_of(source)]
         return [(column, role) for column, role in wanted if column not in source.constant]
 
     def columns(self, source: EventSource) -> list[str]:
         """The columns that are read of a source's files."""
         return list(dict.fromkeys(column for column, _ in self.wanted(source)))
 
-    def _is_text(self, column: str) -> bool:
+    def _is_text(self, feature: EventFeature) -> bool:
         """Whether an event feature's categories are texts (else integers) in any source."""
+        column = feature.column
         for source, readers in zip(self.spec.events, self.readers, strict=True):
+            if feature not in self.spec.features_of(source):
+                continue
             if column in source.constant:
                 value = source.constant[column]
                 if isinstance(value, str) or not value.is_integer():
@@ -102,12 +105,15 @@ class OpenSources:
                         return True
         return False
 
-    def dtype_of(self, ids: Ids, columns: list[str]) -> type[np.integer[Any]]:
-        """The narrowest integers that are known to hold a column's codes."""
+    def dtype_of(self, ids: Ids, columns: list[str | None]) -> type[np.integer[Any]]:
+        """The narrowest integers that are known to hold the codes of a column, given for each
+        source; None: the source lacks it."""
         if ids.text:
             return np.uint32
         narrow = np.iinfo(np.int32)
         for source, readers, column in zip(self.spec.events, self.readers, columns, strict=True):
+            if column is None:
+                continue
             if column in source.constant:
                 value = float(source.constant[column])
                 bounds = [(value, value)]

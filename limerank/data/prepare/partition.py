@@ -270,9 +270,28 @@ class Histogram:
             return [0.0 for _ in shares]
         ends = np.cumsum(self.counts)
         ranks = [min(int(share * total), total - 1) for share in shares]
-        bins = np.searchsorted(ends, ranks, side="right").astype(np.uint32) << np.uint32(12)
-        bits = np.where(bins >> np.uint32(31) != 0, bins & np.uint32(0x7FFFFFFF), ~bins)
-        return [float(value) for value in bits.astype(np.uint32).view(np.float32)]
+        return [float(value) for value in _of_bins(np.searchsorted(ends, ranks, side="right"))]
+
+    def moments(
+        self, transform: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> tuple[float, float]:
+        """Mean and standard deviation of the transformed values, as exact as the quantiles: they
+        do not depend on the order in which values were added. Empty, or all alike: 0 and 1, or
+        their value and 1."""
+        bins = np.flatnonzero(self.counts)
+        if not len(bins):
+            return 0.0, 1.0
+        values, counts = transform(_of_bins(bins).astype(np.float64)), self.counts[bins]
+        mean = float(np.average(values, weights=counts))
+        std = float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
+        return mean, std if std > 0 else 1.0
+
+
+def _of_bins(bins: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The value with which each bin of a :class:`Histogram` begins."""
+    ordered = bins.astype(np.uint32) << np.uint32(12)
+    bits = np.where(ordered >> np.uint32(31) != 0, ordered & np.uint32(0x7FFFFFFF), ~ordered)
+    return bits.astype(np.uint32).view(np.float32)
 
 
 def values_at_ranks(

@@ -23,7 +23,11 @@ class Stats:
     )
     """How many requests have a history of 0, 1, 2 ... events."""
     known: dict[str, int] = field(default_factory=dict)
-    """How many events have a known value of each event feature."""
+    """How many events (impressions, for impression features) have a known value of each event
+    feature."""
+    differing: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Of each context feature, how many requests have several impressions, and in how many of these
+    the values differ."""
 
     def add(self, other: Stats) -> None:
         self.impressions[:] += other.impressions
@@ -33,6 +37,8 @@ class Stats:
         self.lengths[:] = map(_add_padded, self.lengths, other.lengths)
         for name, count in other.known.items():
             self.known[name] += count
+        for name, counts in other.differing.items():
+            self.differing[name] = self.differing.get(name, 0) + counts
 
 
 def _add_padded(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.summary import Stats
-from limerank.data.spec import Spec
+from limerank.data.spec import EventFeature, Spec
 from limerank.progress import Bar
 
 
@@ -47,7 +47,12 @@ class EventWriter:
         """
         spec = self._spec
         dtypes: dict[str, Any] = {"events/item": np.int32}
-        dtypes |= {f"events/feature_{feature.name}": np.int32 for feature in spec.event_features}
+        dtypes |= {
+            f"events/{column_of(feature)}": np.float32
+            if feature.kind == "numeric" and feature.when == "impression"
+            else np.int32
+            for feature in spec.event_features
+        }
         dtypes |= {f"requests/{name}": np.int32 for name in ("user", "count")}
         dtypes |= {f"requests/{n}": np.int64 for n in ("first", "history_start", "history_end")}
         dtypes |= {"requests/split": np.uint8, "users/event_offsets": np.int64}
@@ -91,13 +96,15 @@ class EventWriter:
         }
         for feature in spec.event_features:
             values = columns[f"feature_{feature.name}"]
-            if feature.kind == "numeric":
+            if feature.kind == "numeric" and feature.when == "impression":
+                codes = np.where(np.isfinite(values), values, np.float32(np.nan))
+            elif feature.kind == "numeric":
                 edges = np.array(self._learned.feature_edges[feature.name], np.float32)
                 above = np.searchsorted(edges, values, side="right")
                 codes = np.where(np.isfinite(values), above + 1, 0)
             else:
                 codes = self._learned.categories[feature.name].codes(values)
-            arrays[f"events/feature_{feature.name}"] = codes
+            arrays[f"events/{column_of(feature)}"] = codes
         splits, _ = self._splitter.splits_of(block)
         first, count, end = requests_of(block, splits, self._spec, self._spools.requests_given)
         owner = np.repeat(np.arange(len(block.counts)), block.counts)[first]
@@ -127,9 +134,17 @@ class EventWriter:
             for label in spec.labels
         }
         lengths = [np.bincount((end - start)[split == k]) for k in range(len(SPLITS))]
-        known = {
-            feature.name: int(np.count_nonzero(arrays[f"events/feature_{feature.name}"]))
+        known = {}
+        for feature in spec.event_features:
+            codes = arrays[f"events/{column_of(feature)}"]
+            is_known = np.isfinite(codes) if codes.dtype == np.float32 else codes != 0
+            known[feature.name] = int(
+                np.count_nonzero(is_known[shown] if feature.when == "impression" else is_known)
+            )
+        differing = {
+            feature.name: _differing(first, count, arrays[f"events/{column_of(feature)}"])
             for feature in spec.event_features
+            if feature.when == "context"
         }
         stats = Stats(
             np.bincount(where, minlength=len(SPLITS)),
@@ -137,8 +152,26 @@ class EventWriter:
             sums,
             lengths,
             known,
+            differing,
         )
         return block.size, arrays, stats
+
+
+def column_of(feature: EventFeature) -> str:
+    """The column of an event feature in the dataset's ``events``."""
+    return f"{'impression' if feature.when == 'impression' else 'feature'}_{feature.name}"
+
+
+def _differing(first: Array, count: Array, values: Array) -> NDArray[np.int64]:
+    """How many requests have several impressions, and in how many of these the values differ."""
+    several = count > 1
+    first, count = first[several], count[several]
+    if not len(first):
+        return np.zeros(2, np.int64)
+    bounds = np.stack([first, first + count], 1).ravel()
+    padded = np.append(values, values[-1:])  # a request may end with the block
+    high, low = (pick.reduceat(padded, bounds)[::2] for pick in (np.maximum, np.minimum))
+    return np.array([len(first), np.count_nonzero(high != low)])
 
 
 def requests_of(
