@@ -58,7 +58,9 @@ def test_the_readmes_commands_on_csv_logs(shop, call):
     sizes = ("--set", "heads=2", "--set", "hidden=8", "--width", 16, "--links", 4, "--epochs", 2)
     status, output, _ = call("train", data, "--model", "lime-xor", "--out", run, *sizes)
     assert status == 0, output
-    assert "best validation click/auc" in output
+    assert "best validation click/calibrated_ne" in output
+    assert "validation of these weights: click AUC 0." in output
+    assert "before calibration" in output
     assert call("evaluate", run)[0] == 0
     assert call("index", run, "--out", index)[0] == 0
     status, output, _ = call(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
+from sklearn.linear_model import LogisticRegression
 
 from limerank import metrics
 from limerank.errors import DataError
@@ -80,6 +81,7 @@ ROW_METRICS: dict[str, Callable[[dict[str, np.ndarray]], float]] = {
     "wtauc": lambda d: metrics.wtauc(d["labels"], d["probabilities"], d["watch"]),
     "log_loss": lambda d: metrics.log_loss(d["labels"], d["probabilities"]),
     "normalized_entropy": lambda d: metrics.normalized_entropy(d["labels"], d["probabilities"]),
+    "calibrated_entropy": lambda d: metrics.calibrated_entropy(d["labels"], d["probabilities"]),
     "calibration": lambda d: metrics.calibration(d["labels"], d["probabilities"]),
     "ece": lambda d: metrics.ece(d["labels"], d["probabilities"]),
     "xauc": lambda d: metrics.xauc(d["watch"], d["predicted"]),
@@ -241,6 +243,48 @@ def test_normalized_entropy() -> None:
     assert same(metrics.normalized_entropy(data["labels"], data["probabilities"]), expected)
     assert math.isnan(metrics.normalized_entropy([1, 1], [0.5, 0.5]))
     assert same(metrics.normalized_entropy([1, 1], [0.5, 0.5], base_rate=0.5), 1.0)
+
+
+def test_platt_scaling_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=3000)
+    labels = rng.random(3000) < 1 / (1 + np.exp(-(0.3 * z - 1)))
+    found = metrics.platt_scaling(labels, 1 / (1 + np.exp(-z)))
+    # scikit-learn's penalty is |a|^2 / 2; with that of an offset z, it is |a - 1|^2 / 2. The
+    # penalty of its intercept is 0: with 3,000 rows it hardly matters.
+    fitted = LogisticRegression(C=1e6, tol=1e-10).fit(z[:, None], labels)
+    assert found.scale == pytest.approx(float(fitted.coef_[0, 0]), abs=3e-3)
+    assert found.shift == pytest.approx(float(fitted.intercept_[0]), abs=3e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(-60, 60)), min_size=1, max_size=30))
+def test_platt_scaling_is_the_least_loss(rows: list[tuple[int, int]]) -> None:
+    labels, z = np.array(rows, dtype=float).T / [[1], [4]]
+
+    def loss(scale: float, shift: float) -> float:
+        losses = np.logaddexp(0, scale * z + shift) - labels * (scale * z + shift)
+        return float(losses.sum() + ((scale - 1) ** 2 + shift**2) / 2)
+
+    found = metrics.platt_scaling(labels, 1 / (1 + np.exp(-z)))
+    assert found.scale >= 0.01
+    least = loss(*found)
+    for by in (1e-3, 1e-2, 0.1):
+        for scale, shift in ((by, 0), (-by, 0), (0, by), (0, -by), (by, by), (by, -by)):
+            if found.scale + scale >= 0.01:
+                assert least <= loss(found.scale + scale, found.shift + shift) + 1e-7
+
+
+def test_calibrated_entropy_forgives_what_calibration_removes() -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=4000)
+    p = 1 / (1 + np.exp(-z))
+    labels = rng.random(4000) < p
+    honest = metrics.normalized_entropy(labels, p)
+    loud = 1 / (1 + np.exp(-(5 * z + 2)))
+    assert metrics.normalized_entropy(labels, loud) > 1
+    assert metrics.calibrated_entropy(labels, loud) == pytest.approx(honest, abs=2e-3)
+    assert metrics.calibrated_entropy(labels, 1 - p) == pytest.approx(1, abs=0.01)
+    assert np.isnan(metrics.calibrated_entropy([1, 1], [0.2, 0.3]))
 
 
 def test_calibration() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import benchmarks.variants  # noqa: F401  (registers its models)
 from limerank.data.batch import Batch
+from limerank.metrics import Affine
 from limerank.models import MODELS, Ranker, build
 from limerank.models.config import ModelConfig
 from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
@@ -135,6 +136,20 @@ def test_serving_takes_shorter_routes_to_the_same_logits(model, lengths):
     real = full.real
     torch.testing.assert_close(served[real], trained[real], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(shared[0], trained[0], atol=2e-5, rtol=1e-4)
+
+
+def test_a_calibration_is_an_affine_map_of_the_logits_and_leaves_no_trace(ranker):
+    full = batch(LENGTHS, COUNTS)
+    before = {name: weight.clone() for name, weight in ranker.state_dict().items()}
+    logits = ranker(full)[full.real]
+    with ranker.calibrated([Affine(0.4, -1.5), Affine(2.0, 0.7)]):
+        found = ranker(full)[full.real]
+        unchanged = sum(torch.equal(before[n], w) for n, w in ranker.state_dict().items())
+        assert len(before) - 6 <= unchanged < len(before)
+    expected = logits * torch.tensor([0.4, 2.0]) + torch.tensor([-1.5, 0.7])
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert torch.equal(found[:, 0].argsort(stable=True), logits[:, 0].argsort(stable=True))
+    assert all(torch.equal(before[name], weight) for name, weight in ranker.state_dict().items())
 
 
 def test_an_empty_history_is_legal(ranker):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from limerank.errors import SpecError
+from limerank.metrics import Affine
 from limerank.models.config import TrainConfig
 from limerank.models.tasks import (
     KINDS,
@@ -85,7 +86,8 @@ def test_the_first_binary_task_is_the_main_one(rating):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (None, ("click", "auc", True)),
+        (None, ("click", "calibrated_ne", False)),
+        ("click/auc", ("click", "auc", True)),
         ("click/ne", ("click", "ne", False)),
         ("watch/mae_s", ("watch", "mae_s", False)),
     ],
@@ -95,6 +97,22 @@ def test_a_metric_knows_its_direction(name, expected):
     assert stopping_metric((WATCH,), None) == ("watch", "xauc", True)
     with pytest.raises(SpecError, match=r"click/auc.*did you mean 'click/auc'"):
         stopping_metric(SHAPE.tasks, "click/auk")
+
+
+def test_calibration_of_each_kind(rating):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=4000)
+    clicks = (rng.random(4000) < 1 / (1 + np.exp(-z))).astype(np.float32)
+    overconfident = (1 / (1 + np.exp(-3 * z - 1))).astype(np.float32)
+    ((scale, shift),) = CLICK.of_kind.calibrate(clicks, overconfident, CLICK)
+    assert (scale, shift) == (pytest.approx(1 / 3, abs=0.03), pytest.approx(-1 / 3, abs=0.1))
+    watched = rng.exponential(10, 4000).astype(np.float32)
+    ((scale, shift),) = WATCH.of_kind.calibrate(watched, watched * 4 + 2, WATCH)
+    ratio = (watched.sum(dtype=float) + 12) / ((4 * watched + 2).sum(dtype=float) + 12)
+    assert scale == 1 and np.exp(shift) == pytest.approx(ratio, rel=1e-6)
+    infinite = np.full(3, np.inf, np.float32)
+    assert WATCH.of_kind.calibrate(watched[:3], infinite, WATCH) == (Affine(1.0, 0.0),)
+    assert rating.of_kind.calibrate(watched, watched, rating) == (Affine(1.0, 0.0),) * 2
 
 
 def test_an_unknown_kind_and_a_second_of_the_same_name_are_refused(rating):

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.evaluation.evaluate import evaluate
-from limerank.models import build
+from limerank.models import Ranker, build
 from limerank.models.config import DataShape, TrainConfig
+from limerank.models.two_tower import TwoTower
 from limerank.training.objectives import batch_size
 from limerank.training.optim import Optimiser
 from limerank.training.trainer import train
@@ -71,10 +72,11 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned.tasks["click"]["auc"] > 0.55
     assert last.to_dict() == seen[-1]
-    assert (last.metric, last.run) == ("click/auc", tmp_path / "run")
-    assert f"best validation click/auc {last.best:.4f} at step {last.best_step}" in repr(last)
-    assert last.best == max(
-        line["validation"]["click"]["auc"] for line in seen if "validation" in line
+    assert (last.metric, last.run) == ("click/calibrated_ne", tmp_path / "run")
+    best = f"best validation click/calibrated_ne {last.best:.4f} at step {last.best_step}"
+    assert best in repr(last)
+    assert last.best == min(
+        line["validation"]["click"]["calibrated_ne"] for line in seen if "validation" in line
     )
     assert not (tmp_path / "run" / "trainer").exists()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -224,13 +226,57 @@ def test_early_stopping_keeps_the_best(data, tmp_path):
         ),
         report=seen.append,
     )
-    found = [
-        (line["validation"]["click"]["auc"], line["step"]) for line in seen if "validation" in line
-    ]
+    found = {line["step"]: line["validation"] for line in seen if "validation" in line}
     assert len(found) < 60
-    assert last.best_step == max(found, key=lambda pair: pair[0])[1]
+    best = min(found, key=lambda step: found[step]["click"]["calibrated_ne"])
+    assert (last.best_step, last.metrics) == (best, found[best])
     result = evaluate(tmp_path / "run", split="validation", lists=0)
-    assert result.tasks["click"]["auc"] == pytest.approx(last.best, abs=1e-6)
+    assert result.tasks["click"]["ne"] == pytest.approx(last.best, abs=1e-6)
+    assert last.ne == {"click": last.best}
+
+
+def test_stored_weights_are_calibrated_on_the_validation_split(data, tmp_path):
+    config = {**QUICK, "table_learning_rate": 2.0, "metric": "click/auc"}
+    model, found, results = config_of("lime-mha", **MODEL), {}, {}
+    for name, calibrate in (("yes", True), ("no", False)):
+        results[name] = train(
+            data,
+            tmp_path / name,
+            model=model,
+            config=TrainConfig(**config, calibrate=calibrate),
+        )
+        found[name] = evaluate(tmp_path / name, split="validation", lists=0).tasks
+    yes, no = found["yes"], found["no"]
+    last = results["yes"]
+    assert last.metrics == results["no"].metrics and last.best_step == results["no"].best_step
+    assert results["no"].calibration == () or not len(results["no"].calibration)
+    (scale, shift), (one, _) = last.calibration
+    assert scale != 1 and shift != 0 and one == 1
+    assert yes["click"]["ne"] == pytest.approx(last.metrics["click"]["calibrated_ne"], abs=1e-6)
+    assert yes["click"]["ne"] < no["click"]["ne"] - 0.01
+    assert yes["click"]["auc"] == pytest.approx(no["click"]["auc"], abs=1e-6)
+    assert yes["click"]["calibration"] == pytest.approx(1, abs=0.02)
+    assert yes["watch"]["calibration"] == pytest.approx(1, abs=0.02)
+    assert abs(no["watch"]["calibration"] - 1) > abs(yes["watch"]["calibration"] - 1)
+    assert results["no"].ne == {"click": pytest.approx(no["click"]["ne"])}
+    differing = [
+        name
+        for name, weight in _weights(tmp_path / "no").items()
+        if not torch.equal(weight, _weights(tmp_path / "yes")[name])
+    ]
+    assert differing == ["head.out.bias", "head.out.weight"]
+    assert "before calibration" in last.text()
+    assert "before calibration" not in results["no"].text()
+
+
+def test_a_model_that_cannot_be_calibrated_is_refused_unless_it_need_not(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TwoTower, "last_layers", Ranker.last_layers)
+    with pytest.raises(SpecError, match=r"last_layers and calibrate.*calibrate=false"):
+        train(data, tmp_path / "run", model="two-tower")
+    assert not (tmp_path / "run").exists()
+    train(data, tmp_path / "run", model="two-tower", config={"epochs": 1, "calibrate": False})
 
 
 def test_a_metric_that_is_not_there_is_an_error(data, tmp_path):

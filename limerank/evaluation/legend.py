@@ -79,6 +79,16 @@ METRICS = {
             "lower",
         ),
         Metric(
+            "calibrated_ne",
+            "calibrated normalised entropy",
+            "binary",
+            "NE after the affine map of the logits that fits these impressions best",
+            "Normalised entropy after Platt scaling: an affine map of the logits that is fitted on "
+            "the same impressions. It is the part of NE that calibration cannot remove; NE minus "
+            "this value is what miscalibration costs.",
+            "lower",
+        ),
+        Metric(
             "calibration",
             "calibration",
             "binary",
@@ -178,6 +188,15 @@ def metric_of(name: str) -> Metric | None:
     """The metric of a key in a result, such as ``auc`` or ``ndcg@10``; None for other keys."""
     stem, at, _ = name.partition("@")
     return METRICS.get(f"{stem}@k" if at else name)
+
+
+def metric_title(name: str) -> str:
+    """The abbreviation of a metric in the literature, such as "AUC" for ``auc``; its key where it
+    has none."""
+    metric = metric_of(name)
+    if metric is None:
+        return name
+    return metric.title.rpartition("(")[2].rstrip(")")
 
 
 def legend(names: Iterable[str], width: int | None = WIDTH) -> list[str]:

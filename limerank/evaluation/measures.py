@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
 from limerank.evaluation.predict import Predictions
+from limerank.metrics import Affine
 from limerank.models.tasks import Task, liking_task
 
 
@@ -34,4 +35,21 @@ def task_metrics(
             continue  # an output of the training's objective, of which the dataset has no label
         positive = predicted.labels[pick, liking] if tasks[liking].of_kind.binary else label > 0
         found[task.name] = task.of_kind.measure(label, value, users, positive)
+    return found
+
+
+def calibration(predicted: Predictions, tasks: tuple[Task, ...]) -> list[Affine]:
+    """For each output of the model, the map of its logits that fits the predictions best.
+
+    Args:
+        predicted: predictions for n impressions, n > 0.
+        tasks: of the model. Those without labels keep their logits.
+    """
+    found: list[Affine] = []
+    for position, task in enumerate(tasks):
+        label = predicted.labels[:, position]
+        if np.isnan(label).all():
+            found += [Affine(1.0, 0.0)] * task.of_kind.outputs
+        else:
+            found += task.of_kind.calibrate(label, predicted.values[:, position], task)
     return found

@@ -23,10 +23,13 @@ from limerank.metrics.binary import (
 )
 from limerank.metrics.durations import mae, xauc
 from limerank.metrics.lists import hit_rate, mrr, ndcg, rank_of
+from limerank.metrics.platt import Affine, calibrated_entropy, platt_scaling
 
 __all__ = [
+    "Affine",
     "Reliability",
     "auc",
+    "calibrated_entropy",
     "calibration",
     "ece",
     "gauc",
@@ -36,6 +39,7 @@ __all__ = [
     "mrr",
     "ndcg",
     "normalized_entropy",
+    "platt_scaling",
     "rank_of",
     "reliability",
     "wtauc",

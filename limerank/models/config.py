@@ -243,7 +243,11 @@ class TrainConfig(Frozen):
     weight 1."""
     metric: str | None = None
     """Validation metric that stops training and chooses the weights, such as "click/auc". By
-    default the AUC (binary) or XAUC (duration) of the main task."""
+    default the calibrated NE (binary) or XAUC (duration) of the first task."""
+    calibrate: bool = True
+    """Whether the weights are stored with a calibration: the affine map of each binary task's
+    logits, and the factor of each duration, that fit the validation split best. It changes
+    predictions, not their order."""
     patience: int = Field(3, ge=1)
     """Validations without a better metric after which training stops."""
     validations: int = Field(1, ge=1)

@@ -16,7 +16,8 @@ h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A toke
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from limerank.data.batch import Batch, Features, Items, Sequences, Users
 from limerank.errors import SpecError
 from limerank.kernels import dispatch
 from limerank.kernels.dispatch import fast_inference
+from limerank.metrics import Affine
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
 from limerank.models.noise import hidden_ids, key_of
 
@@ -282,6 +284,51 @@ class Ranker(nn.Module, abc.ABC):
         """Make the ids that are hidden depend on the seed of a training and its step, and on the
         ids alone (limerank.models.noise); without it they are drawn from torch's generator."""
         self.item_tower.step_key = key_of(seed, step)
+
+    def last_layers(self) -> tuple[nn.Linear, ...]:
+        """The layers whose weights :meth:`calibrate` changes; by default the head's last one.
+
+        Raises:
+            NotImplementedError: the model does not end in the shared head.
+        """
+        head = getattr(self, "head", None)
+        if not isinstance(head, Head):
+            raise NotImplementedError(f"{self.config.model} has no last layer to calibrate")
+        return (head.out,)
+
+    @torch.no_grad()
+    def calibrate(self, scale_k: Tensor, shift_k: Tensor) -> None:
+        """Change the last layers so that every logit z_k becomes ``scale_k z_k + shift_k``.
+
+        A model that does not end in the shared head overrides this method and
+        :meth:`last_layers`.
+
+        Args:
+            scale_k: f32 [K], above 0: the order of candidates does not change.
+            shift_k: f32 [K].
+        """
+        (out,) = self.last_layers()
+        out.weight.mul_(scale_k[:, None])
+        out.bias.mul_(scale_k).add_(shift_k)
+
+    @contextmanager
+    def calibrated(self, maps: Sequence[Affine]) -> Iterator[None]:
+        """Within it, logits are those of :meth:`calibrate`; after it, the weights are bit for bit
+        those of before.
+
+        Args:
+            maps: of each of the K logits.
+        """
+        weights = [weight for layer in self.last_layers() for weight in layer.parameters()]
+        before = [weight.detach().clone() for weight in weights]
+        scale_k, shift_k = weights[0].new_tensor(maps).T
+        try:
+            self.calibrate(scale_k, shift_k)
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, before, strict=True):
+                    weight.copy_(value)
 
     def scratch(self, state: Any) -> int:
         """Numbers that :meth:`score` allocates per request and candidate, about; callers choose the

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from limerank import metrics
 from limerank.errors import SpecError, did_you_mean
+from limerank.metrics import Affine
 from limerank.validation import Frozen
 
 Floats = NDArray[np.floating]
@@ -94,6 +95,11 @@ class Kind(abc.ABC):
                 has an outcome above 0, [n].
         """
 
+    def calibrate(self, labels: Floats, predictions: Floats, task: Task) -> tuple[Affine, ...]:
+        """The map of each of the task's logits that makes n predictions fit the outcomes best, and
+        leaves their order as it is: (o) maps. By default the identity."""
+        return (Affine(1.0, 0.0),) * self.outputs
+
     @abc.abstractmethod
     def separation(self, labels: Floats, values: Floats) -> tuple[str, float]:
         """The metric that tells how well values of any scale order labels: its name and value."""
@@ -111,6 +117,7 @@ class Binary(Kind):
     """Labels 0 and 1; the prediction is a probability, the loss is cross-entropy."""
 
     stopping: ClassVar[Mapping[str, bool]] = {
+        "calibrated_ne": False,
         "auc": True,
         "gauc": True,
         "log_loss": False,
@@ -136,9 +143,14 @@ class Binary(Kind):
             "gauc": metrics.gauc(labels, predictions, users),
             "log_loss": metrics.log_loss(labels, predictions),
             "ne": metrics.normalized_entropy(labels, predictions),
+            "calibrated_ne": metrics.calibrated_entropy(labels, predictions),
             "calibration": metrics.calibration(labels, predictions),
             "ece": metrics.ece(labels, predictions),
         }
+
+    def calibrate(self, labels: Floats, predictions: Floats, task: Task) -> tuple[Affine, ...]:
+        """Platt scaling."""
+        return (metrics.platt_scaling(labels, predictions),)
 
     def separation(self, labels: Floats, values: Floats) -> tuple[str, float]:
         return "auc", metrics.auc(labels, values)
@@ -182,6 +194,16 @@ class Duration(Kind):
             "mae_s": metrics.mae(labels, predictions),
             "calibration": metrics.calibration(labels, predictions),
         }
+
+    def calibrate(self, labels: Floats, predictions: Floats, task: Task) -> tuple[Affine, ...]:
+        """The factor sum y / sum of predictions, which is exp(shift); an impression of mean
+        duration is added to both sums. 1 where the sum of predictions is not finite."""
+        mean = task.mean if task.mean > 0 else 1.0
+        predicted = float(predictions.sum(dtype=np.float64))
+        if not np.isfinite(predicted):
+            return (Affine(1.0, 0.0),)
+        factor = (float(labels.sum(dtype=np.float64)) + mean) / (predicted + mean)
+        return (Affine(1.0, float(np.log(factor))),)
 
     def separation(self, labels: Floats, values: Floats) -> tuple[str, float]:
         return "xauc", metrics.xauc(labels, values)

@@ -78,6 +78,21 @@ class TwoTower(Ranker):
             products_bmk = torch.einsum("bkd,bmkd->bmk", q_bkd, p_mkd)
         return products_bmk + terms.bias + state.bias[:, None]
 
+    def last_layers(self) -> tuple[nn.Linear, ...]:
+        return self.user[-1], self.item[-1]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def calibrate(self, scale_k: Tensor, shift_k: Tensor) -> None:
+        user, item = self.last_layers()
+        vectors = scale_k.repeat_interleave(self.config.width)
+        for layer, scale in (
+            (user, torch.cat([vectors, scale_k])),
+            (item, torch.cat([torch.ones_like(vectors), scale_k])),
+        ):
+            layer.weight.mul_(scale[:, None])
+            layer.bias.mul_(scale)
+        user.bias[-self.shape.outputs :].add_(shift_k)
+
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.shape.outputs
         return out[..., :-outputs], out[..., -outputs:]

@@ -58,9 +58,10 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
 def train_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
     """Settings of a training by their names of today; ``stored``: the part ``train`` of
     ``config.json``."""
+    known = {"calibrate": False}  # runs from before this setting are not calibrated
     if format == 4:
-        return {TRAINING.get(name, name): value for name, value in stored.items()}
-    return dict(stored)
+        return known | {TRAINING.get(name, name): value for name, value in stored.items()}
+    return known | dict(stored)
 
 
 def weights(tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:

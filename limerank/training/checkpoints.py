@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +31,8 @@ class Progress:
         best: best value of the validation metric; None before the first validation.
         best_step: after which step that was.
         waited: validations since then.
+        best_metrics: metrics of the best validation: task -> metric -> value.
+        calibration: the map of each logit in the stored weights, (scale, shift); empty if none.
         lines: of ``metrics.jsonl``.
     """
 
@@ -42,6 +44,8 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    best_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    calibration: list[tuple[float, float]] = field(default_factory=list)
     lines: int = 0
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from limerank.data.batch import Batch, Sequences
 from limerank.data.dataset import Dataset
 from limerank.errors import SpecError, check_choice
-from limerank.evaluation.measures import task_metrics
+from limerank.evaluation.measures import calibration, task_metrics
 from limerank.evaluation.predict import predict
+from limerank.metrics import Affine
 from limerank.models import Ranker
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import MODELS, Model
@@ -51,10 +52,12 @@ class Examples(Protocol):
 
 
 class Measured(NamedTuple):
-    """A validation: task -> metric -> value; and the use of links, where the model folds."""
+    """A validation: task -> metric -> value; the use of links, where the model folds; and the map
+    of each logit that fits the validation split best, where the weights shall be stored with it."""
 
     metrics: dict[str, dict[str, float]]
     link_use: NDArray[np.float32] | None
+    calibration: Sequence[Affine] = ()
 
 
 class Objective(abc.ABC):
@@ -123,7 +126,8 @@ class Objective(abc.ABC):
         """Metrics of the ranker on requests of the validation split."""
         found = predict(ranker, self.dataset, requests, history=self.config.history)
         metrics = task_metrics(found, self.dataset, self.shape.tasks)
-        return Measured(metrics, found.link_use)
+        maps = calibration(found, self.shape.tasks) if self.config.calibrate else ()
+        return Measured(metrics, found.link_use, maps)
 
 
 def batch_size(config: TrainConfig, total: int) -> int:

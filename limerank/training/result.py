@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limerank.results import Result
+from limerank.evaluation.legend import metric_title
+from limerank.results import Result, rounded
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +24,10 @@ class TrainingResult(Result):
         metric: the validation metric that chose the weights, ``TASK/METRIC``.
         best: its best value, that of the weights in the run folder.
         best_step: the step of these weights.
+        metrics: of these weights on the validation split, before calibration: task -> metric ->
+            value.
+        calibration: the map (scale, shift) of each logit in the stored weights; empty where they
+            are not calibrated.
     """
 
     run: Path
@@ -32,6 +38,15 @@ class TrainingResult(Result):
     metric: str
     best: float
     best_step: int
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    calibration: Sequence[Sequence[float]] = ()
+
+    @property
+    def ne(self) -> dict[str, float]:
+        """Normalised entropy of each binary task on the validation split, of the weights as they
+        are stored."""
+        of = "calibrated_ne" if self.calibration else "ne"
+        return {task: found[of] for task, found in self.metrics.items() if of in found}
 
     def to_dict(self) -> dict[str, Any]:
         """As the last line of ``metrics.jsonl``."""
@@ -42,11 +57,22 @@ class TrainingResult(Result):
             "best_step": self.best_step,
             f"best_{self.metric}": self.best,
             "impressions_per_s": self.impressions_per_s,
+            "best_metrics": {task: dict(found) for task, found in self.metrics.items()},
+            "calibration": [list(pair) for pair in self.calibration],
         }
 
     def text(self) -> str:
         return (
             f"{self.run}: {self.model}, {self.steps:,} steps in {self.seconds:.1f} s "
             f"({self.impressions_per_s:,} impressions/s); "
-            f"best validation {self.metric} {self.best:.4f} at step {self.best_step:,}"
+            f"best validation {self.metric} {self.best:.4f} at step {self.best_step:,}\n"
+            f"validation of these weights: {'; '.join(map(self._of_task, self.metrics))}"
         )
+
+    def _of_task(self, task: str) -> str:
+        found = self.metrics[task]
+        if task not in self.ne:
+            name, value = next(iter(found.items()))
+            return f"{task} {metric_title(name)} {rounded(value)}"
+        text = f"{task} AUC {rounded(found['auc'])}, NE {rounded(self.ne[task])}"
+        return text + (f" ({rounded(found['ne'])} before calibration)" if self.calibration else "")

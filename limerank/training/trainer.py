@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,12 +16,13 @@ import torch
 
 from limerank.data.dataset import Dataset
 from limerank.devices import device_of
-from limerank.errors import DataError, check_names
+from limerank.errors import DataError, SpecError, check_names
 from limerank.evaluation.predict import effective_links
 from limerank.files import new_folder
 from limerank.kernels import dispatch
 from limerank.kernels.attention import real_positions
-from limerank.models import build
+from limerank.metrics import Affine
+from limerank.models import Ranker, build
 from limerank.models.config import (
     DataShape,
     ModelConfig,
@@ -157,6 +159,8 @@ class Trainer:
         self.objective.check(model_of(model.model))
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)
+        if config.calibrate:
+            _check_calibration(self.ranker)
         self.ranker.start_at(self._ages())
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
@@ -200,6 +204,8 @@ class Trainer:
             metric="/".join(self.metric),
             best=math.nan if progress.best is None else progress.best,
             best_step=progress.best_step,
+            metrics=progress.best_metrics,
+            calibration=progress.calibration,
         )
         self._line(result.to_dict())
         if self._writes:
@@ -281,12 +287,22 @@ class Trainer:
         sign = 1 if self.higher_is_better else -1
         if progress.best is None or sign * value > sign * progress.best:
             progress.best, progress.best_step, progress.waited = value, progress.step, 0
+            progress.best_metrics = found.metrics
+            progress.calibration = [(one.scale, one.shift) for one in found.calibration]
             if self._writes:
-                save_weights(self.out, self.ranker)
-                few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
-                selftest.write(self.out, self.ranker, few.to(self.device))
+                self._store(found.calibration)
         else:
             progress.waited += 1
+
+    def _store(self, calibration: Sequence[Affine]) -> None:
+        """Write the weights, calibrated, and their self-test. Training goes on with the weights as
+        they were."""
+        with self.ranker.calibrated(calibration) if calibration else nullcontext():
+            if not finite(self.ranker.parameters()):
+                self._diverged(f"the calibration is {calibration}")
+            save_weights(self.out, self.ranker)
+            few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
+            selftest.write(self.out, self.ranker, few.to(self.device))
 
     def _line(self, line: dict[str, Any]) -> None:
         if self._writes:
@@ -309,3 +325,14 @@ class Trainer:
             f"{config.table_learning_rate:g}; with --overwrite), or look for extreme numbers in "
             "the features and durations"
         )
+
+
+def _check_calibration(ranker: Ranker) -> None:
+    """Refuse a model whose logits cannot be calibrated: SpecError."""
+    try:
+        ranker.last_layers()
+    except NotImplementedError as error:
+        raise SpecError(
+            f"{error}: define last_layers and calibrate (see limerank.models.ranker.Ranker), or "
+            "train with calibrate=false"
+        ) from None
