@@ -30,7 +30,7 @@ data: canonical ragged batching pipeline folder formats protocol < spec < descri
     < encoding < history batch events features summary < impressions event_log packing
     < dataset synthetic coverage < prepare readers
 models
-runs: folder model formats < selftest
+runs: alarms folder model formats < selftest
 index evaluation
 ranking: scorer explain < request < flow results < recommender < bulk fidelity
 training: world objectives result < optim < step < checkpoints < reporting resume < trainer

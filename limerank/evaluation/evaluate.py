@@ -11,17 +11,21 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
 from limerank.errors import FormatError, SpecError
+from limerank.evaluation.alarms import measured
 from limerank.evaluation.legend import legend, metric_of
 from limerank.evaluation.lists import LIST_REQUESTS, list_metrics
 from limerank.evaluation.measures import task_metrics
+from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import Predictions, effective_links, predict
 from limerank.evaluation.slices import column, slice_values, slices
 from limerank.files import TABLE_ENDINGS, check_output, read_json, write_json, write_table
 from limerank.results import TableResult, aligned, none_for_nan, rounded
-from limerank.runs.folder import load_run
+from limerank.runs.alarms import Alarm, alarm_lines, alarms_of, read_alarms
+from limerank.runs.folder import Run, load_run
 
 TaskMetrics = Mapping[str, Mapping[str, float]]
 """Task -> metric -> value; NaN where a metric is not defined, such as AUC of one class. In JSON,
@@ -73,6 +77,8 @@ class Evaluation(TableResult):
         effective_links: of LIME models; None for others.
         lists: metrics of ranked lists, with the number of ``requests`` that were ranked for and of
             items in the ``catalogue``; None where lists were not asked for.
+        alarms: reasons for not deploying the run: of these metrics, and those of its training that
+            they do not show again.
     """
 
     model: str
@@ -86,6 +92,7 @@ class Evaluation(TableResult):
     slices: tuple[Slice, ...]
     effective_links: float | None = None
     lists: Mapping[str, float] | None = None
+    alarms: tuple[Alarm, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Evaluation:
@@ -94,7 +101,8 @@ class Evaluation(TableResult):
             Slice(part["kind"], part["slice"], part["impressions"], _metrics(part["tasks"]))
             for part in values["slices"]
         )
-        return cls(**{**values, "tasks": _metrics(values["tasks"]), "slices": parts})
+        own = {"tasks": _metrics(values["tasks"]), "slices": parts}
+        return cls(**{**values, **own, "alarms": alarms_of(values.get("alarms", ()))})
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Evaluation:
@@ -113,6 +121,7 @@ class Evaluation(TableResult):
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["tasks"] = _plain(self.tasks)
         values["slices"] = [part.to_dict() for part in self.slices]
+        values["alarms"] = [one.to_dict() for one in self.alarms]
         optional = ("effective_links", "lists")
         return {
             name: value
@@ -164,6 +173,7 @@ class Evaluation(TableResult):
                 *aligned(blocks, "<<", (10,)),
                 "",
                 *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads))),
+                *(["", *alarm_lines(self.alarms)] if self.alarms else []),
             ]
         )
 
@@ -253,6 +263,9 @@ def evaluate(
     if predictions is not None:
         _write_predictions(predicted, dataset, Path(predictions))
     tasks = loaded.ranker.shape.tasks
+    metrics = task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {}
+    use = None if predicted.link_use is None else effective_links(predicted.link_use)
+    as_trained = len(requests) > 0 and not at_least and history == loaded.train.history
     result = Evaluation(
         model=loaded.ranker.config.model,
         dataset=dataset.name,
@@ -261,7 +274,7 @@ def evaluate(
         at_least=at_least,
         requests=len(requests),
         impressions=len(predicted.rows),
-        tasks=task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {},
+        tasks=metrics,
         slices=tuple(
             Slice(
                 kind,
@@ -271,15 +284,36 @@ def evaluate(
             )
             for kind, name, chosen in slices(slice_values(predicted, dataset))
         ),
-        effective_links=None if predicted.link_use is None else effective_links(predicted.link_use),
+        effective_links=use,
         lists=list_metrics(
             loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
         )
         if lists
         else None,
+        alarms=_alarms(loaded, dataset, split, requests if as_trained else None, metrics, use),
     )
     write_json(target, result.to_dict())
     return result
+
+
+def _alarms(
+    run: Run,
+    dataset: Dataset,
+    split: str,
+    requests: NDArray[np.int64] | None,
+    metrics: TaskMetrics,
+    use: float | None,
+) -> tuple[Alarm, ...]:
+    """Alarms about the metrics of the requests, if they were measured with histories as in
+    training; and those of the training that these metrics do not show again."""
+    shape = run.ranker.link_shape
+    found: list[Alarm] = []
+    if requests is not None:
+        means = popularity(dataset, requests, run.ranker.shape.tasks)
+        found = measured(split, metrics, means, use, None if shape is None else shape[1])
+    names = {one.name for one in found}
+    earlier = read_alarms(run.path) or ()
+    return (*found, *(one for one in earlier if one.name not in names))
 
 
 def _file_name(split: str, history: int | None, at_least: int) -> str:

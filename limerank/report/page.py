@@ -22,6 +22,7 @@ from limerank.ranking.recommender import Recommender
 from limerank.report import charts
 from limerank.report.charts import leading
 from limerank.report.flow import flow_picture
+from limerank.runs.alarms import alarms_of
 from limerank.runs.folder import Run, load_run
 
 USERS = 3
@@ -65,6 +66,11 @@ def write_report(
         "comparison": charts.comparison(names, results, ceiling),
         "tables": _tables(names, results, ceiling),
         **_legend(results),
+        "alarms": [
+            (name, one)
+            for name, result in zip(names, results, strict=True)
+            for one in alarms_of(result.get("alarms", ()))
+        ],
         "slices": charts.slices(names, results),
         "curves": charts.curves(names, loaded),
         "agreement": charts.agreement(names, loaded, dataset),

@@ -7,6 +7,7 @@ vocab/                   the dataset's vocabularies (Parquet), except for user i
 selftest.safetensors     a few requests and their logits, for the self-test
 checksums.json           of all files above, written with the weights
 metrics.jsonl            one line per report of the training
+alarms.json              reasons for not deploying the run; written when training ends
 trainer/state.safetensors    the checkpoint, until training ends
 
 A run folder contains no ids of users: ranking needs their events, not their names. (A table of

@@ -352,6 +352,9 @@ class Serving:
             "index_check": served.check.state,
             "live_items": _live(served),
             "dispatch": self.dispatch(),
+            "alarms": None
+            if served.alarms is None
+            else [alarm.to_dict() for alarm in served.alarms],
         }
 
     def _values(self, served: Served, feature: Mapping[str, Any]) -> list[str]:

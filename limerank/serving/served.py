@@ -21,6 +21,7 @@ from limerank.index import Index
 from limerank.ranking.flow import RankingFlow
 from limerank.ranking.scorer import Scorer, ScorerName, scorer_for
 from limerank.runs import selftest
+from limerank.runs.alarms import Alarm, read_alarms
 from limerank.runs.model import Trained, load_trained
 from limerank.serving.item_table import Filters, ItemTable
 from limerank.serving.state import MarkedIndex, Mode, UserStates
@@ -52,6 +53,7 @@ class Served:
         live: how many of the store's changes of live items the table contains.
         pending: live items that the index lacks, since it could not be changed.
         check: of the index's files.
+        alarms: reasons for not deploying the run; None if its folder states none, not even zero.
     """
 
     trained: Trained
@@ -64,6 +66,7 @@ class Served:
     live: int = 0
     pending: int = 0
     check: Check = field(default_factory=Check)
+    alarms: tuple[Alarm, ...] | None = None
 
     @property
     def index(self) -> Index:
@@ -127,7 +130,10 @@ class Loader:
             items,
             Filters(items, opened),
             datetime.now(UTC).isoformat(timespec="seconds"),
+            alarms=read_alarms(run),
         )
+        for alarm in served.alarms or ():
+            log.warning("alarm %s: %s. Try: %s", alarm.name, alarm.message, alarm.advice)
         self._report_coverage(served)
         nobody = states.ready(None)
         top = served.scorer.top(nobody.state, min(10, max(1, len(opened))))

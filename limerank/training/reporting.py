@@ -35,6 +35,10 @@ class Curves:
         text = self.path.read_text(encoding="utf-8") if lines else ""
         write_text(self.path, "".join(text.splitlines(keepends=True)[:lines]))
 
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines that were written so far."""
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
     def write(self, line: dict[str, Any], progress: Progress) -> None:
         """Append a line; ``progress`` counts it."""
         with open(self.path, "a", encoding="utf-8") as file:

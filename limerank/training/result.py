@@ -9,6 +9,7 @@ from typing import Any
 
 from limerank.evaluation.legend import metric_title
 from limerank.results import Result, rounded
+from limerank.runs.alarms import Alarm, alarm_lines
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +29,7 @@ class TrainingResult(Result):
             value.
         calibration: the map (scale, shift) of each logit in the stored weights; empty where they
             are not calibrated.
+        alarms: reasons for not deploying the run.
     """
 
     run: Path
@@ -40,6 +42,7 @@ class TrainingResult(Result):
     best_step: int
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     calibration: Sequence[Sequence[float]] = ()
+    alarms: Sequence[Alarm] = ()
 
     @property
     def ne(self) -> dict[str, float]:
@@ -59,9 +62,13 @@ class TrainingResult(Result):
             "impressions_per_s": self.impressions_per_s,
             "best_metrics": {task: dict(found) for task, found in self.metrics.items()},
             "calibration": [list(pair) for pair in self.calibration],
+            "alarms": [one.to_dict() for one in self.alarms],
         }
 
     def text(self) -> str:
+        return "\n".join([self._summary(), *alarm_lines(self.alarms)])
+
+    def _summary(self) -> str:
         return (
             f"{self.run}: {self.model}, {self.steps:,} steps in {self.seconds:.1f} s "
             f"({self.impressions_per_s:,} impressions/s); "

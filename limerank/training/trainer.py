@@ -17,6 +17,8 @@ import torch
 from limerank.data.dataset import Dataset
 from limerank.devices import device_of
 from limerank.errors import DataError, SpecError, check_names
+from limerank.evaluation import alarms
+from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import effective_links
 from limerank.files import new_folder
 from limerank.kernels import dispatch
@@ -33,6 +35,7 @@ from limerank.models.config import (
 from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
+from limerank.runs.alarms import Alarm, write_alarms
 from limerank.runs.folder import create_run, finite, save_weights, settings
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
 from limerank.training.objectives import Examples, objective_of
@@ -206,11 +209,38 @@ class Trainer:
             best_step=progress.best_step,
             metrics=progress.best_metrics,
             calibration=progress.calibration,
+            alarms=self._alarms() if self._writes else (),
         )
+        if self._writes:
+            write_alarms(self.out, result.alarms)
         self._line(result.to_dict())
         if self._writes:
             shutil.rmtree(self.out / "trainer")
         return result
+
+    def _alarms(self) -> tuple[Alarm, ...]:
+        """Reasons for not deploying the run, from its curves and its dataset."""
+        lines, progress = self.curves.lines(), self.progress
+        best = next(
+            line for line in lines if line["step"] == progress.best_step and "validation" in line
+        )
+        of = "calibrated_ne" if progress.calibration else "ne"
+        metrics = {
+            task: {**found, "ne": found[of]} if of in found else found
+            for task, found in best["validation"].items()
+        }
+        shape = self.ranker.link_shape
+        return (
+            *alarms.measured(
+                "validation",
+                metrics,
+                popularity(self.dataset, self.held_out, self.shape.tasks),
+                best.get("effective_links"),
+                None if shape is None else shape[1],
+            ),
+            *alarms.learned(lines, *self.metric, self.higher_is_better),
+            *alarms.unmatched(self.dataset.manifest),
+        )
 
     def _epoch(self, bar: Bar) -> None:
         """The steps of the current epoch that are still to be made."""

@@ -366,7 +366,7 @@ async function start() {
         if (row && (at === document.body || at.closest(".ranked"))) views.ranking.focus(row.item);
       },
     }),
-    operations: operationsView(byId("panel-operations"), { failed }),
+    operations: operationsView(byId("panel-operations"), { failed, alarms: model.alarms ?? [] }),
   };
   const open = newItem({
     model,

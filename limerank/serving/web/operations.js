@@ -15,8 +15,11 @@ const rate = (value) => (value === 0 ? "0" : value < 10 ? value.toFixed(value < 
 const time = (seconds) => (seconds === null ? "–" : format.milliseconds(1000 * seconds));
 const name = (route) => route.replace(":path}", "}");
 
-/** @param failed called with a problem about the key; others are shown here. */
-export function operationsView(root, { failed }) {
+/**
+ * @param failed called with a problem about the key; others are shown here.
+ * @param alarms of the run, as in the answer of /v1/model.
+ */
+export function operationsView(root, { failed, alarms }) {
   let readings = [];
   let timer = 0;
   let shown = false;
@@ -35,6 +38,7 @@ export function operationsView(root, { failed }) {
 
   root.replaceChildren(
     el("div", { class: "heading" }, el("h2", {}, "Operations"), el("div", { class: "heading-right" }, state, pause)),
+    ...(alarms.length ? [warned(alarms)] : []),
     tiles,
     el("div", { class: "charts" }, throughput.node, latency.node),
     el("div", { class: "tables" }, routes.node, stages.node),
@@ -169,6 +173,16 @@ export function operationsView(root, { failed }) {
     },
     again: schedule,
   };
+}
+
+/** The reasons for not deploying the run. */
+function warned(alarms) {
+  return el(
+    "section",
+    { class: "card alarms", "aria-labelledby": "alarms-title" },
+    el("h3", { id: "alarms-title" }, alarms.length === 1 ? "1 alarm of this run" : `${alarms.length} alarms of this run`),
+    el("ul", {}, alarms.map((one) => el("li", {}, el("strong", {}, one.name), `: ${one.message}. `, el("span", { class: "quiet" }, `Try: ${one.advice}.`)))),
+  );
 }
 
 function table(title, columns) {
