@@ -29,6 +29,7 @@ from limerank.models.lime import (
     Reading,
     XorBlock,
 )
+from limerank.models.ranker import plus
 from limerank.models.registry import register
 
 # What links are
@@ -198,12 +199,13 @@ class Coupled(Lime):
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
         return LinkTerms(self.item_query(vectors_ud), self.head.from_item(vectors_ud))
 
-    def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
+    def score(self, state: LinkState, terms: LinkTerms, extra: Tensor | None = None) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
         q_bmd = terms.weights.expand(batch, *terms.weights.shape[-2:])
         keys_bld = self.link_key(state.links)
         o_bmd = _softmax(*(split_heads(x, heads) for x in (q_bmd, keys_bld, state.links)))
-        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+        sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
+        return self.head(plus(sums_bmg, extra))
 
 
 class ProductTerms(NamedTuple):
@@ -227,12 +229,12 @@ class Product(Lime):
     def encode_items(self, vectors_ud: Tensor) -> Any:
         return ProductTerms(*super().encode_items(vectors_ud), vectors_ud)
 
-    def score(self, state: LinkState, terms: ProductTerms) -> Tensor:  # type: ignore[override]
+    def score(self, state: LinkState, terms: ProductTerms, extra: Tensor | None = None) -> Tensor:  # type: ignore[override]
         heads, batch = self.config.heads, len(state.head)
         w_bmj = terms.weights.expand(batch, *terms.weights.shape[-2:])
         o_bmd = join_heads(split_heads(w_bmj, heads) @ split_heads(state.links, heads))
         a_bmg = self.head.from_links(o_bmd) + self.of_product(o_bmd * terms.vectors)
-        return self.head(a_bmg + terms.head + state.head[:, None])
+        return self.head(plus(a_bmg + terms.head + state.head[:, None], extra))
 
 
 CONFIGS: dict[str, type[LimeConfig]] = {"lime-mha": LimeMhaConfig, "lime-xor": LimeXorConfig}

@@ -24,9 +24,10 @@ from limerank.models.config import (
     model_config_of,
     train_config_of,
 )
-from limerank.models.layers import HeadTerms
+from limerank.models.layers import HeadState, HeadTerms
 from limerank.models.lime import LimeMhaConfig
 from limerank.models.linformer import LreaConfig
+from limerank.models.ranker import plus
 from limerank.models.registry import OF_THE_PACKAGE
 from limerank.runs import formats, selftest
 from limerank.runs.folder import load_run
@@ -124,15 +125,15 @@ class Mean(Ranker):
     def encode_items(self, vectors_ud: Tensor) -> HeadTerms:
         return HeadTerms(self.head.from_item(vectors_ud))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> HeadTerms:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> HeadState:
         events_bnd = self.event_tower(users, vectors_ud)
         real_bn1 = (torch.arange(events_bnd.shape[1]) < users.lengths[:, None])[..., None]
         mean_bd = (events_bnd * real_bn1).sum(1) / users.lengths.clamp(min=1)[:, None]
         read_bg = self.head.from_links(self.config.scale * mean_bd)
-        return HeadTerms(self.head.from_request(*self.user_tower(users)) + read_bg)
+        return HeadState(self.head.from_request(*self.user_tower(users)) + read_bg)
 
-    def score(self, state: HeadTerms, terms: HeadTerms) -> Tensor:
-        return self.head(terms.head + state.head[:, None])
+    def score(self, state: HeadState, terms: HeadTerms, extra: Tensor | None = None) -> Tensor:
+        return self.head(plus(terms.head + state.head[:, None], extra))
 
 
 def test_a_model_from_outside_is_trained_and_evaluated(tmp_path):

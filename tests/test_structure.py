@@ -33,7 +33,8 @@ models
 runs: alarms folder model formats < selftest
 index evaluation
 ranking: scorer explain < request < flow results < recommender < bulk fidelity
-training: world objectives result < optim < step < checkpoints < reporting resume < trainer
+training: world collaborative < objectives result < optim < step < checkpoints
+    < reporting resume < trainer
 serving: stores telemetry item_table messages < intake state < served < current
     < engine watching fill < http
 report

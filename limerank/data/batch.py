@@ -55,10 +55,30 @@ class Items(_Movable):
     Attributes:
         ids: rows of the id table, i64 [n]; 0: an item that training has not seen.
         content: their features.
+        statistics: collaborative statistics that training rows are given, f32 [n, S]; None: those
+            of the model (limerank.training.collaborative).
     """
 
     ids: Tensor
     content: Features
+    statistics: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemKeys(_Movable):
+    """What n items have in common with the items of a history: the items themselves, and values of
+    their features (limerank.models.anchors).
+
+    Attributes:
+        keys: i64 [T], item after item: rows of the content table, and ``item_tokens + i`` for the
+            item with the number i.
+        shares: the weight of each, f32 [T].
+        offsets: where each item's keys begin and, last, end, i64 [n + 1].
+    """
+
+    keys: Tensor
+    shares: Tensor
+    offsets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +93,7 @@ class Users(_Movable):
         lengths: events of each history, i64 [B].
         features: the users' own features.
         context: what is known of the request, i64 [B, C].
+        keys: of the items that ``items`` are positions of; None: for models without anchored links.
     """
 
     items: Tensor
@@ -81,10 +102,17 @@ class Users(_Movable):
     lengths: Tensor
     features: Features
     context: Tensor
+    keys: ItemKeys | None = None
 
     @classmethod
     def from_history(
-        cls, history: History, *, items: NDArray[Any], features: Features, context: Tensor
+        cls,
+        history: History,
+        *,
+        items: NDArray[Any],
+        features: Features,
+        context: Tensor,
+        keys: ItemKeys | None = None,
     ) -> Users:
         """Users with these histories.
 
@@ -93,6 +121,7 @@ class Users(_Movable):
             items: positions of their items among the item vectors, integers [B, N].
             features: the users' own features, B rows.
             context: i64 [B, C].
+            keys: of the items that ``items`` are positions of.
         """
         return cls(
             items=torch.from_numpy(items.astype(np.int64, copy=False)),
@@ -101,6 +130,7 @@ class Users(_Movable):
             lengths=torch.from_numpy(history.lengths.astype(np.int64)),
             features=features,
             context=context,
+            keys=keys,
         )
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.data.batch import Batch, Impressions, Items, Sequences, Users
+from limerank.data.batch import Batch, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
-from limerank.data.features import FeatureTable
+from limerank.data.features import FeatureTable, anchored_tokens, item_keys
 from limerank.data.folder import MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
 from limerank.data.impressions import ImpressionEncoder
@@ -57,6 +57,7 @@ class Dataset:
         self.events = {name: open_array(self.path / "events" / f"{name}.npy") for name in names}
         self.users = FeatureTable.open(self.path / "users")
         self.items = FeatureTable.open(self.path / "items")
+        self.anchored = anchored_tokens(self.encoding)
         self.train_count: NDArray[np.int64] = open_array(self.path / "items" / "train_count.npy")
         self.candidate: NDArray[np.bool_] = open_array(self.path / "items" / "candidate.npy")
         self.event_offsets: NDArray[np.int64] = open_array(
@@ -110,6 +111,10 @@ class Dataset:
         ids = np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
         return Items(ids=torch.from_numpy(ids), content=self.items.take(rows))
 
+    def item_keys(self, rows: NDArray[np.int64]) -> ItemKeys:
+        """The keys of these item rows (limerank.models.anchors); an item's number is its row."""
+        return item_keys(self.items.take(rows), self.anchored, rows)
+
     def history_lengths(self, requests: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Events in the history of each request."""
         all_of_them = (
@@ -151,14 +156,16 @@ class Dataset:
             history.newest,
             history.lengths,
         )
+        items = self.item_batch(rows)
         return Batch(
-            items=self.item_batch(rows),
+            items=items,
             distinct=distinct,
             users=Users.from_history(
                 history,
                 items=history_index,
                 features=self.users.take(columns["user"][requests]),
                 context=torch.from_numpy(context),
+                keys=item_keys(items.content, self.anchored, rows),
             ),
             candidates=torch.from_numpy(candidate_index),
             counts=torch.from_numpy(counts),
@@ -210,14 +217,16 @@ class Dataset:
             prefix,
         )
         labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
+        of_items = self.item_batch(items)
         return Sequences(
-            items=self.item_batch(items),
+            items=of_items,
             distinct=distinct,
             users=Users.from_history(
                 history,
                 items=history_index,
                 features=self.users.take(users),
                 context=torch.zeros((len(users), 0), dtype=torch.int64),
+                keys=item_keys(of_items.content, self.anchored, items),
             ),
             owner=torch.from_numpy(owner),
             prefix=torch.from_numpy(prefix),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from limerank.data.batch import Features
+from limerank.data.batch import Features, ItemKeys
 from limerank.data.folder import open_array
 from limerank.data.ragged import ragged_index
 
@@ -76,3 +76,54 @@ class FeatureTable:
             np.array([0, len(starts)], dtype=np.int64),
             np.zeros((1, encoding["numeric"]), dtype=np.float32),
         )
+
+
+def anchors_of(encoding: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The anchored features of items: name -> first row and number of rows in the content table.
+
+    Args:
+        encoding: of a dataset's manifest.
+    """
+    features = {
+        feature["name"]: (feature["start"], feature["size"])
+        for feature in encoding["items"]["features"]
+        if feature["kind"] == "categorical"
+    }
+    return {name: features[name] for name in encoding.get("anchors", features)}
+
+
+def anchored_tokens(encoding: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which rows of the items' content table are values of anchored features, bool [tokens]."""
+    found = np.zeros(encoding["items"]["tokens"], dtype=bool)
+    for start, size in anchors_of(encoding).values():
+        found[start + 1 : start + size] = True
+    return found
+
+
+def item_keys(
+    content: Features, anchored: NDArray[np.bool_], numbers: NDArray[np.int64]
+) -> ItemKeys:
+    """The keys of n items: the values of their anchored features, then the item itself.
+
+    Args:
+        content: of the items.
+        anchored: which rows of the content table are values of anchored features, bool [tokens].
+        numbers: of the items, which tell them apart, i64 [n]; -1: an item like no other.
+    """
+    tokens, offsets = content.tokens.numpy(), content.offsets.numpy()
+    held = anchored[tokens]
+    owner = np.repeat(np.arange(len(numbers)), np.diff(offsets))[held]
+    own = np.flatnonzero(numbers >= 0)
+    counts = np.bincount(owner, minlength=len(numbers)) + (numbers >= 0)
+    ends = np.cumsum(counts)
+    keys = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
+    shares = np.ones(len(keys), dtype=np.float32)
+    last = np.zeros(len(keys), dtype=bool)
+    last[ends[own] - 1] = True
+    keys[last], keys[~last] = numbers[own] + len(anchored), tokens[held]
+    shares[~last] = content.weights.numpy()[held]
+    return ItemKeys(
+        keys=torch.from_numpy(keys),
+        shares=torch.from_numpy(shares),
+        offsets=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int64)),
+    )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.models import Ranker
+from limerank.models.ranker import part_of
 from limerank.models.tasks import columns, liking_task
 from limerank.progress import Bar
 
@@ -82,13 +83,16 @@ def list_metrics(
             ]
         )
         terms = ranker.encode_items(vectors)
+        rows = torch.arange(items)
+        keys, rows = dataset.item_keys(rows.numpy()).to(device), rows.to(device)
         for part in plan:
             batch = dataset.batch(part, history).to(device)
             state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
             chunk = max(1, LIST_NUMBERS // (max(items, 1) * ranker.scratch(state)))
             for at in range(0, len(part), chunk):
-                some = type(state)(*(of_all[at : at + chunk] for of_all in state))
-                scores = ranker.score(some, terms)[..., output].float().cpu().numpy()
+                some = part_of(state, slice(at, at + chunk))
+                extra = ranker.extra(some, keys, rows)
+                scores = ranker.score(some, terms, extra)[..., output].float().cpu().numpy()
                 for request, line in zip(part[at : at + chunk], scores, strict=True):
                     ranks.append(_ranks(dataset, request, line, relevant[int(request)]))
                 bar.advance(len(scores))

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from limerank.data.features import anchors_of
 from limerank.data.history import EventEncoder
 from limerank.errors import SpecError, check_choice
 from limerank.models.aliases import hint_for
@@ -22,6 +23,10 @@ from limerank.models.tasks import Task, outputs
 from limerank.validation import Frozen, validate
 
 Activation = Literal["relu", "hardswish", "silu"]
+
+
+ITEM = "item"
+"""The anchor of the items themselves, beside those of features."""
 
 
 class DataShape(Frozen):
@@ -37,6 +42,26 @@ class DataShape(Frozen):
     context_tokens: int
     clock: bool
     tasks: tuple[Task, ...] = Field(min_length=1)
+    anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Anchored features of items: name -> first row and number of rows in the content table."""
+
+    def anchored(
+        self, wanted: tuple[str, ...] | None
+    ) -> tuple[bool, tuple[tuple[int, int], ...]] | None:
+        """Whether items are anchored, and the rows of the anchored features.
+
+        Args:
+            wanted: names among :attr:`anchors`, or "item"; None: all.
+
+        Raises:
+            SpecError: there is no such feature.
+        """
+        known = [ITEM, *self.anchors]
+        chosen = known if wanted is None else wanted
+        for name in chosen:
+            check_choice("anchor", name, known)
+        features = tuple(self.anchors[name] for name in chosen if name != ITEM)
+        return (ITEM in chosen, features) if chosen else None
 
     @property
     def outputs(self) -> int:
@@ -57,6 +82,7 @@ class DataShape(Frozen):
             event_tokens=encoder.tokens,
             context_tokens=encoder.context_tokens,
             clock=manifest["clock"],
+            anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
                 for label in encoding["labels"]
@@ -85,9 +111,21 @@ class ModelConfig(Frozen):
     """Share of items whose id is hidden in a training step, so that their features alone represent
     them, as for items that training has not seen. Raise it if many items are new when they are
     ranked."""
+    id_evidence: float = Field(0.0, ge=0)
+    """Impressions of an item at which its id counts half: its embedding is scaled by n / (n + k).
+    Rare items are their content and statistics; 0: every id counts in full."""
+    vectors: int = Field(0, ge=0)
+    """Numbers of an item's collaborative vector (limerank.training.collaborative); 0: none."""
+    base_rates: bool = False
+    """Whether an item's smoothed rate of the main label and its count are among its inputs."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of hidden units that a training step drops (head, feed-forward layers, attention
     output). Raise it if the validation metric falls while the training loss still improves."""
+    anchors: tuple[str, ...] | None = ()
+    """What has anchored links: "item" (this very item in the history) and names of features. None:
+    items and all features that the dataset anchors."""
+    anchor_width: int = Field(8, ge=1)
+    """Numbers of an anchored link."""
 
     other_names: ClassVar[Mapping[str, str]] = {"places": "positions"}
     """Names that a setting has in other models, or once had -> its name here."""

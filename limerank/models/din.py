@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
 from limerank.kernels.dispatch import fast_inference
+from limerank.models.anchors import Anchored
 from limerank.models.config import DataShape, HeadConfig
 from limerank.models.layers import Ages
-from limerank.models.ranker import Ranker, at_once, pieces
+from limerank.models.ranker import Ranker, at_once, pieces, plus
 
 UNITS = 36
 """Of the activation unit's hidden layer, as in the paper."""
@@ -46,6 +47,7 @@ class EventState(NamedTuple):
     unit: Tensor
     lengths: Tensor
     head: Tensor
+    anchored: Anchored | None = None
 
 
 class DinConfig(HeadConfig):
@@ -82,16 +84,18 @@ class Din(Ranker):
             vectors_ud, self.of_item(vectors_ud), self.head.from_item(vectors_ud)
         )
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> EventState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> EventState:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         head_bg = self.head.from_request(*self.user_tower(users))
         return EventState(events_bnd, self.of_event(events_bnd), users.lengths, head_bg)
 
-    def score(self, state: EventState, terms: ActivationTerms) -> Tensor:
+    def score(
+        self, state: EventState, terms: ActivationTerms, extra: Tensor | None = None
+    ) -> Tensor:
         batch, size, _ = state.events.shape
         some = at_once(PAIRS, batch * size, state.events.device)
         if fast_inference() and terms.unit.shape[-2] > some:
-            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
+            return torch.cat([self.score(state, *piece) for piece in pieces(terms, some, extra)], 1)
         vectors_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         unit_bma = terms.unit.expand(batch, *terms.unit.shape[-2:])
         # W_both (e * t), as a product of the events with each candidate's own matrix.
@@ -103,7 +107,8 @@ class Din(Ranker):
         weights_bnm = self.unit(self._slope(sums_bnma)).squeeze(-1)
         weights_bnm = weights_bnm * real_positions(state.lengths, size)[..., None]
         o_bmd = weights_bnm.to(state.events.dtype).mT @ state.events
-        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+        sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
+        return self.head(plus(sums_bmg, extra))
 
     def _slope(self, x: Tensor) -> Tensor:
         return F.relu(x) - self.slope.weight * F.relu(-x)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
 from limerank.kernels.dispatch import fast_inference
+from limerank.models.anchors import Anchored
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     AGE_BUCKETS,
@@ -29,7 +30,7 @@ from limerank.models.layers import (
     positions_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces
+from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces, plus
 
 EVENTS = 128
 """Events of histories that go through the blocks at once, without gradients."""
@@ -55,6 +56,7 @@ class BlockState(NamedTuple):
     bias: Tensor
     lengths: Tensor
     head: Tensor
+    anchored: Anchored | None = None
 
 
 class HstuConfig(AttentionConfig):
@@ -97,7 +99,7 @@ class Hstu(Ranker):
     def encode_items(self, vectors_ud: Tensor) -> VectorTerms:
         return VectorTerms(vectors_ud, self.head.from_item(vectors_ud))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> BlockState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> BlockState:
         x_bnd = self.event_tower(users, vectors_ud)
         size, lengths = x_bnd.shape[1], users.lengths
         share_bn = real_positions(lengths, size) / (lengths + 1)[:, None]
@@ -166,11 +168,11 @@ class Hstu(Ranker):
                     x_bmd = x_bmd + block.update(read_bmd, u)
         return keys, values
 
-    def score(self, state: BlockState, terms: VectorTerms) -> Tensor:
+    def score(self, state: BlockState, terms: VectorTerms, extra: Tensor | None = None) -> Tensor:
         batch = len(state.head)
         some = at_once(CANDIDATES, batch, state.head.device)
         if fast_inference() and terms.vectors.shape[-2] > some:
-            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
+            return torch.cat([self.score(state, *piece) for piece in pieces(terms, some, extra)], 1)
         x_bmd = terms.vectors.expand(batch, *terms.vectors.shape[-2:])
         share_b = 1.0 / (state.lengths + 1)
         zero = torch.zeros((), dtype=torch.long, device=x_bmd.device)
@@ -184,7 +186,8 @@ class Hstu(Ranker):
             of_self = block.read_self(q, k, v * share_b[:, None, None], bias_l[depth])
             x_bmd = x_bmd + block.update(of_past + of_self, u)
         o_bmd = self.norm(x_bmd)
-        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+        sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
+        return self.head(plus(sums_bmg, extra))
 
     def scratch(self, state: BlockState) -> int:
         return super().scratch(state) + 2 * self.config.heads * state.keys.shape[2]

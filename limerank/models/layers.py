@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limerank.kernels.dispatch import fast_inference
+from limerank.models.anchors import Anchored
 from limerank.models.ranker import TABLE_STD
 
 AGE_BUCKETS = 48
@@ -129,9 +130,16 @@ class FeedForward(nn.Module):
 
 
 class HeadTerms(NamedTuple):
-    """For each item or each request: ``head`` [..., g], its part of the head's first layer."""
+    """Of each item: ``head`` [..., g], its part of the head's first layer."""
 
     head: Tensor
+
+
+class HeadState(NamedTuple):
+    """Of each request: ``head`` [B, g], its part of the head's first layer."""
+
+    head: Tensor
+    anchored: Anchored | None = None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -31,6 +31,7 @@ from limerank.data.batch import Sequences, Users
 from limerank.kernels.attention import link_attention, link_weights, xor_attention
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
+from limerank.models.anchors import Anchored
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     Ages,
@@ -41,7 +42,7 @@ from limerank.models.layers import (
     split_heads,
     start_forgetting,
 )
-from limerank.models.ranker import Ranker, gather
+from limerank.models.ranker import Ranker, gather, plus
 
 START_GAIN = 2.0
 """Spread of the logits between links and vectors at the start; see ``_start_alike``."""
@@ -65,6 +66,7 @@ class LinkState(NamedTuple):
 
     links: Tensor
     head: Tensor
+    anchored: Anchored | None = None
 
 
 class LimeConfig(AttentionConfig):
@@ -184,7 +186,7 @@ class Lime(Ranker):
         logits_uhl = torch.einsum("uhe,lhe->uhl", q_uhe, k_lhe) * q_uhe.shape[-1] ** -0.5
         return LinkTerms(logits_uhl.softmax(-1).flatten(-2), self.head.from_item(vectors_ud))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> LinkState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> LinkState:
         u_bd, c_bd = self.user_tower(users)
         if self.user_stage.used == "native" and not self.training:
             self._check_native(u_bd)
@@ -277,19 +279,19 @@ class Lime(Ranker):
     def link_weights(self, terms: LinkTerms) -> Tensor:
         return terms.weights.unflatten(-1, self.link_shape)
 
-    def score(self, state: LinkState, terms: LinkTerms) -> Tensor:
+    def score(self, state: LinkState, terms: LinkTerms, extra: Tensor | None = None) -> Tensor:
         heads = self.config.heads
         if terms.weights.dim() == 2:
             # The shares of a head sum to one, so the user's terms ride on the links.
             folded_bjg = self.fold(state) + state.head[:, None] / heads
             batch = len(folded_bjg)
             weights_bmj = terms.weights.expand(batch, -1, -1)
-            return self.head(
-                torch.baddbmm(terms.head.expand(batch, -1, -1), weights_bmj, folded_bjg)
-            )
+            sums_bmg = torch.baddbmm(terms.head.expand(batch, -1, -1), weights_bmj, folded_bjg)
+            return self.head(plus(sums_bmg, extra))
         w_bhml, links_bhle = split_heads(terms.weights, heads), split_heads(state.links, heads)
         o_bmd = join_heads(w_bhml @ links_bhle)
-        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+        sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
+        return self.head(plus(sums_bmg, extra))
 
     def fold(self, state: LinkState) -> Tensor:
         """The links through the head's first layer: [B, H l, g]. W @ this is A_o o."""

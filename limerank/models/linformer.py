@@ -50,7 +50,7 @@ class LowRankAttention(CandidateAttention):
         self.ages = Ages(config.width)
         self.norm_slots = nn.LayerNorm(config.width)
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> KeyState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> KeyState:
         events_bnd = self.event_tower(users, vectors_ud) + self.ages(users.age)
         size = events_bnd.shape[1]
         positions_bn = positions_from_newest(users.lengths, size, self.config.positions)

@@ -39,11 +39,16 @@ def hidden_ids(ids: Tensor, share: float, key: int) -> Tensor:
         share: 0 .. 1.
         key: of the step, 64 bits, from :func:`key_of`.
     """
+    return hashed(ids, key) < round(share * (1 << BITS))
+
+
+def hashed(ids: Tensor, key: int) -> Tensor:
+    """A hash of each id, i64 [n]: :data:`BITS` bits."""
     x = ids * _signed(GOLDEN) + _signed(key)
     for shift, factor in FACTORS:
         x = (x ^ _shifted(x, shift)) * _signed(factor)
     x = x ^ _shifted(x, LAST_SHIFT)
-    return _shifted(x, 64 - BITS) < round(share * (1 << BITS))
+    return _shifted(x, 64 - BITS)
 
 
 def _signed(number: int) -> int:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from limerank.data.batch import Users
 from limerank.models.config import DataShape, HeadConfig
-from limerank.models.layers import HeadTerms
-from limerank.models.ranker import Ranker
+from limerank.models.layers import HeadState, HeadTerms
+from limerank.models.ranker import Ranker, plus
 
 
 class PopularityConfig(HeadConfig):
@@ -31,8 +31,8 @@ class Popularity(Ranker):
     def encode_items(self, vectors_ud: Tensor) -> HeadTerms:
         return HeadTerms(self.head.from_item(vectors_ud))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> HeadTerms:
-        return HeadTerms(self.head.from_request(*self.user_tower(users)))
+    def user_state(self, users: Users, vectors_ud: Tensor) -> HeadState:
+        return HeadState(self.head.from_request(*self.user_tower(users)))
 
-    def score(self, state: HeadTerms, terms: HeadTerms) -> Tensor:
-        return self.head(terms.head + state.head[:, None])
+    def score(self, state: HeadState, terms: HeadTerms, extra: Tensor | None = None) -> Tensor:
+        return self.head(plus(terms.head + state.head[:, None], extra))

@@ -5,12 +5,15 @@ A ranker splits scoring so that each part is computed as rarely as possible::
     vectors = ranker.item_vectors(items)             # once per item: the item tower
     terms   = ranker.encode_items(vectors)           # once per item: its part of the scoring
     state   = ranker.encode_users(users, vectors)    # once per request: its part of the scoring
-    logits  = ranker.score(state, terms)             # once per candidate
+    logits  = ranker.score(state, terms, extra)      # once per candidate
 
-and ``ranker(batch)`` is exactly that, for training.
+and ``ranker(batch)`` is exactly that, for training. ``extra`` are additions to the first-layer sums
+that are zero for most pairs of a request and an item: what :meth:`Ranker.extra` gives of the
+request's anchored links (limerank.models.anchors).
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, l links,
-h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A tokens per event.
+h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A tokens per event,
+s numbers that extra adds to: g, or K in models without the shared head.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.data.batch import Batch, Features, Items, Sequences, Users
+from limerank.data.batch import Batch, Features, ItemKeys, Items, Sequences, Users
 from limerank.errors import SpecError
 from limerank.kernels import dispatch
 from limerank.kernels.dispatch import fast_inference
 from limerank.metrics import Affine
+from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
 from limerank.models.noise import hidden_ids, key_of
 
@@ -85,12 +89,27 @@ class ItemTower(nn.Module):
     In training the id is hidden at random, so that an unseen id is the same as a dropped one.
     """
 
+    counts: Tensor
+    """Impressions of each row of the id table in training, f32; with ``id_evidence``."""
+    statistics: Tensor | None
+    """Collaborative statistics of each row, f32 [item ids, S] (limerank.training.collaborative)."""
+
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
         self.ids = EmbeddingTable(shape.item_ids, config.width)
         self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.id_dropout = config.id_dropout
+        self.id_evidence = config.id_evidence
+        if self.id_evidence:
+            self.register_buffer("counts", torch.zeros(shape.item_ids))
+        numbers = config.vectors + (2 if config.base_rates else 0)
+        empty = torch.zeros(shape.item_ids, numbers) if numbers else None
+        self.register_buffer("statistics", empty)
+        if numbers:
+            with torch.random.fork_rng(devices=[]):
+                self.of_statistics = nn.Linear(numbers, config.width, bias=False)
+                nn.init.normal_(self.of_statistics.weight, std=TABLE_STD)
         self.step_key: int | None = None
         """Decides which ids are hidden; see :meth:`Ranker.begin_step`."""
 
@@ -99,7 +118,17 @@ class ItemTower(nn.Module):
         if self.training and self.id_dropout:
             key = int(torch.randint(2**63 - 1, ())) if self.step_key is None else self.step_key
             ids = ids * ~hidden_ids(ids, self.id_dropout, key)
-        vectors_ud: Tensor = self.norm(self.ids(ids) + self.content(items.content))
+        of_ids = self.ids(ids)
+        if self.id_evidence:
+            count = self.counts[ids]
+            of_ids = of_ids * (count / (count + self.id_evidence))[:, None]
+        sums_ud = of_ids + self.content(items.content)
+        if self.statistics is not None:
+            given = self.statistics[ids] if items.statistics is None else items.statistics
+            if items.statistics is not None:
+                given = given * (ids > 0)[:, None]
+            sums_ud = sums_ud + self.of_statistics(given)
+        vectors_ud: Tensor = self.norm(sums_ud)
         return vectors_ud
 
 
@@ -228,6 +257,22 @@ class Ranker(nn.Module, abc.ABC):
         self.item_tower = ItemTower(shape, config)
         self.event_tower = EventTower(shape, config)
         self.user_tower = UserTower(shape, config)
+        self.anchors: AnchoredLinks | None = None
+        named = shape.anchored(config.anchors)
+        if named is not None:
+            with torch.random.fork_rng(devices=[]):  # other weights start as without them
+                self.anchors = AnchoredLinks(
+                    shape.event_tokens, shape.item_tokens, *named, config.anchor_width
+                )
+            self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
+            nn.init.zeros_(self.from_anchors.weight)
+
+    @property
+    def added(self) -> int:
+        """Numbers that ``extra`` adds to, s."""
+        if isinstance(self.config, HeadConfig):
+            return self.config.hidden * (2 if self.config.gated else 1)
+        return self.shape.outputs
 
     def item_vectors(self, items: Items) -> Tensor:
         """Item tower: t, [U, d]."""
@@ -340,24 +385,50 @@ class Ranker(nn.Module, abc.ABC):
     def encode_items(self, vectors_ud: Tensor) -> Any:
         """All that scoring needs of each item: a named tuple of tensors [U, x]."""
 
-    @abc.abstractmethod
     def encode_users(self, users: Users, vectors_ud: Tensor) -> Any:
-        """All that scoring needs of each request: a named tuple of tensors [B, ...].
+        """All that scoring needs of each request: a named tuple of tensors [B, ...], and its
+        anchored links.
 
         Args:
             users: the requests; ``users.items`` are rows of ``vectors_ud``.
             vectors_ud: item vectors.
         """
+        state = self.user_state(users, vectors_ud)
+        if self.anchors is None:
+            return state
+        return state._replace(anchored=self.anchors(users))
 
     @abc.abstractmethod
-    def score(self, state: Any, terms: Any) -> Tensor:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> Any:
+        """The part of :meth:`encode_users` that is the model's own: a named tuple of tensors
+        [B, ...] whose last field, ``anchored``, is None."""
+
+    @abc.abstractmethod
+    def score(self, state: Any, terms: Any, extra: Tensor | None = None) -> Tensor:
         """Logits [B, M, K] of M candidates per request.
 
         Args:
             state: of :meth:`encode_users`.
             terms: of :meth:`encode_items`; either [M, ...], the same candidates for everyone, or
                 [B, M, ...] by :func:`gather`.
+            extra: additions to the first-layer sums (of models without the shared head: to the
+                logits), f32 [B, M, s].
         """
+
+    def extra(self, state: Any, keys: ItemKeys | None, candidates: Tensor) -> Tensor | None:
+        """What a request's anchored links add for its candidates, [B, M, s]; None for nothing.
+
+        Args:
+            state: of :meth:`encode_users`.
+            keys: of items.
+            candidates: positions of the candidates among these items, i64 [B, M]; or [M], the same
+                for everyone.
+        """
+        anchored: Anchored | None = state.anchored
+        if self.anchors is None or anchored is None or keys is None:
+            return None
+        added: Tensor = self.from_anchors(self.anchors.gathered(anchored, keys, candidates))
+        return added
 
     def fold(self, state: Any) -> Tensor:
         """Links folded through the head's first layer, [B, H l, g]; only where the model
@@ -382,7 +453,8 @@ class Ranker(nn.Module, abc.ABC):
         """Logits [B, M, K] of a batch's candidates; undefined where padded."""
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
-        return self.score(self.encode_users(batch.users, vectors_ud), terms)
+        state = self.encode_users(batch.users, vectors_ud)
+        return self.score(state, terms, self.extra(state, batch.users.keys, batch.candidates))
 
 
 def at_once(most: int, batch: int, device: torch.device) -> int:
@@ -391,10 +463,24 @@ def at_once(most: int, batch: int, device: torch.device) -> int:
     return max(most * (16 if device.type == "cuda" else 1) // max(batch, 1), 32)
 
 
-def pieces(terms: Any, size: int) -> Iterator[Any]:
-    """Item terms cut along the candidates, ``size`` at a time."""
-    for parts in zip(*(part.split(size, -2) for part in terms), strict=True):
-        yield type(terms)(*parts)
+def pieces(
+    terms: Any, size: int, extra: Tensor | None = None
+) -> Iterator[tuple[Any, Tensor | None]]:
+    """Item terms and what is added to them, cut along the candidates, ``size`` at a time."""
+    cut = [part.split(size, -2) for part in terms]
+    added = [None] * len(cut[0]) if extra is None else extra.split(size, -2)
+    for parts, own in zip(zip(*cut, strict=True), added, strict=True):
+        yield type(terms)(*parts), own
+
+
+def part_of(state: Any, requests: slice) -> Any:
+    """The state of some requests."""
+    return type(state)(*(None if part is None else part[requests] for part in state))
+
+
+def plus(sums: Tensor, extra: Tensor | None) -> Tensor:
+    """``sums + extra``, where there is any."""
+    return sums if extra is None else sums + extra
 
 
 def gather(terms: Any, index: Tensor) -> Any:

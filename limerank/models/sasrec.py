@@ -13,12 +13,13 @@ from limerank.data.batch import Users
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     FeedForward,
+    HeadState,
     HeadTerms,
     join_heads,
     positions_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker
+from limerank.models.ranker import TABLE_STD, Ranker, plus
 
 
 class SasRecConfig(AttentionConfig):
@@ -51,12 +52,12 @@ class SasRec(Ranker):
     def encode_items(self, vectors_ud: Tensor) -> HeadTerms:
         return HeadTerms(self.head.from_item(vectors_ud))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> HeadTerms:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> HeadState:
         x_bnd = self.event_tower(users, vectors_ud)
         batch, size, _ = x_bnd.shape
         head_bg = self.head.from_request(*self.user_tower(users))
         if size == 0:
-            return HeadTerms(head_bg)
+            return HeadState(head_bg)
         at_bn = positions_from_newest(users.lengths, size, self.config.positions)
         x_bnd = x_bnd + self.positions(at_bn)
         for block in self.stack:
@@ -64,10 +65,10 @@ class SasRec(Ranker):
         newest_b = (users.lengths - 1).clamp(min=0)
         o_bd = self.norm(x_bnd[torch.arange(batch, device=x_bnd.device), newest_b])
         o_bd = o_bd * (users.lengths > 0)[:, None]
-        return HeadTerms(head_bg + self.head.from_links(o_bd))
+        return HeadState(head_bg + self.head.from_links(o_bd))
 
-    def score(self, state: HeadTerms, terms: HeadTerms) -> Tensor:
-        return self.head(terms.head + state.head[:, None])
+    def score(self, state: HeadState, terms: HeadTerms, extra: Tensor | None = None) -> Tensor:
+        return self.head(plus(terms.head + state.head[:, None], extra))
 
 
 class CausalBlock(nn.Module):

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from limerank.data.batch import Users
 from limerank.kernels.attention import softmax_attention
 from limerank.kernels.dispatch import fast_inference
+from limerank.models.anchors import Anchored
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import FeedForward, join_heads, split_heads, start_forgetting
-from limerank.models.ranker import Ranker, at_once, pieces
+from limerank.models.ranker import Ranker, at_once, pieces, plus
 
 PIECE = 1024
 """Candidates of all requests together that are scored at once without gradients: what they take
@@ -46,6 +47,7 @@ class KeyState(NamedTuple):
     age: Tensor
     lengths: Tensor
     head: Tensor
+    anchored: Anchored | None = None
 
 
 class MhaConfig(AttentionConfig):
@@ -88,11 +90,11 @@ class CandidateAttention(Ranker):
         """By how much a logit falls per unit of age, [H]."""
         return torch.zeros(self.config.heads, device=self.out.weight.device)
 
-    def score(self, state: KeyState, terms: QueryTerms) -> Tensor:
+    def score(self, state: KeyState, terms: QueryTerms, extra: Tensor | None = None) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
         some = at_once(PIECE, batch, state.head.device)
         if fast_inference() and terms.query.shape[-2] > some:
-            return torch.cat([self.score(state, piece) for piece in pieces(terms, some)], 1)
+            return torch.cat([self.score(state, *piece) for piece in pieces(terms, some, extra)], 1)
         query_bmd = terms.query.expand(batch, *terms.query.shape[-2:])
         read_bhme = softmax_attention(
             split_heads(query_bmd, heads),
@@ -104,7 +106,8 @@ class CandidateAttention(Ranker):
         )
         y_bmd = terms.start + self.out(join_heads(read_bhme))
         o_bmd = self.norm(y_bmd + self.feed(y_bmd))
-        return self.head(self.head.from_links(o_bmd) + terms.head + state.head[:, None])
+        sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
+        return self.head(plus(sums_bmg, extra))
 
     def scratch(self, state: KeyState) -> int:
         return super().scratch(state) + 2 * self.config.heads * state.keys.shape[1]
@@ -126,7 +129,7 @@ class TargetAttention(CandidateAttention):
     def rate(self) -> Tensor:
         return self.log_rate.exp()
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> KeyState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> KeyState:
         users = self.latest(users)
         kv_bnd = self.event_tower.through(self.key_value, users, vectors_ud)
         keys_bnd, values_bnd = kv_bnd.chunk(2, -1)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
+from limerank.models.anchors import Anchored
 from limerank.models.config import DataShape, ModelConfig
-from limerank.models.ranker import Ranker
+from limerank.models.ranker import Ranker, plus
 
 
 class TowerTerms(NamedTuple):
@@ -25,6 +26,7 @@ class TowerState(NamedTuple):
 
     vectors: Tensor
     bias: Tensor
+    anchored: Anchored | None = None
 
 
 class TwoTowerConfig(ModelConfig):
@@ -60,7 +62,7 @@ class TwoTower(Ranker):
     def encode_items(self, vectors_ud: Tensor) -> TowerTerms:
         return TowerTerms(*self._parts(self.item(vectors_ud)))
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> TowerState:
+    def user_state(self, users: Users, vectors_ud: Tensor) -> TowerState:
         events_bnd = self.event_tower(users, vectors_ud)
         real_bn = real_positions(users.lengths, events_bnd.shape[1])
         sums_bd = (events_bnd * real_bn[..., None]).sum(1)
@@ -68,7 +70,7 @@ class TwoTower(Ranker):
         u_bd, c_bd = self.user_tower(users)
         return TowerState(*self._parts(self.user(torch.cat([pooled_bd, u_bd, c_bd], -1))))
 
-    def score(self, state: TowerState, terms: TowerTerms) -> Tensor:
+    def score(self, state: TowerState, terms: TowerTerms, extra: Tensor | None = None) -> Tensor:
         d, outputs = self.config.width, self.shape.outputs
         q_bkd = state.vectors.unflatten(-1, (outputs, d)) * d**-0.5
         p_mkd = terms.vectors.unflatten(-1, (outputs, d))
@@ -76,7 +78,7 @@ class TwoTower(Ranker):
             products_bmk = torch.einsum("bkd,mkd->bmk", q_bkd, p_mkd)
         else:
             products_bmk = torch.einsum("bkd,bmkd->bmk", q_bkd, p_mkd)
-        return products_bmk + terms.bias + state.bias[:, None]
+        return plus(products_bmk + terms.bias + state.bias[:, None], extra)
 
     def last_layers(self) -> tuple[nn.Linear, ...]:
         return self.user[-1], self.item[-1]  # type: ignore[return-value]

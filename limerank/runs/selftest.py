@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limerank.data.batch import Batch, Features, Items, Users
+from limerank.data.batch import Batch, Features, ItemKeys, Items, Users
 from limerank.errors import FormatError
 from limerank.files import checksum, require_file
 from limerank.models import Ranker
@@ -25,6 +25,7 @@ NAME = SELFTEST
 TOLERANCE = 1e-3
 """Largest difference of a logit, absolute and relative: other processors round otherwise."""
 FEATURES = ("tokens", "weights", "offsets", "numeric")
+KEYS = ("keys", "shares", "offsets")
 USERS = ("items", "tokens", "age", "lengths", "context")
 
 
@@ -47,6 +48,8 @@ def write(path: Path, ranker: Ranker, batch: Batch) -> None:
         **{f"items.{name}": getattr(batch.items.content, name) for name in FEATURES},
         **{f"features.{name}": getattr(users.features, name) for name in FEATURES},
     }
+    if users.keys is not None:
+        tensors |= {f"keys.{name}": getattr(users.keys, name) for name in KEYS}
     tensors = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
     partial = path / f".{NAME}.partial"
     save_file(tensors, partial, {"weights": checksum(path / WEIGHTS)})
@@ -74,10 +77,15 @@ def passes(trained: Trained) -> bool:
             Features(**{name: held[f"{part}.{name}"] for name in FEATURES})
             for part in ("items", "features")
         )
+        keys = None
+        if "keys.keys" in held:
+            keys = ItemKeys(**{name: held[f"keys.{name}"] for name in KEYS})
         batch = Batch(
             items=Items(ids=held["ids"], content=content),
             distinct=int(held["distinct"]),
-            users=Users(**{name: held[f"users.{name}"] for name in USERS}, features=features),
+            users=Users(
+                **{name: held[f"users.{name}"] for name in USERS}, features=features, keys=keys
+            ),
             candidates=held["candidates"],
             counts=held["counts"],
             labels=torch.zeros(0),
@@ -131,14 +139,20 @@ def _check(batch: Batch, shape: DataShape) -> None:
             raise ValueError(f"{name} has the type {part.dtype}, expected integers")
         if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < max(size, 1):
             raise ValueError(f"{name} has numbers outside 0 .. {size - 1}")
-    for name, of, count in (("items", content, rows), ("features", users.features, b)):
+    ragged = [
+        ("items", content.offsets, rows, content.tokens, content.weights),
+        ("features", users.features.offsets, b, users.features.tokens, users.features.weights),
+    ]
+    if (keys := users.keys) is not None:
+        ragged.append(("keys", keys.offsets, rows, keys.keys, keys.shares))
+    for name, offsets, count, parts, weights in ragged:
         if (
-            len(of.offsets) != count + 1
-            or int(of.offsets[0])
-            or int(of.offsets[-1]) != len(of.tokens)
-            or bool((of.offsets.diff() < 0).any())
-            or len(of.weights) != len(of.tokens)
+            len(offsets) != count + 1
+            or int(offsets[0])
+            or int(offsets[-1]) != len(parts)
+            or bool((offsets.diff() < 0).any())
+            or len(weights) != len(parts)
         ):
-            raise ValueError(f"{name}.offsets do not fit its tokens")
+            raise ValueError(f"{name}.offsets do not fit its parts")
     if len(users.lengths) != b or len(batch.counts) != b or not 0 <= batch.distinct <= rows:
         raise ValueError("its parts are of different numbers of requests")

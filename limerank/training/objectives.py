@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from limerank.models import Ranker
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, stopping_metric, task_losses
+from limerank.training.collaborative import FOLDS, Statistics, folds_of
 
 BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
@@ -71,11 +73,13 @@ class Objective(abc.ABC):
     Attributes:
         requests: rows of the requests of the training split.
         batch_size: impressions of a batch, about; learning rates follow it.
+        statistics: of items, by folds of users; None where the model has none.
     """
 
     def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
         self.dataset, self.shape, self.config = dataset, shape, config
         self.requests = dataset.requests_of("train")
+        self.statistics: Statistics | None = None
         self.batch_size = batch_size(config, int(dataset.requests["count"][self.requests].sum()))
 
     @classmethod
@@ -144,12 +148,33 @@ class Impressions(Objective):
         length, together = config.history, 1
         if config.exact:
             length, together = len(self.dataset.events["time"]), config.exact_requests
-        return self.dataset.plan(self.requests, self.batch_size, length, generator, together)
+        if self.statistics is None:
+            return self.dataset.plan(self.requests, self.batch_size, length, generator, together)
+        folds = folds_of(self.dataset.requests["user"][self.requests])
+        plans = [
+            part
+            for fold in range(FOLDS)
+            for part in self.dataset.plan(
+                self.requests[folds == fold], self.batch_size, length, generator, together
+            )
+        ]
+        return [plans[at] for at in generator.permutation(len(plans))]
 
     def batches(self, plan: Sequence[Rows]) -> Iterator[Batch | Sequences]:
         if self.config.exact:
-            return self.dataset.sequence_batches(list(plan))
-        return self.dataset.batches(list(plan), self.config.history)
+            return self._of_folds(self.dataset.sequence_batches(list(plan)), plan)
+        return self._of_folds(self.dataset.batches(list(plan), self.config.history), plan)
+
+    def _of_folds(self, batches: Iterator[Any], plan: Sequence[Rows]) -> Iterator[Any]:
+        """The batches with the item statistics that their users' folds are given: the users of a
+        batch are all of one fold."""
+        if self.statistics is None:
+            yield from batches
+            return
+        for batch, rows in zip(batches, plan, strict=True):
+            fold = int(folds_of(self.dataset.requests["user"][rows[:1]])[0])
+            given = self.statistics.of_fold(fold, batch.items.ids)
+            yield replace(batch, items=replace(batch.items, statistics=given))
 
     def losses(self, ranker: Ranker, batch: Batch | Sequences) -> dict[str, Tensor]:
         if isinstance(batch, Sequences):

@@ -38,6 +38,7 @@ from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, write_alarms
 from limerank.runs.folder import create_run, finite, save_weights, settings
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
+from limerank.training.collaborative import statistics
 from limerank.training.objectives import Examples, objective_of
 from limerank.training.optim import Optimiser
 from limerank.training.reporting import (
@@ -165,6 +166,7 @@ class Trainer:
         if config.calibrate:
             _check_calibration(self.ranker)
         self.ranker.start_at(self._ages())
+        self._give_statistics(model)
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
@@ -172,6 +174,17 @@ class Trainer:
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
         self.curves = Curves(out, listeners)
         self.checkpoints = Checkpoints(out, self.ranker, self.optimiser, config.checkpoint_seconds)
+
+    def _give_statistics(self, model: ModelConfig) -> None:
+        """Give the items of the training window their counts and collaborative statistics."""
+        tower, seen = self.ranker.item_tower, self.dataset.trained_items
+        if model.id_evidence:
+            counts = self.dataset.train_count[:seen].astype("float32")
+            tower.counts[1:] = torch.from_numpy(counts)
+        if tower.statistics is not None:
+            found = statistics(self.dataset, model.vectors, model.base_rates)
+            tower.statistics.copy_(found.of_all)
+            self.objective.statistics = found
 
     def _ages(self) -> torch.Tensor:
         """Ages [n] of the events in some histories of the training split."""

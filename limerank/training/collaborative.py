@@ -1,0 +1,197 @@
+"""Collaborative statistics of items: what the training window says of each item as a whole.
+
+Of every item that training has seen:
+
+- ``rate``: the logarithm of the odds of the main label, smoothed towards the mean of the log;
+- ``count``: the logarithm of its number of impressions;
+- ``vectors``: which items the same users are positive about. ``A`` [users, items] is 1 where a user
+  was positive about an item, with rows scaled to unit length and columns by 1 / sqrt(n + 5);
+  a vector is a row of ``A^T A Q``, scaled to unit length, times the evidence n / (n + 2). The
+  orthonormal ``Q`` spans the largest singular directions of ``A`` (Halko, Martinsson and Tropp
+  2011: subspace iteration). Sparse logs do not teach a model which items go together; this does.
+
+A model that is trained on statistics which contain the labels of its own training rows trusts them
+too much. So users are dealt to :data:`FOLDS` folds, and the training rows of a fold get statistics
+of the users of all other folds. All share one ``Q``, so that their vectors have the same axes. The
+statistics of all users go with the run.
+
+Events are read in blocks; memory holds a few arrays [items, k].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.data.dataset import Dataset
+from limerank.models.noise import hashed
+
+FOLDS = 5
+BLOCK = 1 << 19
+"""Events that are read at once."""
+PASSES = 4
+"""Of the subspace iteration."""
+MORE = 8
+"""Directions beyond the wanted ones, which make those exact."""
+COMMON = 5.0
+"""Added to an item's number of positives, so that rare items do not dominate."""
+FEW = 2.0
+"""Positives of an item whose vector has half its length."""
+SMOOTHING = 20.0
+"""Impressions of the mean item that are added to those of each item."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics f32 [folds + 1, items + 1, S] by row of the id table, row 0 (an unseen item) zero;
+    the last are those of all users."""
+
+    values: Tensor
+
+    @property
+    def of_all(self) -> Tensor:
+        """Of all users, f32 [items + 1, S]."""
+        return self.values[-1]
+
+    def of_fold(self, fold: int, ids: Tensor) -> Tensor:
+        """What training rows of a fold are given, f32 [n, S]; ``ids``: rows of the id table."""
+        return self.values[fold][ids]
+
+
+def folds_of(users: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The fold of each user, by its row."""
+    rows = torch.from_numpy(np.asarray(users, dtype=np.int64))
+    return (hashed(rows, 0) % FOLDS).numpy()
+
+
+def statistics(dataset: Dataset, width: int, rates: bool) -> Statistics:
+    """The statistics of a dataset's training window.
+
+    Args:
+        width: numbers of a vector; 0: none.
+        rates: whether rates and counts are wanted.
+    """
+    items = dataset.trained_items
+    parts = []
+    if rates:
+        parts.append(_rates(dataset))
+    if width:
+        parts.append(_vectors(dataset, min(width, items), width))
+    values = torch.cat([*parts, torch.zeros(FOLDS + 1, items, 0)], -1)
+    return Statistics(torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1))
+
+
+def _label(dataset: Dataset) -> str | None:
+    """The column of the main label: the first binary one."""
+    for label in dataset.encoding["labels"]:
+        if label["kind"] == "binary":
+            return f"label_{label['name']}"
+    return None
+
+
+def _rates(dataset: Dataset) -> Tensor:
+    """[folds + 1, items, 2]."""
+    items, requests = dataset.trained_items, dataset.requests_of("train")
+    column = _label(dataset)
+    sums = torch.zeros(FOLDS, items, 2, dtype=torch.float64)
+    for start in range(0, len(requests), BLOCK):
+        some = requests[start : start + BLOCK]
+        rows = dataset.impression_rows(some)
+        owner = np.repeat(dataset.requests["user"][some], dataset.requests["count"][some])
+        label = np.ones(len(rows)) if column is None else dataset.events[column][rows] > 0
+        item = torch.from_numpy(dataset.events["item"][rows].astype(np.int64))
+        at = torch.from_numpy(folds_of(owner)) * items + item
+        both = torch.from_numpy(np.stack([np.ones(len(rows)), label], 1).astype(np.float64))
+        sums.view(-1, 2).index_add_(0, at, both)
+    total = sums.sum(0)
+    sums = torch.cat([total - sums, total[None]])
+    shown, positive = sums.unbind(-1)
+    mean = (positive.sum(1) / shown.sum(1).clamp(min=1)).clamp(1e-4, 1 - 1e-4)[:, None]
+    rate = (positive + SMOOTHING * mean) / (shown + SMOOTHING)
+    count = shown.log1p()
+    count = (count - count[-1].mean()) / count[-1].std().clamp(min=1e-3)
+    return torch.stack([rate.logit() - mean.logit(), count], -1).float()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Pairs of a user and an item: ``user`` counts the users of the block."""
+
+    user: Tensor
+    item: Tensor
+    fold: Tensor  # of each user
+
+
+def _positives(dataset: Dataset) -> Iterator[_Block]:
+    """Each pair of a user and an item that the user was positive about in the training window."""
+    column, requests = _label(dataset), dataset.requests_of("train")
+    users = dataset.requests["user"][requests].astype(np.int64)
+    last = dataset.requests["first"][requests] + dataset.requests["count"][requests]
+    distinct, first = np.unique(users, return_index=True)
+    ends = np.maximum.reduceat(last, first) if len(first) else last
+    starts = dataset.event_offsets[distinct]
+    sizes = np.cumsum(ends - starts)
+    at = 0
+    while at < len(distinct):
+        done = sizes[at - 1] if at else 0
+        until = max(int(np.searchsorted(sizes, done + BLOCK)), at + 1)
+        low, high = starts[at:until], ends[at:until]
+        owner = np.repeat(np.arange(until - at), high - low)
+        rows = np.arange(len(owner)) + np.repeat(
+            low - (sizes[at:until] - (high - low) - done), high - low
+        )
+        item = dataset.events["item"][rows].astype(np.int64)
+        held = item < dataset.trained_items
+        if column is not None:
+            held &= dataset.events[column][rows] > 0
+        pairs = np.unique(owner[held] * dataset.trained_items + item[held])
+        yield _Block(
+            torch.from_numpy(pairs // dataset.trained_items),
+            torch.from_numpy(pairs % dataset.trained_items),
+            torch.from_numpy(folds_of(distinct[at:until])),
+        )
+        at = until
+
+
+def _vectors(dataset: Dataset, width: int, padded: int) -> Tensor:
+    """[folds + 1, items, padded]."""
+    items = dataset.trained_items
+    counts = torch.zeros(FOLDS, items)
+    for block in _positives(dataset):
+        at = block.fold[block.user] * items + block.item
+        counts.view(-1).index_add_(0, at, torch.ones(len(at)))
+    scale = (counts.sum(0) + COMMON).rsqrt()
+    directions = min(width + MORE, items)
+    q = torch.randn(items, directions, generator=torch.Generator().manual_seed(0))
+
+    def product(q: Tensor, folds: int) -> Tensor:
+        """A^T A q of the users of each fold, [folds, items, k]; folds is 1: of all together."""
+        out = torch.zeros(folds * items, q.shape[1])
+        for block in _positives(dataset):
+            of_pair = scale[block.item]
+            users = len(block.fold)
+            norm = torch.zeros(users).index_add_(0, block.user, of_pair.square()).clamp(min=1e-12)
+            weight = of_pair * norm.rsqrt()[block.user]
+            of_user = torch.zeros(users, q.shape[1])
+            of_user.index_add_(0, block.user, q[block.item] * weight[:, None])
+            at = block.item if folds == 1 else block.fold[block.user] * items + block.item
+            out.index_add_(0, at, of_user[block.user] * weight[:, None])
+        return out.view(folds, items, -1)
+
+    for _ in range(PASSES):
+        q = torch.linalg.qr(product(torch.linalg.qr(q)[0], 1)[0])[0]
+    # The axes of the largest directions, in order.
+    small = q.T @ product(q, 1)[0]
+    axes = torch.linalg.eigh((small + small.T) / 2).eigenvectors.flip(1)[:, :width]
+    y = product(q @ axes, FOLDS)
+    total = y.sum(0)
+    y = torch.cat([total - y, total[None]])
+    of_others = torch.cat([counts.sum(0) - counts, counts.sum(0)[None]])
+    y = y / y.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    y = y * (of_others / (of_others + FEW))[..., None]
+    return torch.nn.functional.pad(y, (0, padded - width))
