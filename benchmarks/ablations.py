@@ -84,7 +84,7 @@ def measure(folder: Path, model: str, what: str, value: str, seed: int) -> None:
     run = quality.run_folder(DATASET, changed, seed, setting)
     found = next(iter(evaluate(run, data=folder, lists=0).tasks.values()))
     metrics: dict[str, Any] = {"auc": found["auc"], "gauc": found["gauc"], "ne": found["ne"]}
-    metrics |= {key: number for key, number in last.items() if key.startswith("best_")}
+    metrics |= quality.validated(last)
     metrics |= costs(run, folder)
     metrics["us_per_candidate"] = microseconds(run, folder)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]

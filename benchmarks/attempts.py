@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.quality import validated
 from benchmarks.rows import write_row
 from benchmarks.tables import Row, grouped, machines, number, table
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not last.get("done"):
         raise SystemExit(f"{given.run} is not finished")
     settings = {**config["model"], **config["train"]}
-    name, value = next((key, value) for key, value in last.items() if "/" in key)
+    name, value = next((key, value) for key, value in validated(last).items() if "/" in key)
     case = {
         "dataset": given.dataset or Path(config["data"]).name,
         "tried": given.description,

@@ -82,7 +82,7 @@ def searches(folders: dict[str, Path], models: tuple[str, ...]) -> Iterator[Job]
 def search(name: str, folder: Path, model: str, setting: dict[str, Any], seed: int) -> None:
     """Write one row of the search: the best validation metrics of one setting."""
     last = fit(name, folder, model, seed, setting)
-    metrics = {key: value for key, value in last.items() if key.startswith("best_")}
+    metrics = validated(last)
     write_row("search", {"dataset": name, "model": model, **setting}, metrics, seed=seed)
 
 
@@ -107,6 +107,18 @@ def chosen(name: str, model: str) -> dict[str, Any]:
 
 SETTINGS = {"rate": "learning_rate", "table_rate": "table_learning_rate"}
 """Name of a setting in the rows of ``search`` and ``quality`` -> its name in the configuration."""
+
+
+def validated(last: dict[str, Any]) -> dict[str, float]:
+    """For rows: the step of the stored weights, and the validation AUC (XAUC of a duration) of the
+    first task, whichever metric chose them.
+
+    Args:
+        last: the last line of a run's curves.
+    """
+    task, found = next(iter(last["metrics"].items()))
+    name, value = next(iter(found.items()))
+    return {"best_step": last["best_step"], f"best_{task}/{name}": value}
 
 
 def own_names(setting: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +213,7 @@ def measure(name: str, folder: Path, model: str, seed: int) -> None:
     if "effective_links" in result:
         metrics["effective_links"] = result["effective_links"]
     metrics |= costs(run, folder)
-    metrics |= {key: value for key, value in last.items() if key.startswith("best_")}
+    metrics |= validated(last)
     metrics |= setting
     metrics["real_positions"] = real_positions(run)
     metrics["train_impressions_per_s_one_thread"] = last["impressions_per_s"]

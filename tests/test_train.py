@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.quality import validated
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, UnknownError
 from limerank.evaluation.evaluate import evaluate
@@ -72,6 +73,8 @@ def test_training_lowers_the_loss_and_writes_a_run(data, tmp_path, model):
     learned = evaluate(tmp_path / "run", split="train", lists=0)
     assert learned.tasks["click"]["auc"] > 0.55
     assert last.to_dict() == seen[-1]
+    auc = last.metrics["click"]["auc"]
+    assert validated(seen[-1]) == {"best_step": last.best_step, "best_click/auc": auc}
     assert (last.metric, last.run) == ("click/calibrated_ne", tmp_path / "run")
     best = f"best validation click/calibrated_ne {last.best:.4f} at step {last.best_step}"
     assert best in repr(last)

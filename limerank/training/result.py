@@ -60,7 +60,7 @@ class TrainingResult(Result):
             "best_step": self.best_step,
             f"best_{self.metric}": self.best,
             "impressions_per_s": self.impressions_per_s,
-            "best_metrics": {task: dict(found) for task, found in self.metrics.items()},
+            "metrics": {task: dict(found) for task, found in self.metrics.items()},
             "calibration": [list(pair) for pair in self.calibration],
             "alarms": [one.to_dict() for one in self.alarms],
         }
