@@ -152,6 +152,26 @@ def test_a_calibration_is_an_affine_map_of_the_logits_and_leaves_no_trace(ranker
     assert all(torch.equal(before[name], weight) for name, weight in ranker.state_dict().items())
 
 
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_a_calibration_holds_with_anchored_links(model):
+    config = config_of(model, width=16, heads=2, links=5, blocks=2, hidden=12, anchors=("item",))
+    ranker, full = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
+    torch.nn.init.normal_(ranker.from_anchors.weight)
+    anchored = torch.randn(*full.candidates.shape, config.anchor_width)
+
+    def logits():
+        vectors = ranker.item_vectors(full.items)
+        terms = gather(ranker.encode_items(vectors[: full.distinct]), full.candidates)
+        state = ranker.user_state(full.users, vectors)
+        return ranker.score(state, terms, ranker.from_anchors(anchored))[full.real]
+
+    before = logits()
+    with ranker.calibrated([Affine(0.4, -1.5), Affine(2.0, 0.7)]):
+        expected = before * torch.tensor([0.4, 2.0]) + torch.tensor([-1.5, 0.7])
+        torch.testing.assert_close(logits(), expected, **CLOSE)
+    assert torch.equal(logits(), before)
+
+
 def test_an_empty_history_is_legal(ranker):
     full = batch([0, 0], [2, 2])
     assert full.users.items.shape[1] == 0

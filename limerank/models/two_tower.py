@@ -81,11 +81,12 @@ class TwoTower(Ranker):
         return plus(products_bmk + terms.bias + state.bias[:, None], extra)
 
     def last_layers(self) -> tuple[nn.Linear, ...]:
-        return self.user[-1], self.item[-1]  # type: ignore[return-value]
+        towers = self.user[-1], self.item[-1]
+        return (*towers, self.from_anchors) if self.anchors is not None else towers  # type: ignore[return-value]
 
     @torch.no_grad()
     def calibrate(self, scale_k: Tensor, shift_k: Tensor) -> None:
-        user, item = self.last_layers()
+        user, item, *anchors = self.last_layers()
         vectors = scale_k.repeat_interleave(self.config.width)
         for layer, scale in (
             (user, torch.cat([vectors, scale_k])),
@@ -94,6 +95,8 @@ class TwoTower(Ranker):
             layer.weight.mul_(scale[:, None])
             layer.bias.mul_(scale)
         user.bias[-self.shape.outputs :].add_(shift_k)
+        for layer in anchors:
+            layer.weight.mul_(scale_k[:, None])
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.shape.outputs
