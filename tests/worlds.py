@@ -11,6 +11,7 @@ import torch
 
 from limerank.data.batch import Batch, Features, Items, Users
 from limerank.data.description import load_spec
+from limerank.data.features import anchored_tokens, item_keys
 from limerank.data.prepare import prepare
 from limerank.models.config import DataShape, ModelConfig, config_class
 from limerank.models.tasks import Task
@@ -28,6 +29,21 @@ SHAPE = DataShape(
         Task(name="click", kind="binary", mean=0.4),
         Task(name="watch", kind="duration", mean=12.0),
     ),
+    anchors={"colour": (0, 5), "size": (6, 6)},
+)
+
+
+ANCHORED = anchored_tokens(
+    {
+        "anchors": list(SHAPE.anchors),
+        "items": {
+            "tokens": SHAPE.item_tokens,
+            "features": [
+                {"name": name, "kind": "categorical", "start": start, "size": size}
+                for name, (start, size) in SHAPE.anchors.items()
+            ],
+        },
+    }
 )
 
 
@@ -39,12 +55,13 @@ def config_of(model: str, **settings: object) -> ModelConfig:
 
 
 def features(rows: int, tokens: int, numeric: int, generator: torch.Generator) -> Features:
-    """Random content: 0 to 3 tokens per row."""
-    counts = torch.randint(0, 4, (rows,), generator=generator)
+    """Random content: 0 to 3 different tokens per row."""
+    counts = torch.randint(0, 4, (rows,), generator=generator).clamp(max=tokens)
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
     total = int(offsets[-1])
+    order = torch.rand(rows, tokens, generator=generator).argsort(1)
     return Features(
-        tokens=torch.randint(0, tokens, (total,), generator=generator),
+        tokens=order[torch.arange(tokens) < counts[:, None]],
         weights=torch.rand(total, generator=generator),
         offsets=offsets,
         numeric=torch.randn(rows, numeric, generator=generator),
@@ -61,7 +78,9 @@ def batch(
     held = torch.arange(n) < length_b[:, None]
     real = torch.arange(m) < count_b[:, None]
     distinct = items // 2
-    age = torch.rand(b, n, generator=g).cumsum(1).flip(1) * held
+    since = torch.rand(b, n, generator=g).cumsum(1)
+    newest = since.gather(1, (length_b - 1).clamp(min=0)[:, None]) if n else since
+    age = (newest - since) * held
     labels = torch.stack(
         [
             torch.randint(0, 2, (b, m), generator=g).float(),
@@ -69,11 +88,12 @@ def batch(
         ],
         -1,
     )
+    of_items = Items(
+        ids=torch.randint(0, SHAPE.item_ids, (items,), generator=g),
+        content=features(items, SHAPE.item_tokens, SHAPE.item_numeric, g),
+    )
     return Batch(
-        items=Items(
-            ids=torch.randint(0, SHAPE.item_ids, (items,), generator=g),
-            content=features(items, SHAPE.item_tokens, SHAPE.item_numeric, g),
-        ),
+        items=of_items,
         distinct=distinct,
         users=Users(
             items=torch.randint(0, items, (b, n), generator=g) * held,
@@ -83,6 +103,7 @@ def batch(
             lengths=length_b,
             features=features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),
             context=torch.randint(0, SHAPE.context_tokens, (b, 2), generator=g),
+            keys=item_keys(of_items.content, ANCHORED, np.arange(items)),
         ),
         candidates=torch.randint(0, distinct, (b, m), generator=g) * real,
         counts=count_b,
@@ -91,10 +112,11 @@ def batch(
 
 
 def unsure(ranker: torch.nn.Module) -> None:
-    """Every link asks for another count of events than training starts from."""
+    """Every link asks for another count of events than training starts from, and what starts at
+    zero does not any more."""
     with torch.no_grad():
         for name, weight in ranker.named_parameters():
-            if name.endswith("log_prior"):
+            if name.endswith(("log_prior", "from_anchors.weight")):
                 weight.normal_()
 
 

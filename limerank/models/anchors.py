@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ OUTCOMES = 8
 """Numbers of an embedded outcome, o."""
 FADING = 0.6
 """Weight of an event with a value relative to the next one with it, in the fading mean."""
+FADED = 36
+"""Events with a key that the fading mean of a prefix reads: FADING ** 36 is 1e-8."""
 START_EVENTS = 1.0
 """Number of events at which the evidence is one half when training starts."""
 DROPOUT = 0.2
@@ -74,6 +77,21 @@ class Anchored:
         offsets = self.offsets[low : max(low, high) + 1]
         of = slice(int(offsets[0]), int(offsets[-1]))
         return Anchored(offsets - offsets[0], self.keys[of], self.links[of])
+
+
+class _Pairs(NamedTuple):
+    """Pairs of an event and a key: the key, the request and the event's position in its history,
+    i64 [P]; and whether a pair is the first of its request and key, bool [P]."""
+
+    key: Tensor
+    owner: Tensor
+    position: Tensor
+    first: Tensor
+
+
+def fading_sum(n: Tensor) -> Tensor:
+    """Sum of the weights of n events in the fading mean."""
+    return (1 - FADING**n) / (1 - FADING)
 
 
 def ragged(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,66 +156,139 @@ class AnchoredLinks(nn.Module):
         Args:
             users: B requests, with the keys of their histories' items.
         """
+        pairs = self._pairs(users)
+        start = pairs.first.nonzero()[:, 0]
+        count_v = torch.cat([start, start.new_tensor([len(pairs.key)])]).diff()
+        segment = pairs.first.cumsum(0) - 1
+        newest = start + count_v - 1
+        outcome_po = self._outcomes(users, pairs)
+        n = count_v.to(outcome_po.dtype)
+        later = newest[segment] - torch.arange(len(segment), device=segment.device)
+        none = outcome_po.new_zeros(len(start), OUTCOMES)
+        mean = none.index_add(0, segment, outcome_po) / n[:, None]
+        faded = none.index_add(0, segment, outcome_po * (FADING**later)[:, None])
+        owner, position = pairs.owner[newest], pairs.position[newest]
+        links = self.of_statistics(
+            pairs.key[start],
+            n,
+            mean,
+            faded / fading_sum(n)[:, None],
+            outcome_po[newest],
+            users.lengths[owner] - 1 - position,
+            users.age[owner, position],
+        )
+        counts_b = torch.bincount(owner, minlength=len(users.lengths))
+        offsets = torch.cat([counts_b.new_zeros(1), counts_b.cumsum(0)])
+        return Anchored(offsets, pairs.key[start], links)
+
+    def at_prefixes(
+        self, users: Users, owner_m: Tensor, prefix_m: Tensor, candidates_m: Tensor
+    ) -> Tensor:
+        """What M impressions receive, each from exactly the events before it: z [M, r].
+
+        Args:
+            users: B histories, with the keys of all items.
+            owner_m: the history of each impression, i64.
+            prefix_m: how many of its events each one sees, i64.
+            candidates_m: positions of their items among those with keys, i64.
+        """
+        keys, pairs = users.keys, self._pairs(users)
+        assert keys is not None
+        out = users.age.new_zeros(len(owner_m), self.width)
+        at, spot = ragged(keys.offsets[candidates_m], keys.offsets.diff()[candidates_m])
+        if not len(at) or not len(pairs.key):
+            return out
+        key = keys.keys[at]
+        size = users.items.shape[1] + 1
+        most = int(max(key.max(), pairs.key.max())) + 1
+        order = (pairs.owner * most + pairs.key) * size + pairs.position
+        wanted = owner_m[spot] * most + key
+        newest = torch.searchsorted(order, wanted * size + prefix_m[spot]) - 1
+        seen = (newest >= 0) & (
+            order[newest.clamp(min=0)].div(size, rounding_mode="floor") == wanted
+        )
+        newest, at, spot, key = newest[seen], at[seen], spot[seen], key[seen]
+        owner, position = pairs.owner[newest], pairs.position[newest]
+        # Of the events with the key up to the newest one.
+        start = torch.searchsorted(order, wanted[seen] * size)
+        count = newest - start + 1
+        outcome_po = self._outcomes(users, pairs)
+        sums = outcome_po.double().cumsum(0)
+        sums = torch.cat([sums.new_zeros(1, OUTCOMES), sums])
+        n = count.to(outcome_po.dtype)
+        mean = ((sums[newest + 1] - sums[start]) / count[:, None]).to(n.dtype)
+        faded = torch.zeros_like(mean)
+        for later in range(min(int(count.max()), FADED) if len(count) else 0):
+            weight = FADING**later * (later < count).to(n.dtype)
+            faded = faded + weight[:, None] * outcome_po[(newest - later).clamp(min=0)]
+        end = prefix_m[spot] - 1
+        links = self.of_statistics(
+            key,
+            n,
+            mean,
+            faded / fading_sum(n)[:, None],
+            outcome_po[newest],
+            end - position,
+            users.age[owner, position] - users.age[owner, end],
+        )
+        return out.index_add(0, spot, links * keys.shares[at][:, None])
+
+    def _pairs(self, users: Users) -> _Pairs:
+        """All pairs of an event and a key of its item, ordered by request, key and event."""
         keys = users.keys
         if keys is None:
             raise RuntimeError("a model with anchored links needs the keys of the items")
-        batch, size = users.items.shape
-        real = torch.arange(size, device=users.lengths.device) < users.lengths[:, None]
-        b_e, n_e = real.nonzero(as_tuple=True)
-        item_e = users.items[real]
-        counts_u = keys.offsets.diff()
-        at, event = ragged(keys.offsets[item_e], counts_u[item_e])
+        real = torch.arange(users.items.shape[1], device=users.lengths.device)
+        owner_e, position_e = (real < users.lengths[:, None]).nonzero(as_tuple=True)
+        item_e = users.items[owner_e, position_e]
+        at, event = ragged(keys.offsets[item_e], keys.offsets.diff()[item_e])
         key = keys.keys[at]
         held = self.kind_of(key) >= 0
         key, event = key[held], event[held]
         most = int(key.max()) + 1 if len(key) else 1
-        pair, order = (b_e[event] * most + key).sort(stable=True)
+        pair, order = (owner_e[event] * most + key).sort(stable=True)
         first = torch.ones_like(pair, dtype=torch.bool)
         first[1:] = pair[1:] != pair[:-1]
-        segment = first.cumsum(0) - 1
-        start = first.nonzero()[:, 0]
-        count_v = torch.cat([start, start.new_tensor([len(pair)])]).diff()
         event = event[order]
-        later = (
-            count_v[segment] - 1 - (torch.arange(len(pair), device=pair.device) - start[segment])
-        )
-        newest = event[start + count_v - 1]
-        # Outcomes.
-        tokens_ea = users.tokens[b_e, n_e]
-        outcome_eo = self.outcomes(tokens_ea).sum(1)
-        of_pair = outcome_eo[event]
-        none = of_pair.new_zeros(len(start), OUTCOMES)
-        n = count_v.to(of_pair.dtype)
-        mean = none.index_add(0, segment, of_pair) / n[:, None]
-        faded = none.index_add(0, segment, of_pair * (FADING**later)[:, None])
-        faded = faded / ((1 - FADING**n) / (1 - FADING))[:, None]
-        owner_v = b_e[newest]
-        ago = (users.lengths[owner_v] - 1 - n_e[newest]).to(n.dtype)
-        age = users.age[owner_v, n_e[newest]].to(n.dtype)
-        statistics = torch.cat(
-            [
-                mean,
-                faded,
-                outcome_eo[newest],
-                knots(n.log2(), COUNTS),
-                knots((1 + ago).log2(), AGO),
-                knots((1 + MINUTES * age).log2(), AGES),
-            ],
-            1,
-        )
-        key_v = pair[start] % most
-        links = self.of_statistics(statistics, n, key_v)
-        per = torch.bincount(owner_v, minlength=batch)
-        return Anchored(torch.cat([per.new_zeros(1), per.cumsum(0)]), key_v, links)
+        return _Pairs(pair % most, owner_e[event], position_e[event], first)
 
-    def of_statistics(self, statistics: Tensor, n: Tensor, key: Tensor) -> Tensor:
-        """z of statistics [V, STATISTICS] of keys with n events."""
+    def _outcomes(self, users: Users, pairs: _Pairs) -> Tensor:
+        """The embedded outcome of each pair's event, [P, o]."""
+        tokens_bna = users.tokens
+        flat = pairs.owner * tokens_bna.shape[1] + pairs.position
+        outcome_eo = self.outcomes(tokens_bna.flatten(0, 1)).sum(1)
+        return outcome_eo[flat]
+
+    def of_statistics(
+        self,
+        key: Tensor,
+        n: Tensor,
+        mean: Tensor,
+        faded: Tensor,
+        newest: Tensor,
+        ago: Tensor,
+        age: Tensor,
+    ) -> Tensor:
+        """z [V, r] of V pairs of a request and a key in its history.
+
+        Args:
+            key: i64 [V].
+            n: events with the key, f32 [V], at least 1.
+            mean, faded, newest: their mean outcome, the fading mean, the newest one, f32 [V, o].
+            ago: events since the newest of them, [V].
+            age: days (events, where the log has no clock) since it, f32 [V].
+        """
         kind = self.kind_of(key)
-        is_item = kind == 0
-        evidence = n / (n + self.log_prior.exp()[is_item.long()])
-        x = self.dropout(statistics * evidence[:, None])
-        of_items, of_values = self.maps[0](x), self.maps[1](x)
-        return torch.where(is_item[:, None], of_items, of_values) * self.scales[kind][:, None]
+        is_item = (kind == 0)[:, None]
+        scales = [
+            knots(n.log2(), COUNTS),
+            knots((1 + ago.to(n.dtype)).log2(), AGO),
+            knots((1 + MINUTES * age).log2(), AGES),
+        ]
+        x = torch.cat([mean, faded, newest, *scales], 1)
+        evidence = n / (n + self.log_prior.exp()[is_item[:, 0].long()])
+        x = self.dropout(x * evidence[:, None])
+        return torch.where(is_item, self.maps[0](x), self.maps[1](x)) * self.scales[kind][:, None]
 
     def gathered(self, anchored: Anchored, keys: ItemKeys, candidates: Tensor) -> Tensor:
         """z [B, M, r] of candidates i64 [B, M] (or [M], the same for all): positions of items whose

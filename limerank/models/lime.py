@@ -333,6 +333,9 @@ class LimeMha(Lime):
         u_bd = self.user_tower(users)[0]
         c_md = self.user_tower.contexts(batch.context)
         head_mg = terms.head + self.head.from_request(F.embedding(owner_m, u_bd), c_md)
+        if self.anchors is not None:
+            z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
+            head_mg = head_mg + self.from_anchors(z_mr)
         links_bld = self.contextualise(u_bd)
         q_bhle = self.reading.queries(links_bld)
         kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)

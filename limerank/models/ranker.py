@@ -264,7 +264,7 @@ class Ranker(nn.Module, abc.ABC):
                 self.anchors = AnchoredLinks(
                     shape.event_tokens, shape.item_tokens, *named, config.anchor_width
                 )
-            self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
+                self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)
 
     @property
@@ -273,6 +273,10 @@ class Ranker(nn.Module, abc.ABC):
         if isinstance(self.config, HeadConfig):
             return self.config.hidden * (2 if self.config.gated else 1)
         return self.shape.outputs
+
+    def adding_layers(self) -> tuple[nn.Linear, ...]:
+        """The linear layers, without bias, whose sum ``extra`` is."""
+        return () if self.anchors is None else (self.from_anchors,)
 
     def item_vectors(self, items: Items) -> Tensor:
         """Item tower: t, [U, d]."""

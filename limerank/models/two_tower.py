@@ -81,12 +81,13 @@ class TwoTower(Ranker):
         return plus(products_bmk + terms.bias + state.bias[:, None], extra)
 
     def last_layers(self) -> tuple[nn.Linear, ...]:
-        towers = self.user[-1], self.item[-1]
-        return (*towers, self.from_anchors) if self.anchors is not None else towers  # type: ignore[return-value]
+        user, item = self.user[-1], self.item[-1]
+        assert isinstance(user, nn.Linear) and isinstance(item, nn.Linear)
+        return user, item, *self.adding_layers()
 
     @torch.no_grad()
     def calibrate(self, scale_k: Tensor, shift_k: Tensor) -> None:
-        user, item, *anchors = self.last_layers()
+        user, item, *adding = self.last_layers()
         vectors = scale_k.repeat_interleave(self.config.width)
         for layer, scale in (
             (user, torch.cat([vectors, scale_k])),
@@ -95,7 +96,7 @@ class TwoTower(Ranker):
             layer.weight.mul_(scale[:, None])
             layer.bias.mul_(scale)
         user.bias[-self.shape.outputs :].add_(shift_k)
-        for layer in anchors:
+        for layer in adding:
             layer.weight.mul_(scale_k[:, None])
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
