@@ -5,6 +5,7 @@ The public names. The module of a name is imported when the name is first used::
     prepare(spec, out)  simulate(out)          logs -> dataset
     Dataset(path)                              a prepared dataset
     train(data, out, model=ModelConfig(...))   dataset -> run folder
+    tune(data, out, model="lime-mha")          dataset -> best settings and their run folder
     load_run(path)      evaluate(run)          run -> model, metrics
     build_index(run, out)   Index              run -> index folder
     add_items(run, index, items)  update_items  put_items  change_items
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from limerank.serving.stores import SqliteStore as SqliteStore
     from limerank.serving.stores import ValkeyStore as ValkeyStore
     from limerank.training.trainer import train as train
+    from limerank.tuning.tuner import tune as tune
 
     __version__: str
 
@@ -88,6 +90,7 @@ _HOMES = {
     "remove_items": "index.changes",
     "simulate": "data.synthetic",
     "train": "training.trainer",
+    "tune": "tuning.tuner",
     "update_items": "index.changes",
 }
 

@@ -141,11 +141,15 @@ class _Lock:
         self.file.close()
 
 
-def lock(file: IO[Any] | int) -> None:
-    """Lock an open file for this process until it is closed, without waiting.
+def lock(file: IO[Any] | int, *, wait: bool = False) -> None:
+    """Lock an open file for this process until it is closed.
+
+    Args:
+        file: the file, or its descriptor.
+        wait: wait while another process holds it.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, and ``wait`` is false.
         OSError: the file system has no locks.
         FormatError: this operating system has no such locks (Windows).
     """
@@ -156,7 +160,7 @@ def lock(file: IO[Any] | int) -> None:
             "this operating system has no POSIX file locks, which preparing, training and indexing "
             "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking do not"
         ) from None
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _partial(path: Path) -> tuple[_Lock, Path]:
@@ -278,15 +282,20 @@ def _check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_alone(path: str | os.PathLike[str], whose: str) -> Iterator[None]:
+def held_alone(path: str | os.PathLike[str], whose: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path`` while the block runs; the lock ends with the process.
 
+    Args:
+        path: the lock file.
+        whose: what a process that holds it does; the message begins with it.
+        wait: wait while another process holds it.
+
     Raises:
-        FormatError: another process holds it. ``whose`` begins the message: what that process does.
+        FormatError: another process holds it, and ``wait`` is false.
     """
     with open(path, "a+", encoding="utf-8") as file:
         try:
-            lock(file)
+            lock(file, wait=wait)
         except BlockingIOError:
             file.seek(0)
             raise FormatError(

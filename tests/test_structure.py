@@ -35,6 +35,7 @@ index evaluation
 ranking: scorer explain < request < flow results < recommender < bulk fidelity
 training: world collaborative < objectives result < optim < step < checkpoints
     < reporting resume < trainer
+tuning: result space < study training < tuner
 serving: stores telemetry item_table messages < intake state < served < current
     < engine watching fill < http
 report

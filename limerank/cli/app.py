@@ -22,6 +22,7 @@ COMMANDS = (
     "synth",
     "prepare",
     "train",
+    "tune",
     "evaluate",
     "compare",
     "index",

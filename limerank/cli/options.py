@@ -19,12 +19,43 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", help="Prepared dataset.", show_default="the dataset of the run"),
 ]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="lime-xor, lime-mha; or a baseline: popularity, two-tower, sasrec, din, lrea, "
+        "truncated-mha, mha, hstu.",
+        show_default="lime-xor",
+    ),
+]
+Bf16 = Annotated[
+    bool,
+    typer.Option("--bf16", help="Compute matrix products in bfloat16 (faster on recent CPUs)."),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="CPU threads.", show_default="all cores")
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or cuda:N for the N-th GPU.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="NAME=VALUE", help="Any other setting (limerank settings). Repeatable."
     ),
 ]
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many CPU threads; None: as torch chooses.
+
+    Raises:
+        SpecError: it is less than 1.
+    """
+    if threads is not None:
+        import torch
+
+        if threads < 1:
+            raise SpecError(f"--threads is {threads}, expected 1 or more")
+        torch.set_num_threads(threads)
 
 
 def print_coverage(table: Any, partial: bool = False) -> None:

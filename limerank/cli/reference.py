@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -84,7 +84,7 @@ def sections(topic: str = "") -> list[Section]:
     """The sections of the reference.
 
     Args:
-        topic: "training", "models", a model's name, "dataset" or "server"; empty: all.
+        topic: "training", "models", a model's name, "tune", "dataset" or "server"; empty: all.
 
     Raises:
         SpecError: there is no such topic.
@@ -92,7 +92,7 @@ def sections(topic: str = "") -> list[Section]:
     from limerank.errors import check_choice
     from limerank.models.registry import OF_THE_PACKAGE as MODELS
 
-    topics = ("training", "models", *MODELS, "dataset", "server")
+    topics = ("training", "models", *MODELS, "tune", "dataset", "server")
     if topic:
         check_choice("topic", topic, topics)
     found = []
@@ -100,6 +100,8 @@ def sections(topic: str = "") -> list[Section]:
         found.append(training())
     if topic in ("", "models", *MODELS):
         found.append(models(topic if topic in MODELS else ""))
+    if topic in ("", "tune"):
+        found.append(searched())
     if topic in ("", "dataset"):
         found += dataset()
     if topic in ("", "server"):
@@ -160,6 +162,29 @@ def dataset() -> list[Section]:
             Section(f"Dataset description: {title}", _plain(text), tuple(settings_of(config)), {})
         )
     return found
+
+
+def searched() -> Section:
+    """The settings that ``limerank tune`` searches, with their ranges."""
+    from limerank.models.config import TrainConfig
+    from limerank.models.registry import MODELS, OF_THE_PACKAGE
+    from limerank.tuning.space import SPACE
+
+    owners: dict[Setting, str] = {}
+    for name, one in SPACE.items():
+        having = [
+            model
+            for model in OF_THE_PACKAGE
+            if name in TrainConfig.model_fields or name in MODELS[model].config.model_fields
+        ]
+        values = one.text
+        config = TrainConfig if name in TrainConfig.model_fields else MODELS[having[0]].config
+        (setting,) = (known for known in settings_of(config) if known.name == name)
+        owners[replace(setting, values=values, meaning=setting.summary)] = _list_of(
+            having, list(OF_THE_PACKAGE)
+        )
+    text = "What `limerank tune` varies. `--set NAME=VALUE` fixes a setting."
+    return Section("Settings that are searched", text, tuple(owners), owners)
 
 
 def server() -> Section:

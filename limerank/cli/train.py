@@ -8,7 +8,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from limerank.cli.options import Overwrite, Quiet, Set, assignments
+from limerank.cli.options import (
+    Bf16,
+    Device,
+    ModelName,
+    Overwrite,
+    Quiet,
+    Set,
+    Threads,
+    assignments,
+    use_threads,
+)
 from limerank.errors import SpecError
 
 INTERRUPTED = "run the same command again to resume from the last checkpoint"
@@ -64,13 +74,15 @@ class Help(TyperCommand):
 def train(
     data: Annotated[Path, typer.Argument(help="Prepared dataset.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
-    model: Annotated[
-        str,
+    model: ModelName = None,
+    settings: Annotated[
+        Path | None,
         typer.Option(
-            help="lime-xor, lime-mha; or a baseline: popularity, two-tower, sasrec, din, lrea, "
-            "truncated-mha, mha, hstu."
+            "--config",
+            help="TOML file of settings, such as best.toml of limerank tune. Options replace its "
+            "settings.",
         ),
-    ] = "lime-xor",
+    ] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
@@ -78,15 +90,13 @@ def train(
     width: Annotated[int | None, typer.Option()] = None,
     links: Annotated[int | None, typer.Option()] = None,
     history: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of weights, order and dropout.")] = 0,
-    bf16: Annotated[
-        bool,
-        typer.Option("--bf16", help="Compute matrix products in bfloat16 (faster on recent CPUs)."),
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads.", show_default="all cores")
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Random seed of weights, order and dropout.", show_default="0"),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:N for the N-th GPU.")] = "cpu",
+    bf16: Bf16 = False,
+    threads: Threads = None,
+    device: Device = "cpu",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")
     ] = False,
@@ -103,10 +113,11 @@ def train(
         limerank train data/mine --model lime-mha --out runs/mine --bf16
 
         limerank train data/mine --out runs/deep --set blocks=2 --set 'task_weights={"watch": 0.3}'
-    """
-    import torch
 
-    from limerank.models.config import configs_of
+        limerank train data/mine --config tuned/best.toml --out runs/best
+    """
+    from limerank.models.config import DEFAULT_MODEL, configs_of
+    from limerank.models.settings_file import read_settings
     from limerank.training.trainer import train as run
 
     given = {
@@ -118,16 +129,21 @@ def train(
         "links": links,
         "history": history,
     }
+    given |= {"seed": seed, "bf16": bf16 or None}
     given = {name: value for name, value in given.items() if value is not None}
     more = assignments(setting)
     for name in more:
         if name in given or name in ("model", "seed", "bf16"):
             raise SpecError(f"--set {name}: give it as the option --{name.replace('_', '-')} alone")
-    model_config, config = configs_of(model, {**given, **more, "seed": seed, "bf16": bf16})
-    if threads is not None:
-        if threads < 1:
-            raise SpecError(f"--threads is {threads}, expected 1 or more")
-        torch.set_num_threads(threads)
+    stored_model, stored = (None, {}) if settings is None else read_settings(settings)
+    if model and stored_model and model != stored_model:
+        raise SpecError(
+            f"--model is {model}, but {settings} has settings of {stored_model}; leave --model out"
+        )
+    model_config, config = configs_of(
+        model or stored_model or DEFAULT_MODEL, {**stored, **given, **more}
+    )
+    use_threads(threads)
     result = run(
         data,
         out,
