@@ -413,7 +413,14 @@ def made(states: str, values: list[float], higher: bool = True) -> TuningResult:
     names = {"f": "finished", "p": "pruned"}
     model, config = configs_of("lime-mha", {})
     trials = tuple(
-        Trial(number, names[state], value, {"links": number} if number else {}, {"auc": value, "calibrated_ne": 0.9}, 1.0)
+        Trial(
+            number,
+            names[state],
+            value,
+            {"links": number} if number else {},
+            {"auc": value, "calibrated_ne": 0.9},
+            1.0,
+        )
         for number, (state, value) in enumerate(zip(states, values, strict=True))
     )
     return TuningResult(Path("tuned"), "click/auc", higher, model, config, trials)
@@ -466,7 +473,18 @@ def test_the_command(data, searched, tmp_path, call):
     fixed = {**MODEL, **CONFIG}
     del fixed["model"], fixed["metric"]
     sets = [part for name, value in fixed.items() for part in ("--set", f"{name}={value}")]
-    command = ("tune", data, "--model", "popularity", "--out", out, *sets, "-q", "--metric", "click/auc")
+    command = (
+        "tune",
+        data,
+        "--model",
+        "popularity",
+        "--out",
+        out,
+        *sets,
+        "-q",
+        "--metric",
+        "click/auc",
+    )
     status, output, error = call(*command, "--trials", 2)
     assert (status, error) == (0, "")
     assert "2 trials" in output and f"limerank compare {out / 'best'} --with" in output

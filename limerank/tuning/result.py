@@ -185,7 +185,8 @@ class TuningResult(TableResult):
         """A second metric that the text shows: AUC, or how well probabilities fit."""
         known = ("auc", "xauc", "calibrated_ne", "mae_s")
         own = self.metric.rpartition("/")[2]
-        return next(name for name in known if name in self.best.validation and name != own)
+        found = (name for name in known if name in self.best.validation and name != own)
+        return next(found, "")
 
     def _better(self, trial: Trial) -> float:
         if self.defaults.state != "finished":
