@@ -23,6 +23,7 @@ from limerank.files import held_alone
 from limerank.models.config import TrainConfig, configs_of
 from limerank.models.registry import OF_THE_PACKAGE
 from limerank.models.settings_file import read_settings, write_settings
+from limerank.runs.alarms import read_alarms
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 from limerank.tuning import study as study_module
@@ -115,6 +116,7 @@ def test_the_best_trial_is_never_worse_and_its_run_is_there(searched):
     assert searched.gain == searched.best.value - searched.defaults.value
     run = load_run(searched.run)
     assert (run.ranker.config, run.train) == (searched.model, searched.config)
+    assert searched.alarms == read_alarms(searched.run)
     lines = (searched.run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["best_click/auc"] == searched.best.value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from limerank.evaluation.legend import metric_title
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.results import TableResult, aligned, none_for_nan, rounded
+from limerank.runs.alarms import Alarm, alarm_lines
 
 SHOWN_TRIALS = 8
 """Trials that the text shows, best first."""
@@ -62,6 +63,7 @@ class TuningResult(TableResult):
         model, config: the best settings: ``train(data, out, model=result.model,
             config=result.config)`` repeats the best trial.
         trials: by number.
+        alarms: reasons for not deploying the run of the best trial.
     """
 
     out: Path
@@ -70,6 +72,7 @@ class TuningResult(TableResult):
     model: ModelConfig
     config: TrainConfig
     trials: tuple[Trial, ...]
+    alarms: Sequence[Alarm] = ()
 
     @property
     def run(self) -> Path:
@@ -113,6 +116,7 @@ class TuningResult(TableResult):
             "model": self.model.model_dump(mode="json"),
             "train": self.config.model_dump(mode="json"),
             "trials": [trial.to_dict() for trial in self.trials],
+            "alarms": [one.to_dict() for one in self.alarms],
         }
 
     def columns(self) -> dict[str, list[Any]]:
@@ -174,7 +178,7 @@ class TuningResult(TableResult):
                 "among the trials;",
                 "  measure it on the test split",
             ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *alarm_lines(self.alarms)])
 
     def _ranked(self) -> list[Trial]:
         finished = [trial for trial in self.trials if trial.state == "finished"]

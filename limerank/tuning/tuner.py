@@ -28,6 +28,7 @@ from limerank.models.config import (
 )
 from limerank.models.settings_file import write_settings
 from limerank.progress import Bar
+from limerank.runs.alarms import read_alarms
 from limerank.runs.folder import settings
 from limerank.training.objectives import objective_of
 from limerank.tuning.result import TuningResult
@@ -222,7 +223,8 @@ class Search:
         metric, higher = str(self.metric), self.metric.higher_is_better
         result = TuningResult(self.out, metric, higher, self.model, self.config, trials)
         model, config = self._configs(result.best.settings)
-        return replace(result, model=model, config=config)
+        alarms = read_alarms(result.run) or ()
+        return replace(result, model=model, config=config, alarms=alarms)
 
 
 def _given(config: ModelConfig | TrainConfig) -> dict[str, Any]:
