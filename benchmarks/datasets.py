@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.samples import PARTS, write_part
+from benchmarks.sparse_log import simulate_reviews
+
 if TYPE_CHECKING:
     from limerank.data.spec import Spec
 
@@ -23,6 +26,20 @@ SIMULATED: dict[str, dict[str, int]] = {
     QUICK: {"users": 300, "items": 200, "events": 12_000, "history": 32},
 }
 """Simulated logs: about 50 events per user, about 1,700, and a small one that tests the scripts."""
+SPARSE = "synth_sparse"
+"""The simulated log of ``benchmarks.sparse_log``."""
+LOGS = (
+    "ml1m",
+    *PARTS,
+    "ml_latest_small",
+    "kuairand_slice",
+    "mind_sample",
+    "trivago",
+    "synth_short",
+    "synth_long",
+    SPARSE,
+)
+"""All logs, real and simulated, but for the one that tests the scripts."""
 LONG_REQUESTS = {"gap": 86_400.0, "size": 128}
 """In ``synth_long`` the impressions of a day share one history: models whose time grows with the
 square of the history would take too long with smaller requests."""
@@ -32,7 +49,8 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     """The description of a dataset, and the folder that its paths are relative to.
 
     Args:
-        name: of a simulated log, of a folder in ``data``, or of a file in ``benchmarks/specs``.
+        name: of a simulated log, of a part (see ``benchmarks.samples``), of a folder in ``data``,
+            or of a file in ``benchmarks/specs``.
         data: the folder of the real datasets.
 
     Returns:
@@ -61,6 +79,16 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
             together = Requests.model_validate(LONG_REQUESTS)
             spec = spec.model_copy(update={"events": sources, "requests": together})
         return spec, base
+    if name == SPARSE:
+        base = WORK / "logs" / name
+        if not (base / "spec.toml").exists():
+            simulate_reviews(base)
+        return load_spec(base / "spec.toml"), base
+    if name in PARTS:
+        full = describe(PARTS[name].of, data)
+        if full is None:
+            return None
+        return write_part(name, *full, WORK / "converted" / name), full[1]
     if data is None or not (data / name).exists():
         print(f"{name}: skipped, its files are not in --data", file=sys.stderr)
         return None
@@ -72,6 +100,11 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     if (own := data / name / f"{name}.toml").exists():
         return load_spec(own), data / name
     return load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
+
+
+def truth_file(name: str) -> Path | None:
+    """Where a simulated log's true probabilities are; None for a real log."""
+    return WORK / "logs" / name / "truth.parquet" if name in {*SIMULATED, SPARSE} else None
 
 
 def prepare_dataset(name: str, data: Path | None) -> Path | None:

@@ -12,8 +12,8 @@ What a competent person writes in an afternoon, computed from a prepared dataset
 - of the *same item* in the history, and of the same value of the first three categorical item
   features: count, share, mean and decayed mean label, newest label, how many events ago, how many
   events ago with label 1;
-- the similarity of the candidate to the history: cosines of 32-dimensional vectors, a truncated SVD
-  of which users had a positive label on which items.
+- the similarity of the candidate to the history (:class:`Similarity`): cosines of 32-dimensional
+  vectors, a truncated SVD of which users had a positive label on which items.
 
 Nothing of the request itself or of later events enters:
 
@@ -71,19 +71,27 @@ SIMILARITIES = (
 )
 
 
+def fold_of(dataset: Dataset, folds: Ints, requests: Ints) -> Ints:
+    """The fold of users that statistics for these requests leave out; FOLDS: none.
+
+    Args:
+        folds: of each user, i64 [U].
+    """
+    train = dataset.requests["split"][requests] == SPLITS.index("train")
+    return np.where(train, folds[dataset.requests["user"][requests]], FOLDS)
+
+
 class Features:
-    """The features of a dataset's impressions, with the statistics that they need.
+    """The features of a dataset's impressions but for similarity, with the statistics that they
+    need.
 
     Args:
         dataset: a prepared dataset with a binary label.
-        similarity: whether to make vectors and the features of :data:`SIMILARITIES`.
         encoding: which impressions the rates and counts of a training impression read: "folds",
             those of the users of other folds, or "before", those shown before its request.
     """
 
-    def __init__(
-        self, dataset: Dataset, *, similarity: bool = True, encoding: Encoding = "folds"
-    ) -> None:
+    def __init__(self, dataset: Dataset, *, encoding: Encoding = "folds") -> None:
         self.dataset, self.encoding = dataset, encoding
         self.folds = folds_of_users(len(dataset.users))
         train = impressions_of(dataset, "train")
@@ -110,22 +118,11 @@ class Features:
             for name, codes in values.items():
                 of_value = rates(codes[rows], int(codes.max(initial=0)) + 1)
                 self.rates.append((f"{kind} {name}", codes, of_value))
-        self.vectors: list[Floats] = []
-        """By fold; the last ones are of all users."""
-        if similarity:
-            self.vectors = [
-                vectors(positives(dataset, self.folds != fold)) for fold in range(FOLDS + 1)
-            ]
-
-    def fold_of(self, requests: Ints) -> Ints:
-        """The fold of users that statistics for these requests leave out; FOLDS: none."""
-        train = self.dataset.requests["split"][requests] == SPLITS.index("train")
-        return np.where(train, self.folds[self.dataset.requests["user"][requests]], FOLDS)
 
     def moments(self, requests: Ints) -> Ints:
         """What rates and counts for these requests are as of: a fold, or the number of a time."""
         if self.encoding == "folds":
-            return self.fold_of(requests)
+            return fold_of(self.dataset, self.folds, requests)
         time = self.dataset.events["time"][self.dataset.requests["first"][requests]]
         train = self.dataset.requests["split"][requests] == SPLITS.index("train")
         return np.where(train, np.searchsorted(self.times, time), len(self.times))
@@ -169,7 +166,7 @@ class Features:
             names.append(f"{what} decayed mean")
         for what in ("item", *self.matched):
             names += [f"same {what} {measure}" for measure in MATCHES]
-        return names + (list(SIMILARITIES) if self.vectors else [])
+        return names
 
     def of_history(self, request: int, candidates: NDArray[np.int32]) -> Floats:
         """The features of a request's candidates that the history decides, f32 [C, F]."""
@@ -196,10 +193,39 @@ class Features:
             of_candidate = codes[candidates][:, None]
             same = (of_candidate == codes[items]) & (of_candidate > 0)
             found.append(matches(same, labels, decay))
-        if self.vectors:
-            of_item = self.vectors[int(self.fold_of(np.array([request]))[0])]
-            found.append(similarities(of_item[candidates] @ of_item[items].T, labels))
         return np.hstack(found)
+
+
+class Similarity:
+    """The similarity of impressions to the history before them: the features of
+    :data:`SIMILARITIES`.
+
+    Args:
+        dataset: a prepared dataset with a binary label.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.folds = folds_of_users(len(dataset.users))
+        self.vectors = [
+            vectors(positives(dataset, self.folds != fold)) for fold in range(FOLDS + 1)
+        ]
+        """By fold; the last ones are of all users."""
+
+    def table(self, shown: Impressions) -> tuple[list[str], Floats]:
+        """Names [F] and values f32 [n, F] of the features; NaN: not defined."""
+        found = [self.of_history(request, shown.items[part]) for request, part in
+                 parts(shown.requests)]  # fmt: skip
+        return list(SIMILARITIES), np.concatenate(found)
+
+    def of_history(self, request: int, candidates: NDArray[np.int32]) -> Floats:
+        """The features of a request's candidates, f32 [C, F]."""
+        dataset = self.dataset
+        rows = history_of(dataset, request)
+        items = np.asarray(dataset.events["item"][rows])
+        labels = dataset.events[f"label_{main_label(dataset)}"][rows].astype(np.float32)
+        of_item = self.vectors[int(fold_of(dataset, self.folds, np.array([request]))[0])]
+        return similarities(of_item[candidates] @ of_item[items].T, labels)
 
 
 def matches(same: NDArray[np.bool_], labels: Floats, decay: NDArray[np.float64]) -> Floats:

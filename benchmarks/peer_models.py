@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peer_features import Encoding, Features
+from benchmarks import peer_tables
 from benchmarks.peer_statistics import (
     SMOOTHING,
     Impressions,
@@ -28,15 +28,6 @@ from limerank import metrics
 if TYPE_CHECKING:
     from limerank.data.dataset import Dataset
 
-LIGHTGBM = {"objective": "binary", "min_data_in_leaf": 100}
-LIGHTGBM_SETTINGS: tuple[dict[str, Any], ...] = (
-    {"num_leaves": 31, "learning_rate": 0.1, "feature_fraction": 0.7},
-    {"num_leaves": 31, "learning_rate": 0.03, "feature_fraction": 0.3},
-    {"num_leaves": 7, "learning_rate": 0.1, "feature_fraction": 0.7},
-    {"num_leaves": 7, "learning_rate": 0.1, "feature_fraction": 0.2},
-)
-ROUNDS, PATIENCE = 2000, 50
-"""Trees at most, and trees without a lower log loss on validation after which boosting stops."""
 SHRINKAGE = (0.0, 10.0, 100.0)
 """What item-kNN tries: users who are added to the norm of a cosine."""
 ALS_SETTINGS: tuple[dict[str, float], ...] = (
@@ -218,66 +209,15 @@ def als(log: Log, features: str, seed: int) -> Result:
     return Result(predicted, train_s, predict_s, dict(ALS_SETTINGS[best]))
 
 
-@dataclass(frozen=True)
-class Tables:
-    """LightGBM's inputs: the features of training and validation impressions, f32 [n, F]."""
-
-    features: Features
-    train: NDArray[np.float32]
-    train_labels: NDArray[np.uint8]
-    validation: NDArray[np.float32]
-    validation_labels: NDArray[np.uint8]
-    seconds: float
-    """What making them took."""
-
-    def fit(self, setting: dict[str, Any], seed: int) -> Any:
-        """Boosted trees, stopped by the log loss of the validation impressions."""
-        import lightgbm as gbm
-
-        return gbm.train(
-            {**LIGHTGBM, **setting, "seed": seed, "num_threads": 1, "verbosity": -1},
-            gbm.Dataset(self.train, self.train_labels),
-            ROUNDS,
-            valid_sets=[gbm.Dataset(self.validation, self.validation_labels)],
-            callbacks=[gbm.early_stopping(PATIENCE, verbose=False)],
-        )
-
-
-@lru_cache(maxsize=2)
-def lightgbm_tables(folder: Path, features: str, encoding: Encoding) -> Tables:
-    """The features of a dataset; all seeds share them."""
-    log, start = Log(folder), time.perf_counter()
-    train = impressions_of(log.dataset, "train")
-    made = Features(log.dataset, similarity=features == "all", encoding=encoding)
-    of_train, of_validation = made.table(train)[1], made.table(log.validation)[1]
-    seconds = time.perf_counter() - start
-    return Tables(made, of_train, train.labels, of_validation, log.validation.labels, seconds)
-
-
-@lru_cache(maxsize=1)
-def lightgbm_setting(folder: Path, features: str) -> tuple[Encoding, int]:
-    """The encoding of rates, and which of :data:`LIGHTGBM_SETTINGS`, with the least validation log
-    loss, with seed 0. Without a clock there is no "before" that users share."""
-    encodings: tuple[Encoding, ...] = ("folds", "before")
-    losses = {
-        (encoding, position): tables.fit(setting, 0).best_score["valid_0"]["binary_logloss"]
-        for encoding in encodings[: 1 + Log(folder).dataset.clock]
-        for tables in [lightgbm_tables(folder, features, encoding)]
-        for position, setting in enumerate(LIGHTGBM_SETTINGS)
-    }
-    return min(losses, key=lambda key: losses[key])
-
-
 def lightgbm(log: Log, features: str, seed: int) -> Result:
-    encoding, position = lightgbm_setting(log.folder, features)
-    tables, best = lightgbm_tables(log.folder, features, encoding), LIGHTGBM_SETTINGS[position]
-    model, train_s = clocked(lambda: tables.fit(best, seed))
-    predicted, predict_s = clocked(
-        lambda: model.predict(tables.features.table(log.test)[1], num_threads=1)
-    )
+    encoding, position = peer_tables.chosen(log.folder, features)
+    made, best = peer_tables.tables(log.folder, features, encoding), peer_tables.SETTINGS[position]
+    model, train_s = clocked(lambda: made.fit(best, seed))
+    predicted, predict_s = clocked(lambda: model.predict(made.values["test"], num_threads=1))
     settings = {"encoding": encoding, **best, "trees": model.best_iteration}
-    settings["columns"] = tables.train.shape[1]
-    return Result(np.asarray(predicted), tables.seconds + train_s, predict_s, settings)
+    settings["columns"] = len(made.names)
+    for_training, for_test = made.seconds
+    return Result(np.asarray(predicted), for_training + train_s, for_test + predict_s, settings)
 
 
 PEERS: dict[str, Callable[[Log, str, int], Result]] = {

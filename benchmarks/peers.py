@@ -1,8 +1,8 @@
 """This package's models compared with LightGBM, item-kNN, ALS and means on the same impressions.
 
     python -m benchmarks.peers --data FOLDER                    # the small datasets
-    python -m benchmarks.peers --data FOLDER --only ml1m        # also trivago
-    python -m benchmarks.peers --data FOLDER --only mind_sample --models lightgbm
+    python -m benchmarks.peers --data FOLDER --only ml1m        # any other, of benchmarks.datasets
+    python -m benchmarks.peers --data FOLDER --only trivago --models lime-mha --seeds 1 --again
 
 All models share a prepared dataset: its splits, its requests, and the rule that only events before
 a request enter. All are judged on the main label (the first binary one) of the test impressions,
@@ -28,8 +28,10 @@ ours
 
 Scores of item-kNN and ALS are not probabilities: a logistic curve, fitted to the validation
 impressions, maps them. The test split is read once per model and seed. Every model has one thread.
-Finished rows are skipped. At last, the AUC of this package's models minus that of LightGBM is
-computed, with intervals from a paired bootstrap over users.
+Finished rows are skipped, unless ``--again`` asks for what the package gives now; LightGBM's
+features and the setting that validation chose are stored in ``BENCH_WORK``. At last, the AUC of
+this package's models minus that of LightGBM is computed, with intervals from a paired bootstrap
+over users.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import quality
-from benchmarks.datasets import WORK, prepare_dataset
+from benchmarks.datasets import LOGS, QUICK, WORK, prepare_dataset, truth_file
 from benchmarks.jobs import Job, finish, workers
 from benchmarks.peer_models import PEERS, Log, Result, clocked
 from benchmarks.peer_statistics import Impressions, main_label
@@ -53,8 +55,9 @@ from limerank import metrics
 from limerank.evaluation.bootstrap import paired_auc
 
 SMALL = ("mind_sample", "kuairand_slice", "ml_latest_small", "synth_short")
-DATASETS = (*SMALL, "ml1m", "trivago", "synth_quick")
+DATASETS = (*LOGS, QUICK)
 OURS = ("lime-mha", "lime-xor", "two-tower", "hstu")
+TRUTH = "truth"
 DEFAULTS = {"bf16": False}
 """Other benchmarks train in bfloat16."""
 FEATURES = {
@@ -63,8 +66,10 @@ FEATURES = {
     "item-knn": ("positives",),
     "als": ("positives",),
     "lightgbm": ("all", "without similarity"),
+    TRUTH: ("simulation",),
 }
 """Peer -> what it is given; a row each."""
+MODELS = (*PEERS, *OURS, TRUTH)
 PREPARED = "as prepared"
 """The features of this package's models: all of the dataset."""
 RESAMPLES = 500
@@ -89,6 +94,26 @@ def ours(name: str, model: str, log: Log, features: str, seed: int) -> Result:
     task = log.dataset.tasks.index(main_label(log.dataset))
     values = predicted.values[:, task].astype(np.float64)
     return Result(values, float(last["seconds"]), predict_s, {})
+
+
+def truth(name: str, log: Log, features: str, seed: int) -> Result:
+    """What the simulator drew the test impressions' main label by."""
+    import polars as pl
+
+    dataset, shown = log.dataset, log.test
+    rows = dataset.impression_rows(dataset.requests_of("test"))
+    keys = {
+        "user_id": dataset.user_ids[shown.users],
+        "item_id": dataset.item_ids[shown.items],
+        "time_ms": np.asarray(dataset.events["time"][rows]),
+    }
+    file = truth_file(name)
+    assert file is not None, f"{name} is not simulated"
+    known = pl.read_parquet(file).unique(list(keys))
+    joined = pl.DataFrame(keys).join(known, on=list(keys), how="left", maintain_order="left")
+    values = joined[f"{main_label(dataset)}_probability"].cast(pl.Float64).to_numpy()
+    assert np.isfinite(values).all(), f"impressions of {name} are missing in its truth"
+    return Result(values, 0.0, 0.0, {})
 
 
 # Rows
@@ -128,6 +153,8 @@ def measure(name: str, folder: Path, model: str, features: str, seed: int) -> No
     log = Log(folder)
     shown = log.test
     made_by = PEERS.get(model, partial(ours, name, model))
+    if model == TRUTH:
+        made_by = partial(truth, name)
     result = made_by(log, features, seed)
     found = measures(result, shown)
     path = predictions_file(name, model, features, seed)
@@ -138,13 +165,17 @@ def measure(name: str, folder: Path, model: str, features: str, seed: int) -> No
     print(f"{name} {model} ({features}) seed {seed}: AUC {found['auc']:.4f}", flush=True)
 
 
-def jobs(folders: dict[str, Path], models: tuple[str, ...], seeds: int) -> Iterator[Job]:
-    """What has no row yet."""
+def jobs(
+    folders: dict[str, Path], models: tuple[str, ...], seeds: int, again: bool = False
+) -> Iterator[Job]:
+    """What has no row yet; everything, with ``again``."""
     for name, folder in folders.items():
         for model in models:
+            if model == TRUTH and truth_file(name) is None:
+                continue
             for features in FEATURES.get(model, (PREPARED,)):
                 for seed in range(seeds if model in SEEDED or model in OURS else 1):
-                    if not has_row("peers", case_of(name, model, features), seed):
+                    if again or not has_row("peers", case_of(name, model, features), seed):
                         yield measure, name, folder, model, features, seed
 
 
@@ -179,8 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", choices=DATASETS, action="append", help="this dataset (default: the small ones)"
     )
-    parser.add_argument("--models", choices=(*PEERS, *OURS), action="append", help="this model")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", choices=MODELS, action="append", help="this model")
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... up to so many")
+    parser.add_argument("--again", action="store_true", help="measure what has a row, too")
     parser.add_argument("--processes", type=int, default=2, help="models at a time, a thread each")
     given = parser.parse_args(arguments)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -189,9 +221,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.only or SMALL:
         if (folder := prepare_dataset(name, given.data)) is not None:
             folders[name] = folder
-    models = tuple(given.models or (*PEERS, *OURS))
+    models = tuple(given.models or MODELS)
     with workers(given.processes) as pool:
-        finish(pool, "models", jobs(folders, models, given.seeds))
+        finish(pool, "models", jobs(folders, models, given.seeds, given.again))
         finish(pool, "comparisons", comparisons(folders, models, given.seeds))
 
 

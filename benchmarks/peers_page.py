@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
-from benchmarks.peer_models import PEERS
-from benchmarks.peers import OURS
+from benchmarks.peers import MODELS, OURS, TRUTH
 from benchmarks.quality_page import interval
 from benchmarks.tables import Row, grouped, machines, number, spread_of, table
 
@@ -57,6 +56,7 @@ def peers(every: list[Row]) -> str:
         "  `benchmarks/peer_features.py`: rates, counts, exact matches with the history, and",
         "  similarity of co-occurrence vectors; once with all of them and once without similarity.",
         "- **Our models** have the defaults of `limerank train`; nothing is tuned for a dataset.",
+        "- **truth**, of simulated logs: the probability by which the log was drawn.",
         "",
         "LightGBM, item-kNN and ALS choose among a few settings by validation; the scores of the",
         "last two are mapped to probabilities there. Values are means over seeds, with the largest",
@@ -88,7 +88,7 @@ def peers(every: list[Row]) -> str:
 
 def models(found: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     """(model, features) -> rows, in the order of the page."""
-    order = [*PEERS, *OURS]
+    order = list(MODELS)
     groups = grouped(found, lambda row: (row["case"]["model"], row["case"]["features"]))
     return dict(sorted(groups.items(), key=lambda one: (order.index(one[0][0]), one[0][1])))
 
@@ -113,7 +113,10 @@ def side_by_side(found: list[Row]) -> list[str]:
         for key, rows in models(found).items()
         for dataset, part in grouped(rows, lambda row: row["case"]["dataset"]).items()
     }
-    best = {of: max(mean for (_, name), mean in means.items() if name == of) for of in datasets}
+    best = {
+        of: max(mean for ((model, _), name), mean in means.items() if name == of and model != TRUTH)
+        for of in datasets
+    }
 
     def cell(key: tuple[str, str], dataset: str) -> str:
         mean = means.get((key, dataset))

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import peers, peers_page, rows
-from benchmarks.peer_features import HALF_LIFE, Features
+from benchmarks import datasets, peer_tables, peers, peers_page, rows
+from benchmarks.peer_features import HALF_LIFE, Features, Similarity
 from benchmarks.peer_models import PEERS, Log, logistic_curve, sigmoid
 from benchmarks.peer_statistics import (
     FOLDS,
@@ -105,7 +105,7 @@ def matched(history: list[dict], same) -> dict[str, float]:
 def test_features_equal_loops_over_the_raw_log(log, split, encoding):
     folder, events = log
     dataset = Dataset(folder)
-    features = Features(dataset, similarity=False, encoding=encoding)
+    features = Features(dataset, encoding=encoding)
     shown = impressions_of(dataset, split)
     names, values = features.table(shown)
     assert values.shape == (len(shown.items), len(names)) and len(set(names)) == len(names)
@@ -158,7 +158,7 @@ def test_labels_from_the_request_on_do_not_enter(log, split, encoding):
         user = dataset.requests["user"][request]
         now = dataset.events["time"][dataset.requests["first"][request]]
         owner = np.repeat(np.arange(len(dataset.users)), np.diff(dataset.event_offsets))
-        before = Features(dataset, encoding=encoding)
+        before, similarity = Features(dataset, encoding=encoding), Similarity(dataset)
         later = dataset.events["time"] >= now
         if split == "train":  # other folds' statistics are of the full training window
             later &= before.folds[owner] == before.folds[user]
@@ -170,6 +170,10 @@ def test_labels_from_the_request_on_do_not_enter(log, split, encoding):
         items = dataset.events["item"][dataset.impression_rows(np.array([request]))]
         np.testing.assert_array_equal(
             before.of_history(int(request), items), after.of_history(int(request), items)
+        )
+        np.testing.assert_array_equal(
+            similarity.of_history(int(request), items),
+            Similarity(changed).of_history(int(request), items),
         )
         shown, again = (impressions_of(of, split) for of in (dataset, changed))
         rows = shown.requests == request
@@ -217,7 +221,10 @@ def test_vectors_tell_items_that_share_users_from_others():
 
 
 @pytest.mark.parametrize("peer", list(PEERS))
-def test_every_peer_predicts_probabilities_of_the_test_impressions(log, peer):
+def test_every_peer_predicts_probabilities_of_the_test_impressions(
+    log, peer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(peer_tables, "WORK", tmp_path)
     if peer in ("als", "lightgbm"):
         pytest.importorskip({"als": "implicit"}.get(peer, peer))
     of = Log(log[0])
@@ -227,6 +234,26 @@ def test_every_peer_predicts_probabilities_of_the_test_impressions(log, peer):
     found = measures(result, of.test)
     assert found["impressions"] == found["impressions | repeat"] + found["impressions | new"]
     assert 0.3 < found["auc"] < 1 and found["ne"] < 1.5
+
+
+@pytest.mark.parametrize("encoding", ["folds", "before"])
+def test_stored_tables_are_what_was_made(log, tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(peer_tables, "WORK", tmp_path)
+    dataset = Dataset(log[0])
+    peer_tables.tables.cache_clear()
+    for _ in ("made", "read"):
+        found = peer_tables.tables(log[0], "all", encoding)
+        peer_tables.tables.cache_clear()
+        for split in ("train", "validation", "test"):
+            shown = impressions_of(dataset, split)
+            names, values = Features(dataset, encoding=encoding).table(shown)
+            more, others = Similarity(dataset).table(shown)
+            assert found.names == names + more
+            np.testing.assert_array_equal(found.values[split], np.hstack([values, others]))
+            np.testing.assert_array_equal(found.labels[split], shown.labels)
+    without = peer_tables.tables(log[0], "without similarity", encoding)
+    assert without.names == names
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
 
 
 def test_the_logistic_curve_recovers_a_curve():
@@ -248,6 +275,32 @@ def test_histories_are_not_cut_to_the_dataset_length(log):
     assert longest > dataset.history_length
 
 
+def test_the_truth_of_a_simulated_log_is_read_beside_its_impressions(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "WORK", tmp_path)
+    monkeypatch.setitem(
+        datasets.SIMULATED, "synth_quick", {"users": 60, "items": 80, "events": 4000, "history": 8}
+    )
+    of = Log(datasets.prepare_dataset("synth_quick", None))
+    found = peers.truth("synth_quick", of, "simulation", 0)
+    log = pl.concat(map(pl.read_parquet, sorted((tmp_path / "logs/synth_quick").glob("events-*"))))
+    both = log.hstack(
+        pl.read_parquet(tmp_path / "logs/synth_quick/truth.parquet").select("click_probability")
+    )
+    by_key = {
+        (row["user_id"], row["item_id"], row["time_ms"]): row["click_probability"]
+        for row in both.iter_rows(named=True)
+    }
+    rows_ = of.dataset.impression_rows(of.dataset.requests_of("test"))
+    keys = zip(
+        of.dataset.user_ids[of.test.users].tolist(),
+        of.dataset.item_ids[of.test.items].tolist(),
+        of.dataset.events["time"][rows_].tolist(),
+        strict=True,
+    )
+    assert found.predictions.tolist() == [by_key[key] for key in keys]
+    assert measures(found, of.test)["auc"] > 0.6
+
+
 def test_a_finished_comparison_has_rows_and_a_page(log, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(peers, "WORK", tmp_path / "work")
@@ -255,6 +308,7 @@ def test_a_finished_comparison_has_rows_and_a_page(log, tmp_path, monkeypatch):
     for _, name, folder, model, features, seed in peers.jobs(folders, ("item mean",), 3):
         peers.measure(name, folder, model, features, seed)
     assert not list(peers.jobs(folders, ("item mean",), 3))  # finished rows are skipped
+    assert len(list(peers.jobs(folders, ("item mean",), 3, again=True))) == 1
     shown = Log(log[0]).test
     rng = np.random.default_rng(0)
     for model, features, noise in (
