@@ -271,6 +271,10 @@ class Feature(Frozen):
     """Categorical values that occur less often are treated as unknown. Occurrences are counted in
     the training window: items for the item table, users for the user table, events for event
     features. Raise it for features with many rare values."""
+    anchor: bool | None = None
+    """Item table, categorical: whether each value has an anchored link, so that a model can tell
+    how often and when a history had exactly this value. By default those features have them whose
+    values repeat within histories, unless items have more than five values on average."""
 
     @model_validator(mode="before")
     @classmethod
@@ -283,6 +287,8 @@ class Feature(Frozen):
             raise ValueError("split is for categorical features")
         if self.transform != "none" and self.kind != "numeric":
             raise ValueError("transform is for numeric features")
+        if self.anchor is not None and self.kind != "categorical":
+            raise ValueError("anchor is for categorical features")
         return self
 
 
@@ -376,6 +382,12 @@ class Spec(Frozen):
                 _unique("feature", [feature.name for feature in table.features])
         if self.users is not None and self.users.candidate is not None:
             raise ValueError("candidate is a column of the item table, not of the user table")
+        of_others = (*self.event_features, *(self.users.features if self.users else ()))
+        for feature in of_others:
+            if feature.anchor is not None:
+                raise ValueError(
+                    f"anchor is for features of the item table; {feature.name} is not one of them"
+                )
         if len({source.time is None for source in self.events}) > 1:
             raise ValueError("either every source of events has a time column, or all have order")
         if not any(source.shown for source in self.events):

@@ -99,6 +99,9 @@ class DatasetSummary(TableResult):
         if self.manifest["clock"]:
             times = self.manifest["summary"]["time"]
             lines.append(f"  from {iso(times['first'])} to {iso(times['last'])}")
+        anchors = self.manifest["encoding"].get("anchors")
+        if anchors is not None:
+            lines.append(f"  anchored (repeat within histories): {', '.join(['items', *anchors])}")
         lines += ["", *self._splits(), "", *self._histories(), "", *self._rows()]
         return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from limerank.data.description import write_spec
 from limerank.data.folder import MANIFEST
+from limerank.data.prepare.anchoring import choose_anchors
 from limerank.data.prepare.inputs import Description, Input, Inputs, inputs_of
 from limerank.data.prepare.learning import learn
 from limerank.data.prepare.manifest import manifest_of
@@ -139,7 +140,8 @@ def _prepare(inputs: Inputs, folder: Path, memory: int, quiet: bool) -> dict[str
         writer = EventWriter(spools, events, splitter, learned, tables.item_map, folder, quiet)
         stats = writer.write()
         shutil.rmtree(folder / "work")
-        manifest = manifest_of(spools, events, splitter, learned, tables, stats)
+        anchors = choose_anchors(inputs.spec, tables.item_encoding.manifest, folder)
+        manifest = manifest_of(spools, events, splitter, learned, tables, stats, anchors)
         write_spec(folder / "spec.toml", inputs.spec, inputs.base)
         write_json(folder / MANIFEST, manifest)
     return manifest

@@ -27,6 +27,7 @@ def manifest_of(
     learned: Learned,
     tables: TableWriter,
     stats: Stats,
+    anchors: list[str],
 ) -> dict[str, Any]:
     """Format, description, encoding, counts, summary and warnings, as JSON can hold them."""
     spec, findings, warnings = spools.spec, spools.findings, list(tables.warnings)
@@ -144,6 +145,7 @@ def manifest_of(
             "labels": labels,
             "event_features": features,
             **({"impression_features": of_impressions} if of_impressions else {}),
+            "anchors": anchors,
             "items": tables.item_encoding.manifest,
             "users": tables.user_encoding.manifest,
         },
