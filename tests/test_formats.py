@@ -65,6 +65,12 @@ def same(found: object, expected: object, where: str = "") -> None:
             if name == "detail" and "status" in expected:
                 continue  # a problem's wording is not part of a format
             same(found[name], part, f"{where}.{name}")
+    elif where.endswith(".slices"):  # of each kind and slice; later versions have more kinds
+        assert isinstance(expected, list) and isinstance(found, list), where
+        by_name = {(one["kind"], one["slice"]): one for one in found}
+        for one in expected:
+            name = one["kind"], one["slice"]
+            same(by_name[name], one, f"{where}.{name}")
     elif isinstance(expected, list):
         assert isinstance(found, list | tuple) and len(found) == len(expected), where
         for position, part in enumerate(expected):
