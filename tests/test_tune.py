@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +27,7 @@ from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 from limerank.tuning import study as study_module
 from limerank.tuning.result import Trial, TuningResult
-from limerank.tuning.space import SPACE, Choice, Integers, Numbers, defaults_of, space_of
+from limerank.tuning.space import SPACE, Choice, Integers, Named, Numbers, defaults_of, space_of
 from limerank.tuning.study import Study
 from limerank.tuning.tuner import tune
 from tests.worlds import prepare_log
@@ -62,6 +61,8 @@ def same_trials(one: TuningResult, other: TuningResult) -> bool:
 
 def ends_of(one: object) -> list:
     """The extreme values of a range, or all of a choice."""
+    if isinstance(one, Named):
+        return [value for _, value in one.values]
     return list(one.values) if isinstance(one, Choice) else [one.low, one.high]
 
 
@@ -137,12 +138,10 @@ def test_the_disk_holds_two_runs_at_most(searched):
 
 
 def test_the_settings_file_repeats_the_best_trial(searched, call, tmp_path):
-    text = (searched.out / "best.toml").read_text()
-    assert set(tomllib.loads(text)) == {"model", "train"}
-    name, settings = read_settings(searched.out / "best.toml")
+    name, settings = read_settings(searched.out / "best.json")
     assert configs_of(name, settings) == (searched.model, searched.config)
     data = load_run(searched.run).data
-    config = ("--config", searched.out / "best.toml")
+    config = ("--config", searched.out / "best.json")
     status, output, _ = call("train", data, *config, "--out", tmp_path / "again", "-q")
     assert status == 0
     assert f"click/auc {searched.best.value:.4f}" in output
@@ -450,24 +449,29 @@ def test_the_table_of_a_search():
 
 
 def test_a_settings_file_is_checked(tmp_path):
-    path = tmp_path / "settings.toml"
-    model, config = configs_of("lrea", {"slots": 8, "task_weights": {"watch": 0.5}})
-    write_settings(path, model, config, "made by hand")
+    path = tmp_path / "settings.json"
+    model, config = configs_of(
+        "lrea", {"slots": 8, "anchors": None, "task_weights": {"watch": 0.5}}
+    )
+    write_settings(path, model, config)
     name, settings = read_settings(path)
     assert configs_of(name, settings) == (model, config)
-    for text, message in (
-        ("[model", "is not valid TOML"),
-        ("[modle]\nwidth = 3", r"'modle' is not a table.*\[model\] and \[train\]; did you mean"),
-        ("[model]\nwidth = 3", r'\[model\] has no name; write model = "lime-mha"'),
-        ('[model]\nmodel = "lime-mah"', "did you mean 'lime-mha'"),
-        ('[model]\nmodel = "din"\nlinks = 3', "din has no such setting"),
-        ("[train]\nepochs = 0", "epochs: Input should be greater than or equal to 1; got 0"),
+    for value, message in (
+        ({"modle": {}}, "'modle' is not an object .*\"model\" and \"train\"; did you mean 'model'"),
+        ({"model": 3}, "'model' is not an object of settings"),
+        ({"model": {"width": 3}}, '"model" has no name; write "model": "lime-mha"'),
+        ({"model": {"model": "lime-mah"}}, "did you mean 'lime-mha'"),
+        ({"model": {"model": "din", "links": 3}}, "din has no such setting"),
+        ({"train": {"epochs": 0}}, "epochs: Input should be greater than or equal to 1; got 0"),
     ):
-        path.write_text(text)
+        path.write_text(json.dumps(value))
         with pytest.raises(SpecError, match=message):
             read_settings(path)
-    with pytest.raises(SpecError, match="cannot be read: No such file"):
-        read_settings(tmp_path / "absent.toml")
+    path.write_text("[model]")
+    with pytest.raises(FormatError, match="is damaged"):
+        read_settings(path)
+    with pytest.raises(SpecError, match=r"there is no file .*absent"):
+        read_settings(tmp_path / "absent.json")
 
 
 def test_the_command(data, searched, tmp_path, call):
@@ -498,7 +502,7 @@ def test_the_command(data, searched, tmp_path, call):
     status, _, error = call(*command, "--set", "seed=3")
     assert status == 2 and "give it as the option --seed alone" in error
     status, _, error = call(
-        "train", data, "--config", out / "best.toml", "--model", "din", "--out", tmp_path / "x"
+        "train", data, "--config", out / "best.json", "--model", "din", "--out", tmp_path / "x"
     )
     assert status == 2 and "has settings of popularity; leave --model out" in error
 

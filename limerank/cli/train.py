@@ -79,7 +79,7 @@ def train(
         Path | None,
         typer.Option(
             "--config",
-            help="TOML file of settings, such as best.toml of limerank tune. Options replace its "
+            help="JSON file of settings, such as best.json of limerank tune. Options replace its "
             "settings.",
         ),
     ] = None,
@@ -114,7 +114,7 @@ def train(
 
         limerank train data/mine --out runs/deep --set blocks=2 --set 'task_weights={"watch": 0.3}'
 
-        limerank train data/mine --config tuned/best.toml --out runs/best
+        limerank train data/mine --config tuned/best.json --out runs/best
     """
     from limerank.models.config import DEFAULT_MODEL, configs_of
     from limerank.models.settings_file import read_settings

@@ -114,5 +114,5 @@ def tune(
     print(
         f"Next: limerank evaluate {result.run}; "
         f"limerank compare {result.run} --with {out / 'defaults'}; "
-        f"limerank train {data} --config {out / 'best.toml'} --out RUN"
+        f"limerank train {data} --config {out / 'best.json'} --out RUN"
     )

@@ -6,6 +6,7 @@ rates and sizes lie around the defaults, which may depend on the log.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Range(Protocol):
 
     def __contains__(self, value: object) -> bool: ...
 
+    def parameter(self, value: Any) -> Any:
+        """How the study writes a value."""
+
     @property
     def text(self) -> str:
         """The range in words, such as "16 to 128 in steps of 16"."""
@@ -50,6 +54,9 @@ class Numbers:
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def parameter(self, value: Any) -> Any:
+        return value
 
     @property
     def text(self) -> str:
@@ -73,6 +80,9 @@ class Integers:
             return False
         return (value - self.low) % self.step == 0
 
+    def parameter(self, value: Any) -> Any:
+        return value
+
     @property
     def text(self) -> str:
         steps = f" in steps of {self.step}" if self.step > 1 else ""
@@ -91,9 +101,33 @@ class Choice:
     def __contains__(self, value: object) -> bool:
         return value in self.values
 
+    def parameter(self, value: Any) -> Any:
+        return value
+
     @property
     def text(self) -> str:
-        return ", ".join(f"{value:g}" for value in self.values)
+        return ", ".join(json.dumps(value) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A few values, each with a name in the study."""
+
+    values: tuple[tuple[str, Any], ...]
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        values = dict(self.values)
+        return values[trial.suggest_categorical(name, tuple(values))]
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == known for _, known in self.values)
+
+    def parameter(self, value: Any) -> Any:
+        return next(name for name, known in self.values if known == value)
+
+    @property
+    def text(self) -> str:
+        return ", ".join(f"{name} (`{json.dumps(value)}`)" for name, value in self.values)
 
 
 @dataclass(frozen=True)
@@ -132,10 +166,14 @@ SPACE: dict[str, Range | Around | Quarters] = {
     "batch_size": Around(4),
     "epochs": Around(2),
     "weight_decay": Around(10),
-    "table_weight_decay": Choice((0.0, 0.001, 0.01, 0.1)),
+    "table_weight_decay": Choice((0, 0.001, 0.01, 0.1)),
     "history": Quarters(),
     "dropout": Numbers(0, 0.4),
     "id_dropout": Numbers(0, 0.5),
+    "id_evidence": Choice((0, 3, 10, 30)),
+    "vectors": Choice((0, 16, 32, 64)),
+    "base_rates": Choice((False, True)),
+    "anchors": Named((("none", []), ("items", ["item"]), ("all", None))),
     "width": Integers(32, 128, 32),
     "hidden": Integers(16, 64, 16),
     "heads": Choice((1, 2, 4, 8)),
@@ -150,7 +188,7 @@ SPACE: dict[str, Range | Around | Quarters] = {
 def defaults_of(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Values of all settings as a training on this dataset uses them, where those that are not set
     follow from the dataset."""
-    found = {**config.model_dump(), **model.model_dump()}
+    found = {**config.model_dump(mode="json"), **model.model_dump(mode="json")}
     impressions = int(dataset.requests["count"][dataset.requests_of("train")].sum())
     found["batch_size"] = batch_size(config, impressions)
     found["history"] = config.history or dataset.manifest["spec"]["history"]["length"]
@@ -174,9 +212,9 @@ def space_of(
     defaults = defaults_of(model, config, dataset)
     found: dict[str, Range] = {}
     for name, given in SPACE.items():
-        default = defaults.get(name)
-        if name in fixed or default is None:
+        if name in fixed or name not in defaults:
             continue
+        default = defaults[name]
         one = given.of(default) if isinstance(given, Around | Quarters) else given
         valid = _valid(_with(one, default), name, model.model, fixed)
         if valid is not None:
@@ -190,6 +228,8 @@ def _with(one: Range, default: Any) -> Range:
         return one
     if isinstance(one, Numbers):
         return Numbers(min(one.low, default), max(one.high, default), one.log)
+    if isinstance(one, Named):
+        return Named((*one.values, ("default", default)))
     values = one.values if isinstance(one, Choice) else _values(one)
     return Choice(tuple(sorted({*values, default})))
 
@@ -198,6 +238,8 @@ def _valid(one: Range, name: str, model: str, fixed: Mapping[str, Any]) -> Range
     """The range without values that do not fit the fixed settings; None where one value remains."""
     if isinstance(one, Numbers):
         return one if one.low < one.high else None
+    if isinstance(one, Named):
+        return one
     if isinstance(one, Integers) and one.log:
         return one if one.low < one.high else None
     values = one.values if isinstance(one, Choice) else _values(one)
@@ -222,10 +264,3 @@ def _fits(model: str, settings: Mapping[str, Any]) -> bool:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
-
-
-def described(model: str) -> list[tuple[str, str]]:
-    """Setting and range, as texts, of everything that a search of this model varies by default."""
-    config, training = configs_of(model, {})
-    names = {*type(config).model_fields, *type(training).model_fields}
-    return [(name, one.text) for name, one in SPACE.items() if name in names]

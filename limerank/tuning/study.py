@@ -62,7 +62,7 @@ class Study:
         out: folder of the search.
         higher_is_better: of the metric.
         seed: trial N's settings depend on it, on N and on the results of the earlier trials.
-        defaults: setting -> value of trial 0, for every setting that is searched.
+        defaults: setting -> parameter of trial 0, for every setting that is searched.
         sample: chooses the settings of an Optuna trial.
 
     Raises:

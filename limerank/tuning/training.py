@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from limerank.data.dataset import Dataset
-from limerank.errors import DataError
+from limerank.errors import DataError, SpecError
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.training.trainer import train
 
@@ -135,12 +135,12 @@ def train_trial(
             train(dataset, run, model=model, config=config, device=device, report=watch)
     except PrunedError:
         return ended("pruned", metric.best(metric.of(curves(run))))
-    except (DataError, MemoryError, torch.OutOfMemoryError) as error:
+    except (DataError, SpecError, MemoryError, torch.OutOfMemoryError) as error:
         if first:
             raise
         return ended("failed", None, " ".join(str(error).split()) or type(error).__name__)
     last = curves(run)[-1]
-    validation = last["best_metrics"][metric.task]
+    validation = last["metrics"][metric.task]
     return Ended("finished", float(last[f"best_{metric}"]), validation, last["seconds"])
 
 

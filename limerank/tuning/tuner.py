@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the folder of a search."""
-MANIFEST, SETTINGS = "tune.json", "best.toml"
+MANIFEST, SETTINGS = "tune.json", "best.json"
 
 
 def tune(
@@ -60,7 +60,7 @@ def tune(
 
     Trial 0 trains with the defaults, so the result is never worse than they are on the validation
     split. The test split is not used. The folder ``out`` contains the study, the run folders of the
-    best trial (``best``) and of the defaults (``defaults``), and the best settings (``best.toml``).
+    best trial (``best``) and of the defaults (``defaults``), and the best settings (``best.json``).
 
     The same call continues a search that was interrupted, with the same trials as without the
     interruption, and a search with fewer trials. Several processes may work on one folder at the
@@ -166,7 +166,7 @@ class Search:
             self.out,
             higher_is_better=self.metric.higher_is_better,
             seed=self.config.seed,
-            defaults=self.defaults,
+            defaults={name: one.parameter(self.defaults[name]) for name, one in self.space.items()},
             sample=self._sample,
         )
         name = f"tuning {self.model.model}"
@@ -197,11 +197,7 @@ class Search:
                     )
                 bar.advance(1)
         result = self._result(study)
-        comment = (
-            f"Best settings of {len(result.trials)} trials by validation {self.metric}: "
-            "limerank train DATA --config THIS_FILE --out RUN"
-        )
-        write_settings(self.out / SETTINGS, result.model, result.config, comment)
+        write_settings(self.out / SETTINGS, result.model, result.config)
         return result
 
     def _sample(self, trial: optuna.Trial) -> dict[str, Any]:
