@@ -14,8 +14,10 @@ LEAST_SCALE = 0.01
 """Smallest scale: with a scale of 0 or below, predictions would lose or reverse their order."""
 STEPS, HALVINGS = 50, 30
 """Newton steps, and halvings of one of them, at most."""
-TINY = 1e-9
-"""Steps below this size end the search."""
+TINY = 1e-6
+"""A step below this size is the last one: the error after it is about its square."""
+BOUND = 700.0
+"""Logits beyond it are those of probabilities 0 and 1; the exponential function has limits."""
 
 
 class Affine(NamedTuple):
@@ -54,17 +56,20 @@ def calibrated_entropy(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """
     positive_n, z_n = _logits(labels, probabilities)
     scale, shift = _fit(positive_n, z_n)
-    return normalized_entropy(positive_n, _sigmoid(scale * z_n + shift))
+    p_n = 1.0 / (1.0 + np.exp(-np.clip(scale * z_n + shift, -BOUND, BOUND)))
+    return normalized_entropy(positive_n, p_n)
 
 
 def _logits(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels and logits; sorted, so that sums do not depend on the order of the rows."""
     probabilities = probabilities_of(probabilities)
     positive_n = labels_of(labels, "probabilities", probabilities)
+    parts = [np.sort(probabilities[mask]) for mask in (~positive_n, positive_n)]
     least, eps = np.finfo(probabilities.dtype).tiny, np.finfo(probabilities.dtype).epsneg
-    p_n = np.clip(probabilities.astype(np.float64), float(least), 1.0 - float(eps))
-    return positive_n, np.log(p_n) - np.log1p(-p_n)
+    p_n = np.clip(np.concatenate(parts).astype(np.float64), float(least), 1.0 - float(eps))
+    return np.arange(len(p_n)) >= len(parts[0]), np.log(p_n) - np.log1p(-p_n)
 
 
 def _fit(positive_n: NDArray[np.bool_], z_n: NDArray[np.float64]) -> Affine:
@@ -79,38 +84,44 @@ def _newton(
 ) -> Affine:
     """Newton's method with halved steps, from the identity; ``fixed_scale``: of the shift alone."""
     at = np.array([1.0 if fixed_scale is None else fixed_scale, 0.0])
-    value = _loss(at, positive_n, z_n)
+    constant = np.array([z_n[positive_n].sum(), float(np.count_nonzero(positive_n))])
+    value, gradient, hessian = _loss(at, z_n, constant)
     for _ in range(STEPS):
-        p_n = _sigmoid(at[0] * z_n + at[1])
-        off_n, spread_n = p_n - positive_n, p_n * (1.0 - p_n)
-        gradient = np.array([off_n @ z_n + at[0] - 1.0, off_n.sum() + at[1]])
-        mixed = spread_n @ z_n
-        hessian = np.array([[spread_n @ z_n**2 + 1.0, mixed], [mixed, spread_n.sum() + 1.0]])
         if fixed_scale is None:
             step = np.linalg.solve(hessian, gradient)
         else:
             step = np.array([0.0, gradient[1] / hessian[1, 1]])
-        for halving in range(HALVINGS):
-            new = at - step * 0.5**halving
-            new_value = _loss(new, positive_n, z_n)
-            if new_value <= value:
+        for _ in range(HALVINGS):
+            found = _loss(at - step, z_n, constant)
+            if found[0] <= value:
                 break
+            step = step / 2
         else:
             break
-        done = float(np.abs(new - at).max()) < TINY
-        at, value = new, new_value
-        if done:
+        at, (value, gradient, hessian) = at - step, found
+        if float(np.abs(step).max()) < TINY:
             break
     return Affine(float(at[0]), float(at[1]))
 
 
 def _loss(
-    at: NDArray[np.float64], positive_n: NDArray[np.bool_], z_n: NDArray[np.float64]
-) -> float:
-    scaled_n = at[0] * z_n + at[1]
-    losses = np.logaddexp(0.0, scaled_n).sum() - scaled_n[positive_n].sum()
-    return float(losses + ((at[0] - 1.0) ** 2 + at[1] ** 2) / 2)
+    at: NDArray[np.float64], z_n: NDArray[np.float64], constant: NDArray[np.float64]
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """The sum that is minimised, its gradient [2] and its Hessian [2, 2].
 
-
-def _sigmoid(z_n: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0.0, -z_n))
+    Args:
+        at: scale and shift.
+        z_n: logits.
+        constant: sums over the positives, of their logits and of 1.
+    """
+    s_n = at[0] * z_n + at[1]
+    e_n = np.exp(-np.abs(s_n))
+    p_n = np.where(s_n >= 0, 1.0, e_n) / (1.0 + e_n)
+    off = at - (1.0, 0.0)
+    value = np.log1p(e_n).sum() + np.maximum(s_n, 0.0).sum() - at @ constant + off @ off / 2
+    gradient = np.array([p_n @ z_n, p_n.sum()]) - constant + off
+    p_n *= 1.0 - p_n
+    weighted_n = p_n * z_n
+    mixed = weighted_n.sum()
+    hessian = np.array([[weighted_n @ z_n + 1.0, mixed], [mixed, p_n.sum() + 1.0]])
+    return float(value), gradient, hessian
