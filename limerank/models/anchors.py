@@ -8,8 +8,8 @@ the items that have the value receive from it, so its weights are known beforeha
     z(u, t) = sum over keys v of t of share(t, v) z(u, v)            z(u, v) in R^r
     a(u, t) = ... + A_z z(u, t)                                       the head's first layer
 
-``z(u, v)`` is a linear map of the statistics of v in the history of u, and zero where the history
-has no event with v:
+``z(u, v)`` is what a small network makes of the statistics of v in the history of u, and zero where
+the history has no event with v:
 
 - the outcome of the newest event with v, the mean outcome, and the mean that weighs each event by
   :data:`FADING` for every later one with v;
@@ -17,7 +17,7 @@ has no event with v:
   logarithmic scales, as weights of the two nearest knots.
 
 All are scaled by the evidence n / (n + k). ``A_z`` starts at zero: a model begins as it is without
-anchored links. Items have a map of their own; features share one, and each has a learned scale.
+anchored links. Items have a network of their own; features share one, and each has a learned scale.
 
 Shape letters: B requests, N history positions, U items, M candidates, V pairs of a request and a
 key in its history, o outcome numbers, r numbers of an anchored link.
@@ -40,6 +40,8 @@ FADING = 0.6
 """Weight of an event with a value relative to the next one with it, in the fading mean."""
 FADED = 36
 """Events with a key that the fading mean of a prefix reads: FADING ** 36 is 1e-8."""
+HIDDEN = 32
+"""Hidden units of the network."""
 START_EVENTS = 1.0
 """Number of events at which the evidence is one half when training starts."""
 DROPOUT = 0.2
@@ -112,6 +114,13 @@ def knots(x: Tensor, at: tuple[float, ...]) -> Tensor:
     return up - down
 
 
+def _map(width: int) -> nn.Sequential:
+    """The network from statistics to the numbers of a link."""
+    return nn.Sequential(
+        nn.Linear(STATISTICS, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=False)
+    )
+
+
 class AnchoredLinks(nn.Module):
     """The anchored links of one model.
 
@@ -136,7 +145,7 @@ class AnchoredLinks(nn.Module):
         self.outcomes = nn.Embedding(event_tokens, OUTCOMES)
         nn.init.normal_(self.outcomes.weight, std=0.5)
         self.log_prior = nn.Parameter(torch.full((2,), math.log(START_EVENTS)))
-        self.maps = nn.ModuleList(nn.Linear(STATISTICS, width, bias=False) for _ in range(2))
+        self.maps = nn.ModuleList(_map(width) for _ in range(2))
         self.scales = nn.Parameter(torch.ones(len(features) + 1))
         self.dropout = nn.Dropout(DROPOUT)
         self.features = features
