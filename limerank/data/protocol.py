@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from limerank.validation import Frozen
 
 
-class Split(Frozen):
-    """Which events are for training, validation and test."""
+SPLIT_NAMES = ("train", "validation", "test")
+"""The splits that a description can assign impressions to."""
+OTHER_RULES = {
+    "column": "name the column instead: column = 'NAME', without by",
+    "last": "leave_last = 1 makes the last request of each user the test, without by",
+    "leave_last": "leave_last = 1 makes the last request of each user the test, without by",
+    "leave-last": "leave_last = 1 makes the last request of each user the test, without by",
+    "leave-one-out": "leave_last = 1 makes the last request of each user the test, without by",
+    "random": "a random split trains on events that follow those of the test; if you need one, "
+    "write it as a column of the log and name that: column = 'NAME'",
+    "user": "held_out_users excludes a share of the users from training",
+}
+"""Values of ``by`` that users may expect, and what to write instead."""
 
-    by: Literal["time", "position"] = "time"
-    """"time": the same cut points for all users, as in production; "position": shares of each
-    user's own events, for logs without times."""
+
+class Split(Frozen):
+    """Which events are for training, validation and test. Choose one rule: `by`, with shares or cut
+    points; `leave_last`; or `column`."""
+
+    by: Literal["time", "position"] | None = None
+    """"time": the same cut points for all users, as in production. "position": shares of each
+    user's own requests. The default is "time", and "position" for logs that have only an order."""
     train: float = Field(0.8, gt=0, lt=1)
-    """Share of the impressions in the training split."""
+    """Share of the impressions (by position: of each user's requests) in the training split."""
     validation: float = Field(0.1, gt=0, lt=1)
-    """Share of the impressions in the validation split. The rest is the test split."""
+    """Share in the validation split, likewise. The rest is the test split."""
     validation_from: str | None = None
     """Start of the validation split as ISO 8601 text, in UTC unless it contains an offset. It
     replaces the shares and requires test_from."""
     test_from: str | None = None
     """Start of the test split, likewise."""
+    leave_last: int | None = Field(None, ge=1)
+    """Number of requests of each user, the last ones, in the test split; as many before them are
+    the validation split. Users with too few requests for both and one more are training only. Use 1
+    to compare with published leave-one-out results."""
+    column: str | None = None
+    """Column of the events with the split of each impression: "train", "validation" or "test"."""
+    values: dict[str, Literal["train", "validation", "test"]] = Field(default_factory=dict)
+    """Other spellings in that column, such as ``{ dev = "validation" }``."""
     held_out_users: float = Field(0, ge=0, lt=1)
     """Share of users to exclude from training. All their requests form the split "held-out", which
     measures ranking for new users."""
@@ -33,17 +57,41 @@ class Split(Frozen):
     test split their events enter histories only, as unknown items. Use it to measure ranking of new
     items."""
 
+    @field_validator("by", mode="before")
+    @classmethod
+    def _other_rules(cls, by: Any) -> Any:
+        if isinstance(by, str) and by in OTHER_RULES:
+            raise ValueError(f"expected 'time' or 'position'; got {by!r}: {OTHER_RULES[by]}")
+        return by
+
     @model_validator(mode="after")
     def _check(self) -> Split:
         if self.train + self.validation >= 1.0 - 1e-9:
             raise ValueError("train + validation must leave something for the test split")
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("validation_from and test_from go together")
-        if self.validation_from is not None and self.by != "time":
+        if self.validation_from is not None and self.by == "position":
             raise ValueError('validation_from goes with by = "time"')
         if self.cuts is not None and self.cuts[0] > self.cuts[1]:
             raise ValueError("validation_from is later than test_from")
+        self._check_rule()
         return self
+
+    def _check_rule(self) -> None:
+        """Refuse two rules at once."""
+        rules = [name for name in ("leave_last", "column") if getattr(self, name) is not None]
+        fields = type(self).model_fields
+        others = [
+            name
+            for name in ("by", "train", "validation", "validation_from")
+            if getattr(self, name) != fields[name].default
+        ]
+        if rules and len(rules + others) > 1:
+            raise ValueError(
+                f"{' and '.join(rules + others)} are rules of different splits; keep one of them"
+            )
+        if self.values and self.column is None:
+            raise ValueError("values are spellings in the column of the splits: name it in column")
 
     @property
     def cuts(self) -> tuple[int, int] | None:
@@ -51,6 +99,12 @@ class Split(Frozen):
         if self.validation_from is None or self.test_from is None:
             return None
         return _milliseconds(self.validation_from), _milliseconds(self.test_from)
+
+    @property
+    def spellings(self) -> dict[str, int]:
+        """The values of ``column``: text -> index in ``SPLIT_NAMES``."""
+        plain = {name: number for number, name in enumerate(SPLIT_NAMES)}
+        return plain | {text: plain[name] for text, name in self.values.items()}
 
 
 class History(Frozen):
@@ -65,15 +119,17 @@ class History(Frozen):
 
 
 class Requests(Frozen):
-    """Which impressions share one history, if the source has no request column."""
+    """Which impressions share one history, if the source has no request column. By default the
+    log's gaps decide; the summary of `prepare` shows what was chosen."""
 
-    gap: float = Field(1800.0, gt=0)
-    """Seconds without an impression after which a new request starts. Logs without times ignore
-    it."""
-    size: int = Field(16, ge=1)
+    gap: float | None = Field(None, gt=0)
+    """Seconds without an impression after which a new request starts. The default is chosen by the
+    log, and is 1800 if `size` is given. Logs without times ignore it."""
+    size: int | None = Field(None, ge=1)
     """Largest number of impressions in a request; longer ones are divided. The model does not see
     events of the same request, so small requests have more recent histories and more of them to
-    encode."""
+    encode. By default impressions that were shown at once are one request, and others share one
+    only in large logs."""
 
 
 def _milliseconds(text: str) -> int:

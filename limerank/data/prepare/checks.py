@@ -32,6 +32,9 @@ OLDEST, NEWEST = 631_152_000_000, 4_102_444_800_000
 """1990 and 2100: other times mostly have another unit than the one in the description."""
 KEY_OF_ZERO = np.uint64(0xD1B54A32D192ED03)
 """The key of a request whose own key would be 0, which means no request."""
+NO_ID, FIRST, NEXT, RESUMED = range(4)
+"""Of an event and its request id: it has none; it is the first with it; the event before it has
+it too; so has the last impression before it, with other events between them."""
 UNITS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 ISO = (
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -315,8 +318,20 @@ def request_keys(values: pl.Series) -> NDArray[np.uint64]:
     return keys
 
 
-def request_steps(keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Of each event: 0 without a request id, 2 with that of the event before it, else 1."""
-    steps = (keys != 0).view(np.uint8)
-    steps[1:] += (keys[1:] == keys[:-1]) & (keys[1:] != 0)
+def request_steps(
+    keys: NDArray[np.uint64], shown: NDArray[np.bool_], new_user: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """``NO_ID``, ``FIRST``, ``NEXT`` or ``RESUMED`` of each of sorted events.
+
+    Args:
+        keys: of their request ids; 0: no id. Those of events that are not shown do not count.
+        shown: which events are impressions.
+        new_user: which events are the first of their user.
+    """
+    steps = ((keys != 0) & shown).view(np.uint8) * np.uint8(FIRST)
+    rows = np.flatnonzero(shown)
+    owner = np.cumsum(new_user)[rows]
+    same = (keys[rows[1:]] == keys[rows[:-1]]) & (keys[rows[1:]] != 0)
+    same &= owner[1:] == owner[:-1]
+    steps[rows[1:][same]] = np.where(np.diff(rows) == 1, NEXT, RESUMED)[same]
     return steps

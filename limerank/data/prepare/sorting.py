@@ -12,9 +12,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.data.pipeline import in_order
-from limerank.data.prepare.checks import request_steps
+from limerank.data.prepare.checks import NO_ID, request_steps
 from limerank.data.prepare.clock import Clock
 from limerank.data.prepare.coding import stretch
+from limerank.data.prepare.gaps import Gaps
 from limerank.data.prepare.ids import Mask
 from limerank.data.prepare.partition import (
     MULTIPLIER,
@@ -29,7 +30,7 @@ from limerank.data.prepare.partition import (
 )
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.ragged import ragged_index
-from limerank.data.summary import BACKWARDS
+from limerank.data.summary import UNSORTED
 from limerank.errors import DataError
 from limerank.progress import Bar
 
@@ -40,15 +41,16 @@ BLOCK_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class SortedPart:
-    """One partition, sorted: its users with their numbers of events, its columns, counts of
-    bad rows."""
+    """One partition, sorted: its users with their numbers of events, its columns, the gaps between
+    impressions, counts of bad rows."""
 
     users: NDArray[np.uint64]
     counts: NDArray[np.int64]
     columns: dict[str, Array]
-    duplicates: int = 0
-    backwards: int = 0
-    broken_lists: int = 0
+    gaps: Gaps
+    duplicates: int
+    unsorted: int
+    broken_lists: int
 
 
 @dataclass
@@ -73,6 +75,7 @@ class SortedEvents:
         time_range, shown_range: the first and the last time of all events, and of those shown.
         shown_total: how many events are shown.
         clock: which times are outliers.
+        gaps: between consecutive impressions without a request id.
     """
 
     def __init__(self, spools: Spooling, folder: Path) -> None:
@@ -118,6 +121,7 @@ class SortedEvents:
         }
         total = int(spools.spool.rows.sum())
         self.clock = Clock(total)
+        self.gaps = Gaps()
         with Bar("sorting", total=total, unit="events", quiet=self._quiet) as bar:
             for part in in_order(self._sort_part, self._parts(spools.spool, spools.lists)):
                 n = len(part.columns["time"])
@@ -126,10 +130,11 @@ class SortedEvents:
                 user_keys.append(part.users)
                 user_counts.append(part.counts)
                 noted["duplicate row"] += part.duplicates
-                noted[BACKWARDS] += part.backwards
+                noted[UNSORTED] += part.unsorted
                 noted["list that does not continue the one before"] += part.broken_lists
                 for name, writer in writers.items():
                     writer.append(part.columns[name])
+                self.gaps.include(part.gaps)
                 times = part.columns["time"]
                 stretch(self.time_range, times)
                 self.clock.add(times)
@@ -213,9 +218,9 @@ class SortedEvents:
         if "source" in columns:
             source = columns["source"][order]
             tied = earlier & (source[1:] == source[:-1]) & (order[1:] < first_list)
-            backwards = int(tied.sum())
+            unsorted = int(tied.sum())
         else:
-            backwards = int(earlier.sum())
+            unsorted = int(earlier.sum())
         if self.some_hidden:
             shown = self._spools.shown_sources[source]
             wrong = same_user & (time[1:] == time[:-1]) & shown[:-1] & ~shown[1:]
@@ -230,9 +235,16 @@ class SortedEvents:
         if keep is not None:
             columns = {name: array[keep] for name, array in columns.items()}
             lengths = np.bincount(rank[keep], minlength=len(users))
+        new_user = np.zeros(len(columns["time"]), bool)
+        new_user[np.cumsum(lengths) - lengths] = True
+        free = columns.get("shown", np.ones(len(new_user), bool))
         if self._spools.requests_given:
-            columns["request"] = request_steps(columns["request"])
-        return SortedPart(users, lengths, columns, n - len(columns["time"]), backwards, broken)
+            columns["request"] = request_steps(columns["request"], free, new_user)
+            free = free & (columns["request"] == NO_ID)
+        gaps = Gaps()
+        gaps.add(columns["time"], free, new_user)
+        duplicates = n - len(columns["time"])
+        return SortedPart(users, lengths, columns, gaps, duplicates, unsorted, broken)
 
     def _distinct(self, columns: dict[str, Array], rank: Array, exempt: NDArray[np.bool_]) -> Mask:
         """A mask of the sorted rows without exact repetitions of earlier ones (None: all)."""

@@ -1,4 +1,5 @@
-"""Which split each event is in: by time or by position, with users and items held out."""
+"""Which split each event is in: by time, by position, the last requests, or a column of the log;
+with users and items held out."""
 
 from __future__ import annotations
 
@@ -9,18 +10,24 @@ from numpy.typing import NDArray
 
 from limerank.data.folder import SPLITS
 from limerank.data.pipeline import ahead
-from limerank.data.prepare.holdout import FirstSeen, held_out_users
+from limerank.data.prepare.gaps import Grouping
+from limerank.data.prepare.holdout import FirstSeen, held_out_users, uniform
 from limerank.data.prepare.ids import CodeMap
 from limerank.data.prepare.partition import values_at_ranks
+from limerank.data.prepare.requests import Boundaries
 from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.spec import Spec
+
+TEST = SPLITS.index("test")
 
 
 class Splitter:
     """The splits of a log's events.
 
     Attributes:
-        cuts: the times at which validation and testing begin; None: the split is by position.
+        cuts: the times at which validation and testing begin; None: the split is not by time.
+        grouping: which impressions without a request id share one.
+        wanted: the columns of a block that it reads.
         some_hidden: whether some events are never candidates.
     """
 
@@ -30,9 +37,13 @@ class Splitter:
         Args:
             table_limit: codes in a smaller range are mapped by tables.
         """
-        self._split = spec.split
+        self._split, self._keys = spec.split, events.keys
+        self.grouping: Grouping = events.gaps.grouping(spec.requests, spec.clock)
         self.cuts = _cuts(spec, events)
         split = spec.split
+        self.wanted = ["time", "shown", "item"]
+        self.wanted += ["request"] if events.requests_given else []
+        self.wanted += ["split"] if split.column is not None else []
         self._held_users: NDArray[np.bool_] | None = None
         self._held_items: CodeMap | None = None
         if split.held_out_users:
@@ -57,34 +68,77 @@ class Splitter:
         held = np.zeros(block.size, bool)
         if self._held_items is not None:
             held = self._held_items(block.columns["item"]) > 0
-            learned = splits < SPLITS.index("test")
+            learned = splits < TEST
             block.columns["shown"] = block.columns["shown"] & ~(held & learned)
         return splits, held
 
     def _by_rule(self, block: Block) -> NDArray[np.uint8]:
-        """The split of each event by time or position, history-only events included."""
+        """The split of each event, history-only events included."""
         if self.cuts is not None:
             time = block.columns["time"]
             return (time >= self.cuts[0]).view(np.uint8) + (time >= self.cuts[1]).view(np.uint8)
-        split = self._split
-        shown = block.columns["shown"]
-        before = np.cumsum(shown) - shown
+        if self._split.column is not None:
+            given = block.columns["split"]
+            return _of_next(given, given < len(SPLITS), block)
+        boundaries = Boundaries(block, self.grouping)
         starts = np.cumsum(block.counts) - block.counts
-        before = before - np.repeat(before[starts], block.counts)
-        totals = np.add.reduceat(shown.astype(np.int64), starts)
-        first = np.floor(split.train * totals + 1e-9).astype(np.int64)
-        second = np.floor((split.train + split.validation) * totals + 1e-9).astype(np.int64)
-        return (before >= np.repeat(first, block.counts)).view(np.uint8) + (
-            before >= np.repeat(second, block.counts)
+        begun = np.cumsum(boundaries.units)
+        number = begun - np.repeat(begun[starts] - boundaries.units[starts], block.counts) - 1
+        totals = np.add.reduceat(boundaries.units.astype(np.int64), starts)
+        users = slice(block.first_user, block.first_user + len(block.counts))
+        first, second = self._borders(totals, self._keys[users])
+        splits = (number >= np.repeat(first, block.counts)).view(np.uint8) + (
+            number >= np.repeat(second, block.counts)
         ).view(np.uint8)
+        return _of_next(splits, block.columns["shown"], block)
+
+    def _borders(
+        self, totals: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How many requests of each user precede the validation and the test split.
+
+        Args:
+            totals: requests of each user.
+            keys: of the users.
+        """
+        split = self._split
+        if split.leave_last is not None:
+            enough = totals > 2 * split.leave_last
+            first = np.where(enough, totals - 2 * split.leave_last, totals)
+            return first, np.where(enough, totals - split.leave_last, totals)
+        shares = split.train * totals, (split.train + split.validation) * totals
+        first, second = (np.floor(share + 1e-9).astype(np.int64) for share in shares)
+        few = (first == 0) | (second == first) | (totals == second)
+        by_chance = uniform(keys)
+        first, second = (
+            np.where(few, np.floor(share + by_chance).astype(np.int64), at_least)
+            for share, at_least in zip(shares, (first, second), strict=True)
+        )
+        return first, second
+
+
+def _of_next(
+    splits: NDArray[np.uint8], known: NDArray[np.bool_], block: Block
+) -> NDArray[np.uint8]:
+    """Splits of all events: those that are not known are in the split of the user's next event with
+    a known one, and after the last one in the test split."""
+    if known.all():
+        return splits
+    n = block.size
+    following = np.minimum.accumulate(np.where(known, np.arange(n), n)[::-1])[::-1]
+    ends = np.repeat(np.cumsum(block.counts), block.counts)
+    found: NDArray[np.uint8] = np.where(
+        following < ends, splits[np.minimum(following, n - 1)], TEST
+    ).astype(np.uint8)
+    return found
 
 
 def _cuts(spec: Spec, events: SortedEvents) -> list[int] | None:
-    """The times at which validation and testing begin; None: they begin at positions."""
+    """The times at which validation and testing begin; None: the split is not by time."""
     split = spec.split
     if split.cuts is not None:
         return list(split.cuts)
-    if split.by != "time":
+    if spec.split_rule != "time":
         return None
 
     def blocks() -> Iterator[NDArray[np.int64]]:
