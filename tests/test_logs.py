@@ -23,7 +23,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from limerank.data.prepare import prepare
+from limerank.data.prepare import gaps, prepare
+from limerank.data.prepare.gaps import MOST_TOGETHER, Grouping
+from limerank.data.prepare.holdout import uniform
+from limerank.data.prepare.partition import shuffle
 from limerank.data.spec import Spec
 from limerank.data.summary import DatasetSummary
 from limerank.errors import DataError, FormatError
@@ -130,9 +133,19 @@ def same(a: Path, b: Path) -> None:
 
 
 def reference(
-    rows: list[dict[str, Any]], spec: Spec, hidden: list[dict[str, Any]] = ()
+    rows: list[dict[str, Any]],
+    spec: Spec,
+    hidden: list[dict[str, Any]] = (),
+    grouping: Grouping | None = None,
+    most_together: int = MOST_TOGETHER,
 ) -> dict[str, Any]:
-    """What `prepare` must make of good rows with a click, a watch time and maybe a request id."""
+    """What `prepare` must make of good rows with a click, a watch time and maybe a request id.
+
+    Impressions without an id share requests by `grouping`, or by the description.
+    """
+    if grouping is None:
+        assert spec.requests.gap is not None and spec.requests.size is not None
+        grouping = Grouping(spec.requests.gap * 1000 if spec.clock else None, spec.requests.size)
     users: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for number, (source, shown) in enumerate(((rows, True), (hidden, False))):
         for position, row in enumerate(source):
@@ -149,46 +162,36 @@ def reference(
                 retained.append(e)
             seen.add(key)
         users[user] = retained
-    times = sorted(e["time"] for events in users.values() for e in events if e["shown"])
-    if spec.split.by == "time":
-        shares = (spec.split.train, spec.split.train + spec.split.validation)
-        cuts = [times[min(int(share * len(times) + 1e-9), len(times) - 1)] for share in shares]
-    for events in users.values():
-        total = sum(e["shown"] for e in events)
-        before = 0
-        for e in events:
-            if spec.split.by == "time":
-                e["split"] = sum(e["time"] >= cut for cut in cuts)
-            else:
-                first = math.floor(spec.split.train * total + 1e-9)
-                second = math.floor((spec.split.train + spec.split.validation) * total + 1e-9)
-                e["split"] = (before >= first) + (before >= second)
-            before += e["shown"]
+    reference_pages(users, grouping)
+    reference_splits(users, spec)
     requests = []
     for user, events in users.items():
-        run_: list[dict[str, Any]] = []
-        last = None
-        for e in events:
+        run = part = 0  # impressions since a boundary of the log; how often `size` divided them
+        for last, e in pairwise([None, *events]):
+            if not e["shown"]:
+                continue
             joined = (
                 last is not None
-                and e["shown"]
                 and last["shown"]
                 and e["split"] == last["split"]
                 and e.get("request") == last.get("request")
-                and (
-                    e.get("request") is not None
-                    or (
-                        e["time"] - last["time"] <= spec.requests.gap * 1000
-                        and len(run_) < spec.requests.size
-                    )
-                )
             )
-            if e["shown"]:
-                if not joined:
-                    run_ = []
-                    requests.append({"user": user, "events": run_, "split": e["split"]})
-                run_.append(e)
-            last = e
+            free = e.get("request") is None
+            if joined and free and grouping.gap is not None:
+                joined = e["time"] - last["time"] <= grouping.gap
+            run, part = (run + 1, part) if joined else (1, 0)
+            page = not joined or e["page"] != last["page"]
+            if joined and free and grouping.together is None:
+                joined = (run - 1) % grouping.size > 0
+            elif joined and free and page:
+                joined = (run - 1) // grouping.size == part
+            elif joined and free:
+                joined = len(requests[-1]["events"]) % most_together > 0
+            if page:
+                part = (run - 1) // grouping.size
+            if not joined:
+                requests.append({"user": user, "events": [], "split": e["split"]})
+            requests[-1]["events"].append(e)
     for request in requests:
         start = request["events"][0]["time"]
         request["history"] = [
@@ -207,6 +210,52 @@ def reference(
         "trained": trained,
         "duplicates": duplicates,
     }
+
+
+def reference_pages(users: dict[Any, list[dict[str, Any]]], grouping: Grouping) -> None:
+    """Number the units of each user that no split by position divides: `unit` counts requests with
+    ids, pages and single impressions; `page` counts pages alone."""
+    for events in users.values():
+        unit, page, last, before = -1, 0, None, None
+        for e in events:
+            if e["shown"]:
+                far = grouping.together is None or before is None or not before["shown"]
+                far = far or e["time"] - before["time"] > grouping.together
+                page += far or e.get("request") != before.get("request")
+                if e.get("request") is not None:
+                    unit += last is None or last.get("request") != e["request"]
+                else:
+                    unit += last is None or last.get("request") is not None or far
+                last = e
+            e["unit"], e["page"] = unit, page
+            before = e
+
+
+def reference_splits(users: dict[Any, list[dict[str, Any]]], spec: Spec) -> None:
+    """Give each event its split."""
+    times = sorted(e["time"] for events in users.values() for e in events if e["shown"])
+    split = spec.split
+    shares = (split.train, split.train + split.validation)
+    cuts = [times[min(int(share * len(times) + 1e-9), len(times) - 1)] for share in shares]
+    for user, events in users.items():
+        total = max(e["unit"] for e in events) + 1
+        borders = [math.floor(share * total + 1e-9) for share in shares]
+        if min(borders[0], borders[1] - borders[0], total - borders[1]) == 0:
+            chance = float(uniform(shuffle(np.array([user])))[0])
+            borders = [math.floor(share * total + chance) for share in shares]
+        if split.leave_last is not None:
+            few = total < 2 * split.leave_last + 1
+            borders = [total if few else total - k * split.leave_last for k in (2, 1)]
+        following = 2
+        for e in reversed(events):
+            if spec.split_rule == "time":
+                e["split"] = sum(e["time"] >= cut for cut in cuts)
+                continue
+            if e["shown"] and spec.split_rule == "column":
+                following = ["train", "validation", "test"].index(e["fold"])
+            elif e["shown"]:
+                following = sum(e["unit"] >= border for border in borders)
+            e["split"] = following
 
 
 def plain(e: dict[str, Any]) -> tuple[Any, ...]:
@@ -264,11 +313,21 @@ def random_rows(
         }
         if requests:
             row["request"] = rng.choice([None, 1, 2, 3])
+        row["fold"] = rng.choice(["train", "train", "validation", "test"])
         rows.append(row)
     return rows
 
 
-def random_spec(rng: random.Random, requests: bool, hidden: bool, ending: str = "parquet") -> Spec:
+def random_spec(
+    rng: random.Random,
+    requests: bool,
+    hidden: bool,
+    ending: str = "parquet",
+    chosen: bool = False,
+) -> Spec:
+    shares = {"train": 0.6, "validation": 0.2}
+    rules = [{"by": "time", **shares}, {"by": "position", **shares}]
+    rules += [{"leave_last": 1}, {"leave_last": 2}, {"column": "fold"}]
     source = {**EVENTS, "files": [f"log.{ending}"], "request": "request" if requests else None}
     sources = [source]
     if hidden:
@@ -276,8 +335,8 @@ def random_spec(rng: random.Random, requests: bool, hidden: bool, ending: str = 
     return make_spec(
         events=sources,
         labels=[CLICK, {"name": "watch", "kind": "duration"}],
-        split={"by": rng.choice(["time", "position"]), "train": 0.6, "validation": 0.2},
-        requests={"gap": 300.0, "size": 4},
+        split=rng.choice(rules),
+        requests={} if chosen else {"gap": 300.0, "size": 4},
         history={"keep": rng.choice([None, "click"])},
     )
 
@@ -289,20 +348,26 @@ def test_prepare_agrees_with_the_reference(
 ) -> None:
     rng = random.Random(seed)
     folder = tmp_path_factory.mktemp("reference")
-    requests, hidden = rng.random() < 0.5, rng.random() < 0.5
+    requests, hidden, chosen = (rng.random() < 0.5 for _ in range(3))
     n = rng.choice([3, 30, 200])
     rows = random_rows(rng, n, rng.choice([1, 5, 20]), 10, requests)
     extra = random_rows(rng, n // 2 + 1, 10, 15, False) if hidden else []
     write(folder, rows)
     if hidden:
         write(folder, extra, "hidden.parquet")
-    spec = random_spec(rng, requests, hidden)
-    expected = reference(rows, spec, extra)
-    if not any(request["split"] == 0 for request in expected["requests"]):
-        with pytest.raises(DataError, match="training window holds no impressions"):
-            run(folder, spec)
-        return
-    compare(run(folder, spec), expected)
+    spec = random_spec(rng, requests, hidden, chosen=chosen)
+    grouping = Grouping(300_000.0, rng.choice([1, 2, 3]), rng.choice([0, 60_000]))
+    most = rng.choice([2, 3, 128])
+    expected = reference(rows, spec, extra, grouping if chosen else None, most)
+    with pytest.MonkeyPatch.context() as patch:
+        if chosen:
+            patch.setattr(gaps.Gaps, "grouping", lambda *_: grouping)
+        patch.setattr("limerank.data.prepare.requests.MOST_TOGETHER", most)
+        if not any(request["split"] == 0 for request in expected["requests"]):
+            with pytest.raises(DataError, match="training window holds no impressions"):
+                run(folder, spec)
+            return
+        compare(run(folder, spec), expected)
 
 
 def test_many_partitions_make_the_same_dataset(tmp_path: Path) -> None:
@@ -453,7 +518,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:
     }
     assert summary["rows"] == 113
     assert summary["bad"] == 12
-    assert summary["noted"] == {"time going backwards": 1}
+    assert summary["noted"] == {"row out of order, sorted": 1}
     assert view.manifest["counts"]["events"] == 100
     text = DatasetSummary.of(view.manifest).text()
     assert "negative watch" in text

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from limerank.data.canonical import category
 from limerank.validation import Frozen
-
 
 SPLIT_NAMES = ("train", "validation", "test")
 """The splits that a description can assign impressions to."""
@@ -104,7 +104,7 @@ class Split(Frozen):
     def spellings(self) -> dict[str, int]:
         """The values of ``column``: text -> index in ``SPLIT_NAMES``."""
         plain = {name: number for number, name in enumerate(SPLIT_NAMES)}
-        return plain | {text: plain[name] for text, name in self.values.items()}
+        return plain | {category(text) or text: plain[n] for text, n in self.values.items()}
 
 
 class History(Frozen):

@@ -50,15 +50,15 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
 
     [split]
     by = "time"                         # or "position": within each user
-    train = 0.8
-    validation = 0.1
+    train = 0.8                         # or leave_last = 1: the last request of each user
+    validation = 0.1                    # or column = "fold": train, validation, test
 
     [history]
     length = 128
 
-    [requests]                          # for logs without a request column
-    gap = 1800.0
-    size = 16
+    [requests]                          # for logs without a request column; by default the log's
+    gap = 1800.0                        # gaps decide
+    size = 4
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from limerank.data.canonical import category
 from limerank.data.formats import FORMATS
 from limerank.data.protocol import History, Requests, Split
 from limerank.errors import did_you_mean
@@ -395,7 +396,10 @@ class Spec(Frozen):
         if not self.clock and self.split.validation_from is not None:
             raise ValueError("cut points need a time column")
         if not self.clock and self.split.by == "time":
-            raise ValueError('a log that has only an order is split by = "position"')
+            raise ValueError(
+                'a log that has only an order cannot be split by = "time": leave by out, or set '
+                'by = "position"'
+            )
         for position, source in enumerate(self.events):
             for column, value in source.constant.items():
                 wrong = self._wrong_constant(source, column, value)
@@ -422,8 +426,7 @@ class Spec(Frozen):
 
     def _check_null_values(self) -> None:
         """Refuse ``null_values`` of columns that are not read."""
-        events = {name for label in self.labels for name in (label.column, label.of) if name}
-        events |= {feature.column for feature in self.event_features}
+        events = self._columns
         read: list[tuple[str, Files, set[str]]] = []
         for position, source in enumerate(self.events):
             own = (source.user, source.item, source.time, source.order, source.request)
@@ -440,16 +443,27 @@ class Spec(Frozen):
                         f"{', '.join(sorted(known))}{did_you_mean(column, known)}"
                     )
 
+    @property
+    def _columns(self) -> set[str]:
+        """The columns of labels, event features and splits."""
+        names = {name for label in self.labels for name in (label.column, label.of) if name}
+        names |= {feature.column for feature in self.event_features}
+        return names | ({self.split.column} if self.split.column is not None else set())
+
     def _wrong_constant(self, source: EventSource, column: str, value: float | str) -> str:
         """What is wrong with a value of ``constant``; empty: nothing."""
         labels = [label for label in self.labels if column in (label.column, label.of)]
         features = [feature for feature in self.event_features if feature.column == column]
-        if not labels and not features:
-            known = {name for label in self.labels for name in (label.column, label.of) if name}
-            known |= {feature.column for feature in self.event_features}
+        if not labels and not features and column != self.split.column:
+            known = self._columns
             return (
                 f"no label or event feature has this column; they have {', '.join(sorted(known))}"
                 f"{did_you_mean(column, known)}"
+            )
+        if column == self.split.column and category(value) not in self.split.spellings:
+            return (
+                f"expected one of {', '.join(self.split.spellings)}; got {value!r}"
+                f"{did_you_mean(str(value), self.split.spellings)}"
             )
         if column in (source.user, source.item, source.time, source.order, source.request):
             return "this column of the source is read from its files"
@@ -465,6 +479,20 @@ class Spec(Frozen):
             if label.kind == "binary" and label.at_least is None and value not in (0, 1):
                 return f"expected 0 or 1 for label {label.name}; got {value:g}"
         return ""
+
+    @property
+    def split_rule(self) -> Literal["time", "position", "leave_last", "column"]:
+        """By what impressions are assigned to splits."""
+        if self.split.column is not None:
+            return "column"
+        if self.split.leave_last is not None:
+            return "leave_last"
+        return self.split.by or ("time" if self.clock else "position")
+
+    def has_split(self, source: EventSource) -> bool:
+        """Whether the events of a source have a split of their own, by the split's column."""
+        column = self.split.column
+        return column is not None and (source.shown or column in source.constant)
 
     def features_of(self, source: EventSource) -> tuple[EventFeature, ...]:
         """The event features that a source has: those of impressions only where it has some."""

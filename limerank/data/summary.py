@@ -10,9 +10,9 @@ from limerank.data.canonical import iso
 from limerank.data.folder import SPLITS
 from limerank.results import TableResult
 
-BACKWARDS = "time going backwards"
-"""Key of the rows that are older than the row before them."""
-UNSORTED = 0.01
+UNSORTED = "row out of order, sorted"
+"""Key of the rows that are older than their user's row before them."""
+UNSORTED_SHARE = 0.01
 """With a larger share of such rows the files are not sorted; with a smaller one some rows are
 late."""
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -79,6 +79,9 @@ class DatasetSummary(TableResult):
             "impressions": [self.impressions[split] for split in splits],
             "per_request": [summary["per_request"][split] for split in splits],
         }
+        for name in ("users", "staleness"):
+            if name in summary:  # not in older datasets
+                found[name] = [summary[name][split] for split in splits]
         for label in self.manifest["encoding"]["labels"]:
             name = label["name"]
             found[f"mean {name}"] = [summary["labels"][split][name] for split in splits]
@@ -102,7 +105,8 @@ class DatasetSummary(TableResult):
         anchors = self.manifest["encoding"].get("anchors")
         if anchors is not None:
             lines.append(f"  anchored (repeat within histories): {', '.join(['items', *anchors])}")
-        lines += ["", *self._splits(), "", *self._histories(), "", *self._rows()]
+        lines += ["", *self._splits(), *self._grouping()]
+        lines += ["", *self._histories(), "", *self._rows()]
         return "\n".join(lines)
 
     @property
@@ -117,15 +121,35 @@ class DatasetSummary(TableResult):
             for label in self.manifest["encoding"]["labels"]
         }
         head = f"  {'split':<12}{'requests':>12}{'impressions':>14}{'per request':>13}"
+        staleness = summary.get("staleness")
+        head += f"{'staleness':>11}" if staleness else ""
         lines = [head + "".join(f"{'mean ' + name:>{width}}" for name, width in widths.items())]
         for split in self._shown:
             row = f"  {split:<12}{self.requests[split]:>12,}{self.impressions[split]:>14,}"
             row += f"{summary['per_request'][split]:>13.2f}"
+            row += f"{staleness[split]:>11.2f}" if staleness else ""
             for name, width in widths.items():
                 mean = summary["labels"][split][name]
                 row += f"{'-' if mean is None else f'{mean:.4f}':>{width}}"
             lines.append(row)
         return lines
+
+    def _grouping(self) -> list[str]:
+        """What staleness means, and how impressions without a request id share histories."""
+        summary = self.manifest["summary"]
+        if "staleness" not in summary:
+            return []
+        lines = ["  staleness: mean number of earlier events that an impression's history lacks"]
+        found = summary["grouping"]
+        if found is None:
+            return lines
+        together = found["together"]
+        shares = [] if together is None else [f"those of {_instant(together)}"]
+        shares.append(f"{'else ' if shares else ''}at most {found['size']}")
+        if found["gap"] is not None:
+            shares.append(f"less than {found['gap']:,.0f} s apart")
+        by = "by the log's gaps and size" if found["chosen"] else "by [requests]"
+        return [*lines, f"  impressions that share a request: {', '.join(shares)} ({by})"]
 
     def _histories(self) -> list[str]:
         """Quantiles of history lengths, a line for each split."""
@@ -155,7 +179,11 @@ class DatasetSummary(TableResult):
             for reason, count in counts.items():
                 lines.append(f"  {what:<7} {count:>12,}  {reason}")
                 notes = [f"such as {examples[reason]}"] if reason in examples else []
-                if reason == BACKWARDS and count > UNSORTED * self.events:
-                    notes.append("the files are not in order of time; their rows were sorted")
+                if reason == UNSORTED and count > UNSORTED_SHARE * self.events:
+                    notes.append("the files are not sorted; the dataset is")
                 lines += [f"{'':>24}{note}" for note in notes]
         return [*lines, *(f"  warning: {warning}" for warning in self.warnings)]
+
+
+def _instant(seconds: float) -> str:
+    return "one instant" if seconds == 0 else f"one page (at most {seconds:.3g} s apart)"

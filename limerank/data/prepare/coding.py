@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.data.canonical import categories, numbers
+from limerank.data.canonical import categories, category, numbers
 from limerank.data.coverage import presence
 from limerank.data.prepare.checks import Good, as_float32, label_columns, request_keys, times_of
 from limerank.data.prepare.findings import Findings
@@ -19,6 +19,9 @@ from limerank.data.prepare.partition import Array, shuffle
 from limerank.data.spec import EventSource, Feature
 from limerank.errors import DataError
 
+NO_SPLIT = 255
+"""Of events whose source has no column of splits."""
+
 
 class RowCoder:
     """Turns batches of rows into the columns that are spooled.
@@ -27,7 +30,7 @@ class RowCoder:
         users, items: the codes of ids.
         features: those of the values of each categorical event feature.
         dtypes: the columns of events: user, item, time, label_NAME, feature_NAME, and, where
-            needed, ratio_NAME, source and request.
+            needed, ratio_NAME, source, request and split.
         item_range: the least and the greatest code of an item.
         reading: the name of the file or frame that is read, for examples.
     """
@@ -50,6 +53,8 @@ class RowCoder:
             dtypes["source"] = np.uint8
         if self._requests_given:
             dtypes["request"] = np.uint64
+        if spec.split.column is not None:
+            dtypes["split"] = np.uint8
         for label in spec.labels:
             dtypes[f"label_{label.name}"] = np.uint8 if label.kind == "binary" else np.float32
             if label.of is not None:
@@ -87,6 +92,8 @@ class RowCoder:
             columns["request"] = np.zeros(n, np.uint64)
             if source.request is not None:
                 columns["request"] = request_keys(frame[source.request])
+        if "split" in self.dtypes:
+            columns["split"] = self._splits(frame, source, good)
         for label in self._spec.labels:
             values = self._column(frame, source, label.column)
             length = None if label.of is None else self._column(frame, source, label.of)
@@ -153,6 +160,10 @@ class RowCoder:
     def constants(self, source: EventSource) -> dict[str, Any]:
         """The constant values of the events of a source of lists, by spooled column."""
         values: dict[str, Any] = {}
+        column = self._spec.split.column
+        if column is not None:
+            text = category(source.constant.get(column))
+            values["split"] = self._spec.split.spellings.get(text or "", NO_SPLIT)
         unseen = Good(1, Counter())  # the description was checked when it was built
         for label in self._spec.labels:
             given = pl.Series(label.column, [source.constant.get(label.column)])
@@ -167,6 +178,20 @@ class RowCoder:
                 else self._feature_codes(feature, given)[0]
             )
         return values
+
+    def _splits(self, frame: pl.DataFrame, source: EventSource, good: Good) -> Array:
+        """The numbers of the splits in the column for them, ``NO_SPLIT`` for sources without it."""
+        if not self._spec.has_split(source):
+            return np.full(len(frame), NO_SPLIT, np.uint8)
+        values = categories(self._column(frame, source, self._spec.split.column or ""))
+        good.check(values.is_not_null().to_numpy(), "missing split", values)
+        codes = values.replace_strict(
+            self._spec.split.spellings, default=NO_SPLIT, return_dtype=pl.UInt8
+        )
+        unknown = values.filter(codes == NO_SPLIT).drop_nulls()
+        if len(unknown):
+            self._findings.add_splits(unknown, self._spec.split)
+        return codes.to_numpy()
 
     def missing(self, feature: Feature) -> int:
         """The code of a missing value of a categorical event feature."""

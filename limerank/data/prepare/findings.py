@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
+import polars as pl
+
+from limerank.data.protocol import SPLIT_NAMES, Split
 from limerank.data.sources import Reader
 from limerank.errors import DataError
+
+MOST_SPLITS = 50
+"""Unknown values of a column of splits, after which reading stops."""
+SHOWN = 10
+"""Of these values in a message."""
 
 
 class Findings:
@@ -21,6 +29,7 @@ class Findings:
         feature_rows: of each event feature, rows that were read.
         present, parsed, unread: of each event feature, how many of these rows have a value, how
             many one that could be read, and a value that could not.
+        splits: values of the column of splits that name none.
     """
 
     def __init__(self) -> None:
@@ -34,6 +43,7 @@ class Findings:
         self.present: Counter[str] = Counter()
         self.parsed: Counter[str] = Counter()
         self.unread: dict[str, str] = {}
+        self.splits: Counter[str] = Counter()
 
     def note(self, what: str, count: int) -> None:
         """Add to a count of ``noted``."""
@@ -64,6 +74,33 @@ class Findings:
             self.examples.setdefault(bad, reader.rows.bad_example)
         self.note("record over several lines", reader.rows.several_lines)
 
+    def add_splits(self, values: pl.Series, split: Split) -> None:
+        """Count values of the column of splits that are not known.
+
+        Raises:
+            DataError: there are so many that it must be another column.
+        """
+        for value, count in values.value_counts().iter_rows():
+            self.splits[value] += count
+        if len(self.splits) > MOST_SPLITS:
+            self.check_splits(split)
+
+    def check_splits(self, split: Split) -> None:
+        """Raise a DataError where the column of splits has values that are not known."""
+        if not self.splits:
+            return
+        found = [f"{text!r} ({count:,} rows)" for text, count in self.splits.most_common(SHOWN)]
+        more = f" and {len(self.splits) - SHOWN} more" if len(self.splits) > SHOWN else ""
+        some = [text for text, _ in self.splits.most_common(3)]
+        example = ", ".join(f'"{text}" = "{_likely_split(text)}"' for text in some)
+        advice = "is it the right column?"
+        if len(self.splits) <= MOST_SPLITS:
+            advice = f"give their meaning in [split], such as values = {{ {example} }}"
+        raise DataError(
+            f"split.column {split.column!r} has values other than "
+            f"{', '.join(split.spellings)}: {', '.join(found)}{more}; {advice}"
+        )
+
     def check_share(self, most: float) -> None:
         """Raise a DataError where more than the share ``most`` of the rows is bad, or all are."""
         self.bad = +self.bad
@@ -81,3 +118,12 @@ class Findings:
             )
         if self.rows == bad:
             raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")
+
+
+def _likely_split(text: str) -> str:
+    """The split that a spelling probably means."""
+    begins = {"tr": 0, "v": 1, "d": 1, "e": 1, "te": 2, "h": 2}
+    for begin, number in begins.items():
+        if text.lower().startswith(begin):
+            return SPLIT_NAMES[number]
+    return SPLIT_NAMES[0]

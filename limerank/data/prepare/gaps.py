@@ -31,7 +31,7 @@ LEAST_SHARE = 0.02
 """Fewer gaps than this share on one side are no group."""
 MOST_TOGETHER = 128
 """Impressions of a request that the log's gaps make, at most."""
-BUDGET = 250_000
+BUDGET = 300_000
 """Requests that are cheap to train on: a log with more has several impressions in a request."""
 SIZES = (1, 2, 4, 8, 16)
 

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 MIX = np.uint64(0xD6E8FEB86659FD93)
+OTHER_MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
 def held_out_users(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
@@ -19,6 +20,14 @@ def held_out_users(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
     mixed = (mixed ^ (mixed >> np.uint64(32))) * MIX
     held: NDArray[np.bool_] = (mixed >> np.uint64(40)) < share * 2.0**24
     return held
+
+
+def uniform(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each user, by its key: evenly spread, and independent of
+    :func:`held_out_users`."""
+    mixed = (keys ^ (keys >> np.uint64(29))) * OTHER_MIX
+    mixed = (mixed ^ (mixed >> np.uint64(31))) * OTHER_MIX
+    return (mixed >> np.uint64(40)).astype(np.float64) / 2.0**24
 
 
 class FirstSeen:

@@ -100,6 +100,12 @@ def manifest_of(
             f"without {empty} requests a model cannot be measured there: choose other cut "
             "points or shares in [split]"
         )
+    if stats.late_training:
+        warnings.append(
+            f"{stats.late_training:,} training requests come after a validation or test request of "
+            f"their user, by the column {spec.split.column!r}: models train on histories that hold "
+            "outcomes of the test; a split by time measures what a ranker sees in production"
+        )
     dropped = dict(findings.bad.most_common())
     noted = {name: count for name, count in findings.noted.items() if count}
     if "duplicate row" in noted:
@@ -120,6 +126,12 @@ def manifest_of(
         },
         "history": {split: quantiles_of_counts(stats.lengths[k]) for k, split in enumerate(SPLITS)},
         "history_quantiles": list(QUANTILES),
+        "users": dict(zip(SPLITS, stats.users.tolist(), strict=True)),
+        "staleness": {
+            split: float(stats.stale[k] / stats.impressions[k]) if impressions[split] else 0.0
+            for k, split in enumerate(SPLITS)
+        },
+        "grouping": _grouping(spools, events, splitter),
         "per_request": {
             split: impressions[split] / requests[split] if requests[split] else 0.0
             for split in SPLITS
@@ -157,6 +169,17 @@ def manifest_of(
             "impressions": impressions,
         },
         "summary": summary,
+    }
+
+
+def _grouping(spools: Spooling, events: SortedEvents, splitter: Splitter) -> dict[str, Any] | None:
+    """How impressions without a request id were grouped; None: all have one."""
+    if not events.gaps.impressions:
+        return None
+    return {
+        "impressions": events.gaps.impressions,
+        "chosen": spools.spec.requests.size is None,
+        **splitter.grouping.to_dict(),
     }
 
 

@@ -76,6 +76,8 @@ class OpenSources:
         wanted += [(column, "time") for column in (source.time, source.order) if column]
         if source.request is not None:
             wanted.append((source.request, "request"))
+        if spec.split.column is not None and spec.has_split(source):
+            wanted.append((spec.split.column, "category"))
         if not source.lists:
             wanted += [(label.column, "label") for label in spec.labels]
             wanted += [(label.of, "number") for label in spec.labels if label.of is not None]

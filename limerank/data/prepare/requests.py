@@ -12,6 +12,7 @@ from limerank.data.prepare.gaps import MOST_TOGETHER, Grouping
 from limerank.data.prepare.partition import Array
 from limerank.data.prepare.sorting import Block
 
+
 @dataclass(frozen=True)
 class Requests:
     """The requests of a block; rows are those of the block.
@@ -58,7 +59,8 @@ class Boundaries:
 
     def requests(self, split: NDArray[np.uint8]) -> Requests:
         """The requests, where ``split`` has the split of each event."""
-        n, shown, free, time = self._block.size, self._shown, self._free, self._block.columns["time"]
+        n, shown, free = self._block.size, self._shown, self._free
+        time = self._block.columns["time"]
         grouping = self._grouping
         begin = self._apart.copy()
         begin[1:] |= (split[1:] != split[:-1]) | ~shown[:-1]

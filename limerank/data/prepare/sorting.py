@@ -74,6 +74,7 @@ class SortedEvents:
         keys, user_counts, total: the users in order, how many events each has, and all have.
         time_range, shown_range: the first and the last time of all events, and of those shown.
         shown_total: how many events are shown.
+        some_hidden, requests_given: whether some are not, and whether a source has request ids.
         clock: which times are outliers.
         gaps: between consecutive impressions without a request id.
     """
@@ -83,7 +84,7 @@ class SortedEvents:
         self._spools, self._folder = spools, folder
         self._spec, self._work = spools.spec, spools.work
         self._room, self._quiet = spools.room, spools.quiet
-        self.some_hidden = spools.some_hidden
+        self.some_hidden, self.requests_given = spools.some_hidden, spools.requests_given
         self._constants = {
             number: spools.coder.constants(source)
             for number, source in enumerate(spools.spec.events)

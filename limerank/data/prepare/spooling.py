@@ -71,6 +71,7 @@ class Spooling:
                 self.sources.integral[0 if found.ids is self.coder.items else 1] = False
                 self._close_spools()
                 shutil.rmtree(self.work)
+        self.findings.check_splits(self.spec.split)
         self.findings.check_share(self.spec.checks.max_bad_share)
 
     def _spool_events(self) -> None:

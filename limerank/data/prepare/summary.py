@@ -11,7 +11,7 @@ from limerank.data.folder import SPLITS
 from limerank.data.summary import QUANTILES
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stats:
     """Sums over the events and requests of each split."""
 
@@ -28,6 +28,13 @@ class Stats:
     differing: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """Of each context feature, how many requests have several impressions, and in how many of these
     the values differ."""
+    stale: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
+    """Summed over impressions: how many earlier events of its own request each has, which its
+    history does not contain."""
+    users: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
+    """Users with requests."""
+    late_training: int = 0
+    """Training requests that come after a validation or test request of their user."""
 
     def add(self, other: Stats) -> None:
         self.impressions[:] += other.impressions
@@ -39,6 +46,9 @@ class Stats:
             self.known[name] += count
         for name, counts in other.differing.items():
             self.differing[name] = self.differing.get(name, 0) + counts
+        self.stale[:] += other.stale
+        self.users[:] += other.users
+        self.late_training += other.late_training
 
 
 def _add_padded(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:

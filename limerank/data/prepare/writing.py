@@ -13,11 +13,12 @@ from limerank.data.pipeline import in_order
 from limerank.data.prepare.ids import CodeMap
 from limerank.data.prepare.learning import Learned
 from limerank.data.prepare.partition import Array, NpyWriter
+from limerank.data.prepare.requests import Boundaries
 from limerank.data.prepare.sorting import Block, SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.summary import Stats
-from limerank.data.spec import EventFeature, Spec
+from limerank.data.spec import EventFeature
 from limerank.progress import Bar
 
 
@@ -62,8 +63,7 @@ class EventWriter:
             name: NpyWriter(self._folder / f"{name}.npy", dtype) for name, dtype in dtypes.items()
         }
         writers["users/event_offsets"].append(np.zeros(1, np.int64))
-        wanted = ["time", "shown", "item"] + [f"label_{label.name}" for label in spec.labels]
-        wanted += ["request"] if self._spools.requests_given else []
+        wanted = self._splitter.wanted + [f"label_{label.name}" for label in spec.labels]
         wanted += [f"feature_{feature.name}" for feature in spec.event_features]
         stats = Stats(
             labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels},
@@ -106,16 +106,18 @@ class EventWriter:
                 codes = self._learned.categories[feature.name].codes(values)
             arrays[f"events/{column_of(feature)}"] = codes
         splits, _ = self._splitter.splits_of(block)
-        first, count, end = requests_of(block, splits, self._spec, self._spools.requests_given)
+        requests = Boundaries(block, self._splitter.grouping).requests(splits)
+        first, count, end, own_end = requests.first, requests.count, requests.end, requests.own_end
         owner = np.repeat(np.arange(len(block.counts)), block.counts)[first]
         start = (np.cumsum(block.counts) - block.counts)[owner]
         if spec.history.keep is None:
             start, end = start + block.first_event, end + block.first_event
+            own_end = own_end + block.first_event
         else:
             mask = columns[f"label_{spec.history.keep}"] != 0
             arrays["history/rows"] = np.flatnonzero(mask) + block.first_event
             before = np.concatenate([[0], np.cumsum(mask)])
-            start, end = before[start], before[end]
+            start, end, own_end = before[start], before[end], before[own_end]
         split = splits[first]
         arrays |= {
             "requests/user": owner + block.first_user,
@@ -146,6 +148,8 @@ class EventWriter:
             for feature in spec.event_features
             if feature.when == "context"
         }
+        of_request = np.repeat(np.arange(len(first)), count)
+        stale = own_end[columns["shown"]] - end[of_request]
         stats = Stats(
             np.bincount(where, minlength=len(SPLITS)),
             np.bincount(split, minlength=len(SPLITS)),
@@ -153,8 +157,17 @@ class EventWriter:
             lengths,
             known,
             differing,
+            np.bincount(split[of_request], stale, minlength=len(SPLITS)).astype(np.int64),
+            np.array([len(np.unique(owner[split == k])) for k in range(len(SPLITS))]),
+            _late_training(owner, split),
         )
         return block.size, arrays, stats
+
+
+def _late_training(owner: Array, split: Array) -> int:
+    """How many training requests come after a validation or test request of their user."""
+    highest = np.maximum.accumulate(owner * len(SPLITS) + split) - owner * len(SPLITS)
+    return int(np.count_nonzero((split == 0) & (highest > 0)))
 
 
 def column_of(feature: EventFeature) -> str:
@@ -172,42 +185,3 @@ def _differing(first: Array, count: Array, values: Array) -> NDArray[np.int64]:
     padded = np.append(values, values[-1:])  # a request may end with the block
     high, low = (pick.reduceat(padded, bounds)[::2] for pick in (np.maximum, np.minimum))
     return np.array([len(first), np.count_nonzero(high != low)])
-
-
-def requests_of(
-    block: Block, split: NDArray[np.uint8], spec: Spec, requests_given: bool
-) -> tuple[Array, Array, Array]:
-    """The requests of a block: first row, impressions, end of the history; within the block."""
-    columns, n = block.columns, block.size
-    time, shown = columns["time"], columns["shown"]
-    new_user = np.zeros(n, bool)
-    new_user[np.cumsum(block.counts) - block.counts] = True
-    new_time = new_user.copy()
-    new_time[1:] |= time[1:] != time[:-1]
-    begin = new_user.copy()
-    begin[1:] |= (split[1:] != split[:-1]) | ~shown[:-1]
-    by_gap: NDArray[np.bool_] | None = None
-    if requests_given:
-        step = columns["request"]
-        by_gap = step == 0
-        begin |= step == 1
-        begin[1:] |= by_gap[1:] & ~by_gap[:-1]
-    if spec.clock:
-        far = np.diff(time) > spec.requests.gap * 1000
-        begin[1:] |= far if by_gap is None else far & by_gap[1:]
-    begin &= shown
-    starts = np.flatnonzero(begin)
-    if len(starts) == 0:
-        empty = np.zeros(0, np.int64)
-        return empty, empty, empty
-    # A hidden event ends a run, so that a run is all the shown rows up to the next beginning.
-    run = np.cumsum(begin)
-    position = np.arange(n) - starts[np.maximum(run, 1) - 1]
-    cut = (position % spec.requests.size == 0) & (position > 0) & shown
-    if by_gap is not None:
-        cut &= by_gap
-    first = np.flatnonzero(begin | cut)
-    shown_before = np.concatenate([[0], np.cumsum(shown)])
-    count = np.diff(np.append(shown_before[first], shown_before[-1]))
-    tie_start = np.maximum.accumulate(np.where(new_time, np.arange(n), 0))
-    return first, count, tie_start[first]

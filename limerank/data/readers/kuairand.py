@@ -117,7 +117,7 @@ def read(
         work: takes the video table of ``log_durations``.
         quiet: show no progress of it.
         history: events per history.
-        split: "time", "position" or a Split.
+        split: "time", "position", "leave-last" or a Split.
         labels: what to predict, the main task first: "watch" and names of :data:`SIGNALS`. The
             other signals become outcomes that histories hold.
         random: whether to read the random exposures as well.

@@ -93,7 +93,8 @@ def column(path: Path, *names: str) -> str:
 def split_by(
     split: Split | str, official: Callable[[], Split] | None = None, *, clock: bool = True
 ) -> Split:
-    """A reader's ``split`` option: a Split, "time" or "position" (0.8 / 0.1 / 0.1), "official".
+    """A reader's ``split`` option: a Split, "time" or "position" (0.8 / 0.1 / 0.1), "leave-last"
+    (the last request of each user), or "official".
 
     Args:
         split: the option.
@@ -106,9 +107,11 @@ def split_by(
         return official()
     if split == "position":
         return Split(by="position")
+    if split == "leave-last":
+        return Split(leave_last=1)
     if split == "time" and clock:
-        return Split(by="time")
-    choices = ["time"] * clock + ["position"] + ["official"] * (official is not None)
+        return Split()
+    choices = ["time"] * clock + ["position", "leave-last"] + ["official"] * (official is not None)
     raise SpecError(
         f"split is {split!r}, expected one of {', '.join(choices)}{did_you_mean(split, choices)}"
     )

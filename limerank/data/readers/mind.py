@@ -96,8 +96,8 @@ def read(
         work: takes the converted files.
         quiet: show no progress.
         history: clicks per history.
-        split: "official" (days, see above), "time", "position" or a Split; "" is "official" where
-            the train and dev parts are there, and else "time".
+        split: "official" (days, see above), "time", "position", "leave-last" or a Split;
+            "" is "official" where the train and dev parts are there, and else "time".
         title_words: whether the words of titles are features of news.
         entities: whether the entities of titles and abstracts are.
     """

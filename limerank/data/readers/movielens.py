@@ -57,7 +57,8 @@ def read(
         work: takes the tables of movies and users.
         quiet: not needed here.
         history: events per history.
-        split: "time" (the same cut points for all users), "position" (within each user) or a Split.
+        split: "time" (the same cut points for all users), "position" (within each user),
+            "leave-last" (the last rating of each user) or a Split.
         title_words: whether the words of titles are features of movies.
     """
     ratings = named(directory, "ratings.csv") or named(directory, "ratings.dat")

@@ -98,7 +98,7 @@ def read(
         work: takes the converted behaviours (about 12 bytes each) and the item table.
         quiet: show no progress.
         history: events per history.
-        split: "official" (days, see above), "time", "position" or a Split.
+        split: "official" (days, see above), "time", "position", "leave-last" or a Split.
         behaviours: whether to read behavior_log.csv.
         unclicked: whether ads that were shown and not clicked enter histories.
     """
