@@ -45,11 +45,16 @@ def prepare(
     Vocabularies, normalisation and popularity are computed from the training window only. Bad rows
     are dropped and counted by reason. The output folder appears when it is complete.
 
+    The description's [split] chooses training, validation and test: by time (the default), by
+    position within each user (the default for logs that have only an order), leave_last = N, or
+    column = "NAME". Impressions without a request id are grouped by the gaps of the log; the
+    summary shows how, and how many events old their histories are (staleness).
+
     Examples:
 
         limerank prepare spec.toml --out data/mine
 
-        limerank prepare movielens ml-1m --out data/ml1m -o split=position
+        limerank prepare movielens ml-1m --out data/ml1m -o split=leave-last
     """
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run

@@ -169,8 +169,8 @@ class EventSource(Files):
     time: str | None = None
     """Column of the event's time. Give either time or order."""
     order: str | None = None
-    """Column that orders the events of a user, for logs without times. Such logs are split by
-    position."""
+    """Column that orders the events of a user, for logs without times. By default such logs are
+    split by position."""
     time_unit: Literal["s", "ms", "us", "ns", "text"] = "s"
     """Unit of a numeric time column. "text" parses ISO 8601, or ``time_format`` if given. Columns
     of a timestamp type ignore it."""
