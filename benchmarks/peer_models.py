@@ -24,6 +24,7 @@ from benchmarks.peer_statistics import (
     positives,
 )
 from limerank import metrics
+from limerank.evaluation.popularity import item_means
 
 if TYPE_CHECKING:
     from limerank.data.dataset import Dataset
@@ -112,11 +113,7 @@ def logistic_curve(scores: Values, labels: NDArray[Any]) -> Callable[[Values], V
 def item_rates(log: Log) -> tuple[Values, float]:
     """Smoothed rate of each item in the training window, f64 [I], and the base rate."""
     train = impressions_of(log.dataset, "train")
-    items = len(log.dataset.items)
-    shown = np.bincount(train.items, minlength=items)
-    positive = np.bincount(train.items, train.labels, minlength=items)
-    base = float(train.labels.mean())
-    return (positive + SMOOTHING * base) / (shown + SMOOTHING), base
+    return item_means(log.dataset, main_label(log.dataset)), float(train.labels.mean())
 
 
 def item_mean(log: Log, features: str, seed: int) -> Result:

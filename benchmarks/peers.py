@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,23 +77,37 @@ SEEDED = ("als", "lightgbm")
 PACKAGES = {"als": ("implicit",), "lightgbm": ("lightgbm",)}
 
 
-def ours(name: str, model: str, log: Log, features: str, seed: int) -> Result:
-    """Train with defaults, or find the finished run, and predict the test split."""
+def ours(
+    name: str,
+    model: str,
+    log: Log,
+    features: str,
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train, or find the finished run, and predict the test split.
+
+    Args:
+        settings: what differs from the defaults.
+    """
     import torch
 
     from limerank.evaluation.predict import predict
     from limerank.runs.folder import load_run
 
     torch.set_num_threads(1)
-    last = quality.fit(name, log.folder, model, seed, DEFAULTS)
-    loaded = load_run(quality.run_folder(name, model, seed, DEFAULTS))
+    setting = {**DEFAULTS, **(settings or {})}
+    last = quality.fit(name, log.folder, model, seed, setting)
+    loaded = load_run(quality.run_folder(name, model, seed, setting))
     requests = log.dataset.requests_of("test")
     predicted, predict_s = clocked(
         lambda: predict(loaded.ranker, log.dataset, requests, history=loaded.train.history)
     )
-    task = log.dataset.tasks.index(main_label(log.dataset))
-    values = predicted.values[:, task].astype(np.float64)
-    return Result(values, float(last["seconds"]), predict_s, {})
+    label = main_label(log.dataset)
+    values = predicted.values[:, log.dataset.tasks.index(label)].astype(np.float64)
+    found = {f"validation_{key}": last["metrics"][label][key] for key in ("auc", "ne")}
+    found["best_step"] = last["best_step"]
+    return Result(values, float(last["seconds"]), predict_s, found)
 
 
 def truth(name: str, log: Log, features: str, seed: int) -> Result:
@@ -202,6 +216,12 @@ def compare(name: str, folder: Path, model: str, features: str, files: list[list
     write_row("peers", case, metrics, repeats=len(ours))
 
 
+def one_thread() -> None:
+    """Processes that start from here compute with one thread each."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -215,8 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="measure what has a row, too")
     parser.add_argument("--processes", type=int, default=2, help="models at a time, a thread each")
     given = parser.parse_args(arguments)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
-        os.environ.setdefault(name, "1")
+    one_thread()
     folders = {}
     for name in given.only or SMALL:
         if (folder := prepare_dataset(name, given.data)) is not None:

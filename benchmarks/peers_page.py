@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Iterable
 
 from benchmarks.peers import MODELS, OURS, TRUTH
-from benchmarks.quality_page import interval
-from benchmarks.tables import Row, grouped, machines, number, spread_of, table
+from benchmarks.tables import Row, grouped, interval, machines, number, spread_of, table
 
 QUALITY = {
     "auc": "AUC",

@@ -155,8 +155,14 @@ def run_folder(name: str, model: str, seed: int, setting: dict[str, Any]) -> Pat
         text=True,
         check=True,
     ).stdout.strip()
-    values = "-".join(f"{key}={value}" for key, value in setting.items())
+    values = "-".join(f"{key}={plain(value)}" for key, value in setting.items())
     return WORK / "runs" / version / f"{name}-{model}-{values}-{seed}"
+
+
+def plain(value: Any) -> str:
+    """A setting's value in the name of a file."""
+    text = "+".join(value) or "none" if isinstance(value, tuple) else str(value)
+    return text.replace("/", "_")
 
 
 # Phase 2: the test split

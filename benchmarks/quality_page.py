@@ -6,6 +6,9 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.peer_models import PEERS
+from benchmarks.peers_page import QUALITY, title
+from benchmarks.peers_page import models as of_models
 from benchmarks.quality import DATASETS
 from benchmarks.quality_plots import LIME, plot_differences, plot_slices
 from benchmarks.rows import rows
@@ -14,6 +17,7 @@ from benchmarks.tables import (
     Row,
     by_model,
     grouped,
+    interval,
     machines,
     number,
     spread_of,
@@ -78,6 +82,7 @@ def quality(found: list[Row]) -> str:
         "",
         *below_and_above(pairs),
     ]
+    of_peers = sets(row for row in rows("peers") if row["case"]["model"] in PEERS)
     for dataset, of_dataset in by_dataset.items():
         models = by_model(of_dataset)
         names = list(dict.fromkeys(key for row in of_dataset for key in row["metrics"]))
@@ -88,12 +93,37 @@ def quality(found: list[Row]) -> str:
             ["metric", *models],
             [[name, *(spread_of(rows_, name) for rows_ in models.values())] for name in full],
         )
+        lines += beside(of_dataset, of_peers.get(dataset, []))
         of_pairs = [row for row in pairs if row["case"]["dataset"] == dataset]
         if of_pairs:
             lines += difference_tables(of_pairs)
         lines += ["", f"Slices of {dataset}:", ""]
         lines += table(["slice", "impressions", "metric", *models], slice_lines(names, models))
     return "\n".join([*lines, "", PAPER])
+
+
+def beside(of_dataset: list[Row], of_peers: list[Row]) -> list[str]:
+    """What :mod:`benchmarks.peers` measured on the same test impressions."""
+    shown = sum(
+        value
+        for name, value in of_dataset[0]["metrics"].items()
+        if name.startswith("impressions | history ")
+    )
+    same = [row for row in of_peers if row["metrics"]["impressions"] == shown]
+    if not same:
+        return []
+    return [
+        "",
+        "Peers on the same impressions ([more](peers.md)), by the first binary label:",
+        "",
+        *table(
+            ["peer", "seeds", *QUALITY.values()],
+            [
+                [title(*key), str(len(part)), *(spread_of(part, name) for name in QUALITY)]
+                for key, part in of_models(same).items()
+            ],
+        ),
+    ]
 
 
 def sets(found: Iterable[Row]) -> dict[str, list[Row]]:
@@ -199,17 +229,6 @@ def difference_tables(of_pairs: list[Row]) -> list[str]:
         lines += ["", f"AUC of the main task minus that of {other}:", ""]
         lines += table(["impressions", *models], body)
     return lines
-
-
-def interval(metrics: dict[str, float] | None, part: str) -> str:
-    """A difference with its interval, if any; bold where the interval excludes 0."""
-    if metrics is None or part not in metrics:
-        return "-"
-    if part.replace("difference", "low") not in metrics:
-        return f"{metrics[part]:+.4f}"
-    low, high = (metrics[part.replace("difference", bound)] for bound in ("low", "high"))
-    text = f"{metrics[part]:+.4f} [{low:+.4f}, {high:+.4f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def slice_lines(names: list[str], models: dict[str, list[Row]]) -> list[list[str]]:

@@ -15,6 +15,7 @@ from benchmarks.ablations_page import ablations
 from benchmarks.attempts import attempts
 from benchmarks.coldstart_page import coldstart
 from benchmarks.exact_page import exact
+from benchmarks.exact_terms_page import exact_terms
 from benchmarks.latency_page import latency
 from benchmarks.peers_page import peers
 from benchmarks.quality_page import quality, search
@@ -37,6 +38,7 @@ def main() -> None:
         "peers": peers,
         "coldstart": coldstart,
         "exact": exact,
+        "exact_terms": exact_terms,
         "ablations": ablations,
         "latency": latency,
         "training": training,

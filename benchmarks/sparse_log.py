@@ -37,12 +37,12 @@ from limerank.data.canonical import DAY_MS
 Ints = NDArray[np.int64]
 Values = NDArray[np.float64]
 
-USERS, ITEMS, STYLES = 12_000, 10_000, 110
+USERS, ITEMS, STYLES = 12_000, 10_000, 100
 REVIEWS = (5, 10)
 """Reviews of a user, at least and at most."""
 LIKED = 2
 """Styles that a user likes."""
-LOYALTY = 0.68
+LOYALTY = 0.7
 """Share of the reviews that follow the user's styles."""
 NEGATIVES = 2
 TAIL = 0.8

@@ -95,3 +95,14 @@ def table(head: list[str], body: list[list[str]]) -> list[str]:
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
         for line in (head, ["---"] * len(head), *body)
     ]
+
+
+def interval(metrics: dict[str, float] | None, part: str) -> str:
+    """A difference with its interval, if any; bold where the interval excludes 0."""
+    if metrics is None or part not in metrics:
+        return "-"
+    if part.replace("difference", "low") not in metrics:
+        return f"{metrics[part]:+.4f}"
+    low, high = (metrics[part.replace("difference", bound)] for bound in ("low", "high"))
+    text = f"{metrics[part]:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
