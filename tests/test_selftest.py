@@ -20,6 +20,7 @@ from limerank.index.changes import unreadable_items
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.ranking.recommender import Recommender
 from limerank.runs import selftest
+from limerank.runs.alarms import ALARMS
 from limerank.runs.folder import load_run, save_weights
 from limerank.runs.model import load_trained
 from limerank.serving.state import user_features
@@ -85,10 +86,13 @@ def finished(tmp_path_factory):
 
 
 def names(run):
+    """Of the files that ranking reads."""
     return sorted(
         str(file.relative_to(run))
         for file in run.rglob("*")
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".parquet")
+        if file.is_file()
+        and file.suffix in (".json", ".safetensors", ".parquet")
+        and file.name != ALARMS
     )
 
 
