@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.samples import PARTS, write_part
 from benchmarks.sparse_log import simulate_reviews
@@ -28,6 +28,12 @@ SIMULATED: dict[str, dict[str, int]] = {
 """Simulated logs: about 50 events per user, about 1,700, and a small one that tests the scripts."""
 SPARSE = "synth_sparse"
 """The simulated log of ``benchmarks.sparse_log``."""
+SHOWN = "trivago_shown"
+"""``trivago`` with what belongs to an impression: the position on the page, and the price."""
+IMPRESSION_FEATURES: tuple[dict[str, Any], ...] = (
+    {"name": "position", "kind": "categorical", "when": "impression", "bias": True},
+    {"name": "price", "kind": "numeric", "when": "impression", "transform": "log1p"},
+)
 LOGS = (
     "ml1m",
     *PARTS,
@@ -35,6 +41,7 @@ LOGS = (
     "kuairand_slice",
     "mind_sample",
     "trivago",
+    SHOWN,
     "synth_short",
     "synth_long",
     SPARSE,
@@ -89,6 +96,9 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
         if full is None:
             return None
         return write_part(name, *full, WORK / "converted" / name), full[1]
+    if name == SHOWN:
+        plain = describe("trivago", data)
+        return plain and (with_impression_features(plain[0]), plain[1])
     if data is None or not (data / name).exists():
         print(f"{name}: skipped, its files are not in --data", file=sys.stderr)
         return None
@@ -100,6 +110,14 @@ def describe(name: str, data: Path | None) -> tuple[Spec, Path] | None:
     if (own := data / name / f"{name}.toml").exists():
         return load_spec(own), data / name
     return load_spec(Path(__file__).parent / "specs" / f"{name}.toml"), data
+
+
+def with_impression_features(spec: Spec) -> Spec:
+    """The description of :data:`SHOWN`, from that of ``trivago``."""
+    from limerank.data.spec import EventFeature
+
+    more = tuple(EventFeature.model_validate(one) for one in IMPRESSION_FEATURES)
+    return spec.model_copy(update={"name": SHOWN, "event_features": spec.event_features + more})
 
 
 def truth_file(name: str) -> Path | None:

@@ -5,6 +5,7 @@ What a competent person writes in an afternoon, computed from a prepared dataset
 
 - the smoothed rate and log count of the item, of each categorical item feature and of each
   categorical user feature; the numeric features of item and user;
+- the impression features, as numbers or as codes of their categories;
 - the request's context features, hour, weekday and time since the user's last event;
 - of the user's history: its length; the smoothed mean label; the mean label of all, of the last 5,
   20 and 100 events, and with weights that halve every 10 events; the same means of the label minus
@@ -148,6 +149,10 @@ class Features:
         ):
             for position in range(features.numeric.shape[1]):
                 columns[f"{kind} number {position}"] = features.numeric[rows, position]
+        requests = np.array([request for request, _ in parts(shown.requests)], dtype=np.int64)
+        rows = dataset.impression_rows(requests)
+        for name in dataset.impressions.columns:
+            columns[name.replace("impression_", "impression ")] = dataset.events[name][rows]
         first = dataset.requests["first"][shown.requests]
         for name in dataset.encoder.context_columns:
             columns[name.replace("feature_", "context ")] = dataset.events[name][first]

@@ -23,7 +23,9 @@ from benchmarks.peer_statistics import (
 )
 from benchmarks.peers import measures
 from limerank.data.dataset import Dataset
-from tests.worlds import prepare_log
+from limerank.data.description import load_spec
+from limerank.data.prepare import prepare
+from tests.worlds import prepare_log, write_pages
 
 USERS, ITEMS = 60, 30
 
@@ -147,6 +149,29 @@ def test_features_equal_loops_over_the_raw_log(log, split, encoding):
         for name, value in expected.items():
             # float32 features; rates and decayed means are sums of some hundred terms.
             np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_impression_features_are_those_of_the_shown_item(tmp_path):
+    path = write_pages(tmp_path / "log")
+    prepare(load_spec(path), tmp_path / "data", base=path.parent)
+    dataset = Dataset(tmp_path / "data")
+    shown = impressions_of(dataset, "test")
+    names, values = Features(dataset).of_impressions(shown)
+    log = pl.read_parquet(tmp_path / "log" / "shown.parquet")
+    time = dataset.events["time"][dataset.impression_rows(dataset.requests_of("test"))] // 1000
+    price = {(r["user_id"], r["item_id"], r["time"]): r["price"] for r in log.to_dicts()}
+    expected = [
+        price[key]
+        for key in zip(
+            dataset.user_ids[shown.users].tolist(),
+            dataset.item_ids[shown.items].tolist(),
+            time.tolist(),
+            strict=True,
+        )
+    ]
+    found = values[:, names.index("impression price")]
+    np.testing.assert_allclose(found, np.array(expected, dtype=np.float32))
+    assert {"impression position", "impression slot"} < set(names)
 
 
 @pytest.mark.parametrize("encoding", ["folds", "before"])
