@@ -150,9 +150,9 @@ class Features:
             for position in range(features.numeric.shape[1]):
                 columns[f"{kind} number {position}"] = features.numeric[rows, position]
         requests = np.array([request for request, _ in parts(shown.requests)], dtype=np.int64)
-        rows = dataset.impression_rows(requests)
+        events = dataset.impression_rows(requests)
         for name in dataset.impressions.columns:
-            columns[name.replace("impression_", "impression ")] = dataset.events[name][rows]
+            columns[name.replace("impression_", "impression ")] = dataset.events[name][events]
         first = dataset.requests["first"][shown.requests]
         for name in dataset.encoder.context_columns:
             columns[name.replace("feature_", "context ")] = dataset.events[name][first]
