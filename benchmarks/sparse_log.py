@@ -216,6 +216,24 @@ def simulate_reviews(out: Path, *, users: int = USERS, items: int = ITEMS, seed:
     (out / "spec.toml").write_text(SPEC, encoding="utf-8")
 
 
+def known_best(folder: Path) -> dict[str, float]:
+    """AUC and NE of the true probabilities over all impressions: no model can be better. AUC of the
+    items' popularity among all positives: what ignores the user."""
+    import polars as pl
+
+    from limerank import metrics
+
+    events = pl.read_parquet(folder / "events.parquet")
+    label = events["review"].to_numpy()
+    truth = pl.read_parquet(folder / "truth.parquet")["review_probability"].to_numpy()
+    popularity = np.bincount(events["item_id"].to_numpy(), label)[events["item_id"].to_numpy()]
+    return {
+        "auc": metrics.auc(label, truth),
+        "ne": metrics.normalized_entropy(label, truth),
+        "auc_of_popularity": metrics.auc(label, popularity),
+    }
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -226,7 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     simulate_reviews(given.out, users=given.users, items=given.items, seed=given.seed)
-    print(f"{given.out}: limerank prepare {given.out}/spec.toml --out data/sparse")
+    truth = known_best(given.out)
+    print(f"{given.out}: {', '.join(f'{name} {value:.4f}' for name, value in truth.items())}")
+    print(f"Next: limerank prepare {given.out}/spec.toml --out data/sparse")
 
 
 if __name__ == "__main__":
