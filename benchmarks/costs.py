@@ -14,7 +14,7 @@ def costs(run: Path, folder: Path) -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from limerank.data.dataset import Dataset
-    from limerank.models.ranker import EmbeddingTable
+    from limerank.models.tables import EmbeddingTable
     from limerank.runs.folder import load_run
 
     of, dataset = load_run(run), Dataset(folder)

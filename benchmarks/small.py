@@ -34,6 +34,7 @@ from limerank.evaluation.evaluate import evaluate
 from limerank.metrics import auc
 from limerank.models import ranker
 from limerank.models.config import ModelConfig, TrainConfig
+from limerank.models.tables import TABLE_STD
 from limerank.training.trainer import train
 from limerank.validation import validate
 
@@ -56,7 +57,7 @@ SPEC = {
     },
     "split": {"validation_from": VALIDATION, "test_from": TEST},
 }
-STARTS = {"default": ranker.OUTCOME_STD, "as small as other embeddings": ranker.TABLE_STD}
+STARTS = {"default": ranker.OUTCOME_STD, "as small as other embeddings": TABLE_STD}
 """Standard deviation of the initial outcome embeddings."""
 
 

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from pydantic import ValidationError
 
+from limerank.data.batch import Impressions
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
+from limerank.data.event_log import EventForm
 from limerank.data.impressions import LARGEST
 from limerank.data.prepare import prepare
-from limerank.errors import DataError, SpecError
-from tests.worlds import PAGE_FEATURES, prepare_log, write_pages
+from limerank.errors import DataError, FormatError, SpecError, UnknownError
+from limerank.evaluation.evaluate import Evaluation, evaluate
+from limerank.evaluation.predict import predict
+from limerank.index.building import build_index
+from limerank.models import build
+from limerank.models.config import DataShape
+from limerank.models.ranker import gather
+from limerank.models.registry import OF_THE_PACKAGE
+from limerank.ranking.recommender import Recommender
+from limerank.ranking.scorer import scorer_for
+from limerank.runs import selftest
+from limerank.runs.model import load_trained
+from limerank.serving.engine import Serving
+from limerank.serving.messages import Explain, Rank
+from limerank.serving.stores import SqliteStore
+from limerank.training.trainer import train
+from tests.worlds import PAGE_FEATURES, config_of, prepare_log, write_pages
 
 
 def prepared(folder: Path, spec: Path, **options) -> Dataset:
@@ -160,3 +179,327 @@ def test_datasets_without_impression_features_are_of_the_first_version(tmp_path)
     assert dataset.manifest["format"] == 1
     assert dataset.impressions.columns == () and dataset.impressions.tokens == 0
     assert dataset.batch(dataset.requests_of("test")[:2]).shown is None
+
+
+# Models
+
+
+def ranker_of(dataset: Dataset, model: str, seed: int = 0):
+    """A model whose impression features weigh something, as after training."""
+    torch.manual_seed(seed)
+    ranker = build(DataShape.of(dataset.manifest), config_of(model, width=16, hidden=8))
+    assert ranker.impressions is not None
+    for layer in (ranker.impressions.from_tokens, ranker.impressions.from_numbers):
+        assert not layer.weight.any()  # they start at zero
+        torch.nn.init.normal_(layer.weight)
+    return ranker.eval()
+
+
+@pytest.mark.parametrize("model", OF_THE_PACKAGE)
+@torch.inference_mode()
+def test_features_add_to_the_first_layer_of_every_model(pages, model):
+    ranker = ranker_of(pages, model)
+    batch = pages.batch(pages.requests_of("test")[:6])
+    vectors = ranker.item_vectors(batch.items)
+    terms = gather(ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
+    state = ranker.encode_users(batch.users, vectors)
+    tower, shown = ranker.impressions, batch.shown
+    # The reference: a row of the table for every known token, one number for every feature.
+    expected = torch.zeros(*batch.candidates.shape, ranker.added)
+    for b, m, f in np.ndindex(*shown.tokens.shape):
+        if token := int(shown.tokens[b, m, f]):
+            expected[b, m] += tower.from_tokens.weight @ tower.table.weight[token]
+        expected[b, m] += tower.from_numbers.weight[:, f] * shown.numbers[b, m, f]
+    base = ranker.extra(state, batch.users.keys, batch.candidates)
+    extra = ranker.extra(state, batch.users.keys, batch.candidates, shown)
+    torch.testing.assert_close(
+        extra - (0 if base is None else base), expected, rtol=1e-4, atol=1e-5
+    )
+    logits = ranker(batch)
+    torch.testing.assert_close(ranker.score(state, terms, extra), logits)
+    real = batch.real
+    assert (logits[real] - ranker.score(state, terms, base)[real]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("model", ["lime-mha", "two-tower"])
+@torch.inference_mode()
+def test_unknown_features_add_nothing(pages, model):
+    ranker = ranker_of(pages, model)
+    batch = pages.batch(pages.requests_of("test")[:6])
+    with_none = replace(batch, shown=None)
+    with_unknown = replace(batch, shown=batch.shown.where(torch.tensor(False)))
+    torch.testing.assert_close(ranker(with_none), ranker(with_unknown))
+
+
+def test_all_features_and_single_ones_are_hidden_in_training(pages):
+    ranker = ranker_of(pages, "lime-xor")
+    tower = ranker.impressions
+    torch.nn.init.ones_(tower.from_numbers.weight)
+    torch.nn.init.zeros_(tower.from_tokens.weight)
+    tower.train()
+    torch.manual_seed(0)
+    numbers = torch.tensor([1.0, 4.0, 16.0]).expand(100, 200, 3)
+    shown = Impressions(tokens=torch.zeros(100, 200, 3, dtype=torch.int64), numbers=numbers)
+    sums = tower(shown)[..., 0].round()
+    share = tower.dropout
+    assert (sums == 0).float().mean() == pytest.approx(share + (1 - share) * share**3, abs=0.01)
+    assert (sums == 21).float().mean() == pytest.approx((1 - share) ** 4, abs=0.01)
+    assert (sums == 5).float().mean() == pytest.approx((1 - share) ** 3 * share, abs=0.01)
+
+
+def test_other_weights_start_as_without_impression_features(pages):
+    shape = DataShape.of(pages.manifest)
+    without = shape.model_copy(update={"impression_tokens": 0, "impression_features": 0})
+    torch.manual_seed(3)
+    one = build(shape, config_of("lime-xor", width=16)).state_dict()
+    torch.manual_seed(3)
+    other = build(without, config_of("lime-xor", width=16)).state_dict()
+    assert one.keys() - other.keys() == {
+        f"impressions.{name}.weight" for name in ("table", "from_tokens", "from_numbers")
+    }
+    assert all(torch.equal(one[name], weights) for name, weights in other.items())
+
+
+@torch.inference_mode()
+def test_exact_histories_see_the_same_features(pages):
+    ranker = ranker_of(pages, "lime-mha")
+    requests = pages.requests_of("test")[:4]
+    sequences, batch = pages.sequences(requests), pages.batch(requests)
+    found = ranker.sequence_logits(sequences)
+    without = ranker.sequence_logits(replace(sequences, shown=None))
+    torch.testing.assert_close(found, ranker(batch)[batch.real], rtol=1e-3, atol=1e-4)
+    assert (found - without).abs().max() > 0.01
+
+
+@torch.inference_mode()
+def test_calibration_scales_what_is_added_to_logits(pages):
+    for model in ("two-tower", "lime-mha"):
+        ranker = ranker_of(pages, model)
+        batch = pages.batch(pages.requests_of("test")[:4])
+        before = ranker(batch)
+        ranker.calibrate(torch.tensor([0.5]), torch.tensor([0.25]))
+        torch.testing.assert_close(ranker(batch), 0.5 * before + 0.25, rtol=1e-4, atol=1e-5)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def run(pages) -> Path:
+    folder = pages.path.parent / "run"
+    model = config_of("lime-mha", width=16, hidden=8, links=4)
+    train(pages, folder, model=model, config={"epochs": 3, "batch_size": 64})
+    return folder
+
+
+def test_a_run_learns_from_the_features_and_does_without(run, pages):
+    found = {
+        use: evaluate(run, impression_features=use, lists=0) for use in ("all", "known", "none")
+    }
+    auc = {use: one.tasks["click"]["auc"] for use, one in found.items()}
+    assert auc["all"] > auc["known"] + 0.03 > auc["none"] + 0.06
+    assert auc["none"] == pytest.approx(0.5, abs=0.1)  # neither items nor users differ
+    assert found["none"].tasks["click"]["ne"] < 1.1
+    names = sorted(path.name for path in run.glob("metrics*.json"))
+    assert names == [
+        "metrics-impression-features-known.json",
+        "metrics-impression-features-none.json",
+        "metrics.json",
+    ]
+    assert Evaluation.read(run / names[0]).impression_features == "known"
+    assert "impression features: those that rankings know" in found["known"].text()
+    with pytest.raises(SpecError, match="no impression_features 'some'"):
+        evaluate(run, impression_features="some", lists=0)
+
+
+def test_the_self_test_has_the_features(run):
+    assert selftest.passes(load_trained(run))
+    trained = load_trained(run)
+    with torch.inference_mode():
+        trained.ranker.impressions.from_tokens.weight.mul_(1.5)
+    with pytest.raises(FormatError, match="does not give the logits of its self-test"):
+        selftest.passes(trained)
+
+
+def test_candidates_are_encoded_as_the_log_is(run, pages):
+    form = EventForm(load_trained(run).manifest, run)
+    given = shown_rows(pages)[:50]
+    values = [{"price": row["price"], "slot": row["slot"]} for row in given.iter_rows(named=True)]
+    found = form.shown(values)
+    expected = pages.impressions.encode(
+        {
+            name: pages.events[name][pages.impression_rows(np.arange(20))[:50]]
+            for name in pages.impressions.columns
+        }
+    ).where(torch.from_numpy(pages.impressions.used("known")))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.numbers, expected.numbers)
+    assert not form.shown([{"slot": "never seen", "price": float("inf")}, {}]).tokens.any()
+    with pytest.raises(DataError, match="'position', which is a bias"):
+        form.shown([{"position": 1}])
+    with pytest.raises(UnknownError, match="no impression feature is called 'prise'"):
+        form.shown([{"prise": 1}])
+
+
+# Rankings
+
+
+@pytest.fixture(scope="module")
+def index(run, pages) -> Path:
+    folder = pages.path.parent / "index"
+    build_index(run, folder)
+    return folder
+
+
+def a_page(pages: Dataset) -> tuple[int, dict, list[dict]]:
+    """A request of the test split: its row, its arguments, and its candidates with values."""
+    request = int(pages.requests_of("test")[3])
+    first, count = int(pages.requests["first"][request]), int(pages.requests["count"][request])
+    rows = slice(first, first + count)
+    time = int(pages.events["time"][first])
+    user = pages.user_ids[pages.requests["user"][request]]
+    log = pl.read_parquet(pages.path.parent / "log" / "shown.parquet")
+    page = log.filter((pl.col("user_id") == user) & (pl.col("time") == time // 1000))
+    candidates = [
+        {"item": row["item_id"], "price": row["price"], "slot": row["slot"]}
+        for row in page.iter_rows(named=True)
+    ]
+    assert [one["item"] for one in candidates] == pages.item_ids[
+        pages.events["item"][rows]
+    ].tolist()
+    context = {"device": page["device"][0]}
+    return request, {"user": user, "time": time, "context": context, "k": count}, candidates
+
+
+@pytest.mark.parametrize("scorer", ["model", "quantised", "native"])
+def test_rankings_of_candidates_with_values_give_the_predictions_of_the_log(
+    run, index, pages, scorer
+):
+    request, asked, candidates = a_page(pages)
+    recommender = Recommender(run, index, scorer=scorer)
+    predicted = predict(recommender.ranker, pages, np.array([request]), impression_features="known")
+    expected = dict(
+        zip((one["item"] for one in candidates), predicted.values[:, 0].tolist(), strict=True)
+    )
+    close = 2e-5 if scorer == "model" else 0.03  # the index rounds to one byte
+    for order in (candidates, candidates[::-1]):
+        ranking = recommender.rank(candidates=order, exclude_seen=False, **asked)
+        assert {item.id for item in ranking} == set(expected)
+        for item in ranking:
+            assert item.scores["click"] == pytest.approx(expected[item.id], abs=close)
+    plain = recommender.rank(
+        candidates=[one["item"] for one in candidates], exclude_seen=False, **asked
+    )
+    found = predict(recommender.ranker, pages, np.array([request]), impression_features="none")
+    expected = dict(zip(expected, found.values[:, 0].tolist(), strict=True))
+    for item in plain:
+        assert item.scores["click"] == pytest.approx(expected[item.id], abs=close)
+
+
+def test_values_of_some_candidates_are_enough(run, index, pages):
+    _, asked, candidates = a_page(pages)
+    recommender = Recommender(run, index)
+    asked["exclude_seen"] = False
+    full = {item.id: item.value for item in recommender.rank(candidates=candidates, **asked)}
+    ids = [one["item"] for one in candidates]
+    plain = {item.id: item.value for item in recommender.rank(candidates=ids, **asked)}
+    mixed = recommender.rank(candidates=[candidates[0], *ids[1:]], **asked)
+    for item in mixed:
+        expected = full if item.id == ids[0] else plain
+        assert item.value == pytest.approx(expected[item.id], abs=1e-4)
+    skipped = recommender.rank(
+        candidates=[{"item": "unknown", "price": 3.0}, *candidates], skip_unknown=True, **asked
+    )
+    assert skipped.skipped == 1
+    assert {item.id: item.value for item in skipped} == pytest.approx(full)
+
+
+def test_candidates_that_cannot_be_read_are_refused(run, index, pages):
+    recommender = Recommender(run, index)
+    for candidates, error, message in (
+        ([{"price": 3}], DataError, "expected an id, or a mapping with an item"),
+        ([{"item": 1, "position": 1}], DataError, "which is a bias"),
+        ([{"item": 1, "prise": 1}], UnknownError, "did you mean 'price'"),
+        ([{"item": 1, "price": 3}, 1], DataError, "candidate 1 is listed more than once"),
+        ([{"item": "nothing", "price": 3}], UnknownError, "1 of 1 candidates are not in"),
+    ):
+        with pytest.raises(error, match=message):
+            recommender.rank(candidates=candidates)
+
+
+def test_explanations_have_the_exact_effects_of_the_values(run, index, pages):
+    _, asked, candidates = a_page(pages)
+    recommender = Recommender(run, index, scorer="model")
+    asked["exclude_seen"] = False
+    ranking = recommender.rank(candidates=candidates, explain=len(candidates), **asked)
+    given = {one["item"]: one for one in candidates}
+    checked = 0
+    for item in ranking:
+        assert item.explanation.value == pytest.approx(item.value, abs=1e-4)
+        effects = {one.feature: one.effect for one in item.explanation.impression}
+        assert set(effects) == {
+            name for name in ("price", "slot") if given[item.id][name] is not None
+        }
+        for name, effect in effects.items():
+            without = [{**one, name: None} for one in candidates]
+            other = recommender.rank(candidates=without, **asked)
+            value = next(one.value for one in other if one.id == item.id)
+            assert effect == pytest.approx(item.value - value, abs=1e-4)
+            checked += abs(effect) > 1e-3
+            assert f"{name} {effect:+.4f}" in item.explanation.text()
+    assert checked > 2
+    plain = recommender.rank(candidates=list(given), explain=1, **asked)
+    assert plain[0].explanation.impression == ()
+    assert "impression" not in plain[0].explanation.to_dict()
+
+
+def test_scorers_add_to_lists_with_exclusions(run, index):
+    opened = Recommender(run, index)
+    ranker, rows = opened.ranker, np.arange(3, 30)
+    torch.manual_seed(0)
+    extra = torch.randn(1, len(rows), ranker.added)
+    with torch.inference_mode():
+        users = opened._past(opened._given([1, 2], None), None, 1_700_000_000_000, {})
+        state = ranker.encode_users(users.users, users.vectors)
+    for name in ("model", "quantised", "native"):
+        scorer = scorer_for(name, ranker, opened.index)
+        scores = scorer.scores(state, rows, extra=extra)[0, :, 0]
+        assert np.abs(scores - scorer.scores(state, rows)[0, :, 0]).max() > 0.1
+        allow = np.ones(len(scorer), bool)
+        allow[5:9] = False
+        top = scorer.top(state, 40, rows=rows, exclude=[[10, 20]], allow=allow, extra=extra)
+        found = top.rows[0][top.rows[0] >= 0]
+        allowed = np.setdiff1d(rows, [5, 6, 7, 8, 10, 20])
+        expected = allowed[np.argsort(-scores[allowed - 3], kind="stable")]
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(top.logits[0, : len(found), 0], scores[expected - 3], atol=1e-5)
+        for wrong in ({"rows": rows[::-1]}, {"rows": rows[:5]}, {}):
+            with pytest.raises(SpecError, match="extra"):
+                scorer.top(state, 3, extra=extra, **wrong)
+
+
+def test_the_server_ranks_and_explains_candidates_with_values(run, index, pages, tmp_path):
+    _, asked, candidates = a_page(pages)
+    history = [{"item": one["item"], "time": asked["time"] - 90_000} for one in candidates[:2]]
+    body = {"history": history, "time": asked["time"], "context": asked["context"]}
+    recommender = Recommender(run, index)
+    expected = recommender.rank(candidates=candidates, exclude_seen=False, k=9, **body)
+    serving = Serving(run, index, SqliteStore(tmp_path / "events.db"))
+    try:
+        answer = serving.rank(Rank(candidates=candidates, exclude_seen=False, k=9, **body))
+        assert [one["item"] for one in answer["items"]] == [item.id for item in expected]
+        for one, item in zip(answer["items"], expected, strict=True):
+            assert one["value"] == pytest.approx(item.value, abs=1e-4)
+        explained = serving.explain(Explain(items=candidates[:2], **body))["items"]
+        assert [one["item"] for one in explained] == [one["item"] for one in candidates[:2]]
+        names = [effect["feature"] for effect in explained[0]["impression"]]
+        assert names == [name for name in ("price", "slot") if candidates[0][name] is not None]
+        assert serving.rank_at_once(Rank(candidates=candidates)) is None
+        features = serving.model()["impression"]
+        assert [one["name"] for one in features] == ["price", "slot"]
+        assert features[1]["values"] == ["s0", "s1"]
+    finally:
+        serving.close()
+    for wrong in ([{"price": 1}], [{"item": 1, "price": [2]}], [[1]]):
+        with pytest.raises(ValidationError):
+            Rank(candidates=wrong)

@@ -10,7 +10,12 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
+from limerank.data.description import load_spec
+from limerank.data.prepare import prepare
+from limerank.index.building import build_index
+from limerank.training.trainer import train
 from tests.running import START, Running
+from tests.worlds import config_of, write_pages
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install playwright"
@@ -122,6 +127,31 @@ def test_a_choice_made_while_the_page_loads_stays(served, browser):
         choose(page, 21)
         page.wait_for_timeout(1000)
         expect(page.locator("#user .user-title")).to_contain_text("21")
+
+
+def test_values_of_an_item_show_their_effects(browser, tmp_path):
+    spec = write_pages(tmp_path / "log", users=30, pages=4)
+    prepare(load_spec(spec), tmp_path / "data", base=spec.parent)
+    model = config_of("lime-mha", width=16, hidden=8, links=4)
+    train(tmp_path / "data", tmp_path / "run", model=model, config={"epochs": 1})
+    build_index(tmp_path / "run", tmp_path / "index")
+    running = Running(tmp_path, "--open", "--run", tmp_path / "run", "--index", tmp_path / "index")
+    try:
+        with opened(browser, running.url) as page:
+            page.locator("#ranked button.what").first.click()
+            fields = page.locator("#why .choices")
+            assert fields.locator("label").all_inner_texts() == ["price", "slot"]
+            expect(fields.locator("output")).to_have_count(0)
+            value = page.locator("#why .sum .strong dd").inner_text()
+            page.locator("#shown-price").fill("1.5")
+            page.locator("#shown-price").press("Tab")
+            expect(page.locator("output[for=shown-price]")).to_have_text(re.compile(r"\d"))
+            expect(page.locator("#shown-price")).to_have_value("1.5")
+            assert page.locator("#why .sum .strong dd").inner_text() != value
+            page.locator("#shown-slot").select_option("s1")
+            expect(fields.locator("output")).to_have_count(2)
+    finally:
+        running.stop()
 
 
 def test_why(served, browser):

@@ -144,7 +144,7 @@ def label(**values: Any) -> dict[str, Any]:
         ),
         (
             {"event_features": [{"name": "price", "kind": "numeric", "transform": "log1p"}]},
-            "event_features.0: transform is for item and user features",
+            "event_features.0: transform is for item, user and impression features",
         ),
         (
             {"event_features": [{"name": "vector", "kind": "text-vector"}]},

@@ -27,7 +27,7 @@ errors
 progress results files devices metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats protocol < spec < description sources
-    < encoding < history batch events features summary < impressions event_log packing
+    < encoding < history batch events features summary < impressions < event_log packing
     < dataset synthetic coverage < prepare readers
 models
 runs: alarms folder model formats < selftest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,13 @@ def evaluate(
             help="Requests to rank the full catalogue for (NDCG, HR, MRR); 0: none.", metavar="N"
         ),
     ] = 2000,
+    impression_features: Annotated[
+        Literal["all", "known", "none"],
+        typer.Option(
+            help="Impression features to use: all that the log has, those known to a ranking "
+            "(without a bias such as the position), or none."
+        ),
+    ] = "all",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -69,6 +76,7 @@ def evaluate(
         history=history,
         at_least=at_least,
         lists=lists,
+        impression_features=impression_features,
         out=out,
         predictions=predictions,
         quiet=quiet,

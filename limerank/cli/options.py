@@ -91,6 +91,28 @@ def assignments(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
+def candidates(text: str) -> list[Any]:
+    """Candidates as :func:`ids` reads them; an element that is a JSON object has values of its
+    impression features.
+
+    Raises:
+        SpecError: the file cannot be read, or an object is not JSON.
+    """
+    found: list[Any] = []
+    for one in ids(text):
+        if one.startswith("{"):
+            try:
+                found.append(json.loads(one))
+            except ValueError as error:
+                raise SpecError(
+                    f"the candidate {one:.80} is not JSON ({error}); objects go into a file, one "
+                    'per line, such as {"item": 7, "price": 12.5}'
+                ) from None
+        else:
+            found.append(one)
+    return found
+
+
 def ids(text: str) -> list[str]:
     """Ids separated by commas, or the lines of a file given as ``@FILE``.
 

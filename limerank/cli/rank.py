@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from limerank.cli.options import Data, Overwrite, Quiet, ids
+from limerank.cli.options import candidates as read_candidates
 from limerank.errors import SpecError
 
 INTERRUPTED = "run the same command again to resume the output of --all-users or --users"
@@ -41,7 +42,11 @@ def rank(
     overwrite: Overwrite = False,
     k: Annotated[int, typer.Option("-k", help="Number of items per user.")] = 20,
     candidates: Annotated[
-        str | None, typer.Option(help="Rank only these item ids: a,b,c or @FILE, one per line.")
+        str | None,
+        typer.Option(
+            help="Rank only these items: ids a,b,c, or @FILE with an id per line, or with a JSON "
+            'object that has values of impression features: {"item": 7, "price": 12.5}.'
+        ),
     ] = None,
     skip_unknown: Annotated[
         bool,
@@ -106,7 +111,7 @@ def rank(
             raise SpecError("--skip-unknown goes with --candidates")
     chosen = None if users is None else ids(users)
     items = None if history is None else ids(history)
-    only = None if candidates is None else ids(candidates)
+    only = None if candidates is None else read_candidates(candidates)
 
     from limerank.files import TABLE_ENDINGS, check_output
     from limerank.ranking.recommender import Recommender

@@ -150,6 +150,10 @@ class Impressions(_Movable):
         """The same, unknown where ``known`` is false; it broadcasts to [..., F]."""
         return Impressions(tokens=self.tokens * known, numbers=self.numbers * known)
 
+    def take(self, rows: Tensor) -> Impressions:
+        """Some rows of the first dimension, by position i64 [n]."""
+        return Impressions(tokens=self.tokens[rows], numbers=self.numbers[rows])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(_Movable):

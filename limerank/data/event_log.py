@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.batch import Impressions
 from limerank.data.canonical import DAY_MS, category, iso, milliseconds, number
 from limerank.data.encoding import read_vocabulary
 from limerank.data.events import FLOAT32, Event, event_of
 from limerank.data.history import Columns, EventEncoder
+from limerank.data.impressions import ImpressionEncoder
 from limerank.errors import DataError, FormatError, check_names, did_you_mean
 
 MINUTE_MS = 60_000
@@ -58,9 +60,7 @@ class EventForm:
         self.encoder = EventEncoder(encoding, manifest["clock"])
         self.labels = {label["name"]: label for label in encoding["labels"]}
         self.features = {feature["name"]: feature for feature in encoding["event_features"]}
-        self.impression_features = {
-            feature["name"]: feature for feature in encoding.get("impression_features", [])
-        }
+        self.impressions = ImpressionEncoder(encoding)
         self.context_features = {
             name: feature for name, feature in self.features.items() if feature["when"] == "context"
         }
@@ -99,7 +99,8 @@ class EventForm:
         check_names("label", event.labels, self.labels)
         check_names("duration label", event.ratios, self.labels)
         # Histories do not contain impression features, but events of a log have them.
-        check_names("event feature", event.features, {**self.features, **self.impression_features})
+        known = {**self.features, **self.impressions.features}
+        check_names("event feature", event.features, known)
         for name, value in event.labels.items():
             if self.labels[name]["kind"] == "binary" and value not in (0, 1):
                 raise DataError(f"the label {name!r} is {value!r}, expected 0 or 1")
@@ -227,6 +228,38 @@ class EventForm:
             for name, feature in self.context_features.items()
         }
 
+    def shown(self, given: Sequence[Mapping[str, Any]]) -> Impressions:
+        """Impression features [n, F] of n candidates; unknown where not given.
+
+        Args:
+            given: of each candidate, impression feature -> value.
+
+        Raises:
+            UnknownError: there is no impression feature of that name.
+            DataError: a ranking cannot know the feature, because it decides it.
+        """
+        encoder = self.impressions
+        columns: dict[str, NDArray[Any]] = {}
+        for column, feature in zip(encoder.columns, encoder.features.values(), strict=True):
+            numeric = feature["kind"] == "numeric"
+            columns[column] = np.full(len(given), np.nan if numeric else 0, np.float32)
+            if not numeric:
+                columns[column] = columns[column].astype(np.int32)
+        for row, values in enumerate(given):
+            if not values.keys() <= encoder.features.keys():
+                check_names("impression feature", values, encoder.features)
+            for name, value in values.items():
+                feature = encoder.features[name]
+                if feature["bias"]:
+                    raise DataError(
+                        f"a candidate has a value of {name!r}, which is a bias: a ranking decides "
+                        "it and cannot know it; leave it out"
+                    )
+                columns[f"impression_{name}"][row] = (
+                    _finite(value) if feature["kind"] == "numeric" else self._code(feature, value)
+                )
+        return encoder.encode(columns)
+
     def _label(self, name: str, value: float) -> float:
         if self.labels[name]["kind"] == "binary":
             return float(value == 1)
@@ -238,9 +271,8 @@ class EventForm:
         if value is None:
             return 0
         if feature["kind"] == "numeric":
-            with np.errstate(over="ignore"):
-                given = np.float32(number(value))
-            if not np.isfinite(given):
+            given = _finite(value)
+            if np.isnan(given):
                 return 0
             return 1 + int(np.searchsorted(feature["edges"], given, side="right"))
         text = category(value)
@@ -255,6 +287,13 @@ class EventForm:
     @cached_property
     def _vocabularies(self) -> dict[str, dict[str, int]]:
         return {}
+
+
+def _finite(value: Any) -> np.float32:
+    """A number as float32; NaN where it is missing or not finite."""
+    with np.errstate(over="ignore"):
+        found = np.float32(np.nan if value is None else number(value))
+    return found if np.isfinite(found) else np.float32(np.nan)
 
 
 def _entry(entry: Any, main: str | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
-from limerank.errors import FormatError, SpecError
+from limerank.data.impressions import Use
+from limerank.errors import FormatError, SpecError, check_choice
 from limerank.evaluation.alarms import measured
 from limerank.evaluation.legend import legend, metric_of
 from limerank.evaluation.lists import LIST_REQUESTS, list_metrics
@@ -30,6 +31,14 @@ from limerank.runs.folder import Run, load_run
 TaskMetrics = Mapping[str, Mapping[str, float]]
 """Task -> metric -> value; NaN where a metric is not defined, such as AUC of one class. In JSON,
 and in tables, such a value is null."""
+
+
+USES: dict[Use, str] = {
+    "all": "all that the log has",
+    "known": "those that rankings know",
+    "none": "none",
+}
+"""Which impression features an evaluation uses."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Evaluation(TableResult):
         tasks: task -> metric -> value, NaN where a metric is not defined.
         slices: the same for parts of the impressions.
         effective_links: of LIME models; None for others.
+        impression_features: which ones the model saw: "all" of the dataset, "known" to rankings, or
+            "none"; None where the dataset has none. Ranked lists never have any.
         lists: metrics of ranked lists, with the number of ``requests`` that were ranked for and of
             items in the ``catalogue``; None where lists were not asked for.
         alarms: reasons for not deploying the run: of these metrics, and those of its training that
@@ -91,6 +102,7 @@ class Evaluation(TableResult):
     tasks: TaskMetrics
     slices: tuple[Slice, ...]
     effective_links: float | None = None
+    impression_features: Use | None = None
     lists: Mapping[str, float] | None = None
     alarms: tuple[Alarm, ...] = ()
 
@@ -122,7 +134,7 @@ class Evaluation(TableResult):
         values["tasks"] = _plain(self.tasks)
         values["slices"] = [part.to_dict() for part in self.slices]
         values["alarms"] = [one.to_dict() for one in self.alarms]
-        optional = ("effective_links", "lists")
+        optional = ("effective_links", "impression_features", "lists")
         return {
             name: value
             for name, value in values.items()
@@ -158,6 +170,8 @@ class Evaluation(TableResult):
                 f"{self.lists['requests']:,.0f} requests with a positive, seen items left out)"
             )
             blocks += [("lists", _line(lists)), ("", scope)]
+        if self.impression_features is not None:
+            blocks.append(("features", f"impression features: {USES[self.impression_features]}"))
         if self.effective_links is not None:
             blocks.append(("links", f"effective_links {self.effective_links:.1f}"))
         heads = [(task, next(iter(found))) for task, found in self.tasks.items()]
@@ -211,6 +225,7 @@ def evaluate(
     history: int | None = None,
     at_least: int = 0,
     lists: int = LIST_REQUESTS,
+    impression_features: Use = "all",
     out: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
     quiet: bool = True,
@@ -227,9 +242,13 @@ def evaluate(
             values of ``history`` are compared on the same impressions.
         lists: rank the full catalogue for NDCG, HR and MRR at so many requests. Where the split has
             more, they are drawn at random, and are the same for every run. 0: no lists.
+        impression_features: which impression features the model sees: "all" that the dataset has;
+            those that are "known" to a ranking, without those with ``bias``; or "none". Measure
+            "known" for what rankings of given candidates achieve, and "none" for rankings of the
+            full catalogue.
         out: the JSON file. ``metrics.json`` in the run folder when not given; its name gets a
-            suffix such as ``metrics-validation.json`` where ``split``, ``history`` or ``at_least``
-            is given.
+            suffix such as ``metrics-validation.json`` where ``split``, ``history``, ``at_least`` or
+            ``impression_features`` is given.
         predictions: a file for the prediction of each impression: CSV where its name ends in
             ``.csv``, else Parquet. Its columns are user, item, time, request, the values of
             :func:`~limerank.evaluation.slices.slice_values` (repeat, history, item_impressions,
@@ -241,12 +260,18 @@ def evaluate(
         FormatError: ``run`` is not a run, or ``out`` or ``predictions`` cannot be written. It is
             raised before anything is computed.
         UnknownError: there is no such split.
-        SpecError: ``history``, ``at_least`` or ``lists`` is below 0.
+        SpecError: ``history``, ``at_least`` or ``lists`` is below 0, or ``impression_features`` is
+            none of its values.
     """
+    check_choice("impression_features", impression_features, USES)
     for name, value in (("history", history), ("at_least", at_least), ("lists", lists)):
         if value is not None and value < 0:
             raise SpecError(f"{name} is {value}, expected 0 or more")
-    target = Path(run) / _file_name(split, history, at_least) if out is None else Path(out)
+    target = (
+        Path(run) / _file_name(split, history, at_least, impression_features)
+        if out is None
+        else Path(out)
+    )
     if out is not None:
         check_output(target, (".json",))
     if predictions is not None:
@@ -259,13 +284,21 @@ def evaluate(
         check_output(target)
     if history is None:
         history = loaded.train.history
-    predicted = predict(loaded.ranker, dataset, requests, history=history, quiet=quiet)
+    predicted = predict(
+        loaded.ranker,
+        dataset,
+        requests,
+        history=history,
+        impression_features=impression_features,
+        quiet=quiet,
+    )
     if predictions is not None:
         _write_predictions(predicted, dataset, Path(predictions))
     tasks = loaded.ranker.shape.tasks
     metrics = task_metrics(predicted, dataset, tasks) if len(predicted.rows) else {}
     use = None if predicted.link_use is None else effective_links(predicted.link_use)
     as_trained = len(requests) > 0 and not at_least and history == loaded.train.history
+    as_trained = as_trained and impression_features == "all"
     result = Evaluation(
         model=loaded.ranker.config.model,
         dataset=dataset.name,
@@ -285,6 +318,7 @@ def evaluate(
             for kind, name, chosen in slices(slice_values(predicted, dataset))
         ),
         effective_links=use,
+        impression_features=impression_features if dataset.impressions.features else None,
         lists=list_metrics(
             loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
         )
@@ -316,7 +350,7 @@ def _alarms(
     return (*found, *(one for one in earlier if one.name not in names))
 
 
-def _file_name(split: str, history: int | None, at_least: int) -> str:
+def _file_name(split: str, history: int | None, at_least: int, impression_features: Use) -> str:
     parts = ["metrics"]
     if split != "test":
         parts.append(split)
@@ -324,6 +358,8 @@ def _file_name(split: str, history: int | None, at_least: int) -> str:
         parts.append(f"history-{history}")
     if at_least:
         parts.append(f"at-least-{at_least}")
+    if impression_features != "all":
+        parts.append(f"impression-features-{impression_features}")
     return "-".join(parts) + ".json"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
+from limerank.data.impressions import Use
 from limerank.models import Ranker
 from limerank.models.tasks import predictions
 from limerank.progress import Bar
@@ -40,6 +41,7 @@ def predict(
     *,
     history: int | None = None,
     impressions: int = 8192,
+    impression_features: Use = "all",
     quiet: bool = True,
 ) -> Predictions:
     """Predict the outcomes of every impression of the requests from the history before each.
@@ -50,6 +52,8 @@ def predict(
         requests: request rows, i64.
         history: events of a history, at most; as many as the dataset holds when not given.
         impressions: of a batch, about.
+        impression_features: which of the dataset's the model sees; see
+            :data:`~limerank.data.impressions.Use`.
         quiet: show no progress.
     """
     device = next(ranker.parameters()).device
@@ -64,6 +68,7 @@ def predict(
     label_columns = [dataset.tasks.index(tasks[at].name) for at in labelled]
     use: torch.Tensor | None = None
     plan = dataset.plan(requests, impressions, history)
+    used = torch.from_numpy(dataset.impressions.used(impression_features))
     was_training = ranker.training
     ranker.eval()
     with (
@@ -71,6 +76,8 @@ def predict(
         Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
     ):
         for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
+            if batch.shown is not None and not used.all():
+                batch = replace(batch, shown=batch.shown.where(used))
             batch = batch.to(device)
             real = batch.real
             predicted = predictions(ranker(batch)[real].float(), tasks)

@@ -17,6 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from limerank.data.features import anchors_of
 from limerank.data.history import EventEncoder
+from limerank.data.impressions import ImpressionEncoder
 from limerank.errors import SpecError, check_choice
 from limerank.models.aliases import hint_for
 from limerank.models.tasks import Task, outputs
@@ -42,6 +43,9 @@ class DataShape(Frozen):
     context_tokens: int
     clock: bool
     tasks: tuple[Task, ...] = Field(min_length=1)
+    impression_tokens: int = 0
+    """Rows of the impression table; 0: the dataset has no impression features."""
+    impression_features: int = 0
     anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Anchored features of items: name -> first row and number of rows in the content table."""
 
@@ -73,6 +77,7 @@ class DataShape(Frozen):
         """The shape of the dataset with this manifest."""
         encoding = manifest["encoding"]
         encoder = EventEncoder(encoding, manifest["clock"])
+        impressions = ImpressionEncoder(encoding)
         return cls(
             item_ids=encoding["trained_items"] + 1,
             item_tokens=encoding["items"]["tokens"],
@@ -82,6 +87,8 @@ class DataShape(Frozen):
             event_tokens=encoder.tokens,
             context_tokens=encoder.context_tokens,
             clock=manifest["clock"],
+            impression_tokens=impressions.tokens,
+            impression_features=len(impressions.features),
             anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
@@ -126,6 +133,11 @@ class ModelConfig(Frozen):
     items and all features that the dataset anchors."""
     anchor_width: int = Field(8, ge=1)
     """Numbers of an anchored link."""
+
+    impression_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of impressions whose impression features are all hidden in a training step, and share
+    of the values that are hidden one by one: so the model can rank where some or all of them are
+    unknown. It has no effect on logs without impression features."""
 
     other_names: ClassVar[Mapping[str, str]] = {"places": "positions"}
     """Names that a setting has in other models, or once had -> its name here."""

@@ -30,7 +30,8 @@ from limerank.models.layers import (
     positions_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker, at_once, pieces, plus
+from limerank.models.ranker import Ranker, at_once, pieces, plus
+from limerank.models.tables import TABLE_STD
 
 EVENTS = 128
 """Events of histories that go through the blocks at once, without gradients."""

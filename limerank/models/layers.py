@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from limerank.kernels.dispatch import fast_inference
 from limerank.models.anchors import Anchored
-from limerank.models.ranker import TABLE_STD
+from limerank.models.tables import TABLE_STD
 
 AGE_BUCKETS = 48
 """Buckets of the logarithm of an age."""

@@ -336,6 +336,8 @@ class LimeMha(Lime):
         if self.anchors is not None:
             z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
             head_mg = head_mg + self.from_anchors(z_mr)
+        if self.impressions is not None and batch.shown is not None:
+            head_mg = head_mg + self.impressions(batch.shown)
         links_bld = self.contextualise(u_bd)
         q_bhle = self.reading.queries(links_bld)
         kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)

@@ -9,7 +9,7 @@ A ranker splits scoring so that each part is computed as rarely as possible::
 
 and ``ranker(batch)`` is exactly that, for training. ``extra`` are additions to the first-layer sums
 that are zero for most pairs of a request and an item: what :meth:`Ranker.extra` gives of the
-request's anchored links (limerank.models.anchors).
+request's anchored links (limerank.models.anchors) and of the candidates' impression features.
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, l links,
 h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A tokens per event,
@@ -27,35 +27,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.data.batch import Batch, Features, ItemKeys, Items, Sequences, Users
+from limerank.data.batch import Batch, Features, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.errors import SpecError
 from limerank.kernels import dispatch
 from limerank.kernels.dispatch import fast_inference
 from limerank.metrics import Affine
 from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
+from limerank.models.impressions import ImpressionTower
 from limerank.models.noise import hidden_ids, key_of
+from limerank.models.tables import TABLE_STD, EmbeddingTable
 
 MULTI_HOT_ROWS = 256
 """In training, tables of at most so many event tokens are summed as a product with zeros and
 ones."""
-TABLE_STD = 0.1
-"""Standard deviation of embedding tables at the start, and of the contribution of a number of usual
-size: with PyTorch's default, numbers would outweigh all categories."""
 OUTCOME_STD = 0.5
 """Spread of the embedded outcome of an event, beside an item vector of spread 1: a click on an
 item and its mere impression differ from the first step on. From 0.1, training on a small log ends
 before they do."""
-
-
-class EmbeddingTable(nn.Embedding):
-    """An embedding table with sparse gradients: a step costs as much as the rows that it uses."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        super().__init__(rows, width, sparse=True)
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=TABLE_STD)
 
 
 class Content(nn.Module):
@@ -266,6 +255,10 @@ class Ranker(nn.Module, abc.ABC):
                 )
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)
+        self.impressions: ImpressionTower | None = None
+        if shape.impression_tokens:
+            with torch.random.fork_rng(devices=[]):
+                self.impressions = ImpressionTower(shape, config, self.added)
 
     @property
     def added(self) -> int:
@@ -276,7 +269,9 @@ class Ranker(nn.Module, abc.ABC):
 
     def adding_layers(self) -> tuple[nn.Linear, ...]:
         """The linear layers, without bias, whose sum ``extra`` is."""
-        return () if self.anchors is None else (self.from_anchors,)
+        tower = self.impressions
+        layers = () if tower is None else (tower.from_tokens, tower.from_numbers)
+        return layers if self.anchors is None else (self.from_anchors, *layers)
 
     def item_vectors(self, items: Items) -> Tensor:
         """Item tower: t, [U, d]."""
@@ -419,20 +414,37 @@ class Ranker(nn.Module, abc.ABC):
                 logits), f32 [B, M, s].
         """
 
-    def extra(self, state: Any, keys: ItemKeys | None, candidates: Tensor) -> Tensor | None:
-        """What a request's anchored links add for its candidates, [B, M, s]; None for nothing.
+    def extra(
+        self,
+        state: Any,
+        keys: ItemKeys | None,
+        candidates: Tensor,
+        shown: Impressions | None = None,
+    ) -> Tensor | None:
+        """What a request's anchored links and impression features add for its candidates,
+        [B, M, s]; None for nothing.
 
         Args:
             state: of :meth:`encode_users`.
             keys: of items.
             candidates: positions of the candidates among these items, i64 [B, M]; or [M], the same
                 for everyone.
+            shown: impression features of the candidates, [B, M, F]; None: unknown.
         """
         anchored: Anchored | None = state.anchored
-        if self.anchors is None or anchored is None or keys is None:
-            return None
-        added: Tensor = self.from_anchors(self.anchors.gathered(anchored, keys, candidates))
+        added: Tensor | None = None
+        if self.anchors is not None and anchored is not None and keys is not None:
+            added = self.from_anchors(self.anchors.gathered(anchored, keys, candidates))
+        if self.impressions is not None and shown is not None:
+            added = plus(self.impressions(shown), added)
         return added
+
+    def added_by(self, shown: Impressions | None) -> Tensor | None:
+        """What impression features [M, F] of candidates add for every request, [1, M, s]."""
+        if self.impressions is None or shown is None:
+            return None
+        added: Tensor = self.impressions(shown.to(self.impressions.table.weight.device))
+        return added[None]
 
     def fold(self, state: Any) -> Tensor:
         """Links folded through the head's first layer, [B, H l, g]; only where the model
@@ -458,7 +470,8 @@ class Ranker(nn.Module, abc.ABC):
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         state = self.encode_users(batch.users, vectors_ud)
-        return self.score(state, terms, self.extra(state, batch.users.keys, batch.candidates))
+        extra = self.extra(state, batch.users.keys, batch.candidates, batch.shown)
+        return self.score(state, terms, extra)
 
 
 def at_once(most: int, batch: int, device: torch.device) -> int:

@@ -19,7 +19,8 @@ from limerank.models.layers import (
     positions_from_newest,
     split_heads,
 )
-from limerank.models.ranker import TABLE_STD, Ranker, plus
+from limerank.models.ranker import Ranker, plus
+from limerank.models.tables import TABLE_STD
 
 
 class SasRecConfig(AttentionConfig):

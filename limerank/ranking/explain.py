@@ -19,7 +19,8 @@ Effects do not add up to the effect of the full history, since events repeat eac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.data.batch import Users
+from limerank.data.batch import Impressions, Users
 from limerank.models import Ranker
 from limerank.results import TableResult, aligned, none_for_nan, printable
 
@@ -54,6 +55,19 @@ class EventShare:
     effect: float
 
 
+@dataclass(frozen=True)
+class FeatureEffect:
+    """The effect of one impression feature of a candidate on its ranking value.
+
+    Attributes:
+        feature: its name.
+        effect: the ranking value minus the value with this feature unknown.
+    """
+
+    feature: str
+    effect: float
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation(TableResult):
     """Why one item has its ranking value; as a table, a row for each event of the history.
@@ -66,6 +80,8 @@ class Explanation(TableResult):
         links: the item's weights of the links, f32 [H, l]; None for models without links.
         reads: the links' weights of the events, f32 [l, N], rows sum to one; None for models
             without links.
+        impression: effects of the impression features that were given with the candidate; empty
+            where none were.
     """
 
     item: Any
@@ -74,6 +90,7 @@ class Explanation(TableResult):
     events: tuple[EventShare, ...]
     links: NDArray[np.float32] | None
     reads: NDArray[np.float32] | None
+    impression: tuple[FeatureEffect, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
@@ -94,6 +111,7 @@ class Explanation(TableResult):
             "events": [
                 {**asdict(event), "effect": none_for_nan(event.effect)} for event in self.events
             ],
+            **({"impression": [asdict(one) for one in self.impression]} if self.impression else {}),
         }
 
     def columns(self) -> dict[str, list[Any]]:
@@ -101,9 +119,11 @@ class Explanation(TableResult):
         return {field.name: [event[field.name] for event in events] for field in fields(EventShare)}
 
     def caption(self) -> str:
+        of_features = [f"{one.feature} {one.effect:+.4f}" for one in self.impression]
         return (
             f"item {printable(str(self.item))}: value {self.value:.4f}, "
             f"{self.without_history:.4f} with an empty history"
+            + (f"; effects of {', '.join(of_features)}" if of_features else "")
         )
 
     def text(self) -> str:
@@ -157,6 +177,8 @@ def explain(
     vectors_md: Tensor,
     weights: NDArray[np.float32],
     *,
+    shown: Impressions | None = None,
+    features: Sequence[str] = (),
     effects: int = 512,
 ) -> list[Explanation]:
     """Explain the ranking values of M items for one user.
@@ -167,12 +189,19 @@ def explain(
         items: external ids of the items, M of them.
         vectors_md: their item vectors.
         weights: of the tasks' logits in the ranking value, [K].
+        shown: impression features of the items, [M, F], and ``features``: their names.
         effects: compute the effects of at most so many events, those with the largest shares.
     """
     length = int(past.users.lengths[0])
     terms = ranker.encode_items(vectors_md)
     weights_k = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(vectors_md.device)
-    value_m = ranker.score(ranker.encode_users(past.users, past.vectors), terms)[0] @ weights_k
+
+    def values(users: Users, shown: Impressions | None) -> Tensor:
+        """Ranking values [B, M]."""
+        state = ranker.encode_users(users, past.vectors)
+        return ranker.score(state, terms, ranker.added_by(shown)) @ weights_k
+
+    value_m = values(past.users, shown)[0]
     links_mhl: NDArray[np.float32] | None = None
     reads_ln: NDArray[np.float32] | None = None
     shares_mn = np.full((len(items), length), 1.0 / max(length, 1))
@@ -184,15 +213,13 @@ def explain(
     # Of equal shares the newest events come first.
     order = np.lexsort((np.arange(length), shares_mn.sum(0)))
     positions = np.sort(order[max(length - effects, 0) :])
-    parts = past.without(positions)
-    values_pm = torch.cat(
-        [ranker.score(ranker.encode_users(part, past.vectors), terms) @ weights_k for part in parts]
-    )
+    values_pm = torch.cat([values(part, shown) for part in past.without(positions)])
     effects_mn = np.full((len(items), length), np.nan)
     effects_mn[:, positions] = (value_m - values_pm[:-1]).T.double().cpu().numpy()
     if reads_ln is None:
         shares_mn = np.nan_to_num(np.abs(effects_mn)) + 1e-30
     shares_mn = shares_mn / shares_mn.sum(1, keepdims=True)
+    of_features = _of_features(shown, features, lambda some: value_m - values(past.users, some)[0])
     ages = past.users.age[0].cpu().numpy()
     found = []
     for row, item in enumerate(items):
@@ -215,8 +242,27 @@ def explain(
                 events,
                 None if links_mhl is None else links_mhl[row],
                 reads_ln,
+                of_features[row],
             )
         )
+    return found
+
+
+def _of_features(
+    shown: Impressions | None,
+    features: Sequence[str],
+    effects: Callable[[Impressions], Tensor],
+) -> Mapping[int, tuple[FeatureEffect, ...]]:
+    """Of each item, the effects of its known impression features; ``effects`` returns those [M] of
+    what some features lack."""
+    found: defaultdict[int, tuple[FeatureEffect, ...]] = defaultdict(tuple)
+    if shown is None:
+        return found
+    for at, feature in enumerate(features):
+        others = torch.arange(len(features)) != at
+        effect_m = effects(shown.where(others.to(shown.tokens.device)))
+        for row in (shown.tokens[:, at] > 0).nonzero()[:, 0].tolist():
+            found[row] += (FeatureEffect(feature, float(effect_m[row])),)
     return found
 
 

@@ -21,7 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from limerank.data.batch import Impressions
+from limerank.data.event_log import EventForm
 from limerank.errors import DataError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.models import Ranker
@@ -55,6 +58,7 @@ class CheckedRequest(NamedTuple):
         excluded: index rows to leave out besides seen items, i64.
         candidates: how many items are ranked before any are left out.
         skipped: how many candidates were left out; None unless ``unrankable`` is ``skip``.
+        shown: impression features of the candidates, [n, F]; None: no candidate has any.
     """
 
     k: int
@@ -63,6 +67,7 @@ class CheckedRequest(NamedTuple):
     excluded: Rows
     candidates: int
     skipped: int | None
+    shown: Impressions | None = None
 
 
 class Best(NamedTuple):
@@ -89,12 +94,14 @@ class RankingFlow:
         ranker: the model.
         index: the version of the index.
         scorer: over that index.
+        form: the event form of the model's run, which reads impression features.
         index_name: how messages name the index.
     """
 
     ranker: Ranker
     index: Index
     scorer: Scorer
+    form: EventForm
     index_name: str = "the index"
 
     def check(
@@ -105,35 +112,42 @@ class RankingFlow:
         unrankable: Unrankable = "refuse",
         exclude: Iterable[Any] | None = None,
         task_weights: Mapping[str, float] | None = None,
+        what: str = "candidates",
     ) -> CheckedRequest:
         """Check a request and find its rows in the index.
 
         Args:
             k: how many items to return, at most.
-            candidates: external ids to rank; the full index when not given.
+            candidates: external ids to rank, or mappings with an ``item`` and values of impression
+                features; the full index when not given.
             unrankable: what to do with candidates that cannot be ranked.
             exclude: external ids to leave out; those that the index lacks are ignored.
             task_weights: task -> weight of its logit in the ranking value; the first task alone
                 when None.
 
         Raises:
-            UnknownError: a task is unknown, or a candidate is refused.
-            DataError: candidates or exclusions are not a list of ids.
+            UnknownError: a task or an impression feature is unknown, or a candidate is refused.
+            DataError: candidates or exclusions are not a list of ids, a candidate has a value that
+                a ranking cannot know, or one that has values is listed twice.
             SpecError: k is not an integer of 1 or more, or a weight is not a finite number.
         """
         check_integer("k", k, 1)
         weights = weights_of_tasks(self.ranker.shape.tasks, task_weights)
-        rows, skipped = None, None
+        rows, skipped, shown = None, None, None
         if candidates is None:
             count = len(self.index) - len(self.index.hidden)
         else:
-            rows, skipped = self._candidates(id_list("candidates", candidates), unrankable)
+            ids, values = _with_values(id_list(what, candidates))
+            rows, known = self._candidates(ids, unrankable, what)
+            skipped = len(ids) - len(rows) if unrankable == "skip" else None
+            if values is not None and any(values):
+                rows, shown = self._shown(rows, [values[at] for at in known.tolist()])
             count = _distinct(rows)
         excluded = NO_ROWS
         if exclude is not None:
             found = self.index.ids.find(id_list("items to exclude", exclude))
             excluded = found[found >= 0]
-        return CheckedRequest(k, weights, rows, excluded, count, skipped)
+        return CheckedRequest(k, weights, rows, excluded, count, skipped, shown)
 
     def best(
         self,
@@ -164,6 +178,7 @@ class RankingFlow:
             rows=request.rows,
             exclude=[excluded],
             allow=allow,
+            extra=self._added(request),
         )
         found = top.rows[0][top.rows[0] >= 0]
         tasks = self.ranker.shape.tasks
@@ -177,19 +192,29 @@ class RankingFlow:
         )
 
     def explain(
-        self, past: Past, rows: Rows, ids: Sequence[Any], weights: NDArray[np.float32]
+        self, past: Past, request: CheckedRequest, rows: Rows, ids: Sequence[Any]
     ) -> list[Explanation]:
         """Explain items of a ranking.
 
         Args:
             past: the request with its user's history.
-            rows: index rows of the items, i64 [n].
+            request: what :meth:`check` returned.
+            rows: index rows of the items, i64 [n], among the request's candidates.
             ids: their external ids, which the explanations name.
-            weights: of the tasks, f32 [K], from :meth:`check`.
         """
         vectors = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
-        names = [plain(id) for id in ids]
-        return explain(self.ranker, past, names, vectors.to(past.vectors.device), weights)
+        shown = None
+        if request.shown is not None and request.rows is not None:
+            shown = request.shown.take(torch.from_numpy(np.searchsorted(request.rows, rows)))
+        return explain(
+            self.ranker,
+            past,
+            [plain(id) for id in ids],
+            vectors.to(past.vectors.device),
+            request.weights,
+            shown=shown,
+            features=list(self.form.impressions.features),
+        )
 
     def rows(self, what: str, ids: Sequence[Any] | NDArray[Any]) -> Rows:
         """Index rows of external ids, i64 [n]; UnknownError lists those that the index lacks."""
@@ -203,27 +228,63 @@ class RankingFlow:
             )
         return rows
 
+    @torch.inference_mode()
+    def _added(self, request: CheckedRequest) -> Tensor | None:
+        return self.ranker.added_by(request.shown)
+
+    def _shown(self, rows: Rows, values: Sequence[Mapping[str, Any]]) -> tuple[Rows, Impressions]:
+        """Candidates in the order of their rows, and their impression features."""
+        order = np.argsort(rows, kind="stable")
+        rows = rows[order]
+        twice = rows[1:][rows[1:] == rows[:-1]]
+        if len(twice):
+            raise DataError(
+                f"the candidate {plain(self.index.ids[twice[0]])!r} is listed more than once; list "
+                "each candidate once where candidates have values"
+            )
+        return rows, self.form.shown([values[at] for at in order.tolist()])
+
     def _candidates(
-        self, ids: list[Any] | NDArray[Any], unrankable: Unrankable
-    ) -> tuple[Rows, int | None]:
-        """Index rows of candidates, and how many were skipped."""
+        self, ids: list[Any] | NDArray[Any], unrankable: Unrankable, what: str
+    ) -> tuple[Rows, Rows]:
+        """Index rows of the candidates that are ranked, and their positions among all."""
         removed, hidden = self.index.removed, self.index.hidden
         if unrankable == "skip":
             rows = self.index.ids.find(ids)
-            known = rows[rows >= 0]
-            ranked = known[~np.isin(known, removed) & ~np.isin(known, hidden)]
-            return ranked, len(rows) - len(ranked)
-        rows = self.rows("candidates", ids)
+            wanted = (rows >= 0) & ~np.isin(rows, removed) & ~np.isin(rows, hidden)
+            return rows[wanted], np.flatnonzero(wanted)
+        rows = self.rows(what, ids)
         if unrankable == "refuse":
-            for never, what in (
+            for never, why in (
                 (removed, "were removed from the index"),
                 (hidden, "occur in histories only and cannot be ranked"),
             ):
                 wrong = np.intersect1d(rows, never)
                 if len(wrong):
                     shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:SHOWN])
-                    raise UnknownError(f"{len(wrong)} of {len(rows)} candidates {what}: {shown}")
-        return rows, None
+                    raise UnknownError(f"{len(wrong)} of {len(rows)} candidates {why}: {shown}")
+        return rows, np.arange(len(rows))
+
+
+def _with_values(
+    given: list[Any] | NDArray[Any],
+) -> tuple[list[Any] | NDArray[Any], list[Mapping[str, Any]] | None]:
+    """Ids of candidates, and the values of their impression features, where one has any."""
+    if not any(isinstance(one, Mapping) for one in given):
+        return given, None
+    ids: list[Any] = []
+    values: list[Mapping[str, Any]] = []
+    for one in given:
+        if not isinstance(one, Mapping):
+            one = {"item": one}
+        elif one.get("item") is None:
+            raise DataError(
+                f"a candidate is {dict(one)!r:.80}, expected an id, or a mapping with an item and "
+                'values of impression features, such as {"item": 7, "price": 12.5}'
+            )
+        ids.append(one["item"])
+        values.append({name: value for name, value in one.items() if name != "item"})
+    return ids, values
 
 
 def id_list(what: str, given: Iterable[Any]) -> list[Any] | NDArray[Any]:

@@ -83,6 +83,8 @@ class Recommender:
             index = Index.open(path, fingerprint=self.run.fingerprint, verify=None)
         self.index, self.ranker = index, self.run.ranker
         self.tasks = self.ranker.shape.tasks
+        self.form = EventForm(self.run.manifest, self.run.path)
+        self.encoder = self.form.encoder
         self._scorer_name = None if isinstance(scorer, Scorer) else scorer
         self._threads, self._process = threads, os.getpid()
         self._use_scorer(
@@ -90,8 +92,6 @@ class Recommender:
             if isinstance(scorer, Scorer)
             else scorer_for(scorer, self.ranker, self.index, threads=threads)
         )
-        self.form = EventForm(self.run.manifest, self.run.path)
-        self.encoder = self.form.encoder
         self.length = self.run.history
         self._data = data
         self._device = next(self.ranker.parameters()).device
@@ -103,7 +103,7 @@ class Recommender:
 
     def _use_scorer(self, scorer: Scorer) -> None:
         name = f"the index {self.index.path}"
-        self._flow = RankingFlow(self.ranker, self.index, scorer, name)
+        self._flow = RankingFlow(self.ranker, self.index, scorer, self.form, name)
 
     def _in_this_process(self) -> None:
         """Prepare a forked process: the parent's threads do not exist here, and torch would wait
@@ -164,7 +164,9 @@ class Recommender:
             user: an external id, for the events in the log and the user's features. An unknown one
                 (or None) has an empty history and unknown features.
             k: how many items to return, at most.
-            candidates: external ids to rank; the full index when not given.
+            candidates: external ids to rank, or mappings with an ``item`` and values of impression
+                features, such as ``{"item": 7, "price": 12.5}``: what is not given is unknown. The
+                full index when not given.
             exclude: external ids to leave out.
             skip_unknown: leave out candidates that the index lacks, that were removed or that
                 cannot be ranked; the ranking's ``skipped`` counts them. Otherwise they are an
@@ -188,8 +190,8 @@ class Recommender:
         Raises:
             UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
                 message lists the unknown ids.
-            DataError: the user is not an id, the history is malformed, or the time is years off
-                the log.
+            DataError: the user is not an id, the history or a candidate is malformed, or the time
+                is years off the log.
             SpecError: k is not an integer of 1 or more, explain not one of 0 or more, or
                 task_weights is not a mapping of tasks to finite numbers.
         """
@@ -220,9 +222,7 @@ class Recommender:
         scored = clock.perf_counter()
         reasons: list[Explanation] = []
         if explain:
-            reasons = self._flow.explain(
-                past, best.rows[:explain], best.ids[:explain], request.weights
-            )
+            reasons = self._flow.explain(past, request, best.rows[:explain], best.ids[:explain])
         done = clock.perf_counter()
         explanations = [*reasons, *[None] * (len(best.rows) - len(reasons))]
         return Ranking(

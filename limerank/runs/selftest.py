@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from limerank.data.batch import Batch, Features, ItemKeys, Items, Users
+from limerank.data.batch import Batch, Features, Impressions, ItemKeys, Items, Users
 from limerank.errors import FormatError
 from limerank.files import checksum, require_file
 from limerank.models import Ranker
@@ -25,6 +25,7 @@ NAME = SELFTEST
 TOLERANCE = 1e-3
 """Largest difference of a logit, absolute and relative: other processors round otherwise."""
 FEATURES = ("tokens", "weights", "offsets", "numeric")
+SHOWN = ("tokens", "numbers")
 KEYS = ("keys", "shares", "offsets")
 USERS = ("items", "tokens", "age", "lengths", "context")
 
@@ -50,6 +51,8 @@ def write(path: Path, ranker: Ranker, batch: Batch) -> None:
     }
     if users.keys is not None:
         tensors |= {f"keys.{name}": getattr(users.keys, name) for name in KEYS}
+    if batch.shown is not None:
+        tensors |= {f"shown.{name}": getattr(batch.shown, name) for name in SHOWN}
     tensors = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
     partial = path / f".{NAME}.partial"
     save_file(tensors, partial, {"weights": checksum(path / WEIGHTS)})
@@ -89,6 +92,9 @@ def passes(trained: Trained) -> bool:
             candidates=held["candidates"],
             counts=held["counts"],
             labels=torch.zeros(0),
+            shown=Impressions(**{name: held[f"shown.{name}"] for name in SHOWN})
+            if "shown.tokens" in held
+            else None,
         )
         expected = held["logits"]
         _check(batch, trained.ranker.shape)
@@ -134,6 +140,8 @@ def _check(batch: Batch, shape: DataShape) -> None:
         "items.tokens": (content.tokens, shape.item_tokens),
         "features.tokens": (users.features.tokens, shape.user_tokens),
     }
+    if batch.shown is not None:
+        in_range["shown.tokens"] = (batch.shown.tokens, shape.impression_tokens)
     for name, (part, size) in in_range.items():
         if part.dtype != torch.int64:
             raise ValueError(f"{name} has the type {part.dtype}, expected integers")

@@ -11,6 +11,7 @@ import logging
 import time as clock
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ class Serving:
             or asked.history is not None
             or asked.filter
             or any(part is not None and len(part) > BRIEF_NAMES for part in names)
+            or any(isinstance(one, dict) for one in asked.candidates or ())
         ):
             return None
         taken: dict[str, float] = {}
@@ -199,8 +201,15 @@ class Serving:
     def explain(self, asked: Explain) -> dict[str, Any]:
         served = self._served
         flow = served.flow
-        weights = flow.check(1, task_weights=asked.task_weights).weights
-        rows = flow.rows("items", asked.items)
+        ids = [one["item"] if isinstance(one, dict) else one for one in asked.items]
+        rows = flow.rows("items", ids)
+        request = flow.check(
+            1,
+            candidates=asked.items,
+            unrankable="omit",
+            task_weights=asked.task_weights,
+            what="items",
+        )
         if asked.history is not None and asked.user is not None:
             raise SpecError("give a user or a history, not both")
         if asked.history is None:
@@ -215,7 +224,7 @@ class Serving:
                 index=served.marked,
             )
         with self.numbers.stage("explain"):
-            found = flow.explain(past, rows, asked.items, weights)
+            found = flow.explain(past, request, rows, ids)
         return {"user": asked.user, "items": [_explained(one) for one in found]}
 
     # Events
@@ -348,6 +357,11 @@ class Serving:
                 for one in encoding["event_features"]
                 if one["when"] == "context"
             ],
+            "impression": [
+                {"name": one["name"], "kind": one["kind"], "values": self._values(served, one)}
+                for one in served.states.form.impressions.features.values()
+                if not one["bias"]
+            ],
             "clock": served.states.form.clock,
             "index_check": served.check.state,
             "live_items": _live(served),
@@ -469,4 +483,5 @@ def _explained(found: Explanation) -> dict[str, Any]:
         "links": links,
         "events": events,
         "paths": paths,
+        "impression": [asdict(one) for one in found.impression],
     }

@@ -70,6 +70,21 @@ def _column(value: Any) -> Any:
     return [_scalar(one, MOST_TEXT) for one in value]
 
 
+def _candidate(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return _id(value)
+    if len(value) > MOST_NAMES:
+        raise ValueError(f"the object has {len(value):,} names, expected at most {MOST_NAMES:,}")
+    if value.get("item") is None:
+        raise ValueError("expected an id, or an object with an item and values of its features")
+    for name in value:
+        if len(name) > MOST_ID:
+            raise ValueError(f"a name has {len(name):,} characters, expected at most {MOST_ID}")
+    return {
+        name: _id(one) if name == "item" else _scalar(one, MOST_ID) for name, one in value.items()
+    }
+
+
 def _shown(most: int) -> list[dict[str, Any]]:
     """Schemas of single values."""
     text = {"type": "string", "maxLength": most}
@@ -77,6 +92,7 @@ def _shown(most: int) -> list[dict[str, Any]]:
     return [{"type": one} if isinstance(one, str) else one for one in kinds]
 
 
+_IDS = [{"type": "integer"}, {"type": "string", "minLength": 1, "maxLength": MOST_ID}]
 One = TypeVar("One")
 Listed = Annotated[list[One], Field(fail_fast=True)]
 """A list that is refused at its first wrong element; later ones are not checked."""
@@ -87,14 +103,7 @@ Text = Annotated[str, Field(max_length=MOST_ID)]
 Id = Annotated[
     int | str,
     PlainValidator(_id),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer"},
-                {"type": "string", "minLength": 1, "maxLength": MOST_ID},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": _IDS}),
 ]
 """An external id, an integer or text, in any spelling."""
 Time = Annotated[
@@ -125,6 +134,27 @@ Column = Annotated[
     ),
 ]
 """The content of an item's column: one value, or a list of values."""
+
+
+Candidate = Annotated[
+    Any,
+    PlainValidator(_candidate),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *_IDS,
+                {
+                    "type": "object",
+                    "properties": {"item": {"anyOf": _IDS}},
+                    "required": ["item"],
+                    "additionalProperties": {"anyOf": _shown(MOST_ID)},
+                    "maxProperties": MOST_NAMES,
+                },
+            ]
+        }
+    ),
+]
+"""An id, or an object of an ``item`` and values of its impression features."""
 
 
 class Message(BaseModel):
@@ -174,8 +204,10 @@ class Rank(UserRequest):
     k: Annotated[int, Field(ge=1, le=MOST_RANKED)] = Field(
         20, description="How many items to return, at most."
     )
-    candidates: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
-        None, description="Ids to rank; if not given, the full catalogue."
+    candidates: Annotated[Listed[Candidate], Field(max_length=MOST_CANDIDATES)] | None = Field(
+        None,
+        description="Ids to rank, or objects with an item and values of impression features, such "
+        "as {item: 7, price: 12.5}; if not given, the full catalogue.",
     )
     exclude_seen: bool = Field(True, description="Leave out items that the user has seen.")
     exclude: Annotated[Listed[Id], Field(max_length=MOST_CANDIDATES)] | None = Field(
@@ -189,7 +221,9 @@ class Rank(UserRequest):
 class Explain(UserRequest):
     """Explain the ranking values of items."""
 
-    items: Annotated[Listed[Id], Field(min_length=1, max_length=MOST_EXPLAINED)]
+    items: Annotated[Listed[Candidate], Field(min_length=1, max_length=MOST_EXPLAINED)] = Field(
+        description="Ids, or objects with an item and values of impression features."
+    )
 
 
 class EventMessage(Message):
@@ -244,7 +278,7 @@ class Reload(Message):
 
 LONG: dict[type[Message], dict[str, tuple[TypeAdapter[Any], int]]] = {
     Rank: {
-        "candidates": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
+        "candidates": (TypeAdapter(Listed[Candidate]), MOST_CANDIDATES),
         "exclude": (TypeAdapter(Listed[Id]), MOST_CANDIDATES),
         "history": (TypeAdapter(Listed[HistoryEvent]), MOST_EVENTS),
     },

@@ -76,7 +76,7 @@ class Served:
     @cached_property
     def flow(self) -> RankingFlow:
         """The ranking flow over this model and index."""
-        return RankingFlow(self.trained.ranker, self.index, self.scorer)
+        return RankingFlow(self.trained.ranker, self.index, self.scorer, self.states.form)
 
     @property
     def rankable(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limerank.models.config import TrainConfig
-from limerank.models.ranker import EmbeddingTable
+from limerank.models.tables import EmbeddingTable
 from limerank.training.world import World, sum_gradients
 
 

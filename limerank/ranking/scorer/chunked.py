@@ -27,17 +27,25 @@ class ChunkedScorer(Scorer):
     """A scorer that is defined by the logits of some requests for some items, :meth:`_logits`."""
 
     @torch.inference_mode()
-    def scores(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
+    def scores(
+        self,
+        state: Any,
+        rows: ArrayLike | slice | None = None,
+        *,
+        extra: Tensor | None = None,
+    ) -> NDArray[np.float32]:
         requests = self._requests(state)
         batch = len(state[0])
         chosen = None if rows is None else self._checked(rows)
         if chosen is not None and chosen.ndim == 2 and len(chosen) != batch:
             raise SpecError(f"rows are for {len(chosen)} requests, the state is of {batch}")
         count = len(self) if chosen is None else chosen.shape[-1]
+        extra = None if extra is None else self._extra(extra, batch, count)
         out = np.empty((batch, count, self.tasks), dtype=np.float32)
         for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[..., low:high]
-            out[:, low:high] = self._logits(requests, part).cpu().numpy()
+            more = None if extra is None else extra[:, low:high]
+            out[:, low:high] = self._logits(requests, part, more).cpu().numpy()
         return out
 
     @torch.inference_mode()
@@ -50,11 +58,17 @@ class ChunkedScorer(Scorer):
         rows: ArrayLike | slice | None = None,
         exclude: Sequence[ArrayLike] | None = None,
         allow: NDArray[np.bool_] | None = None,
+        extra: Tensor | None = None,
     ) -> TopK:
         batch = len(state[0])
         weights_bk = torch.from_numpy(self._weights(weights, batch))
         k = self._checked_k(k)
         chosen = None if rows is None else self._distinct(rows)
+        if extra is not None:
+            extra = self._extra(extra, batch, len(self) if chosen is None else len(chosen))
+            if rows is None or (np.diff(self._checked(rows)) <= 0).any():
+                raise SpecError("extra needs rows in ascending order, each of them once")
+        given = chosen
         allowed = self._allowed(allow, batch)
         if allowed is not None and allowed.ndim == 1:
             chosen = np.flatnonzero(allowed) if chosen is None else chosen[allowed[chosen]]
@@ -62,6 +76,8 @@ class ChunkedScorer(Scorer):
         hidden = self.index.hidden
         if chosen is not None:
             chosen, hidden = np.setdiff1d(chosen, hidden, assume_unique=True), hidden[:0]
+        if extra is not None and chosen is not None and given is not None:
+            extra = extra[:, torch.from_numpy(np.searchsorted(given, chosen))]
         allowed_bn = allowed if allowed is None or chosen is None else allowed[:, chosen]
         count = len(self) if chosen is None else len(chosen)
         excluded_b, excluded_at = self._excluded(exclude, chosen, batch)
@@ -71,7 +87,8 @@ class ChunkedScorer(Scorer):
         logits = torch.full((batch, k, self.tasks), float("nan"))
         for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[low:high]
-            found_bmk = self._logits(requests, part).cpu()
+            more = None if extra is None else extra[:, low:high]
+            found_bmk = self._logits(requests, part, more).cpu()
             keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
             first, last = np.searchsorted(excluded_at, [low, high])
             keys_bm[excluded_b[first:last], torch.from_numpy(excluded_at[first:last] - low)] = (
@@ -103,8 +120,9 @@ class ChunkedScorer(Scorer):
         """The part that is computed once per request."""
 
     @abc.abstractmethod
-    def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
-        """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m]."""
+    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None) -> Tensor:
+        """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m], with
+        what is added to their first-layer sums [B, m, s]."""
 
     def _chunks(self, state: Any, count: int) -> Iterator[tuple[int, int]]:
         size = max(256, CHUNK_NUMBERS // (max(len(state[0]), 1) * self.ranker.scratch(state)))

@@ -4,7 +4,8 @@ Tasks combine into one ranking value as a weighted sum of their logits, ``sum_k 
 probabilities and expected durations it ranks by their odds and seconds multiplied, each raised to
 its weight. Without weights the first task alone ranks.
 
-Shape letters: B requests, n items, K tasks, g first-layer sums of the model's head.
+Shape letters: B requests, n items, K tasks, g first-layer sums of the model's head, s numbers that
+``extra`` adds to (g in models with that head).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from limerank.errors import FingerprintError, SpecError, UnknownError, check_names
 from limerank.index import Index
@@ -67,16 +69,25 @@ class Scorer(abc.ABC):
         return len(self.index)
 
     @abc.abstractmethod
-    def scores(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
+    def scores(
+        self,
+        state: Any,
+        rows: ArrayLike | slice | None = None,
+        *,
+        extra: Tensor | None = None,
+    ) -> NDArray[np.float32]:
         """Logits f32 [B, n, K].
 
         Args:
             state: of the ranker's ``encode_users``, B requests.
             rows: index rows to score: [n], the same for every request, or [B, n], each request's
                 own; or a slice of them; all of the index when not given.
+            extra: additions to the first-layer sums, f32 [B, n, s] or [1, n, s], such as those of
+                the rows' impression features; see :meth:`~limerank.models.ranker.Ranker.extra`.
 
         Raises:
             UnknownError: a row is out of range.
+            SpecError: an argument does not fit the others.
         """
 
     @abc.abstractmethod
@@ -89,6 +100,7 @@ class Scorer(abc.ABC):
         rows: ArrayLike | slice | None = None,
         exclude: Sequence[ArrayLike] | None = None,
         allow: NDArray[np.bool_] | None = None,
+        extra: Tensor | None = None,
     ) -> TopK:
         """The best k items of each request; rows that the index hides are never among them.
 
@@ -101,6 +113,7 @@ class Scorer(abc.ABC):
                 given.
             exclude: per request, index rows to leave out.
             allow: which items of the index may be ranked, bool [n] or [B, n].
+            extra: as for :meth:`scores`, with ``rows`` given, ascending and without repetitions.
 
         Raises:
             UnknownError: a row is out of range.
@@ -111,6 +124,20 @@ class Scorer(abc.ABC):
     def bound(self, state: Any) -> NDArray[np.float32]:
         """Largest error of a first-layer sum of each request against the model, f32 [B, g]."""
         raise NotImplementedError(f"the {self.name} scorer has no stated bound")
+
+    def _extra(self, extra: Tensor, batch: int, count: int) -> Tensor:
+        """Additions, checked: f32 [B, n, s] on the CPU."""
+        width = self.ranker.added
+        if (
+            extra.dim() != 3
+            or extra.shape[0] not in (1, batch)
+            or extra.shape[1:] != (count, width)
+        ):
+            raise SpecError(
+                f"extra is {list(extra.shape)}, expected [{batch}, {count}, {width}] for {batch} "
+                f"requests and {count} rows"
+            )
+        return extra.detach().float().cpu()
 
     def _checked_k(self, k: int) -> int:
         if k < 1:

@@ -45,7 +45,7 @@ class ModelScorer(ChunkedScorer):
         vectors_ud = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
         return self.ranker.encode_items(vectors_ud.to(device))
 
-    def _logits(self, requests: Any, rows: slice | Rows) -> Tensor:
+    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None) -> Tensor:
         if isinstance(rows, slice):
             terms = self._terms(rows) if self._cached is None else _take(self._cached, rows)
         elif self._cached is not None:
@@ -55,7 +55,8 @@ class ModelScorer(ChunkedScorer):
             terms = self._terms(distinct)
             at = torch.from_numpy(positions.reshape(rows.shape)).to(terms[0].device)
             terms = gather(terms, at)
-        logits: Tensor = self.ranker.score(requests, terms)
+        extra = None if extra is None else extra.to(terms[0].device)
+        logits: Tensor = self.ranker.score(requests, terms, extra)
         return logits
 
 

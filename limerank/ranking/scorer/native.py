@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from limerank.errors import SpecError, UnknownError
 from limerank.index import Index
@@ -34,6 +35,7 @@ class NativeScorer(QuantisedScorer):
     rounding, and for SiLU by an approximation with an error of at most ``SILU_ERROR`` (1.5e-4) per
     hidden unit. Calls release Python's global lock, so several may run in parallel.
 
+    Lists with additions to the first-layer sums (``extra``) are scored in torch, from these bytes.
     Lists of items are read from the index itself. To rank the full catalogue, all items are first
     laid out for vector registers in the memory of this process, at the first such call; they take
     as much memory as the index's weights and terms.
@@ -100,7 +102,15 @@ class NativeScorer(QuantisedScorer):
         """The implementation in use."""
         return self._native.path
 
-    def scores(self, state: Any, rows: ArrayLike | slice | None = None) -> NDArray[np.float32]:
+    def scores(
+        self,
+        state: Any,
+        rows: ArrayLike | slice | None = None,
+        *,
+        extra: Tensor | None = None,
+    ) -> NDArray[np.float32]:
+        if extra is not None:
+            return super().scores(state, rows, extra=extra)
         requests = self._native.requests(_floats(state.links), _floats(state.head))
         chosen = None
         if rows is not None:
@@ -124,7 +134,12 @@ class NativeScorer(QuantisedScorer):
         rows: ArrayLike | slice | None = None,
         exclude: Sequence[ArrayLike] | None = None,
         allow: NDArray[np.bool_] | None = None,
+        extra: Tensor | None = None,
     ) -> TopK:
+        if extra is not None:
+            return super().top(
+                state, k, weights=weights, rows=rows, exclude=exclude, allow=allow, extra=extra
+            )
         requests = self._native.requests(_floats(state.links), _floats(state.head))
         batch = len(requests)
         of_tasks = self._first if weights is None else self._weights(weights, batch)

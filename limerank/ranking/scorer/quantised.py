@@ -30,7 +30,7 @@ from limerank.errors import SpecError
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.config import HeadConfig
-from limerank.models.ranker import Head
+from limerank.models.ranker import Head, plus
 from limerank.ranking.scorer.chunked import ChunkedScorer
 from limerank.ranking.scorer.contract import Rows
 
@@ -141,9 +141,9 @@ class QuantisedScorer(ChunkedScorer):
         sums_bmg = integer_products(codes_mc, requests.codes)
         return sums_bmg * requests.step + (terms_mg + requests.constant)
 
-    def _logits(self, requests: _Folded, rows: slice | Rows) -> Tensor:
+    def _logits(self, requests: _Folded, rows: slice | Rows, extra: Tensor | None) -> Tensor:
         device = self._head.out.weight.device
-        logits: Tensor = self._head(self._sums(requests, rows).to(device))
+        logits: Tensor = self._head(plus(self._sums(requests, rows), extra).to(device))
         return logits
 
 

@@ -171,7 +171,7 @@ async function explain(row) {
   views.ranking.choose(row.item);
   views.why.loading(row);
   try {
-    const answer = await requests.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...request(), items: [row.item] } }));
+    const answer = await requests.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...request(), items: [views.why.asked(row)] } }));
     if (answer === undefined || views.why.current() === null) return;
     views.why.show(answer.items[0]);
   } catch (problem) {
@@ -359,6 +359,7 @@ async function start() {
       model,
       items,
       report: post,
+      changed: explain,
       closed: (row) => {
         requests.why.stop();
         views.ranking.choose(null);

@@ -10,16 +10,21 @@ const LISTED = 8; // events in the table at first
 
 /**
  * @param model the answer of /v1/model; `items` item id (as text) -> features.
- * @param closed called when the dialog closes; `report` with the row and whether it was watched.
+ * @param closed called when the dialog closes; `report` with the row and whether it was watched;
+ *   `changed` with the row when values of its impression features are given.
  */
-export function whyView({ model, items, closed, report }) {
+export function whyView({ model, items, closed, report, changed }) {
   const dialog = byId("why");
   const wide = matchMedia("(min-width: 1180px)");
   let row = null;
   let all = false;
+  let given = {}; // impression feature -> value, of this item
 
   function open(of) {
-    if (row === null || String(row.item) !== String(of.item)) all = false;
+    if (row === null || String(row.item) !== String(of.item)) {
+      all = false;
+      given = {};
+    }
     row = of;
     if (!dialog.open) {
       if (wide.matches) dialog.show();
@@ -77,6 +82,7 @@ export function whyView({ model, items, closed, report }) {
         el("div", { class: "strong" }, el("dt", {}, "ranking value"), el("dd", {}, format.value(found.value))),
       ),
     ];
+    if (model.impression.length) parts.push(...shown(found));
     if (found.events.length) parts.push(...diagram(found), table(found));
     else parts.push(el("p", { class: "note" }, "There is no history: the value comes from the item and from the context of the request."));
     parts.push(
@@ -90,6 +96,30 @@ export function whyView({ model, items, closed, report }) {
     dialog.dataset.item = String(found.item);
     dialog.replaceChildren(...parts);
     if (had) (dialog.querySelector(at ? `[data-what=${at}]` : "button") ?? dialog.querySelector("button")).focus({ preventScroll: true });
+  }
+
+  /** Fields for the item's impression features, and the effect of each value that is given. */
+  function shown(found) {
+    const effects = new Map(found.impression.map((one) => [one.feature, one.effect]));
+    const fields = model.impression.map((one) => {
+      const name = `shown-${one.name}`;
+      const field =
+        one.kind === "categorical"
+          ? el("select", { id: name, "data-what": name }, el("option", { value: "" }, "unknown"), one.values.map((known) => el("option", { value: known, selected: given[one.name] === known }, known)))
+          : el("input", { id: name, "data-what": name, type: "number", step: "any", placeholder: "unknown", value: given[one.name] });
+      field.addEventListener("change", () => {
+        if (field.value === "") delete given[one.name];
+        else given[one.name] = one.kind === "categorical" ? field.value : Number(field.value);
+        changed(row);
+      });
+      const effect = effects.get(one.name);
+      return el("div", { class: "context" }, el("label", { for: name }, one.name), field, effect !== undefined && el("output", { for: name, class: effect >= 0 ? "up" : "down" }, format.signed(effect)));
+    });
+    return [
+      el("h3", {}, "As it is shown"),
+      el("p", { class: "hint" }, "The ranking does not know these values. Give them to see the effect of each: the ranking value minus the value without it."),
+      el("div", { class: "choices" }, fields),
+    ];
   }
 
   function diagram(found) {
@@ -268,6 +298,8 @@ export function whyView({ model, items, closed, report }) {
   return {
     loading,
     show,
+    /** The item as the API takes it: its id, or with the values given here. */
+    asked: (of) => (row !== null && String(row.item) === String(of.item) && Object.keys(given).length ? { item: of.item, ...given } : of.item),
     current: () => (dialog.open ? row : null),
     close: () => dialog.open && dialog.close(),
   };
