@@ -185,7 +185,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any], encoding: Any) -> None
     try:
         same = encoding_fingerprint(manifest) == encoding
         validate(Spec, manifest["spec"], str(path / "encoding.json"))
-        int(manifest["summary"]["time"]["last"])
+        int(manifest["summary"]["time"]["first"]), int(manifest["summary"]["time"]["last"])
         manifest["spec"]["history"]["length"], manifest["spec"]["history"]["keep"]
         [label["cap"] for label in manifest["spec"]["labels"]]
     except (KeyError, TypeError, ValueError, SpecError) as error:
