@@ -34,19 +34,23 @@ IMPRESSION_FEATURES: tuple[dict[str, Any], ...] = (
     {"name": "position", "kind": "categorical", "when": "impression", "bias": True},
     {"name": "price", "kind": "numeric", "when": "impression", "transform": "log1p"},
 )
-LOGS = (
-    "ml1m",
-    *PARTS,
-    "ml_latest_small",
-    "kuairand_slice",
-    "mind_sample",
-    "trivago",
-    SHOWN,
-    "synth_short",
-    "synth_long",
-    SPARSE,
-)
-"""All logs, real and simulated, but for the one that tests the scripts."""
+ABOUT = {
+    "ml1m": "a million ratings of films in their order, without times; like or not",
+    "ml1m_users": "a tenth of the users of ml1m",
+    "ml1m_items": "a fifth of the items of ml1m",
+    "ml1m_sparse": "a tenth of each user's ratings of ml1m",
+    "ml_latest_small": "100,000 ratings of films over many years; like or not",
+    "kuairand_slice": "short videos shown to 664 users, a biased part of a public log; click",
+    "mind_sample": "5,000 pages of news; click",
+    "trivago": "pages of hotels in short sessions; click",
+    SHOWN: "the log of trivago, with the position on the page and the price",
+    "synth_short": "a simulated feed of short videos, some 50 events a user; click",
+    "synth_long": "a simulated feed of short videos, some 1,700 events a user; click",
+    SPARSE: "simulated reviews, 5 to 10 a user, with drawn negatives; review",
+}
+"""Log, real or simulated -> what it holds, and the outcome that is predicted."""
+LOGS = tuple(ABOUT)
+"""All logs but for the one that tests the scripts."""
 LONG_REQUESTS = {"gap": 86_400.0, "size": 128}
 """In ``synth_long`` the impressions of a day share one history: models whose time grows with the
 square of the history would take too long with smaller requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.exact_terms import ANCHORS, MODELS, VECTORS
+from benchmarks.peers_page import about
 from benchmarks.tables import Row, grouped, machines, spread_of, table
 
 FORMS = [(anchors, vectors) for vectors in VECTORS for anchors in ANCHORS]
@@ -39,7 +40,7 @@ def exact_terms(found: list[Row]) -> str:
         *machines(found),
     ]
     for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
-        lines += ["", f"## {dataset}"]
+        lines += ["", f"## {dataset}", "", f"{about(dataset)}."]
         for model in MODELS:
             of_model = [row for row in of_dataset if row["case"]["model"] == model]
             if of_model:

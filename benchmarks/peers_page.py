@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
+from benchmarks.datasets import ABOUT
 from benchmarks.peers import MODELS, OURS, TRUTH
 from benchmarks.tables import Row, grouped, interval, machines, number, spread_of, table
 
@@ -80,7 +81,7 @@ def peers(every: list[Row]) -> str:
         *side_by_side(found),
     ]
     for dataset, of_dataset in grouped(found, lambda row: row["case"]["dataset"]).items():
-        lines += ["", f"## {dataset}", "", *section(of_dataset)]
+        lines += ["", f"## {dataset}", "", f"{about(dataset)}.", "", *section(of_dataset)]
         lines += differences(pairs.get(dataset, []))
     return "\n".join(lines)
 
@@ -126,6 +127,12 @@ def side_by_side(found: list[Row]) -> list[str]:
         ["model", *datasets],
         [[title(*key), *(cell(key, dataset) for dataset in datasets)] for key in models(found)],
     )
+
+
+def about(dataset: str) -> str:
+    """What a log holds."""
+    text = ABOUT.get(dataset, "a small simulated log that tests the scripts")
+    return text[0].upper() + text[1:]
 
 
 def section(of_dataset: list[Row]) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks.datasets import LOGS, QUICK, SIMULATED, SPARSE
 from benchmarks.samples import PARTS, Part, retained, write_part
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -55,3 +56,8 @@ def test_a_part_prepares_like_the_log_that_it_is_of(events, tmp_path, monkeypatc
     )
     summary = prepare(spec, tmp_path / "data", base=tmp_path / "log").to_dict()
     assert summary["counts"]["users"] == 5
+
+
+def test_every_log_that_is_made_here_is_among_the_logs():
+    assert {*PARTS, *SIMULATED, SPARSE} - {QUICK} < set(LOGS)
+    assert len(LOGS) >= 8
