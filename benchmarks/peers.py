@@ -50,7 +50,7 @@ from benchmarks.datasets import LOGS, QUICK, WORK, prepare_dataset, truth_file
 from benchmarks.jobs import Job, finish, workers
 from benchmarks.peer_models import PEERS, Log, Result, clocked
 from benchmarks.peer_statistics import Impressions, main_label
-from benchmarks.rows import has_row, write_row
+from benchmarks.rows import has_row, rows, write_row
 from limerank import metrics
 from limerank.evaluation.bootstrap import paired_auc
 
@@ -216,6 +216,18 @@ def compare(name: str, folder: Path, model: str, features: str, files: list[list
     write_row("peers", case, metrics, repeats=len(ours))
 
 
+def table_of(name: str) -> list[str]:
+    """The rows of a dataset, as on the page."""
+    from benchmarks.peers_page import section
+
+    found = [
+        row
+        for row in rows("peers")
+        if row["case"]["dataset"] == name and "against" not in row["case"]
+    ]
+    return section(found) if found else []
+
+
 def one_thread() -> None:
     """Processes that start from here compute with one thread each."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
@@ -244,6 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
     with workers(given.processes) as pool:
         finish(pool, "models", jobs(folders, models, given.seeds, given.again))
         finish(pool, "comparisons", comparisons(folders, models, given.seeds))
+    for name in folders:
+        print("\n".join(["", name, "", *table_of(name)]))
 
 
 if __name__ == "__main__":

@@ -350,4 +350,5 @@ def test_a_finished_comparison_has_rows_and_a_page(log, tmp_path, monkeypatch):
     assert abs(found["lightgbm, without similarity"]["difference"]) < 0.01
     page = peers_page.peers(list(rows.rows("peers")))
     assert "| item mean | 1 |" in page
+    assert all(line in page.splitlines() for line in peers.table_of("synth_quick"))
     assert "| lime-mha | **+" in page
