@@ -59,7 +59,7 @@ def evaluate(
     """Compute the metrics of a run on one split.
 
     Prints a table and writes all metrics, with slices, to a JSON file. Metrics are exact: nothing
-    is sampled except the requests of --lists.
+    is sampled except the requests of --lists. ALARMS are reasons for not deploying the run.
 
     Examples:
 

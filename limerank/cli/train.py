@@ -108,6 +108,9 @@ def train(
 
     Run the same command again to resume an interrupted training from its last checkpoint.
 
+    The last lines are AUC and NE of the stored weights on the validation split and, for a run that
+    is not worth deploying, ALARMS with what to try.
+
     Examples:
 
         limerank train data/mine --model lime-mha --out runs/mine --bf16
