@@ -72,6 +72,11 @@ class UnknownError(LimerankError):
     """A user, item or task id is required to be known, and is not."""
 
 
+def with_article(noun: str) -> str:
+    """``"an int"``, ``"a list"``: a noun after its indefinite article, by its first letter."""
+    return f"{'an' if noun[:1].lower() in set('aeiou') else 'a'} {noun}"
+
+
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """``"; did you mean 'click'?"`` where a known name is similar to ``name``, else ``""``."""
     names = {str(one).casefold(): str(one) for one in known}

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from limerank.errors import FormatError
+from limerank.errors import FormatError, with_article
 
 if TYPE_CHECKING:
     import polars as pl
@@ -369,7 +369,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested too deeply
         raise FormatError(f"{path} is damaged ({error}); make {what} again") from None
     if not isinstance(value, dict):
-        raise FormatError(f"{path} holds a {type(value).__name__}, expected an object")
+        raise FormatError(f"{path} holds {with_article(type(value).__name__)}, expected an object")
     return value
 
 

@@ -273,6 +273,13 @@ def test_numbers_that_are_none_are_refused_where_they_are_given() -> None:
         frame_of(table, [{"id": 1, "price": [1]}])
 
 
+def test_messages_name_the_type_with_its_article() -> None:
+    with pytest.raises(DataError, match="is an object, expected an integer or text"):
+        canonical.external_id("item", object())
+    with pytest.raises(DataError, match=r"a number is \[1\], a list"):
+        canonical.number([1])
+
+
 @pytest.mark.parametrize(("value", "expected"), [
     (1 << 70, str(1 << 70)), (math.inf, None), (np.float32(0.5), 0.5), ("\ud800", "?"),
     ({"a": [1 << 70, date(2026, 1, 1)]}, {"a": [str(1 << 70), "2026-01-01"]}),

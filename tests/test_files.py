@@ -190,6 +190,9 @@ def test_json_is_replaced_in_one_step(tmp_path):
     path.write_text('{"a":')
     with pytest.raises(FormatError, match="damaged"):
         read_json(path, "a test")
+    path.write_text("7")
+    with pytest.raises(FormatError, match="holds an int, expected an object"):
+        read_json(path, "a test")
     with pytest.raises(FormatError, match="is not a test"):
         read_json(tmp_path / "b.json", "a test")
 

@@ -22,6 +22,7 @@ from limerank import (
     ModelConfig,
     Recommender,
     SqliteStore,
+    TrainConfig,
     ValkeyStore,
     compact_index,
     evaluate,
@@ -31,6 +32,7 @@ from limerank import (
     train,
 )
 from limerank.evaluation.predict import predict
+from limerank.runs import formats
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
@@ -235,3 +237,10 @@ def test_a_server_answers_from_a_valkey_store(written, mode, tmp_path):
 
 def test_the_fixtures_stay_small():
     assert sum(path.stat().st_size for path in FORMATS.rglob("*") if path.is_file()) < 600_000
+
+
+@pytest.mark.parametrize("format", formats.READABLE)
+def test_a_run_whose_seed_was_valid_once_opens(format):
+    stored = formats.train_settings({"seed": 2**64 - 1}, format)
+    assert TrainConfig(**stored).seed == 2**63 - 1
+    assert formats.train_settings({"seed": 7}, format)["seed"] == 7

@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.errors import DataError
+from limerank.errors import DataError, with_article
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -186,7 +186,8 @@ def _id_text(what: str, value: Any) -> str:
     text = None if isinstance(value, (bool, np.bool_)) else _plain(value)
     if text is None:
         raise DataError(
-            f"the {what} id {value!r:.80} is a {type(value).__name__}, expected an integer or text"
+            f"the {what} id {value!r:.80} is {with_article(type(value).__name__)}, expected an "
+            "integer or text"
         )
     return text if text not in ("inf", "-inf") else ""
 
@@ -209,7 +210,7 @@ def number(value: Any) -> float:
             return float(value)
         except OverflowError:  # an integer of 309 digits
             return math.copysign(math.inf, value)
-    raise DataError(f"a number is {value!r:.80}, a {type(value).__name__}")
+    raise DataError(f"a number is {value!r:.80}, {with_article(type(value).__name__)}")
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

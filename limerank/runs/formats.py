@@ -58,10 +58,15 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
 def train_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
     """Settings of a training by their names of today; ``stored``: the part ``train`` of
     ``config.json``."""
-    known = {"calibrate": False}  # runs from before this setting are not calibrated
+    known: dict[str, Any] = {"calibrate": False}  # runs from before this setting have none
     if format == 4:
-        return known | {TRAINING.get(name, name): value for name, value in stored.items()}
-    return known | dict(stored)
+        known |= {TRAINING.get(name, name): value for name, value in stored.items()}
+    else:
+        known |= stored
+    seed = known.get("seed")
+    if isinstance(seed, int) and 2**63 <= seed < 2**64:  # valid once; it changes nothing any more
+        known["seed"] = seed - 2**63
+    return known
 
 
 def weights(tensors: dict[str, Tensor], format: int) -> dict[str, Tensor]:

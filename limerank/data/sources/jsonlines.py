@@ -13,7 +13,7 @@ import polars as pl
 from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
-from limerank.errors import DataError
+from limerank.errors import DataError, with_article
 
 HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a file from which its columns are known."""
@@ -123,7 +123,7 @@ class JsonLines(FileRows):
                 continue
             try:
                 row = json.loads(text)
-                what = f"a {type(row).__name__}"
+                what = with_article(type(row).__name__)
             except (ValueError, RecursionError) as error:
                 row, what = None, str(error)
             if type(row) is dict:
