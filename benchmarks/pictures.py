@@ -95,13 +95,22 @@ def user_with_history(client: httpx.Client) -> Any:
 
 
 def visit(browser: Any, url: str, size: ViewportSize, user: Any) -> Page:
+    """The page with this user's history and ranking."""
     page: Page = browser.new_context(viewport=size).new_page()
     page.goto(url)
     page.wait_for_selector("#ranked > li")
-    page.locator("#user-search").fill(str(user))
-    page.keyboard.press("Enter")
+    with page.expect_response(lambda answer: _ranks(answer.request, user)):
+        page.locator("#user-search").fill(str(user))
+        page.keyboard.press("Enter")
     page.wait_for_selector(".timeline .event")
+    page.wait_for_selector('#ranked[aria-busy="false"] > li')
     return page
+
+
+def _ranks(request: Any, user: Any) -> bool:
+    """Whether a request of the page ranks for this user."""
+    ranks = request.method == "POST" and request.url.endswith("/v1/rank")
+    return ranks and str(request.post_data_json.get("user")) == str(user)
 
 
 def save(page: Page, name: str) -> None:

@@ -165,7 +165,10 @@ def test_unknown_names_are_refused(data, tmp_path):
     with pytest.raises(UnknownError, match="no task is called 'next'"):
         train(data, tmp_path / "run", config=TrainConfig(task_weights={"next": 1.0}))
     register_objective("impressions", Impressions)  # the same once more
-    with pytest.raises(ValueError, match="the name 'impressions' is that of Impressions"):
+    with pytest.raises(
+        ValueError,
+        match="'impressions' is already registered, of class Impressions; choose another",
+    ):
         register_objective("impressions", NextItem)
 
 

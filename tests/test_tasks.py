@@ -119,5 +119,7 @@ def test_an_unknown_kind_and_a_second_of_the_same_name_are_refused(rating):
     with pytest.raises(ValidationError, match=r"no kind of label is called 'binery'.*'binary'"):
         Task(name="click", kind="binery", mean=0.1)
     register_kind("interval", Interval())  # the same once more
-    with pytest.raises(ValueError, match="'binary' is that of Binary"):
+    with pytest.raises(
+        ValueError, match="'binary' is already registered, of class Binary; choose another"
+    ):
         register_kind("binary", Interval())

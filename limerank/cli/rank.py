@@ -118,7 +118,13 @@ def rank(
 
     if out is not None:
         check_output(out, TABLE_ENDINGS)
-    recommender = Recommender(run, index, data, scorer=scorer, threads=threads)  # type: ignore[arg-type]
+    recommender = Recommender(
+        run,
+        index,
+        data,
+        scorer=scorer,  # type: ignore[arg-type]  # Recommender checks the text
+        threads=threads,
+    )
     if out is None:
         ranking = recommender.rank(
             user,

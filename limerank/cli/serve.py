@@ -148,7 +148,7 @@ def serve(
         store=store,
         settings=settings,
         items=items,
-        mode=state,  # type: ignore[arg-type]
+        mode=state,  # type: ignore[arg-type]  # serve checks the text
         threads=threads,
         most=most,
         watch=watch,

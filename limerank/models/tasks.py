@@ -229,7 +229,10 @@ def register_kind(name: str, kind: Kind) -> None:
         ValueError: another kind has this name.
     """
     if type(KINDS.setdefault(name, kind)) is not type(kind):
-        raise ValueError(f"the name {name!r} is that of {type(KINDS[name]).__name__}")
+        raise ValueError(
+            f"a kind of label named {name!r} is already registered, of class "
+            f"{type(KINDS[name]).__name__}; choose another name"
+        )
 
 
 def outputs(tasks: Sequence[Task]) -> int:

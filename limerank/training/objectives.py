@@ -196,7 +196,10 @@ def register_objective(name: str, objective: type[Objective]) -> None:
         ValueError: another objective has this name.
     """
     if OBJECTIVES.setdefault(name, objective) is not objective:
-        raise ValueError(f"the name {name!r} is that of {OBJECTIVES[name].__name__}")
+        raise ValueError(
+            f"an objective named {name!r} is already registered, of class "
+            f"{OBJECTIVES[name].__name__}; choose another name"
+        )
 
 
 def objective_of(name: str) -> type[Objective]:

@@ -132,6 +132,6 @@ def _may_be_integers(reader: Reader, column: str) -> bool:
     """Whether the type of a column of ids allows that all of them are integers."""
     dtype = reader.columns[column]
     if isinstance(dtype, (pl.List, pl.Array)):
-        dtype = dtype.inner  # type: ignore[assignment]
+        dtype = dtype.inner  # type: ignore[assignment]  # polars: a type or its class
     assert dtype is not None
     return dtype.is_integer() or dtype.is_float() or reader.untyped(column)
