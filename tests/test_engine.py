@@ -333,7 +333,7 @@ def test_a_damaged_index_is_found_in_the_background(engine, tmp_path, caplog):
     assert engine.model()["index_check"] == "running"
     engine.verify()
     engine.count()
-    assert engine.model()["index_check"] == "passed" and engine.ready() == {"status": "ok"}
+    assert engine.model()["index_check"] == "passed" and engine.readiness() == {"status": "ok"}
     assert b"limerank_index_verified 1.0" in engine.numbers.text()
     engine.put_items([{"item_id": 900, "group": "g1", "tags": "t1", "length": 1}])
     assert engine.model()["index_check"] == "passed", "rows that were there are there still"
@@ -353,7 +353,7 @@ def test_a_damaged_index_is_found_in_the_background(engine, tmp_path, caplog):
     assert b"limerank_index_damaged 1.0" in other.numbers.text()
     assert "the index in use is damaged" in caplog.text
     with pytest.raises((FormatError, StoreError), match="damaged"):
-        other.ready()
+        other.readiness()
 
 
 def test_what_is_no_run_or_index_is_refused_at_once(engine, tmp_path):

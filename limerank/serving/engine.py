@@ -378,7 +378,7 @@ class Serving:
         folder, name = served.trained.path, str(feature["name"])
         return read_vocabulary(folder, f"event_{name}")["value"].head(SHOWN_VALUES).to_list()
 
-    def ready(self) -> dict[str, Any]:
+    def readiness(self) -> dict[str, Any]:
         """Raise where requests would fail or get wrong answers; this asks the store."""
         self.store.counts()
         if self._served.check.state == "damaged":

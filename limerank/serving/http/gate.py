@@ -84,7 +84,7 @@ class Gate:
         )
         self.bodies = Lane("limerank-bodies", 1, settings.waiting, settings.seconds)
         self.aside = Lane("limerank-aside", ASIDE_THREADS, ASIDE_WAITING, settings.seconds)
-        self.ready = Shared(self.aside, engine.ready, READY_FRESH)
+        self.readiness = Shared(self.aside, engine.readiness, READY_FRESH)
         self.counted = Shared(self.aside, engine.count, 0.0)
         self.held = 0
         """Bytes of large bodies that are being read."""
@@ -175,7 +175,7 @@ class Gate:
     async def _is_ready(self) -> Any:
         """The engine's answer to ``/readyz``. Clients need no key, so a failure has no details."""
         try:
-            found = await self.ready.result(READY_SECONDS)
+            found = await self.readiness.result(READY_SECONDS)
         except Exception as error:  # noqa: BLE001  (any error means that requests fail)
             self.numbers.store_up.set(0)
             log.error("not ready: %s: %s", type(error).__name__, getattr(error, "detail", error))
