@@ -82,6 +82,8 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
         for weight in ranker.parameters():
             if weight.dim() > 1:
                 weight.mul_(1.7)
+        if ranker.anchors is not None:  # which start at zero
+            ranker.from_anchors.weight.normal_(std=0.3)
     path.mkdir(parents=True)
     create_run(path, dataset, shape, config, TrainConfig())
     save_weights(path, ranker)
@@ -128,4 +130,7 @@ def content(index: Index) -> list[object]:
             np.asarray(part).tobytes()
             for part in (index.vectors, index.weights, index.terms, index.hidden, index.removed)
         ),
+        None
+        if index.anchors is None
+        else [part.tolist() for part in index.anchors.keys(slice(None))],
     ]

@@ -93,6 +93,42 @@ def test_links_equal_their_definition():
             torch.testing.assert_close(z, definition(links, users, b, length, key), **CLOSE)
 
 
+@pytest.mark.parametrize("lengths", [[5, 0, 9, 1], [0], [70, 3, 64]], ids=str)
+@pytest.mark.parametrize("names", [None, ("item",), ("colour",), ("size", "item")])
+def test_the_links_in_cpp_are_those_of_torch(lengths, names):
+    torch.manual_seed(0)
+    config = config_of("lime-mha", width=16, heads=2, links=5, anchors=names, anchor_width=3)
+    ranker = build(SHAPE, config).eval()
+    unsure(ranker)
+    with torch.no_grad():
+        ranker.anchors.scales.normal_()
+    full = batch(lengths, [2] * len(lengths), items=6, width=2)
+    with torch.no_grad():
+        expected = ranker.anchors(full.users)
+        found = ranker.anchors(full.users, native=True)
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    assert found.keys.tolist() == expected.keys.tolist()
+    torch.testing.assert_close(found.links, expected.links, **CLOSE)
+
+
+def test_the_user_stage_decides_what_computes_the_links(monkeypatch):
+    ranker = anchored()
+    used = []
+    forward = ranker.anchors.forward
+    monkeypatch.setattr(
+        ranker.anchors,
+        "forward",
+        lambda users, native=False: used.append(native) or forward(users, native),
+    )
+    full = batch([5, 2], [3, 6], items=6)
+    with torch.no_grad():
+        by_torch = ranker(full)
+        ranker.choose_user_stage("native")
+        torch.testing.assert_close(ranker(full), by_torch, **CLOSE)
+        ranker.train()(full)
+    assert used == [False, True, False]
+
+
 def test_candidates_receive_from_exactly_their_keys():
     ranker = anchored()
     full = batch([5, 0, 9, 1], [3, 6, 1, 2], items=6)

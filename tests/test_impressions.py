@@ -473,7 +473,7 @@ def test_scorers_add_to_lists_with_exclusions(run, index):
         expected = allowed[np.argsort(-scores[allowed - 3], kind="stable")]
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_allclose(top.logits[0, : len(found), 0], scores[expected - 3], atol=1e-5)
-        for wrong in ({"rows": rows[::-1]}, {"rows": rows[:5]}, {}):
+        for wrong in ({"rows": rows * 0}, {"rows": rows[:5]}, {}):
             with pytest.raises(SpecError, match="extra"):
                 scorer.top(state, 3, extra=extra, **wrong)
 

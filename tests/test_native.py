@@ -32,9 +32,15 @@ class World(NamedTuple):
     links: np.ndarray
     head: np.ndarray
     shape: dict
+    anchors: dict | None = None
+    anchored: tuple = ()
 
     def scorer(self, path=None, held=True):
-        return _native.Scorer(**self.arrays, **self.shape, path=path, held=held)
+        anchors = None if self.anchors is None else _native.Anchors(**self.anchors)
+        return _native.Scorer(**self.arrays, **self.shape, anchors=anchors, path=path, held=held)
+
+    def requests(self, scorer):
+        return scorer.requests(self.links, self.head, *self.anchored)
 
 
 def world(
@@ -48,6 +54,8 @@ def world(
     gated=False,
     activation="relu",
     noise=1.0,
+    features=None,
+    numbers=8,
 ):
     rng = np.random.default_rng(seed)
     columns, sums, width = heads * links, hidden * (1 + gated), heads * 3
@@ -66,7 +74,56 @@ def world(
         "hidden_rows": np.zeros(0, np.int32),
     }
     shape = {"heads": heads, "activation": activation, "gated": gated}
-    return World(arrays, floats(batch, links, width), floats(batch, sums), shape)
+    w = World(arrays, floats(batch, links, width), floats(batch, sums), shape)
+    if features is None:
+        return w
+    # Twenty sets of each feature, of the tokens 1 .. 60; the number 99 is that of item 0.
+    kinds = np.repeat(np.arange(features, dtype=np.int32), 20)
+    sets = np.arange(1, len(kinds) + 1)
+    postings = sorted(
+        (int(token), int(s), float(share))
+        for s in sets
+        for token, share in zip(rng.choice(60, 3, replace=False) + 1, rng.random(3), strict=True)
+    )
+    keys, of_sets, shares = (list(x) for x in zip(*postings, strict=True)) if postings else [[]] * 3
+    codes = rng.integers(0, 21, (items, features)) * (rng.random((items, features)) < 0.5)
+    codes = np.where(codes, codes + 20 * np.arange(features), 0)
+    anchors = {
+        "codes": codes.astype(np.int32),
+        "keys": np.array(keys, np.int64),
+        "sets": np.array(of_sets, np.int32),
+        "shares": np.array(shares, np.float32),
+        "kinds": np.concatenate([[0], kinds]).astype(np.int32),
+        "item_tokens": 99,
+        "layer": floats(sums, numbers),
+    }
+    held = [
+        np.unique(np.append(rng.integers(1, 61, b * 9), 99 + rng.integers(0, items + 9, b * 7)))
+        for b in range(batch)
+    ]  # the first request has none
+    offsets = np.cumsum([0, *map(len, held)])
+    all_keys = np.concatenate([np.zeros(0, np.int64), *held]).astype(np.int64)
+    return w._replace(anchors=anchors, anchored=(offsets, all_keys, floats(len(all_keys), numbers)))
+
+
+def link_codes(w, b):
+    """Codes of the anchored links of a request, [items, r], and their step [r]: the definition."""
+    a, (offsets, keys, z) = w.anchors, w.anchored
+    part = slice(offsets[b], offsets[b + 1])
+    z = dict(zip(keys[part].tolist(), z[part], strict=True))
+    width, items, features = a["layer"].shape[1], *a["codes"].shape
+    of_sets = np.zeros((len(a["kinds"]), width), np.float32)
+    for key, s, share in zip(a["keys"].tolist(), a["sets"], a["shares"], strict=True):
+        if key in z:
+            of_sets[s] += np.float32(share) * z[key]
+    of_items = np.stack([z.get(99 + i, np.zeros(width, np.float32)) for i in range(items)])
+    most = np.abs(of_items).max(0)
+    for f in range(features):
+        most = most + np.abs(of_sets[a["kinds"] == f]).max(0)
+    step = (most / np.float32(127 - (features + 1) / 2)).astype(np.float32)
+    safe = np.where(step > 0, step, 1)
+    codes = np.round(of_items / safe)
+    return codes + np.round(of_sets / safe)[a["codes"]].sum(1), step
 
 
 def expected(w):
@@ -74,19 +131,25 @@ def expected(w):
     a = {name: value.astype(np.float64) for name, value in w.arrays.items()}
     heads, links = w.shape["heads"], w.links.shape[1]
     out = []
-    for of_links, user in zip(w.links.astype(np.float64), w.head.astype(np.float64), strict=True):
+    both = zip(w.links.astype(np.float64), w.head.astype(np.float64), strict=True)
+    for b, (of_links, user) in enumerate(both):
         by_head = of_links.reshape(links, heads, -1)
         layer = a["from_links"].reshape(len(a["from_links"]), heads, -1)
         f = np.einsum("lhe,ghe->hlg", by_head, layer)
         means = f.mean(1, keepdims=True)
         f0 = (f - means).reshape(heads * links, -1)
         m = a["weight_step"][:, None] * f0
-        step = np.abs(m).max(0) / 127
+        codes, linked = np.zeros((len(a["weights"]), 1)), np.zeros((1, m.shape[1]))
+        if w.anchors is not None:
+            codes, of_link = link_codes(w, b)
+            linked = of_link[:, None] * w.anchors["layer"].T.astype(np.float64)
+        step = np.abs(np.concatenate([m, linked])).max(0) / 127
         step[step == 0] = 1
         q = np.round(m / step)
         c = user + means.sum((0, 1)) + a["weight_low"] @ f0 + a["term_middle"]
         c = c + a["weight_mean"] @ (m - step * q)
-        first = step * (a["weights"] @ q) + a["term_step"] * a["terms"] + c
+        sums = a["weights"] @ q + codes @ np.round(linked / step)
+        first = step * sums + a["term_step"] * a["terms"] + c
         activate = ACTIVATIONS[w.shape["activation"]]
         if w.shape["gated"]:
             first, gate = np.split(first, 2, axis=1)
@@ -108,6 +171,8 @@ worlds = st.builds(
     batch=st.integers(0, 3),
     gated=st.booleans(),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
+    features=st.sampled_from([None, 0, 1, 3]),
+    numbers=st.integers(1, 9),
 ).filter(lambda w: w.arrays["weights"].size * w.arrays["terms"].shape[1] < 1 << 24)
 
 
@@ -121,27 +186,32 @@ def test_every_path_gives_the_same_bits(w, k, threads, seed):
     for path in paths():
         scorer = w.scorer(path)
         assert scorer.path == path
-        requests = scorer.requests(w.links, w.head)
+        requests = w.requests(scorer)
         complete = scorer.scores(requests, None, threads)
         some = scorer.scores(requests, rows, 1)
         np.testing.assert_array_equal(some, complete[:, rows[0]])
+        added = rng_of(seed, (len(w.links), rows.shape[1], w.arrays["terms"].shape[1]))
+        with_extra = scorer.scores(requests, rows, 1, added)
         ends = np.zeros(len(w.links), np.int64)
         top = scorer.top(requests, k, weights, None, NONE, ends, None, threads)
-        found.append((complete, *top))
+        found.append((complete, with_extra, *top))
         reopened = w.scorer(path, held=False)
-        requests = reopened.requests(w.links, w.head)
-        found.append(
-            (complete, *reopened.top(requests, k, weights, None, NONE, ends, None, threads))
-        )
+        requests = w.requests(reopened)
+        again = reopened.top(requests, k, weights, None, NONE, ends, None, threads)
+        found.append((complete, with_extra, *again))
     for other in found[1:]:
         for one, same in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(one, same)
 
 
+def rng_of(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 @given(w=worlds)
 def test_scores_are_what_the_definition_says(w):
     scorer = w.scorer()
-    found = scorer.scores(scorer.requests(w.links, w.head), None, 1)
+    found = scorer.scores(w.requests(scorer), None, 1)
     true = expected(w) if len(w.links) else np.zeros(found.shape)
     assert found.shape == true.shape
     if true.size:
@@ -151,10 +221,12 @@ def test_scores_are_what_the_definition_says(w):
         assert np.quantile(off, 0.99) < 2e-3 * size * (1 + len(w.arrays["terms"][0]) ** 0.5)
 
 
-def test_scores_are_exact_where_nothing_is_between_two_codes():
-    w = world(items=200, links=12, hidden=21, tasks=3, activation="hardswish", gated=True)
+@pytest.mark.parametrize("features", [None, 0, 2])
+def test_scores_are_exact_where_nothing_is_between_two_codes(features):
+    sizes = {"items": 200, "links": 12, "hidden": 21, "tasks": 3, "batch": 3}
+    w = world(**sizes, activation="hardswish", gated=True, features=features)
     scorer = w.scorer()
-    found = scorer.scores(scorer.requests(w.links, w.head), None, 1)
+    found = scorer.scores(w.requests(scorer), None, 1)
     np.testing.assert_allclose(found, expected(w), atol=1e-3, rtol=1e-3)
 
 
@@ -174,7 +246,12 @@ def test_silu_is_within_its_bound(path):
             "bias": np.zeros(1, np.float32),
         }
         scorer = _native.Scorer(
-            **arrays, heads=1, activation="silu", gated=False, path=path, held=True
+            **arrays,
+            heads=1,
+            activation="silu",
+            gated=False,
+            path=path,
+            held=True,
         )
         requests = scorer.requests(np.zeros((1, 1, 3), np.float32), np.zeros((1, 1), np.float32))
         most = max(
@@ -192,6 +269,8 @@ def test_silu_is_within_its_bound(path):
         {"activation": "hardswish"},
         {"gated": False},
         {"gated": False, "activation": "hardswish", "links": 40, "heads": 1},
+        {"anchors": None},
+        {"anchors": ("item",), "activation": "hardswish"},
     ],
     ids=str,
 )
@@ -284,6 +363,60 @@ def test_wrong_arrays_are_refused():
         World({**w.arrays, "weights": w.arrays["weights"][:, ::2]}, *w[1:]).scorer()
     with pytest.raises(TypeError):
         scorer.requests(w.links.astype(np.float64), w.head)
+
+
+def test_tables_of_requests_are_returned_as_they_were():
+    """Each request borrows a table; its links must not reach the next one."""
+    w = world(items=300, batch=3, features=2)
+    scorer = w.scorer()
+    true = scorer.scores(w.requests(scorer), None, 1)
+    plain = scorer.scores(scorer.requests(w.links, w.head), None, 1)
+    np.testing.assert_array_equal(true[0], plain[0])
+    assert not np.array_equal(true[2], plain[2])
+    alone = w.anchored[0][1], w.anchored[0][2]
+    for _ in range(3):
+        held = w.requests(scorer)
+        np.testing.assert_array_equal(scorer.scores(held, None, 1), true)
+        part = slice(*alone)
+        only = (np.array([0, alone[1] - alone[0]]), *(x[part] for x in w.anchored[1:]))
+        one = scorer.requests(w.links[1:2], w.head[1:2], *only)
+        np.testing.assert_array_equal(scorer.scores(one, None, 1), true[1:2])
+        del held, one
+
+
+def test_wrong_anchored_links_are_refused():
+    w = world(items=10, features=2)
+    scorer = w.scorer()
+    offsets, keys, z = w.anchored
+    plain = w._replace(anchors=None).scorer()
+    with pytest.raises(ValueError, match="the model has none"):
+        w.requests(plain)
+    for wrong in (
+        (offsets[:-1].copy(), keys, z),
+        (offsets + 1, keys, z),
+        (offsets, keys[::-1].copy(), z),
+        (offsets, keys, z[:, :2].copy()),
+    ):
+        with pytest.raises(ValueError):
+            scorer.requests(w.links, w.head, *wrong)
+    with pytest.raises(ValueError, match="first-layer sums"):
+        scorer.scores(w.requests(scorer), None, 1, np.zeros((2, 9, 8), np.float32))
+    for name, value in (
+        ("codes", np.zeros((9, 2), np.int32)),
+        ("keys", w.anchors["keys"][::-1].copy()),
+        ("sets", w.anchors["sets"] + np.int32(99)),
+        ("kinds", np.full(41, 2, np.int32)),
+        ("layer", np.zeros((3, 8), np.float32)),
+    ):
+        with pytest.raises(ValueError):
+            w._replace(anchors={**w.anchors, name: value}).scorer()
+    # Codes that no set has count as none: a file is mapped, and may be damaged.
+    codes = np.array([[2**31 - 1, -1]] * 10, np.int32)
+    damaged = w._replace(anchors={**w.anchors, "codes": codes}).scorer()
+    none = w._replace(anchors={**w.anchors, "codes": codes * 0}).scorer()
+    np.testing.assert_array_equal(
+        *(one.scores(w.requests(one), None, 1) for one in (damaged, none))
+    )
 
 
 def test_the_scorer_refuses_what_it_cannot_do():

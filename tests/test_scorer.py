@@ -12,6 +12,7 @@ from limerank.errors import FingerprintError, SpecError, UnknownError
 from limerank.index import Index
 from limerank.index import items as items_module
 from limerank.index.building import build_index
+from limerank.models.ranker import plus
 from limerank.ranking.fidelity import quantisation_report
 from limerank.ranking.scorer import (
     ModelScorer,
@@ -20,29 +21,26 @@ from limerank.ranking.scorer import (
     chunked,
     scorer_for,
 )
+from limerank.ranking.scorer.anchored import CodedLinks, Postings, item_keys
 from limerank.ranking.scorer.quantised import integer_products
 from tests.catalogues import ITEMS, MODELS, SCORERS, folder, make_scorer, shop
 
 TASKS = 2
-
-
-@pytest.fixture(params=[(m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS], ids="-".join)
-def lime(request):
-    model, scorer = request.param
-    of = shop(model)
-    return of, make_scorer(scorer, of)
+ANCHORED = {"anchors": None}
 
 
 @pytest.fixture(
     params=[
-        *((m, s) for m in ("lime-mha", "lime-xor") for s in SCORERS),
-        *((m, "model") for m in MODELS if not m.startswith("lime")),
+        *((m, s, "") for m in ("lime-mha", "lime-xor") for s in SCORERS),
+        *((m, "model", "") for m in MODELS if not m.startswith("lime")),
+        *(("lime-mha", s, "anchored") for s in SCORERS),
+        *((m, "model", "anchored") for m in ("two-tower", "din")),
     ],
     ids="-".join,
 )
 def pair(request):
-    model, scorer = request.param
-    of = shop(model)
+    model, scorer, anchored = request.param
+    of = shop(model, **(ANCHORED if anchored else {}))
     return of, make_scorer(scorer, of)
 
 
@@ -105,6 +103,39 @@ def test_top_is_the_brute_force(pair, k, weights):
     np.testing.assert_allclose(
         top.logits, np.take_along_axis(logits, top.rows[..., None], 1), **CLOSE
     )
+
+
+def test_additions_of_the_caller(pair):
+    of, scorer = pair
+    state, rng = of.state(4), np.random.default_rng(0)
+    own = np.stack([rng.permutation(ITEMS)[:20] for _ in range(4)])
+    reference = ModelScorer(of.run.ranker, of.index)
+    extra = torch.from_numpy(rng.normal(size=(4, 20, of.run.ranker.added)).astype(np.float32))
+    for rows in (own, own[0]):
+        true, plain = (x.scores(state, rows, extra=extra) for x in (reference, scorer))
+        assert np.abs(plain - true).max() < 0.1 * true.std() + 0.01
+        assert np.abs(plain - scorer.scores(state, rows)).max() > 0.1
+        np.testing.assert_allclose(
+            scorer.scores(state, rows, extra=extra * 0), scorer.scores(state, rows), **CLOSE
+        )
+    np.testing.assert_allclose(
+        scorer.scores(state, own[0], extra=extra[:1])[1:],
+        scorer.scores(state, own[0], extra=extra[[0, 0, 0, 0]])[1:],
+        **CLOSE,
+    )
+    values = scorer.scores(state, own[0], extra=extra)[..., 0]
+    exclude = [[own[0, 3]], [], [], []]
+    top = scorer.top(state, 5, rows=own[0], extra=extra, exclude=exclude)
+    for b in range(4):
+        at = best(values[b], 5, [3] if b == 0 else [])
+        np.testing.assert_allclose(top.values[b], values[b][at], **CLOSE)
+        assert set(top.rows[b]) <= set(own[0])
+    with pytest.raises(SpecError, match="without rows"):
+        scorer.top(state, 5, extra=extra)
+    with pytest.raises(SpecError, match="each row once"):
+        scorer.top(state, 5, rows=[*own[0, :19], own[0, 0]], extra=extra)
+    with pytest.raises(SpecError, match="expected"):
+        scorer.scores(state, own, extra=extra[:, :3])
 
 
 def test_weights_of_each_request(pair):
@@ -234,7 +265,7 @@ class Given(chunked.ChunkedScorer):
     def _requests(self, state):
         return None
 
-    def _logits(self, requests, rows):
+    def _logits(self, requests, rows, extra=None):
         return self.logits[:, rows]
 
 
@@ -266,10 +297,11 @@ def test_nan_ranks_last():
 # Against the model
 
 
+@pytest.mark.parametrize("settings", [{}, ANCHORED], ids=str)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("keep", [False, True])
-def test_the_model_scorer_is_the_model(model, keep):
-    of = shop(model)
+def test_the_model_scorer_is_the_model(model, keep, settings):
+    of = shop(model, **settings)
     batch = of.data.batch(of.requests())
     with torch.inference_mode():
         expected = of.run.ranker(batch)
@@ -289,6 +321,9 @@ SHAPES = [
     {"gated": False},
     {"links": 1, "heads": 1, "hidden": 3},
     {"links": 150, "heads": 8, "activation": "relu"},  # more columns than one exact sum
+    ANCHORED,
+    {"anchors": ("item",), "gated": False},
+    {"anchors": ("tags", "group"), "anchor_width": 3},
 ]
 
 
@@ -300,6 +335,8 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     with torch.inference_mode():
         terms = ranker.encode_items(torch.from_numpy(np.array(of.index.vectors)))
         exact = terms.weights @ ranker.fold(state) + terms.head + state.head[:, None]
+        keys, all_items = item_keys(of.index, slice(None)), torch.arange(ITEMS)
+        exact = plus(exact, ranker.extra(state, keys, all_items))
         # The head is what both share: look at the sums that go into it.
         sums = []
         ranker.head.register_forward_pre_hook(lambda _, given: sums.append(given[0]))
@@ -313,7 +350,8 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     model_scores = ModelScorer(ranker, of.index).scores(state)
     off = np.abs(scorer.scores(state) - model_scores)
     assert (off <= scorer.logit_bound(state) + 1e-4).all()
-    assert off.max() < 0.05 * model_scores.std() + 0.01
+    # Anchored links are rounded twice more: their codes, and their rows of the matrix.
+    assert off.max() < (0.1 if "anchors" in settings else 0.05) * model_scores.std() + 0.01
     assert np.quantile(off, 0.99) < 0.05 * model_scores.std()
     assert np.sqrt(np.square(off).mean()) < 0.02 * model_scores.std()
 
@@ -356,10 +394,45 @@ def test_integer_products_are_exact(columns, batch, items, seed):
     np.testing.assert_array_equal(integer_products(own, as_float[1]).numpy(), expected)
 
 
+def test_codes_of_anchored_links_are_what_the_module_says():
+    """The definition in the docstring, one request and item at a time."""
+    of = shop("lime-mha", **ANCHORED)
+    anchors, state = of.index.anchors, of.state(6)
+    postings = Postings.of(anchors)
+    links, step = CodedLinks.of(state.anchored, anchors, postings)
+    seen = 0
+    for b in range(6):
+        part = slice(*state.anchored.offsets[b : b + 2].tolist())
+        z = dict(
+            zip(state.anchored.keys[part].tolist(), state.anchored.links[part].numpy(), strict=True)
+        )
+        of_kind = [[np.zeros(8, np.float32)] for _ in range(len(anchors.features) + 1)]
+        true = {}
+        for s in range(1, anchors.sets):
+            tokens, shares, _ = anchors.of_sets(np.array([s]))
+            held = [z[t] * share for t, share in zip(tokens, shares, strict=True) if t in z]
+            if held:
+                true[s] = sum(held)
+                kind = [start < tokens[0] < start + size for start, size in anchors.features]
+                of_kind[kind.index(True)].append(np.abs(true[s]))
+        for key, link in z.items():
+            if key >= anchors.item_tokens:
+                true[anchors.sets + key - anchors.item_tokens] = link
+                of_kind[-1].append(np.abs(link))
+        expected = sum(np.max(kind, 0) for kind in of_kind) / (127 - len(of_kind) / 2)
+        np.testing.assert_allclose(step[b], expected, rtol=1e-5)
+        part = slice(*links.offsets[b : b + 2].tolist())
+        assert links.keys[part].tolist() == sorted(true)
+        for key, code in zip(links.keys[part].tolist(), links.links[part], strict=True):
+            np.testing.assert_allclose(code, true[key] / expected, atol=0.501)
+            seen += 1
+    assert seen > 50
+
+
 def test_a_state_of_zeros_divides_by_nothing():
     of = shop("lime-mha")
     state = of.state(2)
-    silent = type(state)(*(part * 0 for part in state))
+    silent = state._replace(links=state.links * 0, head=state.head * 0)
     assert np.isfinite(make_scorer("quantised", of).scores(silent)).all()
 
 

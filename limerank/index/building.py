@@ -25,10 +25,13 @@ from limerank.index.writing import (
     CHUNK,
     Encoder,
     Files,
+    anchors_entry,
+    begin_sets,
     chunks,
     commit,
     next_version,
     refuse_nan,
+    sets_of,
     sweep,
     write_lookup,
     writing,
@@ -132,12 +135,15 @@ def _build(
                     files.append("weights.u8", empty.weights.cpu().numpy())
                     files.append("terms.i8", empty.head.cpu().numpy())
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
+                if ranker.anchors is not None:
+                    begin_sets(files, ranker.anchors.features)
                 entries = files.entries()
-            scales = _scales(ranker, parts).to_dict() if ranker.folds else None
-            state = {"of": _same(run, parts), "version": version, "scales": scales}
+            found = _scales(ranker, parts).to_dict() if ranker.folds else None
+            state = {"of": _same(run, parts), "version": version, "scales": found}
             state |= {"rows": 0, "codes": 0, "clamped": 0, "files": entries}
             _keep(folder, state)
-        encoder = Encoder(ranker, None if state["scales"] is None else Scales.of(state["scales"]))
+        scales = None if state["scales"] is None else Scales.of(state["scales"])
+        encoder = Encoder(ranker, scales, sets_of(ranker, folder, state["files"]))
         encoder.codes, encoder.clamped = state["codes"], state["clamped"]
         done: int = state["rows"]
         with (
@@ -164,6 +170,7 @@ def _build(
         "superseded": 0,
         "clamped": state["clamped"],
         "scales": state["scales"],
+        "anchors": None if ranker.anchors is None else anchors_entry(ranker.anchors),
         "built": state["files"]["vectors.f32"]["crc32"],
         "files": state["files"],
     }

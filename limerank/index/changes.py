@@ -32,6 +32,7 @@ from limerank.index.writing import (
     chunks,
     commit,
     next_version,
+    sets_of,
     sweep,
     write_lookup,
     writing,
@@ -189,7 +190,11 @@ def _changed(
     if len(old) + count > np.iinfo(np.int32).max:
         raise DataError(f"{path} has {len(old):,} rows, the limit is 2,147,483,647")
     version = next_version(path, old.version)
-    encoder = None if run is None else Encoder(run.ranker, old.scales)
+    encoder = None
+    if run is not None:
+        links = run.ranker.anchors
+        old.expect_anchors(None if links is None else links.features)
+        encoder = Encoder(run.ranker, old.scales, sets_of(run.ranker, path, manifest["files"]))
     with (
         torch.inference_mode(),
         Files(path, version, manifest["files"]) as files,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.index.anchors import compacted
 from limerank.index.changes import IndexPath
 from limerank.index.lookup import Level, level_of
 from limerank.index.reading import Index
@@ -39,6 +40,7 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
         retained = np.setdiff1d(newest, old.removed) if forget else newest
         version, manifest = next_version(path, old.version), dict(old.manifest)
         arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
+        numbers, tables = (None, {}) if old.anchors is None else compacted(old.anchors, retained)
         with (
             Files(path, version) as files,
             Bar("compacting", total=len(retained), unit="items", quiet=quiet) as bar,
@@ -48,8 +50,12 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
                 for name, array in arrays.items():
                     if array is not None:
                         files.append(name, array[rows])
+                if old.anchors is not None and numbers is not None:
+                    files.append("anchor_codes.i32", numbers[old.anchors.codes[rows]])
                 files.append_ids(np.asarray(old.ids[rows]))
                 bar.advance(len(rows))
+            for name, table in tables.items():
+                files.write(name, table)
             none = np.zeros(0, np.int64)
             level = level_of(np.asarray(old.ids[retained]))
             write_lookup(files, level, Level(none, none.astype(np.int32)))

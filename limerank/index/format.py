@@ -1,7 +1,8 @@
 """The format of an index: the catalogue, encoded once, as a folder that is mapped into memory.
 
 The folder (``n`` rows, one per item and more after changes; width ``d``; LIME models have
-``C = H l`` link weights per row and ``g`` head terms). Files are bare little-endian arrays, row
+``C = H l`` link weights per row and ``g`` head terms; models with anchored links have ``F``
+anchored features). Files are bare little-endian arrays, row
 after row; a name carries the version that began the file, as in ``vectors-1.f32``::
 
     manifest.json     version, model fingerprint, counts, scales; name, shape and CRC-32 of each
@@ -9,6 +10,11 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     vectors.f32       [n, d]   output of the item tower, for histories and reference scoring
     weights.u8        [n, C]   link weights; LIME only
     terms.i8          [n, g]   the item's part of the head's first layer; LIME only
+    anchor_codes.i32  [n, F]   per anchored feature, the number of the item's set of values; 0 where
+                               none is known; models with anchored links only, as are
+    anchor_tokens.i32, anchor_shares.f32, anchor_ends.i64      of all sets, one after another: rows
+                               of the content table, the share of each, and the end of each set;
+                               the first set is empty
     ids.i64           [n]      external ids that are integers; or, where they are text,
     ids.utf8, id_ends.i64      all texts, one after another, and the end of each
     id_keys.i64, id_rows.i32      keys of the lookup of ids, ascending (the integers, or hashes of
@@ -19,11 +25,17 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     building.json     only during a build: its progress, from which a killed build resumes
     .lock             locked by the process that writes
 
+The manifest's ``anchors`` has the first row and number of rows of each anchored feature in the
+content table, and the size of that table; null without anchored links.
+
+Format 3 has no anchored features. An index of that format stays in it when it changes, and models
+with anchored links refuse it.
+
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
 
 **Changes.** The manifest alone decides which files belong to the index, and how many of their rows.
-The first four files only grow; bytes beyond the manifest's count are ignored. The other files are
+The first eight files only grow; bytes beyond the manifest's count are ignored. The other files are
 small or seldom written, and a change writes new ones under new names. A change is therefore
 invisible to readers until the manifest is replaced in one step, after everything else is on disk.
 A process killed at any moment leaves the old version or the new one; the next change overwrites or
@@ -69,12 +81,18 @@ from numpy.typing import NDArray
 from limerank.errors import FormatError
 from limerank.files import read_json
 
-FORMAT = 3
+FORMAT = 4
+OPENED = (3, FORMAT)
+"""Formats that this version opens and changes."""
 
 DTYPES = {
     "vectors.f32": "<f4",
     "weights.u8": "|u1",
     "terms.i8": "|i1",
+    "anchor_codes.i32": "<i4",
+    "anchor_tokens.i32": "<i4",
+    "anchor_shares.f32": "<f4",
+    "anchor_ends.i64": "<i8",
     "ids.i64": "<i8",
     "ids.utf8": "|u1",
     "id_ends.i64": "<i8",
@@ -85,8 +103,17 @@ DTYPES = {
     "hidden_rows.i32": "<i4",
     "removed_rows.i32": "<i4",
 }
-PER_ROW = ("vectors.f32", "weights.u8", "terms.i8", "ids.i64", "id_ends.i64")
+PER_ROW = (
+    "vectors.f32",
+    "weights.u8",
+    "terms.i8",
+    "anchor_codes.i32",
+    "ids.i64",
+    "id_ends.i64",
+)
 """Files with one entry per row."""
+ANCHOR_TABLES = ("anchor_tokens.i32", "anchor_shares.f32", "anchor_ends.i64")
+"""The sets of anchored values."""
 SMALL = ("tail_keys.i64", "tail_rows.i32", "hidden_rows.i32", "removed_rows.i32")
 """Files whose checksums are compared whenever an index is opened."""
 FILE_NAME = re.compile(r"(\w+)-([0-9]{1,18})\.(\w+)")
@@ -215,7 +242,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FormatError: it is missing or damaged, or has another format.
     """
     manifest = read_json(path / "manifest.json", "an index")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in OPENED:
         raise FormatError(
             f"{path} has index format {manifest.get('format')!r}, expected {FORMAT}; "
             "build it again with this version"

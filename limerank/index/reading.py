@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.errors import FingerprintError, FormatError, UnknownError
+from limerank.index.anchors import Anchors
 from limerank.index.format import (
     DTYPES,
     PER_ROW,
@@ -49,6 +51,7 @@ class Index:
         weights: u8 [n, C]; None for models without links.
         terms: i8 [n, g]; None for models without links.
         scales: of weights and terms.
+        anchors: the items' anchored values; None for models without anchored links.
         hidden: rows that rankings never contain, i32, ascending: those of items that occur in
             histories only, of removed items, and old rows of updated items.
         removed: rows of items that were removed, i32, ascending.
@@ -141,6 +144,8 @@ class Index:
             if self.weights is not None and self.terms is not None:
                 self.scales = Scales.of(manifest["scales"])
                 self.scales.check(self.weights.shape[1], self.terms.shape[1])
+            anchors = manifest.get("anchors")
+            self.anchors = None if anchors is None else Anchors(anchors, arrays)
         except (
             AttributeError,
             IndexError,
@@ -217,6 +222,20 @@ class Index:
     def nbytes(self) -> int:
         """Bytes of all its files."""
         return sum(array.nbytes for array in self._arrays.values())
+
+    def expect_anchors(self, features: Sequence[tuple[int, int]] | None) -> None:
+        """FormatError where the index lacks the anchored features of a model.
+
+        Args:
+            features: first row and number of rows of each in the content table; None for a model
+                without anchored links.
+        """
+        held = None if self.anchors is None else self.anchors.features
+        if features is not None and held != tuple(features):
+            raise FormatError(
+                f"{self.path} has index format {self.manifest['format']} and none of the anchored "
+                f"values that this model scores with; build the index again with this version"
+            )
 
     def current(self) -> bool:
         """Whether the folder still contains the version that was opened. A server checks it from

@@ -24,7 +24,9 @@ from torch import Tensor
 from limerank.data.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, lock, sync_directory, write_json
+from limerank.index.anchors import SetEncoder
 from limerank.index.format import (
+    ANCHOR_TABLES,
     DTYPES,
     FORMAT,
     Scales,
@@ -35,6 +37,7 @@ from limerank.index.format import (
 from limerank.index.items import SourceItems
 from limerank.index.lookup import Level, flattened
 from limerank.models import Ranker
+from limerank.models.anchors import AnchoredLinks
 
 CHUNK = 16384
 """Items encoded at once."""
@@ -285,10 +288,16 @@ def write_lookup(files: Files, base: Level | None, tail: Level) -> None:
 
 
 class Encoder:
-    """Items -> vectors and, for LIME, codes; counts codes that are out of the scales' range."""
+    """Items -> vectors and, for LIME, codes; counts codes that are out of the scales' range.
 
-    def __init__(self, ranker: Ranker, scales: Scales | None) -> None:
-        self.ranker, self.scales = ranker, scales
+    Args:
+        ranker: the model.
+        scales: of a model with links.
+        sets: the sets of anchored values so far, of a model with anchored links.
+    """
+
+    def __init__(self, ranker: Ranker, scales: Scales | None, sets: SetEncoder | None) -> None:
+        self.ranker, self.scales, self.sets = ranker, scales, sets
         self.codes = self.clamped = 0
         """Numbers of codes, and of codes that were clamped to the range of their column."""
         self._device = next(ranker.parameters()).device
@@ -304,6 +313,11 @@ class Encoder:
         if not torch.isfinite(found_ud.sum()):
             refuse_nan(found_ud)
         rows: dict[str, NDArray[Any]] = {"vectors.f32": found_ud.cpu().numpy()}
+        if self.sets is not None:
+            content = items.content
+            rows |= self.sets(
+                *(x.numpy() for x in (content.tokens, content.weights, content.offsets))
+            )
         if self.scales is None:
             return rows
         assert self.ranker.folds
@@ -335,6 +349,33 @@ class Encoder:
                 self.clamped += int(((codes < least) | (codes > most)).sum())
                 excess = (beyond * step).cpu().numpy()
         return codes.clamp_(least, most), excess
+
+
+def anchors_entry(anchors: AnchoredLinks) -> dict[str, Any]:
+    """What the manifest says of the anchored features of a model."""
+    return {"features": [list(of) for of in anchors.features], "item_tokens": anchors.item_tokens}
+
+
+def begin_sets(files: Files, features: Sequence[tuple[int, int]]) -> None:
+    """Begin the files of anchored values: no items, and the empty set."""
+    none = np.zeros(0)
+    files.append("anchor_codes.i32", np.zeros((0, len(features))))
+    for name, begun in zip(ANCHOR_TABLES, (none, none, np.zeros(1)), strict=True):
+        files.append(name, begun)
+
+
+def sets_of(ranker: Ranker, folder: Path, entries: Mapping[str, Any]) -> SetEncoder | None:
+    """The sets of anchored values in the files of an index that is being built or changed; None for
+    models without anchored links."""
+    if ranker.anchors is None:
+        return None
+    tables = [
+        np.fromfile(
+            folder / entries[name]["file"], DTYPES[name], count=int(entries[name]["shape"][0])
+        )
+        for name in ANCHOR_TABLES
+    ]
+    return SetEncoder(ranker.anchors.features, *tables)
 
 
 def refuse_nan(vectors_ud: Tensor) -> None:

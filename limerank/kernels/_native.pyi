@@ -12,9 +12,44 @@ def find(
     keys: NDArray[np.int64], rows: NDArray[np.int32], wanted: NDArray[np.int64]
 ) -> NDArray[np.int64]: ...
 def integers(values: list[Any]) -> NDArray[np.int64] | None: ...
+def anchored_links(
+    items: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    age: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    key_offsets: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    features: NDArray[np.int64],
+    item_links: bool,
+    item_tokens: int,
+    outcomes: NDArray[np.float32],
+    prior: NDArray[np.float32],
+    first: list[NDArray[np.float32]],
+    bias: list[NDArray[np.float32]],
+    second: list[NDArray[np.float32]],
+    scales: NDArray[np.float32],
+    fading: float,
+    counts: NDArray[np.float32],
+    ago: NDArray[np.float32],
+    ages: NDArray[np.float32],
+    per_day: float,
+    threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...
 
 class Requests:
     def __len__(self) -> int: ...
+
+class Anchors:
+    def __init__(
+        self,
+        codes: NDArray[np.int32],
+        keys: NDArray[np.int64],
+        sets: NDArray[np.int32],
+        shares: NDArray[np.float32],
+        kinds: NDArray[np.int32],
+        item_tokens: int,
+        layer: NDArray[np.float32],
+    ) -> None: ...
 
 class Scorer:
     def __init__(
@@ -35,12 +70,24 @@ class Scorer:
         gated: bool,
         path: str | None,
         held: bool,
+        anchors: Anchors | None = None,
     ) -> None: ...
     @property
     def path(self) -> str: ...
-    def requests(self, links: NDArray[np.float32], head: NDArray[np.float32]) -> Requests: ...
+    def requests(
+        self,
+        links: NDArray[np.float32],
+        head: NDArray[np.float32],
+        offsets: NDArray[np.int64] | None = None,
+        keys: NDArray[np.int64] | None = None,
+        anchored: NDArray[np.float32] | None = None,
+    ) -> Requests: ...
     def scores(
-        self, requests: Requests, rows: NDArray[np.int64] | None, threads: int
+        self,
+        requests: Requests,
+        rows: NDArray[np.int64] | None,
+        threads: int,
+        extra: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]: ...
     def top(
         self,

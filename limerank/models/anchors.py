@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from limerank.data.batch import ItemKeys, Users
+from limerank.kernels.history import LinkLayers, anchored_links
 
 OUTCOMES = 8
 """Numbers of an embedded outcome, o."""
@@ -103,6 +104,22 @@ def ragged(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(len(owner), device=counts.device) + (first - ends + counts)[owner], owner
 
 
+def matches(anchored: Anchored, keys: ItemKeys) -> tuple[Tensor, Tensor, Tensor]:
+    """Every key that a request's anchored links and an item have in common.
+
+    Returns:
+        The request and the position of the item, i64 [P], and the link times the share, [P, r].
+    """
+    ordered, order = keys.keys.sort(stable=True)
+    low = torch.searchsorted(ordered, anchored.keys)
+    high = torch.searchsorted(ordered, anchored.keys, right=True)
+    at, link = ragged(low, high - low)
+    at = order[at]
+    request = torch.repeat_interleave(anchored.offsets.diff())[link]
+    item = torch.repeat_interleave(keys.offsets.diff())[at]
+    return request, item, anchored.links[link] * keys.shares[at][:, None]
+
+
 def knots(x: Tensor, at: tuple[float, ...]) -> Tensor:
     """Weights of the two nearest knots, [n, knots]: a piecewise linear scale, constant beyond."""
     position = x.new_tensor(at)
@@ -159,12 +176,17 @@ class AnchoredLinks(nn.Module):
             kinds[keys >= self.item_tokens] = 0
         return kinds
 
-    def forward(self, users: Users) -> Anchored:
+    def forward(self, users: Users, native: bool = False) -> Anchored:
         """The links of requests.
 
         Args:
             users: B requests, with the keys of their histories' items.
+            native: compute them in C++: without gradients, float32 on the processor.
         """
+        if native and users.keys is not None:
+            of, keys = users, users.keys
+            histories = (of.items, of.tokens, of.age, of.lengths, keys.offsets, keys.keys)
+            return Anchored(*anchored_links(self.layers(), *histories))
         pairs = self._pairs(users)
         start = pairs.first.nonzero()[:, 0]
         count_v = torch.cat([start, start.new_tensor([len(pairs.key)])]).diff()
@@ -189,6 +211,27 @@ class AnchoredLinks(nn.Module):
         counts_b = torch.bincount(owner, minlength=len(users.lengths))
         offsets = torch.cat([counts_b.new_zeros(1), counts_b.cumsum(0)])
         return Anchored(offsets, pairs.key[start], links)
+
+    def layers(self) -> LinkLayers:
+        """The parameters and constants of :meth:`forward`."""
+        networks = []
+        for of in self.maps:
+            assert isinstance(of, nn.Sequential)
+            first, second = of[0], of[2]
+            assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+            networks.append((first.weight, first.bias, second.weight))
+        return LinkLayers(
+            features=self.features,
+            items=self.items,
+            item_tokens=self.item_tokens,
+            outcomes=self.outcomes.weight,
+            log_prior=self.log_prior,
+            networks=networks,
+            scales=self.scales,
+            fading=FADING,
+            knots=(COUNTS, AGO, AGES),
+            per_day=MINUTES,
+        )
 
     def at_prefixes(
         self, users: Users, owner_m: Tensor, prefix_m: Tensor, candidates_m: Tensor
@@ -304,7 +347,11 @@ class AnchoredLinks(nn.Module):
         keys are given."""
         batch = len(anchored)
         if candidates.dim() == 1:
-            candidates = candidates.expand(batch, -1)
+            items = len(keys.offsets) - 1
+            request, item, links = matches(anchored, keys)
+            all_items = anchored.links.new_zeros(batch * items, self.width)
+            all_items = all_items.index_add(0, request * items + item, links)
+            return all_items.view(batch, items, self.width)[:, candidates]
         size = candidates.shape[1]
         flat = candidates.reshape(-1)
         at, spot = ragged(keys.offsets[flat], keys.offsets.diff()[flat])

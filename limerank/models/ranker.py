@@ -395,7 +395,8 @@ class Ranker(nn.Module, abc.ABC):
         state = self.user_state(users, vectors_ud)
         if self.anchors is None:
             return state
-        return state._replace(anchored=self.anchors(users))
+        native = self.user_stage.used == "native" and not self.training
+        return state._replace(anchored=self.anchors(users, native=native))
 
     @abc.abstractmethod
     def user_state(self, users: Users, vectors_ud: Tensor) -> Any:

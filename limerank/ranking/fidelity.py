@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from limerank.data.batch import Batch
 from limerank.data.dataset import Dataset
 from limerank.errors import UnknownError
 from limerank.index import Index
@@ -140,6 +141,17 @@ def quantisation_report(
             f"the index {index.path} lacks {len(missing)} items of {dataset.path}, such as "
             f"{missing[0]!r}; build it from the full dataset"
         )
+
+    def encoded(batch: Batch) -> Any:
+        """User states whose items are rows of the index."""
+        users = batch.users
+        if users.keys is not None:
+            keys = users.keys.keys - ranker.shape.item_tokens
+            own = torch.where(keys < 0, keys, torch.from_numpy(rows)[keys.clamp(min=0)])
+            own = own + ranker.shape.item_tokens
+            users = replace(users, keys=replace(users.keys, keys=own))
+        return ranker.encode_users(users, ranker.item_vectors(batch.items))
+
     history = run.train.history
     chosen = _spaced(dataset.requests_of(split), requests)
     last = np.flatnonzero(np.diff(dataset.requests["user"][chosen], append=-1))
@@ -160,14 +172,14 @@ def quantisation_report(
             real = batch.real.numpy()
             at = np.where(real, at, at[:, :1])
             candidates = rows[dataset.events["item"][at]]
-            state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+            state = encoded(batch)
             both = (reference.scores(state, candidates), measured.scores(state, candidates))
             predicted.append((both[0][real], both[1][real]))
             labels.append(batch.labels.numpy()[real])
             bar.advance(len(part))
         for some in np.array_split(of_users, -(-len(of_users) // 32)) if len(of_users) else []:
             batch = dataset.batch(some, history)
-            state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
+            state = encoded(batch)
             error = measured.scores(state) - reference.scores(state)
             squares += float(np.square(error, dtype=np.float64).sum())
             most = max(most, float(np.abs(error).max(initial=0)))

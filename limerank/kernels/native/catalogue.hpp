@@ -10,6 +10,10 @@
 //     a_i = s * (codes_i Q) + (term_step * term_codes_i + c)        codes_i Q in integers
 //     z_i = f(a_i), or f(a'_i) * a''_i with a gate;  logits_i = A z_i + b
 //
+// Anchored links are r more columns: the sum of the codes of an item's sets of anchored values and its
+// own, -127 .. 127, 128 added, times rows of Q that hold step * A_z; -128 times their sums begins each
+// total. What an item has no anchored link of is then exactly 0, computed or not.
+//
 // Every path does the same operations on each item in the same order: integer sums are exact, and
 // each float operation rounds once (fma, conversion, minimum, ...), so that all paths give the same
 // bits.
@@ -44,6 +48,10 @@ const SiluTable& silu_table();
 struct Catalogue {
     const std::uint8_t* weights = nullptr;  // [items, columns]
     const std::int8_t* terms = nullptr;     // [items, parts * hidden]
+    const std::int32_t* sets = nullptr;     // [items, features]: of anchored values
+    int features = 0;                       // that are anchored
+    std::int32_t set_count = 0;             // what `sets` are below; others count as 0, the empty one
+    int links = 0, link_quads = 0;          // numbers of an anchored link, and by fours
     std::int64_t items = 0;
     int columns = 0;
     int quads = 0;  // columns / 4, rounded up: codes are multiplied by fours
@@ -55,13 +63,22 @@ struct Catalogue {
 
     int sums() const { return parts * hidden; }
     int padded_sums() const { return parts * padded; }
+    int code_quads() const { return quads + link_quads; }
 };
 
 // One request, quantised.
 struct Request {
-    const std::int8_t* codes;  // [padded sums / WIDE, quads, WIDE, 4]
-    const float* step;         // [padded sums]
-    const float* constant;     // [padded sums]
+    const std::int8_t* codes;   // [padded sums / WIDE, code quads, WIDE, 4]
+    const float* step;          // [padded sums]
+    const float* constant;      // [padded sums]
+    const std::int32_t* begin;  // [padded sums]: of a total with anchored links
+};
+
+// What some items have beyond the catalogue, for one request.
+struct Additions {
+    const std::uint32_t* links = nullptr;   // [blocks][link_quads][LANES] codes, 128 added; or none
+    const std::uint8_t* touched = nullptr;  // [blocks]: where a code is not 0
+    const float* sums = nullptr;            // [blocks][padded sums][LANES], added to the sums; or none
 };
 
 // A linear layer from z to some outputs.
@@ -72,12 +89,13 @@ struct Head {
 };
 
 // Memory for items laid out for the lanes: block after block, of each
-//     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords.
+//     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords,
+//     sets [features][LANES].
 class Blocks {
   public:
     Blocks(const Catalogue& catalogue, std::int64_t items);
     static std::int64_t stride(const Catalogue& c) {  // dwords of a block
-        return static_cast<std::int64_t>(c.quads + c.parts * c.padded / 4) * LANES;
+        return static_cast<std::int64_t>(c.quads + c.parts * c.padded / 4 + c.features) * LANES;
     }
     std::uint32_t* data() { return dwords_.get(); }  // aligned to 64 bytes
     // The block that begins with this item, whose number is a multiple of LANES.
@@ -99,6 +117,7 @@ struct Fold {
     const float* weight_step;       // [columns]
     const float* mean;              // weight_mean [columns]
     const float* middle;            // term_middle [sums]
+    const float* from_anchors_t;    // [links, sums]: the layer of anchored links, transposed
 };
 
 struct Weights;  // of the user stage: see personal.hpp
@@ -114,10 +133,15 @@ struct Path {
     // Outputs [blocks][outputs][LANES] of `count` items; those behind the last are undefined.
     // Prefetches the memory `ahead` dwords further; 0: none.
     void (*score)(const Catalogue&, const std::uint32_t* blocks, int count, std::int64_t ahead,
-                  const Request&, const Head&, float* out);
-    // Quantise one request; `scratch` has (columns + 1) * sums floats.
+                  const Request&, const Additions&, const Head&, float* out);
+    // Codes of the anchored links of `count` items, from a table [sets][4 link_quads].
+    void (*look_up_links)(const Catalogue&, const std::uint32_t* blocks, int count,
+                          const std::int8_t* table, std::uint32_t* links, std::uint8_t* touched);
+    // Quantise one request, with the steps of its anchored links [links], if it has any; `scratch` has
+    // (columns + 1 + links) * sums floats.
     void (*fold)(const Catalogue&, const Fold&, const float* links, const float* head,
-                 float* scratch, std::int8_t* codes, float* step, float* constant);
+                 const float* link_step, float* scratch, std::int8_t* codes, float* step,
+                 float* constant, std::int32_t* begin);
     // Do `rounds` times 64 products of vectors in registers; returns multiply-adds done.
     double (*peak)(std::int64_t rounds, std::int32_t* sink);
     // The personalised links of a request, [l, d]; `room` has `personal_room` floats.

@@ -25,11 +25,28 @@ inline F activate(F x, const SiluTable& table) {
 // WIDE first-layer sums, from row `j` on, of BLOCKS blocks.
 template <int BLOCKS>
 inline void sums(const Catalogue& c, const std::uint32_t* first, std::int64_t stride,
-                 const Request& request, int j, F (&out)[BLOCKS][WIDE]) {
+                 const Request& request, const std::uint32_t* links, const float* added, int j,
+                 F (&out)[BLOCKS][WIDE]) {
     I total[BLOCKS][WIDE];
-    for (int b = 0; b < BLOCKS; b++)
-        for (int u = 0; u < WIDE; u++) total[b][u] = zero();
-    const std::int8_t* codes = request.codes + static_cast<std::ptrdiff_t>(j) * c.quads * 4;
+    const std::int8_t* codes = request.codes + static_cast<std::ptrdiff_t>(j) * c.code_quads() * 4;
+    if (links) {
+        for (int u = 0; u < WIDE; u++) {
+            const I begin = splat_dword(reinterpret_cast<const std::int8_t*>(request.begin + j + u));
+            for (int b = 0; b < BLOCKS; b++) total[b][u] = begin;
+        }
+        const std::int8_t* own = codes + c.quads * WIDE * 4;
+        for (int q = 0; q < c.link_quads; q++) {
+            I items[BLOCKS];
+            for (int b = 0; b < BLOCKS; b++) items[b] = load(links + (b * c.link_quads + q) * LANES);
+            for (int u = 0; u < WIDE; u++) {
+                const I code = splat_dword(own + (q * WIDE + u) * 4);
+                for (int b = 0; b < BLOCKS; b++) total[b][u] = dot(total[b][u], items[b], code);
+            }
+        }
+    } else {
+        for (int b = 0; b < BLOCKS; b++)
+            for (int u = 0; u < WIDE; u++) total[b][u] = zero();
+    }
     for (int q = 0; q < c.quads; q++) {
         I items[BLOCKS];
         for (int b = 0; b < BLOCKS; b++) items[b] = load(first + b * stride + q * LANES);
@@ -51,11 +68,18 @@ inline void sums(const Catalogue& c, const std::uint32_t* first, std::int64_t st
         for (int u = 0; u < WIDE; u++)
             out[b][u] = fma(splat(scale[u]), to_float(total[b][u]), out[b][u]);
     }
+    if (added) {
+        for (int b = 0; b < BLOCKS; b++)
+            for (int u = 0; u < WIDE; u++)
+                out[b][u] = plus(out[b][u],
+                                 load_floats(added + static_cast<std::ptrdiff_t>(b * c.padded_sums() + j + u) * LANES));
+    }
 }
 
 template <Activation ACTIVATION, bool GATED, int BLOCKS>
 inline void score_some(const Catalogue& c, const std::uint32_t* first, std::int64_t stride,
-                       std::int64_t ahead, const Request& request, const Head& head, float* out) {
+                       std::int64_t ahead, const Request& request, const std::uint32_t* links,
+                       const float* added, const Head& head, float* out) {
     const SiluTable& table = silu_table();
     const int line = head.outputs * LANES;
     // While these blocks are scored, the memory fetches those that come a tile later.
@@ -70,12 +94,12 @@ inline void score_some(const Catalogue& c, const std::uint32_t* first, std::int6
     for (int j = 0; j < c.padded; j += WIDE) {
         for (std::int64_t i = 0; i < each; i++, next += LANES) __builtin_prefetch(next, 0, 2);
         F a[BLOCKS][WIDE];
-        sums<BLOCKS>(c, first, stride, request, j, a);
+        sums<BLOCKS>(c, first, stride, request, links, added, j, a);
         for (int b = 0; b < BLOCKS; b++)
             for (int u = 0; u < WIDE; u++) a[b][u] = activate<ACTIVATION>(a[b][u], table);
         if constexpr (GATED) {
             F gate[BLOCKS][WIDE];
-            sums<BLOCKS>(c, first, stride, request, c.padded + j, gate);
+            sums<BLOCKS>(c, first, stride, request, links, added, c.padded + j, gate);
             for (int b = 0; b < BLOCKS; b++)
                 for (int u = 0; u < WIDE; u++) a[b][u] = multiply(a[b][u], gate[b][u]);
         }
@@ -95,28 +119,55 @@ inline void score_some(const Catalogue& c, const std::uint32_t* first, std::int6
 
 template <Activation ACTIVATION, bool GATED>
 void score_blocks(const Catalogue& c, const std::uint32_t* blocks, int count, std::int64_t ahead,
-                  const Request& request, const Head& head, float* out) {
+                  const Request& request, const Additions& more, const Head& head, float* out) {
     const std::int64_t stride = Blocks::stride(c), line = head.outputs * LANES;
-    int left = (count + LANES - 1) / LANES;
-    for (; left >= TOGETHER; left -= TOGETHER, blocks += TOGETHER * stride, out += TOGETHER * line)
-        score_some<ACTIVATION, GATED, TOGETHER>(c, blocks, stride, ahead, request, head, out);
-    for (; left > 0; left--, blocks += stride, out += line)
-        score_some<ACTIVATION, GATED, 1>(c, blocks, stride, ahead, request, head, out);
+    const int size = (count + LANES - 1) / LANES;
+    const auto links = [&](int b, int some) -> const std::uint32_t* {
+        for (int i = b; more.links && i < b + some; i++)
+            if (more.touched[i]) return more.links + static_cast<std::ptrdiff_t>(b) * c.link_quads * LANES;
+        return nullptr;
+    };
+    const auto added = [&](int b) {
+        return more.sums ? more.sums + static_cast<std::ptrdiff_t>(b) * c.padded_sums() * LANES : nullptr;
+    };
+    int b = 0;
+    for (; b + TOGETHER <= size; b += TOGETHER)
+        score_some<ACTIVATION, GATED, TOGETHER>(c, blocks + b * stride, stride, ahead, request,
+                                                links(b, TOGETHER), added(b), head, out + b * line);
+    for (; b < size; b++)
+        score_some<ACTIVATION, GATED, 1>(c, blocks + b * stride, stride, ahead, request, links(b, 1),
+                                         added(b), head, out + b * line);
 }
 
 void score(const Catalogue& c, const std::uint32_t* blocks, int count, std::int64_t ahead,
-           const Request& request, const Head& head, float* out) {
+           const Request& request, const Additions& more, const Head& head, float* out) {
+    const auto run = [&](auto chosen) { chosen(c, blocks, count, ahead, request, more, head, out); };
     const bool gated = c.parts == 2;
     switch (c.activation) {
         case Activation::relu:
-            return gated ? score_blocks<Activation::relu, true>(c, blocks, count, ahead, request, head, out)
-                         : score_blocks<Activation::relu, false>(c, blocks, count, ahead, request, head, out);
+            return gated ? run(score_blocks<Activation::relu, true>) : run(score_blocks<Activation::relu, false>);
         case Activation::silu:
-            return gated ? score_blocks<Activation::silu, true>(c, blocks, count, ahead, request, head, out)
-                         : score_blocks<Activation::silu, false>(c, blocks, count, ahead, request, head, out);
+            return gated ? run(score_blocks<Activation::silu, true>) : run(score_blocks<Activation::silu, false>);
         case Activation::hardswish:
-            return gated ? score_blocks<Activation::hardswish, true>(c, blocks, count, ahead, request, head, out)
-                         : score_blocks<Activation::hardswish, false>(c, blocks, count, ahead, request, head, out);
+            return gated ? run(score_blocks<Activation::hardswish, true>) : run(score_blocks<Activation::hardswish, false>);
+    }
+}
+
+void look_up_links(const Catalogue& c, const std::uint32_t* blocks, int count, const std::int8_t* table,
+                   std::uint32_t* links, std::uint8_t* touched) {
+    const std::int64_t stride = Blocks::stride(c);
+    const int size = (count + LANES - 1) / LANES;
+    for (int b = 0; b < size; b++) {
+        const std::uint32_t* sets = blocks + b * stride + (c.quads + c.parts * c.padded / 4) * LANES;
+        bool any = false;
+        for (int q = 0; q < c.link_quads; q++) {
+            I sum = zero();
+            for (int f = 0; f < c.features; f++)
+                sum = add_bytes(sum, gather(table + 4 * q, scaled(load(sets + f * LANES), c.link_quads)));
+            any = any || any_bit(sum);
+            store_dwords(links + (b * c.link_quads + q) * LANES, flip_signs(sum));
+        }
+        touched[b] = any;
     }
 }
 
@@ -161,6 +212,12 @@ void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int 
             block += c.padded / 4 * LANES;
             for (int i = 0; i < LANES; i++) terms[i] += c.hidden;
         }
+        for (int i = 0; c.features > 0 && i < LANES; i++) {
+            const int place = at + i < count ? at + i : count - 1;
+            const std::int32_t* of = c.sets + (rows ? rows[place] : first + place) * c.features;
+            for (int f = 0; f < c.features; f++)
+                block[f * LANES + i] = of[f] >= 0 && of[f] < c.set_count ? static_cast<std::uint32_t>(of[f]) : 0;
+        }
     }
 }
 
@@ -182,8 +239,9 @@ inline void multiply(const float* x, const float* m, int width, int count, float
     }
 }
 
-void fold(const Catalogue& c, const Fold& f, const float* links, const float* head, float* scratch,
-          std::int8_t* codes, float* step, float* constant) {
+void fold(const Catalogue& c, const Fold& f, const float* links, const float* head,
+          const float* link_step, float* scratch, std::int8_t* codes, float* step, float* constant,
+          std::int32_t* begin) {
     const int g = f.sums, width = f.width / f.heads;
     float* user = scratch + static_cast<std::ptrdiff_t>(c.columns) * g;
     for (int j = 0; j < g; j++) user[j] = head[j] + f.middle[j];
@@ -210,9 +268,16 @@ void fold(const Catalogue& c, const Fold& f, const float* links, const float* he
             }
         }
     }
+    // Behind the weights' rows and the user's, those of anchored links.
+    const int rows = c.columns + (link_step ? 1 + c.links : 0);
+    for (int k = 0; link_step && k < c.links; k++) {
+        float* to = user + static_cast<std::ptrdiff_t>(k + 1) * g;
+        for (int j = 0; j < g; j++) to[j] = link_step[k] * f.from_anchors_t[static_cast<std::ptrdiff_t>(k) * g + j];
+    }
     float* most = step;
     for (int j = 0; j < g; j++) most[j] = 0;
-    for (int k = 0; k < c.columns; k++) {
+    for (int k = 0; k < rows; k++) {
+        if (k == c.columns) continue;
         const float* from = scratch + static_cast<std::ptrdiff_t>(k) * g;
         for (int j = 0; j < g; j++) {
             const float size = from[j] < 0 ? -from[j] : from[j];
@@ -220,12 +285,14 @@ void fold(const Catalogue& c, const Fold& f, const float* links, const float* he
         }
     }
     for (int j = 0; j < g; j++) most[j] = most[j] > 0 ? most[j] / 127 : 1;
-    for (int k = 0; k < c.columns; k++) {
+    for (int k = 0; k < rows; k++) {
+        if (k == c.columns) continue;
+        const float mean = k < c.columns ? f.mean[k] : 0;
         float* from = scratch + static_cast<std::ptrdiff_t>(k) * g;
         for (int j = 0; j < g; j++) {
             // To the nearest integer, ties to even, by the rounding of this addition.
             const float code = (from[j] / most[j] + 12582912.0f) - 12582912.0f;
-            user[j] += f.mean[k] * (from[j] - most[j] * code);  // NaN, where links are
+            user[j] += mean * (from[j] - most[j] * code);  // NaN, where links are
             from[j] = code >= -127 && code <= 127 ? code : 0;
         }
     }
@@ -233,12 +300,19 @@ void fold(const Catalogue& c, const Fold& f, const float* links, const float* he
     for (int part = c.parts - 1; part >= 0; part--) {
         for (int j = c.padded - 1; j >= 0; j--) {
             const int to = part * c.padded + j, from = part * c.hidden + j;
-            std::int8_t* line = codes + (static_cast<std::ptrdiff_t>(to / WIDE) * c.quads * WIDE + to % WIDE) * 4;
+            std::int8_t* line = codes + (static_cast<std::ptrdiff_t>(to / WIDE) * c.code_quads() * WIDE + to % WIDE) * 4;
             const bool real = j < c.hidden;
             for (int k = 0; k < c.quads * 4; k++) {
                 const bool held = real && k < c.columns;
                 line[k / 4 * WIDE * 4 + k % 4] =
                     held ? static_cast<std::int8_t>(scratch[static_cast<std::ptrdiff_t>(k) * g + from]) : 0;
+            }
+            begin[to] = 0;
+            for (int k = 0; k < c.link_quads * 4; k++) {
+                const bool held = real && link_step && k < c.links;
+                const float code = held ? scratch[static_cast<std::ptrdiff_t>(c.columns + 1 + k) * g + from] : 0;
+                line[(c.quads + k / 4) * WIDE * 4 + k % 4] = static_cast<std::int8_t>(code);
+                begin[to] -= 128 * static_cast<std::int32_t>(code);
             }
             step[to] = real ? step[from] : 0;
             constant[to] = real ? user[from] : 0;

@@ -2,10 +2,13 @@
 // without the interpreter's lock. See limerank/ranking/scorer/native.py for what the arrays are.
 #include "python.hpp"
 
+#include <nanobind/stl/shared_ptr.h>
+
 #include <cmath>
 #include <cstring>
 #include <mutex>
 
+#include "anchors.hpp"
 #include "search.hpp"
 #include "select.hpp"
 
@@ -16,13 +19,38 @@ constexpr std::int64_t LEAST_PER_THREAD = 2048;  // fewer items take less time t
 
 // Requests, quantised.
 struct Requests {
+    Requests() = default;
+    Requests(Requests&&) = default;
+    Requests(const Requests&) = delete;
     std::size_t count = 0, size = 0, line = 0;  // sums and codes of one request, padded
     std::vector<std::int8_t> codes;
     std::vector<float> step, constant;
+    std::vector<std::int32_t> begin;
+    std::vector<Linked> linked;  // of each request; empty without anchored links
     const void* of = nullptr;  // the scorer that made them
     Request at(std::size_t b) const {
-        return {codes.data() + b * line, step.data() + b * size, constant.data() + b * size};
+        return {codes.data() + b * line, step.data() + b * size, constant.data() + b * size,
+                begin.data() + b * size};
     }
+};
+
+// Memory for what a tile's items have beyond the catalogue.
+class Room {
+  public:
+    Room(const Catalogue& c, bool sums)
+        : links_(c.link_quads > 0 ? static_cast<std::size_t>(TILE * c.link_quads) + LANES : 0),
+          sums_(sums ? static_cast<std::size_t>(TILE) * static_cast<std::size_t>(c.padded_sums()) : 0, 0.0f) {}
+    std::uint32_t* links() {  // aligned to 64 bytes
+        const auto at = reinterpret_cast<std::uintptr_t>(links_.data());
+        return links_.data() + (64 - at % 64) % 64 / sizeof(std::uint32_t);
+    }
+    float* sums() { return sums_.data(); }
+    std::uint8_t touched[TILE / LANES] = {};
+    std::int64_t at[TILE] = {};
+
+  private:
+    std::vector<std::uint32_t> links_;
+    std::vector<float> sums_;
 };
 
 class Scorer {
@@ -31,9 +59,9 @@ class Scorer {
            In<float, 1> weight_step, In<float, 1> mean, In<float, 1> middle,
            In<float, 1> term_step, In<float, 2> from_links, In<float, 2> out, In<float, 1> bias,
            In<std::int32_t, 1> hidden_rows, int heads, const std::string& activation, bool gated,
-           const std::optional<std::string>& path, bool held)
-        : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), path_(&path_named(path)),
-          held_(held) {
+           const std::optional<std::string>& path, bool held, std::shared_ptr<Anchors> anchors)
+        : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), anchors_(std::move(anchors)),
+          path_(&path_named(path)), held_(held) {
         const auto columns = static_cast<std::int64_t>(weights.shape(1));
         const auto sums = static_cast<std::int64_t>(terms.shape(1));
         const auto tasks = static_cast<std::int64_t>(out.shape(0));
@@ -83,9 +111,21 @@ class Scorer {
         for (std::int64_t j = 0; j < sums; j++)
             for (std::int64_t e = 0; e < width; e++)
                 layer_t_[static_cast<std::size_t>(e * sums + j)] = from_links.data()[j * width + e];
+        if (anchors_) {
+            expect(static_cast<std::int64_t>(anchors_->items()) == c_.items && anchors_->sums() == sums,
+                   "the anchored links are of another catalogue or model");
+            expect(columns + anchors_->line() <= MOST_COLUMNS, "expected 65536 weights and anchored links at most");
+            expect(static_cast<std::int64_t>(anchors_->sets()) * anchors_->quads() < std::int64_t{1} << 31,
+                   "there are too many sets of anchored values");
+            c_.sets = anchors_->codes();
+            c_.features = anchors_->features();
+            c_.set_count = anchors_->sets();
+            c_.links = anchors_->links();
+            c_.link_quads = anchors_->quads();
+        }
         fold_ = {heads, static_cast<int>(columns) / heads, static_cast<int>(width),
                  static_cast<int>(sums), layer_t_.data(), low_.data(), weight_step_.data(),
-                 mean_.data(), middle_.data()};
+                 mean_.data(), middle_.data(), anchors_ ? anchors_->layer_t() : nullptr};
         std::int32_t last = -1;
         for (std::size_t i = 0; i < hidden_rows.shape(0); i++) {
             const std::int32_t row = hidden_rows.data()[i];
@@ -99,7 +139,9 @@ class Scorer {
 
     const char* path() const { return path_->name; }
 
-    Requests requests(In<float, 3> links, In<float, 2> head) const {
+    // The anchored links of request b are from offsets[b] to offsets[b + 1] of keys and anchored.
+    Requests requests(In<float, 3> links, In<float, 2> head, std::optional<In<std::int64_t, 1>> offsets,
+                      std::optional<In<std::int64_t, 1>> keys, std::optional<In<float, 2>> anchored) const {
         const std::size_t batch = links.shape(0);
         expect(static_cast<int>(links.shape(1)) == fold_.links &&
                    static_cast<int>(links.shape(2)) == fold_.width &&
@@ -108,25 +150,49 @@ class Scorer {
         Requests made;
         made.count = batch;
         made.size = static_cast<std::size_t>(c_.padded_sums());
-        made.line = made.size * static_cast<std::size_t>(c_.quads) * 4;
+        made.line = made.size * static_cast<std::size_t>(c_.code_quads()) * 4;
         made.codes.resize(batch * made.line);
         made.step.resize(batch * made.size);
         made.constant.resize(batch * made.size);
+        made.begin.resize(batch * made.size);
         made.of = this;
+        if (keys) {
+            expect(anchors_ && offsets && anchored, "these requests have anchored links, the model has none");
+            expect(offsets->shape(0) == batch + 1 && keys->shape(0) == anchored->shape(0) &&
+                       static_cast<int>(anchored->shape(1)) == c_.links,
+                   "the anchored links are not of these requests");
+            const std::int64_t* at = offsets->data();
+            for (std::size_t b = 0; b <= batch; b++)
+                expect(at[b] >= (b ? at[b - 1] : 0) && at[b] <= static_cast<std::int64_t>(keys->shape(0)),
+                       "the offsets of the anchored links do not ascend");
+            for (std::size_t b = 0; b < batch; b++)
+                expect(std::is_sorted(keys->data() + at[b], keys->data() + at[b + 1]),
+                       "the keys of anchored links must ascend");
+        }
         nb::gil_scoped_release free;
-        std::vector<float> scratch(static_cast<std::size_t>(c_.quads * 4 + 1) *
+        std::vector<float> scratch(static_cast<std::size_t>(c_.quads * 4 + 1 + c_.links) *
                                    static_cast<std::size_t>(fold_.sums));
-        for (std::size_t b = 0; b < batch; b++)
+        for (std::size_t b = 0; b < batch; b++) {
+            const float* link_step = nullptr;
+            if (keys) {
+                const auto first = static_cast<std::size_t>(offsets->data()[b]);
+                const auto end = static_cast<std::size_t>(offsets->data()[b + 1]);
+                made.linked.push_back(anchors_->quantised(
+                    keys->data() + first, anchored->data() + first * static_cast<std::size_t>(c_.links), end - first));
+                if (made.linked.back().any()) link_step = made.linked.back().step.data();
+            }
             path_->fold(c_, fold_, links.data() + b * links.shape(1) * links.shape(2),
-                        head.data() + b * head.shape(1), scratch.data(),
+                        head.data() + b * head.shape(1), link_step, scratch.data(),
                         made.codes.data() + b * made.line, made.step.data() + b * made.size,
-                        made.constant.data() + b * made.size);
+                        made.constant.data() + b * made.size, made.begin.data() + b * made.size);
+        }
         return made;
     }
 
-    // Logits [B, m, K] of all items, of rows [m], or of each request's own rows [B, m].
+    // Logits [B, m, K] of all items, of rows [m], or of each request's own rows [B, m]; `extra`
+    // [B, m, sums] is added to the first-layer sums.
     Out<float> scores(const Requests& requests, std::optional<In<std::int64_t, 2>> rows,
-                      int threads) const {
+                      int threads, std::optional<In<float, 3>> extra) const {
         check(requests, threads);
         const std::size_t batch = requests.count;
         std::int64_t count = c_.items;
@@ -138,6 +204,11 @@ class Scorer {
             count = static_cast<std::int64_t>(rows->shape(1));
             check_rows(rows->data(), rows->size());
         }
+        const auto sums = static_cast<std::size_t>(c_.sums());
+        if (extra)
+            expect(extra->shape(0) == batch && static_cast<std::int64_t>(extra->shape(1)) == count &&
+                       extra->shape(2) == sums,
+                   "extra is not [requests, rows, first-layer sums]");
         std::vector<float> found(batch * static_cast<std::size_t>(count) * tasks_);
         {
             nb::gil_scoped_release free;
@@ -145,13 +216,20 @@ class Scorer {
             in_threads(count, TILE, LEAST_PER_THREAD, threads, [&](int, std::int64_t low, std::int64_t high) {
                 Blocks blocks(c_, TILE);
                 std::vector<float> room(TILE * tasks_);
+                Room beyond(c_, extra.has_value());
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int size = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
                     for (std::size_t b = 0; b < batch; b++) {
                         const std::int64_t* of = nullptr;
                         if (rows) of = rows->data() + (own ? b : 0) * rows->shape(1) + at;
                         if (b == 0 || own) path_->pack(c_, of, at, size, blocks.data());
-                        path_->score(c_, blocks.data(), size, 0, requests.at(b), head, room.data());
+                        Additions more = linked(requests, b, blocks.data(), of, at, size, beyond);
+                        if (extra) {
+                            const std::size_t first = b * static_cast<std::size_t>(count) + static_cast<std::size_t>(at);
+                            spread(extra->data() + first * sums, size, beyond.sums());
+                            more.sums = beyond.sums();
+                        }
+                        path_->score(c_, blocks.data(), size, 0, requests.at(b), more, head, room.data());
                         float* to = found.data() +
                                     (b * static_cast<std::size_t>(count) + static_cast<std::size_t>(at)) * tasks_;
                         unpack(room.data(), size, to);
@@ -223,6 +301,7 @@ class Scorer {
                 held.assign(batch, Best(size));
                 Blocks blocks(c_, whole ? 0 : TILE);
                 alignas(64) float room[TILE];
+                Room beyond(c_, false);
                 for (std::int64_t at = low; at < high; at += TILE) {
                     const int here = static_cast<int>(std::min<std::int64_t>(TILE, high - at));
                     const std::int64_t* of = rows ? rows + at : nullptr;
@@ -232,7 +311,8 @@ class Scorer {
                     for (std::size_t b = 0; b < batch; b++) {
                         const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1};
                         const std::int64_t ahead = b == 0 && at + TILE < high ? next : 0;
-                        path_->score(c_, tile, here, ahead, requests.at(b), head, room);
+                        const Additions more = linked(requests, b, tile, of, at, here, beyond);
+                        path_->score(c_, tile, here, ahead, requests.at(b), more, head, room);
                         const std::int64_t from = b ? exclude_ends.data()[b - 1] : 0;
                         const std::int64_t* excluded = exclude.data() + from;
                         const std::int64_t* excluded_end = exclude.data() + exclude_ends.data()[b];
@@ -244,6 +324,7 @@ class Scorer {
             });
             Blocks blocks(c_, TILE);
             std::vector<float> room(TILE * tasks_);
+            Room beyond(c_, false);
             const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
             for (std::size_t b = 0; b < batch; b++) {
                 std::vector<Found> all;
@@ -260,8 +341,10 @@ class Scorer {
                 }
                 for (std::size_t at = 0; at < there; at += TILE) {
                     const int here = static_cast<int>(std::min<std::size_t>(TILE, there - at));
-                    path_->pack(c_, best.data() + b * size + at, 0, here, blocks.data());
-                    path_->score(c_, blocks.data(), here, 0, requests.at(b), head, room.data());
+                    const std::int64_t* of = best.data() + b * size + at;
+                    path_->pack(c_, of, 0, here, blocks.data());
+                    const Additions more = linked(requests, b, blocks.data(), of, 0, here, beyond);
+                    path_->score(c_, blocks.data(), here, 0, requests.at(b), more, head, room.data());
                     unpack(room.data(), here, logits.data() + (b * size + at) * tasks_);
                 }
             }
@@ -285,6 +368,61 @@ class Scorer {
             });
         });
         return &*blocks_;
+    }
+
+    // What the anchored links of a request give a tile's items: `count` rows, or without rows those from
+    // `first` on, laid out in `tile`.
+    Additions linked(const Requests& requests, std::size_t b, const std::uint32_t* tile,
+                     const std::int64_t* rows, std::int64_t first, int count, Room& room) const {
+        Additions more;
+        if (requests.linked.empty() || !requests.linked[b].any()) return more;
+        const Linked& of = requests.linked[b];
+        const auto line = static_cast<std::size_t>(anchors_->line());
+        std::uint32_t* links = room.links();
+        bool begun = of.table != nullptr;
+        if (begun) path_->look_up_links(c_, tile, count, of.table.get(), links, room.touched);
+        const auto patch = [&](int place, std::size_t item) {
+            if (!begun) {
+                std::fill_n(links, TILE * c_.link_quads, 0x80808080u);
+                std::fill_n(room.touched, TILE / LANES, std::uint8_t{0});
+                begun = true;
+            }
+            const int block = place / LANES;
+            room.touched[block] = 1;
+            for (std::size_t j = 0; j < line; j++) {
+                std::uint32_t& four = links[(block * c_.link_quads + static_cast<int>(j / 4)) * LANES + place % LANES];
+                const std::uint32_t shift = 8 * (j % 4);
+                const std::uint32_t byte = (four >> shift) + static_cast<std::uint32_t>(of.codes[item * line + j]);
+                four = (four & ~(0xFFu << shift)) | (byte & 0xFFu) << shift;
+            }
+        };
+        if (rows) {
+            lower_bounds(of.rows.data(), of.rows.size(), rows, static_cast<std::size_t>(count), room.at);
+            for (int j = 0; j < count; j++) {
+                const auto item = static_cast<std::size_t>(room.at[j]);
+                if (item < of.rows.size() && of.rows[item] == rows[j]) patch(j, item);
+            }
+        } else {
+            auto item = static_cast<std::size_t>(std::lower_bound(of.rows.begin(), of.rows.end(), first) - of.rows.begin());
+            for (; item < of.rows.size() && of.rows[item] < first + count; item++)
+                patch(static_cast<int>(of.rows[item] - first), item);
+        }
+        if (begun) {
+            more.links = links;
+            more.touched = room.touched;
+        }
+        return more;
+    }
+
+    // Sums of items [count, sums] -> [blocks][padded sums][LANES].
+    void spread(const float* from, int count, float* to) const {
+        for (int i = 0; i < count; i++) {
+            float* lane = to + static_cast<std::ptrdiff_t>(i / LANES) * c_.padded_sums() * LANES + i % LANES;
+            for (int part = 0; part < c_.parts; part++)
+                for (int j = 0; j < c_.hidden; j++)
+                    lane[static_cast<std::ptrdiff_t>(part * c_.padded + j) * LANES] =
+                        from[static_cast<std::ptrdiff_t>(i) * c_.sums() + part * c_.hidden + j];
+        }
     }
 
     void check(const Requests& requests, int threads) const {
@@ -383,6 +521,7 @@ class Scorer {
     In<std::uint8_t, 2> weights_;  // stays alive: `c_` points into them
     In<std::int8_t, 2> terms_;
     In<std::int32_t, 1> hidden_rows_;
+    std::shared_ptr<Anchors> anchors_;
     const Path* path_;
     const bool held_;
     mutable std::once_flag once_;
@@ -448,24 +587,32 @@ NB_MODULE(_native, m) {
     }, nb::arg("values"),
        "A list of nothing but 64-bit integers as an array; None for any other list.");
     nb::class_<Requests>(m, "Requests").def("__len__", [](const Requests& r) { return r.count; });
+    nb::class_<Anchors>(m, "Anchors")
+        .def(nb::init<In<std::int32_t, 2>, In<std::int64_t, 1>, In<std::int32_t, 1>, In<float, 1>,
+                      In<std::int32_t, 1>, std::int64_t, In<float, 2>>(),
+             nb::arg("codes").noconvert(), nb::arg("keys").noconvert(), nb::arg("sets").noconvert(),
+             nb::arg("shares").noconvert(), nb::arg("kinds").noconvert(), nb::arg("item_tokens"),
+             nb::arg("layer").noconvert());
     nb::class_<Scorer>(m, "Scorer")
         .def(nb::init<In<std::uint8_t, 2>, In<std::int8_t, 2>, In<float, 1>, In<float, 1>,
                       In<float, 1>, In<float, 1>, In<float, 1>, In<float, 2>, In<float, 2>,
                       In<float, 1>, In<std::int32_t, 1>, int, const std::string&, bool,
-                      const std::optional<std::string>&, bool>(),
+                      const std::optional<std::string>&, bool, std::shared_ptr<Anchors>>(),
              nb::arg("weights").noconvert(), nb::arg("terms").noconvert(), nb::arg("weight_low"),
              nb::arg("weight_step"), nb::arg("weight_mean"), nb::arg("term_middle"),
              nb::arg("term_step"), nb::arg("from_links"), nb::arg("out"), nb::arg("bias"),
              nb::arg("hidden_rows").noconvert(), nb::arg("heads"), nb::arg("activation"),
-             nb::arg("gated"), nb::arg("path").none(), nb::arg("held"))
+             nb::arg("gated"), nb::arg("path").none(), nb::arg("held"), nb::arg("anchors") = nb::none())
         .def_prop_ro("path", &Scorer::path)
         .def("requests", &Scorer::requests, nb::arg("links").noconvert(),
-             nb::arg("head").noconvert())
+             nb::arg("head").noconvert(), nb::arg("offsets").noconvert() = nb::none(),
+             nb::arg("keys").noconvert() = nb::none(), nb::arg("anchored").noconvert() = nb::none())
         .def("scores", &Scorer::scores, nb::arg("requests"), nb::arg("rows").noconvert().none(),
-             nb::arg("threads"))
+             nb::arg("threads"), nb::arg("extra").noconvert() = nb::none())
         .def("top", &Scorer::top, nb::arg("requests"), nb::arg("k"),
              nb::arg("weights").noconvert(), nb::arg("rows").noconvert().none(),
              nb::arg("exclude").noconvert(), nb::arg("exclude_ends").noconvert(),
              nb::arg("allow").noconvert().none(), nb::arg("threads"));
     add_personaliser(m);
+    add_anchored_links(m);
 }

@@ -45,6 +45,29 @@ inline I splat_dword(const std::int8_t* from) {
     const __m256i all = _mm256_set1_epi32(four);
     return {all, all};
 }
+inline I add_bytes(I x, I y) {
+    return {_mm256_add_epi8(x.low, y.low), _mm256_add_epi8(x.high, y.high)};
+}
+inline I flip_signs(I x) {
+    const __m256i signs = _mm256_set1_epi32(static_cast<int>(0x80808080u));
+    return {_mm256_xor_si256(x.low, signs), _mm256_xor_si256(x.high, signs)};
+}
+inline bool any_bit(I x) {
+    const __m256i both = _mm256_or_si256(x.low, x.high);
+    return _mm256_testz_si256(both, both) == 0;
+}
+inline I scaled(I x, int by) {
+    const __m256i all = _mm256_set1_epi32(by);
+    return {_mm256_mullo_epi32(x.low, all), _mm256_mullo_epi32(x.high, all)};
+}
+inline I gather(const std::int8_t* table, I dwords) {
+    const int* from = reinterpret_cast<const int*>(table);
+    return {_mm256_i32gather_epi32(from, dwords.low, 4), _mm256_i32gather_epi32(from, dwords.high, 4)};
+}
+inline void store_dwords(std::uint32_t* to, I x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 8), x.high);
+}
 inline __m256i dot8(__m256i total, __m256i items, __m256i codes) {
     const __m256i even = _mm256_and_si256(items, _mm256_set1_epi16(0xFF));
     const __m256i odd = _mm256_srli_epi16(items, 8);
@@ -119,7 +142,7 @@ bool supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_suppor
 
 }  // namespace
 
-const Path avx2_path = {"avx2", supported, pack, score, fold, peak, personalise};
+const Path avx2_path = {"avx2", supported, pack, score, look_up_links, fold, peak, personalise};
 
 }  // namespace limerank
 #endif

@@ -28,6 +28,12 @@ inline I splat_dword(const std::int8_t* from) {
     std::memcpy(&four, from, 4);
     return _mm512_set1_epi32(four);
 }
+inline I add_bytes(I x, I y) { return _mm512_add_epi8(x, y); }
+inline I flip_signs(I x) { return _mm512_xor_si512(x, _mm512_set1_epi32(static_cast<int>(0x80808080u))); }
+inline bool any_bit(I x) { return _mm512_test_epi32_mask(x, x) != 0; }
+inline I scaled(I x, int by) { return _mm512_mullo_epi32(x, _mm512_set1_epi32(by)); }
+inline I gather(const std::int8_t* table, I dwords) { return _mm512_i32gather_epi32(dwords, table, 4); }
+inline void store_dwords(std::uint32_t* to, I x) { _mm512_storeu_si512(to, x); }
 inline I dot(I total, I items, I codes) { return _mm512_dpbusd_epi32(total, items, codes); }
 inline I add(I x, I y) { return _mm512_add_epi32(x, y); }
 template <int BITS>
@@ -101,6 +107,29 @@ inline int transpose(const std::uint8_t* const* rows, int bytes, std::uint32_t* 
 #include "loops.inl"
 #include "personal.inl"
 
+// Eight codes, the usual number, are gathered at once.
+void look_up_eight(const Catalogue& c, const std::uint32_t* blocks, int count, const std::int8_t* table,
+                   std::uint32_t* links, std::uint8_t* touched) {
+    if (c.link_quads != 2) return look_up_links(c, blocks, count, table, links, touched);
+    const std::int64_t stride = Blocks::stride(c);
+    const int size = (count + LANES - 1) / LANES;
+    const I first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const I second = add(first, _mm512_set1_epi32(1));
+    for (int b = 0; b < size; b++) {
+        const std::uint32_t* sets = blocks + b * stride + (c.quads + c.parts * c.padded / 4) * LANES;
+        I low = zero(), high = zero();
+        for (int f = 0; f < c.features; f++) {
+            const I at = load(sets + f * LANES);
+            const __m256i of_low = _mm512_castsi512_si256(at), of_high = _mm512_extracti64x4_epi64(at, 1);
+            low = add_bytes(low, _mm512_i32gather_epi64(of_low, table, 8));
+            high = add_bytes(high, _mm512_i32gather_epi64(of_high, table, 8));
+        }
+        touched[b] = any_bit(_mm512_or_si512(low, high));
+        store_dwords(links + 2 * b * LANES, flip_signs(_mm512_permutex2var_epi32(low, first, high)));
+        store_dwords(links + (2 * b + 1) * LANES, flip_signs(_mm512_permutex2var_epi32(low, second, high)));
+    }
+}
+
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -109,7 +138,7 @@ bool supported() {
 
 }  // namespace
 
-const Path avx512_path = {"avx512-vnni", supported, pack, score, fold, peak, personalise};
+const Path avx512_path = {"avx512-vnni", supported, pack, score, look_up_eight, fold, peak, personalise};
 
 }  // namespace limerank
 #endif

@@ -49,6 +49,31 @@ inline std::int32_t unsigned_part(std::int32_t x, int part) {
 inline std::int32_t signed_part(std::int32_t x, int part) {
     return static_cast<std::int8_t>(static_cast<std::uint32_t>(x) >> (8 * part) & 0xFFu);
 }
+inline I add_bytes(const I& x, const I& y) {
+    return each<I>([&](int i) {  // bytes do not carry into their neighbours
+        const auto a = static_cast<std::uint32_t>(x[i]), b = static_cast<std::uint32_t>(y[i]);
+        return static_cast<std::int32_t>(((a & 0x7F7F7F7Fu) + (b & 0x7F7F7F7Fu)) ^ ((a ^ b) & 0x80808080u));
+    });
+}
+inline I flip_signs(const I& x) {
+    return each<I>([&](int i) {
+        return static_cast<std::int32_t>(static_cast<std::uint32_t>(x[i]) ^ 0x80808080u);
+    });
+}
+inline bool any_bit(const I& x) {
+    std::int32_t bits = 0;
+    for (int i = 0; i < LANES; i++) bits |= x[i];
+    return bits != 0;
+}
+inline I scaled(const I& x, int by) { return x * by; }
+inline I gather(const std::int8_t* table, const I& dwords) {
+    return each<I>([&](int i) {
+        std::int32_t four;
+        std::memcpy(&four, table + 4 * static_cast<std::ptrdiff_t>(dwords[i]), 4);
+        return four;
+    });
+}
+inline void store_dwords(std::uint32_t* to, const I& x) { std::memcpy(to, &x, sizeof x); }
 inline I dot(const I& total, const I& items, const I& codes) {
     return each<I>([&](int i) {
         std::int32_t sum = total[i];
@@ -124,6 +149,6 @@ bool supported() { return true; }
 
 }  // namespace
 
-const Path portable_path = {"portable", supported, pack, score, fold, peak, personalise};
+const Path portable_path = {"portable", supported, pack, score, look_up_links, fold, peak, personalise};
 
 }  // namespace limerank

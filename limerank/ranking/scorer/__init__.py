@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from limerank.errors import check_choice
 from limerank.index import Index
 from limerank.models import Ranker
+from limerank.ranking.scorer.anchored import item_keys
 from limerank.ranking.scorer.contract import Scorer, TopK, weights_of_tasks
 from limerank.ranking.scorer.model import ModelScorer
 from limerank.ranking.scorer.native import NativeScorer, paths
@@ -27,6 +28,7 @@ __all__ = [
     "Scorer",
     "ScorerName",
     "TopK",
+    "item_keys",
     "paths",
     "scorer_for",
     "weights_of_tasks",

@@ -6,7 +6,8 @@ Shape letters: B requests, n items, m items of a chunk, K tasks.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,18 @@ class ChunkedScorer(Scorer):
         *,
         extra: Tensor | None = None,
     ) -> NDArray[np.float32]:
-        requests = self._requests(state)
+        logits = self._logits_of(state)
         batch = len(state[0])
         chosen = None if rows is None else self._checked(rows)
         if chosen is not None and chosen.ndim == 2 and len(chosen) != batch:
             raise SpecError(f"rows are for {len(chosen)} requests, the state is of {batch}")
         count = len(self) if chosen is None else chosen.shape[-1]
-        extra = None if extra is None else self._extra(extra, batch, count)
+        extra = self._checked_extra(extra, batch, count)
         out = np.empty((batch, count, self.tasks), dtype=np.float32)
         for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[..., low:high]
-            more = None if extra is None else extra[:, low:high]
-            out[:, low:high] = self._logits(requests, part, more).cpu().numpy()
+            added = None if extra is None else extra[:, low:high]
+            out[:, low:high] = logits(part, added).cpu().numpy()
         return out
 
     @torch.inference_mode()
@@ -64,11 +65,7 @@ class ChunkedScorer(Scorer):
         weights_bk = torch.from_numpy(self._weights(weights, batch))
         k = self._checked_k(k)
         chosen = None if rows is None else self._distinct(rows)
-        if extra is not None:
-            extra = self._extra(extra, batch, len(self) if chosen is None else len(chosen))
-            if rows is None or (np.diff(self._checked(rows)) <= 0).any():
-                raise SpecError("extra needs rows in ascending order, each of them once")
-        given = chosen
+        given, extra = self._ordered(rows, extra, batch)
         allowed = self._allowed(allow, batch)
         if allowed is not None and allowed.ndim == 1:
             chosen = np.flatnonzero(allowed) if chosen is None else chosen[allowed[chosen]]
@@ -76,19 +73,18 @@ class ChunkedScorer(Scorer):
         hidden = self.index.hidden
         if chosen is not None:
             chosen, hidden = np.setdiff1d(chosen, hidden, assume_unique=True), hidden[:0]
-        if extra is not None and chosen is not None and given is not None:
-            extra = extra[:, torch.from_numpy(np.searchsorted(given, chosen))]
         allowed_bn = allowed if allowed is None or chosen is None else allowed[:, chosen]
         count = len(self) if chosen is None else len(chosen)
         excluded_b, excluded_at = self._excluded(exclude, chosen, batch)
-        requests = self._requests(state)
+        if extra is not None and chosen is not None:
+            extra = extra[:, torch.from_numpy(np.searchsorted(given, chosen))]
+        logits_of = self._logits_of(state)
         k = min(k, count - len(hidden))
         best = torch.full((batch, k), ABSENT)
         logits = torch.full((batch, k, self.tasks), float("nan"))
         for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[low:high]
-            more = None if extra is None else extra[:, low:high]
-            found_bmk = self._logits(requests, part, more).cpu()
+            found_bmk = logits_of(part, None if extra is None else extra[:, low:high]).cpu()
             keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
             first, last = np.searchsorted(excluded_at, [low, high])
             keys_bm[excluded_b[first:last], torch.from_numpy(excluded_at[first:last] - low)] = (
@@ -120,9 +116,13 @@ class ChunkedScorer(Scorer):
         """The part that is computed once per request."""
 
     @abc.abstractmethod
-    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None) -> Tensor:
-        """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m], with
-        what is added to their first-layer sums [B, m, s]."""
+    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None = None) -> Tensor:
+        """Logits [B, m, K] of a range of items, of rows [m], or of each request's own [B, m].
+        ``extra`` [B, m, s] is added to the first layer."""
+
+    def _logits_of(self, state: Any) -> Callable[[slice | Rows, Tensor | None], Tensor]:
+        """:meth:`_logits` for the requests of a state."""
+        return partial(self._logits, self._requests(state))
 
     def _chunks(self, state: Any, count: int) -> Iterator[tuple[int, int]]:
         size = max(256, CHUNK_NUMBERS // (max(len(state[0]), 1) * self.ranker.scratch(state)))
@@ -132,6 +132,22 @@ class ChunkedScorer(Scorer):
         """Candidates as ascending rows, each once."""
         found = self._checked(rows).ravel()
         return found if (found[1:] > found[:-1]).all() else np.unique(found)
+
+    def _ordered(
+        self, rows: ArrayLike | slice | None, extra: Tensor | None, batch: int
+    ) -> tuple[Rows, Tensor | None]:
+        """Rows and their additions by ascending row, where there are additions."""
+        if extra is None:
+            return np.zeros(0, np.int64), None
+        if rows is None:
+            raise SpecError("extra is given without rows; give the rows that it is added for")
+        found = self._checked(rows).ravel()
+        extra = self._checked_extra(extra, batch, len(found))
+        order = np.argsort(found, kind="stable")
+        found = found[order]
+        if extra is None or (found[1:] == found[:-1]).any():
+            raise SpecError("rows with extra are not distinct; give each row once")
+        return found, extra[:, torch.from_numpy(order)]
 
     def _excluded(
         self, exclude: Sequence[ArrayLike] | None, chosen: Rows | None, batch: int

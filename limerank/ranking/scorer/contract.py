@@ -62,6 +62,7 @@ class Scorer(abc.ABC):
                 f"{index.path} was built by a {index.model} of width {index.vectors.shape[1]}, "
                 f"not by a {ranker.config.model} of width {ranker.config.width}"
             )
+        index.expect_anchors(None if ranker.anchors is None else ranker.anchors.features)
         self.ranker, self.index = ranker, index
         self.tasks = ranker.shape.outputs
 
@@ -83,11 +84,11 @@ class Scorer(abc.ABC):
             rows: index rows to score: [n], the same for every request, or [B, n], each request's
                 own; or a slice of them; all of the index when not given.
             extra: additions to the first-layer sums, f32 [B, n, s] or [1, n, s], such as those of
-                the rows' impression features; see :meth:`~limerank.models.ranker.Ranker.extra`.
+                the rows' impression features, beside those of anchored links.
 
         Raises:
             UnknownError: a row is out of range.
-            SpecError: an argument does not fit the others.
+            SpecError: ``extra`` does not fit the requests and rows.
         """
 
     @abc.abstractmethod
@@ -113,7 +114,7 @@ class Scorer(abc.ABC):
                 given.
             exclude: per request, index rows to leave out.
             allow: which items of the index may be ranked, bool [n] or [B, n].
-            extra: as for :meth:`scores`, with ``rows`` given, ascending and without repetitions.
+            extra: as for :meth:`scores`, of the n ``rows``, which are distinct.
 
         Raises:
             UnknownError: a row is out of range.
@@ -125,19 +126,17 @@ class Scorer(abc.ABC):
         """Largest error of a first-layer sum of each request against the model, f32 [B, g]."""
         raise NotImplementedError(f"the {self.name} scorer has no stated bound")
 
-    def _extra(self, extra: Tensor, batch: int, count: int) -> Tensor:
-        """Additions, checked: f32 [B, n, s] on the CPU."""
-        width = self.ranker.added
-        if (
-            extra.dim() != 3
-            or extra.shape[0] not in (1, batch)
-            or extra.shape[1:] != (count, width)
-        ):
+    def _checked_extra(self, extra: Tensor | None, batch: int, count: int) -> Tensor | None:
+        """Additions as f32 [B, n, s] on the processor."""
+        if extra is None:
+            return None
+        shape = (batch, count, self.ranker.added)
+        if tuple(extra.shape) not in (shape, (1, *shape[1:])):
             raise SpecError(
-                f"extra is {list(extra.shape)}, expected [{batch}, {count}, {width}] for {batch} "
-                f"requests and {count} rows"
+                f"extra is {list(extra.shape)}, expected {list(shape)}: requests, rows and sums of "
+                "the first layer"
             )
-        return extra.detach().float().cpu()
+        return extra.detach().float().cpu().expand(shape)
 
     def _checked_k(self, k: int) -> int:
         if k < 1:

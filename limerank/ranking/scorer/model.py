@@ -11,6 +11,7 @@ from torch import Tensor
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.ranker import gather
+from limerank.ranking.scorer.anchored import item_keys
 from limerank.ranking.scorer.chunked import ChunkedScorer
 from limerank.ranking.scorer.contract import Rows
 
@@ -45,7 +46,12 @@ class ModelScorer(ChunkedScorer):
         vectors_ud = torch.from_numpy(np.array(self.index.vectors[rows], dtype=np.float32))
         return self.ranker.encode_items(vectors_ud.to(device))
 
-    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None) -> Tensor:
+    def _logits(self, requests: Any, rows: slice | Rows, extra: Tensor | None = None) -> Tensor:
+        device = next(self.ranker.parameters()).device
+        linked = self._linked(requests, rows, device)
+        if extra is not None:
+            extra = extra.to(device)
+            linked = extra if linked is None else linked + extra
         if isinstance(rows, slice):
             terms = self._terms(rows) if self._cached is None else _take(self._cached, rows)
         elif self._cached is not None:
@@ -55,9 +61,21 @@ class ModelScorer(ChunkedScorer):
             terms = self._terms(distinct)
             at = torch.from_numpy(positions.reshape(rows.shape)).to(terms[0].device)
             terms = gather(terms, at)
-        extra = None if extra is None else extra.to(terms[0].device)
-        logits: Tensor = self.ranker.score(requests, terms, extra)
+        logits: Tensor = self.ranker.score(requests, terms, linked)
         return logits
+
+    def _linked(self, state: Any, rows: slice | Rows, device: torch.device) -> Tensor | None:
+        """What the anchored links of requests add for rows, [B, m, s]."""
+        if state.anchored is None:
+            return None
+        if isinstance(rows, slice) or rows.ndim == 1:
+            keys = item_keys(self.index, rows)
+            at = torch.arange(0 if keys is None else len(keys.offsets) - 1)
+        else:
+            distinct, positions = np.unique(rows, return_inverse=True)
+            keys = item_keys(self.index, distinct)
+            at = torch.from_numpy(positions.reshape(rows.shape))
+        return self.ranker.extra(state, None if keys is None else keys.to(device), at.to(device))
 
 
 def _take(terms: Any, rows: slice) -> Any:

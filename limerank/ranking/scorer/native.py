@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from limerank.errors import SpecError, UnknownError
 from limerank.index import Index
 from limerank.kernels import _native
 from limerank.models import Ranker
 from limerank.models.config import HeadConfig
-from limerank.ranking.scorer.contract import TopK
+from limerank.ranking.scorer.chunked import ChunkedScorer
+from limerank.ranking.scorer.contract import Rows, TopK
 from limerank.ranking.scorer.quantised import QuantisedScorer
 
 HELD_BYTES = 128 << 20
@@ -35,7 +35,6 @@ class NativeScorer(QuantisedScorer):
     rounding, and for SiLU by an approximation with an error of at most ``SILU_ERROR`` (1.5e-4) per
     hidden unit. Calls release Python's global lock, so several may run in parallel.
 
-    Lists with additions to the first-layer sums (``extra``) are scored in torch, from these bytes.
     Lists of items are read from the index itself. To rank the full catalogue, all items are first
     laid out for vector registers in the memory of this process, at the first such call; they take
     as much memory as the index's weights and terms.
@@ -78,6 +77,15 @@ class NativeScorer(QuantisedScorer):
             self.activation_error = _native.SILU_ERROR
         if held is None:
             held = index.weights.nbytes + index.terms.nbytes <= HELD_BYTES
+        anchored: dict[str, _native.Anchors] = {}
+        if self._postings is not None:
+            assert index.anchors is not None
+            anchored["anchors"] = _native.Anchors(
+                codes=np.asarray(index.anchors.codes),
+                **self._postings._asdict(),
+                item_tokens=index.anchors.item_tokens,
+                layer=_floats(ranker.from_anchors.weight),
+            )
         self._native = _native.Scorer(
             weights=np.asarray(index.weights),
             terms=np.asarray(index.terms),
@@ -95,23 +103,42 @@ class NativeScorer(QuantisedScorer):
             gated=config.gated,
             path=path,
             held=held,
+            **anchored,
         )
+
+    def _logits_of(self, state: Any) -> Callable[[slice | Rows, torch.Tensor | None], torch.Tensor]:
+        requests = self._native_requests(state)
+
+        def logits(rows: slice | Rows, extra: torch.Tensor | None) -> torch.Tensor:
+            chosen = np.ascontiguousarray(np.atleast_2d(self._integers(rows)))
+            added = () if extra is None else (_floats(extra),)
+            return torch.from_numpy(self._native.scores(requests, chosen, self.threads, *added))
+
+        return logits
 
     @property
     def path(self) -> str:
         """The implementation in use."""
         return self._native.path
 
+    def _native_requests(self, state: Any) -> _native.Requests:
+        anchored: tuple[NDArray[Any], ...] = ()
+        if state.anchored is not None:
+            links = state.anchored
+            anchored = (
+                *(x.cpu().numpy() for x in (links.offsets, links.keys)),
+                _floats(links.links),
+            )
+        return self._native.requests(_floats(state.links), _floats(state.head), *anchored)
+
     def scores(
         self,
         state: Any,
         rows: ArrayLike | slice | None = None,
         *,
-        extra: Tensor | None = None,
+        extra: torch.Tensor | None = None,
     ) -> NDArray[np.float32]:
-        if extra is not None:
-            return super().scores(state, rows, extra=extra)
-        requests = self._native.requests(_floats(state.links), _floats(state.head))
+        requests = self._native_requests(state)
         chosen = None
         if rows is not None:
             chosen = self._integers(rows)
@@ -120,8 +147,11 @@ class NativeScorer(QuantisedScorer):
                     f"rows are for {len(chosen)} requests, the state is of {len(requests)}"
                 )
             chosen = np.ascontiguousarray(np.atleast_2d(chosen))
+        count = len(self) if chosen is None else chosen.shape[1]
+        extra = self._checked_extra(extra, len(requests), count)
+        added = () if extra is None else (_floats(extra),)
         try:
-            return self._native.scores(requests, chosen, self.threads)
+            return self._native.scores(requests, chosen, self.threads, *added)
         except IndexError as error:
             raise UnknownError(str(error)) from None
 
@@ -134,13 +164,15 @@ class NativeScorer(QuantisedScorer):
         rows: ArrayLike | slice | None = None,
         exclude: Sequence[ArrayLike] | None = None,
         allow: NDArray[np.bool_] | None = None,
-        extra: Tensor | None = None,
+        extra: torch.Tensor | None = None,
     ) -> TopK:
-        if extra is not None:
-            return super().top(
-                state, k, weights=weights, rows=rows, exclude=exclude, allow=allow, extra=extra
-            )
-        requests = self._native.requests(_floats(state.links), _floats(state.head))
+        if extra is not None:  # a list: its logits, and the best of them
+            found = ChunkedScorer.top(
+                self, state, k, weights=weights, rows=rows, exclude=exclude, allow=allow,
+                extra=extra,
+            )  # fmt: skip
+            return found
+        requests = self._native_requests(state)
         batch = len(requests)
         of_tasks = self._first if weights is None else self._weights(weights, batch)
         if len(of_tasks) != batch:

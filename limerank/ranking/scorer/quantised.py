@@ -13,8 +13,12 @@ For one request with folded links ``F`` [C, g] (C = H l) and user terms ``U`` [g
 Subtracting the means and ``weight_mean`` removes the errors that all items share; both terms are
 added exactly, on the user's side.
 
+Anchored links are r more columns, whose codes ``k_i`` depend on the request
+(:mod:`limerank.ranking.scorer.anchored`): ``M`` has r more rows ``zs A_z``, which count in the
+maximum, and ``codes_i Q`` becomes ``codes_i Q + k_i Q_z``. Additions of the caller come last.
+
 Shape letters: B requests, m items of a chunk, K tasks, C = H l link weights, g first-layer sums of
-the head.
+the head, r numbers of an anchored link.
 """
 
 from __future__ import annotations
@@ -29,8 +33,10 @@ from torch import Tensor
 from limerank.errors import SpecError
 from limerank.index import Index
 from limerank.models import Ranker
+from limerank.models.anchors import Anchored
 from limerank.models.config import HeadConfig
 from limerank.models.ranker import Head, plus
+from limerank.ranking.scorer.anchored import CodedLinks, Postings, set_keys
 from limerank.ranking.scorer.chunked import ChunkedScorer
 from limerank.ranking.scorer.contract import Rows
 
@@ -46,6 +52,8 @@ class _Folded(NamedTuple):
     codes: Tensor  # Q as float32 [B, C, g]
     step: Tensor  # s [B, 1, g]
     constant: Tensor  # c [B, 1, g]
+    linked: Tensor | None  # Q_z as float32 [B, r, g]
+    links: Anchored | None  # k of sets and items
 
 
 class QuantisedScorer(ChunkedScorer):
@@ -82,8 +90,20 @@ class QuantisedScorer(ChunkedScorer):
         )
         self._middle_g, self._term_step_g = middle_g, term_step_g
         self._spread = index.scales.weight_spread
+        self._postings = None if index.anchors is None else Postings.of(index.anchors)
+
+    def _coded(self, state: Any) -> tuple[CodedLinks | None, Tensor | None]:
+        """The anchored links of requests in integers, and zs A_z [B, r, g]; None without them."""
+        if state.anchored is None:
+            return None, None
+        assert self.index.anchors is not None and self._postings is not None
+        anchored = Anchored(*(part.cpu() for part in vars(state.anchored).values()))
+        coded = CodedLinks.of(anchored, self.index.anchors, self._postings)
+        layer_gr = self.ranker.from_anchors.weight.float().cpu()
+        return coded, coded.step[..., None] * layer_gr.T
 
     def _requests(self, state: Any) -> _Folded:
+        coded, linked_brg = self._coded(state)
         folded_bcg = self.ranker.fold(state).float().cpu()
         heads = folded_bcg.unflatten(1, (self._heads, -1))
         means_bh1g = heads.mean(2, keepdim=True)
@@ -91,23 +111,34 @@ class QuantisedScorer(ChunkedScorer):
         user_bg = state.head.float().cpu() + means_bh1g.sum((1, 2)) + self._middle_g
         user_bg = user_bg + (self._low_c1 * centred_bcg).sum(1)
         matrix_bcg = self._step_c1 * centred_bcg
-        step_b1g = matrix_bcg.abs().amax(1, keepdim=True) / 127
+        rows_bxg = matrix_bcg if linked_brg is None else torch.cat([matrix_bcg, linked_brg], 1)
+        step_b1g = rows_bxg.abs().amax(1, keepdim=True) / 127
         step_b1g = torch.where(step_b1g > 0, step_b1g, 1.0)
         codes_bcg = (matrix_bcg / step_b1g).round()
         user_bg = user_bg + (self._mean_c1 * (matrix_bcg - step_b1g * codes_bcg)).sum(1)
-        return _Folded(codes_bcg, step_b1g, user_bg[:, None])
+        linked_brg = None if linked_brg is None else (linked_brg / step_b1g).round()
+        links = None if coded is None else coded.links
+        return _Folded(codes_bcg, step_b1g, user_bg[:, None], linked_brg, links)
 
     def bound(self, state: Any) -> NDArray[np.float32]:
         heads = self.ranker.fold(state).float().cpu().unflatten(1, (self._heads, -1))
         centred_bcg = (heads - heads.mean(2, keepdim=True)).flatten(1, 2).abs()
         step_bg = (self._step_c1 * centred_bcg).amax(1) / 127
+        spread, of_links_bg = self._spread, torch.zeros(())
+        coded, linked_brg = self._coded(state)
+        if coded is not None and linked_brg is not None:
+            assert self.index.anchors is not None
+            step_bg = torch.maximum(step_bg, linked_brg.abs().amax(1) / 127)
+            spread += 127 * linked_brg.shape[1]  # of codes that are 127 at most
+            rounded = (len(self.index.anchors.features) + 1) / 2
+            of_links_bg = rounded * linked_brg.abs().sum(1)
         # Half a step, and more where items are out of the range of the index's scales.
         assert self.index.scales is not None
         weights_c, terms_g = map(
             torch.from_numpy, (self.index.scales.weight_error, self.index.scales.term_error)
         )
         of_weights_bg = (weights_c[:, None] * centred_bcg).sum(1)
-        bound_bg = of_weights_bg + self._spread * step_bg / 2 + terms_g
+        bound_bg = of_weights_bg + of_links_bg + spread * step_bg / 2 + terms_g
         found: NDArray[np.float32] = bound_bg.numpy()
         return found
 
@@ -134,16 +165,32 @@ class QuantisedScorer(ChunkedScorer):
         found: NDArray[np.float32] = (of_z @ head.out.weight.float().cpu().abs().T).numpy()
         return found
 
-    def _sums(self, requests: _Folded, rows: slice | Rows) -> Tensor:
+    def _sums(self, requests: _Folded, rows: slice | Rows, extra: Tensor | None = None) -> Tensor:
         """First-layer sums [B, m, g]."""
         codes_mc = torch.from_numpy(self._codes_nc[rows].astype(np.float32))
         terms_mg = torch.from_numpy(self._terms_ng[rows].astype(np.float32)) * self._term_step_g
         sums_bmg = integer_products(codes_mc, requests.codes)
-        return sums_bmg * requests.step + (terms_mg + requests.constant)
+        if requests.links is not None and requests.linked is not None:
+            sums_bmg = sums_bmg + self._link_codes(requests.links, rows) @ requests.linked
+        sums_bmg = sums_bmg * requests.step + (terms_mg + requests.constant)
+        return plus(sums_bmg, extra)
 
-    def _logits(self, requests: _Folded, rows: slice | Rows, extra: Tensor | None) -> Tensor:
+    def _link_codes(self, links: Anchored, rows: slice | Rows) -> Tensor:
+        """k [B, m, r]: integers, as float32."""
+        assert self.index.anchors is not None and self.ranker.anchors is not None
+        if isinstance(rows, slice) or rows.ndim == 1:
+            keys = set_keys(self.index.anchors, rows)
+            at = torch.arange(len(keys.offsets) - 1)
+        else:
+            distinct, positions = np.unique(rows, return_inverse=True)
+            keys = set_keys(self.index.anchors, distinct)
+            at = torch.from_numpy(positions.reshape(rows.shape))
+        return self.ranker.anchors.gathered(links, keys, at)
+
+    def _logits(self, requests: _Folded, rows: slice | Rows, extra: Tensor | None = None) -> Tensor:
         device = self._head.out.weight.device
-        logits: Tensor = self._head(plus(self._sums(requests, rows), extra).to(device))
+        extra = None if extra is None else extra.cpu()
+        logits: Tensor = self._head(self._sums(requests, rows, extra).to(device))
         return logits
 
 

@@ -1,0 +1,100 @@
+"""The anchored links of histories without gradients, in C++.
+
+The definition is ``AnchoredLinks.forward`` in limerank.models.anchors; here pairs of a key and an
+event are grouped by a radix sort, and each group becomes one link in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.kernels import _native
+
+
+class LinkLayers(NamedTuple):
+    """What turns a history into anchored links.
+
+    Attributes:
+        features: first row and number of rows of each anchored feature.
+        items: whether items are anchored.
+        item_tokens: the key of the item with the number 0.
+        outcomes: table of outcomes, f32 [tokens, o].
+        log_prior: logarithm of the events at which the evidence is one half, of values and items,
+            f32 [2].
+        networks: of items and of values: weight of the first layer [h, statistics], its bias [h],
+            and weight of the second layer [r, h], SiLU between them.
+        scales: of items and of each feature, f32 [1 + features].
+        fading: weight of an event relative to the next one.
+        knots: of log2 of counts, of events since, and of the age.
+        per_day: what an age is multiplied by.
+    """
+
+    features: Sequence[tuple[int, int]]
+    items: bool
+    item_tokens: int
+    outcomes: Tensor
+    log_prior: Tensor
+    networks: Sequence[tuple[Tensor, Tensor, Tensor]]
+    scales: Tensor
+    fading: float
+    knots: tuple[Sequence[float], Sequence[float], Sequence[float]]
+    per_day: float
+
+
+def anchored_links(
+    layers: LinkLayers,
+    items: Tensor,
+    tokens: Tensor,
+    age: Tensor,
+    lengths: Tensor,
+    key_offsets: Tensor,
+    keys: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets i64 [B + 1], keys i64 [V] and links f32 [V, r] of the anchored links of B histories.
+
+    Args:
+        layers: of the model, f32 on the processor.
+        items: positions of the histories' items among those with keys, i64 [B, N].
+        tokens: event tokens, i64 [B, N, A].
+        age: of each event, f32 [B, N].
+        lengths: events of each history, i64 [B].
+        key_offsets: where each item's keys begin and, last, end, i64.
+        keys: i64.
+    """
+    first, bias, second = ([_array(x) for x in of] for of in zip(*layers.networks, strict=True))
+    of_counts, of_ago, of_ages = layers.knots
+    offsets, of_links, links = _native.anchored_links(
+        _array(items),
+        _array(tokens),
+        _array(age),
+        _array(lengths),
+        _array(key_offsets),
+        _array(keys),
+        np.array(layers.features, np.int64).reshape(-1, 2),
+        layers.items,
+        layers.item_tokens,
+        _array(layers.outcomes),
+        _array(layers.log_prior),
+        first,
+        bias,
+        second,
+        _array(layers.scales),
+        layers.fading,
+        np.array(of_counts, np.float32),
+        np.array(of_ago, np.float32),
+        np.array(of_ages, np.float32),
+        layers.per_day,
+        torch.get_num_threads(),
+    )
+    return torch.from_numpy(offsets), torch.from_numpy(of_links), torch.from_numpy(links)
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    found: NDArray[Any] = values.detach().contiguous().numpy()
+    return found

@@ -1,0 +1,301 @@
+// The anchored links of histories: limerank/models/anchors.py without gradients. Pairs of a key and an
+// event are grouped by a radix sort, and each group becomes one link.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "python.hpp"
+
+// Compiled for several processors; the one at hand decides when the module is loaded.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define FASTEST __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#else
+#define FASTEST
+#endif
+
+namespace limerank {
+namespace {
+
+constexpr int LINE = 16, SIDE = 8;  // hidden units, and numbers of a link, that are summed together
+constexpr int MOST_STATISTICS = 512;
+constexpr int DIGIT = 11, BUCKETS = 1 << DIGIT;
+
+struct Pair {
+    std::int64_t key;
+    std::int32_t event, kind;
+};
+
+// Pairs by key; those of one key stay in order.
+void sort_pairs(std::vector<Pair>& pairs, std::vector<Pair>& room) {
+    std::int64_t most = 0;
+    for (const Pair& pair : pairs) most = std::max(most, pair.key);
+    room.resize(pairs.size());
+    for (int shift = 0; shift < 63 && (most >> shift) > 0; shift += DIGIT) {
+        std::array<std::uint32_t, BUCKETS> ends{};
+        for (const Pair& pair : pairs) ends[static_cast<std::size_t>(pair.key >> shift & (BUCKETS - 1))]++;
+        std::uint32_t end = 0;
+        for (std::uint32_t& of : ends) {
+            const std::uint32_t count = of;
+            of = end;
+            end += count;
+        }
+        for (const Pair& pair : pairs) room[ends[static_cast<std::size_t>(pair.key >> shift & (BUCKETS - 1))]++] = pair;
+        pairs.swap(room);
+    }
+}
+
+// A piecewise linear scale: the lower of the two nearest knots, and the weight of the upper one.
+struct Scale {
+    const float* knots;
+    int count;
+    std::pair<int, float> at(float x) const {
+        x = std::min(std::max(x, knots[0]), knots[count - 1]);
+        int low = 0;
+        while (low + 2 < count && x >= knots[low + 1]) low++;
+        return {low, count < 2 ? 0.0f : (x - knots[low]) / (knots[low + 1] - knots[low])};
+    }
+};
+
+// A network of two layers, with one column of `first` for each statistic; both sides are padded.
+struct Network {
+    int hidden = 0, links = 0;
+    std::vector<float> first, once, bias, second;  // [statistics][hidden], [outcomes][hidden], [hidden], [hidden][links]
+    void lay_out(const float* w1, const float* b1, const float* w2, int units, int numbers, int statistics, int outcomes) {
+        hidden = (units + LINE - 1) / LINE * LINE;
+        links = (numbers + SIDE - 1) / SIDE * SIDE;
+        first.assign(static_cast<std::size_t>(statistics * hidden), 0.0f);
+        once.assign(static_cast<std::size_t>(outcomes * hidden), 0.0f);
+        bias.assign(static_cast<std::size_t>(hidden), 0.0f);
+        second.assign(static_cast<std::size_t>(hidden * links), 0.0f);
+        for (int j = 0; j < units; j++) {
+            for (int s = 0; s < statistics; s++) first[static_cast<std::size_t>(s * hidden + j)] = w1[j * statistics + s];
+            // Of a key with one event: its two means and its newest outcome are that of the event.
+            for (int s = 0; s < 3 * outcomes; s++) once[static_cast<std::size_t>(s % outcomes * hidden + j)] += w1[j * statistics + s];
+            bias[static_cast<std::size_t>(j)] = b1[j];
+            for (int r = 0; r < numbers; r++) second[static_cast<std::size_t>(j * links + r)] = w2[r * units + j];
+        }
+    }
+};
+
+// The statistics that are not zero: rows of the first layer, and their values.
+struct Statistics {
+    const float* rows[MOST_STATISTICS];
+    float values[MOST_STATISTICS];
+    int count = 0;
+    void add(const float* row, float value) {
+        rows[count] = row;
+        values[count++] = value;
+    }
+};
+
+// SiLU, by a polynomial for the exponential: within a few units of the last place.
+inline void silu(float* x) {
+    float power[LINE];
+    std::int32_t bits[LINE];
+    for (int j = 0; j < LINE; j++) {
+        const float t = std::min(std::max(-x[j], -80.0f), 80.0f) * 1.44269504f;
+        const float whole = (t + 12582912.0f) - 12582912.0f, f = t - whole;
+        float p = 1.5403530e-4f;
+        p = p * f + 1.3333558e-3f;
+        p = p * f + 9.6181291e-3f;
+        p = p * f + 5.5504109e-2f;
+        p = p * f + 2.4022651e-1f;
+        p = p * f + 6.9314718e-1f;
+        power[j] = p * f + 1.0f;
+        bits[j] = (static_cast<std::int32_t>(whole) + 127) * (1 << 23);
+    }
+    float scale[LINE];
+    std::memcpy(scale, bits, sizeof scale);
+    for (int j = 0; j < LINE; j++) x[j] = x[j] / (1.0f + power[j] * scale[j]);
+}
+
+FASTEST void through(const Network& net, const Statistics& of, float evidence, float scale, float* z) {
+    for (int r = 0; r < net.links; r++) z[r] = 0;
+    for (int at = 0; at < net.hidden; at += LINE) {
+        float sum[LINE] = {};
+        for (int i = 0; i < of.count; i++)
+            for (int j = 0; j < LINE; j++) sum[j] += of.values[i] * of.rows[i][at + j];
+        for (int j = 0; j < LINE; j++) sum[j] = evidence * sum[j] + net.bias[static_cast<std::size_t>(at + j)];
+        silu(sum);
+        for (int r = 0; r < net.links; r += SIDE) {
+            float part[SIDE] = {};
+            for (int j = 0; j < LINE; j++)
+                for (int k = 0; k < SIDE; k++)
+                    part[k] += sum[j] * net.second[static_cast<std::size_t>((at + j) * net.links + r + k)];
+            for (int k = 0; k < SIDE; k++) z[r + k] += part[k];
+        }
+    }
+    for (int r = 0; r < net.links; r++) z[r] *= scale;
+}
+
+struct Found {
+    std::vector<std::int64_t> keys;
+    std::vector<float> links;
+};
+
+nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, In<float, 2> age,
+                         In<std::int64_t, 1> lengths, In<std::int64_t, 1> key_offsets,
+                         In<std::int64_t, 1> keys, In<std::int64_t, 2> features, bool item_links,
+                         std::int64_t item_tokens, In<float, 2> outcomes, In<float, 1> prior,
+                         const std::vector<In<float, 2>>& first, const std::vector<In<float, 1>>& bias,
+                         const std::vector<In<float, 2>>& second, In<float, 1> scales, float fading,
+                         In<float, 1> counts, In<float, 1> ago, In<float, 1> ages, float per_day, int threads) {
+    const std::size_t batch = items.shape(0), width = items.shape(1), each = tokens.shape(2);
+    expect(first.size() == 2 && bias.size() == 2 && second.size() == 2, "expected networks of items and of values");
+    const auto o = static_cast<int>(outcomes.shape(1)), links = static_cast<int>(second[0].shape(0));
+    const auto statistics = static_cast<int>(3 * outcomes.shape(1) + counts.size() + ago.size() + ages.size());
+    const auto kinds = static_cast<int>(features.shape(0)) + 1;
+    expect(tokens.shape(0) == batch && tokens.shape(1) == width && age.shape(0) == batch &&
+               age.shape(1) == width && lengths.shape(0) == batch,
+           "the parts of the histories do not fit together");
+    expect(key_offsets.shape(0) >= 1 && features.shape(1) == 2 && counts.size() && ago.size() && ages.size(),
+           "the keys of the items are not complete");
+    expect(links >= 1 && statistics <= MOST_STATISTICS && prior.shape(0) == 2 && static_cast<int>(scales.shape(0)) == kinds,
+           "the layers of the anchored links do not fit together");
+    for (std::size_t map = 0; map < 2; map++)
+        expect(static_cast<int>(first[map].shape(1)) == statistics && first[map].shape(0) == bias[map].shape(0) &&
+                   first[map].shape(0) == second[map].shape(1) && static_cast<int>(second[map].shape(0)) == links,
+               "the layers of the anchored links do not fit together");
+    const auto known = static_cast<std::int64_t>(key_offsets.shape(0)) - 1;
+    for (std::int64_t i = 0; i <= known; i++)
+        expect(key_offsets.data()[i] >= (i ? key_offsets.data()[i - 1] : 0) &&
+                   key_offsets.data()[i] <= static_cast<std::int64_t>(keys.shape(0)),
+               "the offsets of the keys do not ascend");
+    for (std::size_t b = 0; b < batch; b++) {
+        const std::int64_t length = lengths.data()[b];
+        expect(length >= 0 && length <= static_cast<std::int64_t>(width), "a history is longer than its batch");
+        for (std::int64_t n = 0; n < length; n++) {
+            const std::size_t at = b * width + static_cast<std::size_t>(n);
+            expect(items.data()[at] >= 0 && items.data()[at] < known, "an item of a history has no keys");
+            for (std::size_t a = 0; a < each; a++) {
+                const std::int64_t token = tokens.data()[at * each + a];
+                expect(token >= 0 && token < static_cast<std::int64_t>(outcomes.shape(0)), "an event's token is unknown");
+            }
+        }
+    }
+    for (std::size_t i = 0; i < keys.size(); i++) expect(keys.data()[i] >= 0, "a key is negative");
+
+    std::vector<Found> found(batch);
+    {
+        nb::gil_scoped_release free;
+        Network networks[2];  // of items, of values
+        for (std::size_t map = 0; map < 2; map++)
+            networks[map].lay_out(first[map].data(), bias[map].data(), second[map].data(),
+                                  static_cast<int>(first[map].shape(0)), links, statistics, o);
+        const Scale of_count = {counts.data(), static_cast<int>(counts.size())};
+        const Scale of_ago = {ago.data(), static_cast<int>(ago.size())};
+        const Scale of_age = {ages.data(), static_cast<int>(ages.size())};
+        const float odds[2] = {std::exp(prior.data()[0]), std::exp(prior.data()[1])};  // of values, of items
+        std::vector<float> logs(width + 2, 0.0f), fades(width + 1, 1.0f);
+        for (std::size_t n = 1; n < logs.size(); n++) logs[n] = std::log2(static_cast<float>(n));
+        for (std::size_t n = 1; n < fades.size(); n++) fades[n] = fades[n - 1] * fading;
+
+        in_threads(static_cast<std::int64_t>(batch), 1, 8, threads, [&](int, std::int64_t first, std::int64_t last) {
+            std::vector<Pair> pairs, room;
+            std::vector<float> outcome(width * static_cast<std::size_t>(o)), mean(static_cast<std::size_t>(3 * o));
+            for (std::int64_t b = first; b < last; b++) {
+                const auto length = static_cast<std::size_t>(lengths.data()[b]);
+                const std::size_t begin = static_cast<std::size_t>(b) * width;
+                pairs.clear();
+                std::fill(outcome.begin(), outcome.end(), 0.0f);
+                for (std::size_t n = 0; n < length; n++) {
+                    float* to = outcome.data() + n * static_cast<std::size_t>(o);
+                    for (std::size_t a = 0; a < each; a++) {
+                        const float* of = outcomes.data() + tokens.data()[(begin + n) * each + a] * o;
+                        for (int j = 0; j < o; j++) to[j] += of[j];
+                    }
+                    const std::int64_t item = items.data()[begin + n];
+                    for (std::int64_t at = key_offsets.data()[item]; at < key_offsets.data()[item + 1]; at++) {
+                        const std::int64_t key = keys.data()[at];
+                        std::int32_t kind = -1;
+                        if (key >= item_tokens) kind = item_links ? 0 : -1;
+                        else
+                            for (int f = 0; f + 1 < kinds; f++) {
+                                const std::int64_t start = features.data()[2 * f];
+                                if (key > start && key < start + features.data()[2 * f + 1]) kind = f + 1;
+                            }
+                        if (kind >= 0) pairs.push_back({key, static_cast<std::int32_t>(n), kind});
+                    }
+                }
+                sort_pairs(pairs, room);
+                Found& to = found[static_cast<std::size_t>(b)];
+                std::vector<float> z(static_cast<std::size_t>(networks[0].links));
+                for (std::size_t at = 0; at < pairs.size();) {
+                    std::size_t end = at;
+                    while (end < pairs.size() && pairs[end].key == pairs[at].key) end++;
+                    const std::size_t n = end - at;
+                    const auto event = static_cast<std::size_t>(pairs[end - 1].event);
+                    const int map = pairs[at].kind == 0 ? 0 : 1;
+                    const Network& net = networks[map];
+                    const float* rows = net.first.data();
+                    Statistics held;
+                    const float* newest = outcome.data() + event * static_cast<std::size_t>(o);
+                    if (n == 1) {
+                        for (int j = 0; j < o; j++) held.add(net.once.data() + j * net.hidden, newest[j]);
+                    } else {
+                        std::fill(mean.begin(), mean.end(), 0.0f);
+                        float faded_sum = 0;
+                        for (std::size_t i = at; i < end; i++) {
+                            const float* of = outcome.data() + static_cast<std::size_t>(pairs[i].event) * static_cast<std::size_t>(o);
+                            const float weight = fades[std::min(end - 1 - i, fades.size() - 1)];
+                            faded_sum += weight;
+                            for (int j = 0; j < o; j++) {
+                                mean[static_cast<std::size_t>(j)] += of[j];
+                                mean[static_cast<std::size_t>(o + j)] += weight * of[j];
+                            }
+                        }
+                        for (int j = 0; j < o; j++) {
+                            held.add(rows + j * net.hidden, mean[static_cast<std::size_t>(j)] / static_cast<float>(n));
+                            held.add(rows + (o + j) * net.hidden, mean[static_cast<std::size_t>(o + j)] / faded_sum);
+                            held.add(rows + (2 * o + j) * net.hidden, newest[j]);
+                        }
+                    }
+                    int row = 3 * o;
+                    const auto knot = [&](const Scale& scale, float x) {
+                        const auto [low, weight] = scale.at(x);
+                        held.add(rows + (row + low) * net.hidden, 1 - weight);
+                        if (scale.count > 1) held.add(rows + (row + low + 1) * net.hidden, weight);
+                        row += scale.count;
+                    };
+                    knot(of_count, n < logs.size() ? logs[n] : std::log2(static_cast<float>(n)));
+                    knot(of_ago, logs[length - event]);
+                    knot(of_age, std::log2(1 + per_day * age.data()[begin + event]));
+                    const float count = static_cast<float>(n);
+                    const float evidence = count / (count + odds[map == 0 ? 1 : 0]);
+                    through(net, held, evidence, scales.data()[pairs[at].kind], z.data());
+                    to.keys.push_back(pairs[at].key);
+                    to.links.insert(to.links.end(), z.begin(), z.begin() + links);
+                    at = end;
+                }
+            }
+        });
+    }
+    std::vector<std::int64_t> offsets(batch + 1, 0), all_keys;
+    std::vector<float> all_links;
+    for (std::size_t b = 0; b < batch; b++) {
+        all_keys.insert(all_keys.end(), found[b].keys.begin(), found[b].keys.end());
+        all_links.insert(all_links.end(), found[b].links.begin(), found[b].links.end());
+        offsets[b + 1] = static_cast<std::int64_t>(all_keys.size());
+    }
+    const std::size_t total = all_keys.size();
+    return nb::make_tuple(array(std::move(offsets), {batch + 1}), array(std::move(all_keys), {total}),
+                          array(std::move(all_links), {total, static_cast<std::size_t>(links)}));
+}
+
+}  // namespace
+
+void add_anchored_links(nb::module_& m) {
+    m.def("anchored_links", &anchored_links, nb::arg("items").noconvert(), nb::arg("tokens").noconvert(),
+          nb::arg("age").noconvert(), nb::arg("lengths").noconvert(), nb::arg("key_offsets").noconvert(),
+          nb::arg("keys").noconvert(), nb::arg("features").noconvert(), nb::arg("item_links"),
+          nb::arg("item_tokens"), nb::arg("outcomes").noconvert(), nb::arg("prior").noconvert(),
+          nb::arg("first"), nb::arg("bias"), nb::arg("second"), nb::arg("scales").noconvert(),
+          nb::arg("fading"), nb::arg("counts").noconvert(), nb::arg("ago").noconvert(),
+          nb::arg("ages").noconvert(), nb::arg("per_day"), nb::arg("threads"),
+          "The anchored links of histories: offsets [B + 1], keys [V] and links [V, r].");
+}
+
+}  // namespace limerank
