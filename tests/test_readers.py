@@ -90,6 +90,7 @@ def test_wrong_folder_lists_what_was_expected_and_found(name: str, tmp_path: Pat
 
 def test_wrong_split() -> None:
     assert layout.split_by("position") == Split(by="position")
+    assert layout.split_by("leave-last") == Split(leave_last=1)
     assert layout.split_by(Split(train=0.5)) == Split(train=0.5)
     with pytest.raises(SpecError, match="split is 'official', expected one of time, position"):
         layout.split_by("official")

@@ -148,8 +148,7 @@ class EventWriter:
             for feature in spec.event_features
             if feature.when == "context"
         }
-        of_request = np.repeat(np.arange(len(first)), count)
-        stale = own_end[columns["shown"]] - end[of_request]
+        stale = _sums(own_end[shown], count) - end * count
         stats = Stats(
             np.bincount(where, minlength=len(SPLITS)),
             np.bincount(split, minlength=len(SPLITS)),
@@ -157,11 +156,22 @@ class EventWriter:
             lengths,
             known,
             differing,
-            np.bincount(split[of_request], stale, minlength=len(SPLITS)).astype(np.int64),
-            np.array([len(np.unique(owner[split == k])) for k in range(len(SPLITS))]),
+            np.bincount(split, stale, minlength=len(SPLITS)).astype(np.int64),
+            np.array([_distinct(owner[split == k]) for k in range(len(SPLITS))]),
             _late_training(owner, split),
         )
         return block.size, arrays, stats
+
+
+def _sums(values: Array, counts: Array) -> Array:
+    """Sums of consecutive stretches of values, none of which is empty."""
+    starts = np.cumsum(counts) - counts
+    return np.add.reduceat(values, starts) if len(starts) else np.zeros(0, np.int64)
+
+
+def _distinct(ascending: Array) -> int:
+    """How many distinct values there are."""
+    return int(np.count_nonzero(np.diff(ascending))) + (len(ascending) > 0)
 
 
 def _late_training(owner: Array, split: Array) -> int:
