@@ -373,6 +373,18 @@ def test_a_trial_of_another_process_is_left_to_it(data, searched, tmp_path, monk
     assert search(data, out, trials=4).trials[2].settings == searched.trials[2].settings
 
 
+def test_two_processes_may_begin_one_search(data, tmp_path, monkeypatch):
+    """The folder appears between the look at it and its making."""
+    out = tmp_path / "tuned"
+    search(data, out, trials=1)
+    looks = iter([False])
+    real = Path.exists
+    monkeypatch.setattr(
+        Path, "exists", lambda self: next(looks, True) if self == out else real(self)
+    )
+    assert len(search(data, out, trials=1).trials) == 1
+
+
 def test_the_default_metric_whose_lower_values_are_better(data, tmp_path):
     found = search(data, tmp_path / "tuned", trials=3, config={**CONFIG, "metric": None})
     values = [trial.value for trial in found.trials if trial.state == "finished"]

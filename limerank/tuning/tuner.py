@@ -130,25 +130,34 @@ class Search:
         """
         manifest = self._manifest()
         if self.out.exists() and not overwrite:
-            stored = read_json(self.out / MANIFEST, "a search")
-            if stored.get("format") != FORMAT:
-                raise FormatError(
-                    f"{self.out} is a search of another version (format "
-                    f"{stored.get('format')!r:.40}, not {FORMAT}); pass --overwrite to search from "
-                    "the start, or choose another folder"
-                )
-            if stored != manifest:
-                raise FormatError(
-                    f"{self.out} is a search with other settings ({_difference(stored, manifest)});"
-                    " give the same ones to continue it, --overwrite to search from the start, or "
-                    "choose another folder"
-                )
+            self._check(manifest)
             return
         for lock in sorted((self.out / TRIALS).glob("*.lock")):
             with held_alone(lock, f"another process searches in {self.out}"):
                 pass
-        with new_folder(self.out, overwrite=overwrite, mark=MANIFEST) as partial:
-            write_json(partial / MANIFEST, manifest)
+        try:
+            with new_folder(self.out, overwrite=overwrite, mark=MANIFEST) as partial:
+                write_json(partial / MANIFEST, manifest)
+        except FormatError:
+            if overwrite or not (self.out / MANIFEST).exists():
+                raise
+            self._check(manifest)  # another process has just made it
+
+    def _check(self, manifest: dict[str, Any]) -> None:
+        """Refuse the folder unless it is of a search with this manifest: FormatError."""
+        stored = read_json(self.out / MANIFEST, "a search")
+        if stored.get("format") != FORMAT:
+            raise FormatError(
+                f"{self.out} is a search of another version (format "
+                f"{stored.get('format')!r:.40}, not {FORMAT}); pass --overwrite to search from "
+                "the start, or choose another folder"
+            )
+        if stored != manifest:
+            raise FormatError(
+                f"{self.out} is a search with other settings ({_difference(stored, manifest)});"
+                " give the same ones to continue it, --overwrite to search from the start, or "
+                "choose another folder"
+            )
 
     def _manifest(self) -> dict[str, Any]:
         """What must be equal for a search to continue, as plain values."""
