@@ -120,7 +120,7 @@ def test_spellings_of_one_id(same: list[object]) -> None:
     True, np.bool_(False), None, "", "  ", math.nan, math.inf, "x" * 257, "a\0b", "\ud800", b"7",
     [7], {"a": 1}, 9007199254740993.0, np.float32(1 << 24), 1 << 2000,
 ])  # fmt: skip
-def test_what_is_no_id_is_refused(value: object) -> None:
+def test_values_that_are_not_ids_are_refused(value: object) -> None:
     with pytest.raises(DataError, match="item id"):
         canonical.external_id("item", value)
 
@@ -134,7 +134,7 @@ def test_spellings_of_one_category(same: list[object]) -> None:
     assert len({canonical.category(value) for value in same}) == 1
 
 
-def test_what_is_different_stays_different() -> None:
+def test_different_values_stay_different() -> None:
     given = ["7", "07", "+7", "7.5", "7,0", "7e0", "-7", "seven", "SEVEN", "1.10", "1.1"]
     assert len({canonical.external_id("item", value) for value in given}) == len(given)
     assert len({canonical.category(value) for value in given}) == len(given)
@@ -196,7 +196,7 @@ def test_spellings_of_one_time(same: list[object]) -> None:
 @pytest.mark.parametrize("value", [
     None, True, "yesterday", "1718000000", "", math.nan, math.inf, 1 << 53, [1], "2026-13-01",
 ])  # fmt: skip
-def test_what_is_no_time_is_refused(value: object) -> None:
+def test_values_that_are_not_times_are_refused(value: object) -> None:
     with pytest.raises(DataError, match="the time"):
         canonical.milliseconds(value)
 
@@ -263,7 +263,7 @@ def test_ids_have_one_code_for_all_spellings(values: list[object], size: int) ->
     assert found == [None if id is None else str(id) for id in alone]
 
 
-def test_numbers_that_are_none_are_refused_where_they_are_given() -> None:
+def test_text_in_a_numeric_column_of_a_frame_is_refused() -> None:
     table = Table(files=("items.csv",), features=(Feature(name="price", kind="numeric"),))
     frame = frame_of(table, [{"id": 1, "price": " 3.5"}, {"id": 2, "price": None}, {"id": 3}])
     assert frame["price"].fill_nan(None).to_list() == [3.5, None, None]

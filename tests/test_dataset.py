@@ -134,7 +134,7 @@ def test_distinct_items_put_candidates_first():
     np.testing.assert_array_equal(rows[history], [9, 2, 1, 9])
 
 
-def test_what_is_no_dataset_is_named(dataset, tmp_path):
+def test_a_folder_that_is_not_a_dataset_is_named(dataset, tmp_path):
     with pytest.raises(FormatError, match="is not a dataset"):
         Dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"format": 99}')

@@ -356,7 +356,7 @@ def test_a_damaged_index_is_found_in_the_background(engine, tmp_path, caplog):
         other.readiness()
 
 
-def test_what_is_no_run_or_index_is_refused_at_once(engine, tmp_path):
+def test_a_folder_that_is_not_a_run_or_index_is_refused_at_once(engine, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in ("config.json", "manifest.json"):
         (tmp_path / name).mkdir()

@@ -112,7 +112,7 @@ def test_candidates_may_be_any_collection_of_ids(recommender, collection):
     assert all(type(one.id) is int for one in ranking)
 
 
-def test_what_is_not_a_list_of_ids_is_refused(recommender):
+def test_a_value_that_is_not_a_list_of_ids_is_refused(recommender):
     for wrong in ("7", b"7", 7, {"item": 7}):
         with pytest.raises(DataError, match="expected a list of ids"):
             recommender.rank(3, candidates=wrong)

@@ -254,7 +254,7 @@ def test_frames_and_files_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
         ({"items": frames()["items"].clear()}, "the items frame: the table has no rows"),
     ],
 )
-def test_other_things_than_frames_are_refused(
+def test_values_that_are_not_frames_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

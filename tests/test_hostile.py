@@ -403,7 +403,7 @@ def test_any_id_of_an_event_is_one_of_a_path():
                 assert client.delete(f"/v1/{kind}/{path}").status_code == 422
 
 
-def test_what_is_no_path_is_a_problem_too():
+def test_a_request_without_a_path_is_answered_with_a_problem():
     with served(Stub()) as (port, doors):
         reply = talk(port, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert reply.startswith(b"HTTP/1.1 404 ") and b"application/problem+json" in reply
@@ -701,7 +701,7 @@ def test_a_remote_store_is_waited_for_by_more_threads_than_there_are_cores():
 
 
 @pytest.mark.parametrize("name", ["run", "index"])
-def test_what_is_no_folder_is_never_loaded(name, tmp_path):
+def test_paths_that_are_not_folders_of_a_run_or_index_are_never_loaded(name, tmp_path):
     (tmp_path / "file").write_text("x")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

@@ -171,7 +171,7 @@ def test_another_model_s_index_is_refused(tmp_path):
         Index.open(mine.index.path, fingerprint=other.run.fingerprint)
 
 
-def test_what_is_no_index_is_refused(tmp_path):
+def test_a_folder_that_is_not_an_index_is_refused(tmp_path):
     with pytest.raises(FormatError, match="not an index"):
         Index.open(tmp_path / "nothing")
     with pytest.raises(FormatError, match="not an index"):

@@ -135,7 +135,7 @@ def test_threads_and_neighbours_change_no_bit(path):
         assert torch.equal(torch.from_numpy(alone)[0], one[b])
 
 
-def test_what_is_no_number_stays_with_its_request():
+def test_a_nan_affects_only_its_own_request():
     ranker = ranker_of("lime-xor")
     users, events, age, count = given(ranker, batch([4, 4], [2, 2]))
     events[0, 2, 3] = torch.nan

@@ -182,7 +182,7 @@ def test_wrong_arguments(recommender):
 
 
 @pytest.mark.parametrize("user", ["", "  ", True, 2.0**53, float("nan"), b"7", [7], "x" * 257])
-def test_what_is_no_id_is_no_unknown_user(recommender, user):
+def test_a_user_that_is_not_an_id_is_refused_as_such(recommender, user):
     with pytest.raises(DataError, match="the user id"):
         recommender.rank(user)
 

@@ -320,7 +320,7 @@ def test_json_values_of_several_types_lose_nothing(tmp_path: Path) -> None:
     assert rows_of(path, ["id"])[0] == [("0.5",), (str((1 << 53) + 1),)]
 
 
-def test_json_numbers_that_are_none_are_missing_in_columns_of_any_type(tmp_path: Path) -> None:
+def test_nan_and_infinity_in_json_are_missing_values(tmp_path: Path) -> None:
     lines = ['{"id": NaN}', '{"id": 9007199254740993}', '{"id": "x"}', '{"id": Infinity}']
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     assert rows_of(tmp_path / "t.jsonl", ["id"])[0] == [
@@ -331,7 +331,7 @@ def test_json_numbers_that_are_none_are_missing_in_columns_of_any_type(tmp_path:
     ]
 
 
-def test_json_lines_that_are_none_are_counted(tmp_path: Path) -> None:
+def test_lines_that_are_not_json_objects_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     good = '{"id": 1, "x": "a"}'
     path.write_text("\n".join([good, "", "{oops", "[1]", good + "," + good, "7", good, '{"id"']))
