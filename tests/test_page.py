@@ -130,7 +130,7 @@ def test_a_choice_made_while_the_page_loads_stays(served, browser):
 
 
 def test_values_of_an_item_show_their_effects(browser, tmp_path):
-    spec = write_pages(tmp_path / "log", users=30, pages=4)
+    spec = write_pages(tmp_path / "pages", users=30, pages=4)
     prepare(load_spec(spec), tmp_path / "data", base=spec.parent)
     model = config_of("lime-mha", width=16, hidden=8, links=4)
     train(tmp_path / "data", tmp_path / "run", model=model, config={"epochs": 1})
