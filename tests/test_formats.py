@@ -244,3 +244,21 @@ def test_a_run_whose_seed_was_valid_once_opens(format):
     stored = formats.train_settings({"seed": 2**64 - 1}, format)
     assert TrainConfig(**stored).seed == 2**63 - 1
     assert formats.train_settings({"seed": 7}, format)["seed"] == 7
+
+
+def test_a_dataset_with_impression_features_opens(tmp_path):
+    folder = FORMATS / "cdc71e2"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    dataset, facts = Dataset(tmp_path / "pages"), json.loads((folder / "expected.json").read_text())
+    assert dataset.manifest["format"] == 2
+    batch = dataset.batch(dataset.requests_of("test"))
+    assert batch.shown is not None
+    found = {
+        "impression_features": dataset.encoding["impression_features"],
+        "tokens": batch.shown.tokens.tolist(),
+        "numbers": batch.shown.numbers.tolist(),
+        "history": batch.users.tokens.tolist(),
+        "context": batch.users.context.tolist(),
+    }
+    same(found, facts)
