@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving constraints faults clean distclean settings
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-tune constraints faults clean distclean settings
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -86,6 +86,10 @@ bench-serving: $(VENV)/.dev  ## the server under load from another process; size
 	$(PY) -m benchmarks.state
 	$(PY) -m benchmarks.serving $(ARGS)
 	$(PY) -m benchmarks.hostile
+	$(PY) -m benchmarks.report
+
+bench-tune: $(VENV)/.dev  ## what a search for settings gains over the defaults (resumable; ARGS="--data FOLDER --trials 30")
+	$(PY) -m benchmarks.tune $(ARGS)
 	$(PY) -m benchmarks.report
 
 bench-quick: $(VENV)/.dev  ## all phases of bench-quality on a small simulated log; writes no rows
