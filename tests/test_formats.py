@@ -107,6 +107,8 @@ def test_a_dataset_opens(written, name):
         "content": batch.items.content.numeric.sum(1).tolist(),
     }
     same(found, FACTS["datasets"][name])
+    text = data.summary.text()
+    assert "per request" in text and "staleness" not in text  # counted since then
 
 
 @pytest.mark.parametrize("name", ["clocked", "ordered"])

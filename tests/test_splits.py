@@ -162,7 +162,7 @@ def test_other_spellings_are_errors_that_list_them(tmp_path: Path) -> None:
     write(tmp_path, with_folds("tr", "tr", "dev", "test"))
     message = (
         "split.column 'fold' has values other than train, validation, test: 'tr' (2 rows), 'dev' "
-        '(1 rows); give their meaning in [split], such as values = { "tr" = "train", "dev" = '
+        '(1 row); give their meaning in [split], such as values = { "tr" = "train", "dev" = '
         '"validation" }'
     )
     with pytest.raises(DataError) as caught:

@@ -89,7 +89,10 @@ class Findings:
         """Raise a DataError where the column of splits has values that are not known."""
         if not self.splits:
             return
-        found = [f"{text!r} ({count:,} rows)" for text, count in self.splits.most_common(SHOWN)]
+        found = [
+            f"{text!r} ({count:,} row{'s' * (count > 1)})"
+            for text, count in self.splits.most_common(SHOWN)
+        ]
         more = f" and {len(self.splits) - SHOWN} more" if len(self.splits) > SHOWN else ""
         some = [text for text, _ in self.splits.most_common(3)]
         example = ", ".join(f'"{text}" = "{_likely_split(text)}"' for text in some)
