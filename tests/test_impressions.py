@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from limerank.cli import options
 from limerank.data.batch import Impressions
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
@@ -425,6 +426,15 @@ def test_candidates_that_cannot_be_read_are_refused(run, index, pages):
     ):
         with pytest.raises(error, match=message):
             recommender.rank(candidates=candidates)
+
+
+def test_the_command_reads_candidates_with_values(tmp_path):
+    file = tmp_path / "candidates.txt"
+    file.write_text('{"item": 7, "price": 12.5}\n\n9\n"x"\n')
+    assert options.candidates(f"@{file}") == [{"item": 7, "price": 12.5}, "9", '"x"']
+    assert options.candidates("7, 9") == ["7", "9"]
+    with pytest.raises(SpecError, match=r"is not JSON .*one per line"):
+        options.candidates('{"item": 7, "price": 12.5}')
 
 
 def test_explanations_have_the_exact_effects_of_the_values(run, index, pages):
