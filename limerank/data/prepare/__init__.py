@@ -2,10 +2,10 @@
 
 :mod:`~limerank.data.prepare.job` is the sequence of steps: sources are opened (``inputs``,
 ``opening``), rows are checked and coded (``checks``, ``coding``, ``ids``, ``findings``), spooled in
-partitions by user (``spooling``, ``partition``) and sorted (``sorting``, ``clock``); events are
-assigned to splits (``splitting``, ``holdout``); vocabularies are learned (``learning``); items,
-users, events and requests are written (``tables``, ``suspects``, ``writing``), and the manifest
-(``manifest``).
+partitions by user (``spooling``, ``partition``) and sorted (``sorting``, ``clock``); impressions
+are grouped to requests (``gaps``, ``requests``), and events are assigned to splits (``splitting``,
+``holdout``); vocabularies are learned (``learning``); items, users, events and requests are written
+(``tables``, ``suspects``, ``writing``), and the manifest (``manifest``).
 """
 
 from limerank.data.prepare.job import prepare
