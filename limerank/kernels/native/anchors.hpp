@@ -19,6 +19,11 @@ namespace limerank {
 constexpr int MOST_FEATURES = 100;  // that are anchored: more would leave too few codes for each
 constexpr std::size_t LENT_BYTES = std::size_t{256} << 20;  // of tables that wait for the next request
 
+// Kinds of GCC and Clang.
+using Four = float __attribute__((vector_size(4 * sizeof(float))));
+using Integers = std::int32_t __attribute__((vector_size(4 * sizeof(std::int32_t))));
+using Bytes = std::int8_t __attribute__((vector_size(4)));
+
 // Tables of zeros, [sets] lines of codes, that requests borrow and return as they were: a request costs
 // what its history touches, not what the catalogue has.
 class Tables {
@@ -76,13 +81,14 @@ class Anchors {
         expect(keys.shape(0) == sets.shape(0) && keys.shape(0) == shares.shape(0),
                "keys, sets and shares of anchored values differ in number");
         expect(kinds.shape(0) >= 1, "the empty set is missing");
+        bool fine = true;
         for (std::size_t i = 0; i < keys.shape(0); i++)
-            expect(sets.data()[i] > 0 && static_cast<std::size_t>(sets.data()[i]) < kinds.shape(0) &&
-                       (i == 0 || keys.data()[i - 1] <= keys.data()[i]),
-                   "keys of anchored values must ascend, and their sets exist");
+            fine = fine && sets.data()[i] > 0 && static_cast<std::size_t>(sets.data()[i]) < kinds.shape(0) &&
+                   (i == 0 || keys.data()[i - 1] <= keys.data()[i]);
+        expect(fine, "keys of anchored values must ascend, and their sets exist");
         for (std::size_t i = 0; i < kinds.shape(0); i++)
-            expect(kinds.data()[i] >= 0 && (kinds.data()[i] < features_ || i == 0),
-                   "a set is of no anchored feature");
+            fine = fine && kinds.data()[i] >= 0 && (kinds.data()[i] < features_ || i == 0);
+        expect(fine, "a set is of no anchored feature");
         layer_t_.resize(layer.size());
         for (int j = 0; j < sums_; j++)
             for (int r = 0; r < links_; r++)
@@ -104,10 +110,11 @@ class Anchors {
     Linked quantised(const std::int64_t* keys, const float* links, std::size_t count) const {
         Linked made;
         const auto r = static_cast<std::size_t>(links_);
+        const std::size_t fours = (r + 3) / 4;  // sums are padded to it
         const std::size_t kinds = static_cast<std::size_t>(features_) + 1;
         const std::size_t values =
             static_cast<std::size_t>(std::lower_bound(keys, keys + count, item_tokens_) - keys);
-        std::vector<float> sums;           // of the touched sets, [sets, r]
+        std::vector<Four> sums;           // of the touched sets, [sets, fours]
         std::vector<std::int32_t> slots;   // of a set among these: in the table, until the codes are
         if (values > 0 && keys_.size() > 0) {
             std::vector<std::int64_t> first(values);
@@ -124,10 +131,10 @@ class Anchors {
                         made.sets.push_back(set);
                         slot = static_cast<std::int32_t>(made.sets.size());
                         std::memcpy(place, &slot, 4);
-                        sums.resize(sums.size() + r, 0.0f);
+                        sums.resize(sums.size() + fours, Four{});
                     }
-                    float* to = sums.data() + static_cast<std::size_t>(slot - 1) * r;
-                    for (std::size_t j = 0; j < r; j++) to[j] += shares_.data()[at] * links[v * r + j];
+                    Four* to = sums.data() + static_cast<std::size_t>(slot - 1) * fours;
+                    for (std::size_t j = 0; j < fours; j++) to[j] += shares_.data()[at] * four(links + v * r, j);
                 }
             }
             if (made.sets.empty()) tables_->give(std::move(table), made.sets);
@@ -140,38 +147,53 @@ class Anchors {
         std::size_t end = values;
         while (end < count && keys[end] - item_tokens_ < items) made.rows.push_back(keys[end++] - item_tokens_);
         // The largest of each kind, then the step that lets the sum of one of each fit.
-        std::vector<float> most(kinds * r, 0.0f);
-        for (std::size_t s = 0; s < made.sets.size(); s++) {
-            float* of = most.data() + static_cast<std::size_t>(kinds_.data()[made.sets[s]]) * r;
-            for (std::size_t j = 0; j < r; j++) of[j] = std::max(of[j], std::fabs(sums[s * r + j]));
-        }
-        for (std::size_t v = values; v < end; v++) {
-            float* of = most.data() + (kinds - 1) * r;
-            for (std::size_t j = 0; j < r; j++) of[j] = std::max(of[j], std::fabs(links[v * r + j]));
-        }
-        if (made.sets.empty() && made.rows.empty()) return made;
-        made.step.assign(r, 0.0f);
-        for (std::size_t k = 0; k < kinds; k++)
-            for (std::size_t j = 0; j < r; j++) made.step[j] += most[k * r + j];
-        const float levels = 127.0f - 0.5f * static_cast<float>(kinds);
-        for (std::size_t j = 0; j < r; j++) made.step[j] /= levels;
+        std::vector<Four> most(kinds * fours, Four{}), step(fours, Four{});
+        const auto larger = [](Four& of, const Four& z) {
+            const Four size = z < 0.0f ? -z : z;
+            of = size > of ? size : of;
+        };
         for (std::size_t s = 0; s < made.sets.size(); s++)
-            coded(sums.data() + s * r, made.step.data(),
-                  made.table.get() + static_cast<std::size_t>(made.sets[s]) * static_cast<std::size_t>(line()));
-        made.codes.resize(made.rows.size() * static_cast<std::size_t>(line()));
+            for (std::size_t j = 0; j < fours; j++)
+                larger(most[static_cast<std::size_t>(kinds_.data()[made.sets[s]]) * fours + j], sums[s * fours + j]);
+        for (std::size_t v = values; v < end; v++)
+            for (std::size_t j = 0; j < fours; j++) larger(most[(kinds - 1) * fours + j], four(links + v * r, j));
+        if (made.sets.empty() && made.rows.empty()) return made;
+        const float levels = 127.0f - 0.5f * static_cast<float>(kinds);
+        for (std::size_t j = 0; j < fours; j++) {
+            for (std::size_t k = 0; k < kinds; k++) step[j] += most[k * fours + j];
+            step[j] /= levels;
+        }
+        made.step.resize(r);
+        std::memcpy(made.step.data(), step.data(), r * sizeof(float));
+        const auto size = static_cast<std::size_t>(line());
+        for (std::size_t s = 0; s < made.sets.size(); s++)
+            for (std::size_t j = 0; j < fours; j++)
+                coded(sums[s * fours + j], step[j], j,
+                      made.table.get() + static_cast<std::size_t>(made.sets[s]) * size);
+        made.codes.resize(made.rows.size() * size);
         for (std::size_t i = 0; i < made.rows.size(); i++)
-            coded(links + (values + i) * r, made.step.data(),
-                  made.codes.data() + i * static_cast<std::size_t>(line()));
+            for (std::size_t j = 0; j < fours; j++)
+                coded(four(links + (values + i) * r, j), step[j], j, made.codes.data() + i * size);
         return made;
     }
 
   private:
-    void coded(const float* z, const float* step, std::int8_t* to) const {
-        std::memset(to, 0, static_cast<std::size_t>(line()));
-        for (int j = 0; j < links_; j++) {
-            const float code = step[j] > 0 ? std::nearbyint(z[j] / step[j]) : 0.0f;
-            to[j] = std::fabs(code) <= 127 ? static_cast<std::int8_t>(code) : std::int8_t{0};  // 0: NaN
-        }
+    // The j-th four of r numbers, zeros behind them.
+    Four four(const float* of, std::size_t j) const {
+        Four z = {};
+        const auto r = static_cast<std::size_t>(links_);
+        if (r - 4 * j >= 4) std::memcpy(&z, of + 4 * j, sizeof z);
+        else std::memcpy(&z, of + 4 * j, (r - 4 * j) * sizeof(float));
+        return z;
+    }
+
+    void coded(const Four& z, const Four& step, std::size_t j, std::int8_t* to) const {
+        // To the nearest integer, ties to even, by the rounding of this addition.
+        const Four codes = (z / (step > 0.0f ? step : Four{} + 1.0f) + 12582912.0f) - 12582912.0f;
+        const Four fine = (codes >= -127.0f) & (codes <= 127.0f) ? codes : Four{};  // 0 for NaN
+        const auto integers = __builtin_convertvector(fine, Integers);
+        const auto bytes = __builtin_convertvector(integers, Bytes);
+        std::memcpy(to + 4 * j, &bytes, sizeof bytes);
     }
 
     In<std::int32_t, 2> codes_;

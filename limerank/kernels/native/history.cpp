@@ -11,7 +11,7 @@
 
 // Compiled for several processors; the one at hand decides when the module is loaded.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define FASTEST __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define FASTEST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FASTEST
 #endif
@@ -91,41 +91,57 @@ struct Statistics {
     }
 };
 
+// Kinds of GCC and Clang.
+using Line = float __attribute__((vector_size(LINE * sizeof(float))));
+using Bits = std::int32_t __attribute__((vector_size(LINE * sizeof(std::int32_t))));
+using Side = float __attribute__((vector_size(SIDE * sizeof(float))));
+#define INLINE inline __attribute__((always_inline))
+
+template <class T>
+INLINE void load(T& to, const float* from) {
+    std::memcpy(&to, from, sizeof to);
+}
+
 // SiLU, by a polynomial for the exponential: within a few units of the last place.
-inline void silu(float* x) {
-    float power[LINE];
-    std::int32_t bits[LINE];
-    for (int j = 0; j < LINE; j++) {
-        const float t = std::min(std::max(-x[j], -80.0f), 80.0f) * 1.44269504f;
-        const float whole = (t + 12582912.0f) - 12582912.0f, f = t - whole;
-        float p = 1.5403530e-4f;
-        p = p * f + 1.3333558e-3f;
-        p = p * f + 9.6181291e-3f;
-        p = p * f + 5.5504109e-2f;
-        p = p * f + 2.4022651e-1f;
-        p = p * f + 6.9314718e-1f;
-        power[j] = p * f + 1.0f;
-        bits[j] = (static_cast<std::int32_t>(whole) + 127) * (1 << 23);
-    }
-    float scale[LINE];
-    std::memcpy(scale, bits, sizeof scale);
-    for (int j = 0; j < LINE; j++) x[j] = x[j] / (1.0f + power[j] * scale[j]);
+INLINE void silu(Line& x) {
+    const Line zero = {}, most = zero + 80.0f;
+    Line t = zero - x;
+    t = t < most ? t : most;
+    t = t > -most ? t : -most;
+    t *= 1.44269504f;
+    const Line whole = (t + 12582912.0f) - 12582912.0f, f = t - whole;
+    Line p = zero + 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    const Bits bits = (__builtin_convertvector(whole, Bits) + 127) << 23;
+    Line scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    x = x / (1.0f + p * scale);
 }
 
 FASTEST void through(const Network& net, const Statistics& of, float evidence, float scale, float* z) {
     for (int r = 0; r < net.links; r++) z[r] = 0;
     for (int at = 0; at < net.hidden; at += LINE) {
-        float sum[LINE] = {};
-        for (int i = 0; i < of.count; i++)
-            for (int j = 0; j < LINE; j++) sum[j] += of.values[i] * of.rows[i][at + j];
-        for (int j = 0; j < LINE; j++) sum[j] = evidence * sum[j] + net.bias[static_cast<std::size_t>(at + j)];
+        Line sum = {}, row;
+        for (int i = 0; i < of.count; i++) {
+            load(row, of.rows[i] + at);
+            sum += of.values[i] * row;
+        }
+        load(row, net.bias.data() + at);
+        sum = evidence * sum + row;
         silu(sum);
         for (int r = 0; r < net.links; r += SIDE) {
-            float part[SIDE] = {};
-            for (int j = 0; j < LINE; j++)
-                for (int k = 0; k < SIDE; k++)
-                    part[k] += sum[j] * net.second[static_cast<std::size_t>((at + j) * net.links + r + k)];
-            for (int k = 0; k < SIDE; k++) z[r + k] += part[k];
+            Side part, weights;
+            load(part, z + r);
+            for (int j = 0; j < LINE; j++) {
+                load(weights, net.second.data() + (at + j) * net.links + r);
+                part += sum[j] * weights;
+            }
+            std::memcpy(z + r, &part, sizeof part);
         }
     }
     for (int r = 0; r < net.links; r++) z[r] *= scale;
@@ -160,23 +176,22 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                    first[map].shape(0) == second[map].shape(1) && static_cast<int>(second[map].shape(0)) == links,
                "the layers of the anchored links do not fit together");
     const auto known = static_cast<std::int64_t>(key_offsets.shape(0)) - 1;
+    bool fine = true;
     for (std::int64_t i = 0; i <= known; i++)
-        expect(key_offsets.data()[i] >= (i ? key_offsets.data()[i - 1] : 0) &&
-                   key_offsets.data()[i] <= static_cast<std::int64_t>(keys.shape(0)),
-               "the offsets of the keys do not ascend");
+        fine = fine && key_offsets.data()[i] >= (i ? key_offsets.data()[i - 1] : 0) &&
+               key_offsets.data()[i] <= static_cast<std::int64_t>(keys.shape(0));
+    expect(fine, "the offsets of the keys do not ascend");
+    for (std::size_t i = 0; i < keys.size(); i++) fine = fine && keys.data()[i] >= 0;
+    expect(fine, "a key is negative");
     for (std::size_t b = 0; b < batch; b++) {
         const std::int64_t length = lengths.data()[b];
         expect(length >= 0 && length <= static_cast<std::int64_t>(width), "a history is longer than its batch");
-        for (std::int64_t n = 0; n < length; n++) {
-            const std::size_t at = b * width + static_cast<std::size_t>(n);
-            expect(items.data()[at] >= 0 && items.data()[at] < known, "an item of a history has no keys");
-            for (std::size_t a = 0; a < each; a++) {
-                const std::int64_t token = tokens.data()[at * each + a];
-                expect(token >= 0 && token < static_cast<std::int64_t>(outcomes.shape(0)), "an event's token is unknown");
-            }
-        }
+        const std::size_t begin = b * width, end = begin + static_cast<std::size_t>(length);
+        for (std::size_t at = begin; at < end; at++) fine = fine && items.data()[at] >= 0 && items.data()[at] < known;
+        for (std::size_t at = begin * each; at < end * each; at++)
+            fine = fine && tokens.data()[at] >= 0 && tokens.data()[at] < static_cast<std::int64_t>(outcomes.shape(0));
+        expect(fine, "an item of a history has no keys, or an event's token is unknown");
     }
-    for (std::size_t i = 0; i < keys.size(); i++) expect(keys.data()[i] >= 0, "a key is negative");
 
     std::vector<Found> found(batch);
     {
