@@ -87,7 +87,7 @@ def test_changes_and_compaction_keep_every_items_values(of, live):
     other = {**new, "item_id": int(of.index.ids[6]), "tags": "t0|t1|t2|t3"}
     put_items(of.run, live, other)
     index = Index.open(live, verify=True)
-    whole = of.index.anchors.keys(np.arange(ITEMS))
+    full = of.index.anchors.keys(np.arange(ITEMS))
     rows = [index.row_of(item["item_id"]) for item in (new, again, other)]
     true = expected(of.run, of.data, [new, again, other])
 
@@ -102,7 +102,7 @@ def test_changes_and_compaction_keep_every_items_values(of, live):
         true, range(3), index
     )
     assert index.anchors.codes[rows[0]].tolist() == index.anchors.codes[rows[1]].tolist()
-    assert sets(*index.anchors.keys(slice(0, ITEMS))) == sets(*whole)
+    assert sets(*index.anchors.keys(slice(0, ITEMS))) == sets(*full)
     before = {id: index.row_of(id) for id in index.ids[:].tolist()}
     compact_index(live)
     compact = Index.open(live, verify=True)

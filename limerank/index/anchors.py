@@ -111,7 +111,7 @@ class Anchors:
 class SetEncoder:
     """Items -> codes, with a number for every set that was not seen before.
 
-    Sets are told apart by 64-bit hashes: of a million sets, two have one hash in one of ten million
+    Sets are compared by 64-bit hashes: of a million sets, two have one hash in one of ten million
     catalogues.
 
     Args:

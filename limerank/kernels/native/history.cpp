@@ -9,7 +9,7 @@
 
 #include "python.hpp"
 
-// Compiled for several processors; the one at hand decides when the module is loaded.
+// Compiled for several processors; the present one decides when the module is loaded.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define FASTEST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
