@@ -74,12 +74,44 @@ class Anchored:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.offsets.nbytes + self.keys.nbytes + self.links.nbytes
+
     def __getitem__(self, part: slice) -> Anchored:
         """Those of some requests, side by side."""
         low, high, _ = part.indices(len(self))
         offsets = self.offsets[low : max(low, high) + 1]
         of = slice(int(offsets[0]), int(offsets[-1]))
         return Anchored(offsets - offsets[0], self.keys[of], self.links[of])
+
+
+class KeyStatistics(NamedTuple):
+    """What the histories of B requests hold of V keys, from which anchored links follow.
+
+    Sums alone: those of two consecutive parts of a history give those of the history.
+
+    Attributes:
+        offsets: where each request's keys begin and, last, end, i64 [B + 1].
+        keys: i64 [V], ascending within a request.
+        counts: events with the key, i64 [V], at least 1.
+        sums: sum of their outcomes, f32 [V, o].
+        faded: the same with the weight :data:`FADING` ** (later events with the key), f32 [V, o].
+        newest: outcome of the newest of them, f32 [V, o].
+        ago: events of the history since it, i64 [V].
+        age: days (events, where the log has no clock) from it to the newest event of the history,
+            f32 [V].
+    """
+
+    offsets: Tensor
+    keys: Tensor
+    counts: Tensor
+    sums: Tensor
+    faded: Tensor
+    newest: Tensor
+    ago: Tensor
+    age: Tensor
 
 
 class _Pairs(NamedTuple):
@@ -187,30 +219,37 @@ class AnchoredLinks(nn.Module):
             of, keys = users, users.keys
             histories = (of.items, of.tokens, of.age, of.lengths, keys.offsets, keys.keys)
             return Anchored(*anchored_links(self.layers(), *histories))
+        return self.links_of(self.statistics(users))
+
+    def statistics(self, users: Users) -> KeyStatistics:
+        """What the histories hold of each key that is anchored."""
         pairs = self._pairs(users)
         start = pairs.first.nonzero()[:, 0]
         count_v = torch.cat([start, start.new_tensor([len(pairs.key)])]).diff()
         segment = pairs.first.cumsum(0) - 1
         newest = start + count_v - 1
         outcome_po = self._outcomes(users, pairs)
-        n = count_v.to(outcome_po.dtype)
         later = newest[segment] - torch.arange(len(segment), device=segment.device)
         none = outcome_po.new_zeros(len(start), OUTCOMES)
-        mean = none.index_add(0, segment, outcome_po) / n[:, None]
-        faded = none.index_add(0, segment, outcome_po * (FADING**later)[:, None])
         owner, position = pairs.owner[newest], pairs.position[newest]
-        links = self.of_statistics(
+        counts_b = torch.bincount(owner, minlength=len(users.lengths))
+        return KeyStatistics(
+            torch.cat([counts_b.new_zeros(1), counts_b.cumsum(0)]),
             pairs.key[start],
-            n,
-            mean,
-            faded / fading_sum(n)[:, None],
+            count_v,
+            none.index_add(0, segment, outcome_po),
+            none.index_add(0, segment, outcome_po * (FADING**later)[:, None]),
             outcome_po[newest],
             users.lengths[owner] - 1 - position,
             users.age[owner, position],
         )
-        counts_b = torch.bincount(owner, minlength=len(users.lengths))
-        offsets = torch.cat([counts_b.new_zeros(1), counts_b.cumsum(0)])
-        return Anchored(offsets, pairs.key[start], links)
+
+    def links_of(self, statistics: KeyStatistics) -> Anchored:
+        """The links of requests with these statistics."""
+        offsets, keys, counts, sums, faded, newest, ago, age = statistics
+        n = counts.to(sums.dtype)
+        mean, fading = sums / n[:, None], faded / fading_sum(n)[:, None]
+        return Anchored(offsets, keys, self.of_statistics(keys, n, mean, fading, newest, ago, age))
 
     def layers(self) -> LinkLayers:
         """The parameters and constants of :meth:`forward`."""
