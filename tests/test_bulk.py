@@ -13,9 +13,10 @@ from limerank.ranking.recommender import Recommender
 from tests.catalogues import ITEMS, shop
 
 
-@pytest.fixture(params=["lime-mha", "lime-xor", "two-tower"])
+@pytest.fixture(params=["lime-mha", "lime-xor", "two-tower", "anchored"])
 def recommender(request):
-    of = shop(request.param)
+    """Of models, and of one with anchored links."""
+    of = shop("lime-mha", anchors=None) if request.param == "anchored" else shop(request.param)
     return Recommender(of.run, of.index, of.data, threads=2)
 
 

@@ -20,9 +20,11 @@ from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, shop
 
 
-@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "sasrec"])
-def test_the_store_s_users_are_the_log_s(model, tmp_path):
-    of = shop(model)
+@pytest.mark.parametrize(
+    ("model", "anchors"), [("lime-mha", None), ("lime-xor", ()), ("sasrec", ())]
+)
+def test_the_store_s_users_are_the_log_s(model, anchors, tmp_path):
+    of = shop(model, anchors=anchors)
     with SqliteStore(tmp_path / "events.db") as store:
         done = fill(store, of.data, base=folder() / "plain" / "log")
         assert done.users == len(of.data.user_ids)
@@ -46,9 +48,14 @@ def test_the_store_s_users_are_the_log_s(model, tmp_path):
             with torch.inference_mode():
                 vectors = of.run.ranker.item_vectors(batch.items)
                 expected = of.run.ranker.encode_users(batch.users, vectors)
-            for one, other in zip(ready.state, expected, strict=True):
+            *found, anchored = ready.state
+            for one, other in zip(found, expected[:-1], strict=True):
                 if one.is_floating_point():
                     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+            if anchors is None:  # rows of the index are those of the dataset
+                assert torch.equal(anchored.keys, expected.anchored.keys)
+                links, others = anchored.links, expected.anchored.links
+                torch.testing.assert_close(links, others, atol=1e-4, rtol=1e-4)
         assert states.ready(of.data.user_ids[0]).known
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from limerank.data.dataset import Dataset
 from limerank.data.events import event_of
+from limerank.data.features import item_keys
 from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
@@ -29,7 +31,8 @@ from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
 from limerank.models.ranker import gather
 from limerank.ranking.explain import explain
-from limerank.serving.state import Seen, Stream, UserStates, Window
+from limerank.serving.state import Seen, Stream, UserStates, Window, keyed, updating
+from limerank.serving.state.keyed import KeyTable
 from limerank.serving.stores import SqliteStore, State
 from tests.catalogues import MODELS, Shop, make_run, shop
 
@@ -69,12 +72,15 @@ def introduce(store, data: Dataset):
             store.set_features(data.user_ids[user], {"country": f"c{data.user_ids[user] % 3}"})
 
 
-def logits(of: Shop, ready, items=slice(None, 25)):
+def logits(of: Shop, ready, index=None):
     """Of the first items of the dataset."""
-    rows = np.arange(len(of.data.items))[items]
+    rows, ranker = np.arange(25), of.run.ranker
+    items = of.data.item_batch(rows)
+    index_rows = (index or of.index).ids.find(of.data.item_ids[rows])
+    keys = item_keys(items.content, of.data.anchored, index_rows)
     with torch.inference_mode():
-        vectors = of.run.ranker.item_vectors(of.data.item_batch(rows))
-        return of.run.ranker.score(ready.state, of.run.ranker.encode_items(vectors))
+        extra = ranker.extra(ready.state, keys, torch.arange(25))
+        return ranker.score(ready.state, ranker.encode_items(ranker.item_vectors(items)), extra)
 
 
 def of_requests(of: Shop, store, mode, requests, length=None, posted=None):
@@ -101,7 +107,9 @@ def of_requests(of: Shop, store, mode, requests, length=None, posted=None):
             expected.append(of.run.ranker(batch)[0])
             vectors = of.run.ranker.item_vectors(batch.items)
             terms = gather(of.run.ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
-            found.append(of.run.ranker.score(ready.state, terms)[0])
+            # Items have the same rows in the dataset and in its index.
+            extra = of.run.ranker.extra(ready.state, batch.users.keys, batch.candidates)
+            found.append(of.run.ranker.score(ready.state, terms, extra)[0])
         assert ready.events == batch.users.lengths[0]
         seen_items = np.unique(data.events["item"][start:end])
         assert sorted(of.index.ids[ready.seen].tolist()) == sorted(
@@ -110,9 +118,12 @@ def of_requests(of: Shop, store, mode, requests, length=None, posted=None):
     return torch.cat(found), torch.cat(expected), states
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_window_says_what_evaluation_says(model, store):
-    of = shop(model)
+@pytest.mark.parametrize(
+    ("model", "anchors"),
+    [*((model, ()) for model in MODELS), *((m, None) for m in ("lime-mha", "lime-xor", "din"))],
+)
+def test_a_window_says_what_evaluation_says(model, anchors, store):
+    of = shop(model, anchors=anchors)
     introduce(store, of.data)
     requests = np.arange(0, len(of.data.requests["user"]), 7)
     found, expected, states = of_requests(of, store, "window", requests)
@@ -120,8 +131,9 @@ def test_a_window_says_what_evaluation_says(model, store):
     assert states.made["rebuilds"] <= 30 < states.made["updates"] + 30
 
 
-def test_a_stream_equals_the_full_history(store):
-    of = shop("lime-mha", heads=2)
+@pytest.mark.parametrize("anchors", [(), None])
+def test_a_stream_equals_the_full_history(anchors, store):
+    of = shop("lime-mha", heads=2, anchors=anchors)
     introduce(store, of.data)
     requests = np.arange(0, len(of.data.requests["user"]), 7)
     assert of.data.history_lengths(requests, 1 << 20).max() > 20, "longer than a window"
@@ -172,7 +184,7 @@ def odd(request, tmp_path_factory):
     prepare(spec, folder / "data", base=folder)
     data, found = Dataset(folder / "data"), {}
     for model in ("lime-mha", "lime-xor"):
-        run = make_run(folder / model, data, model=model)
+        run = make_run(folder / model, data, model=model, anchors=None)
         build_index(run, folder / f"{model}-index", data=data)
         found[model] = Shop(data, run, Index.open(folder / f"{model}-index"))
     return rows, found
@@ -251,7 +263,8 @@ def check_request(of, states, user, request, mode, row):
     with torch.inference_mode():
         vectors = of.run.ranker.item_vectors(batch.items)
         terms = gather(of.run.ranker.encode_items(vectors[: batch.distinct]), batch.candidates)
-        found, expected = of.run.ranker.score(ready.state, terms), of.run.ranker(batch)
+        extra = of.run.ranker.extra(ready.state, batch.users.keys, batch.candidates)
+        found, expected = of.run.ranker.score(ready.state, terms, extra), of.run.ranker(batch)
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
@@ -265,10 +278,11 @@ post = st.tuples(
 )
 
 
+@pytest.mark.parametrize("anchors", [(), None])
 @settings(max_examples=25)
-@given(st.lists(post, min_size=1, max_size=30), st.randoms(use_true_random=False), st.data())
-def test_order_makes_no_difference(tmp_path_factory, given_events, rng, data):
-    of = shop("lime-mha")
+@given(st.lists(post, min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_order_makes_no_difference(tmp_path_factory, anchors, given_events, rng):
+    of = shop("lime-mha", anchors=anchors)
     events = [
         event_of(
             {"user": 1, "item": item, "time": EARLY + 1000 * at, "labels": labels, "id": position}
@@ -437,9 +451,10 @@ def test_memory_is_bounded(store):
 # Stored states
 
 
+@pytest.mark.parametrize("anchors", [(), None])
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_stored_states_are_found_again(mode, store, tmp_path):
-    of = shop("lime-mha")
+def test_stored_states_are_found_again(mode, anchors, store, tmp_path):
+    of = shop("lime-mha", anchors=anchors)
     events = events_of(of.data, 4)
     user, now = events[0].user, events[-1].time + 1
     store.append(events[:-2])
@@ -509,9 +524,10 @@ def test_a_foreign_fingerprint_is_never_used(store):
     assert window.made["rebuilds"] == 0
 
 
-def test_items_come_and_change(store, tmp_path):
+@pytest.mark.parametrize("anchors", [(), None])
+def test_items_come_and_change(anchors, store, tmp_path):
     """An unknown item of a history is one of which nothing is known, until the index holds it."""
-    of = shop("lime-mha")
+    of = shop("lime-mha", anchors=anchors)
     shutil.copytree(of.index.path, tmp_path / "index")
     item = {"item_id": 900, "group": "g1", "tags": "t1", "length": 12.0}
     events = [
@@ -539,9 +555,10 @@ def test_items_come_and_change(store, tmp_path):
             states.use_index(index)
         now = [states.ready(user, now=LATER) for states in both]
         assert index.row_of(900) in now[0].seen and (now[0].seen == now[1].seen).all()
-        found.append([logits(of, ready) for ready in now])
-        fresh = UserStates(of.run, index, store, mode="streaming").ready(user, now=LATER)
-        torch.testing.assert_close(found[-1][0], logits(of, fresh), **TOLERANCE)
+        found.append([logits(of, ready, index) for ready in now])
+        for mode, one in zip(("streaming", "window"), found[-1], strict=True):
+            fresh = UserStates(of.run, index, store, mode=mode).ready(user, now=LATER)
+            torch.testing.assert_close(one, logits(of, fresh, index), **TOLERANCE)
     known, updated, more, compacted = found
     assert not torch.allclose(before[0], known[0]) and not torch.allclose(known[0], updated[0])
     assert torch.equal(updated[0], more[0]), "an item more changes no state"
@@ -551,9 +568,12 @@ def test_items_come_and_change(store, tmp_path):
         both[0].use_index(shop("lime-xor").index)
 
 
+@pytest.mark.parametrize("anchors", [(), None])
 @pytest.mark.parametrize("mode", ["window", "streaming"])
-def test_a_change_of_items_that_a_user_has_not_seen_computes_nothing(mode, store, tmp_path):
-    of = shop("lime-mha")
+def test_a_change_of_items_that_a_user_has_not_seen_computes_nothing(
+    mode, anchors, store, tmp_path
+):
+    of = shop("lime-mha", anchors=anchors)
     shutil.copytree(of.index.path, tmp_path / "index")
     events = events_of(of.data, 0)
     store.append(events)
@@ -581,7 +601,8 @@ def test_a_change_of_items_that_a_user_has_not_seen_computes_nothing(mode, store
         )
         assert states.made["stages"] == stages
         assert (found.seen == fresh.seen).all()
-        torch.testing.assert_close(logits(of, found), logits(of, fresh), **TOLERANCE)
+        both = [logits(of, ready, states.index) for ready in (found, fresh)]
+        torch.testing.assert_close(*both, **TOLERANCE)
 
 
 # Users nobody knows, and bad input
@@ -818,13 +839,21 @@ def test_states_are_what_their_bytes_say(items, heads, order):
         g = torch.Generator().manual_seed(heads)
         q, k = torch.randn(heads, 3, 2, generator=g), torch.randn(heads, 1, 2, generator=g)
         carry = carry_of(q, k, k, torch.ones(heads, 3), torch.zeros(1), torch.tensor(2e4))
-    stream = Stream(carry, 7, 2, 90, (-5, order), seen)
+    texts = tuple(dict.fromkeys(item for item in items if isinstance(item, str)))
+    rows = len(texts) + 2 * heads
+    keys = KeyTable(
+        np.arange(heads), texts, np.arange(heads), *np.arange(3 * rows).reshape(3, rows),
+        np.random.default_rng(heads).normal(size=(rows, 3, 8)).astype(np.float32),
+    )  # fmt: skip
+    stream = Stream(carry, 7, 2, 90, (-5, order), seen, keys)
     found = Stream.unpack(stream.pack())
+    assert (found.keys.texts, len(found.keys)) == (texts, rows)
+    np.testing.assert_array_equal(found.keys.outcomes, keys.outcomes)
     assert found.pack() == stream.pack() and (found.events, found.unknown) == (7, 2)
     assert found.newest == (-5, order) and found.seen.texts == seen.texts
     window = Window(b"packed", 3, seen)
     assert Window.unpack(window.pack()).pack() == window.pack()
-    with pytest.raises(FormatError, match="expected b'LRSS'"):
+    with pytest.raises(FormatError, match="expected b'LRSS' of 2"):
         Stream.unpack(window.pack())
 
 
@@ -837,6 +866,67 @@ def test_a_stream_has_a_constant_size(store):
         states.rebuild()
         sizes.append(len(store.state(1, "streaming").data))
     assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + 200
+
+
+def test_keys_of_long_ago_are_dropped_at_the_same_events_whatever_was_read_at_once(
+    store, tmp_path, monkeypatch
+):
+    """A stream has a bounded number of keys, and stays a function of its events."""
+    of = shop("lime-mha", anchors=None)
+    for module in (keyed, updating):
+        monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(keyed, "REMEMBERED", 8)
+    rng = np.random.default_rng(0)
+    items = [0, 1, *rng.integers(2, 60, 30).tolist(), 1, 2]
+    events = [
+        event_of({"user": 1, "item": item, "time": EARLY + 1000 * k, "id": f"{k:03d}"})
+        for k, item in enumerate(items)
+    ]
+    states = UserStates(of.run, of.index, store, mode="streaming", keep=True)
+    with SqliteStore(tmp_path / "other.db") as other:
+        for event in events:
+            store.append([event])
+            found = states.ready(1, now=LATER)
+        other.append(events)
+        expected = UserStates(of.run, of.index, other, mode="streaming").ready(1, now=LATER)
+    torch.testing.assert_close(logits(of, found), logits(of, expected), **TOLERANCE)
+    first = of.run.ranker.shape.item_tokens
+    rows = set(of.index.ids.find(items[-8:]).tolist())
+    held = found.state.anchored.keys
+    own = set((held[held >= first] - first).tolist())
+    assert rows <= own and len(own) <= 12 and int(of.index.ids.find([0])[0]) not in own
+
+
+def test_after_a_late_event_a_stream_with_anchored_links_is_computed_again(store):
+    of = shop("lime-mha", anchors=None)
+    events = events_of(of.data, 0)
+    user = events[0].user
+    store.append(events[:2] + events[3:])
+    states = UserStates(of.run, of.index, store, mode="streaming")
+    states.ready(user, now=LATER)
+    store.append(events[2:3])
+    found = states.ready(user, now=LATER)
+    assert states.made["rebuilds"] == 2
+    fresh = UserStates(of.run, of.index, store, mode="streaming").ready(user, now=LATER)
+    torch.testing.assert_close(logits(of, found), logits(of, fresh), **TOLERANCE)
+
+
+def test_a_stream_of_the_format_without_keys_is_computed_again(store):
+    of = shop("lime-mha")
+    events = events_of(of.data, 0)
+    user = events[0].user
+    store.append(events)
+    states = UserStates(of.run, of.index, store, mode="streaming", keep=True)
+    expected = logits(of, states.ready(user, now=LATER))
+    held = store.state(user, "streaming")
+    body = held.data[:4] + b"\1" + held.data[5:-4]
+    old = body + zlib.crc32(body).to_bytes(4, "little")
+    with pytest.raises(FormatError, match=r"version 1, expected b'LRSS' of 2"):
+        Stream.unpack(old)
+    assert store.put_state(user, "streaming", State(held.fingerprint, held.version, old))
+    fresh = UserStates(of.run, of.index, store, mode="streaming")
+    torch.testing.assert_close(logits(of, fresh.ready(user, now=LATER)), expected, **TOLERANCE)
+    assert fresh.made["rebuilds"] == 1
 
 
 def test_the_model_and_the_index_of_states_may_be_given_as_folders(tmp_path):

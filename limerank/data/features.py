@@ -100,6 +100,37 @@ def anchored_tokens(encoding: Mapping[str, Any]) -> NDArray[np.bool_]:
     return found
 
 
+def take_keys(keys: ItemKeys, positions: NDArray[np.int64]) -> ItemKeys:
+    """The keys of n items among those with keys; -1: an item without keys.
+
+    Args:
+        keys: of items, on the CPU.
+        positions: of the wanted ones, i64 [n].
+    """
+    ends = keys.offsets.numpy()
+    none = len(ends) - 1  # the position of an item without keys, behind the others
+    ends = np.append(ends, ends[-1])
+    positions = np.where(positions < 0, none, positions)
+    first, counts = ends[positions], np.diff(ends)[positions]
+    offsets = np.zeros(len(positions) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    at = torch.from_numpy(ragged_index(first, counts))
+    return ItemKeys(keys=keys.keys[at], shares=keys.shares[at], offsets=torch.from_numpy(offsets))
+
+
+def joined_keys(keys: ItemKeys, other: ItemKeys, positions: NDArray[np.int64]) -> ItemKeys:
+    """``keys``, where the items at ``positions`` [m] have the keys of the m items of ``other``."""
+    count = len(keys.offsets) - 1
+    every = ItemKeys(
+        keys=torch.cat([keys.keys, other.keys]),
+        shares=torch.cat([keys.shares, other.shares]),
+        offsets=torch.cat([keys.offsets, keys.offsets[-1] + other.offsets[1:]]),
+    )
+    order = np.arange(count)
+    order[positions] = count + np.arange(len(positions))
+    return take_keys(every, order)
+
+
 def item_keys(
     content: Features, anchored: NDArray[np.bool_], numbers: NDArray[np.int64]
 ) -> ItemKeys:

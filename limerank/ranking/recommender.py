@@ -19,20 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from limerank.data.batch import Users
 from limerank.data.canonical import external_id, milliseconds
 from limerank.data.dataset import Dataset
 from limerank.data.event_log import EventForm, EventLog
-from limerank.data.features import FeatureTable
+from limerank.data.features import FeatureTable, item_keys, joined_keys
 from limerank.data.history import latest
 from limerank.errors import FingerprintError, SpecError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.index.lookup import IdLookup
 from limerank.ranking.explain import Explanation, Past
 from limerank.ranking.flow import RankingFlow, id_list
-from limerank.ranking.request import item_vectors, past_of, plain, seen_rows
+from limerank.ranking.request import (
+    HistoryItems,
+    index_keys,
+    item_vectors,
+    past_of,
+    plain,
+    seen_rows,
+)
 from limerank.ranking.results import Ranked, Ranking
 from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 from limerank.runs.folder import Run, load_run
@@ -326,14 +332,16 @@ class Recommender:
             history.newest,
             history.lengths,
         )
+        of_items = self._items(dataset.item_ids, codes)
         users = Users.from_history(
             history,
             items=positions,
             features=dataset.users.take(rows),
             context=torch.from_numpy(context),
+            keys=of_items.keys,
         ).to(self._device)
         with torch.inference_mode():
-            state = self.ranker.encode_users(users, self._vectors(dataset.item_ids, codes))
+            state = self.ranker.encode_users(users, of_items.vectors)
         return self.scorer.top(state, k, weights=weights, exclude=seen)
 
     # Arguments
@@ -392,20 +400,29 @@ class Recommender:
             self.form,
             self.length,
             lambda count: features.take(np.full(count, row)),
-            self._vectors,
+            self._items,
             now,
             context,
         )
 
-    def _vectors(self, ids: Any, codes: NDArray[Any]) -> Tensor:
-        """Vectors of the items ``ids[codes]`` [n, d]: the index's; for an item that the index
-        lacks, the item tower's."""
-        found, lacking = item_vectors(self.index, ids[codes], self._device)
-        if lacking.any():
-            items = self.dataset.item_batch(codes[lacking].astype(np.int64)).to(self._device)
+    def _items(self, ids: Any, codes: NDArray[Any]) -> HistoryItems:
+        """The items ``ids[codes]`` as the index has them; those that it lacks as the dataset does,
+        without a key of their own."""
+        rows = self.index.ids.find(ids[codes])
+        vectors = item_vectors(self.index, rows, self._device)
+        keys = None if self.ranker.anchors is None else index_keys(self.index, rows)
+        lacking = np.flatnonzero(rows < 0)
+        if len(lacking):
+            items = self.dataset.item_batch(codes[lacking].astype(np.int64))
             with torch.inference_mode():
-                found[torch.from_numpy(lacking)] = self.ranker.item_vectors(items)
-        return found
+                vectors[torch.from_numpy(lacking)] = self.ranker.item_vectors(
+                    items.to(self._device)
+                )
+            if keys is not None:
+                anchored = self.dataset.anchored
+                own = item_keys(items.content, anchored, np.full(len(lacking), -1))
+                keys = joined_keys(keys, own, lacking)
+        return HistoryItems(vectors, keys)
 
     @cached_property
     def _unknown(self) -> FeatureTable:

@@ -6,14 +6,14 @@ Ranking from a dataset and ranking from a server's store both use these function
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.data.batch import Features, Users
+from limerank.data.batch import Features, ItemKeys, Users
 from limerank.data.event_log import EventForm, EventLog
 from limerank.data.history import latest
 from limerank.index import Index
@@ -25,12 +25,20 @@ POSITIONS = 1 << 13
 Rows = NDArray[np.int64]
 
 
+class HistoryItems(NamedTuple):
+    """What a model reads of U items of a history: their vectors [U, d], and their keys, None for a
+    model without anchored links."""
+
+    vectors: Tensor
+    keys: ItemKeys | None
+
+
 def past_of(
     log: EventLog,
     form: EventForm,
     length: int,
     features: Callable[[int], Features],
-    vectors: Callable[[Any, NDArray[Any]], Tensor],
+    items: Callable[[Any, NDArray[Any]], HistoryItems],
     now: int,
     context: Mapping[str, Any],
 ) -> Past:
@@ -41,13 +49,13 @@ def past_of(
         form: the event form of the run.
         length: events of the history, at most.
         features: returns the user's own features, repeated for so many requests.
-        vectors: (ids, codes) -> the vectors of the items ``ids[codes]``, on the model's device.
+        items: (ids, codes) -> the items ``ids[codes]``; vectors on the model's device.
         now: when the request is made.
         context: context feature -> value.
     """
     base = log.rows[-length:]
     codes = np.unique(log.columns["item"][base])
-    of_items = vectors(log.ids, codes)
+    vectors, keys = items(log.ids, codes)
     of_request = form.context(context)
 
     def users(rows: list[Rows], tokens: Tensor | None) -> Users:
@@ -67,7 +75,8 @@ def past_of(
             items=positions,
             features=features(len(rows)),
             context=tokens.expand(len(rows), -1),
-        ).to(of_items.device)
+            keys=keys,
+        ).to(vectors.device)
 
     full = users([base], None)
 
@@ -77,20 +86,30 @@ def past_of(
         for at in range(0, len(histories), size):
             yield users(histories[at : at + size], full.context)
 
-    items = [plain(log.ids[code]) for code in log.columns["item"][base]]
+    ids = [plain(log.ids[code]) for code in log.columns["item"][base]]
     times = np.asarray(log.columns["time"][base], dtype=np.int64)
-    return Past(full, of_items, items, times, without)
+    return Past(full, vectors, ids, times, without)
 
 
-def item_vectors(index: Index, ids: Any, device: torch.device) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Vectors of items by external id, f32 [n, d] on the device, and which of the items the index
-    lacks, bool [n]; their vectors are zero."""
-    rows = index.ids.find(ids)
-    lacking = rows < 0
+def item_vectors(index: Index, rows: Rows, device: torch.device) -> Tensor:
+    """Vectors of items by index row, f32 [n, d] on the device; zero where the row is -1."""
     vectors_nd = torch.zeros(len(rows), index.vectors.shape[1])
-    held = np.flatnonzero(~lacking)
+    held = np.flatnonzero(rows >= 0)
     vectors_nd[held] = torch.from_numpy(np.array(index.vectors[rows[held]], dtype=np.float32))
-    return vectors_nd.to(device), lacking
+    return vectors_nd.to(device)
+
+
+def index_keys(index: Index, rows: Rows) -> ItemKeys:
+    """Keys of items by index row, i64 [n]; none where the row is -1: an item that the index lacks
+    is like no candidate.
+
+    Raises:
+        RuntimeError: the index was built without the keys of items, which scorers check.
+    """
+    if index.anchors is None:
+        raise RuntimeError(f"{index.path} has no keys of items")
+    keys, shares, offsets = (torch.from_numpy(part) for part in index.anchors.keys(rows))
+    return ItemKeys(keys=keys, shares=shares, offsets=offsets)
 
 
 def seen_rows(index: Index, log: EventLog) -> Rows:

@@ -17,9 +17,10 @@ from limerank.data.event_log import EventForm, EventLog
 from limerank.data.features import FeatureTable
 from limerank.data.packing import unpack_list
 from limerank.index import Index
+from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.lime import LinkState
 from limerank.ranking.explain import Past
-from limerank.ranking.request import item_vectors, past_of
+from limerank.ranking.request import HistoryItems, index_keys, item_vectors, past_of
 from limerank.runs.model import Trained
 from limerank.serving.state.entries import AskedState, Entry
 from limerank.serving.state.stored import Stream, Window
@@ -71,19 +72,21 @@ class UserStage:
         stage = entry.stage
         if stage is None:
             if isinstance(entry.stored, Stream):
-                links, newest = self._read(entry.stored, entry.encoded), entry.stored.newest[0]
+                links = self._read(entry.stored, entry.encoded)
+                anchored, newest = self._anchored(entry.stored, index), entry.stored.newest[0]
             else:
                 past = self._past_of(entry, index, now, context)
-                links = self._ranker.encode_users(past.users, past.vectors).links
+                links, _, anchored = self._ranker.encode_users(past.users, past.vectors)
                 newest = int(past.times[-1]) if len(past.times) else 0
-            stage = newest, (links,)
+            stage = newest, (links, anchored)
             self.computed += 1
             entry.stage = stage
-        (newest, (links,)), count = stage, entry.stored.events
+        (newest, (links, anchored)), count = stage, entry.stored.events
         at = max(now, newest) if count else now
         tokens = self._context(newest, count, at, context)
         c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
-        state = LinkState(links, self._ranker.head.from_request(entry.encoded.u, c_bd))
+        head = self._ranker.head.from_request(entry.encoded.u, c_bd)
+        state = LinkState(links, head, anchored)
         until = self.form.encoder.context_until(at, newest, count)
         # A copy, since the caller may change its mapping.
         entry.asked = AskedState(dict(context), now, until, state)
@@ -106,6 +109,21 @@ class UserStage:
             self._ranker.reading.absorb(links_bld, read_bhle, count)
         )
         return personal
+
+    def _anchored(self, stored: Stream, index: Index) -> Anchored | None:
+        """Anchored links of a streaming state."""
+        links: AnchoredLinks | None = self._ranker.anchors
+        if links is None:
+            return None
+        statistics = stored.keys.statistics(
+            stored.events,
+            stored.newest[0],
+            index,
+            links.item_tokens,
+            clock=self.form.clock,
+            device=self._device,
+        )
+        return links.links_of(statistics)
 
     def _context(self, newest: int, count: int, now: int, context: Mapping[str, Any]) -> Tensor:
         tokens = self.form.encoder.context(
@@ -130,17 +148,18 @@ class UserStage:
             self.form,
             self.length,
             lambda count: _times(encoded.features, count),
-            lambda ids, codes: self.vectors_of(index, ids[codes])[0],
+            lambda ids, codes: self.items_of(index, index.ids.find(ids[codes])),
             now,
             context,
         )
 
-    def vectors_of(self, index: Index, ids: Any) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Vectors of items [U, d], and which of them the index lacks."""
-        vectors, lacking = item_vectors(index, ids, self._device)
+    def items_of(self, index: Index, rows: NDArray[np.int64]) -> HistoryItems:
+        """Items by index row, i64 [U]; -1: one that the index lacks, of which nothing is known."""
+        vectors, lacking = item_vectors(index, rows, self._device), rows < 0
         if lacking.any():
             vectors[torch.from_numpy(lacking)] = self._blank
-        return vectors, lacking
+        keys = None if self._ranker.anchors is None else index_keys(index, rows)
+        return HistoryItems(vectors, keys)
 
     @cached_property
     def _blank(self) -> Tensor:

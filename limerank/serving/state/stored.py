@@ -4,11 +4,16 @@ The bytes of a stored state are little-endian; a CRC-32 (u32) at the end covers 
 
     window       "LRSW" | version u8 | count, size u32 | limerank.data.packing.pack_list | seen
     streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
-                 | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e] | seen
+                 | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e]
+                 | keys | seen
+    keys         integer ids, bytes of text ids, tokens, o u32 | text ids, UTF-8, with 0 between
+                 | integer ids, tokens, counts, numbers, times i64 | outcomes f32 [V, 3, o]
     seen         u32 | integer ids i64 | u32 size | text ids, UTF-8, with 0 between
 
-``seen`` are the items that the user has seen; ``unknown`` counts events whose item the index
-lacked; ``order`` bytes are the id of the newest event, which orders events of one time.
+``keys`` is a :class:`~limerank.serving.state.keyed.KeyTable`. ``seen`` are the items that the user
+has seen; ``unknown`` counts events whose item the index lacked; ``order`` bytes are the id of the
+newest event, which orders events of one time. Windows have version 1. Streams have version 2; those
+of version 1, without keys, are computed again.
 """
 
 from __future__ import annotations
@@ -26,8 +31,10 @@ from limerank.data.events import Event
 from limerank.errors import FormatError
 from limerank.index import Index
 from limerank.kernels.prefix import Carry
+from limerank.serving.state.keyed import KeyTable
 
-VERSION = 1
+WINDOW_VERSION = 1
+STREAM_VERSION = 2
 Rows = NDArray[np.int64]
 HEADER = struct.Struct("<4sB")
 SHAPE = struct.Struct("<IIIqqqqBd")
@@ -90,12 +97,14 @@ class Window:
 
     def pack(self) -> bytes:
         sizes = struct.pack("<II", self.events, len(self.packed))
-        return _sealed(HEADER.pack(b"LRSW", VERSION) + sizes + self.packed + self.seen.pack())
+        return _sealed(
+            HEADER.pack(b"LRSW", WINDOW_VERSION) + sizes + self.packed + self.seen.pack()
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Window:
         """Read what :meth:`pack` wrote; FormatError where it is damaged."""
-        body = _opened(data, b"LRSW")
+        body = _opened(data, b"LRSW", WINDOW_VERSION)
         count, size = struct.unpack_from("<II", body)
         return cls(body[8 : 8 + size], count, Seen.unpack(body[8 + size :]))
 
@@ -116,6 +125,7 @@ class Stream:
         index_rows: rows of the index at that time.
         newest: time and id of the newest event.
         seen: items that the user has seen.
+        keys: statistics of anchored keys; empty for a model without anchored links.
     """
 
     carry: Carry | None = None
@@ -124,6 +134,7 @@ class Stream:
     index_rows: int = 0
     newest: tuple[int, bytes] = (0, b"")
     seen: Seen = field(default_factory=Seen)
+    keys: KeyTable = field(default_factory=KeyTable)
 
     def pack(self) -> bytes:
         shape: tuple[int, ...] = (0, 0, 0)
@@ -133,14 +144,14 @@ class Stream:
             parts = self.carry.log.cpu().numpy().astype("<f8").tobytes()
             parts += self.carry.mean.cpu().numpy().astype("<f4").tobytes()
         counts = (self.events, self.unknown, self.index_rows, self.newest[0])
-        head = HEADER.pack(b"LRSS", VERSION)
+        head = HEADER.pack(b"LRSS", STREAM_VERSION)
         head += SHAPE.pack(*shape, *counts, len(self.newest[1]), at)
-        return _sealed(head + self.newest[1] + parts + self.seen.pack())
+        return _sealed(head + self.newest[1] + parts + self.keys.pack() + self.seen.pack())
 
     @classmethod
     def unpack(cls, data: bytes) -> Stream:
         """Read what :meth:`pack` wrote; FormatError where it is damaged."""
-        body = _opened(data, b"LRSS")
+        body = _opened(data, b"LRSS", STREAM_VERSION)
         heads, links, e, events, unknown, rows, newest, order, at = SHAPE.unpack_from(body)
         position = SHAPE.size + order
         id, carry = body[SHAPE.size : position], None
@@ -154,29 +165,30 @@ class Stream:
                 torch.from_numpy(log.astype(np.float64)),
                 torch.tensor(at, dtype=torch.float64),
             )
-        seen = Seen.unpack(body[position:])
-        return cls(carry, events, unknown, rows, (newest, id), seen)
+        keys, size = KeyTable.unpack(body[position:])
+        seen = Seen.unpack(body[position + size :])
+        return cls(carry, events, unknown, rows, (newest, id), seen, keys)
 
     @property
     def nbytes(self) -> int:
         carry = 0 if self.carry is None else self.carry.mean.nbytes + self.carry.log.nbytes
-        return carry + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+        return carry + self.keys.nbytes + self.seen.integers.nbytes + 64 * len(self.seen.texts)
 
 
 def _sealed(data: bytes) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def _opened(data: bytes, magic: bytes) -> bytes:
+def _opened(data: bytes, magic: bytes, expected: int) -> bytes:
     """The bytes after the header of a state with a correct checksum."""
     if len(data) < HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
         raise FormatError(
             f"a state of {len(data)} bytes is damaged; it is computed again from the events"
         )
     found, version = HEADER.unpack_from(data)
-    if found != magic or version != VERSION:
+    if found != magic or version != expected:
         raise FormatError(
-            f"a state is {found!r} of version {version}, expected {magic!r} of {VERSION}; it is "
+            f"a state is {found!r} of version {version}, expected {magic!r} of {expected}; it is "
             "computed again from the events"
         )
     return data[HEADER.size : -4]

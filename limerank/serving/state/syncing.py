@@ -13,7 +13,7 @@ import numpy as np
 from limerank.errors import FormatError
 from limerank.runs.model import Trained
 from limerank.serving.state.entries import Entry, EntryCache, Mark, MarkedIndex
-from limerank.serving.state.stored import VERSION, Seen, Stream, Window
+from limerank.serving.state.stored import STREAM_VERSION, WINDOW_VERSION, Seen, Stream, Window
 from limerank.serving.state.updating import Updater
 from limerank.serving.state.user_features import EncodedUser, UserFeatureCache
 from limerank.serving.stores import EventStore, Held, State, Version
@@ -212,10 +212,11 @@ class EntrySync:
 
     def fingerprint(self, encoded: EncodedUser, mark: Mark) -> bytes:
         """Identifies the model, index and features that a state was computed with."""
-        parts: list[Any] = [VERSION, self.mode]
+        parts: list[Any]
         if self.mode == "window":  # raw events, which any model reads
-            parts += [self.length, self.form.keep]
+            parts = [WINDOW_VERSION, self.mode, self.length, self.form.keep]
         else:
+            parts = [STREAM_VERSION, self.mode]
             parts += [self.trained.fingerprint, mark.print, encoded.digest.hex()]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
 

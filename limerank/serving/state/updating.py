@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limerank.data.batch import Users
+from limerank.data.batch import ItemKeys, Users
 from limerank.data.canonical import DAY_MS
 from limerank.data.event_log import EventLog
 from limerank.data.events import Event
@@ -19,13 +19,12 @@ from limerank.data.packing import pack_list, unpack_list
 from limerank.errors import FormatError
 from limerank.index import Index
 from limerank.kernels.prefix import Carry, carry_of, merged
+from limerank.models.anchors import AnchoredLinks
 from limerank.models.layers import split_heads
+from limerank.serving.state.keyed import CHUNK, KeyTable
 from limerank.serving.state.stage import UserStage
 from limerank.serving.state.stored import Seen, Stream, Window
 from limerank.serving.state.user_features import EncodedUser
-
-CHUNK = 1024
-"""Events that are merged into a carry at once."""
 
 Mode = Literal["window", "streaming"]
 
@@ -76,19 +75,27 @@ class Updater:
         if not events:
             return replace(stored, index_rows=len(index))
         events = sorted(events, key=_by_time)
-        if not self.form.clock and stored.events and _by_time(events[0]) < stored.newest:
-            return None  # ages count events here: one in between changes the ages of older ones
+        counted = not self.form.clock or self._ranker.anchors is not None
+        if counted and stored.events and _by_time(events[0]) < stored.newest:
+            return None  # positions count here: one in between changes those of older ones
         found, carry, count, unknown = stored.newest, stored.carry, stored.events, stored.unknown
+        keys, at = stored.keys, 0
         rate_hl = self._ranker.reading.log_rate.exp()
-        for at in range(0, len(events), CHUNK):
-            some = events[at : at + CHUNK]
+        while at < len(events):
+            some = events[at : at + CHUNK - count % CHUNK]
+            at += len(some)
             log = self.form.log(some)
-            vectors, missing = self._stage.vectors_of(index, log.ids)
-            unknown += int(missing[log.columns["item"]].sum())
-            fresh = self._carry(log, vectors, count + len(some), encoded)
+            rows = index.ids.find(log.ids)
+            unknown += int((rows < 0)[log.columns["item"]].sum())
+            items = self._stage.items_of(index, rows)
+            users = self._users(log, encoded, items.keys)
+            fresh = self._carry(users, log, items.vectors, count + len(some), encoded)
             if carry is not None:
                 fresh = merged(carry, fresh, rate_hl)
+            keys = self._with_keys(keys, users, log, count, index)
             carry, count = fresh, count + len(some)
+            if count % CHUNK == 0:
+                keys = keys.remembered(count)
         return Stream(
             carry,
             count,
@@ -96,25 +103,44 @@ class Updater:
             len(index),
             max(found, _by_time(events[-1])) if stored.events else _by_time(events[-1]),
             stored.seen,
+            keys,
         )
 
-    @torch.inference_mode()
-    def _carry(self, log: EventLog, vectors: Tensor, count: int, encoded: EncodedUser) -> Carry:
-        """The carry of some events; ``count``: the number of events up to them."""
+    def _users(self, log: EventLog, encoded: EncodedUser, keys: ItemKeys | None) -> Users:
+        """Some events as a history."""
         n = len(log.rows)
         zero, end = np.zeros(1, np.int64), np.array([n])
         history = latest(log.columns, self.form.encoder, zero, end, n, log.rows)
-        users = Users.from_history(
+        return Users.from_history(
             history,
             items=history.items,
             features=encoded.features,
             context=torch.zeros((1, 0), dtype=torch.int64),
+            keys=keys,
         ).to(self._device)
+
+    @torch.inference_mode()
+    def _with_keys(
+        self, keys: KeyTable, users: Users, log: EventLog, count: int, index: Index
+    ) -> KeyTable:
+        """Statistics of keys with some more events; ``count``: the number of events before them."""
+        links: AnchoredLinks | None = self._ranker.anchors
+        if links is None:
+            return keys
+        times = np.asarray(log.columns["time"][log.rows], np.int64)
+        return keys.updated(links.statistics(users), times, count, index, links.item_tokens)
+
+    @torch.inference_mode()
+    def _carry(
+        self, users: Users, log: EventLog, vectors: Tensor, count: int, encoded: EncodedUser
+    ) -> Carry:
+        """The carry of some events; ``count``: the number of events up to them."""
         kv_bnd = self._ranker.event_tower.through(self._ranker.reading.key_value, users, vectors)
         k_bhne, v_bhne = (
             split_heads(part, self._ranker.config.heads) for part in kv_bnd.chunk(2, -1)
         )
-        at = int(history.newest[0]) / DAY_MS if self.form.clock else float(count)
+        newest = int(log.columns["time"][log.rows[-1]])
+        at = newest / DAY_MS if self.form.clock else float(count)
         time = torch.tensor(at, dtype=torch.float64, device=self._device)
         rate_hl, queries = (
             self._ranker.reading.log_rate.exp(),
