@@ -12,14 +12,16 @@ from limerank.data.batch import Users
 from limerank.models.ranker import gather
 from limerank.ranking.explain import Past, explain
 from limerank.ranking.recommender import Recommender
+from limerank.ranking.request import index_keys
 from tests.catalogues import MODELS, shop
 
 WEIGHTS = np.array([1.0, -0.3], dtype=np.float32)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, "anchored"])
 def of(request):
-    return shop(request.param)
+    """Of every model, and of one with anchored links."""
+    return shop("lime-mha", anchors=None) if request.param == "anchored" else shop(request.param)
 
 
 def busy_user(of, rank=-1):
@@ -62,6 +64,13 @@ def test_effects_are_what_the_model_says_without_the_event(of):
     full = recommender._past(log, user, now, {})
     ranker = of.run.ranker
     rows = np.array([item.row for item in ranking])
+    keys = None if ranker.anchors is None else index_keys(of.index, rows)
+
+    def values(users, vectors):
+        state = ranker.encode_users(users, vectors)
+        extra = ranker.extra(state, keys, torch.arange(len(rows)))
+        return ranker.score(state, terms, extra)[0, :, 0].numpy()
+
     with torch.inference_mode():
         terms = ranker.encode_items(torch.from_numpy(np.array(of.index.vectors[rows])))
         for position in (0, 7, 19):
@@ -69,14 +78,13 @@ def test_effects_are_what_the_model_says_without_the_event(of):
             without = recommender._past(replace(log, rows=retained), user, now, {})
             # The request's context is the request's: it does not change with its history.
             users = replace(without.users, context=full.users.context)
-            state = ranker.encode_users(users, without.vectors)
-            expected = ranker.score(state, terms)[0, :, 0].numpy()
+            expected = values(users, without.vectors)
             for item, value in zip(ranking, expected, strict=True):
                 event = item.explanation.events[position]
                 assert event.effect == pytest.approx(item.value - value, abs=2e-5)
         nothing = recommender._past(replace(log, rows=log.rows[:0]), user, now, {})
         users = replace(nothing.users, context=full.users.context)
-        empty = ranker.score(ranker.encode_users(users, nothing.vectors), terms)[0, :, 0].numpy()
+        empty = values(users, nothing.vectors)
     found = [item.explanation.without_history for item in ranking]
     np.testing.assert_allclose(found, empty, atol=1e-5)
 
@@ -144,8 +152,9 @@ def test_effects_of_some_events_only(of):
     log = recommender._log(user, None)
     past = recommender._past(log, user, recommender._end(log), {})
     vectors = torch.from_numpy(np.array(of.index.vectors[:3]))
+    keys = None if of.run.ranker.anchors is None else index_keys(of.index, np.arange(3))
     (first, *_), (some, *_) = (
-        explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, effects=count)
+        explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, keys=keys, effects=count)
         for count in (99, 6)
     )
     known = [event for event in some.events if not np.isnan(event.effect)]
@@ -153,7 +162,7 @@ def test_effects_of_some_events_only(of):
     for event in known:
         assert event.effect == pytest.approx(first.events[event.position].effect, abs=1e-5)
     assert sum(event.share for event in some.events) == pytest.approx(1)
-    none = explain(of.run.ranker, past, [0], vectors[:1], WEIGHTS, effects=0)[0]
+    none = explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, keys=keys, effects=0)[0]
     assert all(np.isnan(event.effect) for event in none.events) and none.reasons() == []
     assert sum(event.share for event in none.events) == pytest.approx(1)
 

@@ -30,9 +30,10 @@ from limerank.ranking.results import Ranked, Ranking
 from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[*MODELS, "anchored"])
 def of(request):
-    return shop(request.param)
+    """Of every model, and of one with anchored links."""
+    return shop("lime-mha", anchors=None) if request.param == "anchored" else shop(request.param)
 
 
 @pytest.fixture

@@ -179,6 +179,19 @@ def test_why(client):
     assert [part["item"] for part in predicted["items"][0]["events"]] == [3, 9]
 
 
+def test_why_of_anchored_links(tmp_path):
+    """What the item has in common with the history; as for a history that is given."""
+    with client_of(engine_of(shop("lime-mha", anchors=None), tmp_path)) as client:
+        events = [event(7, item, START + at) for at, item in enumerate((3, 9, 3))]
+        client.post("/v1/events", json={"events": events})
+        (one,) = client.post("/v1/explain", json={"user": 7, "items": [3]}).json()["items"]
+        own = next(link for link in one["anchored"] if link["kind"] == "item")
+        assert (own["value"], own["events"], own["ago"], own["time"]) == (3, 2, 0, START + 2)
+        assert own["effect"] and own["text"].endswith("the newest is the last of the history")
+        (other,) = client.post("/v1/explain", json={"user": 8, "items": [3]}).json()["items"]
+        assert other["anchored"] == []
+
+
 def test_users(client):
     client.post("/v1/events", json={"events": [event(7, 3), event(71, 4), event("a/b", 5)]})
     predicted = client.get("/v1/users/7").json()
@@ -504,11 +517,17 @@ def test_the_page_on_the_api_is_the_description_s():
 
 
 @pytest.mark.parametrize(
-    ("model", "mode"), [("lime-mha", "window"), ("lime-xor", "window"), ("lime-mha", "streaming")]
+    ("model", "mode", "anchors"),
+    [
+        ("lime-mha", "window", None),
+        ("lime-xor", "window", ()),
+        ("lime-mha", "streaming", ()),
+        ("lime-mha", "streaming", None),
+    ],
 )
-def test_the_server_says_what_evaluation_says(model, mode, tmp_path):
+def test_the_server_says_what_evaluation_says(model, mode, anchors, tmp_path):
     """Events are posted one by one; at each moment of a request, its candidates are ranked."""
-    of = shop(model) if mode == "window" else _unbounded()
+    of = shop(model, anchors=anchors)
     data, requests = of.data, np.arange(0, len(of.data.requests["user"]), 9)
     engine = engine_of(of, tmp_path, scorer="model", mode=mode)
     done = dict.fromkeys(range(len(data.user_ids)), 0)
@@ -549,10 +568,6 @@ def test_the_server_says_what_evaluation_says(model, mode, tmp_path):
             for position, item in enumerate(candidates):
                 for task, expected in zip(data.tasks, predicted[position], strict=True):
                     assert scores[item][task] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-
-
-def _unbounded():
-    return shop("lime-mha")
 
 
 def test_a_variant_is_named(tmp_path):

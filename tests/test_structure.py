@@ -32,7 +32,7 @@ data: canonical ragged batching pipeline folder formats protocol < spec < descri
 models
 runs: alarms folder model formats < selftest
 index evaluation
-ranking: scorer explain < request < flow results < recommender < bulk fidelity
+ranking: scorer anchored < explain < request < flow results < recommender < bulk fidelity
 training: world collaborative < objectives result < optim < step < checkpoints
     < reporting resume < trainer
 tuning: result space < study training < tuner

@@ -212,6 +212,27 @@ class EventForm:
         ids[:] = list(codes)
         return EventLog(columns, retained, order, ids)
 
+    def outcomes(self, columns: Columns, rows: EventRows) -> list[tuple[str, ...]]:
+        """Names of the outcomes of events: binary labels that are 1, and values of categorical
+        event features that are not known before.
+
+        Args:
+            columns: of events.
+            rows: the events, i64 [n].
+        """
+        named: list[list[str]] = [[] for _ in rows]
+        for name, label in self.labels.items():
+            if label["kind"] == "binary":
+                for position in np.flatnonzero(columns[f"label_{name}"][rows] > 0).tolist():
+                    named[position].append(name)
+        for name, feature in self.features.items():
+            if feature["kind"] == "categorical" and feature["when"] == "outcome":
+                values = {code: value for value, code in self._vocabulary(name).items()}
+                for position, code in enumerate(columns[f"feature_{name}"][rows].tolist()):
+                    if code in values:
+                        named[position].append(values[code])
+        return list(map(tuple, named))
+
     def retained(self, event: Event) -> bool:
         """Whether histories hold the event."""
         return self.keep is None or event.labels.get(self.keep) == 1

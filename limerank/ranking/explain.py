@@ -14,6 +14,8 @@ There are two measures. Both follow from the model's own arithmetic; neither is 
   shares are the absolute effects.
 
 Effects do not add up to the effect of the full history, since events repeat each other.
+
+A model with anchored links has effects of these besides: :mod:`limerank.ranking.anchored`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.data.batch import Impressions, Users
+from limerank.data.batch import Impressions, ItemKeys, Users
 from limerank.models import Ranker
+from limerank.ranking.anchored import AnchoredEffect, AnchorNames, added, anchored_effects
 from limerank.results import TableResult, aligned, none_for_nan, printable
 
 
@@ -82,6 +85,7 @@ class Explanation(TableResult):
             without links.
         impression: effects of the impression features that were given with the candidate; empty
             where none were.
+        anchored: anchored links that the item shares with the history, the largest effects first.
     """
 
     item: Any
@@ -91,6 +95,7 @@ class Explanation(TableResult):
     links: NDArray[np.float32] | None
     reads: NDArray[np.float32] | None
     impression: tuple[FeatureEffect, ...] = ()
+    anchored: tuple[AnchoredEffect, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
@@ -112,6 +117,7 @@ class Explanation(TableResult):
                 {**asdict(event), "effect": none_for_nan(event.effect)} for event in self.events
             ],
             **({"impression": [asdict(one) for one in self.impression]} if self.impression else {}),
+            "anchored": [asdict(one) for one in self.anchored],
         }
 
     def columns(self) -> dict[str, list[Any]]:
@@ -127,7 +133,7 @@ class Explanation(TableResult):
         )
 
     def text(self) -> str:
-        """The events, those with the largest effects first."""
+        """The anchored links and the events, those with the largest effects first."""
         ordered = sorted(self.events, key=lambda event: -abs(np.nan_to_num(event.effect)))
         rows = [("position", "item", "age", "share", "effect")]
         for event in ordered:
@@ -141,7 +147,11 @@ class Explanation(TableResult):
                     effect,
                 )
             )
-        return "\n".join([self.caption(), *aligned(rows, "><>>>")])
+        links = [("anchored link", "history", "effect")]
+        for one in self.anchored:
+            links.append((f"{one.kind} {one.value}", one.text, f"{one.effect:+.4f}"))
+        above = aligned(links, "<<>") if self.anchored else []
+        return "\n".join([self.caption(), *above, *aligned(rows, "><>>>")])
 
     def reasons(self, most: int = 3) -> list[EventShare]:
         """The events that raised the value most, the largest effect first."""
@@ -160,6 +170,8 @@ class Past:
         times: times of its events.
         without: positions [P] -> P + 1 requests, in batches that refer to the same vectors: each
             lacks the event at one of the positions; the last has an empty history.
+        outcomes: returns the names of each event's outcomes; nothing where they are not known.
+        clock: whether times are milliseconds since 1970.
     """
 
     users: Users
@@ -167,6 +179,8 @@ class Past:
     items: Sequence[Any]
     times: NDArray[np.int64]
     without: Callable[[NDArray[np.int64]], Iterable[Users]]
+    outcomes: Callable[[], Sequence[Sequence[str]]] = tuple
+    clock: bool = True
 
 
 @torch.inference_mode()
@@ -179,6 +193,8 @@ def explain(
     *,
     shown: Impressions | None = None,
     features: Sequence[str] = (),
+    keys: ItemKeys | None = None,
+    names: AnchorNames | None = None,
     effects: int = 512,
 ) -> list[Explanation]:
     """Explain the ranking values of M items for one user.
@@ -190,16 +206,22 @@ def explain(
         vectors_md: their item vectors.
         weights: of the tasks' logits in the ranking value, [K].
         shown: impression features of the items, [M, F], and ``features``: their names.
+        keys: of the items; for a model with anchored links.
+        names: of the values of anchored features.
         effects: compute the effects of at most so many events, those with the largest shares.
     """
+    if ranker.anchors is not None and keys is None:
+        raise RuntimeError("a model with anchored links needs the keys of the explained items")
     length = int(past.users.lengths[0])
     terms = ranker.encode_items(vectors_md)
     weights_k = torch.from_numpy(np.asarray(weights, dtype=np.float32)).to(vectors_md.device)
+    at = torch.arange(len(items), device=vectors_md.device)
 
     def values(users: Users, shown: Impressions | None) -> Tensor:
         """Ranking values [B, M]."""
         state = ranker.encode_users(users, past.vectors)
-        return ranker.score(state, terms, ranker.added_by(shown)) @ weights_k
+        extra = added(ranker.extra(state, keys, at), ranker.added_by(shown))
+        return ranker.score(state, terms, extra) @ weights_k
 
     value_m = values(past.users, shown)[0]
     links_mhl: NDArray[np.float32] | None = None
@@ -221,6 +243,22 @@ def explain(
     shares_mn = shares_mn / shares_mn.sum(1, keepdims=True)
     of_features = _of_features(shown, features, lambda some: value_m - values(past.users, some)[0])
     ages = past.users.age[0].cpu().numpy()
+    anchored: Sequence[tuple[AnchoredEffect, ...]] = [()] * len(items)
+    if ranker.anchors is not None and keys is not None:
+        anchored = anchored_effects(
+            ranker,
+            past.users,
+            ranker.encode_users(past.users, past.vectors),
+            terms,
+            keys,
+            weights_k,
+            ranker.added_by(shown),
+            items,
+            names,
+            past.times,
+            past.outcomes(),
+            clock=past.clock,
+        )
     found = []
     for row, item in enumerate(items):
         events = tuple(
@@ -243,6 +281,7 @@ def explain(
                 None if links_mhl is None else links_mhl[row],
                 reads_ln,
                 of_features[row],
+                anchored[row],
             )
         )
     return found

@@ -29,8 +29,9 @@ from limerank.errors import DataError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.tasks import predictions
+from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.explain import Explanation, Past, explain
-from limerank.ranking.request import plain
+from limerank.ranking.request import index_keys, plain
 from limerank.ranking.scorer import Scorer, weights_of_tasks
 
 Rows = NDArray[np.int64]
@@ -96,6 +97,7 @@ class RankingFlow:
         scorer: over that index.
         form: the event form of the model's run, which reads impression features.
         index_name: how messages name the index.
+        names: of the values of anchored features, for explanations.
     """
 
     ranker: Ranker
@@ -103,6 +105,7 @@ class RankingFlow:
     scorer: Scorer
     form: EventForm
     index_name: str = "the index"
+    names: AnchorNames | None = None
 
     def check(
         self,
@@ -206,6 +209,9 @@ class RankingFlow:
         shown = None
         if request.shown is not None and request.rows is not None:
             shown = request.shown.take(torch.from_numpy(np.searchsorted(request.rows, rows)))
+        keys = None
+        if self.ranker.anchors is not None:
+            keys = index_keys(self.index, rows).to(past.vectors.device)
         return explain(
             self.ranker,
             past,
@@ -214,6 +220,8 @@ class RankingFlow:
             request.weights,
             shown=shown,
             features=list(self.form.impressions.features),
+            keys=keys,
+            names=self.names,
         )
 
     def rows(self, what: str, ids: Sequence[Any] | NDArray[Any]) -> Rows:

@@ -29,6 +29,7 @@ from limerank.data.history import latest
 from limerank.errors import FingerprintError, SpecError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.index.lookup import IdLookup
+from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.explain import Explanation, Past
 from limerank.ranking.flow import RankingFlow, id_list
 from limerank.ranking.request import (
@@ -109,7 +110,8 @@ class Recommender:
 
     def _use_scorer(self, scorer: Scorer) -> None:
         name = f"the index {self.index.path}"
-        self._flow = RankingFlow(self.ranker, self.index, scorer, self.form, name)
+        names = AnchorNames(self.run)
+        self._flow = RankingFlow(self.ranker, self.index, scorer, self.form, name, names)
 
     def _in_this_process(self) -> None:
         """Prepare a forked process: the parent's threads do not exist here, and torch would wait

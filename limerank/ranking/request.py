@@ -88,7 +88,15 @@ def past_of(
 
     ids = [plain(log.ids[code]) for code in log.columns["item"][base]]
     times = np.asarray(log.columns["time"][base], dtype=np.int64)
-    return Past(full, vectors, ids, times, without)
+    return Past(
+        full,
+        vectors,
+        ids,
+        times,
+        without,
+        lambda: form.outcomes(log.columns, base),
+        form.clock,
+    )
 
 
 def item_vectors(index: Index, rows: Rows, device: torch.device) -> Tensor:

@@ -484,4 +484,5 @@ def _explained(found: Explanation) -> dict[str, Any]:
         "events": events,
         "paths": paths,
         "impression": [asdict(one) for one in found.impression],
+        "anchored": [{**asdict(one), "value": plain(one.value)} for one in found.anchored],
     }

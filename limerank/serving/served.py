@@ -18,6 +18,7 @@ import numpy as np
 
 from limerank.errors import FormatError
 from limerank.index import Index
+from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.flow import RankingFlow
 from limerank.ranking.scorer import Scorer, ScorerName, scorer_for
 from limerank.runs import selftest
@@ -53,6 +54,7 @@ class Served:
         live: how many of the store's changes of live items the table contains.
         pending: live items that the index lacks, since it could not be changed.
         check: of the index's files.
+        names: of the values of anchored features, for explanations.
         alarms: reasons for not deploying the run; None if its folder states none, not even zero.
     """
 
@@ -66,6 +68,7 @@ class Served:
     live: int = 0
     pending: int = 0
     check: Check = field(default_factory=Check)
+    names: AnchorNames | None = None
     alarms: tuple[Alarm, ...] | None = None
 
     @property
@@ -76,7 +79,8 @@ class Served:
     @cached_property
     def flow(self) -> RankingFlow:
         """The ranking flow over this model and index."""
-        return RankingFlow(self.trained.ranker, self.index, self.scorer, self.states.form)
+        form = self.states.form
+        return RankingFlow(self.trained.ranker, self.index, self.scorer, form, names=self.names)
 
     @property
     def rankable(self) -> int:
@@ -130,6 +134,7 @@ class Loader:
             items,
             Filters(items, opened),
             datetime.now(UTC).isoformat(timespec="seconds"),
+            names=AnchorNames(trained),
             alarms=read_alarms(run),
         )
         for alarm in served.alarms or ():

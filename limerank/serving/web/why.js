@@ -83,6 +83,7 @@ export function whyView({ model, items, closed, report, changed }) {
       ),
     ];
     if (model.impression.length) parts.push(...shown(found));
+    if (found.anchored.length) parts.push(anchored(found));
     if (found.events.length) parts.push(...diagram(found), table(found));
     else parts.push(el("p", { class: "note" }, "There is no history: the value comes from the item and from the context of the request."));
     parts.push(
@@ -120,6 +121,25 @@ export function whyView({ model, items, closed, report, changed }) {
       el("p", { class: "hint" }, "The ranking does not know these values. Give them to see the effect of each: the ranking value minus the value without it."),
       el("div", { class: "choices" }, fields),
     ];
+  }
+
+  /** What the item has in common with items of the history. */
+  function anchored(found) {
+    const rows = found.anchored.map((one) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, one.kind === "item" ? "this very item" : `${one.kind}: ${cut(String(one.value), 40)}`, el("span", { class: "detail" }, one.text)),
+        el("td", { class: one.effect >= 0 ? "up" : "down" }, format.signed(one.effect)),
+      ),
+    );
+    return el(
+      "div",
+      { class: "effects anchored" },
+      el("h3", {}, "In common with the history"),
+      el("p", { class: "hint" }, "Effect: the ranking value minus the value without this anchored link."),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "item or feature"), el("th", { scope: "col" }, "effect"))), el("tbody", {}, rows)),
+    );
   }
 
   function diagram(found) {
