@@ -29,7 +29,9 @@ def explained(request):
     log = recommender._log(user, None)
     past = recommender._past(log, user, recommender._end(log), {})
     rows = np.arange(30)
-    found = recommender._flow.explain(past, rows, of.index.ids[rows].tolist(), WEIGHTS)
+    request = recommender._flow.check(5, task_weights={"click": 1.0, "watch": -0.3})
+    np.testing.assert_array_equal(request.weights, WEIGHTS)
+    found = recommender._flow.explain(past, request, rows, of.index.ids[rows].tolist())
     return of, past, rows, found
 
 
