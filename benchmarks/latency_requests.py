@@ -43,7 +43,8 @@ class Store:
 
     def _run(self, model: str, items: int, d: int, links: int) -> Run:
         path = self.folder / str(items) / f"{model}-{d}-{links}"
-        own = {"links": links} if model.startswith("lime") else {}
+        # The paper's model: random histories have no items in common with the candidates.
+        own = {"links": links, "anchors": ()} if model.startswith("lime") else {}
         random_run(path, self.dataset(items), ModelConfig(model=model, width=d, **own))
         return load_run(path)
 

@@ -123,7 +123,7 @@ def test_the_texts(explained):
 
 
 def test_a_model_without_anchored_links_explains_none():
-    of = shop("lime-mha")
+    of = shop("lime-mha", anchors=())
     recommender = Recommender(of.run, of.index, of.data, scorer="model")
     (first, *_) = recommender.rank(busy_user(of), k=2, explain=1)
     assert first.explanation.anchored == () and "anchored" not in first.explanation.text()

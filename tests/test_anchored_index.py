@@ -77,7 +77,7 @@ def test_an_index_knows_what_its_model_anchors():
     assert group.index.anchors.codes.shape == (ITEMS, 1)
     first = group.data.encoding["items"]["features"][0]
     assert group.index.anchors.features == ((first["start"], first["size"]),)
-    assert shop("lime-mha").index.anchors is None
+    assert shop("lime-mha", anchors=()).index.anchors is None
 
 
 def test_changes_and_compaction_keep_every_items_values(of, live):

@@ -15,7 +15,9 @@ LENGTHS, COUNTS = [7, 0, 3, 1], [2, 2, 3, 1]
 
 def make(model: str):
     torch.manual_seed(0)
-    config = config_of(model, width=8, heads=2, links=4, blocks=2, hidden=6, positions=16)
+    config = config_of(
+        model, width=8, heads=2, links=4, blocks=2, hidden=6, positions=16, anchors=()
+    )
     ranker = build(SHAPE, config).eval()
     with torch.no_grad():  # louder than at the start of a training
         for weight in ranker.parameters():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from limerank.data.dataset import Dataset
-from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs.folder import load_run
 from limerank.training import collaborative
@@ -116,13 +113,18 @@ def test_training_rows_are_given_those_of_their_fold(data, tmp_path):
         torch.testing.assert_close(batch.items.statistics, found.values[fold][batch.items.ids])
 
 
-def test_rare_ids_count_less(data):
-    ranker = build(
-        DataShape.of(data.manifest), ModelConfig(model="lime-mha", id_evidence=10.0, **SMALL)
-    ).eval()
-    tower = ranker.item_tower
+def test_rare_ids_count_less(data, tmp_path):
+    model = ModelConfig(model="lime-mha", id_evidence=10.0, **SMALL)
+    train(data, tmp_path / "run", model=model, config=TrainConfig(epochs=1))
+    tower = load_run(tmp_path / "run").ranker.item_tower
+    counts = np.array(data.train_count[: data.trained_items])
+    np.testing.assert_allclose(tower.id_shares[1:], counts / (counts + 10), rtol=1e-6)
+    assert tower.id_shares[0] == 1, "the embedding of all items that training has not seen"
     items = data.item_batch(np.arange(3))
-    blank = ranker.item_vectors(replace(items, ids=torch.zeros(3, dtype=torch.int64)))
-    torch.testing.assert_close(ranker.item_vectors(items), blank)
-    tower.counts[1:] = 1e9
-    assert not torch.allclose(ranker.item_vectors(items), blank)
+    found = tower(items)
+    tower.id_shares[items.ids] = 0.0
+    tower.ids.weight.data[items.ids] += 1.0
+    of_content = tower(items)
+    assert not torch.allclose(found, of_content)
+    tower.ids.weight.data[items.ids] += 1.0
+    torch.testing.assert_close(tower(items), of_content)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from limerank.data.batch import Users
+from limerank.data.batch import ItemKeys, Users
 from limerank.models.ranker import gather
 from limerank.ranking.explain import Past, explain
 from limerank.ranking.recommender import Recommender
@@ -223,11 +223,18 @@ def test_a_request_of_one_s_own():
     assert isinstance(batch.users, Users) and n > 1
     past = Past(batch.users, vectors, list(range(n)), np.arange(n), without)
     items = [f"item {position}" for position in range(batch.distinct)]
-    found = explain(of.run.ranker, past, items, vectors[: batch.distinct], WEIGHTS)
+    offsets = batch.users.keys.offsets[: batch.distinct + 1]
+    held = slice(int(offsets[-1]))
+    keys = ItemKeys(
+        keys=batch.users.keys.keys[held], shares=batch.users.keys.shares[held], offsets=offsets
+    )
+    found = explain(of.run.ranker, past, items, vectors[: batch.distinct], WEIGHTS, keys=keys)
     with torch.inference_mode():
         logits = of.run.ranker(batch)[0]
         terms = gather(of.run.ranker.encode_items(vectors), batch.candidates)
-        again = of.run.ranker.score(of.run.ranker.encode_users(batch.users, vectors), terms)[0]
+        state = of.run.ranker.encode_users(batch.users, vectors)
+        extra = of.run.ranker.extra(state, keys, batch.candidates)
+        again = of.run.ranker.score(state, terms, extra)[0]
     torch.testing.assert_close(logits, again)
     for position, at in enumerate(batch.candidates[0, : batch.counts[0]]):
         value = float(logits[position] @ torch.from_numpy(WEIGHTS))

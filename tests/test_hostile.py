@@ -578,7 +578,7 @@ def test_answers_hold_nothing_of_the_configuration(text):
     calls = {"GET": ("/v1/model", "model"), "POST": ("/v1/admin/reload", "reload")}
     for kind in (StoreError, FormatError, SpecError, OSError, RuntimeError):
         for method, (path, name) in calls.items():
-            engine.fails = {name: kind(text), "ready": kind(text)}
+            engine.fails = {name: kind(text), "readiness": kind(text)}
             with client_of(engine, private()) as client:
                 body = client.request(method, path, content=b"{}").text
                 ready = client.get("/readyz")
@@ -588,7 +588,7 @@ def test_answers_hold_nothing_of_the_configuration(text):
 
 def test_who_has_no_key_learns_that_the_store_is_away_and_no_more():
     engine = Stub()
-    engine.fails["ready"] = StoreError("Error 111 connecting", detail=STORE)
+    engine.fails["readiness"] = StoreError("Error 111 connecting", detail=STORE)
     with client_of(engine, private()) as client:
         client.headers.clear()
         answer = client.get("/readyz")
@@ -598,7 +598,7 @@ def test_who_has_no_key_learns_that_the_store_is_away_and_no_more():
 
 def test_a_check_that_hangs_holds_one_thread():
     engine = Stub()
-    engine.hangs["ready"] = PATIENCE
+    engine.hangs["readiness"] = PATIENCE
     with client_of(engine) as client:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("limerank.serving.http.gate.READY_SECONDS", 0.1)

@@ -140,8 +140,8 @@ def test_a_model_that_deviates_from_its_reference_is_not_timed(monkeypatch, tmp_
     ranker = store.run("mha", 500, 64, 32).ranker
     score = ranker.score
 
-    def wrong(state, terms):
-        return score(state, terms) + (0.0 if torch.is_grad_enabled() else 0.01)
+    def wrong(state, terms, extra=None):
+        return score(state, terms, extra) + (0.0 if torch.is_grad_enabled() else 0.01)
 
     monkeypatch.setattr(ranker, "score", wrong)
     with pytest.raises(AssertionError, match="mha deviates from its reference"):

@@ -62,7 +62,7 @@ def test_an_evaluation_explains_what_it_shows(effective):
     tasks = {"click": {"auc": 0.5, "ne": float("nan")}}
     lists = {"requests": 3.0, "catalogue": 9.0, "ndcg@10": 0.1}
     parts = (Slice("history", "0", 1, tasks),)
-    result = Evaluation("m", "d", "test", 9, 0, 1, 1, tasks, parts, effective, lists)
+    result = Evaluation("m", "d", "test", 9, 0, 1, 1, tasks, parts, effective, lists=lists)
     text = result.legend()
     assert all(name in text for name in ("auc (", "ne (", "ndcg@k ("))
     assert ("effective_links (" in text) == (effective is not None)

@@ -320,7 +320,12 @@ SHAPES = [
     {},
     {"gated": False},
     {"links": 1, "heads": 1, "hidden": 3},
-    {"links": 150, "heads": 8, "activation": "relu"},  # more columns than one exact sum
+    {
+        "links": 150,
+        "heads": 8,
+        "activation": "relu",
+        "anchors": (),
+    },  # more columns than one exact sum
     ANCHORED,
     {"anchors": ("item",), "gated": False},
     {"anchors": ("tags", "group"), "anchor_width": 3},
@@ -351,14 +356,14 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     off = np.abs(scorer.scores(state) - model_scores)
     assert (off <= scorer.logit_bound(state) + 1e-4).all()
     # Anchored links are rounded twice more: their codes, and their rows of the matrix.
-    assert off.max() < (0.1 if "anchors" in settings else 0.05) * model_scores.std() + 0.01
+    assert off.max() < (0.05 if of.run.ranker.anchors is None else 0.1) * model_scores.std() + 0.01
     assert np.quantile(off, 0.99) < 0.05 * model_scores.std()
     assert np.sqrt(np.square(off).mean()) < 0.02 * model_scores.std()
 
 
 def test_the_quantised_arithmetic_is_what_the_module_says():
     """The definition in the docstring, in float64 and integers, one request and item at a time."""
-    of = shop("lime-xor")
+    of = shop("lime-xor", anchors=())
     scorer, state, lime = make_scorer("quantised", of), of.state(4), of.run.ranker
     s, heads = of.index.scales, lime.config.heads
     with torch.inference_mode():

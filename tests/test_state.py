@@ -31,6 +31,7 @@ from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
 from limerank.models.ranker import gather
 from limerank.ranking.explain import explain
+from limerank.ranking.request import index_keys
 from limerank.serving.state import Seen, Stream, UserStates, Window, keyed, updating
 from limerank.serving.state.keyed import KeyTable
 from limerank.serving.stores import SqliteStore, State
@@ -657,7 +658,8 @@ def test_explanations_read_the_same_events(store):
     past = states.past(events[0].user, now=events[-1].time + 1)
     assert past.items == [event.item for event in events[-20:]]
     vectors = torch.from_numpy(np.array(of.index.vectors[:2]))
-    (first, _) = explain(of.run.ranker, past, ["a", "b"], vectors, np.array([1, 0], np.float32))
+    weights, keys = np.array([1, 0], np.float32), index_keys(of.index, np.arange(2))
+    (first, _) = explain(of.run.ranker, past, ["a", "b"], vectors, weights, keys=keys)
     assert sum(event.share for event in first.events) == pytest.approx(1, abs=1e-4)
     assert states.past("nobody").items == []
 
@@ -858,7 +860,7 @@ def test_states_are_what_their_bytes_say(items, heads, order):
 
 
 def test_a_stream_has_a_constant_size(store):
-    of = shop("lime-mha")
+    of = shop("lime-mha", anchors=())
     states = UserStates(of.run, of.index, store, mode="streaming")
     sizes = []
     for at in (5, 300):

@@ -33,6 +33,8 @@ SHAPE = DataShape(
 )
 
 
+PLAIN = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
+"""A model without what is made of a log before it is trained."""
 ANCHORED = anchored_tokens(
     {
         "anchors": list(SHAPE.anchors),
@@ -118,6 +120,9 @@ def unsure(ranker: torch.nn.Module) -> None:
         for name, weight in ranker.named_parameters():
             if name.endswith(("log_prior", "from_anchors.weight")):
                 weight.normal_()
+        for name, buffer in ranker.named_buffers():
+            if name.endswith("statistics"):
+                buffer.normal_()
 
 
 def write_log(

@@ -45,8 +45,6 @@ HIDDEN = 32
 """Hidden units of the network."""
 START_EVENTS = 1.0
 """Number of events at which the evidence is one half when training starts."""
-DROPOUT = 0.2
-"""Share of the statistics that a training step drops."""
 COUNTS = 0.0, 1.0, 2.0, 3.0, 4.0
 """Knots of log2(n)."""
 AGO = 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
@@ -179,6 +177,7 @@ class AnchoredLinks(nn.Module):
         items: whether items are anchored.
         features: first row and number of rows of each anchored feature in the content table.
         width: numbers of a link, r.
+        dropout: share of the statistics that a training step drops.
     """
 
     def __init__(
@@ -188,6 +187,7 @@ class AnchoredLinks(nn.Module):
         items: bool,
         features: tuple[tuple[int, int], ...],
         width: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.item_tokens, self.items, self.width = item_tokens, items, width
@@ -196,7 +196,7 @@ class AnchoredLinks(nn.Module):
         self.log_prior = nn.Parameter(torch.full((2,), math.log(START_EVENTS)))
         self.maps = nn.ModuleList(_map(width) for _ in range(2))
         self.scales = nn.Parameter(torch.ones(len(features) + 1))
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = nn.Dropout(dropout)
         self.features = features
 
     def kind_of(self, keys: Tensor) -> Tensor:

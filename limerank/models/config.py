@@ -118,12 +118,12 @@ class ModelConfig(Frozen):
     """Share of items whose id is hidden in a training step, so that their features alone represent
     them, as for items that training has not seen. Raise it if many items are new when they are
     ranked."""
-    id_evidence: float = Field(0.0, ge=0)
+    id_evidence: float = Field(10.0, ge=0)
     """Impressions of an item at which its id counts half: its embedding is scaled by n / (n + k).
     Rare items are their content and statistics; 0: every id counts in full."""
-    vectors: int = Field(0, ge=0)
+    vectors: int = Field(32, ge=0)
     """Numbers of an item's collaborative vector (limerank.training.collaborative); 0: none."""
-    base_rates: bool = False
+    base_rates: bool = True
     """Whether an item's smoothed rate of the main label and its count are among its inputs."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of hidden units that a training step drops (head, feed-forward layers, attention
@@ -133,6 +133,8 @@ class ModelConfig(Frozen):
     items and all features that the dataset anchors."""
     anchor_width: int = Field(8, ge=1)
     """Numbers of an anchored link."""
+    anchor_dropout: float = Field(0.2, ge=0, lt=1)
+    """Share of the statistics of anchored links that a training step drops."""
 
     impression_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of impressions whose impression features are all hidden in a training step, and share

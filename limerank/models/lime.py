@@ -72,6 +72,9 @@ class LinkState(NamedTuple):
 class LimeConfig(AttentionConfig):
     """Settings of both forms."""
 
+    anchors: tuple[str, ...] | None = None
+    """What has anchored links: "item" (this very item in the history) and names of features. None:
+    items and all features that the dataset anchors."""
     heads: int = Field(1, ge=1)
     """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
     are cheaper than more heads."""

@@ -78,8 +78,9 @@ class ItemTower(nn.Module):
     In training the id is hidden at random, so that an unseen id is the same as a dropped one.
     """
 
-    counts: Tensor
-    """Impressions of each row of the id table in training, f32; with ``id_evidence``."""
+    id_shares: Tensor
+    """Of each row of the id table, the factor of its embedding, f32: n / (n + k) of an item with n
+    impressions in training; with ``id_evidence``."""
     statistics: Tensor | None
     """Collaborative statistics of each row, f32 [item ids, S] (limerank.training.collaborative)."""
 
@@ -91,7 +92,7 @@ class ItemTower(nn.Module):
         self.id_dropout = config.id_dropout
         self.id_evidence = config.id_evidence
         if self.id_evidence:
-            self.register_buffer("counts", torch.zeros(shape.item_ids))
+            self.register_buffer("id_shares", torch.ones(shape.item_ids))
         numbers = config.vectors + (2 if config.base_rates else 0)
         empty = torch.zeros(shape.item_ids, numbers) if numbers else None
         self.register_buffer("statistics", empty)
@@ -109,8 +110,7 @@ class ItemTower(nn.Module):
             ids = ids * ~hidden_ids(ids, self.id_dropout, key)
         of_ids = self.ids(ids)
         if self.id_evidence:
-            count = self.counts[ids]
-            of_ids = of_ids * (count / (count + self.id_evidence))[:, None]
+            of_ids = of_ids * self.id_shares[ids][:, None]
         sums_ud = of_ids + self.content(items.content)
         if self.statistics is not None:
             given = self.statistics[ids] if items.statistics is None else items.statistics
@@ -251,7 +251,11 @@ class Ranker(nn.Module, abc.ABC):
         if named is not None:
             with torch.random.fork_rng(devices=[]):  # other weights start as without them
                 self.anchors = AnchoredLinks(
-                    shape.event_tokens, shape.item_tokens, *named, config.anchor_width
+                    shape.event_tokens,
+                    shape.item_tokens,
+                    *named,
+                    config.anchor_width,
+                    config.anchor_dropout,
                 )
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)

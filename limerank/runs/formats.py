@@ -1,8 +1,10 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 5, today's, has a configuration of each model's own. Format 4 had one for all models: a model
-ignored the settings that it did not have, ``links`` were the slots of LREA and the events of
-truncated attention, ``positions`` were called ``places``, and a changed LIME was a ``variant``.
+Format 6, today's, has settings of what earlier models did not have: anchored links, collaborative
+statistics, the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one
+for all models: a model ignored the settings that it did not have, ``links`` were the slots of LREA
+and the events of truncated attention, ``positions`` were called ``places``, and a changed LIME was
+a ``variant``.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from limerank.errors import FormatError
 from limerank.models.config import config_class
 from limerank.models.registry import MODELS
 
-FORMAT = 5
-READABLE = (4, 5)
+FORMAT = 6
+READABLE = (4, 5, 6)
+ABSENT: dict[str, Any] = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
+"""Settings of models in formats 4 and 5, which had none of these."""
 TRAINING = {
     "impressions": "batch_size",
     "rate": "learning_rate",
@@ -52,6 +56,8 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         config = config_class(name)
         called = {config.other_names.get(key, key): value for key, value in settings.items()}
         settings = {key: value for key, value in called.items() if key in config.model_fields}
+    if format < 6:
+        settings = {**ABSENT, **settings}
     return settings
 
 

@@ -180,7 +180,7 @@ class Trainer:
         tower, seen = self.ranker.item_tower, self.dataset.trained_items
         if model.id_evidence:
             counts = self.dataset.train_count[:seen].astype("float32")
-            tower.counts[1:] = torch.from_numpy(counts)
+            tower.id_shares[1:] = torch.from_numpy(counts / (counts + model.id_evidence))
         if tower.statistics is not None:
             found = statistics(self.dataset, model.vectors, model.base_rates)
             tower.statistics.copy_(found.of_all)
