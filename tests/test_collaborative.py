@@ -69,8 +69,9 @@ def test_vectors_are_the_largest_directions_of_who_likes_what(data):
     wanted = left[2][:3].T * left[1][:3] ** 2
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     evidence = counts / (counts + collaborative.FEW)
-    np.testing.assert_allclose(found[-1, 1:].norm(dim=1), evidence, atol=1e-4)
-    near = np.abs(found[-1, 1:].numpy()) / np.maximum(evidence, 1e-9)[:, None]
+    length = 3**0.5 * evidence
+    np.testing.assert_allclose(found[-1, 1:].norm(dim=1), length, atol=1e-4)
+    near = np.abs(found[-1, 1:].numpy()) / np.maximum(length, 1e-9)[:, None]
     some = evidence > 0
     np.testing.assert_allclose(near[some], np.abs(wanted[some]), atol=0.02)
 

@@ -6,7 +6,9 @@ Of every item that training has seen:
 - ``count``: the logarithm of its number of impressions;
 - ``vectors``: which items the same users are positive about. ``A`` [users, items] is 1 where a user
   was positive about an item, with rows scaled to unit length and columns by 1 / sqrt(n + 5);
-  a vector is a row of ``A^T A Q``, scaled to unit length, times the evidence n / (n + 2). The
+  a vector is a row of ``A^T A Q``, scaled to the length sqrt(width), as a vector of standardised
+  numbers has it, times the evidence n / (n + 2). (With unit length, ids outweigh vectors at the
+  start, and a small log ends before a model has learned to tell by them what goes together.) The
   orthonormal ``Q`` spans the largest singular directions of ``A`` (Halko, Martinsson and Tropp
   2011: subspace iteration). Sparse logs do not teach a model which items go together; this does.
 
@@ -193,5 +195,5 @@ def _vectors(dataset: Dataset, width: int, padded: int) -> Tensor:
     y = torch.cat([total - y, total[None]])
     of_others = torch.cat([counts.sum(0) - counts, counts.sum(0)[None]])
     y = y / y.norm(dim=-1, keepdim=True).clamp(min=1e-9)
-    y = y * (of_others / (of_others + FEW))[..., None]
+    y = y * (width**0.5 * of_others / (of_others + FEW))[..., None]
     return torch.nn.functional.pad(y, (0, padded - width))
