@@ -125,7 +125,7 @@ def demo(
             config=config,
             quiet=quiet,
         )
-        echo(f"{folder}: validation AUC {result.best:.4f}")
+        echo(result.text())
 
     step(4, "Evaluating on the last tenth of the time (limerank evaluate)")
     results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
