@@ -229,7 +229,7 @@ class Product(Lime):
     def encode_items(self, vectors_ud: Tensor) -> Any:
         return ProductTerms(*super().encode_items(vectors_ud), vectors_ud)
 
-    def score(self, state: LinkState, terms: ProductTerms, extra: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def score(self, state: LinkState, terms: ProductTerms, extra: Tensor | None = None) -> Tensor:  # type: ignore[override]  # own terms
         heads, batch = self.config.heads, len(state.head)
         w_bmj = terms.weights.expand(batch, *terms.weights.shape[-2:])
         o_bmd = join_heads(split_heads(w_bmj, heads) @ split_heads(state.links, heads))

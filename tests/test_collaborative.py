@@ -98,6 +98,18 @@ def test_blocks_do_not_matter(data, monkeypatch):
     torch.testing.assert_close(statistics(data, 3, rates=True).values, values, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("click", [0, 1, None])
+@pytest.mark.parametrize("items", [1, 2])
+def test_degenerate_logs_have_finite_statistics(data, monkeypatch, click, items):
+    """One item, or labels that are all alike."""
+    monkeypatch.setitem(data.events, "item", np.array(data.events["item"]) % items)
+    monkeypatch.setattr(data, "trained_items", items)
+    if click is not None:
+        monkeypatch.setitem(data.events, "label_click", data.events["label_click"] * 0 + click)
+    found = statistics(data, 4, rates=True).values
+    assert found.shape == (FOLDS + 1, items + 1, 6) and torch.isfinite(found).all()
+
+
 def test_training_rows_are_given_those_of_their_fold(data, tmp_path):
     """A batch has users of one fold; the run has the statistics of all, evaluation too."""
     model = ModelConfig(model="lime-mha", vectors=3, base_rates=True, **SMALL)

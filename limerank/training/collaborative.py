@@ -32,6 +32,7 @@ from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.models.noise import hashed
+from limerank.progress import Bar
 
 FOLDS = 5
 BLOCK = 1 << 19
@@ -71,19 +72,23 @@ def folds_of(users: NDArray[np.integer]) -> NDArray[np.int64]:
     return (hashed(rows, 0) % FOLDS).numpy()
 
 
-def statistics(dataset: Dataset, width: int, rates: bool) -> Statistics:
+def statistics(dataset: Dataset, width: int, rates: bool, quiet: bool = True) -> Statistics:
     """The statistics of a dataset's training window.
 
     Args:
         width: numbers of a vector; 0: none.
         rates: whether rates and counts are wanted.
+        quiet: show no progress.
     """
     items = dataset.trained_items
     parts = []
-    if rates:
-        parts.append(_rates(dataset))
-    if width:
-        parts.append(_vectors(dataset, min(width, items), width))
+    passes = bool(rates) + (PASSES + 3 if width else 0)
+    with Bar("statistics of items", total=passes, unit="passes over the log", quiet=quiet) as bar:
+        if rates:
+            parts.append(_rates(dataset))
+            bar.advance(1)
+        if width:
+            parts.append(_vectors(dataset, min(width, items), width, bar))
     values = torch.cat([*parts, torch.zeros(FOLDS + 1, items, 0)], -1)
     return Statistics(torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1))
 
@@ -101,8 +106,8 @@ def _rates(dataset: Dataset) -> Tensor:
     items, requests = dataset.trained_items, dataset.requests_of("train")
     column = _label(dataset)
     sums = torch.zeros(FOLDS, items, 2, dtype=torch.float64)
-    for start in range(0, len(requests), BLOCK):
-        some = requests[start : start + BLOCK]
+    ends = np.cumsum(dataset.requests["count"][requests], dtype=np.int64)
+    for some in np.split(requests, np.searchsorted(ends, np.arange(BLOCK, ends[-1], BLOCK))):
         rows = dataset.impression_rows(some)
         owner = np.repeat(dataset.requests["user"][some], dataset.requests["count"][some])
         label = np.ones(len(rows)) if column is None else dataset.events[column][rows] > 0
@@ -116,7 +121,7 @@ def _rates(dataset: Dataset) -> Tensor:
     mean = (positive.sum(1) / shown.sum(1).clamp(min=1)).clamp(1e-4, 1 - 1e-4)[:, None]
     rate = (positive + SMOOTHING * mean) / (shown + SMOOTHING)
     count = shown.log1p()
-    count = (count - count[-1].mean()) / count[-1].std().clamp(min=1e-3)
+    count = (count - count[-1].mean()) / count[-1].std(correction=0).clamp(min=1e-3)
     return torch.stack([rate.logit() - mean.logit(), count], -1).float()
 
 
@@ -160,13 +165,14 @@ def _positives(dataset: Dataset) -> Iterator[_Block]:
         at = until
 
 
-def _vectors(dataset: Dataset, width: int, padded: int) -> Tensor:
-    """[folds + 1, items, padded]."""
+def _vectors(dataset: Dataset, width: int, padded: int, bar: Bar) -> Tensor:
+    """[folds + 1, items, padded]; ``bar`` counts passes over the log."""
     items = dataset.trained_items
     counts = torch.zeros(FOLDS, items)
     for block in _positives(dataset):
         at = block.fold[block.user] * items + block.item
         counts.view(-1).index_add_(0, at, torch.ones(len(at)))
+    bar.advance(1)
     scale = (counts.sum(0) + COMMON).rsqrt()
     directions = min(width + MORE, items)
     q = torch.randn(items, directions, generator=torch.Generator().manual_seed(0))
@@ -183,6 +189,7 @@ def _vectors(dataset: Dataset, width: int, padded: int) -> Tensor:
             of_user.index_add_(0, block.user, q[block.item] * weight[:, None])
             at = block.item if folds == 1 else block.fold[block.user] * items + block.item
             out.index_add_(0, at, of_user[block.user] * weight[:, None])
+        bar.advance(1)
         return out.view(folds, items, -1)
 
     for _ in range(PASSES):

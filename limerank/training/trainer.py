@@ -182,7 +182,7 @@ class Trainer:
             counts = self.dataset.train_count[:seen].astype("float32")
             tower.id_shares[1:] = torch.from_numpy(counts / (counts + model.id_evidence))
         if tower.statistics is not None:
-            found = statistics(self.dataset, model.vectors, model.base_rates)
+            found = statistics(self.dataset, model.vectors, model.base_rates, self.quiet)
             tower.statistics.copy_(found.of_all)
             self.objective.statistics = found
 
