@@ -26,9 +26,9 @@ LAYERS = """
 errors
 progress results files devices metrics validation
 kernels
-data: canonical ragged batching pipeline folder formats protocol < spec < description sources
-    < encoding < history batch events features summary < impressions < event_log packing
-    < dataset synthetic coverage < prepare readers
+data: canonical ragged batching pipeline folder formats < protocol labels < spec
+    < description sources < encoding < history batch events features summary < impressions
+    < event_log packing < dataset synthetic coverage < prepare readers
 models
 runs: alarms folder model formats < selftest
 index evaluation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from limerank.data.encoding import read_vocabulary
 from limerank.data.events import FLOAT32, Event, event_of
 from limerank.data.history import Columns, EventEncoder
 from limerank.data.impressions import ImpressionEncoder
+from limerank.data.labels import Label
 from limerank.errors import DataError, FormatError, check_names, did_you_mean
 
 MINUTE_MS = 60_000
@@ -75,7 +76,13 @@ class EventForm:
                 f"the log of {folder} ends at {self.log_end}, before its start at "
                 f"{self.log_start}: the folder was changed; make it again"
             )
-        self._caps = {label["name"]: label["cap"] for label in manifest["spec"]["labels"]}
+        given = [Label.model_validate(label) for label in manifest["spec"]["labels"]]
+        self._caps = {label.name: label.cap for label in given}
+        types = {one["column"]: one["name"] for one in manifest["spec"]["event_features"]}
+        self._typed = [
+            (label, types[label.column]) for label in given if label.typed and label.column in types
+        ]
+        """Labels that follow from the type of an event, and the feature that holds it."""
         self._folder = folder
 
     @property
@@ -85,8 +92,8 @@ class EventForm:
 
     @cached_property
     def main(self) -> str | None:
-        """The first binary label."""
-        return next((n for n, label in self.labels.items() if label["kind"] == "binary"), None)
+        """The first binary or positive label."""
+        return next((n for n, label in self.labels.items() if label["kind"] != "duration"), None)
 
     def check(self, event: Event) -> None:
         """Refuse an event with names or values that the run does not have.
@@ -180,6 +187,7 @@ class EventForm:
             now: only events before it count.
         """
         n = len(events)
+        events = list(map(self.completed, events)) if self._typed else events
         codes: dict[int | str, int] = {}
         columns: dict[str, NDArray[Any]] = {
             "item": np.array([codes.setdefault(e.item, len(codes)) for e in events], np.int32),
@@ -212,17 +220,30 @@ class EventForm:
         ids[:] = list(codes)
         return EventLog(columns, retained, order, ids)
 
+    def completed(self, event: Event) -> Event:
+        """An event with the labels that follow from its type, where it has no such label; and with
+        the type that follows from its label, where only one has it."""
+        labels, features = dict(event.labels), dict(event.features)
+        for label, feature in self._typed:
+            if label.name not in labels and feature in features:
+                weight = label.weight_of(category(features[feature]))
+                labels[label.name] = float(weight > 0) if label.kind == "binary" else weight
+            elif labels.get(label.name) and feature not in features and len(label.values) == 1:
+                features[feature] = label.values[0]
+        return replace(event, labels=labels, features=features)
+
     def outcomes(self, columns: Columns, rows: EventRows) -> list[tuple[str, ...]]:
-        """Names of the outcomes of events: binary labels that are 1, and values of categorical
-        event features that are not known before.
+        """Names of the outcomes of events: labels that they have, and values of categorical event
+        features that are not known before, such as the type of an event.
 
         Args:
             columns: of events.
             rows: the events, i64 [n].
         """
         named: list[list[str]] = [[] for _ in rows]
+        typed = [label.name for label, _ in self._typed]
         for name, label in self.labels.items():
-            if label["kind"] == "binary":
+            if label["kind"] != "duration" and name not in typed:
                 for position in np.flatnonzero(columns[f"label_{name}"][rows] > 0).tolist():
                     named[position].append(name)
         for name, feature in self.features.items():
@@ -235,7 +256,7 @@ class EventForm:
 
     def retained(self, event: Event) -> bool:
         """Whether histories hold the event."""
-        return self.keep is None or event.labels.get(self.keep) == 1
+        return self.keep is None or self.completed(event).labels.get(self.keep, 0) > 0
 
     def context(self, given: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
         """Columns of one request's context; unknown where not given.

@@ -7,7 +7,8 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
     spec.toml                   the description that it was prepared from
     events/item.npy             i32 [n]    item row
     events/time.npy             i64 [n]    milliseconds since 1970, or the order
-    events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations
+    events/label_NAME.npy       u8 [n] for binary labels, f32 [n] seconds for durations,
+                                f32 [n] weights for positive ones, 0: no positive
     events/ratio_NAME.npy       f32 [n]    share of the item's length (NaN: not known), with `of`
     events/feature_NAME.npy     i32 [n]    code of a category or of a numeric bucket, 0: unknown
     events/impression_NAME.npy  i32 [n]    impression feature: code of a category, 0: unknown;
@@ -44,10 +45,10 @@ from numpy.typing import NDArray
 
 from limerank.errors import FormatError
 
-FORMAT = 2
-"""Version of the folder's format. Version 2 adds impression features; a dataset without them is
-written in version 1."""
-READABLE = (1, 2)
+FORMAT = 3
+"""Version of the folder's format. Version 2 adds impression features, version 3 positive labels; a
+dataset is written in the lowest version that has what it needs."""
+READABLE = (1, 2, 3)
 """Versions that a reader opens; it refuses others."""
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation", "test", "held-out")

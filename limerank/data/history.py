@@ -17,6 +17,8 @@ from limerank.data.canonical import DAY_MS, HOUR_MS
 RATIO_EDGES = np.array(
     [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.05, 1.5, 2]
 )
+POSITIVE_EDGES = np.array([np.finfo(np.float32).tiny])
+"""Weights of positives from weights of 0."""
 GAP_EDGES_MS = np.array(
     [60e3, 300e3, 900e3, 1800e3, 3600e3, 3 * 3600e3, 8 * 3600e3]
     + [days * 86400e3 for days in (1, 2, 4, 7, 14, 30, 90, 365)]
@@ -62,6 +64,8 @@ class EventEncoder:
         for label in encoding["labels"]:
             if label["kind"] == "binary":
                 self._columns.append((f"label_{label['name']}", None, 2))
+            elif label["kind"] == "positive":
+                self._columns.append((f"label_{label['name']}", POSITIVE_EDGES, 3))
             else:
                 edges = np.asarray(label["edges"], dtype=np.float64)
                 self._columns.append((f"label_{label['name']}", edges, len(edges) + 2))

@@ -122,6 +122,12 @@ class Requests(Frozen):
     """Which impressions share one history, if the source has no request column. By default the
     log's gaps decide; the summary of `prepare` shows what was chosen."""
 
+    by: Literal["event", "session"] | None = None
+    """For logs whose labels are all positive: what is predicted. "event": the next positive after
+    all events before it, such as the purchase that follows a view; events that are no positives
+    only enter histories. "session": the positives of a session after the sessions before it, such
+    as the purchases of the next visit; a session is a value of the request column, or ends at a
+    `gap`. The default is "session" if there is a request column, else "event"."""
     gap: float | None = Field(None, gt=0)
     """Seconds without an impression after which a new request starts. The default is chosen by the
     log, and is 1800 if `size` is given. Logs without times ignore it."""

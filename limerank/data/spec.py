@@ -23,6 +23,13 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
     column = "play_time_ms"
     scale = 0.001                       # to seconds
 
+    # A log of views, carts and purchases, without what else was shown, has this label instead:
+    # [[labels]]
+    # name = "purchase"
+    # kind = "positive"
+    # column = "event"
+    # equals = "purchase"               # or any_of = ["cart", "purchase"]; without: every event
+
     [[event_features]]
     name = "tab"
     kind = "categorical"
@@ -72,6 +79,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from limerank.data.canonical import category
 from limerank.data.formats import FORMATS
+from limerank.data.labels import Label, columns_of, types_of_events, with_column
 from limerank.data.protocol import History, Requests, Split
 from limerank.errors import did_you_mean
 from limerank.validation import Frozen
@@ -211,47 +219,6 @@ class EventSource(Files):
         return self
 
 
-def _with_column(values: Any) -> Any:
-    """Values of a label or a feature: its column is its name, where none is given."""
-    if isinstance(values, dict) and not values.get("column"):
-        values = {**values, "column": values.get("name", "")}
-    return values
-
-
-class Label(Frozen):
-    """An outcome of an impression: the model predicts it, and histories contain it."""
-
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
-    """Name of the task in metrics, rankings and responses."""
-    kind: Literal["binary", "duration"]
-    """"binary" for outcomes that happen or not, "duration" for seconds, such as watch time."""
-    column: str = ""
-    """Column of the label. By default it is the name."""
-    at_least: float | None = None
-    """For binary labels: 1 where the column is at least this value, such as 4 for a rating of 4 or
-    5."""
-    scale: float = Field(1.0, gt=0)
-    """For durations: seconds per unit of the column, such as 0.001 for milliseconds."""
-    cap: float | None = Field(None, gt=0)
-    """For durations: longer values are cut to this many seconds. Use it against outliers, such as
-    videos that were left running."""
-    of: str | None = None
-    """For durations: column with the full length of the item, in the same unit."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        return _with_column(values)
-
-    @model_validator(mode="after")
-    def _check(self) -> Label:
-        if self.kind == "duration" and self.at_least is not None:
-            raise ValueError("at_least is for binary labels")
-        if self.kind == "binary" and (self.of is not None or self.cap is not None):
-            raise ValueError("of and cap are for duration labels")
-        return self
-
-
 class Feature(Frozen):
     """A column of the item table, the user table or the events."""
 
@@ -280,7 +247,7 @@ class Feature(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, values: Any) -> Any:
-        return _with_column(values)
+        return with_column(values)
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
@@ -374,6 +341,18 @@ class Spec(Frozen):
     checks: Checks = Checks()
     """Data quality."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_event_types(cls, values: Any) -> Any:
+        """Histories contain the type of each event: a feature for each column of types."""
+        if not isinstance(values, dict):
+            return values
+        labels, features = values.get("labels"), values.get("event_features") or ()
+        if not isinstance(labels, (list, tuple)) or not isinstance(features, (list, tuple)):
+            return values
+        added = types_of_events(labels, features)
+        return {**values, "event_features": [*features, *added]} if added else values
+
     @model_validator(mode="after")
     def _check(self) -> Spec:
         labels = [label.name for label in self.labels]
@@ -408,21 +387,46 @@ class Spec(Frozen):
             absent = [
                 label.column
                 for label in self.labels
-                if source.lists and label.kind == "binary" and label.column not in source.constant
+                if source.lists
+                and label.kind != "duration"
+                and label.column
+                and label.column not in source.constant
             ]
             if absent:
                 raise ValueError(
                     f"lists hold no labels: give those of each event of {source.shown_name}, such "
                     f"as constant = {{ {absent[0]} = 1 }}"
                 )
-        binary = [label.name for label in self.labels if label.kind == "binary"]
-        if self.history.keep is not None and self.history.keep not in binary:
+        names = [label.name for label in self.labels if label.kind != "duration"]
+        if self.history.keep is not None and self.history.keep not in names:
             raise ValueError(
-                f"history.keep is {self.history.keep!r}, expected one of the binary labels {binary}"
-                f"{did_you_mean(self.history.keep, binary)}"
+                f"history.keep is {self.history.keep!r}, expected one of the binary and positive "
+                f"labels {names}{did_you_mean(self.history.keep, names)}"
             )
+        self._check_requests()
         self._check_null_values()
         return self
+
+    def _check_requests(self) -> None:
+        """Refuse a ``requests.by`` that does not fit the log."""
+        by, ids = self.requests.by, any(source.request for source in self.events)
+        if by is not None and self.requests_by is None:
+            raise ValueError(
+                "requests.by is for logs whose labels are all positive; impressions of binary and "
+                "duration labels share a request by requests.gap, requests.size or a request column"
+            )
+        if by == "event" and ids:
+            raise ValueError(
+                'requests.by = "event" does not go with request, the column of sessions; leave one '
+                "of them out"
+            )
+        if by == "session" and not self.clock and not ids:
+            raise ValueError(
+                'requests.by = "session" needs times, whose gaps separate sessions, or a column '
+                'of session ids: request = "NAME" in [[events]]'
+            )
+        if by == "session" and self.requests.size is not None:
+            raise ValueError('requests.size goes with by = "event"; a session is one request')
 
     def _check_null_values(self) -> None:
         """Refuse ``null_values`` of columns that are not read."""
@@ -446,7 +450,7 @@ class Spec(Frozen):
     @property
     def _columns(self) -> set[str]:
         """The columns of labels, event features and splits."""
-        names = {name for label in self.labels for name in (label.column, label.of) if name}
+        names = {column for column, _ in columns_of(self.labels)}
         names |= {feature.column for feature in self.event_features}
         return names | ({self.split.column} if self.split.column is not None else set())
 
@@ -468,10 +472,12 @@ class Spec(Frozen):
         if column in (source.user, source.item, source.time, source.order, source.request):
             return "this column of the source is read from its files"
         if not isinstance(value, float):
-            what = [label.name for label in labels]
+            what = [label.name for label in labels if not label.typed]
             what += [feature.name for feature in features if feature.kind == "numeric"]
             return f"expected a number for {', '.join(what)}; got {value!r}" if what else ""
         for label in labels:
+            if label.typed:
+                continue
             if not math.isfinite(value):
                 return f"expected a finite number for label {label.name}; got {value}"
             if label.kind == "duration" and value < 0:
@@ -488,6 +494,16 @@ class Spec(Frozen):
         if self.split.leave_last is not None:
             return "leave_last"
         return self.split.by or ("time" if self.clock else "position")
+
+    @property
+    def requests_by(self) -> Literal["event", "session"] | None:
+        """What a request is, in a log whose labels are all positive: one event, or a session.
+        None: requests are groups of impressions."""
+        if any(label.kind != "positive" for label in self.labels):
+            return None
+        if self.requests.by is not None:
+            return self.requests.by
+        return "session" if any(source.request for source in self.events) else "event"
 
     def has_split(self, source: EventSource) -> bool:
         """Whether the events of a source have a split of their own, by the split's column."""

@@ -8,10 +8,12 @@ from typing import Any
 
 from limerank.data.canonical import iso
 from limerank.data.folder import SPLITS
+from limerank.data.labels import Label
 from limerank.results import TableResult
 
 UNSORTED = "row out of order, sorted"
 """Key of the rows that are older than their user's row before them."""
+SHOWN_TYPES = 12
 UNSORTED_SHARE = 0.01
 """With a larger share of such rows the files are not sorted; with a smaller one some rows are
 late."""
@@ -84,6 +86,8 @@ class DatasetSummary(TableResult):
                 found[name] = [summary[name][split] for split in splits]
         for label in self.manifest["encoding"]["labels"]:
             name = label["name"]
+            if label["kind"] == "positive":
+                found[f"{name} events"] = [summary["positives"][name][split] for split in splits]
             found[f"mean {name}"] = [summary["labels"][split][name] for split in splits]
         middle = QUANTILES.index(0.5)
         found["median_history"] = [summary["history"][split][middle] for split in splits]
@@ -105,7 +109,7 @@ class DatasetSummary(TableResult):
         anchors = self.manifest["encoding"].get("anchors")
         if anchors is not None:
             lines.append(f"  anchored (repeat within histories): {', '.join(['items', *anchors])}")
-        lines += ["", *self._splits(), *self._grouping()]
+        lines += ["", *self._splits(), *self._grouping(), *self._types()]
         lines += ["", *self._histories(), "", *self._rows()]
         return "\n".join(lines)
 
@@ -117,18 +121,24 @@ class DatasetSummary(TableResult):
         """A line for each split: requests, impressions, mean labels."""
         summary = self.manifest["summary"]
         widths = {
-            label["name"]: max(12, len(label["name"]) + 7)
+            label["name"]: max(12, len(label["name"]) + (9 if label["kind"] == "positive" else 7))
             for label in self.manifest["encoding"]["labels"]
         }
         head = f"  {'split':<12}{'requests':>12}{'impressions':>14}{'per request':>13}"
         staleness = summary.get("staleness")
         head += f"{'staleness':>11}" if staleness else ""
-        lines = [head + "".join(f"{'mean ' + name:>{width}}" for name, width in widths.items())]
+        labels = self.manifest["encoding"]["labels"]
+        counted = [label["name"] for label in labels if label["kind"] == "positive"]
+        heads = {name: f"{name} events" if name in counted else f"mean {name}" for name in widths}
+        lines = [head + "".join(f"{heads[name]:>{width}}" for name, width in widths.items())]
         for split in self._shown:
             row = f"  {split:<12}{self.requests[split]:>12,}{self.impressions[split]:>14,}"
             row += f"{summary['per_request'][split]:>13.2f}"
             row += f"{staleness[split]:>11.2f}" if staleness else ""
             for name, width in widths.items():
+                if name in counted:
+                    row += f"{summary['positives'][name][split]:>{width},}"
+                    continue
                 mean = summary["labels"][split][name]
                 row += f"{'-' if mean is None else f'{mean:.4f}':>{width}}"
             lines.append(row)
@@ -143,6 +153,9 @@ class DatasetSummary(TableResult):
         found = summary["grouping"]
         if found is None:
             return lines
+        if found.get("by") == "session":
+            ends = "" if found["gap"] is None else f" (it ends at a gap of {found['gap']:,.0f} s)"
+            return [*lines, f"  a request is a session{ends}; its history ends before it"]
         together = found["together"]
         shares = [] if together is None else [f"those of {_instant(together)}"]
         shares.append(f"{'else ' if shares else ''}at most {found['size']}")
@@ -150,6 +163,19 @@ class DatasetSummary(TableResult):
             shares.append(f"less than {found['gap']:,.0f} s apart")
         by = "by the log's gaps and size" if found["chosen"] else "by [requests]"
         return [*lines, f"  impressions that share a request: {', '.join(shares)} ({by})"]
+
+    def _types(self) -> list[str]:
+        """How many rows have each type of event, and which of them are positives."""
+        lines = []
+        spec = self.manifest["spec"]
+        for column, counts in self.manifest["summary"].get("types", {}).items():
+            shown = [f"{value} {count:,}" for value, count in counts.items()][:SHOWN_TYPES]
+            more = len(counts) - len(shown)
+            lines.append(f"  {column}: {', '.join(shown)}{f' and {more} more' if more else ''}")
+        for label in map(Label.model_validate, spec["labels"]):
+            if label.kind == "positive":
+                lines.append(f"  positives of {label.name}: {label.rule}")
+        return lines
 
     def _histories(self) -> list[str]:
         """Quantiles of history lengths, a line for each split."""

@@ -14,9 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.data.canonical import BLANKS, DAY_MS, id_integers, id_texts, numbers
+from limerank.data.labels import Label
 from limerank.data.prepare.ids import Mask
 from limerank.data.prepare.partition import Array, shuffle
-from limerank.data.spec import EventSource, Label
+from limerank.data.spec import EventSource
 from limerank.errors import DataError, SpecError
 
 CLOCK = frozenset("HIklMSTRrXcspPfQ")
@@ -92,13 +93,20 @@ def label_columns(
 ) -> dict[str, Array]:
     """The columns of a label for all rows of a batch; ``good`` counts the bad ones."""
     key = f"label_{label.name}"
+    if label.of_every_event:
+        return {key: np.ones(len(values), np.float32)}
+    if label.compares:
+        good.check(values.is_not_null().to_numpy(), f"missing label {label.name}", values)
+        weights = label.weights_of(values)
+        return {key: (weights > 0).view(np.uint8) if label.kind == "binary" else weights}
     if label.kind == "binary" and label.at_least is None and _zeros_and_ones(values):
         return {key: values.cast(pl.UInt8).to_numpy()}
     given = numbers(values)
     finite = np.isfinite(given)
     good.check(finite, f"missing label {label.name}", values)
-    if label.kind == "binary" and label.at_least is not None:
-        return {key: (given >= label.at_least).view(np.uint8)}
+    if label.at_least is not None:
+        reached = given >= label.at_least
+        return {key: reached.view(np.uint8) if label.kind == "binary" else as_float32(reached)}
     if label.kind == "binary":
         positive = given == 1
         good.check(
@@ -124,7 +132,7 @@ def _zeros_and_ones(values: pl.Series) -> bool:
     return isinstance(low, int) and isinstance(high, int) and low >= 0 and high <= 1
 
 
-def as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+def as_float32(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float32]:
     """The nearest float32; what is beyond them becomes infinite."""
     with np.errstate(over="ignore"):
         return values.astype(np.float32)

@@ -95,7 +95,9 @@ class RowCoder:
         if "split" in self.dtypes:
             columns["split"] = self._splits(frame, source, good)
         for label in self._spec.labels:
-            values = self._column(frame, source, label.column)
+            values = self._column(frame, source, label.column or source.user)
+            if label.typed:
+                self._findings.add_types(label.column, values)
             length = None if label.of is None else self._column(frame, source, label.of)
             columns |= label_columns(label, values, length, good)
         given_features = self._spec.features_of(source)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import polars as pl
 
+from limerank.data.canonical import categories
+from limerank.data.labels import Label
 from limerank.data.protocol import SPLIT_NAMES, Split
 from limerank.data.sources import Reader
-from limerank.errors import DataError
+from limerank.errors import DataError, did_you_mean
 
 MOST_SPLITS = 50
 """Unknown values of a column of splits, after which reading stops."""
 SHOWN = 10
 """Of these values in a message."""
+MOST_TYPES = 1000
+"""Types of events, above which a column must be another one."""
 
 
 class Findings:
@@ -30,6 +35,7 @@ class Findings:
         present, parsed, unread: of each event feature, how many of these rows have a value, how
             many one that could be read, and a value that could not.
         splits: values of the column of splits that name none.
+        types: of each column of event types, rows by value.
     """
 
     def __init__(self) -> None:
@@ -44,6 +50,7 @@ class Findings:
         self.parsed: Counter[str] = Counter()
         self.unread: dict[str, str] = {}
         self.splits: Counter[str] = Counter()
+        self.types: dict[str, Counter[str]] = {}
 
     def note(self, what: str, count: int) -> None:
         """Add to a count of ``noted``."""
@@ -85,15 +92,47 @@ class Findings:
         if len(self.splits) > MOST_SPLITS:
             self.check_splits(split)
 
+    def add_types(self, column: str, values: pl.Series) -> None:
+        """Count the values of a column of event types.
+
+        Raises:
+            DataError: there are so many that it must be another column.
+        """
+        counts = self.types.setdefault(column, Counter())
+        for value, count in categories(values).drop_nulls().value_counts().iter_rows():
+            counts[value] += count
+        if len(counts) > MOST_TYPES:
+            raise DataError(
+                f"column {column!r} has more than {MOST_TYPES:,} values, such as "
+                f"{_listed(counts, 3)}; expected types of events: is it the right column?"
+            )
+
+    def check_types(self, labels: Iterable[Label]) -> None:
+        """Raise a DataError where no event has the values that a label names, or where one of them
+        seems to be misspelled; the others are noted."""
+        for label in labels:
+            if not label.compares:
+                continue
+            counts = self.types.get(label.column, Counter())
+            known = {value.lower() for value in counts}
+            named = label.values or tuple(label.weights)
+            absent = [value for value in named if value.lower() not in known]
+            if not absent:
+                continue
+            others = [value for value in counts if value.lower() not in map(str.lower, named)]
+            hint = did_you_mean(absent[0], others)
+            text = (
+                f"label {label.name}: no event has {label.column} = {absent[0]!r}; values found: "
+                f"{_listed(counts, SHOWN)}{hint}"
+            )
+            if hint or len(absent) == len(named):
+                raise DataError(text)
+            self.remarks.append(text)
+
     def check_splits(self, split: Split) -> None:
         """Raise a DataError where the column of splits has values that are not known."""
         if not self.splits:
             return
-        found = [
-            f"{text!r} ({count:,} row{'s' * (count > 1)})"
-            for text, count in self.splits.most_common(SHOWN)
-        ]
-        more = f" and {len(self.splits) - SHOWN} more" if len(self.splits) > SHOWN else ""
         some = [text for text, _ in self.splits.most_common(3)]
         example = ", ".join(f'"{text}" = "{_likely_split(text)}"' for text in some)
         advice = "is it the right column?"
@@ -101,7 +140,7 @@ class Findings:
             advice = f"give their meaning in [split], such as values = {{ {example} }}"
         raise DataError(
             f"split.column {split.column!r} has values other than "
-            f"{', '.join(split.spellings)}: {', '.join(found)}{more}; {advice}"
+            f"{', '.join(split.spellings)}: {_listed(self.splits, SHOWN)}; {advice}"
         )
 
     def check_share(self, most: float) -> None:
@@ -121,6 +160,13 @@ class Findings:
             )
         if self.rows == bad:
             raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")
+
+
+def _listed(counts: Counter[str], most: int) -> str:
+    """The most frequent values with their numbers of rows, for messages."""
+    found = [f"{text!r} ({n:,} row{'s' * (n > 1)})" for text, n in counts.most_common(most)]
+    more = f" and {len(counts) - most} more" if len(counts) > most else ""
+    return ", ".join(found) + more if found else "none"
 
 
 def _likely_split(text: str) -> str:

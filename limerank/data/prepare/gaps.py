@@ -45,11 +45,13 @@ class Grouping:
         size: impressions after which a request ends.
         together: milliseconds between impressions that were shown at once, which ``size`` does not
             divide (but after ``MOST_TOGETHER``); None: it divides all.
+        session: whether a request is a session, and its history ends before the session.
     """
 
     gap: float | None
     size: int
     together: int | None = None
+    session: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """In seconds, as the summary of a dataset has it."""
@@ -89,20 +91,31 @@ class Gaps:
         self.counts += other.counts
         self.impressions += other.impressions
 
-    def grouping(self, requests: Requests, clock: bool) -> Grouping:
-        """The grouping that a description asks for; what it leaves open, the gaps decide."""
+    def grouping(self, requests: Requests, clock: bool, session: bool = False) -> Grouping:
+        """The grouping that a description asks for; what it leaves open, the gaps decide.
+
+        Args:
+            requests: of the description.
+            clock: whether the log has times.
+            session: whether a request is a session.
+        """
+        if session:
+            gap_ms = USUAL_SESSION_S * 1000 if requests.gap is None else requests.gap * 1000
+            if clock and requests.gap is None:
+                gap_ms = self._valley(*SESSION_MS) or gap_ms
+            return Grouping(gap_ms if clock else None, 1, round(gap_ms) if clock else 0, True)
         if requests.size is not None:
             gap = USUAL_SESSION_S if requests.gap is None else requests.gap
             return Grouping(gap * 1000 if clock else None, requests.size)
         together = self._valley(0, PAGE_MS) or 0 if clock else 0
-        gap_ms: float | None = None
+        longest: float | None = None
         if clock and requests.gap is not None:
-            gap_ms = requests.gap * 1000
+            longest = requests.gap * 1000
         elif clock:
-            gap_ms = self._valley(*SESSION_MS) or USUAL_SESSION_S * 1000
+            longest = self._valley(*SESSION_MS) or USUAL_SESSION_S * 1000
         pages = self.impressions - int(self.counts[: _bin(np.array([together]))[0] + 1].sum())
         size = next((one for one in SIZES if pages <= one * BUDGET), SIZES[-1])
-        return Grouping(gap_ms, size, together)
+        return Grouping(longest, size, together)
 
     def _valley(self, low: int, high: int) -> int | None:
         """The least gap from ``low`` to ``high`` ms with a valley above it; None: there is none.

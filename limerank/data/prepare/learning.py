@@ -83,7 +83,7 @@ def learn(
     labels = [label for label in spec.labels if label.kind == "duration"]
     features = spec.event_features
     wanted = splitter.wanted + [f"label_{label.name}" for label in spec.labels]
-    wanted += [f"feature_{feature.name}" for feature in features]
+    wanted = list(dict.fromkeys(wanted)) + [f"feature_{feature.name}" for feature in features]
     lowest, highest = spools.coder.item_range
     item_counter = CodeCounter(lowest, highest, 3, table_limit)
     counters: dict[str, CodeCounter] = {}

@@ -9,6 +9,7 @@ from limerank.data.canonical import iso
 from limerank.data.coverage import MOSTLY, FeatureCoverage
 from limerank.data.folder import FORMAT, SPLITS
 from limerank.data.prepare.checks import NEWEST, OLDEST
+from limerank.data.prepare.findings import MOST_TYPES
 from limerank.data.prepare.inputs import frame_record
 from limerank.data.prepare.learning import EDGES, Learned
 from limerank.data.prepare.sorting import SortedEvents
@@ -16,7 +17,7 @@ from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.summary import Stats, quantiles_of_counts
 from limerank.data.prepare.tables import TableWriter
-from limerank.data.spec import EventFeature
+from limerank.data.spec import EventFeature, Spec
 from limerank.data.summary import QUANTILES
 
 
@@ -124,6 +125,14 @@ def manifest_of(
             }
             for k, split in enumerate(SPLITS)
         },
+        "positives": {
+            name: dict(zip(SPLITS, counts.tolist(), strict=True))
+            for name, counts in stats.positives.items()
+        },
+        "types": {
+            column: dict(counts.most_common(MOST_TYPES))
+            for column, counts in findings.types.items()
+        },
         "history": {split: quantiles_of_counts(stats.lengths[k]) for k, split in enumerate(SPLITS)},
         "history_quantiles": list(QUANTILES),
         "users": dict(zip(SPLITS, stats.users.tolist(), strict=True)),
@@ -147,7 +156,7 @@ def manifest_of(
         "warnings": warnings + findings.remarks,
     }
     return {
-        "format": FORMAT if of_impressions else 1,
+        "format": _version(spec, bool(of_impressions)),
         "name": spec.name,
         "clock": spec.clock,
         "spec": spec.model_dump(mode="json"),
@@ -172,6 +181,13 @@ def manifest_of(
     }
 
 
+def _version(spec: Spec, of_impressions: bool) -> int:
+    """The format that the dataset needs."""
+    if any(label.kind == "positive" for label in spec.labels):
+        return FORMAT
+    return 2 if of_impressions else 1
+
+
 def _grouping(spools: Spooling, events: SortedEvents, splitter: Splitter) -> dict[str, Any] | None:
     """How impressions without a request id were grouped; None: all have one."""
     if not events.gaps.impressions:
@@ -179,6 +195,7 @@ def _grouping(spools: Spooling, events: SortedEvents, splitter: Splitter) -> dic
     return {
         "impressions": events.gaps.impressions,
         "chosen": spools.spec.requests.size is None,
+        "by": spools.spec.requests_by,
         **splitter.grouping.to_dict(),
     }
 

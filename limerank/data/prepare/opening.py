@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from limerank.data.labels import columns_of
 from limerank.data.prepare.checks import require_time_format
 from limerank.data.prepare.ids import Ids, TextIdsError
 from limerank.data.prepare.inputs import Inputs
@@ -79,8 +80,7 @@ class OpenSources:
         if spec.split.column is not None and spec.has_split(source):
             wanted.append((spec.split.column, "category"))
         if not source.lists:
-            wanted += [(label.column, "label") for label in spec.labels]
-            wanted += [(label.of, "number") for label in spec.labels if label.of is not None]
+            wanted += columns_of(spec.labels)
             roles = {"categorical": "category", "numeric": "number"}
             wanted += [(one.column, roles[one.kind]) for one in spec.features_of(source)]
         return [(column, role) for column, role in wanted if column not in source.constant]

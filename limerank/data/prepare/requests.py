@@ -55,7 +55,30 @@ class Boundaries:
         if grouping.together is not None:
             page[1:] = (np.diff(time) > grouping.together) | ~self._shown[:-1]
         self._page = self._apart | (page & self._free)
+        if grouping.session:
+            self._page = self._session_starts()
         self.units = self._page & self._shown
+
+    def _session_starts(self) -> NDArray[np.bool_]:
+        """The first impression of each session; events that are not shown divide none."""
+        rows = np.flatnonzero(self._shown)
+        owner, free = np.cumsum(self.new_user)[rows], self._free[rows]
+        first = self._step[rows] == FIRST
+        first[:1] = True
+        gap = np.inf if self._grouping.gap is None else self._grouping.gap
+        late = np.diff(self._block.columns["time"][rows]) > gap
+        first[1:] |= (np.diff(owner) != 0) | (free[1:] & (late | ~free[:-1]))
+        starts = np.zeros(len(self._shown), bool)
+        starts[rows] = first
+        return starts
+
+    def without(self, weights: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which impressions are in a unit none of whose events has a weight."""
+        if not self.units.any():
+            return self._shown
+        unit = np.maximum(np.cumsum(self.units) - 1, 0)
+        some = np.bincount(unit[weights & self._shown], minlength=int(unit[-1]) + 1) > 0
+        return self._shown & ~some[unit]
 
     def requests(self, split: NDArray[np.uint8]) -> Requests:
         """The requests, where ``split`` has the split of each event."""
@@ -81,7 +104,11 @@ class Boundaries:
         first = np.flatnonzero(begin | (self._divided(begin, position) & shown & free))
         shown_before = np.concatenate([[0], np.cumsum(shown)])
         count = np.diff(np.append(shown_before[first], shown_before[-1]))
-        return Requests(first, count, alone[first], alone)
+        end = alone[first]
+        if grouping.session:  # events of other sources may divide one
+            begins = np.where(self.units | self.new_user, np.arange(n), 0)
+            end = alone[np.maximum.accumulate(begins)[first]]
+        return Requests(first, count, end, alone)
 
     def _divided(self, begin: NDArray[np.bool_], position: Array) -> NDArray[np.bool_]:
         """At which events a run is divided because of its size; ``position``: within the run."""

@@ -159,7 +159,11 @@ class SortedEvents:
         self.user_counts = np.concatenate(user_counts)
         self.total = int(self.user_counts.sum())
         if self.shown_total == 0:
-            raise DataError("no event of a source with shown = true is left: nothing to score")
+            raise DataError(
+                "no event of a source with shown = true is left: nothing to score"
+                if not spools.history_only
+                else "no event is a positive: lower at_least, or name other values"
+            )
 
     def stream(self, wanted: list[str]) -> Iterator[Block]:
         """These columns of the sorted events, a block of complete users at a time."""
@@ -223,7 +227,7 @@ class SortedEvents:
         else:
             unsorted = int(earlier.sum())
         if self.some_hidden:
-            shown = self._spools.shown_sources[source]
+            shown = self._spools.shown({name: array[order] for name, array in columns.items()})
             wrong = same_user & (time[1:] == time[:-1]) & shown[:-1] & ~shown[1:]
             if earlier.any() or wrong.any():
                 order = order[stable_order(rank, (time - time.min()) * 2 + shown)]
@@ -231,7 +235,7 @@ class SortedEvents:
             order = order[stable_order(rank, time)]
         columns = {name: array[order] for name, array in columns.items()}
         if self.some_hidden:
-            columns["shown"] = self._spools.shown_sources[columns["source"]]
+            columns["shown"] = self._spools.shown(columns)
         keep = self._distinct(columns, rank, order >= first_list)
         if keep is not None:
             columns = {name: array[keep] for name, array in columns.items()}
@@ -261,6 +265,12 @@ class SortedEvents:
         group = np.cumsum(np.concatenate([[True], ~tie]))[rows].astype(np.uint64)
         values = [columns["item"][rows]] + ([columns["shown"][rows]] if self.some_hidden else [])
         values += [columns[f"label_{label.name}"][rows] for label in self._spec.labels]
+        types = {label.column for label in self._spec.labels if label.typed}
+        values += [
+            columns[f"feature_{feature.name}"][rows]
+            for feature in self._spec.event_features
+            if feature.column in types and feature.kind == "categorical"
+        ]
         mixed = group
         for value in values:
             mixed = mixed * np.uint64(MULTIPLIER)

@@ -38,12 +38,15 @@ class Splitter:
             table_limit: codes in a smaller range are mapped by tables.
         """
         self._split, self._keys = spec.split, events.keys
-        self.grouping: Grouping = events.gaps.grouping(spec.requests, spec.clock)
+        self._sessions = spec.requests_by == "session"
+        self.grouping: Grouping = events.gaps.grouping(spec.requests, spec.clock, self._sessions)
         self.cuts = _cuts(spec, events)
         split = spec.split
         self.wanted = ["time", "shown", "item"]
         self.wanted += ["request"] if events.requests_given else []
         self.wanted += ["split"] if split.column is not None else []
+        self._weights = [f"label_{label.name}" for label in spec.labels] if self._sessions else []
+        self.wanted += self._weights
         self._held_users: NDArray[np.bool_] | None = None
         self._held_items: CodeMap | None = None
         if split.held_out_users:
@@ -54,13 +57,18 @@ class Splitter:
                 seen.add(block.columns["item"], block.columns["time"])
             codes = np.sort(seen.newest(split.held_out_items))
             self._held_items = CodeMap(codes, np.ones(len(codes), np.int32), table_limit)
-        self.some_hidden = events.some_hidden or self._held_items is not None
+        self.some_hidden = events.some_hidden or self._held_items is not None or bool(self._weights)
 
     def splits_of(self, block: Block) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """The split of each event of a block, and whether its item is held out.
 
-        Impressions of held-out items before the test split are hidden in ``block``.
+        Impressions of held-out items before the test split are hidden in ``block``, and so are
+        sessions without a positive, where a request is a session.
         """
+        if self._weights:
+            positive = np.any([block.columns[name] > 0 for name in self._weights], 0)
+            none = Boundaries(block, self.grouping).without(positive)
+            block.columns["shown"] = block.columns["shown"] & ~none
         splits = self._by_rule(block)
         if self._held_users is not None:
             users = slice(block.first_user, block.first_user + len(block.counts))

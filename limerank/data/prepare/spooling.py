@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from limerank.data.canonical import iso
 from limerank.data.pipeline import ahead
@@ -37,7 +38,9 @@ class Spooling:
         spool, lists: events, and the lists of sources whose rows are lists.
         part_limit: partitions with more rows do not fit the memory.
         requests_given: whether a source has request ids.
-        shown_sources, some_hidden: which sources are scored, and whether some are not.
+        shown_sources: which sources are scored.
+        history_only: whether events that are no positives are not scored.
+        some_hidden: whether some events are not scored.
     """
 
     spool: Spool
@@ -53,7 +56,10 @@ class Spooling:
         self.findings = Findings()
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
-        self.some_hidden = not bool(self.shown_sources.all())
+        self.history_only = spec.requests_by == "event" and not any(
+            label.of_every_event for label in spec.labels
+        )
+        self.some_hidden = self.history_only or not bool(self.shown_sources.all())
 
     def read(self) -> None:
         """Spool all events.
@@ -72,6 +78,7 @@ class Spooling:
                 self._close_spools()
                 shutil.rmtree(self.work)
         self.findings.check_splits(self.spec.split)
+        self.findings.check_types(self.spec.labels)
         self.findings.check_share(self.spec.checks.max_bad_share)
 
     def _spool_events(self) -> None:
@@ -131,6 +138,16 @@ class Spooling:
         self.findings.unit_hints.append(hint)
         self.findings.remarks.append(hint)
         self.findings.examples.setdefault("missing or unparsable time", hint)
+
+    def shown(self, columns: dict[str, Array]) -> NDArray[np.bool_]:
+        """Which of the spooled events are scored."""
+        shown = np.ones(len(columns["time"]), bool)
+        if "source" in columns:
+            shown = self.shown_sources[columns["source"]]
+        if self.history_only:
+            weights = [columns[f"label_{label.name}"] for label in self.spec.labels]
+            shown = shown & np.any([weight > 0 for weight in weights], 0)
+        return shown
 
     def _make_spools(self) -> None:
         """Spools with enough partitions that sorting three of them at once fits the memory."""

@@ -18,6 +18,8 @@ class Stats:
     impressions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     requests: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(SPLITS), np.int64))
     labels: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    positives: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Of each label, impressions whose label is above 0."""
     lengths: list[NDArray[np.int64]] = field(
         default_factory=lambda: [np.zeros(1, np.int64) for _ in SPLITS]
     )
@@ -41,6 +43,8 @@ class Stats:
         self.requests[:] += other.requests
         for name, sums in other.labels.items():
             self.labels[name] += sums
+        for name, counts in other.positives.items():
+            self.positives[name] += counts
         self.lengths[:] = map(_add_padded, self.lengths, other.lengths)
         for name, count in other.known.items():
             self.known[name] += count

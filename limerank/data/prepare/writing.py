@@ -64,9 +64,12 @@ class EventWriter:
         }
         writers["users/event_offsets"].append(np.zeros(1, np.int64))
         wanted = self._splitter.wanted + [f"label_{label.name}" for label in spec.labels]
-        wanted += [f"feature_{feature.name}" for feature in spec.event_features]
+        wanted = list(dict.fromkeys(wanted)) + [
+            f"feature_{feature.name}" for feature in spec.event_features
+        ]
         stats = Stats(
             labels={label.name: np.zeros(len(SPLITS)) for label in spec.labels},
+            positives={label.name: np.zeros(len(SPLITS), np.int64) for label in spec.labels},
             known={feature.name: 0 for feature in spec.event_features},
         )
         retained = 0
@@ -135,6 +138,12 @@ class EventWriter:
             ).astype(np.float64)
             for label in spec.labels
         }
+        positives = {
+            label.name: np.bincount(
+                where[columns[f"label_{label.name}"][shown] > 0], minlength=len(SPLITS)
+            )
+            for label in spec.labels
+        }
         lengths = [np.bincount((end - start)[split == k]) for k in range(len(SPLITS))]
         known = {}
         for feature in spec.event_features:
@@ -153,6 +162,7 @@ class EventWriter:
             np.bincount(where, minlength=len(SPLITS)),
             np.bincount(split, minlength=len(SPLITS)),
             sums,
+            positives,
             lengths,
             known,
             differing,

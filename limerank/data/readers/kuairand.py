@@ -50,6 +50,7 @@ from pathlib import Path
 
 import polars as pl
 
+from limerank.data.labels import Label
 from limerank.data.protocol import History, Split
 from limerank.data.readers.layout import (
     ID_MIN_COUNT,
@@ -62,7 +63,7 @@ from limerank.data.readers.layout import (
     split_by,
     wrong_folder,
 )
-from limerank.data.spec import EventFeature, EventSource, Feature, Label, Spec, Table
+from limerank.data.spec import EventFeature, EventSource, Feature, Spec, Table
 from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.progress import Bar
 

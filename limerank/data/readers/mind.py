@@ -33,6 +33,7 @@ from pathlib import Path
 
 import polars as pl
 
+from limerank.data.labels import Label
 from limerank.data.protocol import History, Split
 from limerank.data.readers.layout import (
     ID_MIN_COUNT,
@@ -46,7 +47,7 @@ from limerank.data.readers.layout import (
     words,
     wrong_folder,
 )
-from limerank.data.spec import EventSource, Feature, Label, Spec, Table
+from limerank.data.spec import EventSource, Feature, Spec, Table
 from limerank.errors import DataError
 from limerank.progress import Bar
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import polars as pl
 
+from limerank.data.labels import Label
 from limerank.data.protocol import History, Split
 from limerank.data.readers.layout import (
     ID_MIN_COUNT,
@@ -35,7 +36,7 @@ from limerank.data.readers.layout import (
     words,
     wrong_folder,
 )
-from limerank.data.spec import EventFeature, EventSource, Feature, Label, Spec, Table
+from limerank.data.spec import EventFeature, EventSource, Feature, Spec, Table
 
 LIKE = 4.0
 """Ratings from here on mean that the user liked the movie."""

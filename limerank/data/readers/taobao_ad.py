@@ -38,6 +38,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.data.labels import Label
 from limerank.data.protocol import History, Split
 from limerank.data.readers.layout import (
     ID_MIN_COUNT,
@@ -52,7 +53,7 @@ from limerank.data.readers.layout import (
     split_by,
     wrong_folder,
 )
-from limerank.data.spec import EventFeature, EventSource, Feature, Label, Spec, Table
+from limerank.data.spec import EventFeature, EventSource, Feature, Spec, Table
 from limerank.errors import DataError
 from limerank.progress import Bar
 

@@ -1,0 +1,249 @@
+"""Logs of positives: labels from words, event types, and what a request is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from limerank.data.dataset import Dataset
+from limerank.data.prepare import prepare
+from limerank.errors import DataError, SpecError
+
+START = 1_750_000_000
+LABEL: dict[str, Any] = {"name": "purchase", "kind": "positive", "column": "event"}
+VISITS = [
+    (0, "a", "view"),
+    (60, "a", "cart"),
+    (120, "b", "view"),
+    (180, "a", "purchase"),
+    (240, "b", "purchase"),
+    # the next visit
+    (90_000, "b", "view"),
+    (90_060, "c", "view"),
+    # and the next
+    (180_000, "c", "view"),
+    (180_060, "c", "purchase"),
+]
+"""Seconds, item and type of a user's events: three sessions; the second has no purchase."""
+
+
+def log(events: list[tuple[int, str, str]] = VISITS, users: int = 5) -> pl.DataFrame:
+    rows = [
+        {"user_id": f"u{user}", "item_id": item, "time": START + at + user, "event": event}
+        for user in range(users)
+        for at, item, event in events
+    ]
+    return pl.DataFrame(rows)
+
+
+def prepared(tmp_path: Path, rows: Any, label: dict[str, Any] = LABEL, **more: Any) -> Dataset:
+    description = {
+        "name": "shop",
+        "events": [{"time": "time"}],
+        "labels": [label],
+        "split": {"leave_last": 1},
+        **more,
+    }
+    out = tmp_path / "shop"
+    prepare(description, out, events=rows, overwrite=True)
+    return Dataset(out)
+
+
+def requests_of_first_user(dataset: Dataset) -> list[tuple[list[str], list[float], int]]:
+    """Items and weights of each request of a user, and the events of its history."""
+    found = []
+    own = np.flatnonzero(dataset.requests["user"] == 0)
+    for row in own:
+        first = dataset.requests["first"][row]
+        rows = np.arange(first, first + dataset.requests["count"][row])
+        items = dataset.item_ids[dataset.events["item"][rows]].tolist()
+        weights = dataset.events["label_purchase"][rows].tolist()
+        ends = dataset.requests["history_end"][row] - dataset.requests["history_start"][row]
+        found.append((items, weights, int(ends)))
+    return found
+
+
+def test_a_request_is_a_positive_after_all_events_before_it(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, log(), {**LABEL, "equals": "purchase"})
+    assert requests_of_first_user(dataset) == [
+        (["a"], [1.0], 3),
+        (["b"], [1.0], 4),
+        (["c"], [1.0], 8),
+    ]
+    assert dataset.encoding["labels"][0]["kind"] == "positive"
+    assert dataset.events["label_purchase"].dtype == np.float32
+    splits = dataset.manifest["summary"]["positives"]["purchase"]
+    assert splits == {"train": 5, "validation": 5, "test": 5, "held-out": 0}
+
+
+def test_a_request_is_a_session_with_positives(tmp_path: Path) -> None:
+    """Its history ends before the session, and sessions without a positive are history only."""
+    dataset = prepared(tmp_path, log(), {**LABEL, "equals": "purchase"}, requests={"by": "session"})
+    assert requests_of_first_user(dataset) == [
+        (["a", "a", "b", "a", "b"], [0.0, 0.0, 0.0, 1.0, 1.0], 0),
+        (["c", "c"], [0.0, 1.0], 7),
+    ]
+    assert "a request is a session (it ends at a gap of" in dataset.summary.text()
+
+
+def test_sessions_of_a_column(tmp_path: Path) -> None:
+    """They are requests by default, divided by no gap and by no event of another source."""
+    events = log().with_columns(
+        session=pl.col("user_id") + (pl.col("time") // 86_400 // 2).cast(str)
+    )
+    searches = events.filter(pl.col("event") == "cart").with_columns(
+        pl.col("time") + 30, event=pl.lit("search")
+    )
+    sources = [
+        {"time": "time", "request": "session"},
+        {"time": "time", "shown": False},
+    ]
+    dataset = prepared(
+        tmp_path, [events, searches], {**LABEL, "equals": "purchase"}, events=sources
+    )
+    ends = [end for _, _, end in requests_of_first_user(dataset)]
+    assert ends[0] == 0
+    assert ends[-1] in (6, 8)
+    weights = [one for _, weights, _ in requests_of_first_user(dataset) for one in weights]
+    assert sum(weights) == 3
+
+
+def test_weights_and_the_case_of_words(tmp_path: Path) -> None:
+    events = log().with_columns(
+        pl.when(pl.col("item_id") == "c")
+        .then(pl.col("event").str.to_uppercase())
+        .otherwise("event")
+    )
+    label = {**LABEL, "any_of": ["cart", "Purchase"], "weights": {"purchase": 3}}
+    dataset = prepared(tmp_path, events, label)
+    weights = dataset.events["label_purchase"][:9].tolist()
+    assert weights == [0, 1, 0, 3, 3, 0, 0, 0, 3]
+
+
+def test_the_type_of_an_event_is_an_outcome_of_histories(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, log(), {**LABEL, "equals": "purchase"})
+    assert dataset.encoding["event_features"] == [
+        {"name": "event", "kind": "categorical", "size": 4, "when": "outcome"}
+    ]
+    assert "feature_event" in dataset.encoder.columns
+    tokens = dataset.batch(np.array([2])).users.tokens[0, :, 1]
+    types = [event for _, _, event in VISITS][: len(tokens)]
+    assert len(set(tokens.tolist())) == len(set(types))
+    assert all(
+        (tokens[one] == tokens[other]).item() == (types[one] == types[other])
+        for one in range(len(tokens))
+        for other in range(len(tokens))
+    )
+
+
+def test_every_event_is_a_positive_without_a_column(tmp_path: Path) -> None:
+    events = log().drop("event")
+    dataset = prepared(tmp_path, events, {"name": "purchase", "kind": "positive"})
+    assert dataset.events["label_purchase"].tolist() == [1.0] * 45
+    assert dataset.encoding["event_features"] == []
+
+
+def test_ratings_from_a_threshold_are_positives(tmp_path: Path) -> None:
+    events = (
+        log()
+        .with_columns(rating=pl.Series([1, 5, 4, 3, 4.5, 2, 5, 1, 4] * 5, dtype=pl.Float64))
+        .drop("event")
+    )
+    label = {"name": "purchase", "kind": "positive", "column": "rating", "at_least": 4}
+    dataset = prepared(tmp_path, events, label)
+    assert dataset.events["label_purchase"][:9].tolist() == [0, 1, 1, 0, 1, 0, 1, 0, 1]
+
+
+def test_words_of_a_binary_label(tmp_path: Path) -> None:
+    events = log()
+    label = {**LABEL, "kind": "binary", "any_of": ["purchase", "cart"]}
+    dataset = prepared(tmp_path, events, label)
+    assert dataset.events["label_purchase"][:9].tolist() == [0, 1, 0, 1, 1, 0, 0, 0, 1]
+    assert dataset.events["label_purchase"].dtype == np.uint8
+
+
+def test_types_from_constants_of_files(tmp_path: Path) -> None:
+    """Files of one type each say so by a constant."""
+    events = log()
+    parts = [events.filter(pl.col("event") == one).drop("event") for one in ("view", "purchase")]
+    sources = [{"time": "time", "constant": {"event": one}} for one in ("view", "purchase")]
+    dataset = prepared(tmp_path, parts, {**LABEL, "equals": "purchase"}, events=sources)
+    assert dataset.summary.manifest["summary"]["types"] == {"event": {"view": 25, "purchase": 15}}
+    assert "event: view 25, purchase 15" in dataset.summary.text()
+    assert "positives of purchase: event = purchase (weight 1)" in dataset.summary.text()
+
+
+def test_views_and_carts_of_one_moment_are_no_duplicates(tmp_path: Path) -> None:
+    """Though both have the weight 0; the same event twice is one."""
+    events = log([(0, "a", "view"), (0, "a", "cart"), (0, "a", "view"), *VISITS])
+    dataset = prepared(tmp_path, events, {**LABEL, "equals": "purchase"})
+    assert dataset.manifest["counts"]["events"] == 5 * 10
+    assert dataset.manifest["summary"]["dropped"] == {"duplicate row": 10}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            {"equals": "buy"},
+            r"label purchase: no event has event = 'buy'; values found: 'view' \(25 rows\), "
+            r"'purchase' \(15 rows\), 'cart' \(5 rows\)",
+        ),
+        ({"any_of": ["view", "purchse"]}, r"no event has event = 'purchse'.*did you mean 'purchas"),
+        ({"weights": {"order": 3}}, r"no event has event = 'order'; values found"),
+    ],
+)
+def test_values_that_no_event_has(tmp_path: Path, rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path, log(), {**LABEL, **rule})
+
+
+def test_a_value_that_is_absent_beside_others_is_a_warning(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path, log(), {**LABEL, "any_of": ["purchase", "refund"]})
+    assert any("no event has event = 'refund'" in one for one in dataset.summary.warnings)
+
+
+def test_a_column_that_holds_no_types(tmp_path: Path) -> None:
+    events = pl.concat([log()] * 30).with_columns(event=pl.arange(0, 1350).cast(pl.String))
+    with pytest.raises(DataError, match=r"more than 1,000 values.*is it the right column"):
+        prepared(tmp_path, events, {**LABEL, "equals": "7"})
+
+
+@pytest.mark.parametrize(
+    ("label", "more", "message"),
+    [
+        ({"equals": "a", "any_of": ["b"]}, {}, "equals and any_of: keep one of them"),
+        ({"any_of": ["a"], "weights": {"b": 2}}, {}, "weights has 'b', which is not among"),
+        ({"equals": "a", "weights": {"a": -1}}, {}, "expected 0 or more"),
+        ({"equals": "a", "weights": {"a": 0}}, {}, "all weights are 0"),
+        ({"equals": "a", "at_least": 2}, {}, "keep one"),
+        (
+            {"kind": "binary", "weights": {"a": 1}},
+            {},
+            'weights are for labels of kind = "positive"',
+        ),
+        ({"kind": "duration", "equals": "a"}, {}, "equals and any_of are for binary and positive"),
+        ({"kind": "positive", "cap": 3}, {}, "of and cap are for duration"),
+        ({"kind": "binary"}, {"requests": {"by": "session"}}, "for logs whose labels are all pos"),
+        ({}, {"requests": {"by": "session", "size": 1}}, "a session is one request"),
+        (
+            {},
+            {"requests": {"by": "event"}, "events": [{"time": "time", "request": "session"}]},
+            "leave one of them out",
+        ),
+        (
+            {},
+            {"requests": {"by": "session"}, "events": [{"order": "time"}], "split": {}},
+            "needs times, whose gaps separate sessions",
+        ),
+    ],
+)
+def test_descriptions_that_contradict_themselves(
+    tmp_path: Path, label: dict[str, Any], more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        prepared(tmp_path, log(), {**LABEL, **label}, **more)
