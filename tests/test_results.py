@@ -14,6 +14,7 @@ from rich.cells import cell_len
 
 from limerank import results
 from limerank.errors import SpecError
+from limerank.ranking.anchored import AnchoredEffect
 from limerank.ranking.explain import EventShare, Explanation
 from limerank.ranking.results import Ranked, Ranking
 from limerank.results import aligned
@@ -174,3 +175,26 @@ def test_an_explanation_is_a_table_of_events():
     assert lines[0] == "item x: value 1.2500, 0.5000 with an empty history"
     assert [line.split()[1] for line in lines[2:]] == ["c", "a", "b"]
     assert json.loads(json.dumps(explanation.to_dict()))["events"][1]["effect"] is None
+
+
+def test_a_ranking_names_events_and_then_anchored_links():
+    events = (EventShare(0, 204, 5, 0.0, 0.7, 0.41), EventShare(1, 8, 6, 0.0, 0.3, -0.1))
+    links = tuple(
+        AnchoredEffect(kind, value, count, {"click": 1}, 0, 0.0, 6, effect, "in words")
+        for kind, value, count, effect in (
+            ("item", 3, 1, 0.35),
+            ("genre", "Dra\x1bma", 12, 0.1),
+            ("year", "1994", 2, 0.05),
+            ("year", "1995", 2, -0.5),
+        )
+    )
+    explanation = Explanation(3, 1.0, 0.5, events, None, None, (), links)
+    item = Ranked(3, 0, 1.0, {"click": 0.25}, explanation)
+    text = Ranking((item,), 7, True, 2, 9).text()
+    assert "204 (+0.41); this item once (+0.35), genre Dra" in text and "12 times (+0.10)" in text
+    assert "\x1b" not in text and "1994" not in text
+    found = item.to_dict()
+    assert [one["value"] for one in found["anchored"]] == [3, "Dra\x1bma", "1994"]
+    assert found["anchored"][0]["effect"] == 0.35 and json.dumps(found)
+    plain = Ranked(3, 0, 1.0, {"click": 0.25}, replace(explanation, anchored=()))
+    assert "anchored" not in plain.to_dict()

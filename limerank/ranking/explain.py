@@ -158,6 +158,10 @@ class Explanation(TableResult):
         helped = [event for event in self.events if event.effect > 0]
         return sorted(helped, key=lambda event: (-event.effect, event.position))[:most]
 
+    def matches(self, most: int = 3) -> list[AnchoredEffect]:
+        """The anchored links that raised the value most, the largest effect first."""
+        return [one for one in self.anchored if one.effect > 0][:most]
+
 
 @dataclass(frozen=True)
 class Past:
