@@ -294,8 +294,8 @@ def test_new_items_of_a_table_are_reported_and_accepted(tmp_path: Path) -> None:
     ("change", "report"),
     [
         (
-            {"price": [f"${k}.50" for k in range(15)]},
-            "item feature price: 15 of 15 values are not numbers, such as '$0.50'",
+            {"price": [f"{k}.50 each" for k in range(15)]},
+            "item feature price: 15 of 15 values are not numbers, such as '0.50 each'",
         ),
         ({"price": [None] * 15}, "item feature price: 0 of 15 rows have a value"),
         ({"genre": [None] * 15}, "item feature genre: 0 of 15 rows have a value"),
@@ -313,10 +313,10 @@ def test_features_that_cannot_be_read_are_seen(
 
 
 def test_values_that_are_not_numbers_are_reported_with_an_example(tmp_path: Path) -> None:
-    prices: list[Any] = [str(k) for k in range(14)] + ["1,50"]
+    prices: list[Any] = [str(k) for k in range(14)] + ["1.5 each"]
     summary = covered(tmp_path, ITEMS | {"price": prices})
     assert summary["warnings"] == []
-    assert "price 93 % (1 not numbers, such as '1,50')" in summary["coverage"][1]
+    assert "price 93 % (1 not numbers, such as '1.5 each')" in summary["coverage"][1]
 
 
 def test_a_user_table_that_fits_nobody_is_seen(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_user_table_that_fits_nobody_is_seen(tmp_path: Path) -> None:
 def test_event_features_are_covered_as_well(tmp_path: Path) -> None:
     columns = rows(
         200,
-        price=["$3.50"] * 150 + ["3.5"] * 50,
+        price=["3.50 each"] * 150 + ["3.5"] * 50,
         tag=["NULL"] * 60 + ["a"] * 140,
         empty=[None] * 200,
         fine=[k % 3 for k in range(200)],
@@ -345,7 +345,7 @@ def test_event_features_are_covered_as_well(tmp_path: Path) -> None:
     ]
     summary = run(tmp_path, make_spec(event_features=features))["summary"]
     price, tag, empty = summary["warnings"]
-    assert "event feature price: 150 of 200 values are not numbers, such as '$3.50'" in price
+    assert "event feature price: 150 of 200 values are not numbers, such as '3.50 each'" in price
     assert "event feature tag: 60 of 200 values are words such as 'NULL'" in tag
     assert "event feature empty: 0 of 200 rows have a value" in empty
     assert "fine 100 %" in summary["coverage"][0]

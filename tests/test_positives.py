@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from limerank.data.dataset import Dataset
+from limerank.data.event_log import EventForm
+from limerank.data.events import event_of
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, SpecError
 
@@ -138,6 +140,53 @@ def test_the_type_of_an_event_is_an_outcome_of_histories(tmp_path: Path) -> None
         for one in range(len(tokens))
         for other in range(len(tokens))
     )
+
+
+def form_of(dataset: Dataset) -> EventForm:
+    return EventForm(dataset.manifest, dataset.path)
+
+
+def test_types_in_another_case_are_one_outcome(tmp_path: Path) -> None:
+    """Of the vocabulary, and of posted events; the most frequent spelling is shown."""
+    rows = log().with_columns(
+        pl.when(pl.col("user_id") == "u0")
+        .then(pl.col("event").str.to_uppercase())
+        .otherwise("event")
+    )
+    dataset = prepared(tmp_path, rows, {**LABEL, "equals": "purchase"})
+    assert dataset.encoding["event_features"][0]["size"] == 4
+    form = form_of(dataset)
+    events = [
+        event_of({"user": 1, "item": "a", "time": k, "features": {"event": one}})
+        for k, one in enumerate(["Purchase", "purchase", "VIEW", "other"])
+    ]
+    posted = form.log(events)
+    codes = posted.columns["feature_event"].tolist()
+    assert codes[0] == codes[1] != codes[2] > 0 == codes[3]
+    assert posted.columns["label_purchase"].tolist() == [1, 1, 0, 0]
+    assert form.outcomes(posted.columns, posted.rows)[0] == ("purchase",)
+
+
+def test_a_posted_event_needs_its_type_or_its_label(tmp_path: Path) -> None:
+    """Each follows from the other; and an item alone in a history is a positive."""
+    label = {**LABEL, "equals": "purchase", "weights": {"purchase": 3}}
+    dataset = prepared(tmp_path, log(), label, history={"keep": "purchase"})
+    form = form_of(dataset)
+    by_type, by_label, view = (
+        event_of({"user": 1, "item": "a", "time": START * 1000, **given})
+        for given in (
+            {"features": {"event": "purchase"}},
+            {"labels": {"purchase": 1}},
+            {"features": {"event": "view"}},
+        )
+    )
+    posted = form.log([by_type, by_label, view]).columns
+    assert posted["label_purchase"].tolist() == [3, 1, 0]
+    assert posted["feature_event"][0] == posted["feature_event"][1] > 0
+    assert [form.retained(one) for one in (by_type, by_label, view)] == [True, True, False]
+    assert form.entries(["a"]) == [{"item": "a", "labels": {"purchase": 1}}]
+    for event in (by_type, by_label, view):
+        form.check(event)
 
 
 def test_every_event_is_a_positive_without_a_column(tmp_path: Path) -> None:

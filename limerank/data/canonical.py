@@ -13,7 +13,8 @@ value and for a Polars series of values; ``tests/test_canonical.py`` checks that
 - **Categories** (:func:`category`, :func:`categories`) are text. ``true`` and ``false``, as
   booleans or in any letter case, are ``1`` and ``0``.
 - **Numbers** (:func:`number`, :func:`numbers`) are float64, NaN where a value is missing or
-  not a number.
+  not a number. Text may group thousands (``1,299.00``, ``1.299,00``), have a decimal comma
+  (``12,99``) and name a currency (``$5``, ``5.00 EUR``).
 - **Times** (:func:`milliseconds`) are milliseconds since 1970, or an order.
 
 None, NaN, NaT and empty text are missing everywhere.
@@ -53,6 +54,16 @@ JSON_DEPTH = 8
 _DECIMAL = re.compile(r"(-?[0-9]+)\.0+")
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,18}|0")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_CODES = (
+    "AED|AUD|BGN|BRL|CAD|CHF|CNY|CZK|DKK|EUR|GBP|HKD|HUF|IDR|ILS|INR|JPY|KRW|MXN|MYR|NOK|NZD|PHP|"
+    "PLN|RMB|RON|RUB|SAR|SEK|SGD|THB|TRY|TWD|UAH|USD|VND|ZAR"
+)
+_CURRENCY = rf"(?:(?:US|CA|AU|NZ|HK|R|C|A)?\$|[€£¥₹₽₩₺₴₪฿]|(?i:{_CODES}|kr\.?|zł|Kč|Ft|Rs\.?))"
+_PRICE = re.compile(
+    rf"(?P<before>{_CURRENCY}\s?)?(?P<sign>[+-]?)(?P<then>{_CURRENCY}\s?)?"
+    rf"(?P<digits>[0-9][0-9.,'’\s]*)(?P<after>\s?{_CURRENCY})?"
+)
+_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:(?P<by>[.,])[0-9]{3})(?:(?P=by)[0-9]{3})*")
 _TRUTH = {"true": "1", "false": "0"}
 _OTHERWISE = rf"^(?:[{BLANKS}]|-0$|$)|[{BLANKS}]$|\.0+$"
 """Matches all texts that are not in their form yet, and few others."""
@@ -202,7 +213,7 @@ def number(value: Any) -> float:
         text = value.strip(BLANKS)
         if _NUMBER.fullmatch(text):
             return float(text)
-        return float(_TRUTH.get(text.lower(), "nan"))
+        return float(_TRUTH.get(text.lower()) or _price(text) or "nan")
     if _missing(value):
         return math.nan
     if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)):
@@ -211,6 +222,27 @@ def number(value: Any) -> float:
         except OverflowError:  # an integer of 309 digits
             return math.copysign(math.inf, value)
     raise DataError(f"a number is {value!r:.80}, {with_article(type(value).__name__)}")
+
+
+def _price(text: str) -> str | None:
+    """The number in a text with groups of digits, a decimal comma or a currency; None: none."""
+    found = _PRICE.fullmatch(text)
+    if found is None:
+        return None
+    digits = re.sub(r"['’\s](?=[0-9]{3}(?:\D|$))", "", found["digits"].rstrip())
+    mark = max(digits.rfind(","), digits.rfind("."))
+    grouped = _GROUPED.fullmatch(digits)
+    priced = found["before"] or found["then"] or found["after"]
+    if grouped and (grouped["by"] == "," or digits.count(".") > 1 or priced):
+        plain = re.sub("[.,]", "", digits)
+    elif mark < 0:
+        plain = digits
+    else:
+        head, tail = digits[:mark], digits[mark + 1 :]
+        if _GROUPED.fullmatch(head):
+            head = re.sub("[.,]", "", head)
+        plain = f"{head}.{tail}"
+    return found["sign"] + plain if _NUMBER.fullmatch(plain) else None
 
 
 def json_value(value: Any, depth: int = 0) -> Any:
@@ -466,6 +498,9 @@ def numbers(values: pl.Series) -> NDArray[np.float64]:
             lower = text.str.to_lowercase()
             for word, digit in _TRUTH.items():
                 again = again.set((lower == word).fill_null(False), float(digit))
+            left = (again.is_null() & text.str.contains("[0-9]")).fill_null(False).arg_true()
+            if len(left):
+                again = again.scatter(left, _each(text.gather(left), _price).cast(pl.Float64))
             found = found.scatter(rest, again)
         infinite = (~found.is_finite()).fill_null(False)
         if infinite.any():  # "inf" and "nan" as text are not numbers; "1e999" is

@@ -83,6 +83,7 @@ class EventForm:
             (label, types[label.column]) for label in given if label.typed and label.column in types
         ]
         """Labels that follow from the type of an event, and the feature that holds it."""
+        self._types = {name for _, name in self._typed}
         self._folder = folder
 
     @property
@@ -318,12 +319,20 @@ class EventForm:
                 return 0
             return 1 + int(np.searchsorted(feature["edges"], given, side="right"))
         text = category(value)
-        return 0 if text is None else self._vocabulary(feature["name"]).get(text, 0)
+        if text is None:
+            return 0
+        known = self._vocabulary(feature["name"])
+        if text not in known and feature["name"] in self._types:
+            text = text.lower()
+        return known.get(text, 0)
 
     def _vocabulary(self, feature: str) -> dict[str, int]:
         if feature not in self._vocabularies:
             table = read_vocabulary(self._folder, f"event_{feature}")
-            self._vocabularies[feature] = dict(table.select("value", "code").iter_rows())
+            known = dict(table.select("value", "code").iter_rows())
+            if feature in self._types:  # in any case
+                known = {value.lower(): code for value, code in known.items()} | known
+            self._vocabularies[feature] = known
         return self._vocabularies[feature]
 
     @cached_property

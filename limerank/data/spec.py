@@ -106,6 +106,12 @@ class Files(Frozen):
     escape: str | None = Field(None, min_length=1, max_length=1)
     """Escape character before a quote or a separator, such as a backslash. A quote inside a quoted
     field can always be written twice, which needs no escape character."""
+    each: str | None = None
+    """Column with a list in each row, such as the lines of an order: every element is a row of its
+    own. Fields of its objects are named by dots, such as ``line_items.product_id``."""
+    where: dict[str, tuple[str | float, ...]] = Field(default_factory=dict)
+    """Rows to read, by values of columns, such as ``{ status = ["completed"] }``; others are left
+    out. Case is ignored."""
     encoding: str = "utf-8"
     """Character encoding of CSV, TSV and JSON lines files."""
     null_values: tuple[str, ...] | dict[str, tuple[str, ...]] = ()

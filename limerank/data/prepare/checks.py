@@ -44,6 +44,10 @@ ISO = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%d",
 )
+ZONE_WORD = r"(\d)\s*(?:[Zz]|UTC|GMT)$"
+"""How UTC is written behind a time, besides an offset."""
+BEFORE_OFFSET = r"(:\d\d(?:[.,]\d+)?)\s+([+-]\d\d:?\d\d)$"
+"""A blank before an offset, as in 2026-11-01 12:00:00 +0100."""
 ISO_COMMA = r"(\d:\d\d:\d\d),(\d)"
 ISO_ZONE = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
@@ -224,13 +228,13 @@ def _parse_times(text: pl.Series, form: str | None) -> pl.Series:
     if form is not None:
         zoned = "%z" in form or "%#z" in form
         return _strptime(text, form, zoned)
+    text = text.str.replace(ZONE_WORD, "${1}+00:00").str.replace(BEFORE_OFFSET, "$1$2")
     result = pl.Series(text.name, [None], dtype=pl.Int64).new_from_index(0, len(text))
     for iso in ISO + ISO_ZONE:
         if result.null_count() == text.null_count():
             break
         zoned = iso in ISO_ZONE
-        source = text.str.replace(r"[Zz]$", "+00:00") if zoned else text
-        result = result.zip_with(result.is_not_null(), _strptime(source, iso, zoned))
+        result = result.zip_with(result.is_not_null(), _strptime(text, iso, zoned))
     if result.null_count() > text.null_count():
         # ISO 8601 allows a comma before the fraction of a second.
         comma = (result.is_null() & text.str.contains(ISO_COMMA)).fill_null(False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 
 from limerank.data.canonical import categories
 from limerank.data.labels import Label
 from limerank.data.protocol import SPLIT_NAMES, Split
-from limerank.data.sources import Reader
+from limerank.data.sources import Reader, Selection
 from limerank.errors import DataError, did_you_mean
 
 MOST_SPLITS = 50
@@ -73,9 +73,35 @@ class Findings:
         self.note(f"{what}: unparsable lines", reader.rows.bad_lines)
         self._remark(reader, f"{what}: unparsable lines", rows + reader.rows.bad_lines)
 
+    def check_where(self, readers: Sequence[Reader], rows: int) -> None:
+        """Take note of the values of ``where`` that no row of a source has.
+
+        Args:
+            readers: of the source, which have been read.
+            rows: how many rows were selected.
+
+        Raises:
+            DataError: none was.
+        """
+        total = Selection(readers[0].source)
+        for reader in readers:
+            for column, counts in reader.selection.values.items():
+                total.values[column].update(counts)
+        absent = total.absent()
+        if total.where and rows == 0:
+            named = " and ".join(f"{one} = {', '.join(total.where[one])}" for one in total.where)
+            raise DataError(
+                f"{readers[0].source.shown_name}: no row has {named} (where); "
+                f"{'; '.join(absent) or 'no row has all of them'}"
+            )
+        self.remarks += [f"{readers[0].source.shown_name}: {text}" for text in absent]
+
     def _remark(self, reader: Reader, bad: str, rows: int) -> None:
         self.remarks += reader.rows.remarks
-        if rows == 0:
+        chosen = reader.selection
+        self.note(f"row without an element of {chosen.each}", chosen.empty)
+        self.note("row left out by where", chosen.left_out)
+        if rows + chosen.empty + chosen.left_out == 0:
             self.remarks.append(f"{reader.name} has no rows")
         if reader.rows.bad_example is not None:
             self.examples.setdefault(bad, reader.rows.bad_example)

@@ -89,6 +89,7 @@ class Spooling:
         with Bar("reading", total=total, unit="bytes", quiet=self.quiet) as bar:
             for number, (source, readers) in enumerate(opened):
                 code = coder.lists if source.lists else coder.events
+                begin = findings.rows
                 spool = self.lists if source.lists else self.spool
                 assert spool is not None
                 for reader in readers:
@@ -105,6 +106,7 @@ class Spooling:
                             done = at
                     bar.advance(reader.rows.size - done)
                     findings.remark_events(reader, before)
+                findings.check_where(readers, findings.rows - begin)
         self._close_spools()
 
     def _with_users(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
+
+from limerank.data.sources.nested import field_of, with_fields
 
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeError, pl.exceptions.PolarsError)
 """What libraries raise for data that they cannot read."""
 
 
 def arrow_columns(schema: pa.Schema) -> tuple[dict[str, pl.DataType | None], set[str]]:
-    """The columns of a schema with their Polars types (None: not readable), and repeated names."""
+    """The columns of a schema and the fields of objects with their Polars types (None: not
+    readable), and repeated names."""
     counts = Counter(schema.names)
     found: dict[str, pl.DataType | None] = {}
     for field in schema:
@@ -25,7 +29,7 @@ def arrow_columns(schema: pa.Schema) -> tuple[dict[str, pl.DataType | None], set
             found[field.name] = _plain(empty.dtype)  # type: ignore[union-attr]
         except (*UNREADABLE, TypeError, ValueError, NotImplementedError):
             found[field.name] = None
-    return found, {name for name, count in counts.items() if count > 1}
+    return with_fields(found), {name for name, count in counts.items() if count > 1}
 
 
 def type_names(schema: pa.Schema) -> dict[str, str]:
@@ -39,19 +43,29 @@ def rows_of_batch(columns: int, size: int) -> int:
 
 
 def plain_frame(data: pa.RecordBatch | pa.Table, columns: Iterable[str]) -> pl.DataFrame:
-    """These columns of Arrow data in their plain types."""
-    columns = list(columns)
-    frame = pl.DataFrame(pl.from_arrow(data)).select(columns)
-    return frame.with_columns(_as_plain(frame[name]) for name in columns)
+    """These columns and fields of Arrow data in their plain types."""
+    frame = pl.DataFrame(pl.from_arrow(data))
+    return pl.DataFrame([_as_plain(field_of(frame, name)) for name in columns])
 
 
 def _plain(dtype: pl.DataType) -> pl.DataType:
-    """The type in which a column is read: dictionaries as text, decimals as numbers."""
+    """The type in which a column is read: dictionaries as text, decimals as numbers, and so those
+    in lists and objects."""
+    if isinstance(dtype, pl.List):
+        return pl.List(_plain(_typed(dtype.inner)))
+    if isinstance(dtype, pl.Struct):
+        return pl.Struct([pl.Field(one.name, _plain(_typed(one.dtype))) for one in dtype.fields])
     if isinstance(dtype, (pl.Categorical, pl.Enum)):
         return pl.String()
     if isinstance(dtype, pl.Decimal):
         return pl.Int64() if dtype.scale == 0 else pl.Float64()
     return dtype
+
+
+def _typed(dtype: Any) -> pl.DataType:
+    """A type, given as such or by its class."""
+    found: pl.DataType = dtype if isinstance(dtype, pl.DataType) else dtype()
+    return found
 
 
 def _as_plain(values: pl.Series) -> pl.Series:

@@ -20,6 +20,7 @@ from limerank.data.sources.arrow import (
     rows_of_batch,
     type_names,
 )
+from limerank.data.sources.nested import outer
 from limerank.data.sources.roles import MIXED
 from limerank.data.sources.rows import Rows
 from limerank.errors import DataError
@@ -87,7 +88,7 @@ class FrameRows(Rows):
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         read = list(columns) or self._table.schema.names[:1]
-        table = self._table.select(read)
+        table = self._table.select(outer(read, self._table.schema.names))
         rows = rows_of_batch(len(read), size)
         for at in range(0, table.num_rows, rows):
             yield plain_frame(table.slice(at, rows), read)
@@ -100,7 +101,7 @@ class FrameRows(Rows):
 
     def bounds(self, column: str) -> tuple[float, float]:
         dtype = self.columns[column]
-        if dtype is None or not dtype.is_integer():
+        if dtype is None or not dtype.is_integer() or column not in self._table.schema.names:
             return super().bounds(column)
         values = self._table.column(column)
         if not pa.types.is_integer(values.type):  # a decimal

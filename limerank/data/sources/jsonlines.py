@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from limerank.data.sources.nested import DEPTH, MOST_COLUMNS, value_at
 from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
@@ -68,17 +69,15 @@ class JsonLines(FileRows):
         found: dict[str, pl.DataType] = {}
         for row in self._parsed(lines, 1):
             for name, value in row.items():
-                if name not in found:
-                    found[name] = pl.Null()
-                if found[name] == pl.Null():
-                    found[name] = _type_of(value)
+                _learn(found, name, value)
         if not found:
             raise DataError(
                 f"{self.path} has no JSON object in its first lines, which begin with "
                 f"{head[:SHOWN].decode(errors='replace')!r}; expected one object per line"
             )
         if more:  # what the first lines leave out may come later
-            found = {n: pl.String() if t == pl.Null() else t for n, t in found.items()}
+            unknown = {pl.Null(): pl.String(), pl.List(pl.Null()): pl.List(pl.String())}
+            found = {name: unknown.get(dtype, dtype) for name, dtype in found.items()}
         return found
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
@@ -101,7 +100,7 @@ class JsonLines(FileRows):
                 rows = self._parsed(lines, line)
                 if rows:
                     yield pl.DataFrame(
-                        [self._series(name, [row.get(name) for row in rows]) for name in columns]
+                        [self._series(n, [value_at(row, n) for row in rows]) for n in columns]
                         or [pl.Series("", [None] * len(rows))]
                     )
                 line += len(lines) - 1
@@ -140,9 +139,11 @@ class JsonLines(FileRows):
     def _series(self, name: str, values: list[Any]) -> pl.Series:
         kinds = {type(value) for value in values} - {type(None)}
         if dict in kinds:
+            example = next(value for value in values if type(value) is dict)
+            fields = f"; name a field, such as {name}.{next(iter(example))}" if example else ""
             raise DataError(
-                f"{self.path}: key {name!r} holds objects, such as "
-                f"{next(v for v in values if type(v) is dict)!r:.{SHOWN}}; expected single values"
+                f"{self.path}: key {name!r} holds objects, such as {example!r:.{SHOWN}}; expected "
+                f"single values{fields}"
             )
         if list not in kinds:
             return _scalars(name, values, kinds)
@@ -162,6 +163,22 @@ class JsonLines(FileRows):
         parts = iter(items.to_list())
         nested = [None if part is None else [next(parts) for _ in part] for part in values]
         return pl.Series(name, nested, dtype=pl.List(items.dtype))
+
+
+def _learn(
+    found: dict[str, pl.DataType], name: str, value: Any, listed: bool = False, depth: int = DEPTH
+) -> None:
+    """Add the type of a value, and those of its fields where it is an object."""
+    if name not in found and len(found) >= MOST_COLUMNS:
+        return
+    if found.get(name, pl.Null()) in (pl.Null(), pl.List(pl.Null())):
+        own = _type_of(value)
+        found[name] = pl.List(own) if listed else own
+    inside = isinstance(value, list) and not listed
+    for one in value if inside else [value]:
+        if isinstance(one, dict) and depth:
+            for key, held in one.items():
+                _learn(found, f"{name}.{key}", held, listed or inside, depth - 1)
 
 
 def _type_of(value: Any) -> pl.DataType:

@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow.parquet
 
 from limerank.data.sources.arrow import arrow_columns, plain_frame, rows_of_batch, type_names
+from limerank.data.sources.nested import outer
 from limerank.data.sources.rows import FileRows
 from limerank.data.spec import EventSource, Table
 
@@ -33,7 +34,7 @@ class ParquetFile(FileRows):
         rows = rows_of_batch(len(columns), size)
         with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20) as file:
             read = list(columns) or file.schema_arrow.names[:1]
-            for batch in file.iter_batches(rows, columns=read):
+            for batch in file.iter_batches(rows, columns=outer(read, file.schema_arrow.names)):
                 yield plain_frame(batch, read)
 
     def bounds(self, column: str) -> tuple[float, float]:
@@ -44,6 +45,8 @@ class ParquetFile(FileRows):
         low, high = math.inf, -math.inf
         with pyarrow.parquet.ParquetFile(self.path) as file:
             names = file.schema_arrow.names
+            if column not in names:
+                return unknown
             column_at = names.index(column)
             if file.metadata.num_columns != len(names):
                 return unknown

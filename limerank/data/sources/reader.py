@@ -17,8 +17,12 @@ from limerank.data.sources.nulls import list_columns, without_nulls
 from limerank.data.sources.paths import file_format, find_files, partitions_of
 from limerank.data.sources.roles import EXPECTED, Wanted, advice, fits, wanted_of_table
 from limerank.data.sources.rows import FileRows, Rows
+from limerank.data.sources.selection import Selection
 from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError, did_you_mean
+
+FIELDS = 8
+"""Fields of objects that a message lists."""
 
 
 class Reader:
@@ -48,7 +52,10 @@ class Reader:
         self.partitions = {
             name: value for name, value in (partitions or {}).items() if name not in rows.columns
         }
-        self.columns = rows.columns | dict.fromkeys(self.partitions, pl.String())
+        self.selection = Selection(source)
+        self.columns = self.selection.types(
+            rows.columns | dict.fromkeys(self.partitions, pl.String()), self.name
+        )
 
     def untyped(self, column: str) -> bool:
         """Whether values of a column are text for lack of types, and may be integers."""
@@ -63,7 +70,7 @@ class Reader:
     def require(self, wanted: Wanted) -> None:
         """Raise a :class:`DataError` where the file lacks a column, has it twice, or has it in a
         type that is of no use for its role."""
-        names = list(dict.fromkeys(name for name, _ in wanted))
+        names = self.selection.needed([name for name, _ in wanted])
         missing = sorted(name for name in names if name not in self.columns)
         if missing:
             hint = did_you_mean(missing[0], self.columns)
@@ -83,8 +90,20 @@ class Reader:
                 held = self.rows.type_names.get(name, "?") if dtype is None else str(dtype)
                 raise DataError(
                     f"{self.name}: column {name!r} holds {held}, expected {EXPECTED[role]}"
-                    f"{advice(held, role)}"
+                    f"{self._fields_of(name) or advice(held, role)}"
                 )
+
+    def _fields_of(self, name: str) -> str:
+        """Advice about a column that holds objects, or lists of them; empty: it does not."""
+        fields = [one for one in self.columns if one.startswith(f"{name}.")]
+        outside = [name, *(name[:k] for k in range(len(name)) if name[k] == ".")]
+        lists = [one for one in outside if isinstance(self.columns.get(one), (pl.List, pl.Array))]
+        if not fields and "." not in name:
+            return ""
+        found = f"; name one of its fields {', '.join(fields[:FIELDS])}" if fields else ""
+        if lists:
+            found += f'; each = "{min(lists, key=len)}" makes a row of every element'
+        return found
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -98,8 +117,10 @@ class Reader:
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         """Batches of about ``size`` bytes with these columns, which must exist."""
-        columns = list(dict.fromkeys(columns))
+        wanted = list(dict.fromkeys(columns))
+        columns = self.selection.needed(wanted)
         own = [name for name in columns if name not in self.partitions]
+        self.selection.begin()
         try:
             for frame in self.rows.batches(own, size):
                 added = [
@@ -110,7 +131,8 @@ class Reader:
                     if name in self.partitions
                 ]
                 frame = frame.with_columns(added) if added else frame
-                yield without_nulls(frame.select(columns), self.source, self._lists)
+                frame = self.selection.apply(frame.select(columns)).select(wanted)
+                yield without_nulls(frame, self.source, self._lists)
         except UNREADABLE as error:
             raise _unreadable(self.name, self.rows.kind, self.source, error) from None
 

@@ -65,7 +65,7 @@ class Rows(ABC):
 
     def position(self, rows: int) -> float:
         """About how many bytes have been read after ``rows`` rows."""
-        return self.size * rows / max(self.count or 0, 1)
+        return self.size * min(rows / max(self.count or 0, 1), 1.0)
 
     @property
     def estimated_count(self) -> float:
