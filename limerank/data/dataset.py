@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from limerank.data.batch import Batch, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
 from limerank.data.features import FeatureTable, anchored_tokens, item_keys
-from limerank.data.folder import MANIFEST, READABLE, SPLITS, open_array
+from limerank.data.folder import DISPLAY, MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
 from limerank.data.impressions import ImpressionEncoder
 from limerank.data.pipeline import ahead
@@ -93,6 +93,21 @@ class Dataset:
     def item_ids(self) -> NDArray[Any]:
         """External ids by item row."""
         return self._vocabulary("items")
+
+    @cached_property
+    def display(self) -> dict[str, list[str]]:
+        """What is shown of each item, by item row: name of the column -> texts; empty where the
+        description has no ``display``."""
+        import polars as pl
+
+        path = self.path / "items" / DISPLAY
+        if not path.exists():
+            return {}
+        return {name: values.to_list() for name, values in pl.read_parquet(path).to_dict().items()}
+
+    def displayed(self, row: int) -> dict[str, str]:
+        """What is shown of one item: name of the column -> text, without empty ones."""
+        return {name: of[row] for name, of in self.display.items() if of[row]}
 
     @cached_property
     def user_ids(self) -> NDArray[Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.data import display
 from limerank.data.canonical import (
     BLANKS,
     categories,
@@ -63,6 +64,9 @@ def frame_of(table: Table, rows: Sequence[Mapping[str, Any]], *, ids: bool = Tru
             columns[name] = pl.Series(name, of_one_type, dtype=pl.String if text else pl.Int64)
             continue
         if name == table.id and not features:
+            continue
+        if not features and name in table.display and name != table.candidate:
+            columns[name] = pl.Series(name, [display.text(value) for value in values], pl.String)
             continue
         try:
             columns[name] = _column_of(name, values, features)

@@ -20,6 +20,7 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
         numeric.npy             f32 [rows, F]  normalised numbers and text vectors, 0: missing
     items/train_count.npy       i64 [I]    impressions in the training window
     items/candidate.npy         bool [I]   false: only in histories, never ranked
+    items/display.parquet       one text per item and column of `display`, where there are some
     users/event_offsets.npy     i64 [U + 1]  where each user's events begin; last, where they end
     requests/user.npy           i32 [R]
     requests/first.npy          i64 [R]    event row of the first impression
@@ -50,6 +51,7 @@ FORMAT = 3
 dataset is written in the lowest version that has what it needs."""
 READABLE = (1, 2, 3)
 """Versions that a reader opens; it refuses others."""
+DISPLAY = "display.parquet"
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation", "test", "held-out")
 """By the numbers in ``requests/split.npy``."""

@@ -306,12 +306,20 @@ class Table(Files):
     candidate: str | None = None
     """Of the item table: column that is 0 or false for items that appear in histories but may not
     be ranked. Items without a value or a row are candidates."""
+    display: tuple[str, ...] = ()
+    """Of the item table: columns that are shown with ranked items, such as ``["title", "image"]``.
+    The dataset and the index hold them as text. No model learns from them."""
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that encoding reads, each once."""
+        more = [self.candidate] if self.candidate is not None else []
+        return list(dict.fromkeys([self.id, *(one.column for one in self.features), *more]))
 
     @property
     def read(self) -> list[str]:
         """The columns that are read of the files, each once."""
-        more = [self.candidate] if self.candidate is not None else []
-        return list(dict.fromkeys([self.id, *(one.column for one in self.features), *more]))
+        return list(dict.fromkeys([*self.needed, *self.display]))
 
 
 class Checks(Frozen):
@@ -368,6 +376,8 @@ class Spec(Frozen):
                 _unique("feature", [feature.name for feature in table.features])
         if self.users is not None and self.users.candidate is not None:
             raise ValueError("candidate is a column of the item table, not of the user table")
+        if self.users is not None and self.users.display:
+            raise ValueError("display is for columns of the item table, not of the user table")
         of_others = (*self.event_features, *(self.users.features if self.users else ()))
         for feature in of_others:
             if feature.anchor is not None:

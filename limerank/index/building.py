@@ -17,7 +17,8 @@ from torch import Tensor
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, read_json, sync_directory, write_json
-from limerank.index.format import DTYPES, FORMAT, Scales
+from limerank.index.display import displayed_columns
+from limerank.index.format import DTYPES, FORMAT, WITH_DISPLAY, Scales
 from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.results import IndexBuild
@@ -123,12 +124,14 @@ def _build(
 ) -> dict[str, Any]:
     """Write all files of an index, or the rest of a killed build; returns the manifest."""
     total = sum(map(len, parts))
-    ranker = run.ranker
+    ranker, shown = run.ranker, displayed_columns(run.manifest)
     with torch.inference_mode():
         if state is None:
             version = next_version(folder)
             with Files(folder, version) as files:
                 _write_ids(files, parts)
+                if shown:
+                    files.append_display([text for part in parts for text in part.displayed(shown)])
                 if ranker.folds:
                     device = next(ranker.parameters()).device
                     empty = ranker.encode_items(torch.zeros(0, ranker.config.width, device=device))
@@ -162,6 +165,7 @@ def _build(
                     state["scales"] = None if encoder.scales is None else encoder.scales.to_dict()
                     _keep(folder, state)
     return {
+        "format": WITH_DISPLAY if shown else FORMAT,
         "version": state["version"],
         "fingerprint": run.fingerprint,
         "model": ranker.config.model,
@@ -171,6 +175,7 @@ def _build(
         "clamped": state["clamped"],
         "scales": state["scales"],
         "anchors": None if ranker.anchors is None else anchors_entry(ranker.anchors),
+        **({"display": shown} if shown else {}),
         "built": state["files"]["vectors.f32"]["crc32"],
         "files": state["files"],
     }
@@ -287,4 +292,6 @@ def of_dataset(dataset: Dataset, table: SourceItems | None = None) -> SourceItem
         here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
         if here.dtype == there.dtype:  # the types differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
-    return SourceItems(dataset.item_ids, codes, dataset.items, dataset.candidate, rows)
+    return SourceItems(
+        dataset.item_ids, codes, dataset.items, dataset.candidate, rows, display=dataset.display
+    )

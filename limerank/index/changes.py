@@ -207,6 +207,10 @@ def _changed(
             bar.advance(len(items.ids))
         if count:
             files.append_ids(ids)
+            if old.display is not None:
+                columns = old.display.columns
+                shown = [text for part in parts.values() for text in part.displayed(columns)]
+                files.append_display(shown)
             write_lookup(files, *_grown(old, ids, replaced))
         own = np.flatnonzero(~np.concatenate(offered)) + len(old) if offered else removable
         hidden = np.unique(np.concatenate([old.hidden, replaced, removable, own]))

@@ -15,6 +15,9 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     anchor_tokens.i32, anchor_shares.f32, anchor_ends.i64      of all sets, one after another: rows
                                of the content table, the share of each, and the end of each set;
                                the first set is empty
+    display.utf8, display_ends.i64      what is shown of each row, a JSON array of texts, one after
+                               another, and the end of each; where the manifest's ``display``
+                               names the columns of the item table that are shown
     ids.i64           [n]      external ids that are integers; or, where they are text,
     ids.utf8, id_ends.i64      all texts, one after another, and the end of each
     id_keys.i64, id_rows.i32      keys of the lookup of ids, ascending (the integers, or hashes of
@@ -29,14 +32,16 @@ The manifest's ``anchors`` has the first row and number of rows of each anchored
 content table, and the size of that table; null without anchored links.
 
 Format 3 has no anchored features. An index of that format stays in it when it changes, and models
-with anchored links refuse it.
+with anchored links refuse it. Format 5 has columns that are shown; an index without them is written
+in format 4.
 
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
 
 **Changes.** The manifest alone decides which files belong to the index, and how many of their rows.
-The first eight files only grow; bytes beyond the manifest's count are ignored. The other files are
-small or seldom written, and a change writes new ones under new names. A change is therefore
+The files with one entry per row only grow, as do the texts and tables that these refer to; bytes
+beyond the manifest's count are ignored. The other files are small or seldom written, and a change
+writes new ones under new names. A change is therefore
 invisible to readers until the manifest is replaced in one step, after everything else is on disk.
 A process killed at any moment leaves the old version or the new one; the next change overwrites or
 removes its uncommitted data. A reader continues to read the version that it opened: rows are never
@@ -82,7 +87,9 @@ from limerank.errors import FormatError
 from limerank.files import read_json
 
 FORMAT = 4
-OPENED = (3, FORMAT)
+WITH_DISPLAY = 5
+"""The format of an index with columns that are shown."""
+OPENED = (3, FORMAT, WITH_DISPLAY)
 """Formats that this version opens and changes."""
 
 DTYPES = {
@@ -93,6 +100,8 @@ DTYPES = {
     "anchor_tokens.i32": "<i4",
     "anchor_shares.f32": "<f4",
     "anchor_ends.i64": "<i8",
+    "display.utf8": "|u1",
+    "display_ends.i64": "<i8",
     "ids.i64": "<i8",
     "ids.utf8": "|u1",
     "id_ends.i64": "<i8",
@@ -108,6 +117,7 @@ PER_ROW = (
     "weights.u8",
     "terms.i8",
     "anchor_codes.i32",
+    "display_ends.i64",
     "ids.i64",
     "id_ends.i64",
 )

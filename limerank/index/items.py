@@ -8,10 +8,11 @@ alone.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from limerank.data.batch import Items
 from limerank.data.canonical import id_integers, id_texts
 from limerank.data.coverage import TableCoverage, cover_table
+from limerank.data.display import texts
 from limerank.data.encoding import (
     Encoding,
     candidates,
@@ -57,6 +59,7 @@ class SourceItems:
         candidate: whether rankings may contain them.
         rows: the rows that are wanted.
         coverage: how a table in a file fits the run; None where items came from elsewhere.
+        display: what is shown of each row: column -> texts; empty where nothing is.
     """
 
     ids: NDArray[Any]
@@ -65,9 +68,18 @@ class SourceItems:
     candidate: NDArray[np.bool_]
     rows: NDArray[np.int64]
     coverage: TableCoverage | None = None
+    display: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def displayed(self, names: Sequence[str]) -> list[str]:
+        """What is shown of the wanted rows: a JSON array of the texts of these columns, each."""
+        columns = [self.display.get(name) for name in names]
+        return [
+            json.dumps(["" if of is None else of[row] for of in columns], ensure_ascii=False)
+            for row in self.rows.tolist()
+        ]
 
     @property
     def wanted(self) -> NDArray[Any]:
@@ -92,6 +104,8 @@ class SourceItems:
         if ids.dtype.kind not in "iu":
             ids = np.frombuffer("\0".join(map(str, ids)).encode(), dtype=np.uint8)
         arrays = (ids, self.codes, self.candidate, self.rows)
+        for name, values in self.display.items():
+            found = zlib.crc32("\0".join([name, *values]).encode(), found)
         for part in (*arrays, content.tokens, content.weights, content.offsets, content.numeric):
             found = zlib.crc32(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, found)
         return found
@@ -153,7 +167,7 @@ class _ItemTable:
         return replace(found, coverage=fit)
 
     def of_mappings(self, items: list[Mapping[str, Any]]) -> SourceItems:
-        needed = self.layout.read
+        needed = self.layout.needed
         for item in items:
             if not isinstance(item, Mapping):
                 raise DataError(
@@ -181,6 +195,7 @@ class _ItemTable:
             self._content(frame, ids),
             candidates(frame, self.layout),
             np.arange(len(ids), dtype=np.int64),
+            display=texts(frame, self.layout.display).to_dict(as_series=False),
         )
 
     def _content(self, frame: pl.DataFrame, ids: pl.Series) -> FeatureTable:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from limerank.errors import FingerprintError, FormatError, UnknownError
 from limerank.index.anchors import Anchors
+from limerank.index.display import Display
 from limerank.index.format import (
     DTYPES,
     PER_ROW,
@@ -52,6 +53,7 @@ class Index:
         terms: i8 [n, g]; None for models without links.
         scales: of weights and terms.
         anchors: the items' anchored values; None for models without anchored links.
+        display: what is shown of each row; None where the description has no ``display``.
         hidden: rows that rankings never contain, i32, ascending: those of items that occur in
             histories only, of removed items, and old rows of updated items.
         removed: rows of items that were removed, i32, ascending.
@@ -146,6 +148,10 @@ class Index:
                 self.scales.check(self.weights.shape[1], self.terms.shape[1])
             anchors = manifest.get("anchors")
             self.anchors = None if anchors is None else Anchors(anchors, arrays)
+            shown = manifest.get("display")
+            self.display: Display | None = None
+            if shown is not None:
+                self.display = Display(shown, arrays["display.utf8"], arrays["display_ends.i64"])
         except (
             AttributeError,
             IndexError,

@@ -138,12 +138,23 @@ class Files:
         values, ends = flattened(ids)
         if ends is None:
             self.append("ids.i64", values)
-            return
+        else:
+            self._append_texts("ids.utf8", values, "id_ends.i64", ends)
+
+    def append_display(self, texts: Sequence[str]) -> None:
+        """Add what is shown of items; see :class:`limerank.index.display.Display`."""
+        values, ends = flattened(np.array(texts, dtype=object))
+        assert ends is not None
+        self._append_texts("display.utf8", values, "display_ends.i64", ends)
+
+    def _append_texts(
+        self, name: str, values: NDArray[Any], ends_name: str, ends: NDArray[np.int64]
+    ) -> None:
         self._wait(0)
-        held = self._open["ids.utf8"].entry() if "ids.utf8" in self._open else None
-        held = held or self._entries.get("ids.utf8")
-        self.append("ids.utf8", values)
-        self.append("id_ends.i64", ends + (0 if held is None else held["shape"][0]))
+        held = self._open[name].entry() if name in self._open else None
+        held = held or self._entries.get(name)
+        self.append(name, values)
+        self.append(ends_name, ends + (0 if held is None else held["shape"][0]))
 
     def entries(self) -> dict[str, Any]:
         """The manifest's entries of all arrays, with all data on disk."""

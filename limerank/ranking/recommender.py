@@ -233,15 +233,18 @@ class Recommender:
             reasons = self._flow.explain(past, request, best.rows[:explain], best.ids[:explain])
         done = clock.perf_counter()
         explanations = [*reasons, *[None] * (len(best.rows) - len(reasons))]
+        rows = best.rows.tolist()
+        shown = self.index.display
         return Ranking(
             tuple(
                 map(
                     Ranked,
                     best.ids,
-                    best.rows.tolist(),
+                    rows,
                     best.values,
                     best.predictions,
                     explanations,
+                    [{} for _ in rows] if shown is None else shown.of(rows),
                 )
             ),
             user,

@@ -14,6 +14,9 @@ from limerank.results import TableResult, aligned, printable
 if TYPE_CHECKING:
     import polars as pl
 
+TITLE = 40
+"""Characters of a title in a table of text."""
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -25,6 +28,7 @@ class Ranked:
         value: the ranking value, a weighted sum of the tasks' logits.
         scores: the prediction of each task: a probability, or expected seconds.
         explanation: of the value, for the first items where it was asked for.
+        display: columns of the item table that are shown -> text, such as a title.
     """
 
     id: Any
@@ -32,6 +36,7 @@ class Ranked:
     value: float
     scores: dict[str, float] = field(hash=False)
     explanation: Explanation | None = field(default=None, repr=False)
+    display: dict[str, str] = field(default_factory=dict, hash=False)
 
     def because(self, most: int = 3) -> list[Any]:
         """Ids of the history's items that raised this item's value most."""
@@ -42,6 +47,8 @@ class Ranked:
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON; the explanation as its reasons."""
         found = {"id": plain(self.id), "value": self.value, "scores": self.scores}
+        if self.display:
+            found["display"] = self.display
         if self.explanation is not None:
             found["because"] = [
                 {
@@ -165,14 +172,19 @@ class Ranking(TableResult, Sequence[Ranked]):
         if not self.items:
             return "\n".join([*lines, "  nothing is left to rank"])
         tasks = self.tasks
-        rows = [["", "item", *tasks, *(["because of"] if self._explained else [])]]
+        # Items lack the columns that are empty; the first one of the description is the title.
+        titles = max((list(item.display) for item in self.items), key=len)[:1]
+        rows = [["", "item", *titles, *tasks, *(["because of"] if self._explained else [])]]
         for position, item in enumerate(self.items, 1):
-            row = [str(position), str(item.id), *(f"{item.scores[task]:.4f}" for task in tasks)]
+            row = [str(position), str(item.id)]
+            row += [printable(item.display.get(name, ""))[:TITLE] for name in titles]
+            row += [f"{item.scores[task]:.4f}" for task in tasks]
             if self._explained:
                 row.append("" if item.explanation is None else _in_short(item.explanation))
             rows.append(row)
-        align = "><" + ">" * len(tasks) + "<" * self._explained
-        return "\n".join([*lines, *aligned(rows, align, (4, 0, *[10] * len(tasks)))])
+        align = "><" + "<" * len(titles) + ">" * len(tasks) + "<" * self._explained
+        widths = (4, 0, *[0] * len(titles), *[10] * len(tasks))
+        return "\n".join([*lines, *aligned(rows, align, widths)])
 
     def caption(self) -> str:
         user = "an unknown user" if self.user is None else printable(f"user {self.user}")

@@ -177,6 +177,8 @@ class Serving:
                 request, ready.state, seen=ready.seen if asked.exclude_seen else None, allow=allow
             )
         features = served.items.features(best.ids)
+        display = served.index.display
+        shown = [None] * len(best.ids) if display is None else display.of(best.rows)
         taken["total"] = round(1e3 * (clock.perf_counter() - started), 3)
         return {
             "user": asked.user,
@@ -192,6 +194,7 @@ class Serving:
                     "value": best.values[position],
                     "scores": best.predictions[position],
                     "features": features[position],
+                    **({} if shown[position] is None else {"display": shown[position]}),
                 }
                 for position, id in enumerate(best.ids)
             ],

@@ -9,7 +9,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from limerank.data.coverage import TableCoverage, cover_features
+from limerank.data.display import texts
 from limerank.data.encoding import Encoding, candidates, encode, fit
+from limerank.data.folder import DISPLAY
 from limerank.data.prepare.ids import CodeMap, Ids
 from limerank.data.prepare.learning import Learned, write_vocabulary
 from limerank.data.prepare.opening import BATCH_BYTES
@@ -92,6 +94,8 @@ class TableWriter:
         with NpyWriter(self._folder / "items" / "train_count.npy", np.int64) as writer:
             writer.append(impressions[order])
         rows = self.item_map(codes).astype(np.int64)
+        if spec.items is not None and spec.items.display:
+            self._write_display(frame, spec.items, rows, len(all_codes))
         candidate = np.ones(len(all_codes), bool)
         if spec.items is not None:
             candidate[rows] = candidates(frame, spec.items)
@@ -116,6 +120,15 @@ class TableWriter:
                 (len(counts.codes), int(in_log.sum()), rows_of_table),
                 (lacking, table_ids),
             )
+
+    def _write_display(self, frame: pl.DataFrame, table: Table, rows: Array, count: int) -> None:
+        """Write the columns that are shown, a row for each item of the dataset."""
+        at = np.full(count, len(frame), np.int64)
+        at[rows] = np.arange(len(frame))
+        shown = texts(frame, table.display)
+        empty = pl.DataFrame({name: [""] for name in table.display})
+        (self._folder / "items").mkdir(exist_ok=True)
+        pl.concat([shown, empty])[at].write_parquet(self._folder / "items" / DISPLAY)
 
     def write_users(self) -> None:
         """Users come in the order of their events."""

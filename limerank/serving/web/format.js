@@ -44,6 +44,12 @@ export function features(of) {
   return [...texts, ...numbers].join(" · ");
 }
 
+/** An item in one line: its title, or what else is shown of it first, and its features. */
+export function described(one) {
+  const [title] = Object.values(one.display ?? {});
+  return [title, features(one.features)].filter(Boolean).join(" · ");
+}
+
 /** The labels of an event, each as { text, good }. */
 export function labels(of, tasks) {
   const outcomes = [];

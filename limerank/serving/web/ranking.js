@@ -40,7 +40,7 @@ export function rankingView({ tasks, explain, report }) {
         { type: "button", class: "what", "aria-haspopup": "dialog", "data-what": "why", onclick: () => explain(one) },
         el("span", { class: "id" }, mine),
         el("span", { class: "unseen" }, ", why?"),
-        el("span", { class: "detail" }, format.features(one.features)),
+        el("span", { class: "detail" }, format.described(one)),
       ),
       ...scores,
       el("span", { class: "value" }, el("span", { class: "name" }, "value"), el("span", { class: "number" }, format.value(one.value))),
