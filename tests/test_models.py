@@ -16,9 +16,9 @@ from limerank.models import MODELS, Ranker, build
 from limerank.models.config import ModelConfig
 from limerank.models.layers import HALF_LIVES, Evidence, FlooredNorm, start_forgetting
 from limerank.models.ranker import gather
-from limerank.models.registry import OF_THE_PACKAGE
+from limerank.models.registry import FITTED, OF_THE_PACKAGE
 from limerank.models.tasks import predictions, task_losses, total_loss
-from tests.worlds import SHAPE, batch, config_of, unsure
+from tests.worlds import SHAPE, batch, config_of, counted_events, unsure
 
 LENGTHS, COUNTS = [5, 0, 9, 1], [3, 6, 1, 2]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -34,6 +34,8 @@ def ranker(request) -> Ranker:
         name, width=16, heads=2, links=5, blocks=2, hidden=12, anchors=anchors, anchor_width=3
     )
     ranker = build(SHAPE, config).eval()
+    if ranker.fitted:
+        ranker.fit(counted_events())
     unsure(ranker)
     return ranker
 
@@ -161,7 +163,7 @@ def test_a_calibration_is_an_affine_map_of_the_logits_and_leaves_no_trace(ranker
     assert all(torch.equal(before[name], weight) for name, weight in ranker.state_dict().items())
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", sorted(MODELS.keys() - set(FITTED)))
 def test_a_calibration_holds_with_anchored_links(model):
     config = config_of(model, width=16, heads=2, links=5, blocks=2, hidden=12, anchors=("item",))
     ranker, full = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
@@ -188,6 +190,8 @@ def test_an_empty_history_is_legal(ranker):
 
 
 def test_every_weight_learns(ranker):
+    if ranker.fitted:
+        pytest.skip("it is counted")
     ranker.train()
     torch.manual_seed(0)
     for seed in range(3):
@@ -201,6 +205,8 @@ def test_every_weight_learns(ranker):
 
 
 def test_an_unseen_id_is_a_dropped_one(ranker):
+    if ranker.fitted:
+        pytest.skip("no ids are hidden")
     full = batch(LENGTHS, COUNTS)
     unseen = replace(full, items=replace(full.items, ids=torch.zeros_like(full.items.ids)))
     tower = ranker.item_tower.train()
@@ -212,7 +218,8 @@ def test_history_matters(ranker):
     full = batch([6], [5])
     other = replace(full, users=replace(full.users, items=full.users.items.flip(1) * 0 + 3))
     same = torch.allclose(ranker(other), ranker(full), atol=1e-4)
-    assert same == (ranker.config.model == "popularity" and ranker.anchors is None)
+    without = ranker.config.model == "popularity" and ranker.anchors is None
+    assert same == (without or ranker.config.model == "most-popular")
 
 
 @pytest.mark.parametrize("gated", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import polars as pl
 import tomli_w
 import torch
 
-from limerank.data.batch import Batch, Features, Items, Users
+from limerank.data.batch import Batch, Features, Interactions, Items, Users
 from limerank.data.description import load_spec
 from limerank.data.features import anchored_tokens, item_keys
 from limerank.data.prepare import prepare
@@ -53,7 +55,42 @@ def config_of(model: str, **settings: object) -> ModelConfig:
     """A model's configuration with those of the settings that it has, by its own names."""
     kind = config_class(model)
     own = {kind.other_names.get(name, name): value for name, value in settings.items()}
-    return kind(model=model, **{name: own[name] for name in own if name in kind.model_fields})
+    known = kind.model_fields.keys() - kind.unused
+    return kind(model=model, **{name: own[name] for name in own if name in known})
+
+
+@dataclass(frozen=True)
+class CountedEvents:
+    """Made-up events of a training window: (user, item, weight as a positive), users together; an
+    event of weight 0 is counted only where ``token`` is None."""
+
+    events: tuple[tuple[int, int, float], ...]
+    token: int | None = None
+    users_at_once: int = 3
+
+    def blocks(self) -> Iterator[Interactions]:
+        users = sorted({user for user, _, _ in self.events})
+        for at in range(0, len(users), self.users_at_once):
+            some = users[at : at + self.users_at_once]
+            part = [one for one in self.events if one[0] in some]
+            weights = np.array([weight for *_, weight in part], dtype=np.float32)
+            yield Interactions(
+                users=np.array([user for user, *_ in part]),
+                items=np.array([item for _, item, _ in part]),
+                weights=weights,
+                counted=np.ones(len(part), bool) if self.token is None else weights > 0,
+            )
+
+
+def counted_events(users: int = 12, seed: int = 0, token: int | None = None) -> CountedEvents:
+    """Random events of a small log whose items are those of :data:`SHAPE`."""
+    rng = np.random.default_rng(seed)
+    events = [
+        (user, int(rng.integers(0, SHAPE.item_ids)), float(rng.integers(0, 3)))
+        for user in range(users)
+        for _ in range(int(rng.integers(1, 15)))
+    ]
+    return CountedEvents(tuple(events), token)
 
 
 def features(rows: int, tokens: int, numeric: int, generator: torch.Generator) -> Features:

@@ -24,7 +24,7 @@ ModelName = Annotated[
     typer.Option(
         "--model",
         help="lime-xor, lime-mha; or a baseline: popularity, two-tower, sasrec, din, lrea, "
-        "truncated-mha, mha, hstu.",
+        "truncated-mha, mha, hstu; or counted, without training: most-popular, item-knn.",
         show_default="lime-xor",
     ),
 ]

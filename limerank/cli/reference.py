@@ -72,11 +72,14 @@ class Section:
 
 
 def settings_of(config: Config) -> list[Setting]:
-    """All fields of a configuration class, those of its base classes first."""
+    """All fields of a configuration class, those of its base classes first, without those that its
+    models do not have."""
     texts = _docstrings(config)
+    unused: frozenset[str] = getattr(config, "unused", frozenset())
     return [
         Setting(name, _default(field), _values(field), texts.get(name, ""))
         for name, field in config.model_fields.items()
+        if name not in unused
     ]
 
 
@@ -90,9 +93,10 @@ def sections(topic: str = "") -> list[Section]:
         SpecError: there is no such topic.
     """
     from limerank.errors import check_choice
+    from limerank.models.registry import FITTED
     from limerank.models.registry import OF_THE_PACKAGE as MODELS
 
-    topics = ("training", "models", *MODELS, "tune", "dataset", "server")
+    topics = ("training", "models", *MODELS, *FITTED, "tune", "dataset", "server")
     if topic:
         check_choice("topic", topic, topics)
     found = []
@@ -100,6 +104,8 @@ def sections(topic: str = "") -> list[Section]:
         found.append(training())
     if topic in ("", "models", *MODELS):
         found.append(models(topic if topic in MODELS else ""))
+    if topic in ("", "models", *FITTED):
+        found.append(fitted(topic if topic in FITTED else ""))
     if topic in ("", "tune"):
         found.append(searched())
     if topic in ("", "dataset"):
@@ -131,6 +137,24 @@ def models(only: str = "") -> Section:
     settings = sorted(owners, key=lambda one: -len(owners[one]))
     of = {one: _list_of(owners[one], names) for one in settings}
     return Section("Model settings", text, tuple(settings), {} if only else of)
+
+
+def fitted(only: str = "") -> Section:
+    """Settings of the models that are fitted by counting, or of one of them."""
+    from limerank.models.registry import FITTED, MODELS
+
+    of = {
+        one: name
+        for name in FITTED
+        if only in ("", name)
+        for one in settings_of(MODELS[name].config)
+        if one.name != "model"  # --model
+    }
+    text = (
+        "`limerank train --model item-knn --set NAME=VALUE`, or a `ModelConfig` in Python. These "
+        "models are counted in one pass over the training window; most-popular has no settings."
+    )
+    return Section("Models that are fitted by counting", text, tuple(of), {} if only else of)
 
 
 def _list_of(owners: list[str], everyone: list[str]) -> str:

@@ -7,8 +7,9 @@ impressions: features).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -245,3 +246,31 @@ class Sequences(_Movable):
     def computed(self) -> int:
         """Positions of histories and impressions, padding included."""
         return len(self.owner) + self.users.items.numel()
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """n events of some users in the training window, user by user, each user's by time.
+
+    Attributes:
+        users: rows of users, ascending, i64 [n].
+        items: rows of the id table, i64 [n]; 0: an item that training has not seen.
+        weights: of each event as a positive, f32 [n]; 0: it is none.
+        counted: whether it is an interaction with the item, bool [n]; a mere impression is none.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    counted: NDArray[np.bool_]
+
+
+class TrainingEvents(Protocol):
+    """What a model that is fitted by counting reads (limerank.data.interactions)."""
+
+    @property
+    def token(self) -> int | None:
+        """The event token that marks an interaction in a history; None: every event is one."""
+
+    def blocks(self) -> Iterator[Interactions]:
+        """All events of the training window; each block has all events of its users."""

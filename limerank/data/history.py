@@ -99,6 +99,11 @@ class EventEncoder:
         """The event columns that :meth:`context` reads of a request's first impression."""
         return tuple(column for column, _ in self._context)
 
+    def token(self, column: str, code: int) -> int:
+        """The event token of a code of a column; of one that is cut at edges, code 0 is unknown."""
+        position = self.columns.index(column)
+        return int(self._starts[position]) + code
+
     def encode(self, columns: Columns, time: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens i64 [..., A] of events whose columns and times have the shape [...]."""
         parts: list[NDArray[Any]] = []

@@ -143,6 +143,8 @@ class ModelConfig(Frozen):
 
     other_names: ClassVar[Mapping[str, str]] = {"places": "positions"}
     """Names that a setting has in other models, or once had -> its name here."""
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Settings of this class that its models do not have."""
 
     def __new__(cls, **settings: Any) -> Self:
         if cls is ModelConfig:
@@ -176,6 +178,9 @@ class ModelConfig(Frozen):
     def _of_this_class(self) -> Self:
         if CONFIG_CLASSES.get(self.model) is not type(self):
             raise ValueError(f"{type(self).__name__} is not the configuration of {self.model!r}")
+        for name in sorted(self.unused):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{self.model} has no setting {name}; leave it out")
         return self
 
 

@@ -27,7 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limerank.data.batch import Batch, Features, Impressions, ItemKeys, Items, Sequences, Users
+from limerank.data.batch import (
+    Batch,
+    Features,
+    Impressions,
+    ItemKeys,
+    Items,
+    Sequences,
+    TrainingEvents,
+    Users,
+)
 from limerank.errors import SpecError
 from limerank.kernels import dispatch
 from limerank.kernels.dispatch import fast_inference
@@ -234,6 +243,8 @@ class Ranker(nn.Module, abc.ABC):
     have weights of events (:meth:`read_weights`)."""
     native_user_stage: ClassVar[bool] = False
     """Whether limerank.kernels.personal has the user stage of this model in C++."""
+    fitted: ClassVar[bool] = False
+    """Whether the model is fitted by counting (:meth:`fit`) instead of trained by gradients."""
     late_context: ClassVar[bool] = False
     """Whether a state is ``(links, head)``, of which only ``head`` depends on the context of the
     request: a new request of the same user needs ``head.from_request`` alone."""
@@ -332,6 +343,11 @@ class Ranker(nn.Module, abc.ABC):
         """Make the ids that are hidden depend on the seed of a training and its step, and on the
         ids alone (limerank.models.noise); without it they are drawn from torch's generator."""
         self.item_tower.step_key = key_of(seed, step)
+
+    def fit(self, events: TrainingEvents) -> None:
+        """Set all weights by counting the events of the training window; only where the model is
+        :attr:`fitted`."""
+        raise NotImplementedError(f"{self.config.model} is trained, not fitted")
 
     def last_layers(self) -> tuple[nn.Linear, ...]:
         """The layers whose weights :meth:`calibrate` changes; by default the head's last one.

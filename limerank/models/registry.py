@@ -13,8 +13,10 @@ from limerank.errors import check_choice
 from limerank.models.config import CONFIG_CLASSES, DataShape, ModelConfig
 from limerank.models.din import Din, DinConfig
 from limerank.models.hstu import Hstu, HstuConfig
+from limerank.models.item_knn import ItemKnn, ItemKnnConfig
 from limerank.models.lime import LimeMha, LimeMhaConfig, LimeXor, LimeXorConfig
 from limerank.models.linformer import LowRankAttention, LreaConfig
+from limerank.models.most_popular import MostPopular, MostPopularConfig
 from limerank.models.popularity import Popularity, PopularityConfig
 from limerank.models.ranker import Ranker
 from limerank.models.sasrec import SasRec, SasRecConfig
@@ -103,4 +105,10 @@ register("mha", TargetAttention, MhaConfig)
 register("hstu", Hstu, HstuConfig)
 
 OF_THE_PACKAGE = tuple(MODELS)
-"""Names of the models that come with the package; others may be registered later."""
+"""Names of the trained models that come with the package; others may be registered later."""
+
+register("most-popular", MostPopular, MostPopularConfig)
+register("item-knn", ItemKnn, ItemKnnConfig)
+
+FITTED = tuple(name for name in MODELS if name not in OF_THE_PACKAGE)
+"""Names of the models of the package that are fitted by counting."""

@@ -19,7 +19,7 @@ class TrainingResult(Result):
     Attributes:
         run: the run folder.
         model: the model's name.
-        steps: number of batches.
+        steps: number of batches; 0 of a model that is fitted by counting.
         seconds: of training, validation and checkpoints not included.
         impressions_per_s: of training.
         metric: the validation metric that chose the weights, ``TASK/METRIC``.
@@ -69,10 +69,16 @@ class TrainingResult(Result):
         return "\n".join([self._summary(), *alarm_lines(self.alarms)])
 
     def _summary(self) -> str:
-        return (
-            f"{self.run}: {self.model}, {self.steps:,} steps in {self.seconds:.1f} s "
+        how = (
+            f"{self.steps:,} steps in {self.seconds:.1f} s "
             f"({self.impressions_per_s:,} impressions/s); "
-            f"best validation {self.metric} {self.best:.4f} at step {self.best_step:,}\n"
+            f"best validation {self.metric} {self.best:.4f} at step {self.best_step:,}"
+        )
+        if not self.steps:
+            how = f"fitted by counting in {self.seconds:.1f} s; validation {self.metric} "
+            how += rounded(self.best)
+        return (
+            f"{self.run}: {self.model}, {how}\n"
             f"validation of these weights: {'; '.join(map(self._of_task, self.metrics))}"
         )
 

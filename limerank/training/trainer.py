@@ -39,6 +39,7 @@ from limerank.runs.alarms import Alarm, write_alarms
 from limerank.runs.folder import create_run, finite, save_weights, settings
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
 from limerank.training.collaborative import statistics
+from limerank.training.fitting import fit
 from limerank.training.objectives import Examples, objective_of
 from limerank.training.optim import Optimiser
 from limerank.training.reporting import (
@@ -113,9 +114,11 @@ def train(
     if tensorboard:
         summary_writer()
     listeners = [] if report is None else [report]
-    trainer = Trainer(
-        dataset, out, shape, model, config, device, listeners, quiet, world or Alone()
-    )
+    trainer = None
+    if not model_of(model.model).ranker.fitted:
+        trainer = Trainer(
+            dataset, out, shape, model, config, device, listeners, quiet, world or Alone()
+        )
     if fresh:
         with (
             training_lock(out),
@@ -125,6 +128,8 @@ def train(
     if tensorboard:
         listeners.append(tensorboard_listener(out / "tensorboard"))
     with training_lock(out), removed_if_empty(out):
+        if trainer is None:
+            return fit(dataset, out, shape, model, config, device, listeners)
         return trainer.run()
 
 

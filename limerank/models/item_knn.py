@@ -1,0 +1,259 @@
+"""Item-kNN: items that the users of the history's items interacted with as well.
+
+With ``n_i`` the users who interacted with item i in the training window, and ``C_ij`` those who
+interacted with both (``C_ii``: those who came back to i),
+
+    similarity(i, j) = C_ij / (sqrt(n_i n_j) + shrinkage)
+    score(i) = sum over the history's interactions j of 2^(-position_j / half_life) similarity(i, j)
+
+where position 0 is the newest interaction; the cosine of two columns of the matrix of users and
+items, shrunk where few users tell (Sarwar et al. 2001; Deshpande and Karypis 2004). The logarithm
+of an item's popularity, scaled to at most :data:`POPULARITY`, is added, so that items that the
+history says nothing of follow by popularity.
+
+Shape letters: B requests, N history positions, M candidates, I rows of the id table, P neighbours
+of all items together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from limerank.data.batch import TrainingEvents, Users
+from limerank.data.ragged import ragged_index
+from limerank.kernels.attention import real_positions
+from limerank.models.anchors import Anchored
+from limerank.models.config import DataShape
+from limerank.models.fitted import FittedConfig, FittedRanker, RowTerms, Sized, rows_of
+
+PAIRS = 1 << 21
+"""Pairs of items that are counted at once, about: 100 bytes each."""
+USERS = 1 << 14
+"""Users of an item that its neighbours are counted with, at most: evenly drawn where there are
+more."""
+POPULARITY = 1e-3
+"""Of popularity in the score: less than a similarity that matters."""
+
+
+class ItemKnnConfig(FittedConfig):
+    """Settings of item-kNN."""
+
+    model: str = "item-knn"
+    neighbours: int = Field(200, ge=1)
+    """Most similar items that are stored of each item, at most: 8 bytes each."""
+    shrinkage: float = Field(10.0, ge=0)
+    """Users that are added to the norm of a similarity, so that a pair of rare items which two
+    users share by chance is not the most similar one."""
+    half_life: float = Field(20.0, gt=0)
+    """Interactions after which an interaction of the history counts half."""
+    window: int = Field(200, ge=1)
+    """Latest different items of a user that are counted in training, at most. Time and memory grow
+    with it."""
+
+
+class Neighbours(Sized):
+    """The most similar items of each row of the id table: ``ends`` i64 [I], ``items`` i32 [P] and
+    ``similarities`` f32 [P], row after row."""
+
+    ends: Tensor
+    items: Tensor
+    similarities: Tensor
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("ends", torch.zeros(rows, dtype=torch.int64))
+        self.register_buffer("items", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("similarities", torch.zeros(0))
+
+    def store(
+        self,
+        counts: NDArray[np.int64],
+        items: list[NDArray[np.int32]],
+        similarities: list[NDArray[np.float32]],
+    ) -> None:
+        """Replace all; ``counts``: of each row."""
+        self.ends = torch.from_numpy(np.cumsum(counts))
+        self.items = torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *items]))
+        self.similarities = torch.from_numpy(
+            np.concatenate([np.zeros(0, np.float32), *similarities])
+        )
+
+    def sums(self, rows_n: Tensor, weights_n: Tensor) -> Tensor:
+        """The weighted sum of the similarities to some rows, f32 [I]."""
+        ends = self.ends[rows_n]
+        lengths = ends - torch.where(rows_n > 0, self.ends[(rows_n - 1).clamp(min=0)], 0)
+        owner = torch.repeat_interleave(lengths)
+        first = lengths.cumsum(0) - lengths
+        at = torch.arange(len(owner), device=owner.device) - (first - (ends - lengths))[owner]
+        sums_i = self.similarities.new_zeros(len(self.ends))
+        return sums_i.index_add_(0, self.items[at], self.similarities[at] * weights_n[owner])
+
+
+class InteractionState(NamedTuple):
+    """Of each request: ``rows`` i64 [B, N] of the id table and ``weights`` f32 [B, N] of its
+    interactions, 0 where there is none."""
+
+    rows: Tensor
+    weights: Tensor
+    anchored: Anchored | None = None
+
+
+class ItemKnn(FittedRanker):
+    """See the module's text."""
+
+    config: ItemKnnConfig
+    popularity: Tensor
+    token: Tensor
+
+    def __init__(self, shape: DataShape, config: ItemKnnConfig) -> None:
+        super().__init__(shape, config)
+        self.neighbours = Neighbours(shape.item_ids)
+        self.register_buffer("popularity", torch.zeros(shape.item_ids))
+        self.register_buffer("token", torch.tensor(-1))
+        """The event token of an interaction; -1: every event is one."""
+
+    def fit(self, events: TrainingEvents) -> None:
+        users, items, again, popularity = _pairs(events, self.shape.item_ids, self.config.window)
+        share = np.log1p(popularity) / max(np.log1p(popularity.max()), 1e-9)
+        self.popularity.copy_(torch.from_numpy(POPULARITY * share))
+        self.token.fill_(-1 if events.token is None else events.token)
+        found = list(_similar(users, items, again, self.shape.item_ids, self.config))
+        counts = np.concatenate([np.zeros(0, np.int64), *(part.counts for part in found)])
+        self.neighbours.store(
+            counts, [part.items for part in found], [part.similarities for part in found]
+        )
+
+    def user_state(self, users: Users, vectors_ud: Tensor) -> InteractionState:
+        rows_bn = rows_of(vectors_ud)[users.items]
+        counted_bn = real_positions(users.lengths, users.items.shape[1]) & (rows_bn > 0)
+        if int(self.token) >= 0:
+            counted_bn &= (users.tokens == self.token).any(-1)
+        later_bn = counted_bn.flip(1).cumsum(1).flip(1) - 1  # interactions after each
+        weights_bn = torch.exp2(-later_bn / self.config.half_life) * counted_bn
+        return InteractionState(rows_bn, weights_bn)
+
+    def score(
+        self, state: InteractionState, terms: RowTerms, extra: Tensor | None = None
+    ) -> Tensor:
+        batch = len(state.rows)
+        rows_bm = rows_of(terms.vectors)
+        rows_bm = rows_bm.expand(batch, rows_bm.shape[-1])
+        scores_bm = self.popularity[rows_bm]
+        for b in range(batch):  # one request at a time: memory holds one row of the catalogue
+            counted = state.weights[b] > 0
+            sums_i = self.neighbours.sums(state.rows[b, counted], state.weights[b, counted])
+            scores_bm[b] += sums_i[rows_bm[b]]
+        return self.logits(scores_bm, extra)
+
+
+def _pairs(
+    events: TrainingEvents, rows: int, window: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
+    """Distinct pairs of a user (counted from 0) and an item, by user: users i32 [n], items i32 [n];
+    of each item the users who came back to it, i64 [I]; and the weight of its positives, f64 [I].
+    """
+    users, items = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+    again = np.zeros(rows, np.int64)
+    popularity = np.zeros(rows)
+    number = 0
+    for block in events.blocks():
+        popularity += np.bincount(block.items, block.weights, rows)
+        held = block.counted & (block.items > 0)
+        if not held.any():
+            continue
+        owner, item = block.users[held], block.items[held]
+        owner = np.cumsum(np.diff(owner, prepend=owner[0]) != 0)
+        keys = owner * rows + item
+        distinct, last, counts = np.unique(keys[::-1], return_index=True, return_counts=True)
+        last = len(keys) - 1 - last  # the newest event of each pair
+        order = np.argsort(-last)  # newest first within the block, and so within each user
+        order = order[np.argsort(distinct[order] // rows, kind="stable")]
+        of = distinct[order] // rows
+        size = np.bincount(of)
+        position = np.arange(len(of)) - np.repeat(np.cumsum(size) - size, size)
+        some = order[position < window]
+        users.append((number + distinct[some] // rows).astype(np.int32))
+        items.append((distinct[some] % rows).astype(np.int32))
+        again += np.bincount(items[-1][counts[some] > 1], minlength=rows)
+        number += int(owner[-1]) + 1
+    popularity[0] = 0.0
+    return np.concatenate(users), np.concatenate(items), again, popularity
+
+
+class _Part(NamedTuple):
+    """Neighbours of consecutive rows of the id table."""
+
+    counts: NDArray[np.int64]
+    items: NDArray[np.int32]
+    similarities: NDArray[np.float32]
+
+
+def _similar(
+    users: NDArray[np.int32],
+    items: NDArray[np.int32],
+    again: NDArray[np.int64],
+    rows: int,
+    config: ItemKnnConfig,
+) -> Iterator[_Part]:
+    """The neighbours of all rows, in parts of about :data:`PAIRS` pairs."""
+    of_user = np.bincount(users) if len(users) else np.zeros(0, np.int64)
+    first_of_user = np.cumsum(of_user) - of_user
+    by_item = users[np.argsort(items, kind="stable")]
+    n = np.bincount(items, minlength=rows)
+    start = np.cumsum(n) - n
+    taken = np.minimum(n, USERS)
+    average = np.add.reduceat(np.append(of_user[by_item], 0), start) if rows else n
+    cost = np.cumsum(np.where(n > 0, average / np.maximum(n, 1) * taken, 0))
+    low = 0
+    while low < rows:
+        done = cost[low - 1] if low else 0
+        high = max(int(np.searchsorted(cost, done + PAIRS, side="right")), low + 1)
+        own = taken[low:high]
+        at = ragged_index(np.zeros(high - low, np.int64), own)
+        owner = np.repeat(np.arange(high - low), own)
+        if (n[low:high] > own).any():  # evenly drawn of the item's users
+            at = at * n[low:high][owner] // own[owner]
+        chosen = by_item[start[low:high][owner] + at]
+        other = items[ragged_index(first_of_user[chosen], of_user[chosen])]
+        keys = np.repeat(owner, of_user[chosen]) * rows + other
+        keys.sort()
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        together = np.diff(np.append(begins, len(keys))).astype(np.float64)
+        owner, other = keys[begins] // rows, keys[begins] % rows
+        item = owner + low
+        together *= n[item] / taken[item]
+        together = np.where(item == other, again[item], together)
+        similarity = together / (np.sqrt(n[item] * n[other]) + config.shrinkage)
+        yield _best(owner, other, similarity.astype(np.float32), high - low, config.neighbours)
+        low = high
+
+
+def _best(
+    owner: NDArray[np.int64],
+    other: NDArray[np.integer],
+    similarity: NDArray[np.float32],
+    rows: int,
+    most: int,
+) -> _Part:
+    """The ``most`` similar ones of each owner (of ``rows``), of equal ones the lower rows."""
+    held = similarity > 0
+    owner, other, similarity = owner[held], other[held], similarity[held]
+    counts = np.bincount(owner, minlength=rows)
+    long = counts[owner] > most
+    if long.any():
+        some = np.flatnonzero(long)
+        order = some[np.lexsort((-similarity[some], owner[some]))]
+        size = np.where(counts > most, counts, 0)
+        position = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+        held = ~long
+        held[order[position < most]] = True
+        owner, other, similarity = owner[held], other[held], similarity[held]
+        counts = np.bincount(owner, minlength=rows)
+    return _Part(counts, other.astype(np.int32), similarity)
