@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +19,7 @@ from limerank.data.prepare import prepare
 from limerank.errors import FormatError
 from limerank.evaluation import alarms
 from limerank.evaluation.evaluate import Evaluation, evaluate
+from limerank.evaluation.list_metrics import Gain, ListEvaluation
 from limerank.evaluation.popularity import SMOOTHING, item_means, popularity
 from limerank.index.building import build_index
 from limerank.models.config import DataShape
@@ -116,6 +118,45 @@ def test_curves(values, losses, expected):
     assert _names(alarms.learned(lines, "click", "auc", higher=True)) == expected
     falling = list(_curve([-one for one in values], losses))
     assert _names(alarms.learned(falling, "click", "auc", higher=False)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"popularity": (-0.02, -0.01)}, ["lists-below-popularity"]),
+        ({"popularity": (-0.02, 0.001)}, []),
+        ({"popularity": (math.nan, math.nan)}, []),
+        ({"knn": (-0.2, -0.1)}, []),
+        ({"knn": (-0.2, -0.1), "positives": True}, ["lists-below-item-knn"]),
+        ({"share": 0.6}, ["same-items"]),
+        ({"share": 0.6, "requests": 49}, []),
+        ({"share": 0.6, "catalogue": 99}, []),
+        ({"share": 0.6, "popularity": (-2, -1), "model": "most-popular"}, []),
+    ],
+)
+def test_lists(changes, expected):
+    gains = {"most-popular": changes.get("popularity", (0.1, 0.2))}
+    gains["item-knn"] = changes.get("knn", (-0.1, 0.1))
+    lists = ListEvaluation(
+        label="click",
+        seen="in",
+        requests=changes.get("requests", 50),
+        positive=80,
+        catalogue=changes.get("catalogue", 100),
+        metrics={"ndcg@10": 0.25, "concentration@10": changes.get("share", 0.5)},
+        peers={name: {"ndcg@10": 0.5} for name in gains},
+        gains={name: Gain("ndcg@10", 0.0, *bounds) for name, bounds in gains.items()},
+        positives=changes.get("positives", False),
+    )
+    found = alarms.listed("test", changes.get("model", "lime-mha"), lists)
+    assert _names(found) == expected
+    for one in found:
+        if one.name == "same-items":
+            assert "the same 10 items fill 60 % of the first 10 positions of 50" in one.message
+        else:
+            assert "ndcg@10 of lists of the test split is 0.2500" in one.message
+            assert "has 0.5000" in one.message
 
 
 def test_the_figures_of_overfitting():

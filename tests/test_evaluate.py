@@ -18,7 +18,8 @@ from limerank.data.prepare import prepare
 from limerank.errors import FingerprintError, FormatError, UnknownError
 from limerank.evaluation import slices
 from limerank.evaluation.evaluate import Evaluation, Slice, evaluate
-from limerank.evaluation.lists import list_metrics
+from limerank.evaluation.list_metrics import evaluate_lists
+from limerank.evaluation.lists import draw_requests
 from limerank.evaluation.predict import effective_links, predict
 from limerank.evaluation.slices import repeats, slice_values
 from limerank.models.config import TrainConfig
@@ -196,10 +197,10 @@ def test_ranks_over_the_catalogue_by_hand(run, data):
         found = sorted(order.index(item) + 1 for item in liked - seen)
         if found:
             ranks.append(found)
-    result = list_metrics(ranker, dataset, requests)
-    assert result["requests"] == len(ranks)
+    result = evaluate_lists(ranker, dataset, requests, peers=False)
+    assert result.requests == len(ranks)
     expected = np.mean([1 / found[0] for found in ranks])
-    assert result["mrr"] == pytest.approx(expected)
+    assert result.metrics["mrr"] == pytest.approx(expected)
 
 
 def test_shuffling_the_future_changes_nothing_in_the_scores_of_the_past(tmp_path):
@@ -303,23 +304,24 @@ def test_effective_links():
     assert effective_links(np.eye(3, dtype=np.float32)[:1]) == pytest.approx(1)
 
 
-def test_lists_are_drawn_before_they_are_looked_through(run, data, monkeypatch):
+def test_lists_are_drawn_before_they_are_looked_through(data, monkeypatch):
     """Few of a long split cost few; all of them where as many are asked for."""
     from limerank.evaluation import lists as evaluation
 
-    dataset, ranker = Dataset(data), load_run(run).ranker
+    dataset = Dataset(data)
     requests = dataset.requests_of("train")
     looked, relevant = [], evaluation._relevant
     monkeypatch.setattr(
         evaluation, "_relevant", lambda *given: looked.append(given[1]) or relevant(*given)
     )
-    few = list_metrics(ranker, dataset, requests, most=5)
-    assert few["requests"] == 5 and len(looked) < 40 < len(requests)
+    few = draw_requests(dataset, requests, "click", "out", 5)
+    assert len(few) == 5 and len(looked) < 40 < len(requests)
     drawn = list(looked)
-    assert list_metrics(ranker, dataset, requests, most=5) == few and looked == drawn * 2
+    again = draw_requests(dataset, requests, "click", "out", 5)
+    assert again.rows.tolist() == few.rows.tolist() and looked == drawn * 2
     looked.clear()
-    list_metrics(ranker, dataset, requests, most=len(requests))
-    assert looked == requests.tolist()
+    every = draw_requests(dataset, requests, "click", "out", len(requests))
+    assert len(looked) == every.positive >= len(every) and looked == sorted(looked)
 
 
 def test_tables_hold_apart_what_long_names_push_together():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from limerank.cli.options import Data, Quiet
+from limerank.errors import SpecError
 
 INTERRUPTED = "nothing was written"
 
@@ -30,11 +31,34 @@ def evaluate(
         int, typer.Option(help="Use only requests with N or more earlier events.", metavar="N")
     ] = 0,
     lists: Annotated[
-        int,
+        int | None,
         typer.Option(
-            help="Requests to rank the full catalogue for (NDCG, HR, MRR); 0: none.", metavar="N"
+            help="Requests with a positive to rank the full catalogue for (HR, NDCG, ...), drawn "
+            "at random where there are more; 0: none.",
+            metavar="N",
+            show_default="all, up to 67 million pairs of request and item",
         ),
-    ] = 2000,
+    ] = None,
+    k: Annotated[
+        str,
+        typer.Option(
+            "-k", help="First items of a list that count; several: 10,50.", metavar="K[,K...]"
+        ),
+    ] = "10,50",
+    seen: Annotated[
+        Literal["in", "out"] | None,
+        typer.Option(
+            help="in: lists may hold items that the user has seen; out: they may not.",
+            show_default="in for a log of positives, else out",
+        ),
+    ] = None,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers/--no-peers",
+            help="Measure lists of most-popular, item-kNN and chance as well.",
+        ),
+    ] = True,
     impression_features: Annotated[
         Literal["all", "known", "none"],
         typer.Option(
@@ -61,11 +85,16 @@ def evaluate(
     Prints a table and writes all metrics, with slices, to a JSON file. Metrics are exact: nothing
     is sampled except the requests of --lists. ALARMS are reasons for not deploying the run.
 
+    Lists of the full catalogue stand beside those of most-popular and item-kNN, which are counted
+    in the training window of the dataset, and beside chance.
+
     Examples:
 
         limerank evaluate runs/mine
 
         limerank evaluate runs/mine --split validation --out metrics/mine.json
+
+        limerank evaluate runs/mine -k 5,20 --seen out
     """
     from limerank.evaluation.evaluate import evaluate as measure
 
@@ -76,9 +105,20 @@ def evaluate(
         history=history,
         at_least=at_least,
         lists=lists,
+        k=_depths(k),
+        seen=seen,
+        peers=peers,
         impression_features=impression_features,
         out=out,
         predictions=predictions,
         quiet=quiet,
     )
     print(f"{result.text()}\n\n{result.legend()}")
+
+
+def _depths(text: str) -> list[int]:
+    """Depths separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SpecError(f"-k is {text!r}, expected numbers such as 10 or 10,50") from None

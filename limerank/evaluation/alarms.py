@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from limerank.data.coverage import NEAR_ZERO
+from limerank.evaluation.list_metrics import ListEvaluation
+from limerank.models.registry import FITTED
 from limerank.runs.alarms import Alarm
 
 LEAST_LINKS = 2.0
@@ -19,6 +21,12 @@ while the training loss still falls."""
 UNKNOWN = 0.01
 """A feature with a smaller share of known values counts as one that nothing matched."""
 
+MOST_CONCENTRATED = 0.5
+"""An alarm is raised where as many items as a list has positions fill more than this share of the
+positions of all lists."""
+LEAST_LISTS, LEAST_ITEMS = 50, 100
+"""Fewer lists, or a smaller catalogue, do not show whether lists are concentrated."""
+
 ADVICE = {
     "few-links": "a lower learning_rate, or fewer links; if slices with long histories are no "
     "better than those with short ones, histories may not matter in this log",
@@ -26,6 +34,15 @@ ADVICE = {
     "table_learning_rate; raise dropout and id_dropout; more data",
     "below-popularity": "a lower table_learning_rate, a higher id_dropout; check that items and "
     "histories of the split match those of the training window",
+    "lists-below-popularity": "item-kNN (limerank train --model item-knn), which is only counted; "
+    'a log of positives learns lists (kind = "positive" in the description); a model of '
+    "impressions orders what was shown, and lists of the full catalogue are another job: give it "
+    "candidates to rank",
+    "lists-below-item-knn": "more epochs; anchored links and collaborative vectors, so that the "
+    "model can tell what goes together; more negatives; or serve item-kNN itself (limerank train "
+    "--model item-knn)",
+    "same-items": "compare coverage with that of item-kNN; a lower learning_rate; check that "
+    "histories of the split are not empty (limerank evaluate --at-least 1)",
     "first-validation": "half of learning_rate and table_learning_rate; validations=4; a higher "
     "dropout",
     "overfitting": "fewer epochs, so that the learning rate decays earlier; a higher dropout, "
@@ -87,6 +104,54 @@ def measured(
                     f"outcome of each item in the training window has {value:.4f}",
                 )
             )
+    return found
+
+
+def listed(split: str, model: str, lists: ListEvaluation) -> list[Alarm]:
+    """Alarms about ranked lists: "lists-below-popularity", "lists-below-item-knn" (in a log of
+    positives), "same-items".
+
+    Lists are below those of a peer where the 95 % interval of the difference is below 0.
+
+    Args:
+        split: that was measured.
+        model: name of the model; one that is fitted by counting raises none of them.
+        lists: of the model.
+    """
+    found: list[Alarm] = []
+    if model in FITTED:
+        return found
+    names = {"most-popular": "lists-below-popularity"}
+    if lists.positives:
+        names["item-knn"] = "lists-below-item-knn"
+    for peer, name in names.items():
+        gain = lists.gains.get(peer)
+        if gain is not None and gain.high < 0:
+            own, theirs = lists.metrics[gain.metric], lists.peers[peer][gain.metric]
+            found.append(
+                _alarm(
+                    name,
+                    f"the {gain.metric} of lists of the {split} split is {own:.4f}; {peer} has "
+                    f"{theirs:.4f} (the difference is {gain.low:+.4f} to {gain.high:+.4f})",
+                )
+            )
+    share, depth = next(
+        (
+            (value, key.partition("@")[2])
+            for key, value in lists.metrics.items()
+            if key.startswith("concentration@")
+        ),
+        (0.0, ""),
+    )
+    enough = lists.requests >= LEAST_LISTS and lists.catalogue >= LEAST_ITEMS
+    if enough and share > MOST_CONCENTRATED:
+        found.append(
+            _alarm(
+                "same-items",
+                f"the same {depth} items fill {100 * share:.0f} % of the first {depth} positions "
+                f"of {lists.requests:,} lists of the {split} split",
+            )
+        )
     return found
 
 

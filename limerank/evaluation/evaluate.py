@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -16,9 +16,15 @@ from numpy.typing import NDArray
 from limerank.data.dataset import Dataset
 from limerank.data.impressions import Use
 from limerank.errors import FormatError, SpecError, check_choice
-from limerank.evaluation.alarms import measured
-from limerank.evaluation.legend import legend, metric_of
-from limerank.evaluation.lists import LIST_REQUESTS, list_metrics
+from limerank.evaluation.alarms import listed, measured
+from limerank.evaluation.legend import legend
+from limerank.evaluation.list_metrics import (
+    Gain,
+    checked_depths,
+    evaluate_lists,
+    list_table,
+)
+from limerank.evaluation.lists import LIST_DEPTHS, Seen
 from limerank.evaluation.measures import task_metrics
 from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import Predictions, effective_links, predict
@@ -86,8 +92,13 @@ class Evaluation(TableResult):
         effective_links: of LIME models; None for others.
         impression_features: which ones the model saw: "all" of the dataset, "known" to rankings, or
             "none"; None where the dataset has none. Ranked lists never have any.
-        lists: metrics of ranked lists, with the number of ``requests`` that were ranked for and of
-            items in the ``catalogue``; None where lists were not asked for.
+        lists: metrics of ranked lists, with the number of ``requests`` that were ranked for, of
+            ``requests_with_positive`` that they were drawn from, and of items in the ``catalogue``;
+            None where lists were not asked for.
+        lists_seen: whether lists may hold items that the user has seen before, "in" or "out".
+        peers: the same metrics of "item-knn" and "most-popular", counted in the training window,
+            and of "chance".
+        gains: peer -> how much better the model's lists are, with a 95 % interval.
         alarms: reasons for not deploying the run: of these metrics, and those of its training that
             they do not show again.
     """
@@ -104,6 +115,9 @@ class Evaluation(TableResult):
     effective_links: float | None = None
     impression_features: Use | None = None
     lists: Mapping[str, float] | None = None
+    lists_seen: Seen | None = None
+    peers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    gains: Mapping[str, Gain] = field(default_factory=dict)
     alarms: tuple[Alarm, ...] = ()
 
     @classmethod
@@ -113,7 +127,8 @@ class Evaluation(TableResult):
             Slice(part["kind"], part["slice"], part["impressions"], _metrics(part["tasks"]))
             for part in values["slices"]
         )
-        own = {"tasks": _metrics(values["tasks"]), "slices": parts}
+        gains = {name: Gain.of(one) for name, one in values.get("gains", {}).items()}
+        own = {"tasks": _metrics(values["tasks"]), "slices": parts, "gains": gains}
         return cls(**{**values, **own, "alarms": alarms_of(values.get("alarms", ()))})
 
     @classmethod
@@ -130,15 +145,17 @@ class Evaluation(TableResult):
             raise FormatError(f"{path} does not hold the metrics of a run; evaluate it") from None
 
     def to_dict(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         values["tasks"] = _plain(self.tasks)
         values["slices"] = [part.to_dict() for part in self.slices]
         values["alarms"] = [one.to_dict() for one in self.alarms]
-        optional = ("effective_links", "impression_features", "lists")
+        values["gains"] = {name: one.to_dict() for name, one in self.gains.items()}
+        optional = {"effective_links", "impression_features", "lists", "lists_seen"}
+        optional |= {"peers", "gains"}
         return {
             name: value
             for name, value in values.items()
-            if name not in optional or value is not None
+            if name not in optional or (value is not None and value != {})
         }
 
     def columns(self) -> dict[str, list[Any]]:
@@ -163,18 +180,15 @@ class Evaluation(TableResult):
     def text(self) -> str:
         """A line of metrics for each task, and a table of slices with each task's first metric."""
         blocks = [(task, _line(found)) for task, found in self.tasks.items()]
-        if self.lists is not None:
-            lists = {name: value for name, value in self.lists.items() if metric_of(name)}
-            scope = (
-                f"(full catalogue of {self.lists['catalogue']:,.0f} items, "
-                f"{self.lists['requests']:,.0f} requests with a positive, seen items left out)"
-            )
-            blocks += [("lists", _line(lists)), ("", scope)]
         if self.impression_features is not None:
             blocks.append(("features", f"impression features: {USES[self.impression_features]}"))
         if self.effective_links is not None:
             blocks.append(("links", f"effective_links {self.effective_links:.1f}"))
-        heads = [(task, next(iter(found))) for task, found in self.tasks.items()]
+        heads = [(task, next(iter(found))) for task, found in self.tasks.items() if found]
+        lists: list[str] = []
+        if self.lists is not None:
+            lists = list_table(self.model, self.lists, self.peers, self.gains, self.lists_seen)
+            lists = ["", *lists]
         rows = [("slice", "impressions", *(f"{task} {metric}" for task, metric in heads))]
         for part in self.slices:
             values = [part.tasks.get(task, {}).get(metric, math.nan) for task, metric in heads]
@@ -185,6 +199,7 @@ class Evaluation(TableResult):
                 self.caption(),
                 "",
                 *aligned(blocks, "<<", (10,)),
+                *lists,
                 "",
                 *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads))),
                 *(["", *alarm_lines(self.alarms)] if self.alarms else []),
@@ -224,7 +239,10 @@ def evaluate(
     split: str = "test",
     history: int | None = None,
     at_least: int = 0,
-    lists: int = LIST_REQUESTS,
+    lists: int | None = None,
+    k: Sequence[int] = LIST_DEPTHS,
+    seen: Seen | None = None,
+    peers: bool = True,
     impression_features: Use = "all",
     out: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
@@ -240,8 +258,15 @@ def evaluate(
             as in training when not given.
         at_least: measure only requests with at least so many events before them, so that different
             values of ``history`` are compared on the same impressions.
-        lists: rank the full catalogue for NDCG, HR and MRR at so many requests. Where the split has
-            more, they are drawn at random, and are the same for every run. 0: no lists.
+        lists: rank the full catalogue for so many requests with a positive. Where the split has
+            more, they are drawn at random, and are the same for every run. 0: no lists. By default
+            all, but about 67 million pairs of a request and an item at most, and 2,000 requests at
+            least.
+        k: how many first items of a list count: 10 for NDCG@10, HR@10 and so on.
+        seen: "in": lists may hold items that the user has seen before; "out": they may not, and
+            such items are not relevant. By default "in" for a log of positives, else "out".
+        peers: whether to measure lists of most-popular and of item-kNN, which are counted in the
+            training window of the dataset, and of chance as well.
         impression_features: which impression features the model sees: "all" that the dataset has;
             those that are "known" to a ranking, without those with ``bias``; or "none". Measure
             "known" for what rankings of given candidates achieve, and "none" for rankings of the
@@ -260,10 +285,13 @@ def evaluate(
         FormatError: ``run`` is not a run, or ``out`` or ``predictions`` cannot be written. It is
             raised before anything is computed.
         UnknownError: there is no such split.
-        SpecError: ``history``, ``at_least`` or ``lists`` is below 0, or ``impression_features`` is
-            none of its values.
+        SpecError: ``history``, ``at_least`` or ``lists`` is below 0, a depth in ``k`` is below 1,
+            or ``impression_features`` or ``seen`` is none of its values.
     """
     check_choice("impression_features", impression_features, USES)
+    if seen is not None:
+        check_choice("seen", seen, get_args(Seen))
+    k = checked_depths(k)
     for name, value in (("history", history), ("at_least", at_least), ("lists", lists)):
         if value is not None and value < 0:
             raise SpecError(f"{name} is {value}, expected 0 or more")
@@ -299,6 +327,22 @@ def evaluate(
     use = None if predicted.link_use is None else effective_links(predicted.link_use)
     as_trained = len(requests) > 0 and not at_least and history == loaded.train.history
     as_trained = as_trained and impression_features == "all"
+    ranked = None
+    if lists != 0:
+        ranked = evaluate_lists(
+            loaded.ranker,
+            dataset,
+            requests,
+            most=lists,
+            depths=k,
+            seen=seen,
+            peers=peers,
+            history=history,
+            quiet=quiet,
+        )
+    alarms = _alarms(loaded, dataset, split, requests if as_trained else None, metrics, use)
+    if as_trained and ranked is not None:
+        alarms = (*listed(split, loaded.ranker.config.model, ranked), *alarms)
     result = Evaluation(
         model=loaded.ranker.config.model,
         dataset=dataset.name,
@@ -319,12 +363,11 @@ def evaluate(
         ),
         effective_links=use,
         impression_features=impression_features if dataset.impressions.features else None,
-        lists=list_metrics(
-            loaded.ranker, dataset, requests, most=lists, history=history, quiet=quiet
-        )
-        if lists
-        else None,
-        alarms=_alarms(loaded, dataset, split, requests if as_trained else None, metrics, use),
+        lists=None if ranked is None else ranked.numbers,
+        lists_seen=None if ranked is None else ranked.seen,
+        peers={} if ranked is None else ranked.peers,
+        gains={} if ranked is None else ranked.gains,
+        alarms=alarms,
     )
     write_json(target, result.to_dict())
     return result

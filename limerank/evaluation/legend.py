@@ -154,12 +154,60 @@ METRICS = {
             "higher",
         ),
         Metric(
+            "recall@k",
+            "recall@k",
+            "lists",
+            "share of the liked items that stand among the first k",
+            "Share of a request's liked items that stand among the first k of the full catalogue. "
+            "Mean over requests; with one liked item it equals HR@k.",
+            "higher",
+        ),
+        Metric(
             "mrr",
             "mean reciprocal rank (MRR)",
             "lists",
             "mean of 1 / rank of the first liked item",
             "Mean over requests of 1 / rank of the first liked item in the full catalogue.",
             "higher",
+        ),
+        Metric(
+            "coverage@k",
+            "coverage@k",
+            "lists",
+            "share of the catalogue that stands among anyone's first k",
+            "Distinct items among the first k of all lists, as a share of the items that can be "
+            "ranked. It grows with the number of lists: compare it with that of item-kNN on the "
+            "same requests.",
+            "higher",
+        ),
+        Metric(
+            "novelty@k",
+            "novelty@k",
+            "lists",
+            "mean rarity of the first k: self-information",
+            "Mean over the first k items of all lists of -log2 of the item's share of the "
+            "positives in the training window (with one positive added to every item). Lists of "
+            "popular items have low values.",
+            "neither",
+            "bits",
+        ),
+        Metric(
+            "concentration@k",
+            "concentration@k",
+            "lists",
+            "share of all first k positions that the k most frequent items fill",
+            "Share of the first k positions of all lists that are filled by the k items which "
+            "stand there most often. 1 where everybody has the same list.",
+            "lower",
+        ),
+        Metric(
+            "repeats@k",
+            "repeats@k",
+            "lists",
+            "share of the first k that the user has seen before",
+            "Share of the first k items of all lists that the history before the request holds. "
+            "It is reported where lists may hold seen items.",
+            "neither",
         ),
         Metric(
             "effective_links",
@@ -258,10 +306,11 @@ _SECTIONS: dict[Of, tuple[str, str]] = {
     ),
     "lists": (
         "Ranked lists",
-        "The full catalogue is ranked for each request that has a liked item: one that is "
-        "positive\nin the first binary task of the dataset; without a binary task, one whose "
-        "outcome of the first\ntask is above 0. Items that the user has seen before are left out. "
-        "`k` is 10 or 50.",
+        "The full catalogue is ranked for requests that have a liked item: a positive of the "
+        "first\n`positive` label of the dataset, else of the first `binary` label; without either, "
+        "an outcome\nof the first label above 0. Of equal scores the item that stands first in "
+        "the dataset comes\nfirst, as in an index. `-k` chooses k, and `--seen` whether lists may "
+        "hold items that the user\nhas seen before.",
     ),
     "model": ("LIME models", "A property of the model rather than of its predictions."),
 }

@@ -22,15 +22,30 @@ from limerank.metrics.binary import (
     wtauc,
 )
 from limerank.metrics.durations import mae, xauc
-from limerank.metrics.lists import hit_rate, mrr, ndcg, rank_of
+from limerank.metrics.lists import (
+    Chance,
+    chance,
+    concentration,
+    coverage,
+    hit_rate,
+    mrr,
+    ndcg,
+    rank_of,
+    recall,
+    self_information,
+)
 from limerank.metrics.platt import Affine, calibrated_entropy, platt_scaling
 
 __all__ = [
     "Affine",
+    "Chance",
     "Reliability",
     "auc",
     "calibrated_entropy",
     "calibration",
+    "chance",
+    "concentration",
+    "coverage",
     "ece",
     "gauc",
     "hit_rate",
@@ -41,7 +56,9 @@ __all__ = [
     "normalized_entropy",
     "platt_scaling",
     "rank_of",
+    "recall",
     "reliability",
+    "self_information",
     "wtauc",
     "xauc",
 ]

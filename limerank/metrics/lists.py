@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from limerank.errors import DataError
-from limerank.metrics.checks import refuse_nan, require_at_least_1, vector_of
+from limerank.metrics.checks import refuse_nan, require_at_least_1, vector_of, weights_of
 
 
 def hit_rate(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
@@ -24,6 +26,19 @@ def hit_rate(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> floa
     require_at_least_1("k", k)
     ranks, starts, _ = _lists(ranks, offsets)
     return float(np.mean(np.minimum.reduceat(ranks, starts) <= k))
+
+
+def recall(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
+    """Share of the relevant items that stand among the first k (recall@k), mean of lists.
+
+    Args:
+        ranks: [R] as in `hit_rate`.
+        k: at least 1.
+        offsets: [L + 1] as in `hit_rate`.
+    """
+    require_at_least_1("k", k)
+    ranks, starts, relevant = _lists(ranks, offsets)
+    return float(np.mean(np.add.reduceat((ranks <= k).astype(np.float64), starts) / relevant))
 
 
 def ndcg(ranks: ArrayLike, k: int, offsets: ArrayLike | None = None) -> float:
@@ -58,6 +73,102 @@ def mrr(ranks: ArrayLike, offsets: ArrayLike | None = None) -> float:
     """
     ranks, starts, _ = _lists(ranks, offsets)
     return float(np.mean(1.0 / np.minimum.reduceat(ranks, starts)))
+
+
+def coverage(items: ArrayLike, catalogue: int) -> float:
+    """Share of the catalogue that stands in at least one list.
+
+    Args:
+        items: integers, the items of all lists; those below 0 fill lists that are short.
+        catalogue: number of items that lists may hold, at least 1.
+    """
+    require_at_least_1("catalogue", catalogue)
+    distinct = np.unique(vector_of("items", np.asarray(items).ravel(), kinds="iu"))
+    return float(np.count_nonzero(distinct >= 0) / catalogue)
+
+
+def self_information(items: ArrayLike, counts: ArrayLike) -> float:
+    """Mean self-information of the items of all lists, in bits: how rare they are (novelty).
+
+        -log2((count + 1) / (sum of counts + number of items))
+
+    (Zhou et al. 2010, with a count of 1 added to every item.) NaN where there are no items.
+
+    Args:
+        items: integers, rows of ``counts``; those below 0 fill lists that are short.
+        counts: [V] of each item, such as its positives in the training window; at least 0.
+    """
+    counts = weights_of("counts", counts, "counts", vector_of("counts", counts))
+    rows = vector_of("items", np.asarray(items).ravel(), kinds="iu")
+    rows = rows[rows >= 0]
+    if rows.size and rows.max() >= counts.size:
+        raise DataError(
+            f"items: got row {rows.max()}, expected 0..{counts.size - 1}; pass a count of each item"
+        )
+    if not rows.size:
+        return float("nan")
+    return float(-np.log2((counts[rows] + 1) / (counts.sum() + counts.size)).mean())
+
+
+def concentration(items: ArrayLike, k: int) -> float:
+    """Share of the positions of all lists that the k most frequent items fill.
+
+    1 where all lists hold the same k items; NaN where there are no items.
+
+    Args:
+        items: integers, the first k items of all lists; those below 0 fill lists that are short.
+        k: at least 1.
+    """
+    require_at_least_1("k", k)
+    rows = vector_of("items", np.asarray(items).ravel(), kinds="iu")
+    counts = np.sort(np.unique(rows[rows >= 0], return_counts=True)[1])
+    return float(counts[-k:].sum() / counts.sum()) if counts.size else float("nan")
+
+
+class Chance(NamedTuple):
+    """What lists in random order have on average, mean of lists."""
+
+    hit_rate: float
+    recall: float
+    ndcg: float
+    mrr: float
+
+
+def chance(relevant: ArrayLike, catalogue: ArrayLike, k: int) -> Chance:
+    """The expected metrics of lists in random order.
+
+    With N items of which n are relevant: HR@k = 1 - C(N - n, k) / C(N, k), recall@k = k / N, the
+    gain of each rank is n / N, and MRR = n / (N - n + 1) (H_N - H_(n - 1)) with harmonic numbers H.
+
+    Args:
+        relevant: [L] relevant items of each list, at least 1.
+        catalogue: [L] items of each list, at least as many.
+        k: at least 1.
+    """
+    require_at_least_1("k", k)
+    n = vector_of("relevant", relevant, kinds="iu").astype(np.int64)
+    total = vector_of("catalogue", catalogue, kinds="iu").astype(np.int64)
+    if n.shape != total.shape or n.min() < 1 or (total < n).any():
+        raise DataError(
+            f"relevant: got {n.size} numbers from {n.min()} for {total.size} catalogues from "
+            f"{total.min()}, expected one number of each list, from 1 to its items; leave out "
+            "lists without relevant items"
+        )
+    ranks = np.arange(1, int(total.max()) + 1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / ranks)])
+    gains = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(1.0 + ranks))])
+    first = np.minimum(k, total)
+    # C(N - n, k) / C(N, k): the product over the first k of the chance that the next one is none.
+    missed = np.ones(n.size)
+    for rank in range(int(first.max())):
+        left = np.maximum(total - rank, 1)
+        missed *= np.where(rank < first, np.maximum(total - n - rank, 0) / left, 1.0)
+    return Chance(
+        float(np.mean(1 - missed)),
+        float(np.mean(first / total)),
+        float(np.mean(n / total * gains[first] / gains[np.minimum(n, k)])),
+        float(np.mean(n / (total - n + 1) * (harmonic[total] - harmonic[n - 1]))),
+    )
 
 
 def rank_of(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:

@@ -16,12 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from limerank.errors import SpecError
+from limerank.kernels.order import ABSENT, of_keys, order_keys
 from limerank.ranking.scorer.contract import Rows, Scorer, TopK
 
 CHUNK_NUMBERS = 1 << 21
 """First-layer sums (or item terms) in memory at once, about."""
-ABSENT = torch.iinfo(torch.int64).min
-"""The key of a rank that no item takes."""
 
 
 class ChunkedScorer(Scorer):
@@ -85,7 +84,7 @@ class ChunkedScorer(Scorer):
         for low, high in self._chunks(state, count):
             part = slice(low, high) if chosen is None else chosen[low:high]
             found_bmk = logits_of(part, None if extra is None else extra[:, low:high]).cpu()
-            keys_bm = _keys((found_bmk * weights_bk[:, None]).sum(-1), low)
+            keys_bm = order_keys((found_bmk * weights_bk[:, None]).sum(-1), low)
             first, last = np.searchsorted(excluded_at, [low, high])
             keys_bm[excluded_b[first:last], torch.from_numpy(excluded_at[first:last] - low)] = (
                 ABSENT
@@ -102,7 +101,7 @@ class ChunkedScorer(Scorer):
             logits = torch.cat([logits, new_logits], 1).gather(
                 1, order[..., None].expand(-1, -1, self.tasks)
             )
-        positions, values = _unpack(best)
+        positions, values = of_keys(best)
         missing = best == ABSENT
         values[missing] = float("-inf")
         logits[missing] = float("nan")
@@ -167,19 +166,3 @@ class ChunkedScorer(Scorer):
             request, at = request[held], position[held]
         order = np.argsort(at, kind="stable")
         return torch.from_numpy(request[order]), at[order]
-
-
-def _keys(values_bm: Tensor, first: int) -> Tensor:
-    """i64 keys, ordered by greater value, then lower position; NaN comes last."""
-    values_bm = values_bm.float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    bits = (values_bm + 0.0).view(torch.int32)  # + 0.0: -0 equals 0
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    positions = torch.arange(first, first + values_bm.shape[1])
-    return (bits.long() << 32) | (0xFFFFFFFF - positions)
-
-
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions and values that keys were made of."""
-    positions = 0xFFFFFFFF - (keys & 0xFFFFFFFF)
-    bits = (keys >> 32).int()
-    return positions, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).clone()
