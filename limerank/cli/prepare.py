@@ -12,7 +12,14 @@ from limerank.errors import SpecError, did_you_mean
 
 INTERRUPTED = "nothing was written; run the same command again to start over"
 
-READER_NAMES = ("kuairand", "mind", "movielens", "taobao-ad")
+READER_NAMES = (
+    "amazon-reviews",
+    "kuairand",
+    "mind",
+    "movielens",
+    "retailrocket",
+    "taobao-ad",
+)
 
 
 def prepare(

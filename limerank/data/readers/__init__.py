@@ -86,9 +86,19 @@ def _as(default: Any, value: Any, name: str) -> Any:
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
+        Layout(
+            "amazon-reviews",
+            "Amazon reviews of one category, 2014, 2018 and 2023: ratings or JSON lines",
+            f"{__name__}.amazon_reviews",
+        ),
         Layout("kuairand", "KuaiRand-Pure, -1K and -27K: short videos", f"{__name__}.kuairand"),
         Layout("mind", "MIND small and large: news", f"{__name__}.mind"),
         Layout("movielens", "MovieLens 1M, 10M, 20M, 25M, 32M, latest", f"{__name__}.movielens"),
+        Layout(
+            "retailrocket",
+            "Retailrocket: views, carts and transactions of a shop",
+            f"{__name__}.retailrocket",
+        ),
         Layout("taobao-ad", "Taobao-Ad (Ali display ads)", f"{__name__}.taobao_ad"),
     )
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +22,9 @@ from limerank.progress import Bar
 COMPRESSED = (".gz", ".zst")
 PIECE_BYTES = 16 << 20
 """Text is converted in pieces of this size: it bounds the memory of a conversion."""
+HEAD_BYTES = 1 << 20
+HEAD_LINES = 200
+"""The first lines of a file, which show what its columns are."""
 MORE = "(more)"
 """Holds what a line has beyond the columns of its file."""
 ID_MIN_COUNT = 2
@@ -71,6 +76,46 @@ def header(path: Path) -> list[str]:
         line = file.read(1 << 16).split(b"\n", 1)[0]
     names = line.decode("utf-8-sig", errors="replace").rstrip("\r").split(separator_of(path))
     return [name.removeprefix('"').removesuffix('"') for name in names]
+
+
+def first_records(path: Path) -> list[list[str]]:
+    """The fields of the first lines of a CSV file without quotes, its header included.
+
+    Raises:
+        DataError: it is empty.
+    """
+    found = [line.split(",") for line in _first_lines(path)]
+    return [[field.strip().strip('"') for field in record] for record in found]
+
+
+def first_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of the first lines of a file of JSON lines.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = []
+    for line in _first_lines(path):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    found = [one for one in found if isinstance(one, dict)]
+    if not found:
+        raise DataError(
+            f"{path} has no JSON object in its first lines, expected one per line; a file of "
+            "2014 with single quotes is not JSON: convert it, or leave it out"
+        )
+    return found
+
+
+def _first_lines(path: Path) -> list[str]:
+    with _open(path) as file:
+        block = file.read(HEAD_BYTES)
+    lines = block.decode("utf-8-sig", errors="replace").splitlines()
+    if len(block) == HEAD_BYTES:
+        lines = lines[:-1]
+    if not any(lines):
+        raise DataError(f"{path} is empty")
+    return [line for line in lines if line.strip()][:HEAD_LINES]
 
 
 def column(path: Path, *names: str) -> str:
