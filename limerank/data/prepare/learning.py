@@ -77,7 +77,7 @@ def learn(
     """Read all events once; vocabularies of event features are written below ``folder``.
 
     Raises:
-        DataError: the training window has no impressions.
+        DataError: the training window has no impressions, or no positives.
     """
     spec = spools.spec
     labels = [label for label in spec.labels if label.kind == "duration"]
@@ -121,7 +121,9 @@ def learn(
             bar.advance(block.size)
     if train_shown == 0:
         raise DataError(
-            "the training window holds no impressions; check the split's cut points or shares"
+            "the training window holds no impressions"
+            + (" that are positives" if spec.requests_by else "")
+            + "; check the split's cut points or shares"
             + (f" (training ends at {iso(splitter.cuts[0])})" if splitter.cuts else "")
             + "".join(f"; {hint}" for hint in spools.findings.unit_hints[:1])
         )

@@ -72,6 +72,11 @@ class Boundaries:
         starts[rows] = first
         return starts
 
+    def begins(self) -> NDArray[np.int64]:
+        """The row at which each event's unit begins."""
+        begins = np.where(self.units | self.new_user, np.arange(len(self.units)), 0)
+        return np.maximum.accumulate(begins)
+
     def without(self, weights: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which impressions are in a unit none of whose events has a weight."""
         if not self.units.any():
@@ -106,8 +111,7 @@ class Boundaries:
         count = np.diff(np.append(shown_before[first], shown_before[-1]))
         end = alone[first]
         if grouping.session:  # events of other sources may divide one
-            begins = np.where(self.units | self.new_user, np.arange(n), 0)
-            end = alone[np.maximum.accumulate(begins)[first]]
+            end = alone[self.begins()[first]]
         return Requests(first, count, end, alone)
 
     def _divided(self, begin: NDArray[np.bool_], position: Array) -> NDArray[np.bool_]:

@@ -40,12 +40,12 @@ class Splitter:
         self._split, self._keys = spec.split, events.keys
         self._sessions = spec.requests_by == "session"
         self.grouping: Grouping = events.gaps.grouping(spec.requests, spec.clock, self._sessions)
-        self.cuts = _cuts(spec, events)
+        self._weights = [f"label_{label.name}" for label in spec.labels] if self._sessions else []
+        self.cuts = _cuts(spec, events, self._weights)
         split = spec.split
         self.wanted = ["time", "shown", "item"]
         self.wanted += ["request"] if events.requests_given else []
         self.wanted += ["split"] if split.column is not None else []
-        self._weights = [f"label_{label.name}" for label in spec.labels] if self._sessions else []
         self.wanted += self._weights
         self._held_users: NDArray[np.bool_] | None = None
         self._held_items: CodeMap | None = None
@@ -66,7 +66,7 @@ class Splitter:
         sessions without a positive, where a request is a session.
         """
         if self._weights:
-            positive = np.any([block.columns[name] > 0 for name in self._weights], 0)
+            positive = _positive(block, self._weights)
             none = Boundaries(block, self.grouping).without(positive)
             block.columns["shown"] = block.columns["shown"] & ~none
         splits = self._by_rule(block)
@@ -84,6 +84,8 @@ class Splitter:
         """The split of each event, history-only events included."""
         if self.cuts is not None:
             time = block.columns["time"]
+            if self._weights:  # a session is in the split in which it begins
+                time = time[Boundaries(block, self.grouping).begins()]
             return (time >= self.cuts[0]).view(np.uint8) + (time >= self.cuts[1]).view(np.uint8)
         if self._split.column is not None:
             given = block.columns["split"]
@@ -141,8 +143,19 @@ def _of_next(
     return found
 
 
-def _cuts(spec: Spec, events: SortedEvents) -> list[int] | None:
-    """The times at which validation and testing begin; None: the split is not by time."""
+def _positive(block: Block, weights: list[str]) -> NDArray[np.bool_]:
+    """Which events are positives, by the columns of their weights."""
+    found: NDArray[np.bool_] = np.any([block.columns[name] > 0 for name in weights], 0)
+    return found & block.columns["shown"]
+
+
+def _cuts(spec: Spec, events: SortedEvents, weights: list[str]) -> list[int] | None:
+    """The times at which validation and testing begin; None: the split is not by time.
+
+    Args:
+        spec, events: of the log.
+        weights: columns of weights, where only events that have one count.
+    """
     split = spec.split
     if split.cuts is not None:
         return list(split.cuts)
@@ -150,12 +163,16 @@ def _cuts(spec: Spec, events: SortedEvents) -> list[int] | None:
         return None
 
     def blocks() -> Iterator[NDArray[np.int64]]:
-        for block in ahead(events.stream(["time", "shown"])):
+        for block in ahead(events.stream(["time", "shown", *weights])):
             times = block.columns["time"]
-            yield times[block.columns["shown"]] if events.some_hidden else times
+            if weights:
+                yield times[_positive(block, weights)]
+            else:
+                yield times[block.columns["shown"]] if events.some_hidden else times
 
+    total = sum(map(len, blocks())) if weights else events.shown_total
     ranks = [
-        min(int(share * events.shown_total + 1e-9), events.shown_total - 1)
+        min(int(share * total + 1e-9), max(total - 1, 0))
         for share in (split.train, split.train + split.validation)
     ]
     first, last = events.shown_range
