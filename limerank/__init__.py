@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from limerank.data.prepare.job import prepare as prepare
     from limerank.data.spec import Spec as Spec
     from limerank.data.synthetic import simulate as simulate
+    from limerank.data.synthetic.shop import simulate_shop as simulate_shop
     from limerank.errors import DataError as DataError
     from limerank.errors import FingerprintError as FingerprintError
     from limerank.errors import FormatError as FormatError
@@ -89,6 +90,7 @@ _HOMES = {
     "put_items": "index.changes",
     "remove_items": "index.changes",
     "simulate": "data.synthetic",
+    "simulate_shop": "data.synthetic.shop",
     "train": "training.trainer",
     "tune": "tuning.tuner",
     "update_items": "index.changes",
