@@ -1067,9 +1067,19 @@ def test_the_description_is_stored_with_the_data(tmp_path: Path) -> None:
 def test_a_label_that_never_varies_is_warned_of(tmp_path: Path, click: int) -> None:
     write(tmp_path, log(*[(1, k, k, click if k < 8 else 1 - click) for k in range(10)]))
     manifest = run(tmp_path, make_spec()).manifest
-    warning = f"label click is {click} in all impressions of the training window"
-    assert warning in manifest["summary"]["warnings"]
+    text = f"label click is {click} in all impressions of the training window"
+    (warning,) = [one for one in manifest["summary"]["warnings"] if one.startswith(text)]
+    assert 'write kind = "positive"' in warning
     assert f"warning: {warning}" in DatasetSummary.of(manifest).text()
+
+
+@pytest.mark.parametrize("click", [0, 1])
+def test_a_log_without_any_label_that_varies_is_refused(tmp_path: Path, click: int) -> None:
+    """At once, with what to write instead; a second label that varies is enough to go on."""
+    rows = [(k % 7, k % 11, k, click) for k in range(200)]
+    write(tmp_path, log(*rows))
+    with pytest.raises(DataError, match=rf"label click is {click} in all .*kind = .positive"):
+        run(tmp_path, make_spec())
 
 
 def test_the_summary_can_be_read(tmp_path: Path) -> None:

@@ -178,6 +178,11 @@ class Findings:
             table += f"\n  {count:>12,}  {reason}"
             if reason in self.examples:
                 table += f" ({self.examples[reason]})"
+            if reason in self.examples and reason.startswith("missing label"):
+                table += (
+                    "; a label is a number, or true and false: for words name those that count, in "
+                    "equals or any_of"
+                )
         if self.rows and bad / self.rows > most:
             raise DataError(
                 f"{bad:,} of {self.rows:,} rows ({100 * bad / self.rows:.1f} %) are bad, more than "

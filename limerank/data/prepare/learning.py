@@ -19,6 +19,7 @@ from limerank.data.prepare.partition import Array, Histogram
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
+from limerank.data.prepare.varying import constant_labels
 from limerank.data.spec import EventFeature
 from limerank.errors import DataError
 from limerank.progress import Bar
@@ -52,6 +53,7 @@ class Learned:
         item_counts: of each item its impressions and events in training, and all its events.
         trained_users: which users have events in training.
         label_means: mean of each label over the impressions in training.
+        constant: warnings of labels that never vary there.
         label_edges, feature_edges: buckets of durations and of numeric event features.
         scales: of each numeric impression feature, mean and standard deviation after its transform.
         categories: of each categorical event feature.
@@ -60,6 +62,7 @@ class Learned:
     item_counts: Counts
     trained_users: NDArray[np.bool_]
     label_means: dict[str, float]
+    constant: list[str]
     label_edges: dict[str, list[float]]
     feature_edges: dict[str, list[float]]
     scales: dict[str, tuple[float, float]]
@@ -77,7 +80,7 @@ def learn(
     """Read all events once; vocabularies of event features are written below ``folder``.
 
     Raises:
-        DataError: the training window has no impressions, or no positives.
+        DataError: the training window has no impressions, or no positives; or no label varies.
     """
     spec = spools.spec
     labels = [label for label in spec.labels if label.kind == "duration"]
@@ -127,10 +130,13 @@ def learn(
             + (f" (training ends at {iso(splitter.cuts[0])})" if splitter.cuts else "")
             + "".join(f"; {hint}" for hint in spools.findings.unit_hints[:1])
         )
+    label_means = {name: total / train_shown for name, total in label_sums.items()}
+    constant = constant_labels(spec.labels, label_means, train_shown)
     return Learned(
         item_counts=item_counter.result(),
         trained_users=trained_users,
-        label_means={name: total / train_shown for name, total in label_sums.items()},
+        label_means=label_means,
+        constant=constant,
         label_edges={name: found.quantiles(EDGES) for name, found in label_histograms.items()},
         feature_edges={name: found.quantiles(EDGES) for name, found in histograms.items()},
         scales={

@@ -31,14 +31,11 @@ def manifest_of(
     anchors: list[str],
 ) -> dict[str, Any]:
     """Format, description, encoding, counts, summary and warnings, as JSON can hold them."""
-    spec, findings, warnings = spools.spec, spools.findings, list(tables.warnings)
+    spec, findings = spools.spec, spools.findings
+    warnings = learned.constant + tables.warnings
     labels = []
     for label in spec.labels:
         mean = learned.label_means[label.name]
-        if label.kind == "binary" and mean in (0.0, 1.0):
-            warnings.append(
-                f"label {label.name} is {mean:.0f} in all impressions of the training window"
-            )
         entry: dict[str, Any] = {"name": label.name, "kind": label.kind}
         entry |= {"ratio": label.of is not None, "mean": mean}
         if label.kind == "duration":
@@ -61,6 +58,15 @@ def manifest_of(
             features.append(entry | {"when": feature.when})
     impressions = dict(zip(SPLITS, stats.impressions.tolist(), strict=True))
     requests = dict(zip(SPLITS, stats.requests.tolist(), strict=True))
+    for label in spec.labels:
+        if label.kind == "positive":
+            counts = stats.positives[label.name]
+            warnings += [
+                f"the {split} split has no positive of label {label.name}: nothing can be "
+                "measured there; choose other shares in [split], or more types in any_of"
+                for split, count in zip(SPLITS, counts.tolist(), strict=True)
+                if not count and impressions[split]
+            ]
     for split in ("validation", "test"):
         if not impressions[split]:
             warnings.append(f"the {split} split is empty")
