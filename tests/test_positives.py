@@ -14,6 +14,7 @@ from limerank.data.event_log import EventForm
 from limerank.data.events import event_of
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, SpecError
+from limerank.serving.fill import _events
 
 START = 1_750_000_000
 LABEL: dict[str, Any] = {"name": "purchase", "kind": "positive", "column": "event"}
@@ -187,6 +188,38 @@ def test_a_posted_event_needs_its_type_or_its_label(tmp_path: Path) -> None:
     assert form.entries(["a"]) == [{"item": "a", "labels": {"purchase": 1}}]
     for event in (by_type, by_label, view):
         form.check(event)
+
+
+def test_a_label_that_reads_no_types_says_so(tmp_path: Path) -> None:
+    every = prepared(tmp_path, log(), LABEL).summary.warnings
+    assert any("every event is a positive, whatever its event: 'view' (25" in one for one in every)
+    flagged = log().drop("event").with_columns(purchase=1)
+    unread = prepared(tmp_path, flagged, {"name": "purchase", "kind": "positive"}).summary.warnings
+    assert any("has a column 'purchase', and label purchase does not read it" in x for x in unread)
+    one = prepared(tmp_path, flagged, {"name": "purchase", "kind": "positive", "equals": 1})
+    assert one.summary.warnings == []
+    assert one.events["label_purchase"].sum() == 45
+
+
+def test_a_store_holds_the_history_that_a_dataset_has(tmp_path: Path) -> None:
+    """The events that fill a store have the tokens of the dataset, in either case."""
+    rows = log().with_columns(
+        pl.when(pl.col("item_id") == "b")
+        .then(pl.col("event").str.to_uppercase())
+        .otherwise("event")
+    )
+    label = {**LABEL, "any_of": ["cart", "purchase"], "weights": {"purchase": 3}}
+    dataset = prepared(tmp_path, rows, label)
+    form = form_of(dataset)
+    for user, (_, stored) in enumerate(_events(dataset)):
+        rows_of_user = slice(*dataset.event_offsets[user : user + 2])
+        own = {name: dataset.events[name][rows_of_user] for name in dataset.encoder.columns}
+        time = dataset.events["time"][rows_of_user]
+        held = form.log(stored)
+        of_store = {name: held.columns[name][held.rows] for name in dataset.encoder.columns}
+        np.testing.assert_array_equal(
+            dataset.encoder.encode(own, time), form.encoder.encode(of_store, time)
+        )
 
 
 def test_every_event_is_a_positive_without_a_column(tmp_path: Path) -> None:

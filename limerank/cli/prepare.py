@@ -52,6 +52,9 @@ def prepare(
     Vocabularies, normalisation and popularity are computed from the training window only. Bad rows
     are dropped and counted by reason. The output folder appears when it is complete.
 
+    A log of what users did, such as views and purchases or plays, without what else was shown, has
+    a label of kind = "positive": docs/recipes.md has descriptions for the usual shops and players.
+
     The description's [split] chooses training, validation and test: by time (the default), by
     position within each user (the default for logs that have only an order), leave_last = N, or
     column = "NAME". Impressions without a request id are grouped by the gaps of the log; the
@@ -60,6 +63,8 @@ def prepare(
     Examples:
 
         limerank prepare spec.toml --out data/mine
+
+        limerank prepare retailrocket FOLDER --out data/shop -o target=addtocart,transaction
 
         limerank prepare movielens ml-1m --out data/ml1m -o split=leave-last
     """

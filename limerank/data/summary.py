@@ -162,7 +162,8 @@ class DatasetSummary(TableResult):
         if found["gap"] is not None:
             shares.append(f"less than {found['gap']:,.0f} s apart")
         by = "by the log's gaps and size" if found["chosen"] else "by [requests]"
-        return [*lines, f"  impressions that share a request: {', '.join(shares)} ({by})"]
+        what = "positives" if found.get("by") == "event" else "impressions"
+        return [*lines, f"  {what} that share a request: {', '.join(shares)} ({by})"]
 
     def _types(self) -> list[str]:
         """How many rows have each type of event, and which of them are positives."""

@@ -137,9 +137,15 @@ class Findings:
         """Raise a DataError where no event has the values that a label names, or where one of them
         seems to be misspelled; the others are noted."""
         for label in labels:
+            counts = self.types.get(label.column, Counter())
+            if label.typed and not label.compares and len(counts) > 1:
+                self.remarks.append(
+                    f"label {label.name}: every event is a positive, whatever its {label.column}: "
+                    f"{_listed(counts, SHOWN)}; name those that are to be predicted in equals or "
+                    "any_of"
+                )
             if not label.compares:
                 continue
-            counts = self.types.get(label.column, Counter())
             known = {value.lower() for value in counts}
             named = label.values or tuple(label.weights)
             absent = [value for value in named if value.lower() not in known]
@@ -154,6 +160,29 @@ class Findings:
             if hint or len(absent) == len(named):
                 raise DataError(text)
             self.remarks.append(text)
+
+    def counts_of_types(self) -> dict[str, dict[str, int]]:
+        """Of each column of types, rows by value; those that differ by case are added up under the
+        most frequent spelling."""
+        found: dict[str, dict[str, int]] = {}
+        for column, counts in self.types.items():
+            forms: dict[str, str] = {}
+            sums: Counter[str] = Counter()
+            for value, count in counts.most_common():
+                sums[forms.setdefault(value.lower(), value)] += count
+            found[column] = dict(sums.most_common())
+        return found
+
+    def note_unread(self, label: Label, readers: Iterable[Reader]) -> None:
+        """Warn of a column that has the name of a label which reads none."""
+        for reader in readers:
+            if label.of_every_event and not label.column and label.name in reader.columns:
+                self.remarks.append(
+                    f"{reader.name} has a column {label.name!r}, and label {label.name} does not "
+                    "read it: every event is a positive; if its value decides, write equals = 1 "
+                    "(or another value)"
+                )
+                return
 
     def check_splits(self, split: Split) -> None:
         """Raise a DataError where the column of splits has values that are not known."""

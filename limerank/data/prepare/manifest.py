@@ -9,7 +9,6 @@ from limerank.data.canonical import iso
 from limerank.data.coverage import MOSTLY, FeatureCoverage
 from limerank.data.folder import FORMAT, SPLITS
 from limerank.data.prepare.checks import NEWEST, OLDEST
-from limerank.data.prepare.findings import MOST_TYPES
 from limerank.data.prepare.inputs import frame_record
 from limerank.data.prepare.learning import EDGES, Learned
 from limerank.data.prepare.sorting import SortedEvents
@@ -135,10 +134,7 @@ def manifest_of(
             name: dict(zip(SPLITS, counts.tolist(), strict=True))
             for name, counts in stats.positives.items()
         },
-        "types": {
-            column: dict(counts.most_common(MOST_TYPES))
-            for column, counts in findings.types.items()
-        },
+        "types": findings.counts_of_types(),
         "history": {split: quantiles_of_counts(stats.lengths[k]) for k, split in enumerate(SPLITS)},
         "history_quantiles": list(QUANTILES),
         "users": dict(zip(SPLITS, stats.users.tolist(), strict=True)),

@@ -79,6 +79,8 @@ class Spooling:
                 shutil.rmtree(self.work)
         self.findings.check_splits(self.spec.split)
         self.findings.check_types(self.spec.labels)
+        for label in self.spec.labels:
+            self.findings.note_unread(label, [one for of in self.sources.readers for one in of])
         self.findings.check_share(self.spec.checks.max_bad_share)
 
     def _spool_events(self) -> None:
