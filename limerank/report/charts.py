@@ -80,12 +80,15 @@ def slices(names: list[str], results: list[dict[str, Any]]) -> list[str]:
 
 
 def curves(names: list[str], runs: Sequence[Run]) -> list[str]:
-    """Training loss, validation metric and effective links over the steps of training."""
+    """Training loss, validation metric and effective links over the steps of training; none where
+    all models were fitted by counting."""
     losses, held_out, links = [], [], []
     metric = ""
     for position, (name, run) in enumerate(zip(names, runs, strict=True)):
         text = (run.path / "metrics.jsonl").read_text(encoding="utf-8")
         lines = [json.loads(line) for line in text.splitlines()]
+        if run.ranker.fitted:
+            continue
         points = [line for line in lines if "loss" in line]
         losses.append(Series(name, position, _of(points, "step"), _of(points, "loss")))
         tested = [line for line in lines if "validation" in line]
@@ -97,6 +100,8 @@ def curves(names: list[str], runs: Sequence[Run]) -> list[str]:
             links.append(
                 Series(name, position, _of(tested, "step"), _of(tested, "effective_links"))
             )
+    if not losses:
+        return []
     pictures = [
         plots.curves("training loss", losses, "steps", "training loss (nats, all tasks)"),
         plots.curves(

@@ -22,6 +22,7 @@ from limerank.ranking.recommender import Recommender
 from limerank.report import charts
 from limerank.report.charts import leading
 from limerank.report.flow import flow_picture
+from limerank.report.lists import UserLists, user_lists
 from limerank.runs.alarms import alarms_of
 from limerank.runs.folder import Run, load_run
 
@@ -74,6 +75,7 @@ def write_report(
         "slices": charts.slices(names, results),
         "curves": charts.curves(names, loaded),
         "agreement": charts.agreement(names, loaded, dataset),
+        "lists": _user_lists(names, loaded, results, dataset),
         "rankings": [],
         "index": None,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, "
@@ -122,15 +124,32 @@ def _tables(
         tables.append({"name": task, "head": ["model", *columns], "rows": rows})
     if all("lists" in result for result in results):
         columns = [c for c in results[0]["lists"] if "@" in c or c == "mrr"]
-        rows = [
-            [name, *(_shown(result["lists"].get(column)) for column in columns)]
-            for name, result in zip(names, results, strict=True)
-        ]
+        found = [(name, result["lists"]) for name, result in zip(names, results, strict=True)]
+        found += [pair for pair in results[0].get("peers", {}).items() if pair[0] not in names]
+        rows = [[name, *(_shown(of.get(column)) for column in columns)] for name, of in found]
         if columns:
             tables.append(
                 {"name": "lists of the full catalogue", "head": ["model", *columns], "rows": rows}
             )
     return tables
+
+
+def _user_lists(
+    names: Sequence[str],
+    runs: Sequence[Run],
+    results: Sequence[Mapping[str, Any]],
+    dataset: Dataset,
+) -> list[UserLists]:
+    """Lists of some users, by the run whose lists are best; none where no lists were evaluated."""
+    values = {
+        at: next((v for k, v in result["lists"].items() if k.startswith("ndcg@")), 0.0)
+        for at, result in enumerate(results)
+        if result.get("lists", {}).get("requests")
+    }
+    if not values:
+        return []
+    best = max(values, key=lambda at: values[at])
+    return user_lists(names[best], runs[best].ranker, dataset, history=runs[best].train.history)
 
 
 def _legend(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,6 +188,7 @@ def _ranked(
                 "rows": [
                     {
                         "id": str(item.id),
+                        "title": next(iter(item.display.values()), ""),
                         "scores": [_shown(value) for value in item.scores.values()],
                         "because": ", ".join(
                             f"{event.item} ({event.effect:+.2f})"
