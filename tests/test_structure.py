@@ -33,8 +33,8 @@ models
 runs: alarms folder model formats < selftest
 index evaluation
 ranking: scorer anchored < explain < request < flow results < recommender < bulk fidelity
-training: world collaborative < objectives result < optim < step < checkpoints
-    < reporting resume < fitting < trainer
+training: world collaborative negatives positives softmax < impressions result < held_out
+    < catalogue < objectives < optim < step < checkpoints < reporting resume < fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry item_table messages < intake state < served < current
     < engine watching fill < http

@@ -293,6 +293,49 @@ def prepare_log(folder: Path, **options: object) -> Path:
     return folder / "data"
 
 
+def write_positives(
+    folder: Path, *, users: int = 60, groups: int = 6, size: int = 10, seed: int = 0, **spec: object
+) -> Path:
+    """A log of positives, without a record of what was shown: every user views and buys items of
+    one of ``groups`` groups of ``size`` items each; returns its spec. Item i is of group
+    ``i % groups``. A purchase weighs 3, a view 1."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for user in range(users):
+        group, time = int(rng.integers(groups)), 1_700_000_000 + int(rng.integers(0, 400_000))
+        for _ in range(int(rng.integers(4, 10))):
+            time += int(rng.integers(4_000, 90_000))
+            for step in range(int(rng.integers(1, 4))):
+                item = group + groups * int(rng.integers(size))
+                event = "purchase" if rng.random() < 0.3 else "view"
+                rows.append((f"u{user}", f"i{item}", time + step, event))
+    names = ["user_id", "item_id", "time", "event"]
+    pl.DataFrame(rows, schema=names, orient="row").write_csv(folder / "events.csv")
+    path = folder / "spec.toml"
+    path.write_text(
+        tomli_w.dumps(
+            {
+                "name": "positives",
+                "events": [{"files": ["events.csv"], "time": "time"}],
+                "labels": [
+                    {
+                        "name": "choice",
+                        "kind": "positive",
+                        "column": "event",
+                        "any_of": ["view", "purchase"],
+                        "weights": {"view": 1, "purchase": 3},
+                    }
+                ],
+                "requests": {"by": "session", "gap": 1800},
+                "history": {"length": 20},
+                **spec,
+            }
+        )
+    )
+    return path
+
+
 def write_csv(folder: Path) -> None:
     """Files as the README has them, of 30 users and 40 items: events.csv and items.csv."""
     rng = np.random.default_rng(0)

@@ -168,6 +168,8 @@ class Batch(_Movable):
         counts: candidates of each request, i64 [B].
         labels: f32 [B, M, K], 0 where padded; durations in seconds.
         shown: impression features [B, M, F], unknown where padded; None where there are none.
+        shared: positions among ``items`` of further candidates, the same for all requests, i64 [S];
+            None where there are none.
     """
 
     items: Items
@@ -177,6 +179,7 @@ class Batch(_Movable):
     counts: Tensor
     labels: Tensor
     shown: Impressions | None = None
+    shared: Tensor | None = None
 
     @property
     def real(self) -> Tensor:
@@ -215,6 +218,8 @@ class Sequences(_Movable):
         candidates: positions among ``items``, i64 [M].
         labels: f32 [M, K].
         shown: impression features [M, F]; None where there are none.
+        shared: positions among ``items`` of further candidates, the same for all impressions,
+            i64 [S]; None where there are none.
     """
 
     items: Items
@@ -226,6 +231,19 @@ class Sequences(_Movable):
     candidates: Tensor
     labels: Tensor
     shown: Impressions | None = None
+    shared: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Sequences:
+        """Some of the impressions, by position i64 [n], ascending."""
+        return replace(
+            self,
+            owner=self.owner[rows],
+            prefix=self.prefix[rows],
+            context=self.context[rows],
+            candidates=self.candidates[rows],
+            labels=self.labels[rows],
+            shown=None if self.shown is None else self.shown.take(rows),
+        )
 
     @property
     def real(self) -> Tensor:

@@ -138,8 +138,19 @@ class Dataset:
         lengths: NDArray[np.int64] = np.minimum(all_of_them, length)
         return lengths
 
-    def batch(self, requests: NDArray[np.int64], length: int | None = None) -> Batch:
-        """The requests with histories of at most ``length`` events and all their impressions."""
+    def batch(
+        self,
+        requests: NDArray[np.int64],
+        length: int | None = None,
+        shared: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """The requests with histories of at most ``length`` events and all their impressions.
+
+        Args:
+            requests: rows of requests.
+            length: the dataset's where not given.
+            shared: item rows of further candidates, the same for all requests.
+        """
         columns = self.requests
         history = latest(
             self.events,
@@ -158,11 +169,13 @@ class Dataset:
         labels = np.where(real[..., None], labels, 0).astype(np.float32)
         candidates = self.events["item"][at]
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        more = np.zeros(0, np.int64) if shared is None else shared
         rows, distinct, candidate_positions, history_positions = distinct_items(
-            candidates[real], history.items[held]
+            np.concatenate([candidates[real], more.astype(np.int32)]), history.items[held]
         )
         candidate_index = np.zeros(real.shape, dtype=np.int64)
-        candidate_index[real] = candidate_positions
+        own = len(candidate_positions) - len(more)
+        candidate_index[real] = candidate_positions[:own]
         history_index = np.zeros(held.shape, dtype=np.int64)
         history_index[held] = history_positions
         context = self.encoder.context(
@@ -186,14 +199,18 @@ class Dataset:
             counts=torch.from_numpy(counts),
             labels=torch.from_numpy(labels),
             shown=self._shown(at, real),
+            shared=None if shared is None else torch.from_numpy(candidate_positions[own:]),
         )
 
-    def sequences(self, requests: NDArray[np.int64]) -> Sequences:
+    def sequences(
+        self, requests: NDArray[np.int64], shared: NDArray[np.int64] | None = None
+    ) -> Sequences:
         """The requests' impressions, each with exactly the events before it: consecutive requests
         of a user share one full history up to the last impression.
 
         Args:
             requests: rows of requests.
+            shared: item rows of further candidates, the same for all impressions.
         """
         columns = self.requests
         user = columns["user"][requests].astype(np.int64)
@@ -220,8 +237,9 @@ class Dataset:
             self.events, self.encoder, start, start + most, int(most.max()), self.retained
         )
         held = np.arange(history.items.shape[1]) < history.lengths[:, None]
+        more = np.zeros(0, np.int64) if shared is None else shared
         items, distinct, candidates, history_positions = distinct_items(
-            self.events["item"][row], history.items[held]
+            np.concatenate([self.events["item"][row], more.astype(np.int32)]), history.items[held]
         )
         history_index = np.zeros(held.shape, dtype=np.int64)
         history_index[held] = history_positions
@@ -246,9 +264,10 @@ class Dataset:
             owner=torch.from_numpy(owner),
             prefix=torch.from_numpy(prefix),
             context=torch.from_numpy(context),
-            candidates=torch.from_numpy(candidates),
+            candidates=torch.from_numpy(candidates[: len(row)]),
             labels=torch.from_numpy(labels.astype(np.float32)),
             shown=self._shown(row),
+            shared=None if shared is None else torch.from_numpy(candidates[len(row) :]),
         )
 
     def _shown(
@@ -272,6 +291,7 @@ class Dataset:
         length: int | None = None,
         generator: np.random.Generator | None = None,
         together: int = 1,
+        counts: NDArray[np.int64] | None = None,
     ) -> list[NDArray[np.int64]]:
         """Batches of requests of about ``impressions`` impressions; see
         :func:`~limerank.data.batching.plan_batches`.
@@ -280,11 +300,14 @@ class Dataset:
             requests: rows of requests, i64.
             length: events of a history, at most; None: the dataset's.
             generator, together: as there.
+            counts: how many impressions each request counts as, i64; all that it has when not
+                given.
 
         Returns:
             The rows of the requests of each batch.
         """
-        counts = self.requests["count"][requests].astype(np.int64)
+        if counts is None:
+            counts = self.requests["count"][requests].astype(np.int64)
         lengths = self.history_lengths(requests, self.history_length if length is None else length)
         users = self.requests["user"][requests] if together != 1 else None
         plan = plan_batches(counts, lengths, impressions, users, generator, together)

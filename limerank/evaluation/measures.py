@@ -33,7 +33,9 @@ def task_metrics(
         value, label = predicted.values[pick, position], predicted.labels[pick, position]
         if np.isnan(label).all():
             continue  # an output of the training's objective, of which the dataset has no label
-        positive = predicted.labels[pick, liking] if tasks[liking].of_kind.binary else label > 0
+        kind = tasks[liking].of_kind
+        marks = predicted.labels[pick, liking] if kind.binary or kind.catalogue else label
+        positive = marks > 0
         found[task.name] = task.of_kind.measure(label, value, users, positive)
     return found
 

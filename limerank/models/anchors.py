@@ -26,7 +26,7 @@ key in its history, o outcome numbers, r numbers of an anchored link.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -271,6 +271,28 @@ class AnchoredLinks(nn.Module):
             knots=(COUNTS, AGO, AGES),
             per_day=MINUTES,
         )
+
+    def of_prefixes(self, users: Users, owner_m: Tensor, prefix_m: Tensor) -> Anchored:
+        """The links of M impressions, each of exactly the events before it. They take memory in
+        proportion to the impressions times the length of their histories.
+
+        Args:
+            users: B histories, with the keys of their items.
+            owner_m: the history of each impression, i64.
+            prefix_m: how many of its events each one sees, i64.
+        """
+        some = slice(0, int(prefix_m.max()) if len(prefix_m) else 0)
+        age_mn = users.age[owner_m, some]
+        if age_mn.shape[1]:  # counted from the newest event that each one sees
+            age_mn = age_mn - age_mn.gather(1, (prefix_m - 1).clamp(min=0)[:, None])
+        seen = replace(
+            users,
+            items=users.items[owner_m, some],
+            tokens=users.tokens[owner_m, some],
+            age=age_mn,
+            lengths=prefix_m,
+        )
+        return self(seen)
 
     def at_prefixes(
         self, users: Users, owner_m: Tensor, prefix_m: Tensor, candidates_m: Tensor

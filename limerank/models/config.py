@@ -262,15 +262,27 @@ def refuse_unknown(
 class TrainConfig(Frozen):
     """How a ranker is trained."""
 
-    objective: str = "impressions"
-    """What is learned; "impressions": the outcomes of shown items. Others can be registered in
-    :mod:`limerank.training.objectives`."""
+    objective: str | None = None
+    """What is learned. "impressions": the outcomes of shown items. "catalogue": positives among all
+    items, for logs that do not record what was shown and ignored; and the outcomes of shown items
+    where the log has such labels as well. By default "catalogue" where a label is of the kind
+    "positive". Others can be registered in :mod:`limerank.training.objectives`."""
+    negatives: int | None = Field(None, ge=0)
+    """With the objective "catalogue": how many items are drawn for each batch, beside the
+    positives of the batch, for its positives to be compared with; 0: all items. By default as many
+    as make 268 million pairs of a request and an item in an epoch, at least 512, at most all; 16
+    million and 128 for models that read the history for each candidate (mha, din, hstu and the
+    like)."""
+    validation_requests: int | None = Field(None, ge=1)
+    """With the objective "catalogue": how many requests a validation ranks all items for, at most.
+    By default 2,000, and fewer, but at least 200, where the catalogue is large."""
     epochs: int = Field(5, ge=1)
     """Largest number of passes over the training split. The learning rate decays towards the end of
     the last one, so choose about as many as the model needs."""
     batch_size: int | None = Field(None, ge=1)
-    """Impressions per batch, approximately: batches contain complete requests. By default an epoch
-    has about 400 batches of 64 to 1,024 impressions, since small logs need many small steps."""
+    """Impressions (with the objective "catalogue": positives) per batch, approximately: batches
+    contain complete requests. By default an epoch has about 400 batches of 64 to 1,024 impressions,
+    since small logs need many small steps."""
     learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions. It is
     scaled by sqrt(n / 1,024) for batches of n. Lower it if the loss is not finite."""
@@ -300,7 +312,8 @@ class TrainConfig(Frozen):
     weight 1."""
     metric: str | None = None
     """Validation metric that stops training and chooses the weights, such as "click/auc". By
-    default the calibrated NE (binary) or XAUC (duration) of the first task."""
+    default the calibrated NE (binary), the XAUC (duration) or the loss (positive) of the first
+    task; of the first label of the kind positive, where there is one."""
     calibrate: bool = True
     """Whether the weights are stored with a calibration: the affine map of each binary task's
     logits, and the factor of each duration, that fit the validation split best. It changes

@@ -66,6 +66,8 @@ class Din(Ranker):
 
     config: DinConfig
 
+    pairwise = True
+
     def __init__(self, shape: DataShape, config: DinConfig) -> None:
         super().__init__(shape, config)
         d = config.width

@@ -82,6 +82,8 @@ class Hstu(Ranker):
 
     config: HstuConfig
 
+    pairwise = True
+
     def __init__(self, shape: DataShape, config: HstuConfig) -> None:
         super().__init__(shape, config)
         self.stack = nn.ModuleList(HstuBlock(config) for _ in range(config.blocks))

@@ -323,7 +323,30 @@ class LimeMha(Lime):
         return events_bnd
 
     def sequence_logits(self, batch: Sequences) -> Tensor:
-        """Logits [M, K] of impressions that each see exactly the events before them.
+        """Logits [M, K] of impressions that each see exactly the events before them."""
+        users, owner_m = batch.users, batch.owner
+        vectors_ud = self.item_vectors(batch.items)
+        terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
+        links_mld, request_mg = self._sequence_parts(batch, vectors_ud)
+        head_mg = terms.head + request_mg
+        if self.anchors is not None:
+            z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
+            head_mg = head_mg + self.from_anchors(z_mr)
+        if self.impressions is not None and batch.shown is not None:
+            head_mg = head_mg + self.impressions(batch.shown)
+        links_mhle = split_heads(links_mld, self.config.heads)
+        w_mhl = terms.weights.unflatten(-1, self.link_shape)
+        o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
+        return self.head(self.head.from_links(o_md) + head_mg)
+
+    def sequence_states(self, batch: Sequences, vectors_ud: Tensor) -> LinkState:
+        anchored = None
+        if self.anchors is not None:
+            anchored = self.anchors.of_prefixes(batch.users, batch.owner, batch.prefix)
+        return LinkState(*self._sequence_parts(batch, vectors_ud), anchored)
+
+    def _sequence_parts(self, batch: Sequences, vectors_ud: Tensor) -> tuple[Tensor, Tensor]:
+        """Personalised links [M, l, d] of impressions, and their users' terms [M, g].
 
         One pass over each history. Events before the first impression are read
         :data:`PREFIX_PART` at a time. The others are read :data:`PREFIX_CHUNK` at a time, with
@@ -331,16 +354,9 @@ class LimeMha(Lime):
         each of them again, so memory holds one piece at a time.
         """
         users, owner_m = batch.users, batch.owner
-        vectors_ud = self.item_vectors(batch.items)
-        terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         u_bd = self.user_tower(users)[0]
         c_md = self.user_tower.contexts(batch.context)
-        head_mg = terms.head + self.head.from_request(F.embedding(owner_m, u_bd), c_md)
-        if self.anchors is not None:
-            z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
-            head_mg = head_mg + self.from_anchors(z_mr)
-        if self.impressions is not None and batch.shown is not None:
-            head_mg = head_mg + self.impressions(batch.shown)
+        request_mg = self.head.from_request(F.embedding(owner_m, u_bd), c_md)
         links_bld = self.contextualise(u_bd)
         q_bhle = self.reading.queries(links_bld)
         kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
@@ -360,12 +376,11 @@ class LimeMha(Lime):
             part = slice(start, start + PREFIX_PART)
             count_b = (shared_b - start).clamp(0, PREFIX_PART)
             events = kv_bnd[:, part], time_bn[:, part], count_b
-            no_impressions = none_m, none_m, none_m, terms.weights[:0], head_mg[:0]
-            carry = Carry(*pass_over(*events, *no_impressions, *carry)[1:])
+            carry = Carry(*pass_over(*events, none_m, none_m, none_m, *carry)[1:])
 
         prefix_m = batch.prefix - shared_b[owner_m]  # of each one's own events
         chunk_m = (prefix_m - 1).clamp(min=0).div(PREFIX_CHUNK, rounding_mode="floor")
-        logits, rows = [], []
+        links, rows = [], []
         for chunk, start in enumerate(chunks):
             size = min(PREFIX_CHUNK, int(own_b.max()) - start)
             at_bn = (shared_b + start)[:, None] + torch.arange(size, device=shared_b.device)
@@ -380,14 +395,12 @@ class LimeMha(Lime):
                 owner_m[some],
                 prefix_m[some] - start,
                 batch.prefix[some],
-                terms.weights[some],
-                head_mg[some],
                 *carry,
             )
             carry = Carry(*after)
-            logits.append(found)
+            links.append(found)
             rows.append(some)
-        return torch.cat(logits)[torch.cat(rows).argsort()]
+        return torch.cat(links)[torch.cat(rows).argsort()], request_mg
 
     def _pass(
         self,
@@ -400,11 +413,9 @@ class LimeMha(Lime):
         owner_m: Tensor,
         prefix_m: Tensor,
         events_m: Tensor,
-        weights_mj: Tensor,
-        head_mg: Tensor,
         *carry: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Logits of the impressions whose prefixes end in a chunk of events, and the new carry.
+        """Links of the impressions whose prefixes end in a chunk of events, and the new carry.
 
         Of an impression, ``prefix_m`` counts its events within the chunk, ``events_m`` all of them.
         """
@@ -419,11 +430,7 @@ class LimeMha(Lime):
             q_bhle, k_bhne, v_bhne, rate_hl, time_bn, prefix_bm, count_b, Carry(*carry)
         )
         read_mhle = read_bmhle[owner_m, column_m].to(links_bld.dtype)
-        personal_mld = self.norm(self.reading.absorb(links_bld[owner_m], read_mhle, events_m))
-        links_mhle = split_heads(personal_mld, heads)
-        w_mhl = weights_mj.unflatten(-1, (heads, -1))
-        o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
-        return self.head(self.head.from_links(o_md) + head_mg), *after
+        return self.norm(self.reading.absorb(links_bld[owner_m], read_mhle, events_m)), *after
 
     def read_weights(self, users: Users, vectors_ud: Tensor) -> Tensor:
         links_bld = self.contextualise(self.user_tower(users)[0])

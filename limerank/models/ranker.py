@@ -241,6 +241,9 @@ class Ranker(nn.Module, abc.ABC):
     explains: ClassVar[bool] = False
     """Whether each item has weights of links that no user enters (:meth:`link_weights`), and links
     have weights of events (:meth:`read_weights`)."""
+    pairwise: ClassVar[bool] = False
+    """Whether :meth:`score` reads the history for each candidate: a candidate then costs far more
+    than for models that read the history once."""
     native_user_stage: ClassVar[bool] = False
     """Whether limerank.kernels.personal has the user stage of this model in C++."""
     fitted: ClassVar[bool] = False
@@ -484,6 +487,16 @@ class Ranker(nn.Module, abc.ABC):
     def sequence_logits(self, batch: Sequences) -> Tensor:
         """Logits [M, K] of impressions that each see exactly the events before them; only where the
         model :attr:`streams`."""
+        raise NotImplementedError(f"{self.config.model} has no exact histories")
+
+    def sequence_states(self, batch: Sequences, vectors_ud: Tensor) -> Any:
+        """What :meth:`encode_users` gives, of M impressions that each see exactly the events before
+        them; only where the model :attr:`streams`.
+
+        Args:
+            batch: the impressions.
+            vectors_ud: vectors of its items.
+        """
         raise NotImplementedError(f"{self.config.model} has no exact histories")
 
     def forward(self, batch: Batch) -> Tensor:

@@ -72,6 +72,8 @@ class CandidateAttention(Ranker):
 
     config: AttentionConfig
 
+    pairwise = True
+
     def __init__(self, shape: DataShape, config: AttentionConfig) -> None:
         super().__init__(shape, config)
         d = config.width

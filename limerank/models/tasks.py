@@ -63,11 +63,14 @@ class Kind(abc.ABC):
             higher is better.
         binary: whether labels are 0 or 1, so that 1 marks a positive. The first such task is the
             main one of a log.
+        catalogue: whether labels mark positives among all items, not among those that were shown:
+            the objective "catalogue" learns it.
     """
 
     outputs: ClassVar[int] = 1
     stopping: ClassVar[Mapping[str, bool]]
     binary: ClassVar[bool] = False
+    catalogue: ClassVar[bool] = False
 
     @abc.abstractmethod
     def loss(self, logits_no: Tensor, labels_n: Tensor, task: Task) -> Tensor:
@@ -218,7 +221,56 @@ class Duration(Kind):
         return f"seconds of {task.name}", f"mean seconds of {task.name}"
 
 
-KINDS: dict[str, Kind] = {"binary": Binary(), "duration": Duration()}
+class Positive(Kind):
+    """Labels above 0 are the weights of positives, and 0 is no label: such a log does not record
+    what was not chosen. The prediction is the logit, which ranks the catalogue: an item whose logit
+    is larger by x is exp(x) times as likely to be the next positive.
+
+    The loss is the softmax over the catalogue of limerank.training.catalogue.
+    """
+
+    stopping: ClassVar[Mapping[str, bool]] = {"loss": False, "ndcg@10": True, "hr@10": True}
+    catalogue = True
+
+    def loss(self, logits_no: Tensor, labels_n: Tensor, task: Task) -> Tensor:
+        raise SpecError(
+            f"the label {task.name!r} is of the kind positive, which impressions alone do not "
+            'teach: train with objective = "catalogue"'
+        )
+
+    def predict(self, logits_o: Tensor, task: Task) -> Tensor:
+        return logits_o[..., 0]
+
+    def measure(
+        self,
+        labels: Floats,
+        predictions: Floats,
+        users: NDArray[np.integer],
+        positive: NDArray[Any],
+    ) -> dict[str, float]:
+        """How well positives are separated from the other impressions, where there are any; ranked
+        lists measure more."""
+        chosen = (labels > 0).astype(np.float32)
+        return {
+            "auc": metrics.auc(chosen, predictions),
+            "gauc": metrics.gauc(chosen, predictions, users),
+        }
+
+    def separation(self, labels: Floats, values: Floats) -> tuple[str, float]:
+        return "auc", metrics.auc((labels > 0).astype(np.float32), values)
+
+    def reliability(self, labels: Floats, predictions: Floats) -> tuple[Floats, Floats]:
+        groups = np.array_split(np.argsort(predictions, kind="stable"), 20)
+        groups = [group for group in groups if len(group)]
+        chosen = labels > 0
+        means = [(predictions[group].mean(), chosen[group].mean()) for group in groups]
+        return np.array([x for x, _ in means]), np.array([y for _, y in means])
+
+    def described(self, task: Task) -> tuple[str, str]:
+        return f"score of {task.name}", f"share with {task.name}"
+
+
+KINDS: dict[str, Kind] = {"binary": Binary(), "duration": Duration(), "positive": Positive()}
 """Name of a kind of label -> its object."""
 
 
@@ -248,8 +300,11 @@ def columns(tasks: Sequence[Task]) -> list[slice]:
 
 def liking_task(tasks: Sequence[Task]) -> int:
     """Position of the task that decides which items are liked, in ranked lists and in WTAUC: the
-    first binary task; the first one where none is binary, of which values above 0 count."""
-    return next((at for at, task in enumerate(tasks) if task.of_kind.binary), 0)
+    first one with positives of the catalogue; without one, the first binary task; the first one
+    where none is binary. Of any but a binary task, values above 0 count."""
+    of_catalogue = (at for at, task in enumerate(tasks) if task.of_kind.catalogue)
+    binary = (at for at, task in enumerate(tasks) if task.of_kind.binary)
+    return next(of_catalogue, next(binary, 0))
 
 
 def task_losses(logits: Tensor, labels: Tensor, tasks: Sequence[Task]) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 Of every item that training has seen:
 
-- ``rate``: the logarithm of the odds of the main label, smoothed towards the mean of the log;
-- ``count``: the logarithm of its number of impressions;
+- ``rate``: the logarithm of the odds of the first binary label, smoothed towards the mean of the
+  log; 0 in a log of positives, which has no rates;
+- ``count``: the logarithm of its number of impressions; in a log of positives, of these;
 - ``vectors``: which items the same users are positive about. ``A`` [users, items] is 1 where a user
   was positive about an item, with rows scaled to unit length and columns by 1 / sqrt(n + 5);
   a vector is a row of ``A^T A Q``, scaled to the length sqrt(width), as a vector of standardised
@@ -93,27 +94,32 @@ def statistics(dataset: Dataset, width: int, rates: bool, quiet: bool = True) ->
     return Statistics(torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1))
 
 
-def _label(dataset: Dataset) -> str | None:
-    """The column of the main label: the first binary one."""
-    for label in dataset.encoding["labels"]:
-        if label["kind"] == "binary":
-            return f"label_{label['name']}"
+def _label(dataset: Dataset, *kinds: str) -> str | None:
+    """The column of the first label of one of these kinds; those of the first kind go first."""
+    for kind in kinds:
+        for label in dataset.encoding["labels"]:
+            if label["kind"] == kind:
+                return f"label_{label['name']}"
     return None
 
 
 def _rates(dataset: Dataset) -> Tensor:
-    """[folds + 1, items, 2]."""
+    """[folds + 1, items, 2]; in a log of positives alone, all rates are 0, and positives are
+    counted."""
     items, requests = dataset.trained_items, dataset.requests_of("train")
-    column = _label(dataset)
+    column, chosen = _label(dataset, "binary"), None
+    if column is None:
+        chosen = _label(dataset, "positive")
     sums = torch.zeros(FOLDS, items, 2, dtype=torch.float64)
     ends = np.cumsum(dataset.requests["count"][requests], dtype=np.int64)
     for some in np.split(requests, np.searchsorted(ends, np.arange(BLOCK, ends[-1], BLOCK))):
         rows = dataset.impression_rows(some)
         owner = np.repeat(dataset.requests["user"][some], dataset.requests["count"][some])
-        label = np.ones(len(rows)) if column is None else dataset.events[column][rows] > 0
+        counted = np.ones(len(rows)) if chosen is None else dataset.events[chosen][rows] > 0
+        label = counted if column is None else dataset.events[column][rows] > 0
         item = torch.from_numpy(dataset.events["item"][rows].astype(np.int64))
         at = torch.from_numpy(folds_of(owner)) * items + item
-        both = torch.from_numpy(np.stack([np.ones(len(rows)), label], 1).astype(np.float64))
+        both = torch.from_numpy(np.stack([counted, label], 1).astype(np.float64))
         sums.view(-1, 2).index_add_(0, at, both)
     total = sums.sum(0)
     sums = torch.cat([total - sums, total[None]])
@@ -122,7 +128,8 @@ def _rates(dataset: Dataset) -> Tensor:
     rate = (positive + SMOOTHING * mean) / (shown + SMOOTHING)
     count = shown.log1p()
     count = (count - count[-1].mean()) / count[-1].std(correction=0).clamp(min=1e-3)
-    return torch.stack([rate.logit() - mean.logit(), count], -1).float()
+    rate = rate.logit() - mean.logit()
+    return torch.stack([rate if chosen is None else torch.zeros_like(rate), count], -1).float()
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class _Block:
 
 def _positives(dataset: Dataset) -> Iterator[_Block]:
     """Each pair of a user and an item that the user was positive about in the training window."""
-    column, requests = _label(dataset), dataset.requests_of("train")
+    column, requests = _label(dataset, "positive", "binary"), dataset.requests_of("train")
     users = dataset.requests["user"][requests].astype(np.int64)
     last = dataset.requests["first"][requests] + dataset.requests["count"][requests]
     distinct, first = np.unique(users, return_index=True)

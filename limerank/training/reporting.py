@@ -13,7 +13,7 @@ import torch
 from limerank.errors import SpecError
 from limerank.files import write_text
 from limerank.training.checkpoints import Progress
-from limerank.training.objectives import Examples
+from limerank.training.impressions import Examples
 from limerank.training.step import Losses
 
 Report = Callable[[dict[str, Any]], None]

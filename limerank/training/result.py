@@ -29,6 +29,7 @@ class TrainingResult(Result):
             value.
         calibration: the map (scale, shift) of each logit in the stored weights; empty where they
             are not calibrated.
+        baselines: what is to be beaten on the validation split: task -> name -> metric -> value.
         alarms: reasons for not deploying the run.
     """
 
@@ -42,6 +43,7 @@ class TrainingResult(Result):
     best_step: int
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     calibration: Sequence[Sequence[float]] = ()
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     alarms: Sequence[Alarm] = ()
 
     @property
@@ -62,6 +64,7 @@ class TrainingResult(Result):
             "impressions_per_s": self.impressions_per_s,
             "metrics": {task: dict(found) for task, found in self.metrics.items()},
             "calibration": [list(pair) for pair in self.calibration],
+            **({"baselines": _plain(self.baselines)} if self.baselines else {}),
             "alarms": [one.to_dict() for one in self.alarms],
         }
 
@@ -84,8 +87,26 @@ class TrainingResult(Result):
 
     def _of_task(self, task: str) -> str:
         found = self.metrics[task]
+        if task in self.baselines:
+            others = [f"{name} {_lists(values)}" for name, values in self.baselines[task].items()]
+            return f"{task} {_lists(found)} ({', '.join(others)})"
         if task not in self.ne:
             name, value = next(iter(found.items()))
             return f"{task} {metric_title(name)} {rounded(value)}"
         text = f"{task} AUC {rounded(found['auc'])}, NE {rounded(self.ne[task])}"
         return text + (f" ({rounded(found['ne'])} before calibration)" if self.calibration else "")
+
+
+def _lists(found: Mapping[str, float]) -> str:
+    """The metrics of ranked lists among these, such as "HR@10 0.1330, NDCG@10 0.0710"."""
+    return ", ".join(
+        f"{name.upper()} {rounded(value)}" for name, value in found.items() if "@" in name
+    )
+
+
+def _plain(
+    baselines: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        task: {name: dict(values) for name, values in of.items()} for task, of in baselines.items()
+    }

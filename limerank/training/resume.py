@@ -41,6 +41,8 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
                     for name in fields
                     if stored[part].get(name) != wanted[part].get(name)
                 )
+                if not differing:  # settings that are not set, which an earlier version lacked
+                    continue
             raise FormatError(
                 f"{out} is an unfinished run with other settings ({differing}); give the same "
                 "settings to resume it, or --overwrite to train from the start"

@@ -11,7 +11,7 @@ from limerank.models import Ranker
 from limerank.models.config import TrainConfig
 from limerank.models.noise import key_of
 from limerank.models.tasks import total_loss
-from limerank.training.objectives import Examples, Objective
+from limerank.training.impressions import Examples, Objective
 from limerank.training.optim import Optimiser
 from limerank.training.world import World, share_of
 

@@ -40,7 +40,8 @@ from limerank.runs.folder import create_run, finite, save_weights, settings
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
 from limerank.training.collaborative import statistics
 from limerank.training.fitting import fit
-from limerank.training.objectives import Examples, objective_of
+from limerank.training.impressions import Examples
+from limerank.training.objectives import objective_name, objective_of
 from limerank.training.optim import Optimiser
 from limerank.training.reporting import (
     Curves,
@@ -106,7 +107,9 @@ def train(
     model, config, out = model_config_of(model), train_config_of(config), Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
-    tasks = objective_of(config.objective).tasks(shape, config)
+    name = objective_name(config.objective, shape.tasks)
+    config = config.model_copy(update={"objective": name})
+    tasks = objective_of(name, shape.tasks).tasks(shape, config)
     shape = shape.model_copy(update={"tasks": tasks})
     fresh = not out.exists() or overwrite
     if not fresh:
@@ -154,7 +157,7 @@ class Trainer:
     ) -> None:
         self.dataset, self.out, self.shape, self.config = dataset, out, shape, config
         self.device, self.quiet, self.world = device_of(device), quiet, world
-        self.objective = objective_of(config.objective)(dataset, shape, config)
+        self.objective = objective_of(config.objective, shape.tasks)(dataset, shape, config)
         self.held_out = dataset.requests_of("validation")
         for split, rows in (("training", self.objective.requests), ("validation", self.held_out)):
             if not len(rows):
@@ -165,7 +168,7 @@ class Trainer:
         task, metric, self.higher_is_better = self.objective.stopping()
         self.metric = task, metric
         check_names("task", config.task_weights, self.objective.loss_names)
-        self.objective.check(model_of(model.model))
+        self.objective.check(model_of(model.model), self.held_out)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)
         if config.calibrate:
@@ -182,9 +185,9 @@ class Trainer:
 
     def _give_statistics(self, model: ModelConfig) -> None:
         """Give the items of the training window their counts and collaborative statistics."""
-        tower, seen = self.ranker.item_tower, self.dataset.trained_items
+        tower = self.ranker.item_tower
         if model.id_evidence:
-            counts = self.dataset.train_count[:seen].astype("float32")
+            counts = self.objective.item_counts.astype("float32")
             tower.id_shares[1:] = torch.from_numpy(counts / (counts + model.id_evidence))
         if tower.statistics is not None:
             found = statistics(self.dataset, model.vectors, model.base_rates, self.quiet)
@@ -211,6 +214,8 @@ class Trainer:
                 f"{self.device}); validation: {self.ranker.user_stage}, {dispatch.inference()}",
                 file=sys.stderr,
             )
+            if self.objective.text:
+                print(self.objective.text, file=sys.stderr)
         name = f"training {self.ranker.config.model}"
         with Bar(name, total=self.steps, unit="batches", quiet=self.quiet) as bar:
             bar.advance(progress.step)
@@ -227,6 +232,7 @@ class Trainer:
             best_step=progress.best_step,
             metrics=progress.best_metrics,
             calibration=progress.calibration,
+            baselines=self.objective.baselines(),
             alarms=self._alarms() if self._writes else (),
         )
         if self._writes:

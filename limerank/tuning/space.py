@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from limerank.data.dataset import Dataset
 from limerank.errors import SpecError
 from limerank.models.config import ModelConfig, TrainConfig, configs_of
-from limerank.training.objectives import batch_size
+from limerank.training.objectives import objective_on
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -189,8 +189,7 @@ def defaults_of(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> di
     """Values of all settings as a training on this dataset uses them, where those that are not set
     follow from the dataset."""
     found = {**config.model_dump(mode="json"), **model.model_dump(mode="json")}
-    impressions = int(dataset.requests["count"][dataset.requests_of("train")].sum())
-    found["batch_size"] = batch_size(config, impressions)
+    found["batch_size"] = objective_on(dataset, config).batch_size
     found["history"] = config.history or dataset.manifest["spec"]["history"]["length"]
     return found
 

@@ -19,7 +19,6 @@ from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, check_integer
 from limerank.files import held_alone, new_folder, read_json, write_json
 from limerank.models.config import (
-    DataShape,
     ModelConfig,
     TrainConfig,
     configs_of,
@@ -30,7 +29,7 @@ from limerank.models.settings_file import write_settings
 from limerank.progress import Bar
 from limerank.runs.alarms import read_alarms
 from limerank.runs.folder import settings
-from limerank.training.objectives import objective_of
+from limerank.training.objectives import objective_on
 from limerank.tuning.result import TuningResult
 from limerank.tuning.space import defaults_of, space_of
 from limerank.tuning.study import TRIALS, Study, require_optuna
@@ -110,10 +109,9 @@ class Search:
         self.dataset = data if isinstance(data, Dataset) else Dataset(data)
         self.out, self.model, self.config, self.device = out, model, config, device
         self.fixed = {**_given(config), **_given(model)}
-        objective = objective_of(config.objective)
-        self.shape = DataShape.of(self.dataset.manifest)
-        self.shape = self.shape.model_copy(update={"tasks": objective.tasks(self.shape, config)})
-        self.metric = Metric(*objective(self.dataset, self.shape, config).stopping())
+        objective = objective_on(self.dataset, config)
+        self.shape = objective.shape
+        self.metric = Metric(*objective.stopping())
         self.space = space_of(model, config, self.fixed, self.dataset)
         if not self.space:
             raise SpecError(

@@ -1,0 +1,281 @@
+"""The objective of logs of positives: every positive is to be found in the full catalogue.
+
+A request has a set P of positives, each with a weight w. Its logits s rank the items::
+
+    loss = sum over p in P of w_p log(1 + exp(L - s_p)),   L = log of the sum over i in S without P
+                                                               of exp(s_i - log q_i)
+
+That is the cross-entropy of a softmax in which the other positives of the request do not count as
+negatives. S is the catalogue, or a sample of it that all requests of the batch share, and q_i the
+probability that item i is in it (limerank.training.negatives); with the full catalogue, log q is 0.
+
+The sum of the losses is divided by the number of positives in the batch and by their mean weight in
+the training split. A log may have other labels besides: their losses are means over impressions,
+and so is this one then, scaled by the impressions per positive of the training split.
+
+With exact histories each positive is a request of its own, and sees exactly the events before it.
+
+Shape letters: B requests, P own candidates of each, S shared items, K logits, T tasks of positives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from limerank.data.batch import Batch, Sequences
+from limerank.data.dataset import Dataset
+from limerank.data.pipeline import ahead
+from limerank.errors import DataError, SpecError
+from limerank.models import Ranker
+from limerank.models.config import DataShape, TrainConfig
+from limerank.models.ranker import gather
+from limerank.models.registry import Model
+from limerank.models.tasks import Task, columns
+from limerank.training.held_out import HeldOut
+from limerank.training.impressions import (
+    Impressions,
+    Measured,
+    Rows,
+    batch_size,
+    impression_losses,
+)
+from limerank.training.negatives import Negatives
+from limerank.training.positives import Positives, positives
+from limerank.training.softmax import log_sums
+
+PAIRS, PAIRWISE_PAIRS = 1 << 28, 1 << 24
+"""Pairs of a request and an item in an epoch, about, where ``negatives`` is not set: as many items
+are drawn for each batch, or the softmax is over the full catalogue where that is fewer. The first
+number is of models that read a history once for all candidates, the second of those that read it
+for each one (Ranker.pairwise)."""
+LEAST, PAIRWISE_LEAST = 512, 128
+"""Items that are drawn for a batch even if an epoch then has more pairs, likewise."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """The requests of a step, or its impressions with exact histories, and the items they share.
+
+    Attributes:
+        batch: with ``shared`` items.
+        log_inclusion: logarithm of the probability that each shared item is among them, f32 [S].
+        impressions: how many terms the losses are means over.
+    """
+
+    batch: Batch | Sequences
+    log_inclusion: Tensor
+    impressions: int
+
+    @property
+    def unpadded(self) -> int:
+        return self.batch.unpadded
+
+    @property
+    def computed(self) -> int:
+        return self.batch.computed
+
+    def to(self, device: Any) -> Self:
+        moved = self.log_inclusion.to(device)
+        return replace(self, batch=self.batch.to(device), log_inclusion=moved)
+
+
+class Catalogue(Impressions):
+    """Positives among all items; other labels of the log as in :class:`Impressions`."""
+
+    def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
+        super().__init__(dataset, shape, config)
+        self.ranked = [task for task in shape.tasks if task.of_kind.catalogue]
+        """Tasks of positives; ``outputs``: their logits."""
+        self.outputs = [
+            own.start
+            for task, own in zip(shape.tasks, columns(shape.tasks), strict=True)
+            if task.of_kind.catalogue
+        ]
+        self.alone = len(self.ranked) == len(shape.tasks)
+        self.positives = found = self._positives(self.requests)
+        if self.alone:
+            some = found.of_requests > 0
+            self.requests, self.counts = self.requests[some], found.of_requests[some]
+            self.item_counts = found.of_items
+            self.batch_size = batch_size(config, found.total)
+        self.scales = {
+            name: int(self.counts.sum()) / weight
+            for name, weight in found.weights.items()
+            if weight > 0
+        }
+
+    def _positives(self, requests: Rows) -> Positives:
+        return positives(self.dataset, requests, [task.name for task in self.ranked])
+
+    @classmethod
+    def tasks(cls, shape: DataShape, config: TrainConfig) -> tuple[Task, ...]:
+        if not any(task.of_kind.catalogue for task in shape.tasks):
+            found = ", ".join(f"{task.name} ({task.kind})" for task in shape.tasks)
+            raise SpecError(
+                f"the objective catalogue learns labels of the kind positive; got {found}: leave "
+                'objective out, or describe what users chose as a label with kind = "positive"'
+            )
+        return shape.tasks
+
+    def check(self, model: Model, held_out: Rows) -> None:
+        super().check(model, held_out)
+        path = self.dataset.path
+        of_split = self._positives(held_out).weights
+        for task in self.ranked:
+            for split, weights in (
+                ("training", self.positives.weights),
+                ("validation", of_split),
+            ):
+                if not weights[task.name]:
+                    raise DataError(
+                        f"{path} has no positive of {task.name!r} in its {split} split; check the "
+                        "label's column and values (limerank prepare prints them), or prepare it "
+                        "with other split points"
+                    )
+        items = self.dataset.trained_items
+        if items < 2:
+            raise DataError(
+                f"{path} has one item in its training split, expected two or more: there is "
+                "nothing to rank; check the item column, or prepare it with other split points"
+            )
+        pairwise = model.ranker.pairwise
+        self.negatives = Negatives(
+            self.positives.of_items, self._uniform(pairwise), self.config.seed
+        )
+        self.held_out = HeldOut(
+            self.dataset,
+            held_out,
+            [task.name for task in self.ranked],
+            self.outputs,
+            self.config.validation_requests,
+            pairwise,
+            self.config.history,
+        )
+
+    def _uniform(self, pairwise: bool) -> int:
+        """How many items are drawn for a batch; all of them where the softmax is full."""
+        if self.config.negatives is not None:
+            return self.config.negatives or self.dataset.trained_items
+        pairs, least = (PAIRWISE_PAIRS, PAIRWISE_LEAST) if pairwise else (PAIRS, LEAST)
+        requests = int(self.counts.sum()) if self.config.exact else len(self.counts)
+        return max(pairs // max(requests, 1), least)
+
+    def batches(self, plan: Sequence[Rows]) -> Iterator[Requests]:
+        made = ahead(map(self._requests, plan))
+        for rows, one in zip(plan, made, strict=True):
+            yield replace(one, batch=self.with_statistics(one.batch, rows))
+
+    def _requests(self, rows: Rows) -> Requests:
+        """The batch of these requests."""
+        events = self.dataset.impression_rows(rows)
+        labels = [self.dataset.events[f"label_{task.name}"][events] for task in self.ranked]
+        chosen = np.any([label > 0 for label in labels], axis=0)
+        items = np.asarray(self.dataset.events["item"][events])[chosen]
+        shared, log_inclusion = self.negatives.draw(rows, items)
+        batch: Batch | Sequences
+        if self.config.exact:
+            batch = self.dataset.sequences(rows, shared)
+            if self.alone:
+                batch = batch.take(torch.from_numpy(np.flatnonzero(chosen)))
+        else:
+            batch = self.dataset.batch(rows, self.config.history, shared)
+        terms = len(items) if self.alone else batch.impressions
+        return Requests(batch, torch.from_numpy(log_inclusion), terms)
+
+    def losses(self, ranker: Ranker, batch: Requests) -> dict[str, Tensor]:
+        of = batch.batch
+        assert of.shared is not None
+        vectors = ranker.item_vectors(of.items)
+        terms = ranker.encode_items(vectors[: of.distinct])
+        if isinstance(of, Sequences):
+            state = ranker.sequence_states(of, vectors)
+            candidates_bp, labels_bpl = of.candidates[:, None], of.labels[:, None]
+        else:
+            state = ranker.encode_users(of.users, vectors)
+            candidates_bp, labels_bpl = of.candidates, of.labels
+        # Without impression features: negatives have none, and positives must not be known by them.
+        own = gather(terms, candidates_bp)
+        own_bpk = ranker.score(state, own, ranker.extra(state, of.users.keys, candidates_bp))
+        found = {} if self.alone else self._of_impressions(ranker, of, state, own, own_bpk)
+
+        at = [self.dataset.tasks.index(task.name) for task in self.ranked]
+        weight_bpt = labels_bpl[..., at]  # 0 where padded
+        others_bt = log_sums(
+            ranker,
+            state,
+            terms,
+            of.shared,
+            -batch.log_inclusion,
+            of.users.keys,
+            self.outputs,
+            _left_out(of.shared, len(of.items.ids), candidates_bp, weight_bpt > 0),
+        )
+        own_bpt = own_bpk[..., self.outputs].float()
+        loss_t = (weight_bpt * F.softplus(others_bt[:, None] - own_bpt)).sum((0, 1))
+        for task, loss in zip(self.ranked, loss_t, strict=True):
+            found[task.name] = loss * (self.scales[task.name] / max(batch.impressions, 1))
+        return found
+
+    def _of_impressions(
+        self, ranker: Ranker, of: Batch | Sequences, state: Any, own: Any, own_bpk: Tensor
+    ) -> dict[str, Tensor]:
+        """Losses of the labels that impressions teach."""
+        if isinstance(of, Sequences):
+            logits_nk, labels_nl = ranker.sequence_logits(of), of.labels
+        else:
+            if of.shown is not None:
+                extra = ranker.extra(state, of.users.keys, of.candidates, of.shown)
+                own_bpk = ranker.score(state, own, extra)
+            logits_nk, labels_nl = own_bpk[of.real], of.labels[of.real]
+        return impression_losses(logits_nk, labels_nl, self.shape.tasks, self.dataset.tasks)
+
+    def stopping(self) -> tuple[str, str, bool]:
+        if self.config.metric is None:
+            task = self.ranked[0]
+            metric, higher = next(iter(task.of_kind.stopping.items()))
+            return task.name, metric, higher
+        return super().stopping()
+
+    @property
+    def text(self) -> str:
+        items = self.dataset.trained_items
+        among = f"all {items:,} items"
+        if not self.negatives.full:
+            among = f"{self.negatives.uniform:,} of {items:,} items and the batch's positives"
+        return (
+            f"objective: catalogue, {self.positives.total:,} positives, each among {among}; "
+            f"validation: {len(self.held_out.requests):,} requests among all items"
+        )
+
+    def baselines(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+        counts = np.zeros(len(self.dataset.items))
+        counts[: self.dataset.trained_items] = self.positives.of_items
+        popular = self.held_out.of_scores(counts)
+        return {task: {"popularity": found} for task, found in popular.items()}
+
+    def measure(self, ranker: Ranker, requests: Rows) -> Measured:
+        found = self.held_out.measure(ranker)
+        if self.alone:
+            return found
+        of_impressions = super().measure(ranker, requests)
+        metrics = {**of_impressions.metrics, **found.metrics}
+        return of_impressions._replace(metrics=metrics)
+
+
+def _left_out(
+    shared: Tensor, items: int, candidates_bp: Tensor, positive_bpt: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Request, position among the shared items, and task of each positive that is shared."""
+    among = shared.new_full((items,), -1)
+    among[shared] = torch.arange(len(shared), device=shared.device)
+    request, own, task = positive_bpt.nonzero(as_tuple=True)
+    position = among[candidates_bp[request, own]]
+    held = position >= 0
+    return request[held], position[held], task[held]

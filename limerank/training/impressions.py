@@ -1,0 +1,243 @@
+"""What an objective is, and the objective of shown items: the batches of a step, their losses, and
+how a ranker is validated.
+
+The trainer knows nothing of labels, candidates or negatives. limerank.training.objectives lists the
+objectives by their names.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from limerank.data.batch import Sequences
+from limerank.data.dataset import Dataset
+from limerank.errors import SpecError
+from limerank.evaluation.measures import calibration, task_metrics
+from limerank.evaluation.predict import predict
+from limerank.metrics import Affine
+from limerank.models import Ranker
+from limerank.models.config import DataShape, TrainConfig
+from limerank.models.registry import MODELS, Model
+from limerank.models.tasks import Task, columns, stopping_metric, task_losses
+from limerank.training.collaborative import FOLDS, Statistics, folds_of
+
+BATCHES, LEAST, MOST = 400, 64, 1024
+"""Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
+
+Rows = NDArray[np.int64]
+
+
+class Examples(Protocol):
+    """What one step is computed of."""
+
+    @property
+    def impressions(self) -> int:
+        """Number of impressions, or of the other terms that the losses are means over."""
+
+    @property
+    def unpadded(self) -> int:
+        """Positions of histories and candidates, without padding."""
+
+    @property
+    def computed(self) -> int:
+        """The same with padding."""
+
+    def to(self, device: Any) -> Self:
+        """The same with every tensor on ``device``."""
+
+
+class Measured(NamedTuple):
+    """A validation: task -> metric -> value; the use of links, where the model folds; and the map
+    of each logit that fits the validation split best, where the weights shall be stored with it."""
+
+    metrics: dict[str, dict[str, float]]
+    link_use: NDArray[np.float32] | None
+    calibration: Sequence[Affine] = ()
+
+
+class Objective(abc.ABC):
+    """An objective on a dataset.
+
+    Args:
+        dataset: whose training split is learned from.
+        shape: of the model: the dataset's, with the tasks that :meth:`tasks` gives.
+        config: how to train.
+
+    Attributes:
+        requests: rows of the requests of the training split that are learned from.
+        counts: impressions of each of them, or other terms that its losses are sums of, i64.
+        batch_size: impressions of a batch, about; learning rates follow it.
+        item_counts: impressions of each item of the training window, or whatever else says how well
+            its id is known, i64.
+        statistics: of items, by folds of users; None where the model has none.
+    """
+
+    def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
+        self.dataset, self.shape, self.config = dataset, shape, config
+        self.requests = dataset.requests_of("train")
+        self.counts = dataset.requests["count"][self.requests].astype(np.int64)
+        self.item_counts = np.asarray(dataset.train_count[: dataset.trained_items])
+        self.statistics: Statistics | None = None
+        self.batch_size = batch_size(config, int(self.counts.sum()))
+
+    @classmethod
+    def tasks(cls, shape: DataShape, config: TrainConfig) -> tuple[Task, ...]:
+        """Tasks of the model, each with its outputs: by default one for each label of the dataset
+        that impressions teach. An objective may add tasks of its own, of which the dataset has no
+        label.
+
+        Raises:
+            SpecError: the dataset has no label that can be learned so.
+        """
+        found = tuple(task for task in shape.tasks if not task.of_kind.catalogue)
+        if not found:
+            raise SpecError(
+                f"the label {shape.tasks[0].name!r} is of the kind positive: impressions without "
+                'negatives teach nothing; leave objective out, or set objective = "catalogue"'
+            )
+        return found
+
+    def check(self, model: Model, held_out: Rows) -> None:
+        """Refuse what cannot be trained for this.
+
+        Args:
+            model: that is trained.
+            held_out: rows of the requests of the validation split.
+
+        Raises:
+            SpecError: the model or a setting does not fit.
+            DataError: the dataset does not.
+        """
+        if self.config.exact and not model.ranker.streams:
+            able = [one.name for one in MODELS.values() if one.ranker.streams]
+            raise SpecError(f"exact needs {' or '.join(able)}; got {model.name}")
+
+    @property
+    def loss_names(self) -> Sequence[str]:
+        """Names of the losses, which ``task_weights`` may weigh."""
+        return [task.name for task in self.shape.tasks]
+
+    @abc.abstractmethod
+    def plan(self, epoch: int) -> Sequence[Rows]:
+        """What the steps of an epoch are made of; the same whenever it is asked for."""
+
+    def part(self, rows: Rows, rank: int, size: int) -> Rows:
+        """What process ``rank`` of ``size`` computes of one step of the plan."""
+        return rows[rank::size]
+
+    @abc.abstractmethod
+    def batches(self, plan: Sequence[Rows]) -> Iterator[Examples]:
+        """The batch of each step of a plan, in its order."""
+
+    @abc.abstractmethod
+    def losses(self, ranker: Ranker, batch: Any) -> dict[str, Tensor]:
+        """Named losses, each a mean over the batch's ``impressions``; called with gradients.
+
+        Args:
+            ranker: in training mode.
+            batch: of :meth:`batches`, on the ranker's device.
+        """
+
+    @property
+    def text(self) -> str:
+        """What is learned, in a few words, once a training has checked it; empty: nothing that the
+        model and the log do not say."""
+        return ""
+
+    def baselines(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
+        """What is to be beaten on the validation split: task -> name -> metric -> value."""
+        return {}
+
+    def stopping(self) -> tuple[str, str, bool]:
+        """What validation stops by: task, metric, and whether higher is better; SpecError where
+        ``config.metric`` is none of the possible ones."""
+        labelled = [task for task in self.shape.tasks if task.name in self.dataset.tasks]
+        return stopping_metric(labelled, self.config.metric)
+
+    def measure(self, ranker: Ranker, requests: Rows) -> Measured:
+        """Metrics of the ranker on requests of the validation split."""
+        found = predict(ranker, self.dataset, requests, history=self.config.history)
+        metrics = task_metrics(found, self.dataset, self.shape.tasks)
+        maps = calibration(found, self.shape.tasks) if self.config.calibrate else ()
+        return Measured(metrics, found.link_use, maps)
+
+
+def batch_size(config: TrainConfig, total: int) -> int:
+    """Impressions of a batch, for a training split of ``total`` impressions."""
+    return config.batch_size or min(max(total // BATCHES, LEAST), MOST)
+
+
+class Impressions(Objective):
+    """Items that were shown, with their outcomes: each label of each impression is predicted."""
+
+    def plan(self, epoch: int) -> Sequence[Rows]:
+        config = self.config
+        generator = np.random.default_rng([config.seed, epoch])
+        length, together = config.history, 1
+        if config.exact:
+            length, together = len(self.dataset.events["time"]), config.exact_requests
+        size = self.batch_size
+        if self.statistics is None:
+            return self.dataset.plan(self.requests, size, length, generator, together, self.counts)
+        folds = folds_of(self.dataset.requests["user"][self.requests])
+        plans = [
+            part
+            for chosen in (folds == fold for fold in range(FOLDS))
+            for part in self.dataset.plan(
+                self.requests[chosen], size, length, generator, together, self.counts[chosen]
+            )
+        ]
+        return [plans[at] for at in generator.permutation(len(plans))]
+
+    def batches(self, plan: Sequence[Rows]) -> Iterator[Examples]:
+        if self.config.exact:
+            yield from map(self.with_statistics, self.dataset.sequence_batches(list(plan)), plan)
+        else:
+            made = self.dataset.batches(list(plan), self.config.history)
+            yield from map(self.with_statistics, made, plan)
+
+    def with_statistics(self, batch: Any, rows: Rows) -> Any:
+        """The batch of these requests with the item statistics that their users' fold is given: the
+        users of a batch are all of one fold."""
+        if self.statistics is None:
+            return batch
+        fold = int(folds_of(self.dataset.requests["user"][rows[:1]])[0])
+        given = self.statistics.of_fold(fold, batch.items.ids)
+        return replace(batch, items=replace(batch.items, statistics=given))
+
+    def losses(self, ranker: Ranker, batch: Any) -> dict[str, Tensor]:
+        if isinstance(batch, Sequences):
+            logits_nk, labels_nk = ranker.sequence_logits(batch), batch.labels
+        else:
+            real = batch.real
+            logits_nk, labels_nk = ranker(batch)[real], batch.labels[real]
+        return impression_losses(logits_nk, labels_nk, self.shape.tasks, self.dataset.tasks)
+
+
+def impression_losses(
+    logits_nk: Tensor, labels_nl: Tensor, tasks: Sequence[Task], labels: Sequence[str]
+) -> dict[str, Tensor]:
+    """Mean loss over n impressions of each task that they teach.
+
+    Args:
+        logits_nk: of the model, [n, K].
+        labels_nl: f32 [n, number of labels].
+        tasks: of the model.
+        labels: names of the dataset's labels.
+    """
+    taught = [task for task in tasks if task.name in labels and not task.of_kind.catalogue]
+    outputs = [
+        output
+        for task, own in zip(tasks, columns(tasks), strict=True)
+        if task in taught
+        for output in range(own.start, own.stop)
+    ]
+    at = [labels.index(task.name) for task in taught]
+    return task_losses(logits_nk[:, outputs], labels_nl[:, at], taught)
