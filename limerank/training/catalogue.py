@@ -31,10 +31,11 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Sequences
 from limerank.data.dataset import Dataset
+from limerank.data.interactions import TrainingInteractions
 from limerank.data.pipeline import ahead
 from limerank.errors import DataError, SpecError
-from limerank.models import Ranker
-from limerank.models.config import DataShape, TrainConfig
+from limerank.models import Ranker, build
+from limerank.models.config import DataShape, TrainConfig, config_class
 from limerank.models.ranker import gather
 from limerank.models.registry import Model
 from limerank.models.tasks import Task, columns
@@ -55,6 +56,8 @@ PAIRS, PAIRWISE_PAIRS = 1 << 28, 1 << 24
 are drawn for each batch, or the softmax is over the full catalogue where that is fewer. The first
 number is of models that read a history once for all candidates, the second of those that read it
 for each one (Ranker.pairwise)."""
+BASELINES = "most-popular", "item-knn"
+"""Models that validations are compared with."""
 LEAST, PAIRWISE_LEAST = 512, 128
 """Items that are drawn for a batch even if an epoch then has more pairs, likewise."""
 
@@ -255,10 +258,15 @@ class Catalogue(Impressions):
         )
 
     def baselines(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
-        counts = np.zeros(len(self.dataset.items))
-        counts[: self.dataset.trained_items] = self.positives.of_items
-        popular = self.held_out.of_scores(counts)
-        return {task: {"popularity": found} for task, found in popular.items()}
+        """The lists of models that are fitted by counting, at the same requests."""
+        found: dict[str, dict[str, Mapping[str, float]]] = {task.name: {} for task in self.ranked}
+        for name in BASELINES:
+            ranker = build(self.shape, config_class(name)(model=name))
+            with torch.no_grad():
+                ranker.fit(TrainingInteractions(self.dataset))
+            for task, measured in self.held_out.measure(ranker).metrics.items():
+                found[task][name] = {at: of for at, of in measured.items() if at != "loss"}
+        return found
 
     def measure(self, ranker: Ranker, requests: Rows) -> Measured:
         found = self.held_out.measure(ranker)

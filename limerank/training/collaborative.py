@@ -94,13 +94,10 @@ def statistics(dataset: Dataset, width: int, rates: bool, quiet: bool = True) ->
     return Statistics(torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1))
 
 
-def _label(dataset: Dataset, *kinds: str) -> str | None:
-    """The column of the first label of one of these kinds; those of the first kind go first."""
-    for kind in kinds:
-        for label in dataset.encoding["labels"]:
-            if label["kind"] == kind:
-                return f"label_{label['name']}"
-    return None
+def _label(dataset: Dataset, kind: str) -> str | None:
+    """The column of the first label of this kind."""
+    names = [label["name"] for label in dataset.encoding["labels"] if label["kind"] == kind]
+    return f"label_{names[0]}" if names else None
 
 
 def _rates(dataset: Dataset) -> Tensor:
@@ -143,7 +140,8 @@ class _Block:
 
 def _positives(dataset: Dataset) -> Iterator[_Block]:
     """Each pair of a user and an item that the user was positive about in the training window."""
-    column, requests = _label(dataset, "positive", "binary"), dataset.requests_of("train")
+    column = _label(dataset, "positive") or _label(dataset, "binary")
+    requests = dataset.requests_of("train")
     users = dataset.requests["user"][requests].astype(np.int64)
     last = dataset.requests["first"][requests] + dataset.requests["count"][requests]
     distinct, first = np.unique(users, return_index=True)

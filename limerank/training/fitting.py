@@ -47,8 +47,7 @@ def fit(
     Raises:
         DataError: the training or the validation split is empty.
     """
-    objective = objective_of(config.objective)(dataset, shape, config)
-    objective.check(model_of(model.model))
+    objective = objective_of(config.objective, shape.tasks)(dataset, shape, config)
     held_out = dataset.requests_of("validation")
     for split, rows in (("training", objective.requests), ("validation", held_out)):
         if not len(rows):
@@ -56,6 +55,7 @@ def fit(
                 f"{dataset.path} has no requests in its {split} split; "
                 "prepare it with other split points"
             )
+    objective.check(model_of(model.model), held_out)
     task, metric, _ = objective.stopping()
     ranker = build(shape, model)
     started = time.monotonic()

@@ -83,26 +83,6 @@ class HeldOut:
         ranker.train(was_training)
         return Measured(found, use)
 
-    def of_scores(self, scores_i: NDArray[np.float64]) -> dict[str, dict[str, float]]:
-        """The same without the loss, where every request ranks by the same scores.
-
-        Args:
-            scores_i: of each item of the dataset, f64 [I].
-        """
-        ranked = torch.from_numpy(scores_i[self.items])
-
-        def parts() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-            size = max(1, NUMBERS // max(len(self.items), 1))
-            for at in range(0, len(self.requests), size):
-                part = self.requests[at : at + size]
-                yield part, ranked[None, :, None].expand(len(part), -1, len(self.labels))
-
-        found = self._summary(parts())
-        return {
-            label: {name: value for name, value in of.items() if name != "loss"}
-            for label, of in found.items()
-        }
-
     def _measured(
         self, ranker: Ranker
     ) -> tuple[dict[str, dict[str, float]], NDArray[np.float32] | None]:

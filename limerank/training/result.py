@@ -87,9 +87,9 @@ class TrainingResult(Result):
 
     def _of_task(self, task: str) -> str:
         found = self.metrics[task]
-        if task in self.baselines:
-            others = [f"{name} {_lists(values)}" for name, values in self.baselines[task].items()]
-            return f"{task} {_lists(found)} ({', '.join(others)})"
+        if lists := _lists(found):
+            others = [f"{name} {_lists(of)}" for name, of in self.baselines.get(task, {}).items()]
+            return f"{task} {lists}" + (f" ({'; '.join(others)})" if others else "")
         if task not in self.ne:
             name, value = next(iter(found.items()))
             return f"{task} {metric_title(name)} {rounded(value)}"
