@@ -76,3 +76,22 @@ def xor_attention(
     n_bx = mask_bxx.sum(-1).clamp(min=1)
     a_bhxx = F.silu(q_bhxe @ k_bhxe.mT / q_bhxe.shape[-1] ** 0.5)
     return (a_bhxx * mask_bxx[:, None] / n_bx[:, None, :, None]) @ v_bhxe
+
+
+def shared_logits(
+    weights_mj: Tensor,
+    folded_bjg: Tensor,
+    head_mg: Tensor,
+    offsets: Tensor,
+    candidate_n: Tensor,
+    added_ng: Tensor,
+    out_bkh: Tensor,
+) -> Tensor:
+    """See limerank.kernels.shared."""
+    sums_bmg = torch.einsum("mj,bjg->bmg", weights_mj, folded_bjg) + head_mg
+    request_n = torch.repeat_interleave(offsets.diff())
+    sums_bmg = sums_bmg.index_put((request_n, candidate_n), added_ng, accumulate=True)
+    a_bmh = sums_bmg[..., : out_bkh.shape[-1]].relu()
+    if a_bmh.shape != sums_bmg.shape:
+        a_bmh = a_bmh * sums_bmg[..., out_bkh.shape[-1] :]
+    return torch.einsum("bmh,bkh->bmk", a_bmh, out_bkh)

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from limerank.data.batch import Sequences, Users
+from limerank.data.batch import ItemKeys, Sequences, Users
 from limerank.kernels.attention import link_attention, link_weights, xor_attention
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
-from limerank.models.anchors import Anchored
+from limerank.kernels.shared import shared_logits
+from limerank.models.anchors import Anchored, matches
 from limerank.models.config import AttentionConfig, DataShape
 from limerank.models.layers import (
     Ages,
@@ -295,6 +296,53 @@ class Lime(Ranker):
         o_bmd = join_heads(w_bhml @ links_bhle)
         sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
         return self.head(plus(sums_bmg, extra))
+
+    def score_shared(
+        self, state: LinkState, terms: LinkTerms, keys: ItemKeys | None, candidates: Tensor
+    ) -> Tensor:
+        """As in every model; in training, hidden units are dropped once for all candidates of a
+        request, and only logits are stored for the backward pass."""
+        if not self._fused(state):
+            return super().score_shared(state, terms, keys, candidates)
+        batch, own = len(state.links), LinkTerms(*(part[candidates] for part in terms))
+        folded_bjg = self.fold(state) + state.head[:, None] / self.config.heads
+        added = self._shared_anchors(state, keys, candidates, len(terms.weights))
+        out = self.head.out
+        units_bkh = self.head.dropout(out.weight.new_ones(batch, 1, out.in_features))
+        logits = shared_logits(
+            own.weights, folded_bjg, own.head, *added, (units_bkh * out.weight).contiguous()
+        )
+        return logits + out.bias
+
+    def _fused(self, state: LinkState) -> bool:
+        """Whether the kernel of shared candidates computes this model's training."""
+        return (
+            torch.is_grad_enabled()
+            and self.config.activation == "relu"
+            and state.links.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _shared_anchors(
+        self, state: LinkState, keys: ItemKeys | None, candidates: Tensor, items: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What anchored links add to shared candidates: where the additions of each request begin
+        and end, the candidate of each, and its sums."""
+        batch = len(state.links)
+        if self.anchors is None or state.anchored is None or keys is None:
+            none = candidates.new_zeros(batch + 1), candidates[:0]
+            return *none, state.head.new_zeros(0, self.added)
+        request, item, links = matches(state.anchored, keys)
+        position = candidates.new_full((items + 1,), -1)
+        position[candidates] = torch.arange(len(candidates), device=candidates.device)
+        candidate = position[item.clamp(max=items)]
+        held = (candidate >= 0).nonzero()[:, 0]
+        counts = torch.bincount(request[held], minlength=batch)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return offsets, candidate[held], self.from_anchors(links[held])
+
+    def shared_scratch(self, state: LinkState) -> int:
+        return 4 * self.shape.outputs if self._fused(state) else super().shared_scratch(state)
 
     def fold(self, state: LinkState) -> Tensor:
         """The links through the head's first layer: [B, H l, g]. W @ this is A_o o."""

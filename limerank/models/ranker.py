@@ -438,6 +438,24 @@ class Ranker(nn.Module, abc.ABC):
                 logits), f32 [B, M, s].
         """
 
+    def score_shared(
+        self, state: Any, terms: Any, keys: ItemKeys | None, candidates: Tensor
+    ) -> Tensor:
+        """Logits [B, M, K] of M candidates that all requests share, anchored links included.
+
+        Args:
+            state: of :meth:`encode_users`.
+            terms: of :meth:`encode_items`, of all items [U, ...].
+            keys: of these items.
+            candidates: positions among them, i64 [M].
+        """
+        own = type(terms)(*(part[candidates] for part in terms))
+        return self.score(state, own, self.extra(state, keys, candidates))
+
+    def shared_scratch(self, state: Any) -> int:
+        """Numbers that :meth:`score_shared` holds per request and candidate, about."""
+        return self.scratch(state)
+
     def extra(
         self,
         state: Any,

@@ -49,7 +49,7 @@ from limerank.training.impressions import (
 )
 from limerank.training.negatives import Negatives
 from limerank.training.positives import Positives, positives
-from limerank.training.softmax import log_sums
+from limerank.training.softmax import shared_softmax
 
 PAIRS, PAIRWISE_PAIRS = 1 << 28, 1 << 24
 """Pairs of a request and an item in an epoch, about, where ``negatives`` is not set: as many items
@@ -203,14 +203,12 @@ class Catalogue(Impressions):
         else:
             state = ranker.encode_users(of.users, vectors)
             candidates_bp, labels_bpl = of.candidates, of.labels
-        # Without impression features: negatives have none, and positives must not be known by them.
-        own = gather(terms, candidates_bp)
-        own_bpk = ranker.score(state, own, ranker.extra(state, of.users.keys, candidates_bp))
-        found = {} if self.alone else self._of_impressions(ranker, of, state, own, own_bpk)
-
+        found = {} if self.alone else self._of_impressions(ranker, of, state, terms)
         at = [self.dataset.tasks.index(task.name) for task in self.ranked]
         weight_bpt = labels_bpl[..., at]  # 0 where padded
-        others_bt = log_sums(
+        positive_n, weight_n = _positives(of.shared, len(of.items.ids), candidates_bp, weight_bpt)
+        # Without impression features: negatives have none, and positives must not be known by them.
+        others_bt, own_n = shared_softmax(
             ranker,
             state,
             terms,
@@ -218,25 +216,25 @@ class Catalogue(Impressions):
             -batch.log_inclusion,
             of.users.keys,
             self.outputs,
-            _left_out(of.shared, len(of.items.ids), candidates_bp, weight_bpt > 0),
+            positive_n,
         )
-        own_bpt = own_bpk[..., self.outputs].float()
-        loss_t = (weight_bpt * F.softplus(others_bt[:, None] - own_bpt)).sum((0, 1))
+        request_n, _, task_n = positive_n
+        loss_n = weight_n * F.softplus(others_bt[request_n, task_n] - own_n)
+        loss_t = loss_n.new_zeros(len(self.ranked)).index_add(0, task_n, loss_n)
         for task, loss in zip(self.ranked, loss_t, strict=True):
             found[task.name] = loss * (self.scales[task.name] / max(batch.impressions, 1))
         return found
 
     def _of_impressions(
-        self, ranker: Ranker, of: Batch | Sequences, state: Any, own: Any, own_bpk: Tensor
+        self, ranker: Ranker, of: Batch | Sequences, state: Any, terms: Any
     ) -> dict[str, Tensor]:
         """Losses of the labels that impressions teach."""
         if isinstance(of, Sequences):
             logits_nk, labels_nl = ranker.sequence_logits(of), of.labels
         else:
-            if of.shown is not None:
-                extra = ranker.extra(state, of.users.keys, of.candidates, of.shown)
-                own_bpk = ranker.score(state, own, extra)
-            logits_nk, labels_nl = own_bpk[of.real], of.labels[of.real]
+            extra = ranker.extra(state, of.users.keys, of.candidates, of.shown)
+            logits_bpk = ranker.score(state, gather(terms, of.candidates), extra)
+            logits_nk, labels_nl = logits_bpk[of.real], of.labels[of.real]
         return impression_losses(logits_nk, labels_nl, self.shape.tasks, self.dataset.tasks)
 
     def stopping(self) -> tuple[str, str, bool]:
@@ -277,13 +275,14 @@ class Catalogue(Impressions):
         return of_impressions._replace(metrics=metrics)
 
 
-def _left_out(
-    shared: Tensor, items: int, candidates_bp: Tensor, positive_bpt: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Request, position among the shared items, and task of each positive that is shared."""
+def _positives(
+    shared: Tensor, items: int, candidates_bp: Tensor, weight_bpt: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Request, position among the shared items, and task of each positive; and its weight."""
     among = shared.new_full((items,), -1)
     among[shared] = torch.arange(len(shared), device=shared.device)
-    request, own, task = positive_bpt.nonzero(as_tuple=True)
+    request, own, task = (weight_bpt > 0).nonzero(as_tuple=True)
     position = among[candidates_bp[request, own]]
-    held = position >= 0
-    return request[held], position[held], task[held]
+    held = position >= 0  # an item that training must not see is no positive
+    request, own, task = request[held], own[held], task[held]
+    return (request, position[held], task), weight_bpt[request, own, task]
