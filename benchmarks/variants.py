@@ -22,13 +22,11 @@ from limerank.models.lime import (
     LimeConfig,
     LimeMha,
     LimeMhaConfig,
-    LimeXor,
-    LimeXorConfig,
     LinkState,
     LinkTerms,
     Reading,
-    XorBlock,
 )
+from limerank.models.lime_xor import LimeXor, LimeXorConfig, XorBlock
 from limerank.models.ranker import plus
 from limerank.models.registry import register
 

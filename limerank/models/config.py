@@ -185,7 +185,7 @@ class ModelConfig(Frozen):
 
 
 class HeadConfig(ModelConfig):
-    """Settings of rankers that end in the shared head (:class:`~limerank.models.ranker.Head`)."""
+    """Settings of rankers that end in the shared head (:class:`~limerank.models.head.Head`)."""
 
     hidden: int = Field(32, ge=1)
     """Hidden units of the head, h. Scoring time of a catalogue grows with it."""

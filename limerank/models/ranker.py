@@ -1,4 +1,4 @@
-"""The contract of every ranker, and the towers and the head that rankers share.
+"""The contract of every ranker, and the towers that rankers share.
 
 A ranker splits scoring so that each part is computed as rarely as possible::
 
@@ -43,6 +43,7 @@ from limerank.kernels.dispatch import fast_inference
 from limerank.metrics import Affine
 from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
+from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
 from limerank.models.noise import hidden_ids, key_of
 from limerank.models.tables import TABLE_STD, EmbeddingTable
@@ -184,43 +185,6 @@ class UserTower(nn.Module):
         if tokens_bc.shape[1]:
             return F.embedding_bag(tokens_bc, self.context.weight, mode="sum")
         return self.context.weight.new_zeros(len(tokens_bc), self.context.weight.shape[1])
-
-
-ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "hardswish": F.hardswish}
-
-
-class Head(nn.Module):
-    """A shallow network with an additive first layer, so that each side's part is computed once.
-
-    ``a = A_o o + A_t t + A_u u + A_c c + b``; ``z = f(a)``, or with a gate ``z = f(a') * a''``
-    where a', a'' are the halves of a; ``logits = A_k z + b_k``.
-    """
-
-    def __init__(self, shape: DataShape, config: HeadConfig) -> None:
-        super().__init__()
-        outputs = config.hidden * (2 if config.gated else 1)
-        self.from_links = nn.Linear(config.width, outputs, bias=False)
-        self.from_item = nn.Linear(config.width, outputs)
-        self.from_user = nn.Linear(config.width, outputs, bias=False)
-        self.from_context = nn.Linear(config.width, outputs, bias=False)
-        self.out = nn.Linear(config.hidden, shape.outputs)
-        self.gated = config.gated
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
-
-    def from_request(self, u_bd: Tensor, c_bd: Tensor) -> Tensor:
-        """The user's and the context's part of the first layer, [B, g]."""
-        return self.from_user(u_bd) + self.from_context(c_bd)
-
-    def forward(self, a_g: Tensor) -> Tensor:
-        """First-layer sums [..., g] -> logits [..., K]."""
-        if self.gated:
-            a_h, gate_h = a_g.chunk(2, dim=-1)
-            z_h = self.activation(a_h) * gate_h
-        else:
-            z_h = self.activation(a_g)
-        logits: Tensor = self.out(self.dropout(z_h))
-        return logits
 
 
 class Ranker(nn.Module, abc.ABC):

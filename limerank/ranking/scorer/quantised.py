@@ -35,7 +35,8 @@ from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.anchors import Anchored
 from limerank.models.config import HeadConfig
-from limerank.models.ranker import Head, plus
+from limerank.models.head import Head
+from limerank.models.ranker import plus
 from limerank.ranking.scorer.anchored import CodedLinks, Postings, set_keys
 from limerank.ranking.scorer.chunked import ChunkedScorer
 from limerank.ranking.scorer.contract import Rows
