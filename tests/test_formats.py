@@ -264,3 +264,24 @@ def test_a_dataset_with_impression_features_opens(tmp_path):
         "context": batch.users.context.tolist(),
     }
     same(found, facts)
+
+
+@pytest.mark.parametrize("by", ["event", "session"])
+def test_a_dataset_of_positives_opens(tmp_path, by):
+    folder = FORMATS / "1d64d68"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    dataset, facts = Dataset(tmp_path / by), json.loads((folder / "expected.json").read_text())
+    assert dataset.manifest["format"] == 3
+    batch = dataset.batch(dataset.requests_of("test"))
+    found = {
+        "labels": dataset.encoding["labels"],
+        "event_features": dataset.encoding["event_features"],
+        "weights": dataset.events["label_purchase"].tolist(),
+        "positives": dataset.manifest["summary"]["positives"],
+        "requests": dataset.manifest["counts"]["requests"],
+        "history": batch.users.tokens.tolist(),
+        "targets": batch.labels.tolist(),
+    }
+    same(found, facts[by])
+    assert "positives of purchase" in dataset.summary.text()
