@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,53 @@ def test_a_posted_event_needs_its_type_or_its_label(tmp_path: Path) -> None:
     assert form.entries(["a"]) == [{"item": "a", "labels": {"purchase": 1}}]
     for event in (by_type, by_label, view):
         form.check(event)
+
+
+def test_a_dirty_log(tmp_path: Path) -> None:
+    """Repeated rows, words in any case, times with zones and without, uuids, prices as text."""
+    uuids = ["8C3B4DF8-0001-4000-8000-000000000001", "8c3b4df8-0002-4000-8000-000000000002"]
+    rows = [
+        (uuids[0], "p1", "2026-03-01T10:00:00+02:00", "View", "$12.50"),
+        (uuids[0], "p1", "2026-03-01T10:00:00+02:00", "View", "$12.50"),
+        (uuids[0], "p1", "2026-03-01 08:00:00", "view", "12,50 €"),
+        (uuids[0], "p1", "2026-03-01 08:01:00 UTC", "add_to_cart", ""),
+        (uuids[0], "p1", "2026-03-01 09:02:00 +0100", " PURCHASE ", "1,299.00"),
+        (uuids[1], "p2", "2026-03-02T08:00:00.5Z", "view", "n/a"),
+        (uuids[1], "p2", "2026-03-02T08:00:00,5Z", "purchase", "1.299,00 EUR"),
+        (uuids[1], "p1", "2026-03-03T08:00:00Z", "Purchase", "-"),
+        (uuids[1], "p2", "2026-03-04", "purchase", "12.5"),
+    ]
+    columns = ["user_id", "item_id", "time", "event", "price"]
+    (tmp_path / "log.csv").write_text(
+        "\n".join([",".join(columns), *(",".join(f'"{one}"' for one in row) for row in rows)]),
+        encoding="utf-8",
+    )
+    out = tmp_path / "shop"
+    prepare(
+        {
+            "name": "dirty",
+            "events": [{"files": ["log.csv"], "time": "time", "time_unit": "text"}],
+            "labels": [{**LABEL, "equals": "purchase"}],
+            "event_features": [{"name": "price", "kind": "numeric"}],
+            "split": {"by": "position"},
+        },
+        out,
+        base=tmp_path,
+    )
+    dataset = Dataset(out)
+    first = dataset.user_ids.tolist().index(uuids[0])
+    own = slice(*dataset.event_offsets[first : first + 2])
+    begin = round(datetime(2026, 3, 1, 8, tzinfo=UTC).timestamp() * 1000)
+    assert dataset.events["time"][own].tolist() == [begin, begin + 60_000, begin + 120_000]
+    assert dataset.events["label_purchase"][own].tolist() == [0, 0, 1]
+    found = dataset.manifest["summary"]
+    assert found["dropped"] == {"duplicate row": 2}
+    assert found["types"] == {"event": {"purchase": 4, "view": 4, "add_to_cart": 1}}
+    (price,) = [one for one in found["event_features"] if one["name"] == "price"]
+    assert (price["present"], price["parsed"], price["unread"]) == (8, 6, "n/a")
+    text = dataset.summary.text()
+    assert "price 56 % (2 not numbers, such as 'n/a')" in text
+    assert dataset.summary.warnings == []
 
 
 def test_a_label_that_reads_no_types_says_so(tmp_path: Path) -> None:

@@ -158,16 +158,20 @@ class Label(Frozen):
 
     def weights_of(self, values: pl.Series) -> NDArray[np.float32]:
         """The same of many values, f32; missing ones have the weight 0."""
-        text = categories(values)
-        known = text.unique().drop_nulls()
-        weights = [self.weight_of(value) for value in known.to_list()]
-        found = text.replace_strict(known, weights, default=0.0, return_dtype=pl.Float32)
+        known = values.unique().drop_nulls()
+        weights = [0.0 if one is None else self.weight_of(one) for one in categories(known)]
+        found = values.replace_strict(known, weights, default=0.0, return_dtype=pl.Float32)
         return found.fill_null(0.0).to_numpy()
 
 
 def _form(value: Any) -> str:
     """A value as it is compared."""
     return (category(value) or "").lower()
+
+
+def types(values: pl.Series) -> pl.Series:
+    """Types of events as vocabularies hold them: categories in lower case; null: missing."""
+    return categories(values).str.to_lowercase()
 
 
 def types_of_events(labels: Sequence[Any], features: Sequence[Any]) -> list[dict[str, str]]:

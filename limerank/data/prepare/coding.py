@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import categories, category, numbers
 from limerank.data.coverage import presence
+from limerank.data.labels import types
 from limerank.data.prepare.checks import Good, as_float32, label_columns, request_keys, times_of
 from limerank.data.prepare.findings import Findings
 from limerank.data.prepare.ids import Ids, Mask
@@ -41,8 +42,12 @@ class RowCoder:
         self._requests_given = any(source.request is not None for source in spec.events)
         self.reading = ""
         self.users, self.items = (Ids(not integral) for integral in reversed(sources.integral))
+        typed = {label.column for label in spec.labels if label.typed}
         self.features = {
-            feature.name: Ids(sources.feature_is_text[feature.name], categories)
+            feature.name: Ids(
+                sources.feature_is_text[feature.name],
+                types if feature.column in typed else categories,
+            )
             for feature in spec.event_features
             if feature.kind == "categorical"
         }

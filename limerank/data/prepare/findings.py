@@ -125,8 +125,10 @@ class Findings:
             DataError: there are so many that it must be another column.
         """
         counts = self.types.setdefault(column, Counter())
-        for value, count in categories(values).drop_nulls().value_counts().iter_rows():
-            counts[value] += count
+        found = values.alias("value").drop_nulls().value_counts(name="rows")
+        for value, count in zip(categories(found["value"]), found["rows"], strict=True):
+            if value is not None:
+                counts[value] += count
         if len(counts) > MOST_TYPES:
             raise DataError(
                 f"column {column!r} has more than {MOST_TYPES:,} values, such as "

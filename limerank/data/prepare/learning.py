@@ -15,7 +15,7 @@ from limerank.data.coverage import missing_words
 from limerank.data.encoding import transformed, vocabulary_of
 from limerank.data.pipeline import ahead
 from limerank.data.prepare.ids import CodeCounter, CodeMap, Counts
-from limerank.data.prepare.partition import Array, Histogram
+from limerank.data.prepare.partition import Histogram
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
@@ -164,8 +164,6 @@ def _categories(
     known = counts.codes != spools.coder.missing(feature)
     codes, sums = counts.codes[known], counts.sums[0][known]
     text = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
-    if feature.column in {label.column for label in spools.spec.labels if label.typed}:
-        text = _one_spelling(text, sums)
     frame = pl.DataFrame({"value": text, "count": sums})
     words = frame.filter(missing_words(frame["value"]))
     vocabulary = vocabulary_of(
@@ -184,14 +182,6 @@ def _categories(
         missing_words=(int(words["count"].sum()), _first_text(words["value"])),
         unknown=_first_text(text.filter(pl.Series(new == 0))),
     )
-
-
-def _one_spelling(text: pl.Series, counts: Array) -> pl.Series:
-    """The most frequent spelling of each text, where others differ by case."""
-    frame = pl.DataFrame({"text": text, "form": text.str.to_lowercase(), "count": counts})
-    best = frame.sort(["count", "text"], descending=[True, False]).unique("form", keep="first")
-    joined = frame.join(best, on="form", how="left", maintain_order="left")
-    return joined["text_right"].alias(text.name)
 
 
 def write_vocabulary(folder: Path, name: str, frame: pl.DataFrame) -> None:

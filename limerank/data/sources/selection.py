@@ -95,13 +95,19 @@ class Selection:
         return frame.filter(some).explode(lists)
 
     def _matches(self, values: pl.Series, wanted: tuple[str, ...]) -> NDArray[np.bool_]:
-        text = categories(values)
+        found = values.alias("value").value_counts(name="rows")
+        text = categories(found["value"])
         counts = self.values[values.name]
         if len(counts) < MOST_VALUES:
-            for value, count in text.drop_nulls().value_counts().iter_rows():
-                counts[value] += count
-        forms = [value.lower() for value in wanted]
-        return text.str.to_lowercase().is_in(forms).fill_null(False).to_numpy()
+            for value, count in zip(text, found["rows"], strict=True):
+                if value is not None:
+                    counts[value] += count
+        chosen = text.str.to_lowercase().is_in([value.lower() for value in wanted])
+        return (
+            values.is_in(found["value"].filter(chosen.fill_null(False)).implode())
+            .fill_null(False)
+            .to_numpy()
+        )
 
     def absent(self) -> list[str]:
         """A warning for each value of ``where`` that no row has."""
