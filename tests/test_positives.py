@@ -191,6 +191,26 @@ def test_a_posted_event_needs_its_type_or_its_label(tmp_path: Path) -> None:
         form.check(event)
 
 
+def test_positives_beside_impressions(tmp_path: Path) -> None:
+    """Both are predicted; requests are groups of impressions."""
+    rows = log().with_columns(clicked=pl.Series([0, 1, 1, 0, 1, 0, 1, 1, 0] * 5))
+    clicked = {"name": "click", "kind": "binary", "column": "clicked"}
+    description = {
+        "name": "both",
+        "events": [{"time": "time"}],
+        "labels": [clicked, {**LABEL, "equals": "purchase"}],
+        "split": {"leave_last": 1},
+    }
+    prepare(description, tmp_path / "out", events=rows)
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.tasks == ("click", "purchase")
+    assert sum(dataset.manifest["counts"]["impressions"].values()) == 45
+    batch = dataset.batch(dataset.requests_of("train"))
+    assert batch.labels[..., 0].sum() > 0
+    assert batch.labels[..., 1].sum() == 5 * 2
+    assert form_of(dataset).main == "click"
+
+
 def test_a_dirty_log(tmp_path: Path) -> None:
     """Repeated rows, words in any case, times with zones and without, uuids, prices as text."""
     uuids = ["8C3B4DF8-0001-4000-8000-000000000001", "8c3b4df8-0002-4000-8000-000000000002"]

@@ -373,6 +373,14 @@ def test_movielens_1m(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
     }
 
 
+def test_movielens_as_positives(tmp_path: Path, prepared: Callable[..., Dataset]) -> None:
+    ml_1m(tmp_path / "ml-1m")
+    data = prepared("movielens", tmp_path / "ml-1m", positives=True, split="leave-last")
+    assert data.tasks == ("next",)
+    assert (data.events["label_next"] == 1).all()
+    assert "feature_rating" in data.encoder.columns
+
+
 def test_movielens_titles_in_latin_1_and_in_utf_8(tmp_path: Path) -> None:
     ml_1m(tmp_path / "in")
     spec, _ = read("movielens", tmp_path / "in", tmp_path / "work", title_words=True)

@@ -50,6 +50,7 @@ def read(
     history: int = 128,
     split: Split | str = "time",
     title_words: bool = False,
+    positives: bool = False,
 ) -> Spec:
     """Describe a MovieLens folder.
 
@@ -61,6 +62,8 @@ def read(
         split: "time" (the same cut points for all users), "position" (within each user),
             "leave-last" (the last rating of each user) or a Split.
         title_words: whether the words of titles are features of movies.
+        positives: whether every rating is a positive, to predict which movie comes next, instead of
+            whether it is liked.
     """
     ratings = named(directory, "ratings.csv") or named(directory, "ratings.dat")
     if not ratings:
@@ -94,7 +97,11 @@ def read(
     return Spec(
         name=directory.name or "movielens",
         events=(events,),
-        labels=(Label(name="like", kind="binary", column="rating", at_least=LIKE),),
+        labels=(
+            Label(name="next", kind="positive")
+            if positives
+            else Label(name="like", kind="binary", column="rating", at_least=LIKE),
+        ),
         event_features=(EventFeature(name="rating", kind="categorical"),),
         items=_movies(directory, movies[0], work / "movies.parquet", title_words)
         if movies
