@@ -24,7 +24,7 @@ Values = npt.NDArray[np.float64]
 FIRST_USERS = 0.6
 """Share that has registered when the log begins."""
 ACTIVITY_SPREAD = 1.0
-INTERESTS = np.array([0.75, 0.15, 0.1])
+INTERESTS = np.array([0.65, 0.2, 0.15])
 """How often a user looks for each of a few categories; in each for a brand and a style."""
 INTEREST_DAYS, STYLE_DAYS = 40.0, 150.0
 """Mean lives of an interest and of a user's taste in styles."""
@@ -138,8 +138,8 @@ class Customers:
         found[:, POPULAR] = 0.1
         for intent, weights, most, half in (
             (COMPLEMENT, self.complement_weights(user, step), 1.2, 0.8),
-            (RETURN, self.return_weights(user, step), 0.3, 3.0),
-            (REPEAT, self.due_weights(user, step), 0.9, 0.8),
+            (RETURN, self.return_weights(user, step), 0.2, 3.0),
+            (REPEAT, self.due_weights(user, step), 0.5, 0.8),
         ):
             total = weights.sum(axis=1)
             found[:, intent] = most * total / (total + half)

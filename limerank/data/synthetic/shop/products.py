@@ -67,9 +67,9 @@ BRAND_ENDS = ("ani", "beck", "dale", "en", "fell", "ga", "heim", "ico", "ka", "l
 BRANDS, BRANDS_OF_CATEGORY = 96, 9
 TIERS = 3
 """Price levels of a category."""
-SET_SIZE = 7
+SET_SIZE = 10
 """Items that go together: of any categories, and nothing but the purchases shows which."""
-HEAD, TAIL = 80, 0.95
+HEAD, TAIL = 150, 0.9
 """The popularity of the k-th item is (HEAD + k) ** -TAIL."""
 FIRST_ITEMS = 0.75
 """Share of the items that the shop sells when the log begins; the others are launched later."""

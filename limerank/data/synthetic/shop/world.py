@@ -17,7 +17,7 @@ INTENTS = ("interest", "complement", "return", "repeat", "popular")
 INTEREST, COMPLEMENT, RETURN, REPEAT, POPULAR = range(len(INTENTS))
 VIEWS = np.array([5.5, 4.0, 2.5, 1.6, 3.5])
 """Mean number of views of a session, by intent; the number is geometric."""
-TO_CART = np.array([0.09, 0.18, 0.25, 0.7, 0.05])
+TO_CART = np.array([0.09, 0.18, 0.2, 0.6, 0.05])
 """Probability that a view of an item of mean appeal puts it into the cart, by intent."""
 TO_PURCHASE = np.array([0.4, 0.5, 0.5, 0.85, 0.35])
 """Probability that what was put into the cart is bought, by intent."""
