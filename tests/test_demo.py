@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from limerank.cli import walkthrough as module
+from limerank.cli.demo_kinds import DEMOS, SHOP, VIDEOS
 from limerank.cli.walkthrough import demo
-from limerank.errors import FormatError
+from limerank.errors import FormatError, SpecError
 from limerank.evaluation.evaluate import evaluate
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.report import page as report
@@ -63,7 +64,7 @@ def _check(path: Path) -> _Page:
 def folder(tmp_path_factory) -> tuple[Path, list[str]]:
     out, output = tmp_path_factory.mktemp("demo") / "demo", []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SMALL", TINY)
+        patch.setitem(DEMOS, "videos", replace(VIDEOS, sizes={True: TINY}))
         demo(out, small=True, quiet=True, echo=output.append)
     return out, output
 
@@ -84,7 +85,7 @@ def test_every_step_is_made_and_reported(folder):
 
 def test_finished_steps_are_not_repeated(folder, monkeypatch):
     out, _ = folder
-    monkeypatch.setattr(module, "SMALL", TINY)
+    monkeypatch.setitem(DEMOS, "videos", replace(VIDEOS, sizes={True: TINY}))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     output: list[str] = []
     demo(out, small=True, quiet=True, echo=output.append)
@@ -99,6 +100,33 @@ def test_another_folder_is_not_touched(folder, tmp_path):
         demo(tmp_path, small=True, quiet=True)
     with pytest.raises(FormatError, match="other settings"):
         demo(folder[0], small=True, quiet=True)
+
+
+def test_the_demo_of_a_shop(tmp_path, monkeypatch):
+    tiny = {
+        "log": {"users": 200, "items": 120, "events": 6000, "days": 20},
+        "train": {"epochs": 1},
+        "users": 2,
+    }
+    monkeypatch.setitem(DEMOS, "shop", replace(SHOP, sizes={True: tiny}))
+    out, output = tmp_path / "demo", []
+    made = demo(out, kind="shop", small=True, quiet=True, echo=output.append)
+    text = "\n".join(output)
+    for number in range(1, 8):
+        assert f"[{number}/7]" in text
+    best = made["ceiling"]
+    assert 0 < best["ndcg@10"] < best["hr@10"] <= 1
+    table = {line.split()[0]: line.split()[-3:] for line in text.splitlines() if "." in line[-5:]}
+    for name in ("lime-mha", "lime-xor", "item-knn", "most-popular"):
+        assert len(table[name]) == 3
+    assert table["best"] == [f"{best[name]:.4f}" for name in ("hr@10", "ndcg@10", "coverage@10")]
+    assert "limerank demo --kind shop --small --out" in text
+    assert made["items"].exists()
+    _check(out / "report.html")
+    with pytest.raises(FormatError, match="other settings"):
+        demo(out, small=True, quiet=True)
+    with pytest.raises(SpecError, match="did you mean 'shop'"):
+        demo(out, kind="shops", quiet=True)
 
 
 def test_a_report_of_one_run(tmp_path):

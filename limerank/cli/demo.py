@@ -15,6 +15,13 @@ INTERRUPTED = "finished steps remain; run the same command again to continue"
 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("limerank-demo"),
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="videos: impressions of a short-video app; shop: views, carts and purchases.",
+        ),
+    ] = "videos",
     small: Annotated[
         bool, typer.Option("--small", help="Small logs: takes a minute, metrics mean little.")
     ] = False,
@@ -33,6 +40,8 @@ def demo(
 
         limerank demo
 
+        limerank demo --kind shop --out demo-shop
+
         limerank demo --small --out demo
 
         limerank demo --serve
@@ -46,7 +55,7 @@ def demo(
 
         with listener("127.0.0.1", port):
             pass  # the port is free
-    made = run(out, small=small, overwrite=overwrite, quiet=quiet)
+    made = run(out, kind=kind, small=small, overwrite=overwrite, quiet=quiet)
     if serve:
         from limerank.serving.fill import fill
         from limerank.serving.http.run import serve as serve_
@@ -62,5 +71,5 @@ def demo(
             index=out / "index",
             store=str(events),
             settings=Settings(open=True, port=port),
-            items=out / "logs" / "items.parquet",
+            items=made["items"],
         )

@@ -6,19 +6,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
-from limerank import metrics
+from limerank.cli.demo_kinds import DEMOS
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.data.synthetic import simulate
-from limerank.errors import FormatError
+from limerank.errors import FormatError, check_choice
 from limerank.evaluation.evaluate import Evaluation, evaluate
 from limerank.evaluation.legend import legend
 from limerank.files import check_folder, check_output, read_json, write_json
@@ -31,23 +27,12 @@ from limerank.report.page import some_users, write_report
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 
-MODELS = ("two-tower", "lime-mha", "lime-xor")
-
 FOLDER = "limerank-demo"
 """The default folder of a demo."""
+DEFAULT = "videos"
+"""The default kind of a demo."""
 MARK = "demo.json"
 """The file that marks the folder of a demo; it contains the demo's settings."""
-
-FULL: dict[str, Any] = {
-    "log": {"users": 2000, "items": 2000, "events": 200_000},
-    "train": {"epochs": 3},
-    "users": 3,
-}
-SMALL: dict[str, Any] = {
-    "log": {"users": 300, "items": 300, "events": 20_000},
-    "train": {"epochs": 2},
-    "users": 2,
-}
 
 NEXT = """
 Next, use your own logs. The README shows how to describe them in spec.toml:
@@ -67,6 +52,7 @@ Or serve this model over HTTP (docs/serving.md):
 def demo(
     out: str | os.PathLike[str] = FOLDER,
     *,
+    kind: str = DEFAULT,
     small: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -76,6 +62,7 @@ def demo(
 
     Args:
         out: output folder for logs, dataset, runs, index and report.
+        kind: the log, "videos" or "shop".
         small: use small logs. It takes a minute; the metrics mean little.
         overwrite: delete an earlier demo in ``out`` first.
         quiet: hide progress bars.
@@ -83,36 +70,40 @@ def demo(
 
     Returns:
         ``ceiling``, ``results`` by model, ``quantisation``, ``report`` (path of the page), ``run``
-        (path of the best LIME run) and ``seconds``.
+        (path of the best LIME run), ``items`` (path of the item table) and ``seconds``.
 
     Raises:
+        SpecError: there is no such kind.
         FormatError: ``out`` contains something else, or a demo with other settings.
     """
     out = Path(out)
-    settings = SMALL if small else FULL
+    check_choice("kind of demo", kind, DEMOS)
+    shown = DEMOS[kind]
+    settings = shown.sizes[small]
     if overwrite:
         check_folder(out, overwrite=True, mark=MARK)
         shutil.rmtree(out, ignore_errors=True)
-    _claim(out, settings)
+    _claim(out, settings if kind == DEFAULT else {"kind": kind, **settings})
     started = time.monotonic()
 
     def step(number: int, text: str) -> None:
         echo(f"\n[{number}/7] {text}  ({time.monotonic() - started:.0f} s)")
 
-    step(1, "Simulating the logs of a short-video app (limerank synth)")
+    step(1, f"Simulating {shown.about} ({shown.command})")
     if _missing(out / "logs", echo):
-        simulate(out / "logs", **settings["log"], quiet=quiet)
+        shown.simulate(out / "logs", **settings["log"], quiet=quiet)
 
     step(2, "Preparing a dataset: sorting, encoding, splitting by time (limerank prepare)")
     if _missing(out / "data", echo):
-        spec = load_spec(out / "logs" / "spec.toml")
+        spec = load_spec(out / "logs" / shown.description)
         prepare(spec, out / "data", base=out / "logs", quiet=quiet)
     dataset = Dataset(out / "data")
     echo(dataset.summary.text())
 
     bf16 = has_bfloat16()
-    step(3, f"Training {', '.join(MODELS)} (limerank train{' --bf16' if bf16 else ''})")
-    for model in MODELS:
+    models = shown.models
+    step(3, f"Training {', '.join(models)} (limerank train{' --bf16' if bf16 else ''})")
+    for model in models:
         folder = out / "runs" / model
         if (folder / "config.json").exists() and not (folder / "trainer").exists():
             echo(f"{folder}: exists, skipped")
@@ -127,14 +118,14 @@ def demo(
         )
         echo(result.text())
 
-    step(4, "Evaluating on the last tenth of the time (limerank evaluate)")
-    results = {model: _evaluated(out / "runs" / model, quiet) for model in MODELS}
-    ceiling = best_possible(dataset, out / "logs")
-    echo(comparison_text(results, ceiling))
+    step(4, f"Evaluating on {shown.split} (limerank evaluate)")
+    results = {model: _evaluated(out / "runs" / model, quiet) for model in models}
+    ceiling = shown.best_possible(dataset, out / "logs")
+    echo(shown.table(results, ceiling))
     echo("  The best possible metrics are those of the simulator's own probabilities.")
-    echo("\n".join(legend(("auc", "gauc", "ne", "ece", "xauc", "ndcg@10"))))
+    echo("\n".join(legend(shown.legend)))
 
-    chosen = max(MODELS[1:], key=lambda model: results[model].tasks["click"]["auc"])
+    chosen = max(models[shown.indexed_from :], key=lambda model: shown.quality(results[model]))
     step(5, f"Indexing the catalogue with {chosen} (limerank index)")
     run_path, index_path = out / "runs" / chosen, out / "index"
     if _missing(index_path, echo):
@@ -157,14 +148,20 @@ def demo(
     page = out / "report.html"
     write_report(
         page,
-        runs=[out / "runs" / model for model in MODELS],
+        runs=[out / "runs" / model for model in models],
         index=index_path,
         ceiling=ceiling,
         quantisation=quantised,
         title="limerank on simulated logs",
     )
     echo(f"{page.resolve()}: open it in a browser")
-    options = "".join([" --small" * small, f" --out {out}" * (out != Path(FOLDER))])
+    options = "".join(
+        [
+            f" --kind {kind}" * (kind != DEFAULT),
+            " --small" * small,
+            f" --out {out}" * (out != Path(FOLDER)),
+        ]
+    )
     echo(NEXT.format(serve=f"limerank demo{options} --serve"))
     return {
         "ceiling": ceiling,
@@ -172,6 +169,7 @@ def demo(
         "quantisation": quantised,
         "report": page,
         "run": run_path,
+        "items": out / "logs" / shown.items,
         "seconds": time.monotonic() - started,
     }
 
@@ -184,47 +182,6 @@ def has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in text or "amx_bf16" in text
-
-
-def best_possible(dataset: Dataset, logs: Path) -> dict[str, float]:
-    """Metrics of the simulator's own probabilities on the test split: the best possible ones.
-
-    Returns:
-        ``auc`` of the true click probability and ``xauc`` of the true expected watch time.
-    """
-    truth = pl.read_parquet(logs / "truth.parquet")
-    requests = dataset.requests_of("test")
-    counts = dataset.requests["count"][requests].astype(np.int64)
-    rows = dataset.impression_rows(requests)
-    shown = pl.DataFrame(
-        {
-            "user_id": dataset.user_ids[np.repeat(dataset.requests["user"][requests], counts)],
-            "item_id": dataset.item_ids[dataset.events["item"][rows]],
-            "time_ms": np.asarray(dataset.events["time"][rows]),
-            "click": np.asarray(dataset.events["label_click"][rows]),
-            "watch": np.asarray(dataset.events["label_watch"][rows]),
-        }
-    )
-    both = shown.join(truth, on=["user_id", "item_id", "time_ms"], how="inner")
-    assert len(both) == len(shown)
-    return {
-        "auc": metrics.auc(both["click"].to_numpy(), both["click_probability"].to_numpy()),
-        "xauc": metrics.xauc(both["watch"].to_numpy(), both["watch_seconds"].to_numpy()),
-    }
-
-
-def comparison_text(results: Mapping[str, Evaluation], ceiling: Mapping[str, float]) -> str:
-    """A table of the models' metrics and the best possible ones."""
-    heads = f"{'click AUC':>10}{'GAUC':>8}{'NE':>8}{'ECE':>8}{'watch XAUC':>12}{'NDCG@10':>9}"
-    lines = [f"  {'':<14}{heads}"]
-    for model, found in results.items():
-        click, watch, lists = found.tasks["click"], found.tasks["watch"], found.lists or {}
-        lines.append(
-            f"  {model:<14}{click['auc']:>10.4f}{click['gauc']:>8.4f}{click['ne']:>8.4f}"
-            f"{click['ece']:>8.4f}{watch['xauc']:>12.4f}{lists.get('ndcg@10', 0.0):>9.4f}"
-        )
-    lines.append(f"  {'best possible':<14}{ceiling['auc']:>10.4f}{'':>24}{ceiling['xauc']:>12.4f}")
-    return "\n".join(lines)
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
