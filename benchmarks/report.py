@@ -17,6 +17,7 @@ from benchmarks.coldstart_page import coldstart
 from benchmarks.exact_page import exact
 from benchmarks.exact_terms_page import exact_terms
 from benchmarks.latency_page import latency
+from benchmarks.lists_page import nextitem, shop
 from benchmarks.peers_page import peers
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
@@ -45,6 +46,8 @@ def main() -> None:
         "scorer": scorer,
         "fidelity": fidelity,
         "attempts": attempts,
+        "nextitem": nextitem,
+        "shop": shop,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []
