@@ -35,7 +35,7 @@ from limerank.data.dataset import Dataset
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.kernels import _native
-from limerank.models.lime import LimeMhaConfig, LinkState
+from limerank.models.links import LimeMhaConfig, LinkState
 from limerank.ranking.scorer import NativeScorer, paths
 from limerank.runs.folder import load_run
 

@@ -16,17 +16,9 @@ from limerank.data.batch import Users
 from limerank.kernels.attention import pointwise_attention, real_positions, softmax_attention
 from limerank.models.config import DataShape
 from limerank.models.layers import join_heads, split_heads
-from limerank.models.lime import (
-    START_GAIN,
-    Lime,
-    LimeConfig,
-    LimeMha,
-    LimeMhaConfig,
-    LinkState,
-    LinkTerms,
-    Reading,
-)
+from limerank.models.lime import START_GAIN, Lime, LimeMha
 from limerank.models.lime_xor import LimeXor, LimeXorConfig, XorBlock
+from limerank.models.links import LimeConfig, LimeMhaConfig, LinkState, LinkTerms, Reading
 from limerank.models.ranker import plus
 from limerank.models.registry import register
 
@@ -195,7 +187,8 @@ class Coupled(Lime):
     folds = streams = explains = False
 
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
-        return LinkTerms(self.item_query(vectors_ud), self.head.from_item(vectors_ud))
+        of_head, keys = self.head.from_item(vectors_ud), self.keys_of(vectors_ud)
+        return LinkTerms(self.item_query(vectors_ud), of_head, keys)
 
     def score(self, state: LinkState, terms: LinkTerms, extra: Tensor | None = None) -> Tensor:
         heads, batch = self.config.heads, len(state.head)
@@ -203,7 +196,7 @@ class Coupled(Lime):
         keys_bld = self.link_key(state.links)
         o_bmd = _softmax(*(split_heads(x, heads) for x in (q_bmd, keys_bld, state.links)))
         sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
-        return self.head(plus(sums_bmg, extra))
+        return plus(self.head(plus(sums_bmg, extra)), self.alike(state, terms))
 
 
 class ProductTerms(NamedTuple):
@@ -211,6 +204,7 @@ class ProductTerms(NamedTuple):
 
     weights: Tensor
     head: Tensor
+    key: Tensor
     vectors: Tensor
 
 
@@ -232,7 +226,8 @@ class Product(Lime):
         w_bmj = terms.weights.expand(batch, *terms.weights.shape[-2:])
         o_bmd = join_heads(split_heads(w_bmj, heads) @ split_heads(state.links, heads))
         a_bmg = self.head.from_links(o_bmd) + self.of_product(o_bmd * terms.vectors)
-        return self.head(plus(a_bmg + terms.head + state.head[:, None], extra))
+        a_bmg = plus(a_bmg + terms.head + state.head[:, None], extra)
+        return plus(self.head(a_bmg), self.alike(state, terms))
 
 
 CONFIGS: dict[str, type[LimeConfig]] = {"lime-mha": LimeMhaConfig, "lime-xor": LimeXorConfig}

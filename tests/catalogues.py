@@ -20,7 +20,7 @@ from limerank.models.config import DataShape, TrainConfig
 from limerank.models.lime import Lime
 from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from limerank.runs.folder import Run, create_run, load_run, save_weights
-from tests.worlds import config_of, prepare_log
+from tests.worlds import ZERO_AT_START, config_of, prepare_log
 
 MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")
 SCORERS = ("model", "kept", "quantised", *(f"native-{path}" for path in paths()))
@@ -82,8 +82,9 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
         for weight in ranker.parameters():
             if weight.dim() > 1:
                 weight.mul_(1.7)
-        if ranker.anchors is not None:  # which start at zero
-            ranker.from_anchors.weight.normal_(std=0.3)
+        for name, weight in ranker.named_parameters():
+            if name.endswith(ZERO_AT_START):
+                weight.normal_(std=0.3)
     path.mkdir(parents=True)
     create_run(path, dataset, shape, config, TrainConfig())
     save_weights(path, ranker)

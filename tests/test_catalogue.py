@@ -39,7 +39,7 @@ from limerank.training.trainer import train
 from tests.worlds import config_of, unsure, write_log, write_positives
 
 SMALL = {"width": 8, "links": 4, "hidden": 6, "heads": 2, "blocks": 2}
-STILL = {"id_dropout": 0.0, "dropout": 0.0, "anchor_dropout": 0.0}
+STILL = {"id_dropout": 0.0, "dropout": 0.0, "anchor_dropout": 0.0, "profile_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")

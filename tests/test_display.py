@@ -88,7 +88,7 @@ def test_no_model_reads_what_is_shown(folder, tmp_path):
     one, other = (load_run(path / "run").ranker.state_dict() for path in (folder, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
     plain = Index.open(tmp_path / "index")
-    assert plain.display is None and plain.manifest["format"] == 4
+    assert plain.display is None and plain.manifest["format"] == 5
     ranking = Recommender(tmp_path / "run", tmp_path / "index").rank(1, k=2)
     assert "display" not in ranking.to_dict()["items"][0]
 

@@ -208,7 +208,7 @@ def test_training_learns_and_resumes_like_any_other(data, tmp_path, together):
         table_learning_rate=0.1,
         checkpoint_seconds=0,
     )
-    model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8, **PLAIN)
+    model = ModelConfig(model="lime-mha", width=16, links=4, hidden=8, profile=0, **PLAIN)
     train(wide, tmp_path / "full", model=model, config=config)
     assert evaluate(tmp_path / "full", split="train", lists=0).tasks["click"]["auc"] > 0.55
 

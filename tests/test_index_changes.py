@@ -31,7 +31,7 @@ from limerank.index.changes import (
 )
 from limerank.index.compaction import compact_index
 from limerank.index.items import of_source
-from limerank.index.writing import writing
+from limerank.index.writing import columns_of, writing
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import ModelScorer, QuantisedScorer
 from limerank.runs.folder import load_run
@@ -231,11 +231,11 @@ def test_values_beyond_the_range_are_clamped_and_reported(tmp_path):
         terms = of.run.ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
     scales = index.scales
     for coded, true, error in (
-        (scales.weights(index.weights), terms.weights, scales.weight_error),
+        (scales.weights(index.weights), columns_of(terms)[0], scales.weight_error),
         (scales.terms(index.terms), terms.head, scales.term_error),
     ):
         assert (abs(coded - true.numpy()) <= error + 1e-5).all()
-    away = abs(index.weights - scales.weight_mean).sum(1)
+    away = abs(index.weights - scales.weight_mean)[:, : -index.keys].sum(1)
     assert away.max() <= scales.weight_spread * (1 + 1e-6)
     # The scorer's bound holds for them, too: of first-layer sums.
     state, scorer = of.state(4), QuantisedScorer(of.run.ranker, index)
@@ -243,7 +243,7 @@ def test_values_beyond_the_range_are_clamped_and_reported(tmp_path):
     with torch.inference_mode():
         exact = terms.weights @ of.run.ranker.fold(state) + terms.head + state.head[:, None]
         folded = scorer._requests(state)
-        codes = torch.from_numpy(index.weights.astype(np.float32))
+        codes = torch.from_numpy(index.weights[:, : -index.keys].astype(np.float32))
         head = torch.from_numpy(index.terms.astype(np.float32) * scales.term_step)
         found = (codes @ folded.codes) * folded.step + head + folded.constant
     assert (abs(found - exact).numpy() <= bound[:, None] + 1e-4).all()
@@ -321,7 +321,7 @@ def check(run, index, held, removed_ids, name):
     if len(rows):
         with torch.inference_mode():
             terms = run.ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
-        error = abs(index.scales.weights(index.weights) - terms.weights.numpy())
+        error = abs(index.scales.weights(index.weights) - columns_of(terms)[0].numpy())
         assert (error <= index.scales.weight_error + 1e-5).all()
 
 
@@ -534,10 +534,11 @@ def test_scales_come_from_a_sample_of_many(tmp_path, monkeypatch):
     scales = index.scales
     with torch.inference_mode():
         terms = of.run.ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
-    sample = terms.weights.numpy()[::5]
+    weights = columns_of(terms)[0].numpy()
+    sample = weights[::5]
     np.testing.assert_allclose(scales.weight_low, sample.min(0), atol=1e-6)
     assert 0 < index.manifest["clamped"] < 0.2 * (index.weights.size + index.terms.size)
-    assert (abs(scales.weights(index.weights) - terms.weights.numpy()) <= scales.weight_error).all()
+    assert (abs(scales.weights(index.weights) - weights) <= scales.weight_error + 1e-6).all()
     assert (abs(scales.terms(index.terms) - terms.head.numpy()) <= scales.term_error + 1e-6).all()
 
 

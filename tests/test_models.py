@@ -167,7 +167,7 @@ def test_a_calibration_is_an_affine_map_of_the_logits_and_leaves_no_trace(ranker
 def test_a_calibration_holds_with_anchored_links(model):
     config = config_of(model, width=16, heads=2, links=5, blocks=2, hidden=12, anchors=("item",))
     ranker, full = build(SHAPE, config).eval(), batch(LENGTHS, COUNTS)
-    torch.nn.init.normal_(ranker.from_anchors.weight)
+    unsure(ranker)
     anchored = torch.randn(*full.candidates.shape, config.anchor_width)
 
     def logits():

@@ -25,8 +25,8 @@ from limerank.models.config import (
     train_config_of,
 )
 from limerank.models.layers import HeadState, HeadTerms
-from limerank.models.lime import LimeMhaConfig
 from limerank.models.linformer import LreaConfig
+from limerank.models.links import LimeMhaConfig
 from limerank.models.ranker import plus
 from limerank.models.registry import OF_THE_PACKAGE
 from limerank.runs import formats, selftest
@@ -96,14 +96,17 @@ def test_models_keep_what_they_promise(name):
     assert (ranker.link_shape is not None) >= ranker.explains >= ranker.folds
     if ranker.folds:
         heads, links = ranker.link_shape
-        assert terms._fields == ("weights", "head")
+        assert terms._fields == ("weights", "head", "key")
         assert ranker.fold(state).shape == (3, heads * links, ranker.head.out.in_features * 2)
     if ranker.explains:
         assert ranker.link_weights(terms).shape == (len(vectors), *ranker.link_shape)
         assert ranker.read_weights(full.users, vectors).shape == (3, *ranker.link_shape, 5)
     if ranker.late_context:
         u, c = ranker.user_tower(full.users)
-        torch.testing.assert_close(state.head, ranker.head.from_request(u, c))
+        history = ranker.history_state(full.users, vectors)
+        for own, part in zip(state, ranker.state_of(history, u, c), strict=True):
+            if isinstance(own, Tensor):
+                torch.testing.assert_close(own, part)
 
 
 class MeanConfig(HeadConfig):

@@ -373,17 +373,31 @@ def test_the_quantised_arithmetic_is_what_the_module_says():
         f = folded[b].reshape(heads, -1, folded.shape[2])
         means = f.mean(1, keepdims=True)
         f0 = (f - means).reshape(folded[b].shape)
-        m = s.weight_step[:, None] * f0
+        low, weight_step, mean = (
+            x[: len(f0)] for x in (s.weight_low, s.weight_step, s.weight_mean)
+        )
+        m = weight_step[:, None] * f0
         step = abs(m).max(0) / 127
         q = np.round(m / step)
         assert abs(q).max() == 127
         constant = state.head[b].double().numpy() + means.sum((0, 1)) + s.term_middle
-        constant += s.weight_low @ f0 + s.weight_mean @ (m - step * q)
+        constant += low @ f0 + mean @ (m - step * q)
         for item in (0, 17, ITEMS - 1):
-            full = of.index.weights[item].astype(np.int64) @ q.astype(np.int64)
+            links = of.index.weights[item, : len(q)].astype(np.int64)
+            full = links @ q.astype(np.int64)
             a = step * full + s.term_step * of.index.terms[item] + constant
             with torch.inference_mode():
                 logits = lime.head(torch.from_numpy(a).float()).numpy()
+            key = of.index.weights[item, len(q) :].astype(np.int64)
+            for k, query in enumerate(state.query[b].double().numpy()):
+                low_k, step_k, mean_k = (
+                    x[len(f0) :] for x in (s.weight_low, s.weight_step, s.weight_mean)
+                )
+                scaled = step_k * query
+                own = abs(scaled).max() / 127 or 1.0
+                codes = np.round(scaled / own)
+                logits[k] += own * (key @ codes.astype(np.int64))
+                logits[k] += low_k @ query + mean_k @ (scaled - own * codes)
             np.testing.assert_allclose(found[b, item], logits, atol=2e-3)
 
 

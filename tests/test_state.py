@@ -29,6 +29,7 @@ from limerank.index.changes import add_items, remove_items, update_items
 from limerank.index.compaction import compact_index
 from limerank.kernels import reference
 from limerank.kernels.prefix import carry_of, merged
+from limerank.models.profile import Means
 from limerank.models.ranker import gather
 from limerank.ranking.explain import explain
 from limerank.ranking.request import index_keys
@@ -847,15 +848,19 @@ def test_states_are_what_their_bytes_say(items, heads, order):
         np.arange(heads), texts, np.arange(heads), *np.arange(3 * rows).reshape(3, rows),
         np.random.default_rng(heads).normal(size=(rows, 3, 8)).astype(np.float32),
     )  # fmt: skip
-    stream = Stream(carry, 7, 2, 90, (-5, order), seen, keys)
+    means = Means(torch.randn(1, 3, 8), torch.randn(1, 3, 4, heads)) if heads else None
+    stream = Stream(carry, 7, 2, 90, (-5, order), seen, keys, means)
     found = Stream.unpack(stream.pack())
     assert (found.keys.texts, len(found.keys)) == (texts, rows)
+    assert (found.means is None) == (means is None)
+    for own, part in zip(found.means or (), means or (), strict=True):
+        assert torch.equal(own, part)
     np.testing.assert_array_equal(found.keys.outcomes, keys.outcomes)
     assert found.pack() == stream.pack() and (found.events, found.unknown) == (7, 2)
     assert found.newest == (-5, order) and found.seen.texts == seen.texts
     window = Window(b"packed", 3, seen)
     assert Window.unpack(window.pack()).pack() == window.pack()
-    with pytest.raises(FormatError, match="expected b'LRSS' of 2"):
+    with pytest.raises(FormatError, match="expected b'LRSS' of 3"):
         Stream.unpack(window.pack())
 
 
@@ -867,7 +872,8 @@ def test_a_stream_has_a_constant_size(store):
         store.append([event_of({"user": 1, "item": k % 4, "time": k}) for k in range(at)])
         states.rebuild()
         sizes.append(len(store.state(1, "streaming").data))
-    assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + 200
+    means = 3 * (8 + 4 * of.run.ranker.config.profile) * 4
+    assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + means + 220
 
 
 def test_keys_of_long_ago_are_dropped_at_the_same_events_whatever_was_read_at_once(
@@ -913,7 +919,8 @@ def test_after_a_late_event_a_stream_with_anchored_links_is_computed_again(store
     torch.testing.assert_close(logits(of, found), logits(of, fresh), **TOLERANCE)
 
 
-def test_a_stream_of_the_format_without_keys_is_computed_again(store):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_stream_of_an_earlier_format_is_computed_again(store, version):
     of = shop("lime-mha")
     events = events_of(of.data, 0)
     user = events[0].user
@@ -921,9 +928,9 @@ def test_a_stream_of_the_format_without_keys_is_computed_again(store):
     states = UserStates(of.run, of.index, store, mode="streaming", keep=True)
     expected = logits(of, states.ready(user, now=LATER))
     held = store.state(user, "streaming")
-    body = held.data[:4] + b"\1" + held.data[5:-4]
+    body = held.data[:4] + bytes([version]) + held.data[5:-4]
     old = body + zlib.crc32(body).to_bytes(4, "little")
-    with pytest.raises(FormatError, match=r"version 1, expected b'LRSS' of 2"):
+    with pytest.raises(FormatError, match=rf"version {version}, expected b'LRSS' of 3"):
         Stream.unpack(old)
     assert store.put_state(user, "streaming", State(held.fingerprint, held.version, old))
     fresh = UserStates(of.run, of.index, store, mode="streaming")

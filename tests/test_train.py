@@ -275,7 +275,7 @@ def test_stored_weights_are_calibrated_on_the_validation_split(data, tmp_path):
         for name, weight in _weights(tmp_path / "no").items()
         if not torch.equal(weight, _weights(tmp_path / "yes")[name])
     ]
-    assert differing == ["head.out.bias", "head.out.weight"]
+    assert differing == ["head.out.bias", "head.out.weight", "profile.mix.weight"]
     assert "before calibration" in last.text()
     assert "before calibration" not in results["no"].text()
 

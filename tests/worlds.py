@@ -150,12 +150,15 @@ def batch(
     )
 
 
+ZERO_AT_START = ("from_anchors.weight", "profile.mix.weight", "profile.network.2.weight")
+
+
 def unsure(ranker: torch.nn.Module) -> None:
     """Every link asks for another count of events than training starts from, and what starts at
     zero does not any more."""
     with torch.no_grad():
         for name, weight in ranker.named_parameters():
-            if name.endswith(("log_prior", "from_anchors.weight")):
+            if name.endswith(("log_prior", *ZERO_AT_START)):
                 weight.normal_()
         for name, buffer in ranker.named_buffers():
             if name.endswith("statistics"):

@@ -18,7 +18,7 @@ from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, read_json, sync_directory, write_json
 from limerank.index.display import displayed_columns
-from limerank.index.format import DTYPES, FORMAT, WITH_DISPLAY, Scales
+from limerank.index.format import DTYPES, FORMAT, Scales
 from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.results import IndexBuild
@@ -29,6 +29,7 @@ from limerank.index.writing import (
     anchors_entry,
     begin_sets,
     chunks,
+    columns_of,
     commit,
     next_version,
     refuse_nan,
@@ -135,8 +136,9 @@ def _build(
                 if ranker.folds:
                     device = next(ranker.parameters()).device
                     empty = ranker.encode_items(torch.zeros(0, ranker.config.width, device=device))
-                    files.append("weights.u8", empty.weights.cpu().numpy())
-                    files.append("terms.i8", empty.head.cpu().numpy())
+                    weights, terms = columns_of(empty)
+                    files.append("weights.u8", weights.cpu().numpy())
+                    files.append("terms.i8", terms.cpu().numpy())
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
                 if ranker.anchors is not None:
                     begin_sets(files, ranker.anchors.features)
@@ -165,7 +167,6 @@ def _build(
                     state["scales"] = None if encoder.scales is None else encoder.scales.to_dict()
                     _keep(folder, state)
     return {
-        "format": WITH_DISPLAY if shown else FORMAT,
         "version": state["version"],
         "fingerprint": run.fingerprint,
         "model": ranker.config.model,
@@ -175,6 +176,7 @@ def _build(
         "clamped": state["clamped"],
         "scales": state["scales"],
         "anchors": None if ranker.anchors is None else anchors_entry(ranker.anchors),
+        "keys": ranker.keys,
         **({"display": shown} if shown else {}),
         "built": state["files"]["vectors.f32"]["crc32"],
         "files": state["files"],
@@ -254,15 +256,16 @@ def _scales(ranker: Ranker, parts: Sequence[SourceItems]) -> Scales:
         for at in range(0, len(chosen), CHUNK):
             vectors_ud = ranker.item_vectors(part.items(chosen[at : at + CHUNK]).to(device)).float()
             refuse_nan(vectors_ud)
-            found = ranker.encode_items(vectors_ud)
+            found = columns_of(ranker.encode_items(vectors_ud))
             new_low, new_high = [x.amin(0) for x in found], [x.amax(0) for x in found]
             low = [torch.minimum(*pair) for pair in zip(low or new_low, new_low, strict=True)]
             high = [torch.maximum(*pair) for pair in zip(high or new_high, new_high, strict=True)]
-            new_sums = found.weights.sum(0, dtype=torch.float64).cpu().numpy()
+            new_sums = found[0].sum(0, dtype=torch.float64).cpu().numpy()
             sums = sums + new_sums if rows else new_sums
             rows += len(vectors_ud)
     if not rows:
-        empty = ranker.encode_items(torch.zeros(1, ranker.config.width, device=device))
+        zero_ud = torch.zeros(1, ranker.config.width, device=device)
+        empty = columns_of(ranker.encode_items(zero_ud))
         low, high = [torch.zeros_like(x[0]) for x in empty], [torch.ones_like(x[0]) for x in empty]
     (w_low, t_low), (w_high, t_high) = (
         [column.double().cpu().numpy() for column in columns] for columns in (low, high)

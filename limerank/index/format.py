@@ -1,14 +1,14 @@
 """The format of an index: the catalogue, encoded once, as a folder that is mapped into memory.
 
 The folder (``n`` rows, one per item and more after changes; width ``d``; LIME models have
-``C = H l`` link weights per row and ``g`` head terms; models with anchored links have ``F``
-anchored features). Files are bare little-endian arrays, row
+``C = H l`` link weights per row and ``g`` head terms, and with profiles ``S`` numbers of a key;
+models with anchored links have ``F`` anchored features). Files are bare little-endian arrays, row
 after row; a name carries the version that began the file, as in ``vectors-1.f32``::
 
     manifest.json     version, model fingerprint, counts, scales; name, shape and CRC-32 of each
                       file; and a SHA-256 of all of these
     vectors.f32       [n, d]   output of the item tower, for histories and reference scoring
-    weights.u8        [n, C]   link weights; LIME only
+    weights.u8        [n, C + S]   link weights, then keys; LIME only
     terms.i8          [n, g]   the item's part of the head's first layer; LIME only
     anchor_codes.i32  [n, F]   per anchored feature, the number of the item's set of values; 0 where
                                none is known; models with anchored links only, as are
@@ -29,11 +29,10 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     .lock             locked by the process that writes
 
 The manifest's ``anchors`` has the first row and number of rows of each anchored feature in the
-content table, and the size of that table; null without anchored links.
+content table, and the size of that table; null without anchored links. ``keys`` is S.
 
-Format 3 has no anchored features. An index of that format stays in it when it changes, and models
-with anchored links refuse it. Format 5 has columns that are shown; an index without them is written
-in format 4.
+Format 4 has neither keys nor columns that are shown, and format 3 no anchored features either. An
+index of these formats stays in it when it changes.
 
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
@@ -60,9 +59,10 @@ overwritten, and a removed file lasts as long as a process has it mapped.
 
 The weights of an item's links sum to one, and most are far below it, so each column covers the
 range that the catalogue uses. The affine form costs a scorer nothing: the constant of a column is
-added on the user's side, once per request. ``weight_mean``, the mean code of each column, and
-``weight_spread``, the largest distance of an item's codes from it, are for a scorer that rounds the
-user's side as well: the mean of that error can be subtracted, and the rest is bounded.
+added on the user's side, once per request. Keys are stored as weights are. ``weight_mean``, the
+mean code of each column, and ``weight_spread``, the largest distance of an item's codes from it
+(keys aside), are for a scorer that rounds the user's side as well: the mean of that error can be
+subtracted, and the rest is bounded.
 
 Scales are fixed when an index is built, from a sample where the catalogue is large. A value out of
 the range of its column gets the nearest code: ``clamped`` counts such codes, and ``weight_excess``
@@ -86,10 +86,8 @@ from numpy.typing import NDArray
 from limerank.errors import FormatError
 from limerank.files import read_json
 
-FORMAT = 4
-WITH_DISPLAY = 5
-"""The format of an index with columns that are shown."""
-OPENED = (3, FORMAT, WITH_DISPLAY)
+FORMAT = 5
+OPENED = (3, 4, FORMAT)
 """Formats that this version opens and changes."""
 
 DTYPES = {
@@ -146,7 +144,7 @@ class Scales:
     """The numbers that turn the codes of an index into weights and terms; see the module's text.
 
     Attributes:
-        weight_low, weight_step, weight_mean, weight_excess: f32 [C].
+        weight_low, weight_step, weight_mean, weight_excess: f32 [C + S].
         term_middle, term_step, term_excess: f32 [g].
         weight_spread: the largest sum over an item's weights of |code - weight_mean|.
     """
@@ -182,7 +180,7 @@ class Scales:
             raise ValueError(f"weight_spread is {self.weight_spread}")
 
     def weights(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Link weights that codes [..., C] stand for."""
+        """Link weights and keys that codes [..., C + S] stand for."""
         return self.weight_low + self.weight_step * codes
 
     def terms(self, codes: NDArray[np.int8]) -> NDArray[np.float32]:
@@ -191,7 +189,7 @@ class Scales:
 
     @property
     def weight_error(self) -> NDArray[np.float32]:
-        """Largest error of a link weight, f32 [C]."""
+        """Largest error of a link weight or a number of a key, f32 [C + S]."""
         return self.weight_step * np.float32(0.5) + self.weight_excess
 
     @property

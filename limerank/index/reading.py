@@ -49,7 +49,8 @@ class Index:
         ids: external ids by row. ``ids.find`` gives an item's newest row, also where the item was
             removed.
         vectors: f32 [n, d].
-        weights: u8 [n, C]; None for models without links.
+        weights: u8 [n, C + S], link weights and then keys; None for models without links.
+        keys: numbers of a key, S; 0 for models without profiles.
         terms: i8 [n, g]; None for models without links.
         scales: of weights and terms.
         anchors: the items' anchored values; None for models without anchored links.
@@ -146,6 +147,9 @@ class Index:
             if self.weights is not None and self.terms is not None:
                 self.scales = Scales.of(manifest["scales"])
                 self.scales.check(self.weights.shape[1], self.terms.shape[1])
+            self.keys = int(manifest.get("keys", 0))
+            if self.keys and (self.weights is None or not 0 <= self.keys < self.weights.shape[1]):
+                raise ValueError(f"keys are {self.keys}")
             anchors = manifest.get("anchors")
             self.anchors = None if anchors is None else Anchors(anchors, arrays)
             shown = manifest.get("display")

@@ -332,12 +332,14 @@ class Encoder:
         if self.scales is None:
             return rows
         assert self.ranker.folds
-        weights_uc, terms_ug = self.ranker.encode_items(found_ud)
+        weights_uc, terms_ug = columns_of(self.ranker.encode_items(found_ud))
         w_uc, w_excess = self._quantised(weights_uc, self._low_c, self._step_c, 0, 255)
         t_ug, t_excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)
         rows["weights.u8"] = w_uc.to(torch.uint8).cpu().numpy()
         rows["terms.i8"] = t_ug.to(torch.int8).cpu().numpy()
-        spread = w_uc.sub_(self._mean_c).abs_().sum(1).amax() if len(w_uc) else 0.0
+        of_links = w_uc.shape[1] - self.ranker.keys
+        off_uc = w_uc.sub_(self._mean_c).abs_()[:, :of_links]
+        spread = off_uc.sum(1).amax() if len(w_uc) else 0.0
         self.scales = replace(
             self.scales,
             weight_spread=max(self.scales.weight_spread, float(spread)),
@@ -360,6 +362,12 @@ class Encoder:
                 self.clamped += int(((codes < least) | (codes > most)).sum())
                 excess = (beyond * step).cpu().numpy()
         return codes.clamp_(least, most), excess
+
+
+def columns_of(terms: Any) -> tuple[Tensor, Tensor]:
+    """The columns of ``weights.u8``, link weights and then keys, [U, C + S], and those of
+    ``terms.i8``, [U, g], of the terms of a model that folds."""
+    return torch.cat([terms.weights, terms.key], 1), terms.head
 
 
 def anchors_entry(anchors: AnchoredLinks) -> dict[str, Any]:

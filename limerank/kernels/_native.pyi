@@ -71,6 +71,7 @@ class Scorer:
         path: str | None,
         held: bool,
         anchors: Anchors | None = None,
+        keys: int = 0,
     ) -> None: ...
     @property
     def path(self) -> str: ...
@@ -81,6 +82,7 @@ class Scorer:
         offsets: NDArray[np.int64] | None = None,
         keys: NDArray[np.int64] | None = None,
         anchored: NDArray[np.float32] | None = None,
+        query: NDArray[np.float32] | None = None,
     ) -> Requests: ...
     def scores(
         self,

@@ -17,31 +17,35 @@ e = d / H, l links, g first-layer outputs of the head, K tasks.
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from limerank.data.batch import ItemKeys, Sequences, Users
-from limerank.kernels.attention import link_attention, link_weights
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
 from limerank.kernels.shared import shared_logits
-from limerank.models.anchors import Anchored, matches
-from limerank.models.config import AttentionConfig, DataShape
+from limerank.models.anchors import matches
+from limerank.models.config import DataShape
 from limerank.models.layers import (
-    Evidence,
-    FeedForward,
-    FlooredNorm,
     join_heads,
     split_heads,
     start_forgetting,
 )
+from limerank.models.links import (
+    HistoryState,
+    LimeConfig,
+    LimeMhaConfig,
+    LinkState,
+    LinkTerms,
+    Reading,
+)
+from limerank.models.profile import Profile
 from limerank.models.ranker import Ranker, gather, plus
 
 START_GAIN = 2.0
@@ -50,101 +54,6 @@ PREFIX_CHUNK = 64
 """Events whose prefixes are computed at once."""
 PREFIX_PART = 512
 """Events before the first prefix that are read at once."""
-
-
-class LinkTerms(NamedTuple):
-    """Of each item: ``weights`` [..., H l] of its links and ``head`` [..., g], its head terms."""
-
-    weights: Tensor
-    head: Tensor
-
-
-class LinkState(NamedTuple):
-    """Of each request: personalised ``links`` [B, l, d] and ``head`` [B, g], the user's terms."""
-
-    links: Tensor
-    head: Tensor
-    anchored: Anchored | None = None
-
-
-class LimeConfig(AttentionConfig):
-    """Settings of both forms."""
-
-    anchors: tuple[str, ...] | None = None
-    """What has anchored links: "item" (this very item in the history) and names of features. None:
-    items and all features that the dataset anchors."""
-    heads: int = Field(1, ge=1)
-    """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
-    are cheaper than more heads."""
-    links: int = Field(32, ge=1)
-    """Learned links between history and candidates, l. Scoring time and index size grow with it;
-    the effective number of links in the metrics shows how many the model uses."""
-
-    other_names: ClassVar[Mapping[str, str]] = {
-        **AttentionConfig.other_names,
-        "slots": "links",
-        "events": "links",
-    }
-
-
-class LimeMhaConfig(LimeConfig):
-    """Settings of LIME-MHA."""
-
-    model: str = "lime-mha"
-
-
-class Reading(nn.Module):
-    """The last layer in which links read events: attention, scaled by the evidence that the number
-    of events gives, then a feed-forward layer.
-
-    A link reads SiLU(q k^T / sqrt(e)) v, averaged over the events with shares that fall as
-    exp(-rate * age); the rate is learned per head and link. The shares do not depend on the instant
-    that ages count from, so the layer is two running sums over events in any order (see
-    limerank.kernels.prefix). A softmax of the logits would not do: a link would read as much from a
-    history without any event like it as from one that is full of them.
-    """
-
-    def __init__(self, config: LimeConfig) -> None:
-        super().__init__()
-        d = config.width
-        self.heads, self.links = config.heads, config.links
-        self.query = nn.Linear(d, d)
-        self.key_value = nn.Linear(d, 2 * d)
-        self.norm_read = FlooredNorm()
-        self.out = nn.Linear(d, d)
-        self.feed = FeedForward(d, config.dropout)
-        self.evidence = Evidence(config.links)
-        self.log_rate = nn.Parameter(torch.empty(config.heads, config.links))
-        start_forgetting(self.log_rate)
-
-    def queries(self, links_bld: Tensor) -> Tensor:
-        """[B, l, d] -> [B, H, l, e]."""
-        return split_heads(self.query(links_bld), self.heads)
-
-    def forward(self, links_bld: Tensor, kv_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
-        """Links that have read events, given as their keys and values, [B, N, 2 d]."""
-        k_bhne, v_bhne = (split_heads(part, self.heads) for part in kv_bnd.chunk(2, -1))
-        read_bhle = self.attend(self.queries(links_bld), k_bhne, v_bhne, age_bn, count_b)
-        return self.absorb(links_bld, read_bhle, count_b)
-
-    def attend(
-        self, q_bhle: Tensor, k_bhne: Tensor, v_bhne: Tensor, age_bn: Tensor, count_b: Tensor
-    ) -> Tensor:
-        """Values that the links read, [B, H, l, e]."""
-        return link_attention(q_bhle, k_bhne, v_bhne, self.log_rate.exp(), age_bn, count_b)
-
-    def absorb(self, links_bld: Tensor, read_bhle: Tensor, count_b: Tensor) -> Tensor:
-        """Add to the links what they read of ``count_b`` events; then the feed-forward layer."""
-        update_bld = self.out(self.norm_read(join_heads(read_bhle)))
-        heard_bl1 = self.evidence(count_b)[..., None].to(update_bld.dtype)
-        links_bld = links_bld + update_bld * heard_bl1
-        return links_bld + self.feed(links_bld)
-
-    def weights(self, links_bld: Tensor, k_bnd: Tensor, age_bn: Tensor, count_b: Tensor) -> Tensor:
-        """The weights with which :meth:`attend` reads events: [B, H, l, N]."""
-        q_bhle, k_bhne = self.queries(links_bld), split_heads(k_bnd, self.heads)
-        scaled_bhle = q_bhle * q_bhle.shape[-1] ** -0.5
-        return link_weights(scaled_bhle, k_bhne, self.log_rate.exp(), age_bn, count_b)
 
 
 class Lime(Ranker):
@@ -167,18 +76,61 @@ class Lime(Ranker):
         self.reading = self.reads(config)
         self.norm = nn.LayerNorm(d)
         self.head = self.new_head()
+        self.profile: Profile | None = None
+        if config.profile:
+            of_vectors = None
+            if config.vectors:
+                of_vectors = self.item_tower.of_statistics.weight[:, -config.vectors :]
+            with torch.random.fork_rng(devices=[]):  # other weights start as without it
+                self.profile = Profile(
+                    shape.event_tokens,
+                    d,
+                    config.profile,
+                    shape.outputs,
+                    self.added,
+                    config.profile_dropout,
+                    of_vectors,
+                )
         self.personaliser: Personaliser | None = None
 
     def encode_items(self, vectors_ud: Tensor) -> LinkTerms:
-        """W = softmax(t Wq (L Wk)^T / sqrt(e)) per head, over the raw links; and A_t t + b."""
+        """W = softmax(t Wq (L Wk)^T / sqrt(e)) per head, over the raw links; A_t t + b; and the key
+        of the profile."""
         heads = self.config.heads
         q_uhe = self.item_query(vectors_ud).unflatten(-1, (heads, -1))
         k_lhe = self.link_key(self.links).unflatten(-1, (heads, -1))
         logits_uhl = torch.einsum("uhe,lhe->uhl", q_uhe, k_lhe) * q_uhe.shape[-1] ** -0.5
-        return LinkTerms(logits_uhl.softmax(-1).flatten(-2), self.head.from_item(vectors_ud))
+        weights_uj = logits_uhl.softmax(-1).flatten(-2)
+        return LinkTerms(weights_uj, self.head.from_item(vectors_ud), self.keys_of(vectors_ud))
+
+    def keys_of(self, vectors_ud: Tensor) -> Tensor:
+        """Keys of the profile, [U, S]."""
+        return vectors_ud[..., :0] if self.profile is None else self.profile.keys(vectors_ud)
 
     def user_state(self, users: Users, vectors_ud: Tensor) -> LinkState:
         u_bd, c_bd = self.user_tower(users)
+        return self.state_of(self._history_state(users, vectors_ud, u_bd), u_bd, c_bd)
+
+    def history_state(self, users: Users, vectors_ud: Tensor) -> HistoryState:
+        """The part of the state of requests that does not depend on their contexts; see
+        :attr:`late_context`."""
+        found = self._history_state(users, vectors_ud, self.user_tower(users)[0])
+        return found._replace(anchored=self.anchored_links(users))
+
+    def state_of(self, history: HistoryState, u_bd: Tensor, c_bd: Tensor) -> LinkState:
+        """The state of requests.
+
+        Args:
+            history: of :meth:`history_state`.
+            u_bd, c_bd: of the user tower.
+        """
+        head_bg, profile = self.head.from_request(u_bd, c_bd), history.profile
+        if profile is None:
+            return LinkState(history.links, head_bg, anchored=history.anchored)
+        return LinkState(history.links, head_bg + profile.first, profile.query, history.anchored)
+
+    def _history_state(self, users: Users, vectors_ud: Tensor, u_bd: Tensor) -> HistoryState:
+        """The same without anchored links."""
         if self.user_stage.used == "native" and not self.training:
             self._check_native(u_bd)
             self.personaliser = self.personaliser or Personaliser(self.config.heads, self.stage())
@@ -187,7 +139,8 @@ class Lime(Ranker):
         else:
             links_bld = self.contextualise(u_bd)
             personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
-        return LinkState(personal_bld, self.head.from_request(u_bd, c_bd))
+        profile = None if self.profile is None else self.profile(users, vectors_ud)
+        return HistoryState(personal_bld, profile)
 
     def _check_native(self, u_bd: Tensor) -> None:
         """Refuse what the native user stage would compute wrongly."""
@@ -267,6 +220,10 @@ class Lime(Ranker):
     def link_shape(self) -> tuple[int, int]:
         return self.config.heads, self.config.links
 
+    @property
+    def keys(self) -> int:
+        return self.config.profile
+
     def link_weights(self, terms: LinkTerms) -> Tensor:
         return terms.weights.unflatten(-1, self.link_shape)
 
@@ -278,11 +235,27 @@ class Lime(Ranker):
             batch = len(folded_bjg)
             weights_bmj = terms.weights.expand(batch, -1, -1)
             sums_bmg = torch.baddbmm(terms.head.expand(batch, -1, -1), weights_bmj, folded_bjg)
-            return self.head(plus(sums_bmg, extra))
+            return plus(self.head(plus(sums_bmg, extra)), self.alike(state, terms))
         w_bhml, links_bhle = split_heads(terms.weights, heads), split_heads(state.links, heads)
         o_bmd = join_heads(w_bhml @ links_bhle)
         sums_bmg = self.head.from_links(o_bmd) + terms.head + state.head[:, None]
-        return self.head(plus(sums_bmg, extra))
+        return plus(self.head(plus(sums_bmg, extra)), self.alike(state, terms))
+
+    def alike(self, state: LinkState, terms: Any) -> Tensor | None:
+        """What the profile adds to logits, q . p [B, M, K]; None without one. ``terms`` have a
+        ``key``."""
+        return None if state.query is None else terms.key @ state.query.mT
+
+    def last_layers(self) -> tuple[nn.Linear, ...]:
+        return super().last_layers() + (() if self.profile is None else (self.profile.mix,))
+
+    @torch.no_grad()
+    def calibrate(self, scale_k: Tensor, shift_k: Tensor) -> None:
+        out, *of_profile = self.last_layers()
+        out.weight.mul_(scale_k[:, None])
+        out.bias.mul_(scale_k).add_(shift_k)
+        for layer in of_profile:
+            layer.weight.mul_(scale_k[:, None])
 
     def score_shared(
         self, state: LinkState, terms: LinkTerms, keys: ItemKeys | None, candidates: Tensor
@@ -299,7 +272,7 @@ class Lime(Ranker):
         logits = shared_logits(
             own.weights, folded_bjg, own.head, *added, (units_bkh * out.weight).contiguous()
         )
-        return logits + out.bias
+        return plus(logits + out.bias, self.alike(state, own))
 
     def _fused(self, state: LinkState) -> bool:
         """Whether the kernel of shared candidates computes this model's training."""
@@ -362,7 +335,7 @@ class LimeMha(Lime):
         users, owner_m = batch.users, batch.owner
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
-        links_mld, request_mg = self._sequence_parts(batch, vectors_ud)
+        links_mld, request_mg, query_mks = self._sequence_parts(batch, vectors_ud)
         head_mg = terms.head + request_mg
         if self.anchors is not None:
             z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
@@ -372,16 +345,22 @@ class LimeMha(Lime):
         links_mhle = split_heads(links_mld, self.config.heads)
         w_mhl = terms.weights.unflatten(-1, self.link_shape)
         o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)
-        return self.head(self.head.from_links(o_md) + head_mg)
+        logits_mk = self.head(self.head.from_links(o_md) + head_mg)
+        if query_mks is None:
+            return logits_mk
+        return logits_mk + torch.einsum("mks,ms->mk", query_mks, terms.key)
 
     def sequence_states(self, batch: Sequences, vectors_ud: Tensor) -> LinkState:
         anchored = None
         if self.anchors is not None:
             anchored = self.anchors.of_prefixes(batch.users, batch.owner, batch.prefix)
-        return LinkState(*self._sequence_parts(batch, vectors_ud), anchored)
+        return LinkState(*self._sequence_parts(batch, vectors_ud), anchored=anchored)
 
-    def _sequence_parts(self, batch: Sequences, vectors_ud: Tensor) -> tuple[Tensor, Tensor]:
-        """Personalised links [M, l, d] of impressions, and their users' terms [M, g].
+    def _sequence_parts(
+        self, batch: Sequences, vectors_ud: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Personalised links [M, l, d] of impressions, their users' terms [M, g], and the queries
+        [M, K, S] of their profiles.
 
         One pass over each history. Events before the first impression are read
         :data:`PREFIX_PART` at a time. The others are read :data:`PREFIX_CHUNK` at a time, with
@@ -392,6 +371,10 @@ class LimeMha(Lime):
         u_bd = self.user_tower(users)[0]
         c_md = self.user_tower.contexts(batch.context)
         request_mg = self.head.from_request(F.embedding(owner_m, u_bd), c_md)
+        query_mks = None
+        if self.profile is not None:
+            profile = self.profile.at_prefixes(users, vectors_ud, owner_m, batch.prefix)
+            request_mg, query_mks = request_mg + profile.first, profile.query
         links_bld = self.contextualise(u_bd)
         q_bhle = self.reading.queries(links_bld)
         kv_bnd = self.event_tower.through(self.reading.key_value, users, vectors_ud)
@@ -435,7 +418,7 @@ class LimeMha(Lime):
             carry = Carry(*after)
             links.append(found)
             rows.append(some)
-        return torch.cat(links)[torch.cat(rows).argsort()], request_mg
+        return torch.cat(links)[torch.cat(rows).argsort()], request_mg, query_mks
 
     def _pass(
         self,

@@ -17,7 +17,8 @@ from limerank.kernels.attention import xor_attention
 from limerank.kernels.personal import Stage, affine
 from limerank.models.config import DataShape
 from limerank.models.layers import Ages, Evidence, split_heads
-from limerank.models.lime import Lime, LimeConfig
+from limerank.models.lime import Lime
+from limerank.models.links import LimeConfig
 
 ITEM_GAIN = 3**-0.5
 """Spread of the logits between items and links at the start, as of any linear layer; with 2 it ends

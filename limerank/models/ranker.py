@@ -213,8 +213,8 @@ class Ranker(nn.Module, abc.ABC):
     fitted: ClassVar[bool] = False
     """Whether the model is fitted by counting (:meth:`fit`) instead of trained by gradients."""
     late_context: ClassVar[bool] = False
-    """Whether a state is ``(links, head)``, of which only ``head`` depends on the context of the
-    request: a new request of the same user needs ``head.from_request`` alone."""
+    """Whether only the head terms of a state depend on the context of the request: a new request
+    of the same user needs no more than ``state_of`` the ``history_state`` that it had."""
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
@@ -277,6 +277,11 @@ class Ranker(nn.Module, abc.ABC):
     def link_shape(self) -> tuple[int, int] | None:
         """Heads H and links l; None for models without links."""
         return None
+
+    @property
+    def keys(self) -> int:
+        """Numbers of an item's key for the profiles of users, S; 0 for models without profiles."""
+        return 0
 
     def start_at(self, ages_n: Tensor) -> None:
         """Set starting values that depend on how old the events of the log are. Called once, before
@@ -382,8 +387,14 @@ class Ranker(nn.Module, abc.ABC):
         state = self.user_state(users, vectors_ud)
         if self.anchors is None:
             return state
+        return state._replace(anchored=self.anchored_links(users))
+
+    def anchored_links(self, users: Users) -> Anchored | None:
+        """Anchored links of requests; None for a model without them."""
+        if self.anchors is None:
+            return None
         native = self.user_stage.used == "native" and not self.training
-        return state._replace(anchored=self.anchors(users, native=native))
+        return self.anchors(users, native=native)
 
     @abc.abstractmethod
     def user_state(self, users: Users, vectors_ud: Tensor) -> Any:

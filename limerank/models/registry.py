@@ -14,9 +14,10 @@ from limerank.models.config import CONFIG_CLASSES, DataShape, ModelConfig
 from limerank.models.din import Din, DinConfig
 from limerank.models.hstu import Hstu, HstuConfig
 from limerank.models.item_knn import ItemKnn, ItemKnnConfig
-from limerank.models.lime import LimeMha, LimeMhaConfig
+from limerank.models.lime import LimeMha
 from limerank.models.lime_xor import LimeXor, LimeXorConfig
 from limerank.models.linformer import LowRankAttention, LreaConfig
+from limerank.models.links import LimeMhaConfig
 from limerank.models.most_popular import MostPopular, MostPopularConfig
 from limerank.models.popularity import Popularity, PopularityConfig
 from limerank.models.ranker import Ranker

@@ -1,10 +1,10 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 6, today's, has settings of what earlier models did not have: anchored links, collaborative
-statistics, the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one
-for all models: a model ignored the settings that it did not have, ``links`` were the slots of LREA
-and the events of truncated attention, ``positions`` were called ``places``, and a changed LIME was
-a ``variant``.
+Format 7, today's, has profiles. Format 6 has none, but settings of what earlier models did not
+have: anchored links, collaborative statistics, the evidence of ids. Format 5 has a configuration of
+each model's own. Format 4 had one for all models: a model ignored the settings that it did not
+have, ``links`` were the slots of LREA and the events of truncated attention, ``positions`` were
+called ``places``, and a changed LIME was a ``variant``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from limerank.errors import FormatError
 from limerank.models.config import config_class
 from limerank.models.registry import MODELS
 
-FORMAT = 6
-READABLE = (4, 5, 6)
+FORMAT = 7
+READABLE = (4, 5, 6, 7)
 ABSENT: dict[str, Any] = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
 """Settings of models in formats 4 and 5, which had none of these."""
+NO_PROFILE: dict[str, Any] = {"profile": 0}
+"""Settings of models in formats 4 to 6; where a model has this setting."""
 TRAINING = {
     "impressions": "batch_size",
     "rate": "learning_rate",
@@ -58,13 +60,17 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         settings = {key: value for key, value in called.items() if key in config.model_fields}
     if format < 6:
         settings = {**ABSENT, **settings}
+    if format < 7:
+        known = config_class(name).model_fields
+        settings = {**{key: value for key, value in NO_PROFILE.items() if key in known}, **settings}
     return settings
 
 
 def train_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
     """Settings of a training by their names of today; ``stored``: the part ``train`` of
     ``config.json``."""
-    known: dict[str, Any] = {"calibrate": False}  # runs from before this setting have none
+    # Runs from before these settings were trained like this.
+    known: dict[str, Any] = {"calibrate": False, "objective": "impressions"}
     if format == 4:
         known |= {TRAINING.get(name, name): value for name, value in stored.items()}
     else:

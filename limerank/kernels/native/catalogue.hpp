@@ -14,6 +14,10 @@
 // own, -127 .. 127, 128 added, times rows of Q that hold step * A_z; -128 times their sums begins each
 // total. What an item has no anchored link of is then exactly 0, computed or not.
 //
+// With profiles, an item's row of weights ends in its key: `keys` more codes, whose product with the
+// codes of a request's query, one query for each logit, is added to that logit:
+// logits_ik += step_k (key_i Q_k) + constant_k.
+//
 // Every path does the same operations on each item in the same order: integer sums are exact, and
 // each float operation rounds once (fma, conversion, minimum, ...), so that all paths give the same
 // bits.
@@ -46,7 +50,7 @@ const SiluTable& silu_table();
 // The items and what all requests have in common. Sums of the first layer are padded: `parts`
 // halves (two with a gate) of `hidden` each, `padded` of them a half.
 struct Catalogue {
-    const std::uint8_t* weights = nullptr;  // [items, columns]
+    const std::uint8_t* weights = nullptr;  // [items, columns + keys]
     const std::int8_t* terms = nullptr;     // [items, parts * hidden]
     const std::int32_t* sets = nullptr;     // [items, features]: of anchored values
     int features = 0;                       // that are anchored
@@ -55,6 +59,9 @@ struct Catalogue {
     std::int64_t items = 0;
     int columns = 0;
     int quads = 0;  // columns / 4, rounded up: codes are multiplied by fours
+    int keys = 0;   // numbers of an item's key
+    int key_quad = 0, key_quads = 0;  // the quad in which keys begin, and how many they lie in
+    int row_quads = 0;                // of columns and keys
     int hidden = 0;
     int padded = 0;  // hidden, rounded up to a multiple of WIDE
     int parts = 1;
@@ -64,6 +71,7 @@ struct Catalogue {
     int sums() const { return parts * hidden; }
     int padded_sums() const { return parts * padded; }
     int code_quads() const { return quads + link_quads; }
+    std::int64_t row() const { return columns + keys; }
 };
 
 // One request, quantised.
@@ -72,6 +80,10 @@ struct Request {
     const float* step;          // [padded sums]
     const float* constant;      // [padded sums]
     const std::int32_t* begin;  // [padded sums]: of a total with anchored links
+    const std::int8_t* query = nullptr;     // [queries, key quads, 4]
+    const float* query_step = nullptr;      // [queries]
+    const float* query_constant = nullptr;  // [queries]
+    int queries = 0;
 };
 
 // What some items have beyond the catalogue, for one request.
@@ -86,16 +98,17 @@ struct Head {
     const float* weights;  // [outputs, padded]
     const float* bias;     // [outputs]
     int outputs;
+    const float* mix = nullptr;  // [outputs, queries]: the factor of each query in each output
 };
 
 // Memory for items laid out for the lanes: block after block, of each
-//     weights [quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords,
+//     weights and keys [row quads][LANES] dwords of four codes, terms [parts][padded / 4][LANES] dwords,
 //     sets [features][LANES].
 class Blocks {
   public:
     Blocks(const Catalogue& catalogue, std::int64_t items);
     static std::int64_t stride(const Catalogue& c) {  // dwords of a block
-        return static_cast<std::int64_t>(c.quads + c.parts * c.padded / 4 + c.features) * LANES;
+        return static_cast<std::int64_t>(c.row_quads + c.parts * c.padded / 4 + c.features) * LANES;
     }
     std::uint32_t* data() { return dwords_.get(); }  // aligned to 64 bytes
     // The block that begins with this item, whose number is a multiple of LANES.

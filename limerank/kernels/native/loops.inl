@@ -55,7 +55,7 @@ inline void sums(const Catalogue& c, const std::uint32_t* first, std::int64_t st
             for (int b = 0; b < BLOCKS; b++) total[b][u] = dot(total[b][u], items[b], code);
         }
     }
-    const std::uint32_t* terms = first + (c.quads + j / 4) * LANES;
+    const std::uint32_t* terms = first + (c.row_quads + j / 4) * LANES;
     const float* step = c.term_step.data() + j;
     const float* constant = request.constant + j;
     const float* scale = request.step + j;
@@ -74,6 +74,22 @@ inline void sums(const Catalogue& c, const std::uint32_t* first, std::int64_t st
                 out[b][u] = plus(out[b][u],
                                  load_floats(added + static_cast<std::ptrdiff_t>(b * c.padded_sums() + j + u) * LANES));
     }
+}
+
+// What the k-th query of a request adds for BLOCKS blocks.
+template <int BLOCKS>
+inline void alike(const Catalogue& c, const std::uint32_t* first, std::int64_t stride, const Request& request,
+                  int k, F (&out)[BLOCKS]) {
+    I total[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) total[b] = zero();
+    const std::int8_t* codes = request.query + static_cast<std::ptrdiff_t>(k) * c.key_quads * 4;
+    for (int q = 0; q < c.key_quads; q++) {
+        const I code = splat_dword(codes + q * 4);
+        for (int b = 0; b < BLOCKS; b++)
+            total[b] = dot(total[b], load(first + b * stride + (c.key_quad + q) * LANES), code);
+    }
+    for (int b = 0; b < BLOCKS; b++)
+        out[b] = fma(splat(request.query_step[k]), to_float(total[b]), splat(request.query_constant[k]));
 }
 
 template <Activation ACTIVATION, bool GATED, int BLOCKS>
@@ -111,6 +127,18 @@ inline void score_some(const Catalogue& c, const std::uint32_t* first, std::int6
                 F other = load_floats(out + b * line + k * LANES);
                 for (int u = 0; u < WIDE; u++) other = fma(splat(weights[u]), a[b][u], other);
                 store(out + b * line + k * LANES, other);
+            }
+        }
+    }
+    for (int k = 0; k < request.queries; k++) {
+        F value[BLOCKS];
+        alike<BLOCKS>(c, first, stride, request, k, value);
+        for (int o = 0; o < head.outputs; o++) {
+            const float share = head.mix[o * request.queries + k];
+            if (share == 0) continue;
+            for (int b = 0; b < BLOCKS; b++) {
+                if (o == 0) sum[b] = fma(splat(share), value[b], sum[b]);
+                else store(out + b * line + o * LANES, fma(splat(share), value[b], load_floats(out + b * line + o * LANES)));
             }
         }
     }
@@ -158,7 +186,7 @@ void look_up_links(const Catalogue& c, const std::uint32_t* blocks, int count, c
     const std::int64_t stride = Blocks::stride(c);
     const int size = (count + LANES - 1) / LANES;
     for (int b = 0; b < size; b++) {
-        const std::uint32_t* sets = blocks + b * stride + (c.quads + c.parts * c.padded / 4) * LANES;
+        const std::uint32_t* sets = blocks + b * stride + (c.row_quads + c.parts * c.padded / 4) * LANES;
         bool any = false;
         for (int q = 0; q < c.link_quads; q++) {
             I sum = zero();
@@ -188,23 +216,23 @@ void pack(const Catalogue& c, const std::int64_t* rows, std::int64_t first, int 
             // Lanes after the end repeat the last item; their results are not used.
             const int place = at + i < count ? at + i : count - 1;
             const std::int64_t row = rows ? rows[place] : first + place;
-            weights[i] = c.weights + row * c.columns;
+            weights[i] = c.weights + row * c.row();
             terms[i] = all_terms + row * size;
         }
         if (!rows) {
             // While a tile is scored, the memory fetches the next one.
-            fetch(c.weights, c.items * c.columns, (first + at + TILE) * c.columns, LANES * c.columns);
+            fetch(c.weights, c.items * c.row(), (first + at + TILE) * c.row(), LANES * c.row());
             fetch(all_terms, c.items * size, (first + at + TILE) * size, LANES * size);
         } else {
             for (int i = 0; i < LANES && at + LANES + i < count; i++) {
                 const std::int64_t row = rows[at + LANES + i];
-                __builtin_prefetch(c.weights + row * c.columns);
+                __builtin_prefetch(c.weights + row * c.row());
                 __builtin_prefetch(all_terms + row * size);
             }
         }
         std::uint32_t* block = blocks + at / LANES * stride;
-        transpose(weights, c.columns, block);
-        block += c.quads * LANES;
+        transpose(weights, static_cast<int>(c.row()), block);
+        block += c.row_quads * LANES;
         for (int part = 0; part < c.parts; part++) {
             const int quads = transpose(terms, c.hidden, block);
             for (int q = quads; q < c.padded / 4; q++)

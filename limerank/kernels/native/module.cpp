@@ -26,11 +26,16 @@ struct Requests {
     std::vector<std::int8_t> codes;
     std::vector<float> step, constant;
     std::vector<std::int32_t> begin;
+    std::size_t queries = 0, query_line = 0;  // of one request, and codes of one query
+    std::vector<std::int8_t> query;
+    std::vector<float> query_step, query_constant;
     std::vector<Linked> linked;  // of each request; empty without anchored links
     const void* of = nullptr;  // the scorer that made them
     Request at(std::size_t b) const {
         return {codes.data() + b * line, step.data() + b * size, constant.data() + b * size,
-                begin.data() + b * size};
+                begin.data() + b * size, query.data() + b * queries * query_line,
+                query_step.data() + b * queries, query_constant.data() + b * queries,
+                static_cast<int>(queries)};
     }
 };
 
@@ -59,10 +64,12 @@ class Scorer {
            In<float, 1> weight_step, In<float, 1> mean, In<float, 1> middle,
            In<float, 1> term_step, In<float, 2> from_links, In<float, 2> out, In<float, 1> bias,
            In<std::int32_t, 1> hidden_rows, int heads, const std::string& activation, bool gated,
-           const std::optional<std::string>& path, bool held, std::shared_ptr<Anchors> anchors)
+           const std::optional<std::string>& path, bool held, std::shared_ptr<Anchors> anchors, int keys)
         : weights_(weights), terms_(terms), hidden_rows_(hidden_rows), anchors_(std::move(anchors)),
           path_(&path_named(path)), held_(held) {
-        const auto columns = static_cast<std::int64_t>(weights.shape(1));
+        expect(keys >= 0 && static_cast<std::size_t>(keys) < std::max<std::size_t>(weights.shape(1), 1),
+               "there are more numbers of keys than weights per item");
+        const auto columns = static_cast<std::int64_t>(weights.shape(1)) - keys;
         const auto sums = static_cast<std::int64_t>(terms.shape(1));
         const auto tasks = static_cast<std::int64_t>(out.shape(0));
         const auto width = static_cast<std::int64_t>(from_links.shape(1));
@@ -76,7 +83,7 @@ class Scorer {
         expect(heads >= 1 && columns % heads == 0 && width % heads == 0 && width >= heads,
                "heads divide neither the weights nor the width");
         for (const In<float, 1>* one : {&low, &weight_step, &mean})
-            expect(static_cast<std::int64_t>(one->shape(0)) == columns,
+            expect(static_cast<std::int64_t>(one->shape(0)) == columns + keys,
                    "expected one scale per weight");
         for (const In<float, 1>* one : {&middle, &term_step})
             expect(static_cast<std::int64_t>(one->shape(0)) == sums, "expected one scale per term");
@@ -88,6 +95,10 @@ class Scorer {
         c_.items = static_cast<std::int64_t>(weights.shape(0));
         c_.columns = static_cast<int>(columns);
         c_.quads = static_cast<int>((columns + 3) / 4);
+        c_.keys = keys;
+        c_.row_quads = static_cast<int>((columns + keys + 3) / 4);
+        c_.key_quad = static_cast<int>(columns / 4);
+        c_.key_quads = keys ? c_.row_quads - c_.key_quad : 0;
         c_.hidden = static_cast<int>(hidden);
         c_.padded = static_cast<int>((hidden + WIDE - 1) / WIDE * WIDE);
         if (activation == "relu") c_.activation = Activation::relu;
@@ -103,9 +114,11 @@ class Scorer {
         out_ = padded_rows(out.data(), tasks_);
         bias_.assign(bias.data(), bias.data() + tasks);
         // Parameters that turn links into codes.
-        low_.assign(low.data(), low.data() + columns);
-        weight_step_.assign(weight_step.data(), weight_step.data() + columns);
-        mean_.assign(mean.data(), mean.data() + columns);
+        low_.assign(low.data(), low.data() + columns + keys);
+        weight_step_.assign(weight_step.data(), weight_step.data() + columns + keys);
+        mean_.assign(mean.data(), mean.data() + columns + keys);
+        one_each_.assign(tasks_ * tasks_, 0.0f);
+        for (std::size_t k = 0; k < tasks_; k++) one_each_[k * tasks_ + k] = 1.0f;
         middle_.assign(middle.data(), middle.data() + sums);
         layer_t_.resize(static_cast<std::size_t>(width * sums));
         for (std::int64_t j = 0; j < sums; j++)
@@ -139,9 +152,11 @@ class Scorer {
 
     const char* path() const { return path_->name; }
 
-    // The anchored links of request b are from offsets[b] to offsets[b + 1] of keys and anchored.
+    // The anchored links of request b are from offsets[b] to offsets[b + 1] of keys and anchored; `query`
+    // [B, K, numbers of a key] is that of its profile.
     Requests requests(In<float, 3> links, In<float, 2> head, std::optional<In<std::int64_t, 1>> offsets,
-                      std::optional<In<std::int64_t, 1>> keys, std::optional<In<float, 2>> anchored) const {
+                      std::optional<In<std::int64_t, 1>> keys, std::optional<In<float, 2>> anchored,
+                      std::optional<In<float, 3>> query) const {
         const std::size_t batch = links.shape(0);
         expect(static_cast<int>(links.shape(1)) == fold_.links &&
                    static_cast<int>(links.shape(2)) == fold_.width &&
@@ -169,7 +184,20 @@ class Scorer {
                 expect(std::is_sorted(keys->data() + at[b], keys->data() + at[b + 1]),
                        "the keys of anchored links must ascend");
         }
+        if (query) {
+            expect(query->shape(0) == batch && query->shape(1) == tasks_ &&
+                       query->shape(2) == static_cast<std::size_t>(c_.keys) && c_.keys > 0,
+                   "the queries are not of this model");
+            made.queries = tasks_;
+            made.query_line = static_cast<std::size_t>(c_.key_quads) * 4;
+            made.query.assign(batch * tasks_ * made.query_line, 0);
+            made.query_step.resize(batch * tasks_);
+            made.query_constant.resize(batch * tasks_);
+        }
         nb::gil_scoped_release free;
+        for (std::size_t k = 0; query && k < batch * tasks_; k++)
+            quantise(query->data() + k * static_cast<std::size_t>(c_.keys), made.query.data() + k * made.query_line,
+                     made.query_step[k], made.query_constant[k]);
         std::vector<float> scratch(static_cast<std::size_t>(c_.quads * 4 + 1 + c_.links) *
                                    static_cast<std::size_t>(fold_.sums));
         for (std::size_t b = 0; b < batch; b++) {
@@ -212,7 +240,7 @@ class Scorer {
         std::vector<float> found(batch * static_cast<std::size_t>(count) * tasks_);
         {
             nb::gil_scoped_release free;
-            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
+            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_), one_each_.data()};
             in_threads(count, TILE, LEAST_PER_THREAD, threads, [&](int, std::int64_t low, std::int64_t high) {
                 Blocks blocks(c_, TILE);
                 std::vector<float> room(TILE * tasks_);
@@ -309,7 +337,8 @@ class Scorer {
                     const std::uint32_t* tile = whole ? whole->of(at) : blocks.data();
                     if (!whole) path_->pack(c_, of, at, here, blocks.data());
                     for (std::size_t b = 0; b < batch; b++) {
-                        const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1};
+                        const Head head = {combined.data() + b * static_cast<std::size_t>(c_.padded), &bias[b], 1,
+                                           weights.data() + b * tasks_};
                         const std::int64_t ahead = b == 0 && at + TILE < high ? next : 0;
                         const Additions more = linked(requests, b, tile, of, at, here, beyond);
                         path_->score(c_, tile, here, ahead, requests.at(b), more, head, room);
@@ -325,7 +354,7 @@ class Scorer {
             Blocks blocks(c_, TILE);
             std::vector<float> room(TILE * tasks_);
             Room beyond(c_, false);
-            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_)};
+            const Head head = {out_.data(), bias_.data(), static_cast<int>(tasks_), one_each_.data()};
             for (std::size_t b = 0; b < batch; b++) {
                 std::vector<Found> all;
                 for (std::vector<Best>& held : of_threads) {
@@ -422,6 +451,22 @@ class Scorer {
                 for (int j = 0; j < c_.hidden; j++)
                     lane[static_cast<std::ptrdiff_t>(part * c_.padded + j) * LANES] =
                         from[static_cast<std::ptrdiff_t>(i) * c_.sums() + part * c_.hidden + j];
+        }
+    }
+
+    // Codes of a query by the quads in which keys lie, with its step and its constant.
+    void quantise(const float* query, std::int8_t* codes, float& step, float& constant) const {
+        const int first = c_.columns, begin = c_.columns % 4;
+        float most = 0;
+        for (int s = 0; s < c_.keys; s++)
+            most = std::max(most, std::abs(weight_step_[static_cast<std::size_t>(first + s)] * query[s]));
+        step = most > 0 ? most / 127 : 1;
+        constant = 0;
+        for (int s = 0; s < c_.keys; s++) {
+            const auto column = static_cast<std::size_t>(first + s);
+            const float scaled = weight_step_[column] * query[s], code = std::nearbyint(scaled / step);
+            constant += low_[column] * query[s] + mean_[column] * (scaled - step * code);  // NaN, where queries are
+            codes[begin + s] = static_cast<std::int8_t>(code >= -127 && code <= 127 ? code : 0);
         }
     }
 
@@ -529,7 +574,7 @@ class Scorer {
     Catalogue c_;
     Fold fold_{};
     std::size_t tasks_ = 0;
-    std::vector<float> out_, bias_, low_, weight_step_, mean_, middle_, layer_t_;
+    std::vector<float> out_, bias_, low_, weight_step_, mean_, middle_, layer_t_, one_each_;
 };
 
 }  // namespace
@@ -597,16 +642,18 @@ NB_MODULE(_native, m) {
         .def(nb::init<In<std::uint8_t, 2>, In<std::int8_t, 2>, In<float, 1>, In<float, 1>,
                       In<float, 1>, In<float, 1>, In<float, 1>, In<float, 2>, In<float, 2>,
                       In<float, 1>, In<std::int32_t, 1>, int, const std::string&, bool,
-                      const std::optional<std::string>&, bool, std::shared_ptr<Anchors>>(),
+                      const std::optional<std::string>&, bool, std::shared_ptr<Anchors>, int>(),
              nb::arg("weights").noconvert(), nb::arg("terms").noconvert(), nb::arg("weight_low"),
              nb::arg("weight_step"), nb::arg("weight_mean"), nb::arg("term_middle"),
              nb::arg("term_step"), nb::arg("from_links"), nb::arg("out"), nb::arg("bias"),
              nb::arg("hidden_rows").noconvert(), nb::arg("heads"), nb::arg("activation"),
-             nb::arg("gated"), nb::arg("path").none(), nb::arg("held"), nb::arg("anchors") = nb::none())
+             nb::arg("gated"), nb::arg("path").none(), nb::arg("held"), nb::arg("anchors") = nb::none(),
+             nb::arg("keys") = 0)
         .def_prop_ro("path", &Scorer::path)
         .def("requests", &Scorer::requests, nb::arg("links").noconvert(),
              nb::arg("head").noconvert(), nb::arg("offsets").noconvert() = nb::none(),
-             nb::arg("keys").noconvert() = nb::none(), nb::arg("anchored").noconvert() = nb::none())
+             nb::arg("keys").noconvert() = nb::none(), nb::arg("anchored").noconvert() = nb::none(),
+             nb::arg("query").noconvert() = nb::none())
         .def("scores", &Scorer::scores, nb::arg("requests"), nb::arg("rows").noconvert().none(),
              nb::arg("threads"), nb::arg("extra").noconvert() = nb::none())
         .def("top", &Scorer::top, nb::arg("requests"), nb::arg("k"),

@@ -116,7 +116,7 @@ void look_up_eight(const Catalogue& c, const std::uint32_t* blocks, int count, c
     const I first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const I second = add(first, _mm512_set1_epi32(1));
     for (int b = 0; b < size; b++) {
-        const std::uint32_t* sets = blocks + b * stride + (c.quads + c.parts * c.padded / 4) * LANES;
+        const std::uint32_t* sets = blocks + b * stride + (c.row_quads + c.parts * c.padded / 4) * LANES;
         I low = zero(), high = zero();
         for (int f = 0; f < c.features; f++) {
             const I at = load(sets + f * LANES);

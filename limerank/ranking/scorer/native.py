@@ -99,6 +99,7 @@ class NativeScorer(QuantisedScorer):
             bias=_floats(head.out.bias),
             hidden_rows=np.asarray(index.hidden),
             heads=self._heads,
+            keys=index.keys,
             activation=config.activation,
             gated=config.gated,
             path=path,
@@ -122,14 +123,14 @@ class NativeScorer(QuantisedScorer):
         return self._native.path
 
     def _native_requests(self, state: Any) -> _native.Requests:
-        anchored: tuple[NDArray[Any], ...] = ()
+        more: dict[str, NDArray[Any]] = {}
         if state.anchored is not None:
             links = state.anchored
-            anchored = (
-                *(x.cpu().numpy() for x in (links.offsets, links.keys)),
-                _floats(links.links),
-            )
-        return self._native.requests(_floats(state.links), _floats(state.head), *anchored)
+            more |= {"offsets": links.offsets.cpu().numpy(), "keys": links.keys.cpu().numpy()}
+            more["anchored"] = _floats(links.links)
+        if state.query is not None:
+            more["query"] = _floats(state.query)
+        return self._native.requests(_floats(state.links), _floats(state.head), **more)
 
     def scores(
         self,

@@ -17,8 +17,15 @@ Anchored links are r more columns, whose codes ``k_i`` depend on the request
 (:mod:`limerank.ranking.scorer.anchored`): ``M`` has r more rows ``zs A_z``, which count in the
 maximum, and ``codes_i Q`` becomes ``codes_i Q + k_i Q_z``. Additions of the caller come last.
 
-Shape letters: B requests, m items of a chunk, K tasks, C = H l link weights, g first-layer sums of
-the head, r numbers of an anchored link.
+With profiles, an item has S more codes, its key, and ``q`` [K, S] of a request is quantised per
+logit, as ``F0`` is per first-layer sum::
+
+    M_k = weight_step * q_k;  s_k = max |M_k| / 127;  Q_k = round(M_k / s_k)
+    c_k = weight_low q_k + weight_mean (M_k - s_k Q_k)
+    z_k += s_k (codes_i Q_k) + c_k
+
+Shape letters: B requests, m items of a chunk, K logits, C = H l link weights, S numbers of a key,
+g first-layer sums of the head, r numbers of an anchored link.
 """
 
 from __future__ import annotations
@@ -55,6 +62,15 @@ class _Folded(NamedTuple):
     constant: Tensor  # c [B, 1, g]
     linked: Tensor | None  # Q_z as float32 [B, r, g]
     links: Anchored | None  # k of sets and items
+    query: Query | None
+
+
+class Query(NamedTuple):
+    """The query of a profile in integers: codes as float32 [B, K, S], step and constant [B, K]."""
+
+    codes: Tensor
+    step: Tensor
+    constant: Tensor
 
 
 class QuantisedScorer(ChunkedScorer):
@@ -79,11 +95,15 @@ class QuantisedScorer(ChunkedScorer):
         assert isinstance(ranker.head, Head) and isinstance(ranker.config, HeadConfig)
         self._heads, self._head = ranker.link_shape[0], ranker.head
         self._slope = STEEPEST[ranker.config.activation]
-        self._codes_nc, self._terms_ng = index.weights, index.terms
+        links = index.weights.shape[1] - index.keys
+        self._codes_nc, self._keys_ns = index.weights[:, :links], index.weights[:, links:]
+        self._terms_ng = index.terms
         low_c, step_c, mean_c, middle_g, term_step_g = (
             torch.from_numpy(getattr(index.scales, name))
             for name in ("weight_low", "weight_step", "weight_mean", "term_middle", "term_step")
         )
+        self._of_keys = tuple(column[links:] for column in (low_c, step_c, mean_c))
+        low_c, step_c, mean_c = (column[:links] for column in (low_c, step_c, mean_c))
         self._low_c1, self._step_c1, self._mean_c1 = (
             low_c[:, None],
             step_c[:, None],
@@ -119,7 +139,19 @@ class QuantisedScorer(ChunkedScorer):
         user_bg = user_bg + (self._mean_c1 * (matrix_bcg - step_b1g * codes_bcg)).sum(1)
         linked_brg = None if linked_brg is None else (linked_brg / step_b1g).round()
         links = None if coded is None else coded.links
-        return _Folded(codes_bcg, step_b1g, user_bg[:, None], linked_brg, links)
+        return _Folded(codes_bcg, step_b1g, user_bg[:, None], linked_brg, links, self._query(state))
+
+    def _query(self, state: Any) -> Query | None:
+        if state.query is None:
+            return None
+        low_s, step_s, mean_s = self._of_keys
+        q_bks = state.query.float().cpu()
+        m_bks = step_s * q_bks
+        step_bk1 = m_bks.abs().amax(-1, keepdim=True) / 127
+        step_bk1 = torch.where(step_bk1 > 0, step_bk1, 1.0)
+        codes_bks = (m_bks / step_bk1).round()
+        constant_bk = q_bks @ low_s + (m_bks - step_bk1 * codes_bks) @ mean_s
+        return Query(codes_bks, step_bk1[..., 0], constant_bk)
 
     def bound(self, state: Any) -> NDArray[np.float32]:
         heads = self.ranker.fold(state).float().cpu().unflatten(1, (self._heads, -1))
@@ -138,6 +170,7 @@ class QuantisedScorer(ChunkedScorer):
         weights_c, terms_g = map(
             torch.from_numpy, (self.index.scales.weight_error, self.index.scales.term_error)
         )
+        weights_c = weights_c[: len(self._low_c1)]
         of_weights_bg = (weights_c[:, None] * centred_bcg).sum(1)
         bound_bg = of_weights_bg + of_links_bg + spread * step_bg / 2 + terms_g
         found: NDArray[np.float32] = bound_bg.numpy()
@@ -163,8 +196,20 @@ class QuantisedScorer(ChunkedScorer):
         else:
             count = len(self) if isinstance(chosen, slice) else chosen.shape[-1]
             of_z = (slope * error_b1g + off).expand(-1, count, -1)
-        found: NDArray[np.float32] = (of_z @ head.out.weight.float().cpu().abs().T).numpy()
+        of_logits = of_z @ head.out.weight.float().cpu().abs().T + self._query_bound(state)
+        found: NDArray[np.float32] = of_logits.numpy()
         return found
+
+    def _query_bound(self, state: Any) -> Tensor:
+        """Largest error of what the profile adds to each logit, [B, 1, K] or 0."""
+        query = self._query(state)
+        if query is None or self.index.scales is None:
+            return torch.zeros(())
+        error_s = torch.from_numpy(self.index.scales.weight_error[-self.index.keys :])
+        mean_s = self._of_keys[2]
+        off = torch.maximum(mean_s, 255 - mean_s).sum()  # of an item's codes from the means
+        error_bk = state.query.float().cpu().abs() @ error_s + off * query.step / 2
+        return error_bk[:, None]
 
     def _sums(self, requests: _Folded, rows: slice | Rows, extra: Tensor | None = None) -> Tensor:
         """First-layer sums [B, m, g]."""
@@ -192,7 +237,12 @@ class QuantisedScorer(ChunkedScorer):
         device = self._head.out.weight.device
         extra = None if extra is None else extra.cpu()
         logits: Tensor = self._head(self._sums(requests, rows, extra).to(device))
-        return logits
+        if requests.query is None:
+            return logits
+        codes_ms = torch.from_numpy(self._keys_ns[rows].astype(np.float32))
+        codes_bks, step_bk, constant_bk = requests.query
+        alike_bmk = integer_products(codes_ms, codes_bks.mT) * step_bk[:, None]
+        return logits + (alike_bmk + constant_bk[:, None]).to(device)
 
 
 def integer_products(codes: Tensor, matrix_bcg: Tensor) -> Tensor:

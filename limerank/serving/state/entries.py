@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from limerank.index import Index
-from limerank.models.lime import LinkState
+from limerank.models.links import LinkState
 from limerank.serving.state.stored import Rows, Stream, Window
 from limerank.serving.state.user_features import EncodedUser
 from limerank.serving.stores import Version

@@ -18,7 +18,8 @@ from limerank.data.features import FeatureTable
 from limerank.data.packing import unpack_list
 from limerank.index import Index
 from limerank.models.anchors import Anchored, AnchoredLinks
-from limerank.models.lime import LinkState
+from limerank.models.links import HistoryState
+from limerank.models.profile import Means
 from limerank.ranking.explain import Past
 from limerank.ranking.request import HistoryItems, index_keys, item_vectors, past_of
 from limerank.runs.model import Trained
@@ -72,21 +73,19 @@ class UserStage:
         stage = entry.stage
         if stage is None:
             if isinstance(entry.stored, Stream):
-                links = self._read(entry.stored, entry.encoded)
-                anchored, newest = self._anchored(entry.stored, index), entry.stored.newest[0]
+                history, newest = self._streamed(entry, index), entry.stored.newest[0]
             else:
                 past = self._past_of(entry, index, now, context)
-                links, _, anchored = self._ranker.encode_users(past.users, past.vectors)
+                history = self._ranker.history_state(past.users, past.vectors)
                 newest = int(past.times[-1]) if len(past.times) else 0
-            stage = newest, (links, anchored)
+            stage = newest, history
             self.computed += 1
             entry.stage = stage
-        (newest, (links, anchored)), count = stage, entry.stored.events
+        (newest, history), count = stage, entry.stored.events
         at = max(now, newest) if count else now
         tokens = self._context(newest, count, at, context)
         c_bd = self._ranker.user_tower.contexts(tokens.to(self._device))
-        head = self._ranker.head.from_request(entry.encoded.u, c_bd)
-        state = LinkState(links, head, anchored)
+        state = self._ranker.state_of(history, entry.encoded.u, c_bd)
         until = self.form.encoder.context_until(at, newest, count)
         # A copy, since the caller may change its mapping.
         entry.asked = AskedState(dict(context), now, until, state)
@@ -98,6 +97,19 @@ class UserStage:
         entry.stored = replace(entry.stored, open=None)
         log = self.form.log(events)
         return self.past(log, entry.encoded, now, context, index)
+
+    def _streamed(self, entry: Entry, index: Index) -> HistoryState:
+        """What a streaming state gives."""
+        stored = entry.stored
+        assert isinstance(stored, Stream)
+        profile, count = None, torch.tensor([stored.events], device=self._device)
+        if self._ranker.profile is not None:
+            means = stored.means or self._ranker.profile.no_means(1)
+            profile = self._ranker.profile.of_means(
+                Means(*(x.to(self._device) for x in means)), count
+            )
+        links = self._read(stored, entry.encoded)
+        return HistoryState(links, profile, self._anchored(stored, index))
 
     def _read(self, stored: Stream, encoded: EncodedUser) -> Tensor:
         """Personalised links [1, l, d] of a streaming state."""

@@ -5,6 +5,7 @@ The bytes of a stored state are little-endian; a CRC-32 (u32) at the end covers 
     window       "LRSW" | version u8 | count, size u32 | limerank.data.packing.pack_list | seen
     streaming    "LRSS" | version u8 | H, l, e u32 | events i64 | unknown i64 | index rows i64
                  | newest i64 | order u8 | time f64 | log f64 [H, l] | mean f32 [H, l, e]
+                 | F, o, G, S u32 | outcomes f32 [F, o] | keys f32 [F, G, S]
                  | keys | seen
     keys         integer ids, bytes of text ids, tokens, o u32 | text ids, UTF-8, with 0 between
                  | integer ids, tokens, counts, numbers, times i64 | outcomes f32 [V, 3, o]
@@ -12,12 +13,13 @@ The bytes of a stored state are little-endian; a CRC-32 (u32) at the end covers 
 
 ``keys`` is a :class:`~limerank.serving.state.keyed.KeyTable`. ``seen`` are the items that the user
 has seen; ``unknown`` counts events whose item the index lacked; ``order`` bytes are the id of the
-newest event, which orders events of one time. Windows have version 1. Streams have version 2; those
-of version 1, without keys, are computed again.
+newest event, which orders events of one time. F is 0 without a profile. Windows have version 1.
+Streams have version 3; those of earlier versions, which lack profiles or keys, are computed again.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -31,13 +33,15 @@ from limerank.data.events import Event
 from limerank.errors import FormatError
 from limerank.index import Index
 from limerank.kernels.prefix import Carry
+from limerank.models.profile import Means
 from limerank.serving.state.keyed import KeyTable
 
 WINDOW_VERSION = 1
-STREAM_VERSION = 2
+STREAM_VERSION = 3
 Rows = NDArray[np.int64]
 HEADER = struct.Struct("<4sB")
 SHAPE = struct.Struct("<IIIqqqqBd")
+MEANS = struct.Struct("<IIII")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Stream:
         newest: time and id of the newest event.
         seen: items that the user has seen.
         keys: statistics of anchored keys; empty for a model without anchored links.
+        means: of the profile, B = 1; None before the first event, and for a model without one.
     """
 
     carry: Carry | None = None
@@ -135,6 +140,7 @@ class Stream:
     newest: tuple[int, bytes] = (0, b"")
     seen: Seen = field(default_factory=Seen)
     keys: KeyTable = field(default_factory=KeyTable)
+    means: Means | None = None
 
     def pack(self) -> bytes:
         shape: tuple[int, ...] = (0, 0, 0)
@@ -146,6 +152,7 @@ class Stream:
         counts = (self.events, self.unknown, self.index_rows, self.newest[0])
         head = HEADER.pack(b"LRSS", STREAM_VERSION)
         head += SHAPE.pack(*shape, *counts, len(self.newest[1]), at)
+        parts += _packed_means(self.means)
         return _sealed(head + self.newest[1] + parts + self.keys.pack() + self.seen.pack())
 
     @classmethod
@@ -165,14 +172,40 @@ class Stream:
                 torch.from_numpy(log.astype(np.float64)),
                 torch.tensor(at, dtype=torch.float64),
             )
+        means, size = _unpacked_means(body[position:])
+        position += size
         keys, size = KeyTable.unpack(body[position:])
         seen = Seen.unpack(body[position + size :])
-        return cls(carry, events, unknown, rows, (newest, id), seen, keys)
+        return cls(carry, events, unknown, rows, (newest, id), seen, keys, means)
 
     @property
     def nbytes(self) -> int:
         carry = 0 if self.carry is None else self.carry.mean.nbytes + self.carry.log.nbytes
-        return carry + self.keys.nbytes + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+        means = 0 if self.means is None else sum(part.nbytes for part in self.means)
+        return (
+            carry + means + self.keys.nbytes + self.seen.integers.nbytes + 64 * len(self.seen.texts)
+        )
+
+
+def _packed_means(means: Means | None) -> bytes:
+    if means is None:
+        return MEANS.pack(0, 0, 0, 0)
+    outcomes, keys = (part[0].cpu().numpy().astype("<f4") for part in means)
+    return MEANS.pack(*outcomes.shape, *keys.shape[1:]) + outcomes.tobytes() + keys.tobytes()
+
+
+def _unpacked_means(data: bytes) -> tuple[Means | None, int]:
+    """Means, and the number of their bytes."""
+    fadings, outcomes, gates, size = MEANS.unpack_from(data)
+    at = MEANS.size
+    if not fadings:
+        return None, at
+    found = []
+    for shape in ((1, fadings, outcomes), (1, fadings, gates, size)):
+        values = np.frombuffer(data, "<f4", math.prod(shape), at).reshape(shape)
+        at += values.nbytes
+        found.append(torch.from_numpy(values.astype(np.float32)))
+    return Means(*found), at
 
 
 def _sealed(data: bytes) -> bytes:

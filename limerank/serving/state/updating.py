@@ -21,6 +21,8 @@ from limerank.index import Index
 from limerank.kernels.prefix import Carry, carry_of, merged
 from limerank.models.anchors import AnchoredLinks
 from limerank.models.layers import split_heads
+from limerank.models.profile import Means, Profile
+from limerank.models.profile import merged as merged_means
 from limerank.serving.state.keyed import CHUNK, KeyTable
 from limerank.serving.state.stage import UserStage
 from limerank.serving.state.stored import Seen, Stream, Window
@@ -75,11 +77,12 @@ class Updater:
         if not events:
             return replace(stored, index_rows=len(index))
         events = sorted(events, key=_by_time)
-        counted = not self.form.clock or self._ranker.anchors is not None
+        by_position = self._ranker.anchors is not None or self._ranker.profile is not None
+        counted = not self.form.clock or by_position
         if counted and stored.events and _by_time(events[0]) < stored.newest:
             return None  # positions count here: one in between changes those of older ones
         found, carry, count, unknown = stored.newest, stored.carry, stored.events, stored.unknown
-        keys, at = stored.keys, 0
+        keys, means, at = stored.keys, stored.means, 0
         rate_hl = self._ranker.reading.log_rate.exp()
         while at < len(events):
             some = events[at : at + CHUNK - count % CHUNK]
@@ -93,6 +96,7 @@ class Updater:
             if carry is not None:
                 fresh = merged(carry, fresh, rate_hl)
             keys = self._with_keys(keys, users, log, count, index)
+            means = self._with_means(means, users, items.vectors, count)
             carry, count = fresh, count + len(some)
             if count % CHUNK == 0:
                 keys = keys.remembered(count)
@@ -104,6 +108,7 @@ class Updater:
             max(found, _by_time(events[-1])) if stored.events else _by_time(events[-1]),
             stored.seen,
             keys,
+            means,
         )
 
     def _users(self, log: EventLog, encoded: EncodedUser, keys: ItemKeys | None) -> Users:
@@ -129,6 +134,21 @@ class Updater:
             return keys
         times = np.asarray(log.columns["time"][log.rows], np.int64)
         return keys.updated(links.statistics(users), times, count, index, links.item_tokens)
+
+    @torch.inference_mode()
+    def _with_means(
+        self, means: Means | None, users: Users, vectors: Tensor, count: int
+    ) -> Means | None:
+        """Means of the profile with some more events; ``count``: the number of events before
+        them."""
+        profile: Profile | None = self._ranker.profile
+        if profile is None:
+            return None
+        fresh = profile.means(users, vectors)
+        if means is None:
+            return fresh
+        older = Means(*(part.to(self._device) for part in means))
+        return merged_means(older, torch.tensor([count]).to(self._device), fresh, users.lengths)
 
     @torch.inference_mode()
     def _carry(

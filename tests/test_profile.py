@@ -1,0 +1,157 @@
+"""The profile of a history, against its definition event by event."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limerank.models.config import ModelConfig
+from limerank.models.profile import (
+    COUNTS,
+    FADINGS,
+    GATES,
+    OUTCOMES,
+    Means,
+    Profile,
+    merged,
+    total,
+)
+from limerank.models.ranker import gather
+from limerank.models.registry import build
+from tests.worlds import SHAPE, batch, config_of, unsure
+
+CLOSE = {"atol": 1e-9, "rtol": 1e-9}
+LENGTHS, COUNTS_OF = [5, 0, 130, 2], [3, 1, 2, 2]
+
+
+def model(name: str = "lime-mha", **settings: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    given = {"width": 16, "heads": 2, "links": 5, "hidden": 12, "blocks": 2, "profile": 6}
+    ranker = build(SHAPE, config_of(name, **{**given, **settings}))
+    unsure(ranker)
+    return ranker.double().eval()
+
+
+def double(users):
+    features = replace(
+        users.features,
+        numeric=users.features.numeric.double(),
+        weights=users.features.weights.double(),
+    )
+    return replace(users, age=users.age.double(), features=features)
+
+
+def slow(profile: Profile, users, vectors, b: int, n: int):
+    """The docstring of limerank.models.profile, for the first n events of a history."""
+    size, outputs = profile.size, profile.mix.out_features
+    tokens, items = users.tokens[b, :n], users.items[b, :n]
+    table = profile.outcomes.weight
+    outcomes, keys = [], []
+    for fading in FADINGS:
+        weights = [fading ** (n - 1 - j) for j in range(n)]
+        mean, mean_of_gates = torch.zeros(OUTCOMES).double(), torch.zeros(GATES, size).double()
+        for j, weight in enumerate(weights):
+            row = table[tokens[j]].sum(0)
+            key = profile.key.weight @ vectors[items[j]]
+            share = weight / sum(weights)
+            mean += share * row[:OUTCOMES]
+            mean_of_gates += share * row[OUTCOMES:, None] * key
+        outcomes.append(mean)
+        keys.append(mean_of_gates)
+    of_outcomes, of_keys = (n / (n + math.exp(prior)) for prior in profile.log_prior.tolist())
+    scale = torch.tensor(np.interp(math.log2(1 + n), COUNTS, np.arange(len(COUNTS))))
+    near = (1 - (torch.arange(len(COUNTS)) - scale).abs()).clamp(min=0)
+    first = profile.network(torch.cat([of_outcomes * torch.cat(outcomes), near]))
+    query = torch.zeros(outputs, size).double()
+    for k in range(outputs):
+        for f in range(len(FADINGS)):
+            for g in range(GATES):
+                query[k] += profile.mix.weight[k, f * GATES + g] * of_keys * keys[f][g]
+    return first, query
+
+
+def test_a_profile_is_what_the_module_says():
+    ranker, full = model(), batch(LENGTHS, COUNTS_OF)
+    users, vectors = double(full.users), torch.randn(len(full.items.ids), 16).double()
+    with torch.no_grad():
+        found = ranker.profile(users, vectors)
+        for b, n in enumerate(LENGTHS):
+            first, query = slow(ranker.profile, users, vectors, b, n)
+            torch.testing.assert_close(found.first[b], first, **CLOSE)
+            torch.testing.assert_close(found.query[b], query, **CLOSE)
+
+
+def test_profiles_at_prefixes_are_those_of_the_events_before():
+    ranker, full = model(), batch(LENGTHS, COUNTS_OF)
+    users, vectors = double(full.users), torch.randn(len(full.items.ids), 16).double()
+    owner = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3])
+    prefix = torch.tensor([0, 2, 5, 0, 0, 1, 63, 64, 65, 130, 1])
+    with torch.no_grad():
+        found = ranker.profile.at_prefixes(users, vectors, owner, prefix)
+        for m, (b, n) in enumerate(zip(owner.tolist(), prefix.tolist(), strict=True)):
+            first, query = slow(ranker.profile, users, vectors, b, n)
+            torch.testing.assert_close(found.first[m], first, **CLOSE)
+            torch.testing.assert_close(found.query[m], query, **CLOSE)
+
+
+@given(st.lists(st.integers(0, 90), min_size=2, max_size=4), st.integers(0, 9))
+def test_means_of_two_parts_give_those_of_all(sizes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    events = torch.randn(sum(sizes), 5, generator=generator, dtype=torch.float64)
+
+    def means(part):
+        n = len(part)
+        fading = torch.tensor(FADINGS).double()
+        weights = (
+            fading[:, None] ** (n - 1 - torch.arange(n))
+            / total(fading, torch.tensor(n)).clamp(min=1e-12)[:, None]
+        )
+        found = weights @ part
+        return Means(found[None], found[None, :, None])
+
+    found, count = means(events[:0]), 0
+    for size in sizes:
+        newer = means(events[count : count + size])
+        found = merged(found, torch.tensor([count]), newer, torch.tensor([size]))
+        count += size
+    torch.testing.assert_close(found.outcomes, means(events).outcomes, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.keys, means(events).keys, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lime-mha", "lime-xor"])
+def test_a_model_starts_as_it_is_without_a_profile(name):
+    full = batch([5, 0, 7], [3, 1, 2])
+    logits = []
+    for size in (0, 6):
+        torch.manual_seed(0)
+        config = config_of(name, width=16, heads=2, links=5, blocks=2, profile=size)
+        logits.append(build(SHAPE, config).eval()(full)[full.real])
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("name", ["lime-mha", "lime-xor"])
+def test_logits_have_the_products_of_queries_and_keys(name):
+    ranker = model(name).float()
+    full = batch([5, 0, 7], [3, 1, 2])
+    with torch.no_grad():
+        vectors = ranker.item_vectors(full.items)
+        terms = gather(ranker.encode_items(vectors[: full.distinct]), full.candidates)
+        state = ranker.encode_users(full.users, vectors)
+        with_query = ranker.score(state, terms)
+        without = ranker.score(state._replace(query=None), terms)
+        expected = torch.einsum("bmsx,bksx->bmk", *(x[..., None] for x in (terms.key, state.query)))
+    torch.testing.assert_close(with_query - without, expected, atol=1e-5, rtol=1e-5)
+    assert expected[1].abs().max() == 0 < expected[0].abs().max()  # an empty history has no query
+
+
+def test_keys_start_along_the_collaborative_vectors():
+    ranker = build(SHAPE, ModelConfig(model="lime-mha", vectors=8, profile=8))
+    of_vectors = ranker.item_tower.of_statistics.weight[:, -8:]
+    cosines = torch.nn.functional.cosine_similarity(ranker.profile.key.weight, of_vectors.T)
+    torch.testing.assert_close(cosines, torch.ones(8))
