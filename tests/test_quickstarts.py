@@ -68,17 +68,19 @@ def watch_time(folder: Path) -> None:
 
 
 def positives(folder: Path) -> None:
+    """Visits: two views of items that the user likes, a cart, and every other time a purchase."""
     rng = np.random.default_rng(0)
-    shown, purchases = [], []
-    for user in range(USERS):
-        for step, item in enumerate(rng.integers(0, ITEMS, 30).tolist()):
-            time = START + 7200 * step + user
-            if step < 10:
-                purchases.append((user, item - item % 4 + user % 4, time))
-            else:
-                shown.append((user, item, time, clicked(rng, user, item)))
-    write(folder / "purchases.csv", "user_id,item_id,time", purchases)
-    write(folder / "shown.csv", "user_id,item_id,time,clicked", shown)
+    rows = []
+    for visit in range(8 * USERS):
+        user, begin = visit % USERS, START + 3600 * visit
+        item = int(rng.integers(0, ITEMS // 4)) * 4 + user % 4
+        kinds = ("view", "view", "cart", "purchase")[: 3 + visit // USERS % 2]
+        for step, kind in enumerate(kinds):
+            seen = item if step else int(rng.integers(0, ITEMS))
+            rows.append((user, seen, f"{np.datetime64(begin + 60 * step, 's')}Z", kind))
+    write(folder / "events.csv", "user_id,item_id,time,event", rows)
+    products = [(item, f"Shoe {item}", f"c{item % 4}", f"${9 + item}.90") for item in range(ITEMS)]
+    write(folder / "products.csv", "item_id,title,category,price", products)
 
 
 LOGS: dict[str, Callable[[Path], None]] = {
