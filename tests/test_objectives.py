@@ -200,7 +200,7 @@ def test_parts_of_a_batch_make_the_update_of_the_full_batch(data, model, size):
     shape = DataShape.of(dataset.manifest)
     config = TrainConfig(batch_size=64)
     plain = {"width": 8, "links": 4, "hidden": 6, "id_dropout": 0.0, "dropout": 0.0}
-    plain["anchor_dropout"] = 0.0
+    plain["anchor_dropout"] = plain["profile_dropout"] = 0.0
     torch.manual_seed(0)
     start = build(shape, config_of(model, **plain)).train()
     plan = Impressions(dataset, shape, config).plan(0)[:4]
