@@ -357,6 +357,30 @@ def test_a_value_that_is_absent_beside_others_is_a_warning(tmp_path: Path) -> No
     assert any("no event has event = 'refund'" in one for one in dataset.summary.warnings)
 
 
+def test_columns_that_the_description_does_not_name(tmp_path: Path) -> None:
+    rows = log().rename({"user_id": "visitorid"})
+    message = r"no column 'user_id', the default of user: write user = .NAME. in \[\[events\]\]"
+    with pytest.raises(DataError, match=message):
+        prepared(tmp_path, rows, {**LABEL, "equals": "purchase"})
+
+
+def test_users_without_an_id(tmp_path: Path) -> None:
+    rows = log().with_columns(
+        user_id=pl.when(pl.col("user_id") == "u1").then(None).otherwise("user_id")
+    )
+    with pytest.raises(DataError, match="missing user id: if these are users who are not logged"):
+        prepared(tmp_path, rows, {**LABEL, "equals": "purchase"})
+
+
+def test_types_as_numbers(tmp_path: Path) -> None:
+    kinds = {"view": 1, "cart": 2, "purchase": 4}
+    rows = log().with_columns(pl.col("event").replace_strict(kinds, return_dtype=pl.Int8))
+    for column in (rows, rows.with_columns(pl.col("event").cast(pl.Float64))):
+        dataset = prepared(tmp_path, column, {**LABEL, "any_of": [2, "4"]})
+        assert dataset.events["label_purchase"][:9].tolist() == [0, 1, 0, 1, 1, 0, 0, 0, 1]
+        assert dataset.manifest["summary"]["types"] == {"event": {"1": 25, "4": 15, "2": 5}}
+
+
 def test_a_column_that_holds_no_types(tmp_path: Path) -> None:
     events = pl.concat([log()] * 30).with_columns(event=pl.arange(0, 1350).cast(pl.String))
     with pytest.raises(DataError, match=r"more than 1,000 values.*is it the right column"):

@@ -104,6 +104,23 @@ def one_file_each(folder: Path) -> None:
         write_csv(folder / f"{kind}s.csv", ["user_id", "item_id", "time"], rows)
 
 
+def rees46(folder: Path) -> None:
+    rows = [
+        [
+            one.time.strftime("%Y-%m-%d %H:%M:%S UTC"), one.kind, 1000 + one.item,
+            2053013552326770905, f"clothes.c{one.item % 3}" if one.item else "", "nord",
+            f"{10 + one.item}.50", 500 + one.user, uuid(1000 * one.user + one.visit),
+        ]
+        for one in steps()
+    ]  # fmt: skip
+    columns = [
+        "event_time", "event_type", "product_id", "category_id", "category_code", "brand",
+        "price", "user_id", "user_session",
+    ]  # fmt: skip
+    write_csv(folder / "2019-Oct.csv", columns, rows[:100])
+    write_csv(folder / "2019-Nov.csv", columns, rows[100:])
+
+
 def ga4(folder: Path) -> None:
     """BigQuery writes integers of 64 bits as text, and leaves out what is null."""
     kinds = {"view": "view_item", "cart": "add_to_cart", "purchase": "purchase"}
@@ -306,6 +323,17 @@ RECIPES = {
     ),
     "One file for each type of event": Recipe(
         one_file_each, EVENTS, PURCHASES, PURCHASES, PURCHASES, uuid(2), 3, 3
+    ),
+    "REES46 and other shops with one wide table": Recipe(
+        rees46,
+        EVENTS,
+        CARTS + PURCHASES,
+        CARTS + PURCHASES,
+        WEIGHTED,
+        502,
+        1003,
+        3,
+        (ITEMS - 1, ITEMS, ITEMS),
     ),
     "Google Analytics 4": Recipe(
         ga4,

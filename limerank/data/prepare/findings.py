@@ -209,11 +209,7 @@ class Findings:
             table += f"\n  {count:>12,}  {reason}"
             if reason in self.examples:
                 table += f" ({self.examples[reason]})"
-            if reason in self.examples and reason.startswith("missing label"):
-                table += (
-                    "; a label is a number, or true and false: for words name those that count, in "
-                    "equals or any_of"
-                )
+            table += _advice(reason, reason in self.examples)
         if self.rows and bad / self.rows > most:
             raise DataError(
                 f"{bad:,} of {self.rows:,} rows ({100 * bad / self.rows:.1f} %) are bad, more than "
@@ -222,6 +218,21 @@ class Findings:
             )
         if self.rows == bad:
             raise DataError(f"the log has no usable events: {self.rows:,} rows read{table}")
+
+
+def _advice(reason: str, seen: bool) -> str:
+    """What to do about bad rows; ``seen``: whether an example has a value."""
+    if reason.startswith("missing label") and seen:
+        return (
+            "; a label is a number, or true and false: for words name those that count, in equals "
+            "or any_of"
+        )
+    if reason == "missing user id":
+        return (
+            ": if these are users who are not logged in, name a column of devices or sessions as "
+            "user, or raise checks.max_bad_share to leave them out"
+        )
+    return ""
 
 
 def _listed(counts: Counter[str], most: int) -> str:

@@ -13,6 +13,7 @@ from limerank.data.prepare.ids import Ids, TextIdsError
 from limerank.data.prepare.inputs import Inputs
 from limerank.data.sources import Reader, wanted_of_table
 from limerank.data.spec import EventFeature, EventSource
+from limerank.errors import DataError, did_you_mean
 
 BATCH_BYTES = 24 << 20
 
@@ -39,6 +40,7 @@ class OpenSources:
             require_time_format(source)
             readers = inputs.event_readers(number)
             for reader in readers:
+                _require_named(reader, source)
                 reader.require(self.wanted(source))
             self.readers.append(readers)
         tables = (spec.items, spec.users)
@@ -126,6 +128,20 @@ class OpenSources:
             if not all(narrow.min < low and high <= narrow.max for low, high in bounds):
                 return np.int64
         return np.int32
+
+
+def _require_named(reader: Reader, source: EventSource) -> None:
+    """Raise a DataError where a file lacks the column that a field has by default."""
+    for field in ("user", "item"):
+        column = getattr(source, field)
+        if column not in reader.columns and field not in source.model_fields_set:
+            found = ", ".join(name for name in reader.columns if name)
+            hint = did_you_mean(column, reader.columns) or did_you_mean(field, reader.columns)
+            raise DataError(
+                f"{reader.name} has no column {column!r}, the default of {field}: write "
+                f'{field} = "NAME" in [[events]], with one of the columns {found}'
+                f"{reader.rows.header_hint() or hint}"
+            )
 
 
 def _may_be_integers(reader: Reader, column: str) -> bool:
