@@ -29,7 +29,9 @@ MODELS = ("lime-mha", "lime-xor", "sasrec", "hstu", "item-knn", "most-popular")
 SEEDS = {"sasrec": 1, "hstu": 1, "item-knn": 1, "most-popular": 1}
 """Most seeds of models that are no LIME; the last two have no randomness."""
 PROTOCOL = "leave-last-one-out, full catalogue, seen items left out"
-HISTORY = 200
+HISTORY, REQUEST = 200, 8
+"""Events of a history, and ratings of a training request at most; ``specs/ml1m_next.toml`` has the
+same."""
 COMMON: dict[str, Any] = {"history": HISTORY}
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {}
 """Dataset and model -> settings that differ from the defaults, chosen on the validation split."""
@@ -40,7 +42,6 @@ DEPTH = 10
 
 def prepare_next_item(name: str, data: Path) -> Path | None:
     """The dataset, prepared on first use; None where its files are missing."""
-    from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
 
     out = WORK / "data-nextitem" / name
@@ -49,39 +50,45 @@ def prepare_next_item(name: str, data: Path) -> Path | None:
     if not (data / name).exists():
         print(f"{name}: skipped, its files are not in --data")
         return None
-    base = data
-    if name == "ml_latest_small":
-        base = WORK / "converted" / "nextitem"
-        write_in_order(data / name, base / name)
-    spec = load_spec(Path(__file__).parent / "specs" / f"{name}_next.toml")
+    spec, base = describe_next_item(name, data)
     prepare(spec, out, base=base)
     return out
 
 
-def write_in_order(source: Path, out: Path) -> None:
-    """The ratings of a MovieLens folder with ``pos``, their order within each user, and the table
-    of its items.
+def describe_next_item(name: str, data: Path) -> tuple[Any, Path]:
+    """The description of a dataset, and the folder that its paths are relative to."""
+    from limerank.data.description import load_spec
+    from limerank.data.protocol import History, Requests, Split
+    from limerank.data.readers import read
+    from limerank.data.spec import EventSource
 
-    Args:
-        source: holds ``ratings.csv`` and ``movies.csv``.
-        out: takes ``ratings.parquet`` and ``items.parquet``.
-    """
+    if name == "ml1m":
+        return load_spec(Path(__file__).parent / "specs" / "ml1m_next.toml"), data
+    work = WORK / "converted" / "nextitem" / name
+    spec, base = read("movielens", data / name, work, positives=True)
+    write_in_order(data / name / "ratings.csv", work / "ratings.parquet")
+    events = EventSource(files=(str((work / "ratings.parquet").resolve()),), order="pos")
+    own = {
+        "events": (events,),
+        "split": Split(leave_last=1),
+        "requests": Requests(size=REQUEST),
+        "history": History(length=HISTORY),
+    }
+    return spec.model_copy(update=own), base
+
+
+def write_in_order(source: Path, out: Path) -> None:
+    """Write the ratings of a MovieLens file with ``pos``, their order within each user: by time,
+    and those of one second as in the file."""
     import polars as pl
 
-    ratings = pl.read_csv(source / "ratings.csv").sort("userId", "timestamp", maintain_order=True)
-    ratings = ratings.select(
+    ratings = pl.read_csv(source).sort("userId", "timestamp", maintain_order=True)
+    ratings.select(
         user_id="userId",
         item_id="movieId",
         rating="rating",
         pos=pl.int_range(pl.len()).over("userId"),
-    )
-    year = pl.col("title").str.extract(r"\((\d{4})\)\s*$")
-    items = pl.read_csv(source / "movies.csv").select(
-        item_id="movieId", title="title", genres="genres", year=year
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    ratings.write_parquet(out / "ratings.parquet")
-    items.write_parquet(out / "items.parquet")
+    ).write_parquet(out)
 
 
 def settings_of(name: str, model: str) -> dict[str, Any]:

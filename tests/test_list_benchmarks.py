@@ -13,7 +13,6 @@ from benchmarks import lists_page, nextitem, shop
 from benchmarks.rows import rows
 from limerank.cli.demo_kinds import best_lists
 from limerank.data.dataset import Dataset
-from limerank.data.description import load_spec
 
 USERS, FILMS = 60, 40
 
@@ -49,9 +48,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ratings_are_ordered_by_time_then_as_in_the_file(movielens: Path, tmp_path: Path) -> None:
-    nextitem.write_in_order(movielens / "ml_latest_small", tmp_path / "out")
-    ratings = pl.read_csv(movielens / "ml_latest_small" / "ratings.csv")
-    found = pl.read_parquet(tmp_path / "out" / "ratings.parquet")
+    source = movielens / "ml_latest_small" / "ratings.csv"
+    nextitem.write_in_order(source, tmp_path / "out.parquet")
+    ratings, found = pl.read_csv(source), pl.read_parquet(tmp_path / "out.parquet")
     wanted: dict[int, list[tuple[int, int, int]]] = {}
     for line, (user, film, _, time) in enumerate(ratings.rows()):
         wanted.setdefault(user, []).append((time, line, film))
@@ -60,8 +59,6 @@ def test_ratings_are_ordered_by_time_then_as_in_the_file(movielens: Path, tmp_pa
         own = found.filter(pl.col("user_id") == user).sort("pos")
         assert own["item_id"].to_list() == [film for _, _, film in sorted(of)]
         assert own["pos"].to_list() == list(range(len(of)))
-    items = pl.read_parquet(tmp_path / "out" / "items.parquet")
-    assert items["year"].to_list() == [str(1990 + one) for one in range(FILMS)]
 
 
 def test_the_last_rating_of_each_user_is_the_test(movielens: Path) -> None:
@@ -83,10 +80,11 @@ def test_the_last_rating_of_each_user_is_the_test(movielens: Path) -> None:
 
 
 @pytest.mark.parametrize("name", nextitem.DATASETS)
-def test_descriptions_are_valid(name: str) -> None:
-    spec = load_spec(Path(nextitem.__file__).parent / "specs" / f"{name}_next.toml")
-    assert spec.labels[0].kind == "positive"
+def test_descriptions_have_the_protocol(movielens: Path, name: str) -> None:
+    spec, _ = nextitem.describe_next_item(name, movielens)
+    assert [label.kind for label in spec.labels] == ["positive"]
     assert spec.split.leave_last == 1
+    assert (spec.requests.size, spec.history.length) == (nextitem.REQUEST, nextitem.HISTORY)
 
 
 @pytest.mark.parametrize("model", ["item-knn", "lime-mha"])
