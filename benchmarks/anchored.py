@@ -30,7 +30,8 @@ from limerank.models.config import DataShape, ModelConfig
 from limerank.models.tasks import Task
 
 K, CANDIDATES, EVENTS = 100, 512, 512
-LINKS, WIDTH, NUMBERS = 32, 64, 8
+LINKS, WIDTH, NUMBERS, KEY = 32, 64, 8, 32
+WEIGHT_SCALES = "weight_low", "weight_step", "weight_mean"
 FEATURES, VALUES = 3, 1000
 HEADS: tuple[dict[str, Any], ...] = (
     {"hidden": 32, "gated": True, "activation": "relu"},
@@ -98,6 +99,14 @@ def measure_scorer(items: int, head: dict[str, Any], repeats: int, show: bool) -
     links, user = floats(1, LINKS, WIDTH), floats(1, sums)
     candidates = np.concatenate([rows[:20] - tokens - 1, rng.choice(items, CANDIDATES - 20)])
     works: dict[str, dict[str, Callable[[], object]]] = {"catalogue": {}, "list": {}}
+    with_keys = arrays | {
+        "weights": rng.integers(0, 256, (items, LINKS + KEY), dtype=np.uint8),
+        **{name: np.resize(arrays[name], LINKS + KEY) for name in WEIGHT_SCALES},
+    }
+    profile = _native.Scorer(**with_keys, **shape, keys=KEY, path=None, held=True)
+    query = partial(best, profile, links, user, (None, None, None, floats(1, 1, KEY)))
+    works["catalogue"]["profile"] = partial(query, None, K)
+    works["list"]["profile"] = partial(query, candidates, 20)
     for name, made, keys in (
         ("none", None, None),
         ("item", anchors(0), rows),
@@ -123,11 +132,11 @@ def best(
     scorer: _native.Scorer,
     links: NDArray[np.float32],
     user: NDArray[np.float32],
-    anchored: tuple[NDArray[Any], ...],
+    more: tuple[NDArray[Any] | None, ...],
     rows: NDArray[np.int64] | None,
     k: int,
 ) -> object:
-    requests = scorer.requests(links, user, *anchored)
+    requests = scorer.requests(links, user, *more)
     one = np.ones((1, 1), np.float32)
     empty, ends = np.zeros(0, np.int64), np.zeros(1, np.int64)
     return scorer.top(requests, k, one, rows, empty, ends, None, 1)
@@ -178,9 +187,15 @@ def measure_user_stage(length: int, repeats: int, show: bool) -> None:
     )
     items = Items(ids=torch.arange(length), content=content)
     works: dict[str, Callable[[], object]] = {}
-    for name, anchors in (("none", ()), ("item", ("item",)), ("features", None)):
+    for name, anchors, size in (
+        ("none", (), 0),
+        ("item", ("item",), 0),
+        ("features", None, 0),
+        ("profile", (), KEY),
+    ):
         torch.manual_seed(0)
-        ranker = build(shape, ModelConfig(model="lime-mha", anchors=anchors)).eval()
+        config = ModelConfig(model="lime-mha", anchors=anchors, profile=size)
+        ranker = build(shape, config).eval()
         ranker.choose_user_stage("native")
         with torch.inference_mode():
             vectors = ranker.item_vectors(items)
@@ -191,8 +206,8 @@ def measure_user_stage(length: int, repeats: int, show: bool) -> None:
 
 
 def report(case: dict[str, Any], taken: dict[str, list[float]], show: bool) -> None:
-    """A row for each kind of anchored links, as a ratio to none."""
-    for name in ("item", "features"):
+    """A row for each kind of anchored links, and for profiles, as a ratio to none."""
+    for name in ("item", "features", "profile"):
         ratios = [a / b for a, b in zip(taken[name], taken["none"], strict=True)]
         metrics = {
             "us_p50": 1e6 * statistics.median(taken[name]),

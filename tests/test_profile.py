@@ -155,3 +155,28 @@ def test_keys_start_along_the_collaborative_vectors():
     of_vectors = ranker.item_tower.of_statistics.weight[:, -8:]
     cosines = torch.nn.functional.cosine_similarity(ranker.profile.key.weight, of_vectors.T)
     torch.testing.assert_close(cosines, torch.ones(8))
+
+
+@pytest.mark.parametrize("lengths", [[0, 0], [1], LENGTHS, [3000]])
+def test_the_native_profile_is_the_definition(lengths):
+    ranker = model().float()
+    full = batch(lengths, [1] * len(lengths))
+    vectors = torch.randn(len(full.items.ids), 16)
+    with torch.no_grad():
+        found = ranker.profile(full.users, vectors, native=True)
+        expected = ranker.profile(full.users, vectors)
+    for own, part in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, part, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("items", -1), ("items", 10**6), ("tokens", 10**6), ("lengths", 99)]
+)
+def test_a_native_profile_of_wrong_histories_is_refused(part, value):
+    ranker, full = model().float(), batch([5, 2], [1, 1])
+    vectors = torch.randn(len(full.items.ids), 16)
+    wrong = getattr(full.users, part).clone()
+    wrong.view(-1)[0] = value
+    users = replace(full.users, **{part: wrong})
+    with torch.no_grad(), pytest.raises(ValueError, match=r"no vector|longer than its batch"):
+        ranker.profile(users, vectors, native=True)

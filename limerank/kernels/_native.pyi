@@ -51,6 +51,23 @@ class Anchors:
         layer: NDArray[np.float32],
     ) -> None: ...
 
+def profiles(
+    items: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    table: NDArray[np.float32],
+    key: NDArray[np.float32],
+    mix: NDArray[np.float32],
+    first: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    second: NDArray[np.float32],
+    prior: NDArray[np.float32],
+    fadings: NDArray[np.float32],
+    knots: NDArray[np.float32],
+    threads: int,
+) -> tuple[Any, Any]: ...
+
 class Scorer:
     def __init__(
         self,

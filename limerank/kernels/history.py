@@ -1,7 +1,9 @@
-"""The anchored links of histories without gradients, in C++.
+"""The anchored links and the profiles of histories without gradients, in C++.
 
-The definition is ``AnchoredLinks.forward`` in limerank.models.anchors; here pairs of a key and an
-event are grouped by a radix sort, and each group becomes one link in one pass.
+The definitions are ``AnchoredLinks.forward`` in limerank.models.anchors and ``Profile.forward`` in
+limerank.models.profile. For anchored links, pairs of a key and an event are grouped by a radix
+sort, and each group becomes one link in one pass. A profile needs one weight of each event per
+logit, since the mix of its means is linear.
 """
 
 from __future__ import annotations
@@ -93,6 +95,54 @@ def anchored_links(
         torch.get_num_threads(),
     )
     return torch.from_numpy(offsets), torch.from_numpy(of_links), torch.from_numpy(links)
+
+
+class ProfileLayers(NamedTuple):
+    """What turns a history into a profile.
+
+    Attributes:
+        table: outcomes and then gates of event tokens, f32 [tokens, o + G].
+        key: from item vectors to keys, f32 [S, d].
+        mix: of the means of keys in each logit, f32 [K, F G].
+        first, bias, second: of the network of outcomes, f32 [h, F o + knots], [h], [g, h].
+        log_prior: logarithm of the events at which the evidence of outcomes, and of keys, is one
+            half, f32 [2].
+        fadings: weights of an event relative to the next one, F.
+        knots: of log2 of the number of events.
+    """
+
+    table: Tensor
+    key: Tensor
+    mix: Tensor
+    first: Tensor
+    bias: Tensor
+    second: Tensor
+    log_prior: Tensor
+    fadings: Sequence[float]
+    knots: Sequence[float]
+
+
+def profiles(
+    layers: ProfileLayers, items: Tensor, tokens: Tensor, lengths: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the profiles of B histories add to first-layer sums, f32 [B, g], and their queries, f32
+    [B, K, S].
+
+    Args:
+        layers: of the model, f32 on the processor.
+        items: positions of the histories' items among the vectors, i64 [B, N].
+        tokens: event tokens, i64 [B, N, A].
+        lengths: events of each history, i64 [B].
+        vectors: of items, f32 [U, d].
+    """
+    *weights, fadings, knots = layers
+    first, queries = _native.profiles(
+        *(_array(part) for part in (items, tokens, lengths, vectors, *weights)),
+        np.array(fadings, np.float32),
+        np.array(knots, np.float32),
+        torch.get_num_threads(),
+    )
+    return torch.from_numpy(first), torch.from_numpy(queries)
 
 
 def _array(values: Tensor) -> NDArray[Any]:

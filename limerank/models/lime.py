@@ -131,7 +131,8 @@ class Lime(Ranker):
 
     def _history_state(self, users: Users, vectors_ud: Tensor, u_bd: Tensor) -> HistoryState:
         """The same without anchored links."""
-        if self.user_stage.used == "native" and not self.training:
+        native = self.user_stage.used == "native" and not self.training
+        if native:
             self._check_native(u_bd)
             self.personaliser = self.personaliser or Personaliser(self.config.heads, self.stage())
             events_bnd = self.events(users, vectors_ud)
@@ -139,7 +140,7 @@ class Lime(Ranker):
         else:
             links_bld = self.contextualise(u_bd)
             personal_bld = self.norm(self.personalise(links_bld, users, vectors_ud))
-        profile = None if self.profile is None else self.profile(users, vectors_ud)
+        profile = None if self.profile is None else self.profile(users, vectors_ud, native=native)
         return HistoryState(personal_bld, profile)
 
     def _check_native(self, u_bd: Tensor) -> None:

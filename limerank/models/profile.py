@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limerank.data.batch import Users
+from limerank.kernels.history import ProfileLayers, profiles
 from limerank.models.anchors import knots
 
 FADINGS = 1.0, 0.95, 0.6
@@ -134,14 +135,34 @@ class Profile(nn.Module):
         keys_us: Tensor = self.key(vectors_ud) * self.size**-0.5
         return keys_us
 
-    def forward(self, users: Users, vectors_ud: Tensor) -> ProfileState:
+    def forward(self, users: Users, vectors_ud: Tensor, native: bool = False) -> ProfileState:
         """What the profiles of requests add.
 
         Args:
             users: B requests.
             vectors_ud: item vectors, which ``users.items`` are rows of.
+            native: compute it in C++: without gradients, float32 on the processor.
         """
+        if native:
+            of = users.items, users.tokens, users.lengths, vectors_ud
+            return ProfileState(*profiles(self.layers(), *of))
         return self.of_means(self.means(users, vectors_ud), users.lengths)
+
+    def layers(self) -> ProfileLayers:
+        """The parameters and constants of :meth:`forward`."""
+        up, _, down = self.network
+        assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
+        return ProfileLayers(
+            table=self.outcomes.weight,
+            key=self.key.weight,
+            mix=self.mix.weight,
+            first=up.weight,
+            bias=up.bias,
+            second=down.weight,
+            log_prior=self.log_prior,
+            fadings=FADINGS,
+            knots=COUNTS,
+        )
 
     def means(self, users: Users, vectors_ud: Tensor) -> Means:
         """Fading means over the histories."""

@@ -662,4 +662,5 @@ NB_MODULE(_native, m) {
              nb::arg("allow").noconvert().none(), nb::arg("threads"));
     add_personaliser(m);
     add_anchored_links(m);
+    add_profiles(m);
 }
