@@ -135,11 +135,20 @@ def profiles(
         lengths: events of each history, i64 [B].
         vectors: of items, f32 [U, d].
     """
-    *weights, fadings, knots = layers
     first, queries = _native.profiles(
-        *(_array(part) for part in (items, tokens, lengths, vectors, *weights)),
-        np.array(fadings, np.float32),
-        np.array(knots, np.float32),
+        _array(items),
+        _array(tokens),
+        _array(lengths),
+        _array(vectors),
+        _array(layers.table),
+        _array(layers.key),
+        _array(layers.mix),
+        _array(layers.first),
+        _array(layers.bias),
+        _array(layers.second),
+        _array(layers.log_prior),
+        np.array(layers.fadings, np.float32),
+        np.array(layers.knots, np.float32),
         torch.get_num_threads(),
     )
     return torch.from_numpy(first), torch.from_numpy(queries)
