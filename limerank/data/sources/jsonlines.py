@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from limerank.data.sources.nested import DEPTH, MOST_COLUMNS, value_at
+from limerank.data.sources.nested import DEPTH, MOST_COLUMNS, values_at
 from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
@@ -100,7 +100,7 @@ class JsonLines(FileRows):
                 rows = self._parsed(lines, line)
                 if rows:
                     yield pl.DataFrame(
-                        [self._series(n, [value_at(row, n) for row in rows]) for n in columns]
+                        [self._series(name, values_at(rows, name)) for name in columns]
                         or [pl.Series("", [None] * len(rows))]
                     )
                 line += len(lines) - 1

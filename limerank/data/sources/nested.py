@@ -6,7 +6,7 @@ column whose own name has dots comes before a field.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -73,12 +73,21 @@ def field_of(frame: pl.DataFrame, name: str) -> pl.Series:
     return values.alias(name)
 
 
-def value_at(row: Any, name: str) -> Any:
-    """The value of a column or field in a JSON object; None: it has none."""
-    if name in row or "." not in name:
-        return row.get(name)
-    column, steps = _divided(name, set(row))
-    return _value(row.get(column), steps)
+def values_at(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """The values of a column or field in JSON objects; None where one has none."""
+    if "." not in name:
+        return [row.get(name) for row in rows]
+    first, *steps = name.split(".")
+    found = []
+    for row in rows:
+        if name in row:
+            found.append(row[name])
+        elif first in row:
+            found.append(_value(row[first], steps))
+        else:
+            column, rest = _divided(name, set(row))
+            found.append(_value(row.get(column), rest))
+    return found
 
 
 def _value(value: Any, steps: list[str]) -> Any:
