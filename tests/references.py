@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from limerank.data.batch import Batch
 from limerank.models import Ranker
+from limerank.models.profile import COUNTS, FADINGS, GATES, OUTCOMES
 
 
 def linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
@@ -226,6 +228,39 @@ def lime_xor(ranker, events_nd: Tensor, age_n: Tensor, t_d: Tensor, u_d: Tensor)
     return of_links(ranker, read(ranker.reading, x[:links], x[links:], age_n), t_d)
 
 
+def profile(of, users, vectors: Tensor, b: int, n: int) -> tuple[Tensor, Tensor]:
+    """What the profile of the first n events of a history adds to first-layer sums [g], and its
+    query [K, S]."""
+    size, outputs = of.size, of.mix.out_features
+    zero = of.mix.weight.new_zeros
+    tokens, items = users.tokens[b, :n], users.items[b, :n]
+    table = of.outcomes.weight
+    outcomes, keys = [], []
+    for fading in FADINGS:
+        weights = [fading ** (n - 1 - j) for j in range(n)]
+        mean, mean_of_gates = zero(OUTCOMES), zero(GATES, size)
+        for j, weight in enumerate(weights):
+            row = table[tokens[j]].sum(0)
+            key = of.key.weight @ vectors[items[j]]
+            share = weight / sum(weights)
+            mean = mean + share * row[:OUTCOMES]
+            mean_of_gates = mean_of_gates + share * row[OUTCOMES:, None] * key
+        outcomes.append(mean)
+        keys.append(mean_of_gates)
+    of_outcomes, of_keys = n / (n + of.log_prior.exp())
+    at = float(np.interp(math.log2(1 + n), COUNTS, np.arange(len(COUNTS))))
+    near = (1 - (zero(len(COUNTS)) + torch.arange(len(COUNTS)) - at).abs()).clamp(min=0)
+    first = of.network(torch.cat([of_outcomes * torch.cat(outcomes), near]))
+    queries = []
+    for k in range(outputs):
+        query = zero(size)
+        for f in range(len(FADINGS)):
+            for g in range(GATES):
+                query = query + of.mix.weight[k, f * GATES + g] * of_keys * keys[f][g]
+        queries.append(query)
+    return first, torch.stack(queries)
+
+
 WITH_LINKS = {"lime-mha": lime_mha, "lime-xor": lime_xor}
 REFERENCES = {
     **WITH_LINKS,
@@ -253,6 +288,13 @@ def logits(ranker: Ranker, batch: Batch) -> list[Tensor]:
             o_d = REFERENCES[model](ranker, events[b, :n], batch.users.age[b, :n], t_d, *of_user)
             a = linear(head.from_links, o_d) + linear(head.from_item, t_d)
             a = a + linear(head.from_user, u[b]) + linear(head.from_context, c[b])
+            of_profile = None
+            if model in WITH_LINKS and ranker.profile is not None:
+                of_profile = profile(ranker.profile, batch.users, vectors, b, n)
+                a = a + of_profile[0]
             first, gate = a.chunk(2)
-            found.append(linear(head.out, F.relu(first) * gate))
+            z = linear(head.out, F.relu(first) * gate)
+            if of_profile is not None:
+                z = z + of_profile[1] @ linear(ranker.profile.key, t_d) / ranker.profile.size**0.5
+            found.append(z)
     return found

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from limerank.models.config import ModelConfig
-from limerank.models.profile import (
-    COUNTS,
-    FADINGS,
-    GATES,
-    OUTCOMES,
-    Means,
-    Profile,
-    merged,
-    total,
-)
+from limerank.models.profile import FADINGS, Means, merged, total
 from limerank.models.ranker import gather
 from limerank.models.registry import build
+from tests.references import profile
 from tests.worlds import SHAPE, batch, config_of, unsure
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
@@ -47,42 +37,13 @@ def double(users):
     return replace(users, age=users.age.double(), features=features)
 
 
-def slow(profile: Profile, users, vectors, b: int, n: int):
-    """The docstring of limerank.models.profile, for the first n events of a history."""
-    size, outputs = profile.size, profile.mix.out_features
-    tokens, items = users.tokens[b, :n], users.items[b, :n]
-    table = profile.outcomes.weight
-    outcomes, keys = [], []
-    for fading in FADINGS:
-        weights = [fading ** (n - 1 - j) for j in range(n)]
-        mean, mean_of_gates = torch.zeros(OUTCOMES).double(), torch.zeros(GATES, size).double()
-        for j, weight in enumerate(weights):
-            row = table[tokens[j]].sum(0)
-            key = profile.key.weight @ vectors[items[j]]
-            share = weight / sum(weights)
-            mean += share * row[:OUTCOMES]
-            mean_of_gates += share * row[OUTCOMES:, None] * key
-        outcomes.append(mean)
-        keys.append(mean_of_gates)
-    of_outcomes, of_keys = (n / (n + math.exp(prior)) for prior in profile.log_prior.tolist())
-    scale = torch.tensor(np.interp(math.log2(1 + n), COUNTS, np.arange(len(COUNTS))))
-    near = (1 - (torch.arange(len(COUNTS)) - scale).abs()).clamp(min=0)
-    first = profile.network(torch.cat([of_outcomes * torch.cat(outcomes), near]))
-    query = torch.zeros(outputs, size).double()
-    for k in range(outputs):
-        for f in range(len(FADINGS)):
-            for g in range(GATES):
-                query[k] += profile.mix.weight[k, f * GATES + g] * of_keys * keys[f][g]
-    return first, query
-
-
 def test_a_profile_is_what_the_module_says():
     ranker, full = model(), batch(LENGTHS, COUNTS_OF)
     users, vectors = double(full.users), torch.randn(len(full.items.ids), 16).double()
     with torch.no_grad():
         found = ranker.profile(users, vectors)
         for b, n in enumerate(LENGTHS):
-            first, query = slow(ranker.profile, users, vectors, b, n)
+            first, query = profile(ranker.profile, users, vectors, b, n)
             torch.testing.assert_close(found.first[b], first, **CLOSE)
             torch.testing.assert_close(found.query[b], query, **CLOSE)
 
@@ -95,7 +56,7 @@ def test_profiles_at_prefixes_are_those_of_the_events_before():
     with torch.no_grad():
         found = ranker.profile.at_prefixes(users, vectors, owner, prefix)
         for m, (b, n) in enumerate(zip(owner.tolist(), prefix.tolist(), strict=True)):
-            first, query = slow(ranker.profile, users, vectors, b, n)
+            first, query = profile(ranker.profile, users, vectors, b, n)
             torch.testing.assert_close(found.first[m], first, **CLOSE)
             torch.testing.assert_close(found.query[m], query, **CLOSE)
 
