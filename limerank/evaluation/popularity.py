@@ -38,7 +38,8 @@ def popularity(
     dataset: Dataset, requests: NDArray[np.int64], tasks: tuple[Task, ...]
 ) -> dict[str, tuple[str, float]]:
     """How well :func:`item_means` order the impressions of some requests: task -> the metric of
-    its kind that measures order (AUC, XAUC) and its value; tasks without labels are left out.
+    its kind that measures order (AUC, XAUC) and its value; tasks without labels are left out, and
+    those of positives, which are judged by lists of the full catalogue.
 
     Args:
         dataset: whose training split gives the means.
@@ -53,5 +54,5 @@ def popularity(
             item_means(dataset, task.name)[items],
         )
         for task in tasks
-        if task.name in dataset.tasks
+        if task.name in dataset.tasks and task.kind != "positive"
     }

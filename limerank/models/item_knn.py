@@ -51,9 +51,9 @@ class ItemKnnConfig(FittedConfig):
     shrinkage: float = Field(10.0, ge=0)
     """Users that are added to the norm of a similarity, so that a pair of rare items which two
     users share by chance is not the most similar one."""
-    half_life: float = Field(20.0, gt=0)
+    half_life: float = Field(4.0, gt=0)
     """Interactions after which an interaction of the history counts half."""
-    window: int = Field(200, ge=1)
+    window: int = Field(100, ge=1)
     """Latest different items of a user that are counted in training, at most. Time and memory grow
     with it."""
 
