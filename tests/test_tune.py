@@ -66,6 +66,12 @@ def ends_of(one: object) -> list:
     return list(one.values) if isinstance(one, Choice) else [one.low, one.high]
 
 
+def test_a_fitted_model_is_not_searched(data, tmp_path):
+    with pytest.raises(SpecError, match="item-knn is fitted by counting"):
+        tune(data, tmp_path / "tuned", model="item-knn")
+    assert not (tmp_path / "tuned").exists()
+
+
 @pytest.mark.parametrize("name", OF_THE_PACKAGE)
 def test_every_range_contains_the_default_and_valid_values_only(data, name):
     model, config = configs_of(name, {})

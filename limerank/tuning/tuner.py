@@ -25,6 +25,7 @@ from limerank.models.config import (
     model_config_of,
     train_config_of,
 )
+from limerank.models.registry import model_of
 from limerank.models.settings_file import write_settings
 from limerank.progress import Bar
 from limerank.runs.alarms import read_alarms
@@ -106,6 +107,11 @@ class Search:
         config: TrainConfig,
         device: str,
     ) -> None:
+        if model_of(model.model).ranker.fitted:
+            raise SpecError(
+                f"{model.model} is fitted by counting and has no settings to search; train it, with "
+                "--set for its own settings"
+            )
         self.dataset = data if isinstance(data, Dataset) else Dataset(data)
         self.out, self.model, self.config, self.device = out, model, config, device
         self.fixed = {**_given(config), **_given(model)}
