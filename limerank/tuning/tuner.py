@@ -109,8 +109,8 @@ class Search:
     ) -> None:
         if model_of(model.model).ranker.fitted:
             raise SpecError(
-                f"{model.model} is fitted by counting and has no settings to search; train it, with "
-                "--set for its own settings"
+                f"{model.model} is fitted by counting and has no settings to search; train it, "
+                "with --set for its own settings"
             )
         self.dataset = data if isinstance(data, Dataset) else Dataset(data)
         self.out, self.model, self.config, self.device = out, model, config, device
