@@ -11,6 +11,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -57,6 +58,17 @@ def _curves(run: Path) -> list[dict]:
     timed = ("seconds", "impressions_per_s")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+def test_labels_that_are_all_alike_are_refused_before_anything_is_written(data, tmp_path):
+    alike = object.__new__(Dataset)
+    alike.__dict__.update(Dataset(data).__dict__)
+    label = np.array(alike.events["label_click"])
+    label[alike.impression_rows(alike.requests_of("validation"))] = 1
+    alike.events = {**alike.events, "label_click": label}
+    with pytest.raises(DataError, match=r"'click' is 1 for all .*one of positives"):
+        train(alike, tmp_path / "run", model=config_of("lime-mha", **MODEL))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "two-tower"])

@@ -108,8 +108,9 @@ def train(
 
     Run the same command again to resume an interrupted training from its last checkpoint.
 
-    The last lines are AUC and NE of the stored weights on the validation split and, for a run that
-    is not worth deploying, ALARMS with what to try.
+    The last lines are AUC and NE of the stored weights on the validation split (of a log of
+    positives: HR@10 and NDCG@10 of lists of all items, beside item-kNN's) and, for a run that is
+    not worth deploying, ALARMS with what to try.
 
     Examples:
 

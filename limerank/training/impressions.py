@@ -8,6 +8,7 @@ objectives by their names.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, Self
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from limerank.data.batch import Sequences
 from limerank.data.dataset import Dataset
-from limerank.errors import SpecError
+from limerank.errors import DataError, SpecError
 from limerank.evaluation.measures import calibration, task_metrics
 from limerank.evaluation.predict import predict
 from limerank.metrics import Affine
@@ -118,6 +119,30 @@ class Objective(abc.ABC):
         if self.config.exact and not model.ranker.streams:
             able = [one.name for one in MODELS.values() if one.ranker.streams]
             raise SpecError(f"exact needs {' or '.join(able)}; got {model.name}")
+
+    def check_labels(self, held_out: Rows) -> None:
+        """Refuse a validation split by whose labels no weights can be chosen: DataError."""
+        name, metric, _ = self.stopping()
+        task = next((one for one in self.shape.tasks if one.name == name), None)
+        if task is None or name not in self.dataset.tasks or task.of_kind.catalogue:
+            return
+        rows = self.dataset.impression_rows(held_out)
+        labels = np.asarray(self.dataset.events[f"label_{name}"][rows], np.float32)
+        if not len(labels) or labels.min() != labels.max():
+            return
+        some = labels[:1]
+        found = task.of_kind.measure(some, np.full(1, 0.5, np.float32), rows[:1], some > 0)
+        if math.isnan(found.get(metric, 0.0)):
+            advice = "choose other split points (limerank prepare), or another metric"
+            if task.of_kind.binary and some[0]:
+                advice = (
+                    "if the log has no negatives, describe the label as one of positives "
+                    '(kind = "positive")'
+                )
+            raise DataError(
+                f"the label {name!r} is {some[0]:g} for all {len(labels):,} impressions of the "
+                f"validation split, so {name}/{metric} is not defined: {advice}"
+            )
 
     @property
     def loss_names(self) -> Sequence[str]:

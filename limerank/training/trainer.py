@@ -169,6 +169,7 @@ class Trainer:
         self.metric = task, metric
         check_names("task", config.task_weights, self.objective.loss_names)
         self.objective.check(model_of(model.model), self.held_out)
+        self.objective.check_labels(self.held_out)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)
         if config.calibrate:
