@@ -130,9 +130,9 @@ def label(**values: Any) -> dict[str, Any]:
         ({"labels": []}, "labels: Tuple should have at least 1 item"),
         ({"labels": [LIKE, LIKE]}, "needs a name of its own; got twice: like"),
         (label(name="a b"), "labels.0.name: String should match pattern"),
-        (label(kind="score"), "labels.0.kind: Input should be 'binary' or 'duration'"),
+        (label(kind="score"), "labels.0.kind: Input should be 'binary', 'duration' or 'positive'"),
         (label(cap=3), "of and cap are for duration labels"),
-        (label(kind="duration", at_least=3), "at_least is for binary labels"),
+        (label(kind="duration", at_least=3), "at_least is for binary and positive labels"),
         (label(kind="duration", scale=0), "labels.0.scale: .*greater than 0"),
         (
             {"event_features": [{"name": "like", "kind": "categorical"}]},
