@@ -113,7 +113,9 @@ def test_the_first_trial_is_a_training_with_the_defaults(data, searched, tmp_pat
     assert searched.defaults.settings == {}
     assert searched.defaults.value == run.best
     assert searched.defaults.validation["auc"] == run.best
-    assert load_run(searched.out / "defaults").train == TrainConfig(**CONFIG, objective="impressions")
+    assert load_run(searched.out / "defaults").train == TrainConfig(
+        **CONFIG, objective="impressions"
+    )
 
 
 def test_the_best_trial_is_never_worse_and_its_run_is_there(searched):
