@@ -165,14 +165,18 @@ class Findings:
 
     def counts_of_types(self) -> dict[str, dict[str, int]]:
         """Of each column of types, rows by value; those that differ by case are added up under the
-        most frequent spelling."""
+        most frequent spelling, of equally frequent ones that with the most lower case."""
+
+        def ordered(counts: Counter[str]) -> list[tuple[str, int]]:
+            return sorted(counts.items(), key=lambda one: (-one[1], one[0].swapcase()))
+
         found: dict[str, dict[str, int]] = {}
         for column, counts in self.types.items():
             forms: dict[str, str] = {}
             sums: Counter[str] = Counter()
-            for value, count in counts.most_common():
+            for value, count in ordered(counts):
                 sums[forms.setdefault(value.lower(), value)] += count
-            found[column] = dict(sums.most_common())
+            found[column] = dict(ordered(sums))
         return found
 
     def note_unread(self, label: Label, readers: Iterable[Reader]) -> None:
