@@ -116,8 +116,9 @@ def link_codes(w, b):
     for key, s, share in zip(a["keys"].tolist(), a["sets"], a["shares"], strict=True):
         if key in z:
             of_sets[s] += np.float32(share) * z[key]
-    of_items = np.stack([z.get(99 + i, np.zeros(width, np.float32)) for i in range(items)])
-    most = np.abs(of_items).max(0)
+    none = np.zeros(width, np.float32)
+    of_items = np.array([z.get(99 + i, none) for i in range(items)]).reshape(items, width)
+    most = np.abs(of_items).max(0, initial=0)
     for f in range(features):
         most = most + np.abs(of_sets[a["kinds"] == f]).max(0)
     step = (most / np.float32(127 - (features + 1) / 2)).astype(np.float32)
