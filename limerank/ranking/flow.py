@@ -181,7 +181,7 @@ class RankingFlow:
             rows=request.rows,
             exclude=[excluded],
             allow=allow,
-            extra=self._added(request),
+            extra=None if request.shown is None else self._added(request),
         )
         found = top.rows[0][top.rows[0] >= 0]
         tasks = self.ranker.shape.tasks

@@ -149,7 +149,7 @@ class Serving:
             or asked.history is not None
             or asked.filter
             or any(part is not None and len(part) > BRIEF_NAMES for part in names)
-            or any(isinstance(one, dict) for one in asked.candidates or ())
+            or dict in map(type, asked.candidates or ())
         ):
             return None
         taken: dict[str, float] = {}
