@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +14,8 @@ from limerank.models.config import ModelConfig
 from limerank.models.profile import FADINGS, Means, merged, total
 from limerank.models.ranker import gather
 from limerank.models.registry import build
+from limerank.ranking.scorer import native
+from tests.catalogues import shop
 from tests.references import profile
 from tests.worlds import SHAPE, batch, config_of, unsure
 
@@ -141,3 +144,21 @@ def test_a_native_profile_of_wrong_histories_is_refused(part, value):
     users = replace(full.users, **{part: wrong})
     with torch.no_grad(), pytest.raises(ValueError, match=r"no vector|longer than its batch"):
         ranker.profile(users, vectors, native=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"anchors": None}, {"links": 4, "profile": 7}])
+def test_every_path_of_the_native_scorer_gives_the_same_bits(settings):
+    of = shop("lime-mha", **{"anchors": (), **settings})
+    state, found = of.state(5), []
+    assert of.index.keys and state.query.abs().max() > 0
+    for path in native.paths():
+        scorer = native.NativeScorer(of.run.ranker, of.index, path=path)
+        some = scorer.scores(state, np.array([3, 40, 3]))
+        every = scorer.scores(state)
+        np.testing.assert_array_equal(some, every[:, [3, 40, 3]])
+        found.append((every, *scorer.top(state, 7, weights=np.array([1.0, 0.3], np.float32))))
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
+    without = native.NativeScorer(of.run.ranker, of.index).scores(state._replace(query=None))
+    assert abs(without - found[0][0]).max() > 0.01
