@@ -133,14 +133,18 @@ def demo(
     run = load_run(run_path)
     index = Index.open(index_path, fingerprint=run.fingerprint)
     quantised = quantisation_report(run, index, dataset, users=200, quiet=quiet)
+    first = quantised.tasks[0]
     echo(
-        f"8-bit instead of float32 scores: click AUC {-quantised.tasks[0].lost:+.6f}, "
+        f"8-bit instead of float32 scores: {first.task} {first.metric} {-first.lost:+.6f}, "
         f"{100 * quantised.overlap:.2f} % of the top 100 the same"
     )
 
     step(6, "Ranking the catalogue for a few users (limerank rank --explain)")
     recommender = Recommender(run_path, index_path)
-    echo("Columns: predictions, and the events that raised the item's logit most, by how much.")
+    echo(
+        "Columns: predictions; and the events that raised the item's logit most, by how much, then "
+        "what the item has in common with them."
+    )
     for user in some_users(dataset, settings["users"]):
         echo(recommender.rank(user, k=5, explain=5).text())
 
