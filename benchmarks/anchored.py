@@ -1,12 +1,12 @@
-"""Anchored links: what they cost the scorer and the user stage.
+"""Anchored links and profiles: what they cost the scorer and the user stage.
 
     python -m benchmarks.anchored --items 1_000_000
 
 Arrays of a random index of LIME (speed does not depend on the values): 32 link weights, and three
 single-valued features of 1,000 values each. A history touches 512 items and a third of each
 feature's values. The full catalogue and a list of 512 candidates are scored without anchored links,
-with those of items, and with those of the features besides; calls take turns. For the user stage,
-LIME-MHA encodes one history of N events with anchored links and without.
+with those of items, with those of the features besides, and with keys of profiles alone; calls take
+turns. For the user stage, LIME-MHA encodes one history of N events with each of them and with none.
 """
 
 from __future__ import annotations

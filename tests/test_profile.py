@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limerank.models.anchors import fading_weights
 from limerank.models.config import ModelConfig
 from limerank.models.profile import FADINGS, Means, merged, total
 from limerank.models.ranker import gather
@@ -162,3 +163,10 @@ def test_every_path_of_the_native_scorer_gives_the_same_bits(settings):
             np.testing.assert_array_equal(one, same)
     without = native.NativeScorer(of.run.ranker, of.index).scores(state._replace(query=None))
     assert abs(without - found[0][0]).max() > 0.01
+
+
+def test_weights_of_long_ago_are_zero_and_no_denormal_numbers():
+    weights = fading_weights(0.6, torch.arange(3000))
+    torch.testing.assert_close(weights[:60], 0.6 ** torch.arange(60))
+    assert weights[0] == 1 and weights[weights > 0].min() >= 1e-20
+    assert (weights[100:] == 0).all() and (weights[:85] > 0).all()

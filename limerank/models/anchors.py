@@ -127,6 +127,13 @@ def fading_sum(n: Tensor) -> Tensor:
     return (1 - FADING**n) / (1 - FADING)
 
 
+def fading_weights(fading: Tensor | float, later: Tensor) -> Tensor:
+    """Weights of events that ``later`` ones followed. Below 1e-20 they count as 0: much smaller
+    numbers are slow to multiply."""
+    weights = torch.as_tensor(fading) ** later
+    return torch.where(weights < 1e-20, 0.0, weights)
+
+
 def ragged(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Positions ``first[i] .. first[i] + counts[i] - 1`` of all i, and the i of each: i64 [T]."""
     owner = torch.repeat_interleave(counts)
@@ -238,7 +245,7 @@ class AnchoredLinks(nn.Module):
             pairs.key[start],
             count_v,
             none.index_add(0, segment, outcome_po),
-            none.index_add(0, segment, outcome_po * (FADING**later)[:, None]),
+            none.index_add(0, segment, outcome_po * fading_weights(FADING, later)[:, None]),
             outcome_po[newest],
             users.lengths[owner] - 1 - position,
             users.age[owner, position],

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Users
 from limerank.kernels.history import ProfileLayers, profiles
-from limerank.models.anchors import knots
+from limerank.models.anchors import fading_weights, knots
 
 FADINGS = 1.0, 0.95, 0.6
 """Weights of an event relative to the next one."""
@@ -169,7 +169,8 @@ class Profile(nn.Module):
         n = users.items.shape[1]
         later_bn = users.lengths[:, None] - 1 - torch.arange(n, device=users.lengths.device)
         fading = vectors_ud.new_tensor(FADINGS)
-        weights_bfn = fading[:, None] ** later_bn.clamp(min=0)[:, None] * (later_bn >= 0)[:, None]
+        weights_bfn = fading_weights(fading[:, None], later_bn.clamp(min=0)[:, None])
+        weights_bfn = weights_bfn * (later_bn >= 0)[:, None]
         weights_bfn = weights_bfn / total(fading, users.lengths).clamp(min=1e-12)[..., None]
         outcomes_bno, gates_bng = self._outcomes(users)
         keys_bns = F.embedding(users.items, self.key(vectors_ud))

@@ -9,13 +9,6 @@
 
 #include "python.hpp"
 
-// Compiled for several processors; the present one decides when the module is loaded.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define FASTEST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FASTEST
-#endif
-
 namespace limerank {
 namespace {
 
@@ -206,7 +199,7 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
         const float odds[2] = {std::exp(prior.data()[0]), std::exp(prior.data()[1])};  // of values, of items
         std::vector<float> logs(width + 2, 0.0f), fades(width + 1, 1.0f);
         for (std::size_t n = 1; n < logs.size(); n++) logs[n] = std::log2(static_cast<float>(n));
-        for (std::size_t n = 1; n < fades.size(); n++) fades[n] = fades[n - 1] * fading;
+        for (std::size_t n = 1; n < fades.size(); n++) fades[n] = faded(fades[n - 1], fading);
 
         in_threads(static_cast<std::int64_t>(batch), 1, 8, threads, [&](int, std::int64_t first, std::int64_t last) {
             std::vector<Pair> pairs, room;

@@ -5,17 +5,8 @@
 
 #include "python.hpp"
 
-// Compiled for several processors; the present one decides when the module is loaded.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define FASTEST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FASTEST
-#endif
-
 namespace limerank {
 namespace {
-
-constexpr float LEAST = 1e-20f;  // weights below count as 0: smaller numbers are slow to multiply
 
 // One history: the sums of its events' outcomes by fading, and of its items' vectors by logit.
 struct Sums {
@@ -106,8 +97,7 @@ nb::tuple profiles(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, In<std
         std::vector<double> totals((longest + 1) * fades, 0.0);
         for (std::size_t n = 0; n < longest; n++)
             for (std::size_t f = 0; f < fades; f++) {
-                if (n) weights[n * fades + f] = weights[(n - 1) * fades + f] * fadings.data()[f];
-                if (weights[n * fades + f] < LEAST) weights[n * fades + f] = 0;
+                if (n) weights[n * fades + f] = faded(weights[(n - 1) * fades + f], fadings.data()[f]);
                 totals[(n + 1) * fades + f] = totals[n * fades + f] + static_cast<double>(weights[n * fades + f]);
             }
         in_threads(static_cast<std::int64_t>(batch), 1, 8, threads, [&](int, std::int64_t low, std::int64_t high) {

@@ -20,6 +20,13 @@
 
 namespace nb = nanobind;
 
+// Compiled for several processors; the present one decides when the module is loaded.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define FASTEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FASTEST
+#endif
+
 namespace limerank {
 
 template <class T, int DIMENSIONS>
@@ -28,6 +35,12 @@ template <class T>
 using Out = nb::ndarray<nb::numpy, T>;
 
 constexpr std::int64_t MOST_COLUMNS = 1 << 16;  // 2^16 * 255 * 127 < 2^31: sums never overflow
+
+// A weight one event further back. Below 1e-20 it counts as 0: much smaller numbers are slow to multiply.
+inline float faded(float weight, float fading) {
+    const float next = weight * fading;
+    return next < 1e-20f ? 0.0f : next;
+}
 
 inline void expect(bool fine, const std::string& message) {
     if (!fine) throw std::invalid_argument(message);
