@@ -93,7 +93,7 @@ def test_links_equal_their_definition():
             torch.testing.assert_close(z, definition(links, users, b, length, key), **CLOSE)
 
 
-@pytest.mark.parametrize("lengths", [[5, 0, 9, 1], [0], [70, 3, 64]], ids=str)
+@pytest.mark.parametrize("lengths", [[5, 0, 9, 1], [0], [70, 3, 64], [1500]], ids=str)
 @pytest.mark.parametrize("names", [None, ("item",), ("colour",), ("size", "item")])
 def test_the_links_in_cpp_are_those_of_torch(lengths, names):
     torch.manual_seed(0)
