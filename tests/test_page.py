@@ -101,7 +101,7 @@ def test_a_user_s_ranking(served, browser):
         reply = client.post("/v1/rank", json={"user": 7, "k": 20}).json()
         assert rows(page) == [str(one["item"]) for one in reply["items"]]
         expect(page.locator("#user")).to_contain_text("11 events")
-        assert page.locator(".timeline .event").count() == 11
+        expect(page.locator(".timeline .event")).to_have_count(11)
         first = page.locator("#ranked > li").first
         for task in client.get("/v1/model").json()["tasks"]:
             expect(first).to_contain_text(task["name"])
@@ -140,7 +140,7 @@ def test_values_of_an_item_show_their_effects(browser, tmp_path):
         with opened(browser, running.url) as page:
             page.locator("#ranked button.what").first.click()
             fields = page.locator("#why .choices")
-            assert fields.locator("label").all_inner_texts() == ["price", "slot"]
+            expect(fields.locator("label")).to_have_text(["price", "slot"])
             expect(fields.locator("output")).to_have_count(0)
             value = page.locator("#why .sum .strong dd").inner_text()
             page.locator("#shown-price").fill("1.5")
@@ -166,7 +166,7 @@ def test_why(served, browser):
         expect(page.locator("#why")).to_contain_text(f"Why {item}")
         shown = float(page.locator("#why .sum .strong dd").inner_text().replace("\u2212", "-"))
         assert shown == pytest.approx(one["value"], abs=2e-3)
-        assert page.locator("#why .flow .link").count() > 0
+        expect(page.locator("#why .flow .link")).not_to_have_count(0)
         page.keyboard.press("Escape")
         expect(page.locator("#why")).to_be_hidden()
 
