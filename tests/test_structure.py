@@ -28,7 +28,7 @@ progress results files devices metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
-    < event_log packing < dataset synthetic coverage < interactions prepare readers
+    < event_log packing alignment < dataset synthetic coverage < interactions prepare readers
 models
 runs: alarms folder model formats < selftest
 index evaluation

@@ -80,11 +80,13 @@ class EventEncoder:
                 context.append((column, feature["size"]))
         self._context = context
         sizes = [size for _, _, size in self._columns] + ([24, 7] if clock else [])
+        self._sizes = sizes
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.tokens = int(self._starts[-1])
         """Rows of the event table."""
         context_sizes = [size for _, size in context]
         context_sizes += [24, 7, len(GAP_EDGES_MS) + 2] if clock else []
+        self._context_sizes = context_sizes
         self._context_starts = np.concatenate([[0], np.cumsum(context_sizes)]).astype(np.int64)
         self.context_tokens = int(self._context_starts[-1])
         """Rows of the context table."""
@@ -98,6 +100,18 @@ class EventEncoder:
     def context_columns(self) -> tuple[str, ...]:
         """The event columns that :meth:`context` reads of a request's first impression."""
         return tuple(column for column, _ in self._context)
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """The parts of the event table: column, or "hour" and "weekday" -> first row, and rows."""
+        names = [*self.columns, "hour", "weekday"]
+        return _parts(names, self._starts, self._sizes)
+
+    @property
+    def context_parts(self) -> dict[str, tuple[int, int]]:
+        """The same of the context table, which has a part "gap" besides."""
+        names = [*self.context_columns, "hour", "weekday", "gap"]
+        return _parts(names, self._context_starts, self._context_sizes)
 
     def token(self, column: str, code: int) -> int:
         """The event token of a code of a column; of one that is cut at edges, code 0 is unknown."""
@@ -151,6 +165,13 @@ class EventEncoder:
         if not length or edge == len(GAP_EDGES_MS):
             return hour
         return min(hour, newest + float(GAP_EDGES_MS[edge]))
+
+
+def _parts(
+    names: list[str], starts: NDArray[np.int64], sizes: list[int]
+) -> dict[str, tuple[int, int]]:
+    found = zip(names, starts, sizes, strict=False)  # a log without a clock has no times
+    return {name: (int(start), size) for name, start, size in found}
 
 
 def _hour_and_weekday(time: NDArray[np.int64]) -> list[NDArray[np.int64]]:

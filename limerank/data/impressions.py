@@ -36,14 +36,15 @@ class ImpressionEncoder:
         features: entries of the encoding by name, F of them; empty where a dataset has none.
         tokens: rows of the impression table; 0 without features.
         bias: which of them rankings leave out, bool [F].
+        starts: the code c above 0 of feature f has the row ``starts[f] + c``, i64 [F + 1].
     """
 
     def __init__(self, encoding: Mapping[str, Any]) -> None:
         found = encoding.get("impression_features", [])
         self.features: dict[str, dict[str, Any]] = {one["name"]: one for one in found}
         sizes = [one["size"] - 1 for one in found]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.tokens = int(self._starts[-1]) + 1 if found else 0
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.tokens = int(self.starts[-1]) + 1 if found else 0
         self.bias = np.array([one["bias"] for one in found], dtype=bool)
 
     @property
@@ -71,5 +72,5 @@ class ImpressionEncoder:
                 normal = transformed(given.astype(np.float64), one["transform"])
                 normal = np.clip((normal - one["mean"]) / one["std"], -LARGEST, LARGEST)
                 numbers[..., at] = np.where(known, normal, 0)
-            tokens[..., at] = np.where(codes > 0, codes + self._starts[at], 0)
+            tokens[..., at] = np.where(codes > 0, codes + self.starts[at], 0)
         return Impressions(tokens=torch.from_numpy(tokens), numbers=torch.from_numpy(numbers))
