@@ -259,7 +259,8 @@ def test_a_dirty_log(tmp_path: Path) -> None:
 
 
 def test_a_label_that_reads_no_types_says_so(tmp_path: Path) -> None:
-    every = prepared(tmp_path, log(), LABEL).summary.warnings
+    labels = [{**LABEL, "name": "bought", "equals": "purchase"}, LABEL]  # of one column
+    every = prepared(tmp_path, log(), labels=labels).summary.warnings
     assert any("every event is a positive, whatever its event: 'view' (25" in one for one in every)
     flagged = log().drop("event").with_columns(purchase=1)
     unread = prepared(tmp_path, flagged, {"name": "purchase", "kind": "positive"}).summary.warnings

@@ -99,9 +99,11 @@ class RowCoder:
                 columns["request"] = request_keys(frame[source.request])
         if "split" in self.dtypes:
             columns["split"] = self._splits(frame, source, good)
+        counted: set[str] = set()
         for label in self._spec.labels:
             values = self._column(frame, source, label.column or source.user)
-            if label.typed:
+            if label.typed and label.column not in counted:
+                counted.add(label.column)
                 self._findings.add_types(label.column, values)
             length = None if label.of is None else self._column(frame, source, label.of)
             columns |= label_columns(label, values, length, good)
