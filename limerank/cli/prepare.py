@@ -33,6 +33,23 @@ def prepare(
         Path | None, typer.Argument(help="For a public layout: the folder of its files.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder.")] = None,
+    extend: Annotated[
+        Path | None,
+        typer.Option(
+            help="Dataset of an earlier day: keep its events and codes, read only new files."
+        ),
+    ] = None,
+    encoding: Annotated[
+        Path | None,
+        typer.Option(help="Dataset whose codes and scales are used again; all files are read."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out events before this time: 2026-11-01 (UTC) or milliseconds since 1970.",
+            metavar="TIME",
+        ),
+    ] = None,
     memory: Annotated[str, typer.Option(help="Memory limit, such as 512MiB or 2GiB.")] = "2GiB",
     option: Annotated[
         list[str] | None,
@@ -60,9 +77,16 @@ def prepare(
     column = "NAME". Impressions without a request id are grouped by the gaps of the log; the
     summary shows how, and how many events old their histories are (staleness).
 
+    A log that grows: --extend adds the files that an earlier dataset has not read. Every code,
+    bucket edge and scale of it stays, and new users, items and values get codes behind its own, so
+    that yesterday's models can rank and be trained further. The rule of [split] applies to the
+    extended log: by default its newest part is the test split. --since drops old events.
+
     Examples:
 
         limerank prepare spec.toml --out data/mine
+
+        limerank prepare spec.toml --extend data/monday --since 2026-09-01 --out data/tuesday
 
         limerank prepare retailrocket FOLDER --out data/shop -o target=addtocart,transaction
 
@@ -111,6 +135,17 @@ def prepare(
         print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")
         return
     assert out is not None
-    summary = run(spec, out, base=base, memory=limit, overwrite=overwrite, quiet=quiet)
+    start = int(since) if since is not None and since.removeprefix("-").isdecimal() else since
+    summary = run(
+        spec,
+        out,
+        base=base,
+        extend=extend,
+        encoding=encoding,
+        since=start,
+        memory=limit,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
     print(summary.text())
     print(f"\nNext: limerank train {out} --model lime-xor --out runs/{out.name}")

@@ -209,13 +209,26 @@ def vectors_of(frame: pl.DataFrame, feature: Feature, ids: pl.Series) -> NDArray
 
 
 def fit(
-    frame: pl.DataFrame, features: Sequence[Feature], trained: NDArray[np.bool_], ids: pl.Series
+    frame: pl.DataFrame,
+    features: Sequence[Feature],
+    trained: NDArray[np.bool_],
+    ids: pl.Series,
+    earlier: Encoding | None = None,
 ) -> Encoding:
     """Vocabularies and scales from the rows marked ``trained``.
 
     Codes go by falling number of trained rows, then by value. A value in fewer than
     ``min_count`` of them has no code.
+
+    Args:
+        frame: the columns that ``features`` name.
+        features: in the order of the encoding.
+        trained: the rows to learn from, bool.
+        ids: of the rows, for messages.
+        earlier: an encoding of these features, or some of them, that is used again: its codes and
+            scales stay as they are, and new values get the codes behind its own.
     """
+    known = {} if earlier is None else {one["name"]: one for one in earlier.manifest["features"]}
     entries: list[dict[str, Any]] = []
     vocabularies: dict[str, pl.DataFrame] = {}
     tokens = columns = 0
@@ -224,10 +237,14 @@ def fit(
         entry: dict[str, Any] = {"name": feature.name, "kind": feature.kind}
         if feature.kind == "categorical":
             counts = values_of(chosen, feature).group_by("value").agg(pl.len().alias("count"))
-            vocabulary = vocabulary_of(counts, feature.min_count)
+            before = None if earlier is None else earlier.vocabularies.get(feature.name)
+            vocabulary = vocabulary_of(counts, feature.min_count, before)
             vocabularies[feature.name] = vocabulary
             entry |= {"start": tokens, "size": len(vocabulary) + 1}
             tokens += len(vocabulary) + 1
+        elif feature.name in known:
+            entry |= known[feature.name] | {"column": columns}
+            columns += entry.get("dim", 1)
         elif feature.kind == "numeric":
             values = numbers_of(chosen, feature)
             values = values[~np.isnan(values)]
@@ -238,8 +255,8 @@ def fit(
             columns += 1
         else:
             vectors = vectors_of(frame, feature, ids)
-            known = vectors[trained & ~np.isnan(vectors).any(1)] if vectors.size else vectors
-            std = float(known.std(dtype=np.float64)) if known.size else 0.0
+            full = vectors[trained & ~np.isnan(vectors).any(1)] if vectors.size else vectors
+            std = float(full.std(dtype=np.float64)) if full.size else 0.0
             entry |= {"column": columns, "dim": vectors.shape[1], "std": std if std > 0 else 1.0}
             columns += vectors.shape[1]
         entries.append(entry)
@@ -247,13 +264,20 @@ def fit(
     return Encoding(manifest, vocabularies)
 
 
-def vocabulary_of(counts: pl.DataFrame, min_count: int) -> pl.DataFrame:
-    """Codes from 1 for the values of ``counts`` (columns value, count)."""
+def vocabulary_of(
+    counts: pl.DataFrame, min_count: int, earlier: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """Codes from 1 for the values of ``counts`` (columns value, count); those of an ``earlier``
+    vocabulary stay, and come first."""
+    if earlier is not None:
+        counts = counts.filter(~counts["value"].cast(pl.String).is_in(earlier["value"].to_list()))
     frequent = counts.filter(pl.col("count") >= min_count).sort(
         ["count", "value"], descending=[True, False]
     )
-    codes = pl.Series("code", np.arange(1, len(frequent) + 1, dtype=np.int32))
-    return pl.DataFrame([frequent["value"].cast(pl.String), codes])
+    first = 1 if earlier is None else len(earlier) + 1
+    codes = pl.Series("code", np.arange(first, first + len(frequent), dtype=np.int32))
+    new = pl.DataFrame([frequent["value"].cast(pl.String), codes])
+    return new if earlier is None else pl.concat([earlier.select("value", "code"), new])
 
 
 def read_vocabulary(folder: Path, name: str) -> pl.DataFrame:

@@ -29,6 +29,18 @@ The folder that ``limerank prepare`` writes (``n`` events sorted by user, then t
     requests/history_end.npy    i64 [R]    [start, end) of the events, or of history/rows.npy
     requests/split.npy          u8 [R]     0 train, 1 validation, 2 test, 3 held-out users
     history/rows.npy            i64 [H]    with `history.keep`: event rows of the retained events
+    log/                        what extending the dataset, and seeing it through the encoding of an
+                                earlier run, needs of the log
+        request_key.npy         u64 [n]    key of each event's request id, 0: none; with `request`
+        source.npy              u8 [n]     number of the [[events]] of each event, if several
+        split.npy               u8 [n]     value of the column of splits, where there is one
+        feature_NAME.npy        f32 [n]    a numeric outcome or context as it was given
+        unknown_NAME_row.npy    i64 [k]    event rows whose value of a category has no code, and
+        unknown_NAME_code.npy   i64 [k]    a number of that value, which
+        unknown_NAME.parquet               columns code, value give as text
+        users.npy               u64 [U]    by user, what decides whether it is held out
+        items.parquet, users.parquet       columns of the tables that features are read from
+        item_rows.npy, user_rows.npy       i64, the item or user row of each row of these tables
     vocab/users.parquet         column id, in user order
     vocab/items.parquet         column id, in item order: the items of the training window first
     vocab/KIND_NAME.parquet     columns value, code: KIND is item, user or event; code 0 is unknown
@@ -52,6 +64,8 @@ dataset is written in the lowest version that has what it needs."""
 READABLE = (1, 2, 3)
 """Versions that a reader opens; it refuses others."""
 DISPLAY = "display.parquet"
+LOG = "log"
+"""The folder of what later steps need of the log."""
 MANIFEST = "dataset.json"
 SPLITS = ("train", "validation", "test", "held-out")
 """By the numbers in ``requests/split.npy``."""

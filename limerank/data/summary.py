@@ -201,6 +201,12 @@ class DatasetSummary(TableResult):
         summary = self.manifest["summary"]
         examples = summary.get("examples", {})
         lines = [f"  rows read {self.rows:,}"]
+        added = summary.get("added")
+        if added is not None:
+            lines.append(
+                f"  extended: {added['rows']:,} of these rows are new, from {added['files']:,} new "
+                f"files; {added['events_before']:,} events were there before"
+            )
         lines += [f"  {line}" for line in summary.get("coverage", [])]
         for what, counts in (("dropped", self.dropped), ("noted", self.noted)):
             for reason, count in counts.items():

@@ -73,7 +73,9 @@ def create_run(
     shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
     # The rest of the summary is left out: its warnings and examples name users.
     found = {"time": dataset.manifest["summary"]["time"]}
-    write_json(path / "encoding.json", {**dataset.manifest, "summary": found})
+    # Nor what is of use for the dataset alone: the files of its log.
+    of_run = {name: value for name, value in dataset.manifest.items() if name != "log"}
+    write_json(path / "encoding.json", {**of_run, "summary": found})
     (path / "trainer").mkdir()
     write_json(path / "config.json", settings(dataset, shape, model, train))
 

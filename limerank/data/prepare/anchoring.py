@@ -17,6 +17,7 @@ import numpy as np
 
 from limerank.data.features import FeatureTable
 from limerank.data.folder import SPLITS, open_array
+from limerank.data.prepare.earlier import Earlier
 from limerank.data.ragged import ragged_index
 from limerank.data.spec import Spec
 
@@ -30,17 +31,25 @@ EVENTS = 64
 """Latest events of a history that are looked at."""
 
 
-def choose_anchors(spec: Spec, encoding: dict[str, Any], folder: Path) -> list[str]:
+def choose_anchors(
+    spec: Spec, encoding: dict[str, Any], folder: Path, earlier: Earlier | None = None
+) -> list[str]:
     """Names of the anchored features, in their order.
 
     Args:
         spec: its item features may say ``anchor``, which decides.
         encoding: of the items, a part of the manifest.
         folder: the dataset, with its arrays.
+        earlier: whose choice stays for the features that it has, where the description leaves it
+            open.
     """
     if spec.items is None:
         return []
     wanted = {feature.name: feature.anchor for feature in spec.items.features}
+    if earlier is not None:
+        for one in earlier.content("item", spec.items.features).manifest["features"]:
+            if wanted[one["name"]] is None:
+                wanted[one["name"]] = one["name"] in earlier.anchors
     entries = [entry for entry in encoding["features"] if entry["kind"] == "categorical"]
     undecided = [entry for entry in entries if wanted[entry["name"]] is None]
     chosen = {entry["name"] for entry in entries if wanted[entry["name"]]}

@@ -16,12 +16,14 @@ from limerank.data.prepare.checks import Good, as_float32, label_columns, reques
 from limerank.data.prepare.findings import Findings
 from limerank.data.prepare.ids import Ids, Mask
 from limerank.data.prepare.opening import OpenSources
-from limerank.data.prepare.partition import Array, shuffle
+from limerank.data.prepare.partition import Array, shuffle, unshuffle
 from limerank.data.spec import EventSource, Feature
 from limerank.errors import DataError
 
 NO_SPLIT = 255
 """Of events whose source has no column of splits."""
+KNOWN_BITS = np.uint64(32)
+"""The key of a user that is known, or comes after those, is its code times 2**32."""
 
 
 class RowCoder:
@@ -41,17 +43,26 @@ class RowCoder:
         self._spec, self._findings = spec, findings
         self._requests_given = any(source.request is not None for source in spec.events)
         self.reading = ""
-        self.users, self.items = (Ids(not integral) for integral in reversed(sources.integral))
-        typed = {label.column for label in spec.labels if label.typed}
-        self.features = {
-            feature.name: Ids(
-                sources.feature_is_text[feature.name],
-                types if feature.column in typed else categories,
-            )
-            for feature in spec.event_features
-            if feature.kind == "categorical"
-        }
+        earlier = sources.earlier
+        self._known = earlier is not None
         self.item_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
+        if earlier is None:
+            self.users, self.items = (Ids(not integral) for integral in reversed(sources.integral))
+        else:
+            of_items, of_users = earlier.integers
+            self.items = Ids(True, known=earlier.items, integers=of_items)
+            self.users = Ids(True, known=earlier.users, integers=of_users)
+            self.item_range = [0, max(len(earlier.items) - 1, 0)]
+        typed = {label.column for label in spec.labels if label.typed}
+        self.features: dict[str, Ids] = {}
+        for feature in spec.event_features:
+            if feature.kind == "categorical":
+                table = None if earlier is None else earlier.categories(feature)
+                self.features[feature.name] = Ids(
+                    sources.feature_is_text[feature.name],
+                    types if feature.column in typed else categories,
+                    None if table is None else table["value"],
+                )
         dtypes: dict[str, Any] = {"user": np.uint64, "time": np.int64}
         dtypes["item"] = sources.dtype_of(self.items, [source.item for source in spec.events])
         if len(spec.events) > 1:
@@ -77,6 +88,14 @@ class RowCoder:
                 )
         self.dtypes = dtypes
 
+    def user_keys(self, codes: Array) -> NDArray[np.uint64]:
+        """Keys of users, by whose order a dataset is sorted; known users come first."""
+        return codes.astype(np.uint64) << KNOWN_BITS if self._known else shuffle(codes)
+
+    def user_codes(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The codes of users that have these keys; the inverse of :meth:`user_keys`."""
+        return (keys >> KNOWN_BITS).astype(np.int64) if self._known else unshuffle(keys)
+
     def events(
         self, frame: pl.DataFrame, users: Array, known: Mask, source: EventSource, number: int
     ) -> dict[str, Array]:
@@ -90,7 +109,7 @@ class RowCoder:
         given = frame[source.time or source.order or ""]
         times, known = times_of(given, source)
         good.check(known, "missing or unparsable time", given)
-        columns: dict[str, Array] = {"user": shuffle(users), "item": items, "time": times}
+        columns: dict[str, Array] = {"user": self.user_keys(users), "item": items, "time": times}
         if "source" in self.dtypes:
             columns["source"] = np.full(n, number, np.uint8)
         if self._requests_given:
@@ -159,7 +178,7 @@ class RowCoder:
         values = items[keep[row]]
         self._widen(values)
         return {
-            "user": shuffle(users)[keep],
+            "user": self.user_keys(users)[keep],
             "time": times[keep],
             "source": np.full(int(keep.sum()), number, np.uint8),
             "length": lengths[keep],

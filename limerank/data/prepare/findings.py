@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -15,6 +16,8 @@ from limerank.errors import DataError, did_you_mean
 
 MOST_SPLITS = 50
 """Unknown values of a column of splits, after which reading stops."""
+DUPLICATE = "duplicate row"
+"""Reason of rows that repeat an earlier one."""
 SHOWN = 10
 """Of these values in a message."""
 MOST_TYPES = 1000
@@ -51,6 +54,26 @@ class Findings:
         self.unread: dict[str, str] = {}
         self.splits: Counter[str] = Counter()
         self.types: dict[str, Counter[str]] = {}
+
+    def include(self, summary: Mapping[str, Any]) -> None:
+        """Add what reading an earlier part of the log found, by the summary of its dataset."""
+        self.rows += summary["rows"]
+        noted = {**summary["noted"]}
+        for reason, count in summary["dropped"].items():
+            if reason == DUPLICATE:
+                noted[reason] = count
+            else:
+                self.bad[reason] += count
+        self.noted.update(noted)
+        for reason, example in summary.get("examples", {}).items():
+            self.examples.setdefault(reason, example)
+        for column, counts in summary.get("types", {}).items():
+            self.types.setdefault(column, Counter()).update(counts)
+        for feature in summary.get("event_features", ()):
+            name = feature["name"]
+            self.feature_rows[name] += feature["rows"]
+            self.present[name] += feature["present"]
+            self.parsed[name] += feature["parsed"]
 
     def note(self, what: str, count: int) -> None:
         """Add to a count of ``noted``."""

@@ -1,7 +1,7 @@
 """Users and items that training never sees, for measuring cold starts.
 
 The log alone decides, so that the same log and shares always give the same ones: users by a hash of
-their key, items by the time of their first event, the newest first.
+their id, items by the time of their first event, the newest first.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ MIX = np.uint64(0xD6E8FEB86659FD93)
 OTHER_MIX = np.uint64(0xBF58476D1CE4E5B9)
 
 
-def held_out_users(keys: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
-    """Which users are held out, about ``share`` of them, by their keys (see partition)."""
-    mixed = (keys ^ (keys >> np.uint64(32))) * MIX
+def held_out_users(seeds: NDArray[np.uint64], share: float) -> NDArray[np.bool_]:
+    """Which users are held out, about ``share`` of them, by their seeds."""
+    mixed = (seeds ^ (seeds >> np.uint64(32))) * MIX
     mixed = (mixed ^ (mixed >> np.uint64(32))) * MIX
     held: NDArray[np.bool_] = (mixed >> np.uint64(40)) < share * 2.0**24
     return held
 
 
-def uniform(keys: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """A number in [0, 1) for each user, by its key: evenly spread, and independent of
+def uniform(seeds: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each user, by its seed: evenly spread, and independent of
     :func:`held_out_users`."""
-    mixed = (keys ^ (keys >> np.uint64(29))) * OTHER_MIX
+    mixed = (seeds ^ (seeds >> np.uint64(29))) * OTHER_MIX
     mixed = (mixed ^ (mixed >> np.uint64(31))) * OTHER_MIX
     return (mixed >> np.uint64(40)).astype(np.float64) / 2.0**24
 

@@ -34,10 +34,18 @@ class Ids:
     Args:
         text: whether they are texts.
         form: what brings a series to the form of :mod:`limerank.data.canonical`, as text.
+        known: texts that have the codes 0, 1, ... already.
+        integers: whether :meth:`values` are integers where all texts are, for known ones.
     """
 
-    def __init__(self, text: bool, form: Callable[[pl.Series], pl.Series] = id_texts) -> None:
-        self.text = text
+    def __init__(
+        self,
+        text: bool,
+        form: Callable[[pl.Series], pl.Series] = id_texts,
+        known: pl.Series | None = None,
+        integers: bool = False,
+    ) -> None:
+        self.text, self._integers = text, integers
         self._form = form
         self._type = pl.Categorical(pl.Categories.random())
         # Polars forgets the numbers of texts with the last series that has them.
@@ -46,6 +54,9 @@ class Ids:
         """For each text as written: the code of its canonical form; -1 where it has none."""
         self._moved = False
         """Whether any text is written otherwise than its canonical form."""
+        if known is not None:
+            self._held = known.cast(self._type)
+            self.of_text(known)
 
     def codes(self, values: pl.Series) -> tuple[Array, Mask]:
         """Codes, and which of them are known (None: all).
@@ -102,7 +113,12 @@ class Ids:
         if not self.text:
             return pl.Series("id", codes.astype(np.int64, copy=False))
         numbers = pl.Series("id", codes.astype(np.uint32))
-        return numbers.cat.to(self._type).cast(pl.String)
+        texts = numbers.cat.to(self._type).cast(pl.String)
+        if self._integers:
+            found, others = id_integers(texts)
+            self._integers = not others
+            return texts if others else found
+        return texts
 
 
 @dataclass(frozen=True)

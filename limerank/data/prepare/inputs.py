@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 import polars as pl
 
 from limerank.data.description import absolute_pattern, load_spec
-from limerank.data.sources import Frame, Reader, is_frame, open_source, type_name
+from limerank.data.sources import (
+    Frame,
+    Reader,
+    find_files,
+    is_frame,
+    open_file,
+    open_source,
+    type_name,
+)
 from limerank.data.sources.frames import EXPECTED_FRAME, FrameRows
 from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import DataError, SpecError
@@ -44,10 +52,18 @@ class Inputs:
     items: object | None = None
     users: object | None = None
 
-    def event_readers(self, number: int) -> list[Reader]:
-        """Readers of the rows of one source of events."""
-        name = "events" if len(self.events) == 1 else f"events.{number}"
-        return self._open(self.spec.events[number], self.events[number], name)
+    def event_files(self, number: int) -> list[Path]:
+        """The files of one source of events; empty where its rows are a frame."""
+        if self.events[number] is not None or not self.spec.events[number].files:
+            return []
+        return find_files(self.spec.events[number], self.base)
+
+    def event_readers(self, number: int, files: Sequence[Path]) -> list[Reader]:
+        """Readers of the rows of one source of events: of its frame, or of these files."""
+        source, frame = self.spec.events[number], self.events[number]
+        if frame is None and source.files:
+            return [open_file(path, source, self.base) for path in files]
+        return self._open(source, frame, "events" if len(self.events) == 1 else f"events.{number}")
 
     def table_readers(self, what: str) -> list[Reader]:
         """Readers of the table ``"items"`` or ``"users"``; empty where it is not described."""

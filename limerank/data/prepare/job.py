@@ -16,15 +16,19 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from limerank.data.canonical import milliseconds
 from limerank.data.description import write_spec
-from limerank.data.folder import MANIFEST
+from limerank.data.folder import LOG, MANIFEST
 from limerank.data.prepare.anchoring import choose_anchors
+from limerank.data.prepare.earlier import Earlier, EarlierEvents
 from limerank.data.prepare.inputs import Description, Input, Inputs, inputs_of
 from limerank.data.prepare.learning import learn
+from limerank.data.prepare.logfiles import sealed
 from limerank.data.prepare.manifest import manifest_of
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
@@ -32,7 +36,7 @@ from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.tables import TableWriter
 from limerank.data.prepare.writing import EventWriter
 from limerank.data.summary import DatasetSummary
-from limerank.errors import SpecError
+from limerank.errors import DataError, SpecError
 from limerank.files import new_folder, write_json
 
 LIBRARY_BYTES = 320 << 20
@@ -50,6 +54,9 @@ def prepare(
     items: Input | None = None,
     users: Input | None = None,
     base: str | Path | None = None,
+    extend: str | Path | None = None,
+    encoding: str | Path | None = None,
+    since: int | str | datetime | None = None,
     memory: int | str = 2 << 30,
     overwrite: bool = False,
     quiet: bool = True,
@@ -81,6 +88,15 @@ def prepare(
         items, users: the same for the item table and the user table.
         base: the folder that names of files in the description are relative to. Not given: the
             folder of the TOML file, else the working directory.
+        extend: a dataset that was prepared earlier from this description. Its events, codes,
+            bucket edges and scales are used again, and only rows that it does not have are read:
+            files that it has not read, or frames that are passed. New users, items and values get
+            the codes behind its own. The dataset itself is not changed.
+        encoding: such a dataset, of which only codes, edges and scales are used; all rows are
+            read.
+        since: leave out events before this time: milliseconds since 1970, ISO 8601 text or a
+            datetime (an order, where the log has no clock). Users and items that have no other
+            events keep their codes, if they come from ``extend`` or ``encoding``.
         memory: bytes, or text such as "2GiB", that the process may use, apart from frames that are
             passed, vocabularies, the item and user tables, and the events of a single user.
             (Python and the libraries take about 200 MiB of it; a limit below 512 MiB only makes
@@ -92,13 +108,29 @@ def prepare(
         SpecError: the description is not valid, rows are passed that it does not describe, or
             ``memory`` is not an amount of memory.
         DataError: a file or a column is missing, an argument is not a frame, or too many rows are
-            bad (with the reasons).
-        FormatError: ``out`` exists and ``overwrite`` is false.
+            bad (with the reasons); a file that ``extend`` has read was changed; or the description
+            reads other events than ``extend``.
+        FormatError: ``out`` exists and ``overwrite`` is false; or ``extend`` or ``encoding`` is
+            not a dataset that can be used for it.
     """
     limit = memory_bytes(memory)
     inputs = inputs_of(spec, base, events=events, items=items, users=users)
+    if extend is not None and encoding is not None:
+        raise SpecError("give extend, which uses the encoding of a dataset as well, or encoding")
+    source = extend if encoding is None else encoding
+    earlier = None if source is None else Earlier(source)
+    known = None
+    if earlier is not None:
+        if earlier.manifest["clock"] != inputs.spec.clock:
+            raise DataError(
+                f"{earlier.path} has {'times' if earlier.manifest['clock'] else 'only an order'}, "
+                f"the description {'times' if inputs.spec.clock else 'only an order'}"
+            )
+        known = None if extend is None else EarlierEvents(earlier, inputs.spec)
+    start = None if since is None else milliseconds(since)
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
-        return DatasetSummary.of(_prepare(inputs, folder, limit, quiet))
+        found = _prepare(inputs, folder, limit, quiet, earlier, known, start)
+    return DatasetSummary.of(found)
 
 
 def memory_bytes(given: int | str) -> int:
@@ -123,14 +155,24 @@ def memory_bytes(given: int | str) -> int:
     return found
 
 
-def _prepare(inputs: Inputs, folder: Path, memory: int, quiet: bool) -> dict[str, Any]:
+def _prepare(
+    inputs: Inputs,
+    folder: Path,
+    memory: int,
+    quiet: bool,
+    earlier: Earlier | None,
+    known: EarlierEvents | None,
+    since: int | None,
+) -> dict[str, Any]:
     """Fill the dataset's folder; returns the manifest."""
     room = max(memory - LIBRARY_BYTES, memory // 8)
     table_limit = max(memory >> 8, 1 << 16)  # codes in a smaller range are counted in tables
-    spools = Spooling(inputs, folder / "work", room, quiet)
+    spools = Spooling(inputs, folder / "work", room, quiet, earlier, known)
     spools.read()
-    events = SortedEvents(spools, folder)
+    (folder / LOG).mkdir()
+    events = SortedEvents(spools, folder, since)
     with ThreadPoolExecutor(1) as aside:
+        files = aside.submit(sealed, spools.sources.files)
         events.sort(aside)
         splitter = Splitter(inputs.spec, events, table_limit)
         learned = learn(spools, events, splitter, folder, table_limit, quiet)
@@ -140,8 +182,10 @@ def _prepare(inputs: Inputs, folder: Path, memory: int, quiet: bool) -> dict[str
         writer = EventWriter(spools, events, splitter, learned, tables.item_map, folder, quiet)
         stats = writer.write()
         shutil.rmtree(folder / "work")
-        anchors = choose_anchors(inputs.spec, tables.item_encoding.manifest, folder)
-        manifest = manifest_of(spools, events, splitter, learned, tables, stats, anchors)
+        anchors = choose_anchors(inputs.spec, tables.item_encoding.manifest, folder, earlier)
+        manifest = manifest_of(
+            spools, events, splitter, learned, tables, stats, anchors, files.result()
+        )
         write_spec(folder / "spec.toml", inputs.spec, inputs.base)
         write_json(folder / MANIFEST, manifest)
     return manifest

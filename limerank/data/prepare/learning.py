@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -52,7 +54,8 @@ class Learned:
     Attributes:
         item_counts: of each item its impressions and events in training, and all its events.
         trained_users: which users have events in training.
-        label_means: mean of each label over the impressions in training.
+        label_means: mean of each label over the impressions in training. (This and all below is
+            taken from the earlier dataset whose codes are used, where it has it.)
         constant: warnings of labels that never vary there.
         label_edges, feature_edges: buckets of durations and of numeric event features.
         scales: of each numeric impression feature, mean and standard deviation after its transform.
@@ -93,8 +96,18 @@ def learn(
     for feature in features:
         if feature.kind == "categorical":
             counters[feature.name] = CodeCounter(0, 0, 1, 0)
-    label_histograms = {label.name: Histogram() for label in labels}
-    histograms = {f.name: Histogram() for f in features if f.kind == "numeric"}
+    earlier = spools.earlier
+    label_entries: dict[str, Mapping[str, Any]] = {}
+    entries: dict[str, Mapping[str, Any]] = {}
+    if earlier is not None:  # what is known already is not learned again
+        label_entries = _found({one.name: earlier.label(one.name, one.kind) for one in spec.labels})
+        entries = _found({one.name: earlier.event_feature(one) for one in features})
+    label_histograms = {
+        label.name: Histogram() for label in labels if label.name not in label_entries
+    }
+    histograms = {
+        f.name: Histogram() for f in features if f.kind == "numeric" and f.name not in entries
+    }
     label_sums = {label.name: 0.0 for label in spec.labels}
     train_shown = 0
     trained_users = np.zeros(len(events.keys), bool)
@@ -112,14 +125,14 @@ def learn(
             for label in spec.labels:
                 values = columns[f"label_{label.name}"]
                 label_sums[label.name] += float(values[impressions].sum(dtype=np.float64))
-                if label.kind == "duration":
+                if label.name in label_histograms:
                     label_histograms[label.name].add(values[train & (values > 0)])
             for feature in features:
                 values = columns[f"feature_{feature.name}"]
                 counted = impressions if feature.when == "impression" else train
-                if feature.kind == "numeric":
+                if feature.name in histograms:
                     histograms[feature.name].add(values[counted & np.isfinite(values)])
-                else:
+                elif feature.name in counters:
                     counters[feature.name].add(values[counted], [None])
             bar.advance(block.size)
     if train_shown == 0:
@@ -135,14 +148,22 @@ def learn(
     return Learned(
         item_counts=item_counter.result(),
         trained_users=trained_users,
-        label_means=label_means,
+        label_means=label_means | {name: one["mean"] for name, one in label_entries.items()},
         constant=constant,
-        label_edges={name: found.quantiles(EDGES) for name, found in label_histograms.items()},
-        feature_edges={name: found.quantiles(EDGES) for name, found in histograms.items()},
+        label_edges={
+            **{name: found.quantiles(EDGES) for name, found in label_histograms.items()},
+            **{name: one["edges"] for name, one in label_entries.items() if "edges" in one},
+        },
+        feature_edges={
+            **{name: found.quantiles(EDGES) for name, found in histograms.items()},
+            **{name: one["edges"] for name, one in entries.items() if "edges" in one},
+        },
         scales={
             feature.name: histograms[feature.name].moments(
                 partial(transformed, transform=feature.transform)
             )
+            if feature.name in histograms
+            else (entries[feature.name]["mean"], entries[feature.name]["std"])
             for feature in features
             if feature.kind == "numeric" and feature.when == "impression"
         },
@@ -156,6 +177,10 @@ def learn(
     )
 
 
+def _found(entries: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Mapping[str, Any]]:
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
 def _categories(
     spools: Spooling, feature: EventFeature, counts: Counts, folder: Path, table_limit: int
 ) -> Categories:
@@ -166,9 +191,14 @@ def _categories(
     text = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
     frame = pl.DataFrame({"value": text, "count": sums})
     words = frame.filter(missing_words(frame["value"]))
+    known = None if spools.earlier is None else spools.earlier.categories(feature)
     vocabulary = vocabulary_of(
-        frame.group_by("value").agg(pl.col("count").sum()), feature.min_count
+        frame.group_by("value").agg(pl.col("count").sum()), feature.min_count, known
     )
+    if known is not None:  # those that training does not have, too
+        more = np.setdiff1d(np.arange(1, len(known) + 1), codes)
+        codes = np.concatenate([codes, more])
+        text = pl.concat([text, known["value"].gather(more - 1).alias(text.name)])
     new = (
         pl.DataFrame({"value": text})
         .join(vocabulary, on="value", how="left", maintain_order="left")["code"]

@@ -9,8 +9,12 @@ from limerank.data.canonical import iso
 from limerank.data.coverage import MOSTLY, FeatureCoverage
 from limerank.data.folder import FORMAT, SPLITS
 from limerank.data.prepare.checks import NEWEST, OLDEST
+from limerank.data.prepare.earlier import text_hash
+from limerank.data.prepare.findings import DUPLICATE
 from limerank.data.prepare.inputs import frame_record
 from limerank.data.prepare.learning import EDGES, Learned
+from limerank.data.prepare.logfiles import FORMAT as LOG_FORMAT
+from limerank.data.prepare.logfiles import LogFile
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
 from limerank.data.prepare.spooling import Spooling
@@ -28,8 +32,12 @@ def manifest_of(
     tables: TableWriter,
     stats: Stats,
     anchors: list[str],
+    files: list[list[LogFile]],
 ) -> dict[str, Any]:
-    """Format, description, encoding, counts, summary and warnings, as JSON can hold them."""
+    """Format, description, encoding, counts, summary and warnings, as JSON can hold them.
+
+    ``files`` are those that events were read from, by source.
+    """
     spec, findings = spools.spec, spools.findings
     warnings = learned.constant + tables.warnings
     labels = []
@@ -114,8 +122,8 @@ def manifest_of(
         )
     dropped = dict(findings.bad.most_common())
     noted = {name: count for name, count in findings.noted.items() if count}
-    if "duplicate row" in noted:
-        dropped["duplicate row"] = noted.pop("duplicate row")
+    if DUPLICATE in noted:
+        dropped[DUPLICATE] = noted.pop(DUPLICATE)
     summary = {
         "time": {
             "first": events.time_range[0],
@@ -147,6 +155,7 @@ def manifest_of(
             split: impressions[split] / requests[split] if requests[split] else 0.0
             for split in SPLITS
         },
+        **_added(spools),
         "rows": findings.rows,
         "bad": sum(findings.bad.values()),
         "dropped": dropped,
@@ -163,6 +172,7 @@ def manifest_of(
         "clock": spec.clock,
         "spec": spec.model_dump(mode="json"),
         **_frames(spools),
+        "log": _log(spools, files),
         "encoding": {
             "trained_items": tables.trained_items,
             "labels": labels,
@@ -173,7 +183,7 @@ def manifest_of(
             "users": tables.user_encoding.manifest,
         },
         "counts": {
-            "users": len(events.keys),
+            "users": events.user_total,
             "items": tables.item_total,
             "events": events.total,
             "requests": requests,
@@ -188,6 +198,19 @@ def _version(spec: Spec, of_impressions: bool) -> int:
     if any(label.kind == "positive" for label in spec.labels):
         return FORMAT
     return 2 if of_impressions else 1
+
+
+def _added(spools: Spooling) -> dict[str, Any]:
+    """What was read to extend a dataset, for the summary; empty: none was extended."""
+    if spools.earlier_events is None:
+        return {}
+    return {
+        "added": {
+            "files": sum(map(len, spools.sources.files)),
+            "rows": spools.read_rows,
+            "events_before": spools.earlier_events.total,
+        }
+    }
 
 
 def _grouping(spools: Spooling, events: SortedEvents, splitter: Splitter) -> dict[str, Any] | None:
@@ -227,6 +250,17 @@ def _event_coverage(
         words,
         word,
     )
+
+
+def _log(spools: Spooling, files: list[list[LogFile]]) -> dict[str, Any]:
+    """What extending the dataset needs to know of its log."""
+    known = spools.earlier_events
+    every = files if known is None else [a + b for a, b in zip(known.files, files, strict=True)]
+    return {
+        "format": LOG_FORMAT,
+        "hash": text_hash(),
+        "files": [[one.to_dict() for one in of] for of in every],
+    }
 
 
 def _frames(spools: Spooling) -> dict[str, Any]:

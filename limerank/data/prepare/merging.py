@@ -80,9 +80,7 @@ def _joined(parts: list[UserEvents], like: UserEvents) -> UserEvents:
     )
 
 
-def merge(
-    old: UserEvents, new: UserEvents, minor: list[str]
-) -> tuple[UserEvents, bool]:
+def merge(old: UserEvents, new: UserEvents, minor: list[str]) -> tuple[UserEvents, bool]:
     """Earlier and new events in one order: by user, then by the columns of ``minor``, of which the
     first is the time; those that are equal in all stay in the order old, new.
 
@@ -94,9 +92,7 @@ def merge(
     if not len(old):
         return new, False
     users = np.union1d(old.users, new.users)
-    ranks = [
-        np.repeat(np.searchsorted(users, part.users), part.counts) for part in (old, new)
-    ]
+    ranks = [np.repeat(np.searchsorted(users, part.users), part.counts) for part in (old, new)]
     counts = np.bincount(ranks[0], minlength=len(users))
     counts += np.bincount(ranks[1], minlength=len(users))
     # Only users that have new events are sorted.

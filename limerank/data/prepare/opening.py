@@ -9,8 +9,10 @@ import polars as pl
 
 from limerank.data.labels import columns_of
 from limerank.data.prepare.checks import require_time_format
+from limerank.data.prepare.earlier import Earlier, EarlierEvents
 from limerank.data.prepare.ids import Ids, TextIdsError
 from limerank.data.prepare.inputs import Inputs
+from limerank.data.prepare.logfiles import LogFile, new_files
 from limerank.data.sources import Reader, wanted_of_table
 from limerank.data.spec import EventFeature, EventSource
 from limerank.errors import DataError, did_you_mean
@@ -26,19 +28,31 @@ class OpenSources:
         table_readers: of the item table and of the user table.
         integral: whether item ids and user ids are integers, as far as is known yet.
         feature_is_text: whether an event feature's categories are texts (else integers).
+        files: the files that are read of each source of events.
+        earlier: whose codes are used; None: codes are new.
 
     Raises:
         DataError: a file or a column is missing or cannot be used.
         SpecError: a source has neither files nor a frame.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.spec = inputs.spec
+    def __init__(
+        self, inputs: Inputs, earlier: Earlier | None = None, events: EarlierEvents | None = None
+    ) -> None:
+        """``earlier`` gives codes, and files whose ``events`` are known already are not opened."""
+        self.spec, self.earlier = inputs.spec, earlier
+        paths = [inputs.event_files(number) for number in range(len(inputs.spec.events))]
+        if events is not None:
+            paths = [
+                new_files(of, known, events.path)
+                for of, known in zip(paths, events.files, strict=True)
+            ]
+        self.files = [[LogFile.of(path) for path in of] for of in paths]
         spec = inputs.spec
         self.readers: list[list[Reader]] = []
         for number, source in enumerate(spec.events):
             require_time_format(source)
-            readers = inputs.event_readers(number)
+            readers = inputs.event_readers(number, paths[number])
             for reader in readers:
                 _require_named(reader, source)
                 reader.require(self.wanted(source))
@@ -57,7 +71,8 @@ class OpenSources:
             for reader in readers:
                 may_be_integers[0].append(_may_be_integers(reader, source.item))
                 may_be_integers[1].append(_may_be_integers(reader, source.user))
-        self.integral = [all(each) for each in may_be_integers]
+        # Codes that are known already are those of texts.
+        self.integral = [all(each) and earlier is None for each in may_be_integers]
         for k, table in enumerate(tables):
             if table is not None and self.integral[k]:
                 ids = Ids(False)
@@ -69,8 +84,13 @@ class OpenSources:
                 except TextIdsError:
                     self.integral[k] = False
         self.feature_is_text = {
-            feature.name: self._is_text(feature) for feature in spec.event_features
+            feature.name: self.is_known(feature) or self._is_text(feature)
+            for feature in spec.event_features
         }
+
+    def is_known(self, feature: EventFeature) -> bool:
+        """Whether the codes of a feature are those of an earlier dataset."""
+        return self.earlier is not None and self.earlier.event_feature(feature) is not None
 
     def wanted(self, source: EventSource) -> list[tuple[str, str]]:
         """The columns that are read of a source's files, and the role of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from limerank.data.pipeline import in_order
+from limerank.data.folder import LOG
+from limerank.data.pipeline import ahead, in_order
 from limerank.data.prepare.checks import NO_ID, request_steps
 from limerank.data.prepare.clock import Clock
 from limerank.data.prepare.coding import stretch
+from limerank.data.prepare.earlier import EarlierEvents
+from limerank.data.prepare.findings import DUPLICATE
 from limerank.data.prepare.gaps import Gaps
 from limerank.data.prepare.ids import Mask
+from limerank.data.prepare.merging import UserEvents, merge, together
 from limerank.data.prepare.partition import (
     MULTIPLIER,
     Array,
@@ -25,6 +30,7 @@ from limerank.data.prepare.partition import (
     Spool,
     group_order,
     radix_order,
+    shuffle,
     stable_order,
     sync,
 )
@@ -37,20 +43,17 @@ from limerank.progress import Bar
 FINAL = ("time", "label_", "ratio_")
 """Columns of the sorted events that are part of the dataset as they are."""
 BLOCK_ROWS = 1 << 18
+BEFORE = "event before the window (since)"
+"""Of events that are left out because they are too old."""
 
 
 @dataclass(frozen=True)
 class SortedPart:
-    """One partition, sorted: its users with their numbers of events, its columns, the gaps between
-    impressions, counts of bad rows."""
+    """The sorted events of some users, the gaps between impressions, counts of rows by reason."""
 
-    users: NDArray[np.uint64]
-    counts: NDArray[np.int64]
-    columns: dict[str, Array]
+    events: UserEvents
     gaps: Gaps
-    duplicates: int
-    unsorted: int
-    broken_lists: int
+    noted: Counter[str]
 
 
 @dataclass
@@ -71,7 +74,11 @@ class SortedEvents:
     """All events, by user and time, each once.
 
     Attributes:
-        keys, user_counts, total: the users in order, how many events each has, and all have.
+        keys, user_counts, total: the users that have events, in order, how many events each has,
+            and all have.
+        rows, user_total: the row of each of these users in the dataset, and how many users that
+            has: known users without events are among them.
+        seeds: by row, what decides at random about a user.
         time_range, shown_range: the first and the last time of all events, and of those shown.
         shown_total: how many events are shown.
         some_hidden, requests_given: whether some are not, and whether a source has request ids.
@@ -79,9 +86,10 @@ class SortedEvents:
         gaps: between consecutive impressions without a request id.
     """
 
-    def __init__(self, spools: Spooling, folder: Path) -> None:
-        """``folder`` is that of the dataset: it takes the columns that are part of it."""
-        self._spools, self._folder = spools, folder
+    def __init__(self, spools: Spooling, folder: Path, since: int | None = None) -> None:
+        """``folder`` is that of the dataset: it takes the columns that are part of it. Events
+        before the time ``since`` are left out."""
+        self._spools, self._folder, self._since = spools, folder, since
         self._spec, self._work = spools.spec, spools.work
         self._room, self._quiet = spools.room, spools.quiet
         self.some_hidden, self.requests_given = spools.some_hidden, spools.requests_given
@@ -99,65 +107,63 @@ class SortedEvents:
         Raises:
             DataError: no events are left, or none of a source with ``shown``.
         """
-        spools, events = self._spools, self._folder / "events"
+        spools = self._spools
         noted = spools.findings.noted
         user_keys: list[NDArray[np.uint64]] = []
         user_counts: list[NDArray[np.int64]] = []
         self.time_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
         self.shown_range = list(self.time_range)
         self.shown_total = 0
-        dtypes = {
-            name: t for name, t in spools.coder.dtypes.items() if name not in ("user", "source")
-        }
+        dtypes = {name: t for name, t in spools.coder.dtypes.items() if name != "user"}
         if self.some_hidden:
             dtypes["shown"] = np.bool_
         if spools.requests_given:
             dtypes["request"] = np.uint8
+            dtypes["request_key"] = np.uint64
         self._dtypes = dtypes
-        writers = {
-            name: NpyWriter(
-                (events if name.startswith(FINAL) else self._work / "sorted") / f"{name}.npy", dtype
-            )
-            for name, dtype in dtypes.items()
-        }
+        writers = {name: NpyWriter(self._path(name), dtype) for name, dtype in dtypes.items()}
         total = int(spools.spool.rows.sum())
+        if spools.earlier_events is not None:
+            total += spools.earlier_events.total
         self.clock = Clock(total)
         self.gaps = Gaps()
         with Bar("sorting", total=total, unit="events", quiet=self._quiet) as bar:
-            for part in in_order(self._sort_part, self._parts(spools.spool, spools.lists)):
-                n = len(part.columns["time"])
+            for part in self._sorted():
+                found, n = part.events, len(part.events)
+                noted.update(part.noted)
                 if n == 0:
                     continue
-                user_keys.append(part.users)
-                user_counts.append(part.counts)
-                noted["duplicate row"] += part.duplicates
-                noted[UNSORTED] += part.unsorted
-                noted["list that does not continue the one before"] += part.broken_lists
+                user_keys.append(found.users)
+                user_counts.append(found.counts)
                 for name, writer in writers.items():
-                    writer.append(part.columns[name])
+                    writer.append(found.columns[name])
                 self.gaps.include(part.gaps)
-                times = part.columns["time"]
+                times = found.columns["time"]
                 stretch(self.time_range, times)
                 self.clock.add(times)
                 if self.some_hidden:
-                    times = times[part.columns["shown"]]
+                    times = times[found.columns["shown"]]
                 if len(times):
                     stretch(self.shown_range, times)
                     self.shown_total += len(times)
                 bar.advance(n)
-        for name, writer in writers.items():
+        for writer in writers.values():
             writer.close()
-            if name.startswith(FINAL):
+            if self._work not in writer.path.parents:
                 aside.submit(sync, writer.path)
         hints = spools.findings.unit_hints
         if hints and self.clock.future == self.clock.total:
             raise DataError(f"all events are later than the present: {hints[0]}")
         self.clock.finish()
         if not user_keys:
-            raise DataError(f"the log has no usable events: {spools.findings.rows:,} rows read")
+            raise DataError(
+                f"the log has no usable events: {spools.findings.rows:,} rows read"
+                + (f", {noted[BEFORE]:,} of them before since" if noted[BEFORE] else "")
+            )
         self.keys = np.concatenate(user_keys)
         self.user_counts = np.concatenate(user_counts)
         self.total = int(self.user_counts.sum())
+        self._number_users()
         if self.shown_total == 0:
             raise DataError(
                 "no event of a source with shown = true is left: nothing to score"
@@ -165,14 +171,51 @@ class SortedEvents:
                 else "no event is a positive: lower at_least, or name other values"
             )
 
+    def _path(self, name: str) -> Path:
+        """The file of a column."""
+        raw = {"source", "split", "request_key"} | {
+            f"feature_{feature.name}"
+            for feature in self._spec.event_features
+            if feature.kind == "numeric" and feature.when != "impression"
+        }
+        folder = self._folder / LOG if name in raw else self._work / "sorted"
+        return (self._folder / "events" if name.startswith(FINAL) else folder) / f"{name}.npy"
+
+    def _number_users(self) -> None:
+        """The rows of the users in the dataset: known ones first, in their order."""
+        coder, earlier = self._spools.coder, self._spools.earlier
+        self.rows, self.user_total = np.arange(len(self.keys)), len(self.keys)
+        if earlier is None:
+            self.seeds = self.keys
+            return
+        known = len(earlier.users)
+        codes = coder.user_codes(self.keys)
+        new = np.flatnonzero(codes >= known)
+        self.user_total = known + len(new)
+        self.rows = codes.copy()
+        self.rows[new] = known + np.arange(len(new))
+        seeds = earlier.seeds
+        if seeds is None:
+            seeds = user_seeds(coder.users.values(np.arange(known)))
+        self.seeds = np.concatenate([seeds, user_seeds(coder.users.values(codes[new]))])
+
+    @property
+    def all_users(self) -> NDArray[np.int64]:
+        """The code of each user of the dataset, by row."""
+        coder, earlier = self._spools.coder, self._spools.earlier
+        codes = coder.user_codes(self.keys)
+        if earlier is None:
+            return codes
+        known = len(earlier.users)
+        return np.concatenate([np.arange(known), codes[codes >= known]])
+
     def stream(self, wanted: list[str]) -> Iterator[Block]:
         """These columns of the sorted events, a block of complete users at a time."""
         files = {}
         for name in wanted:
             if name == "shown" and not self.some_hidden:
                 continue
-            folder = self._folder / "events" if name.startswith(FINAL) else self._work / "sorted"
-            files[name] = NpyReader(folder / f"{name}.npy", self._dtypes[name])
+            files[name] = NpyReader(self._path(name), self._dtypes[name])
         ends = np.cumsum(self.user_counts)
         size = int(min(max(self._room // 1000, 1 << 12), BLOCK_ROWS))
         first_user = first_event = 0
@@ -189,6 +232,72 @@ class SortedEvents:
         finally:
             for file in files.values():
                 file.close()
+
+    def _sorted(self) -> Iterator[SortedPart]:
+        """All events in order, those of a dataset that is extended among them."""
+        spools = self._spools
+        parts = in_order(self._sort_part, self._parts(spools.spool, spools.lists))
+        if spools.earlier_events is None:
+            return parts
+        return ahead(self._merged(parts, spools.earlier_events))
+
+    def _merged(self, parts: Iterator[SortedPart], earlier: EarlierEvents) -> Iterator[SortedPart]:
+        counted: list[Counter[str]] = []
+
+        def new() -> Iterator[UserEvents]:
+            for part in parts:
+                counted.append(part.noted)
+                if len(part.events):
+                    yield part.events
+
+        def old() -> Iterator[UserEvents]:
+            for users, counts, columns in earlier.chunks(self._spools.coder.features):
+                if self.some_hidden:
+                    columns["shown"] = self._spools.shown(columns)
+                keys = self._spools.coder.user_keys(users)
+                found = self._since_events(UserEvents(keys, counts, columns))
+                counted.append(found.noted)
+                if len(found.events):
+                    yield found.events
+
+        minor = ["time"] + ["shown"] * self.some_hidden + ["source"] * (len(self._spec.events) > 1)
+        for earlier_part, new_part in together(old(), new()):
+            events, tied = merge(earlier_part, new_part, minor)
+            noted: Counter[str] = Counter()
+            if tied:
+                rank = np.repeat(np.arange(len(events.users)), events.counts)
+                keep = self._distinct(events.columns, rank, np.zeros(len(events), bool))
+                if keep is not None:
+                    noted[DUPLICATE] = int((~keep).sum())
+                    events = events.where(keep)
+            while counted:
+                noted.update(counted.pop())
+            yield self._finished(events, noted)
+        yield SortedPart(_EMPTY, Gaps(), sum(counted, Counter()))
+
+    def _since_events(self, events: UserEvents) -> SortedPart:
+        """Those of the events that are not before ``since``."""
+        noted: Counter[str] = Counter()
+        if self._since is not None:
+            keep = events.columns["time"] >= self._since
+            noted[BEFORE] = int((~keep).sum())
+            events = events.where(keep) if noted[BEFORE] else events
+        return SortedPart(events, Gaps(), noted)
+
+    def _finished(self, events: UserEvents, noted: Counter[str]) -> SortedPart:
+        """Events with their steps within requests, and the gaps between impressions."""
+        columns = events.columns
+        new_user = np.zeros(len(events), bool)
+        new_user[np.cumsum(events.counts) - events.counts] = True
+        free = columns.get("shown", np.ones(len(new_user), bool))
+        if self._spools.requests_given:
+            keys = columns["request"]
+            steps = request_steps(keys, free, new_user)
+            columns = {**columns, "request_key": keys, "request": steps}
+            free = free & (steps == NO_ID)
+        gaps = Gaps()
+        gaps.add(columns["time"], free, new_user)
+        return SortedPart(UserEvents(events.users, events.counts, columns), gaps, noted)
 
     def _parts(
         self, spool: Spool, lists: Spool | None, depth: int = 0
@@ -240,16 +349,18 @@ class SortedEvents:
         if keep is not None:
             columns = {name: array[keep] for name, array in columns.items()}
             lengths = np.bincount(rank[keep], minlength=len(users))
-        new_user = np.zeros(len(columns["time"]), bool)
-        new_user[np.cumsum(lengths) - lengths] = True
-        free = columns.get("shown", np.ones(len(new_user), bool))
-        if self._spools.requests_given:
-            columns["request"] = request_steps(columns["request"], free, new_user)
-            free = free & (columns["request"] == NO_ID)
-        gaps = Gaps()
-        gaps.add(columns["time"], free, new_user)
-        duplicates = n - len(columns["time"])
-        return SortedPart(users, lengths, columns, gaps, duplicates, unsorted, broken)
+        noted = Counter(
+            {
+                DUPLICATE: n - len(columns["time"]),
+                UNSORTED: unsorted,
+                "list that does not continue the one before": broken,
+            }
+        )
+        found = self._since_events(UserEvents(users, lengths, columns))
+        noted.update(found.noted)
+        if self._spools.earlier_events is not None:
+            return SortedPart(found.events, found.gaps, noted)
+        return self._finished(found.events, noted)
 
     def _distinct(self, columns: dict[str, Array], rank: Array, exempt: NDArray[np.bool_]) -> Mask:
         """A mask of the sorted rows without exact repetitions of earlier ones (None: all)."""
@@ -340,6 +451,16 @@ class SortedEvents:
                 for name, value in self._constants[number].items():
                     events[name][rows] = value
         return events, broken
+
+
+def user_seeds(ids: pl.Series) -> NDArray[np.uint64]:
+    """What decides at random about users: by their ids alone, u64."""
+    if ids.dtype == pl.Int64:
+        return shuffle(ids.to_numpy())
+    return ids.hash().to_numpy().astype(np.uint64)
+
+
+_EMPTY = UserEvents(np.zeros(0, np.uint64), np.zeros(0, np.int64), {})
 
 
 def _overlap(old: Array, new: Array) -> int:

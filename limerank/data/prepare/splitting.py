@@ -37,7 +37,7 @@ class Splitter:
         Args:
             table_limit: codes in a smaller range are mapped by tables.
         """
-        self._split, self._keys = spec.split, events.keys
+        self._split, self._seeds = spec.split, events.seeds[events.rows]
         self._sessions = spec.requests_by == "session"
         self.grouping: Grouping = events.gaps.grouping(spec.requests, spec.clock, self._sessions)
         self._weights = [f"label_{label.name}" for label in spec.labels] if self._sessions else []
@@ -50,7 +50,7 @@ class Splitter:
         self._held_users: NDArray[np.bool_] | None = None
         self._held_items: CodeMap | None = None
         if split.held_out_users:
-            self._held_users = held_out_users(events.keys, split.held_out_users)
+            self._held_users = held_out_users(self._seeds, split.held_out_users)
         if split.held_out_items:
             seen = FirstSeen()
             for block in ahead(events.stream(["time", "item"])):
@@ -96,20 +96,20 @@ class Splitter:
         number = begun - np.repeat(begun[starts] - boundaries.units[starts], block.counts) - 1
         totals = np.add.reduceat(boundaries.units.astype(np.int64), starts)
         users = slice(block.first_user, block.first_user + len(block.counts))
-        first, second = self._borders(totals, self._keys[users])
+        first, second = self._borders(totals, self._seeds[users])
         splits = (number >= np.repeat(first, block.counts)).view(np.uint8) + (
             number >= np.repeat(second, block.counts)
         ).view(np.uint8)
         return _of_next(splits, block.columns["shown"], block)
 
     def _borders(
-        self, totals: NDArray[np.int64], keys: NDArray[np.uint64]
+        self, totals: NDArray[np.int64], seeds: NDArray[np.uint64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How many requests of each user precede the validation and the test split.
 
         Args:
             totals: requests of each user.
-            keys: of the users.
+            seeds: of the users.
         """
         split = self._split
         if split.leave_last is not None:
@@ -119,7 +119,7 @@ class Splitter:
         shares = split.train * totals, (split.train + split.validation) * totals
         first, second = (np.floor(share + 1e-9).astype(np.int64) for share in shares)
         few = (first == 0) | (second == first) | (totals == second)
-        by_chance = uniform(keys)
+        by_chance = uniform(seeds)
         first, second = (
             np.where(few, np.floor(share + by_chance).astype(np.int64), at_least)
             for share, at_least in zip(shares, (first, second), strict=True)

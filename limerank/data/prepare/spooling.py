@@ -15,6 +15,7 @@ from limerank.data.canonical import iso
 from limerank.data.pipeline import ahead
 from limerank.data.prepare.checks import UNITS, better_unit, seem_written
 from limerank.data.prepare.coding import RowCoder
+from limerank.data.prepare.earlier import Earlier, EarlierEvents
 from limerank.data.prepare.findings import Findings
 from limerank.data.prepare.ids import Mask, TextIdsError
 from limerank.data.prepare.inputs import Inputs
@@ -40,19 +41,33 @@ class Spooling:
         requests_given: whether a source has request ids.
         shown_sources: which sources are scored.
         history_only: whether events that are no positives are not scored.
+        earlier, earlier_events: the dataset whose codes are used, and its events where it is
+            extended; None: there is none.
         some_hidden: whether some events are not scored.
+        read_rows: how many rows were read, without those of earlier events.
     """
 
     spool: Spool
     lists: Spool | None
     part_limit: int
     coder: RowCoder
+    read_rows: int
 
-    def __init__(self, inputs: Inputs, work: Path, room: int, quiet: bool) -> None:
-        """``work`` takes the spools, and ``room`` is the memory in bytes that all may take."""
+    def __init__(
+        self,
+        inputs: Inputs,
+        work: Path,
+        room: int,
+        quiet: bool,
+        earlier: Earlier | None = None,
+        events: EarlierEvents | None = None,
+    ) -> None:
+        """``work`` takes the spools, ``room`` is the memory in bytes that all may take, and codes
+        are those of ``earlier``, where it is given; files of its ``events`` are not read."""
         spec = inputs.spec
         self.spec, self.work, self.room, self.quiet = spec, work, room, quiet
-        self.sources = OpenSources(inputs)
+        self.earlier, self.earlier_events = earlier, events
+        self.sources = OpenSources(inputs, earlier, events)
         self.findings = Findings()
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
@@ -78,6 +93,11 @@ class Spooling:
                 self._close_spools()
                 shutil.rmtree(self.work)
         self.findings.check_splits(self.spec.split)
+        self.read_rows = self.findings.rows
+        if self.earlier_events is not None:
+            if self.findings.rows:
+                self.findings.check_share(self.spec.checks.max_bad_share)
+            self.findings.include(self.earlier_events.summary)
         self.findings.check_types(self.spec.labels)
         for label in self.spec.labels:
             self.findings.note_unread(label, [one for of in self.sources.readers for one in of])
@@ -108,7 +128,8 @@ class Spooling:
                             done = at
                     bar.advance(reader.rows.size - done)
                     findings.remark_events(reader, before)
-                findings.check_where(readers, findings.rows - begin)
+                if readers and self.earlier_events is None:  # a day may have no such rows
+                    findings.check_where(readers, findings.rows - begin)
         self._close_spools()
 
     def _with_users(

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from limerank.data.coverage import TableCoverage, cover_features
 from limerank.data.display import texts
 from limerank.data.encoding import Encoding, candidates, encode, fit
-from limerank.data.folder import DISPLAY
+from limerank.data.folder import DISPLAY, LOG
 from limerank.data.prepare.ids import CodeMap, Ids
 from limerank.data.prepare.learning import Learned, write_vocabulary
 from limerank.data.prepare.opening import BATCH_BYTES
-from limerank.data.prepare.partition import Array, NpyWriter, unshuffle
+from limerank.data.prepare.partition import Array, NpyWriter
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.suspects import suspects
@@ -66,7 +66,8 @@ class TableWriter:
             frame, codes, rows_of_table, _ = self._read_table(
                 spec.items, readers, spools.coder.items, "item", None
             )
-        later = np.setdiff1d(codes, counts.codes) if len(codes) else codes
+        known = 0 if spools.earlier is None else spools.earlier.trained_items
+        later = np.setdiff1d(np.concatenate([np.arange(known), codes]), counts.codes)
         all_codes = np.concatenate([counts.codes, later])
         zeros = np.zeros(len(later), np.int64)
         impressions = np.concatenate([counts.sums[0], zeros])
@@ -74,17 +75,19 @@ class TableWriter:
         order = (
             pl.DataFrame(
                 {
+                    # Items that had an id before keep it.
+                    "known": np.minimum(all_codes, known) if known else 0 * all_codes,
                     "later": training == 0,
                     "impressions": -impressions,
                     "id": spools.coder.items.values(all_codes),
                     "at": np.arange(len(all_codes)),
                 }
             )
-            .sort(["later", "impressions", "id"])["at"]
+            .sort(["known", "later", "impressions", "id"])["at"]
             .to_numpy()
         )
-        all_codes = all_codes[order]
-        self.trained_items = int((training > 0).sum())
+        all_codes, training = all_codes[order], training[order]
+        self.trained_items = known + int((training[known:] > 0).sum())
         self.item_map = CodeMap(
             all_codes, np.arange(len(all_codes), dtype=np.int32), self._table_limit
         )
@@ -133,10 +136,13 @@ class TableWriter:
     def write_users(self) -> None:
         """Users come in the order of their events."""
         spec, spools = self._spools.spec, self._spools
-        user_codes = unshuffle(self._events.keys)
+        user_codes, of_events = self._events.all_users, self._events.rows
         ids = spools.coder.users.values(user_codes)
         write_vocabulary(self._folder, "users", pl.DataFrame({"id": ids}))
-        self.warnings += suspects("user", ids, self._events.user_counts)
+        np.save(self._folder / LOG / "users.npy", self._events.seeds)
+        self.warnings += suspects("user", ids.gather(of_events), self._events.user_counts)
+        trained = np.zeros(len(user_codes), bool)
+        trained[of_events] = self._learned.trained_users
         frame, rows, rows_of_table = pl.DataFrame(), np.zeros(0, np.int64), 0
         stray: int | None = None
         if spec.users is not None:
@@ -148,7 +154,7 @@ class TableWriter:
             )
             rows = order[np.searchsorted(ascending, codes)]
         self.user_encoding = self._write_content(
-            "user", spec.users, frame, rows, self._learned.trained_users[rows], len(user_codes)
+            "user", spec.users, frame, rows, trained[rows], len(user_codes)
         )
         if spec.users is not None:
             lacking_codes = np.delete(user_codes, rows)[:1]
@@ -231,7 +237,13 @@ class TableWriter:
     ) -> Encoding:
         features = table.features if table is not None else ()
         ids = frame[table.id] if table is not None else pl.Series("id", [], dtype=pl.Int64)
-        encoding = fit(frame, features, trained, ids)
+        earlier = self._spools.earlier
+        known = None if earlier is None else earlier.content(kind, tuple(features))
+        encoding = fit(frame, features, trained, ids, known)
+        if table is not None:
+            log = self._folder / LOG
+            frame.select(table.needed).write_parquet(log / f"{kind}s.parquet")
+            np.save(log / f"{kind}_rows.npy", rows.astype(np.int64))
         content = encode(frame, features, encoding, ids, rows=rows, count=count)
         folder = self._folder / f"{kind}s"
         folder.mkdir(exist_ok=True)

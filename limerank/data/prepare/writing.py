@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from limerank.data.folder import SPLITS
+from limerank.data.folder import LOG, SPLITS
 from limerank.data.pipeline import in_order
 from limerank.data.prepare.ids import CodeMap
 from limerank.data.prepare.learning import Learned
@@ -56,13 +57,15 @@ class EventWriter:
         }
         dtypes |= {f"requests/{name}": np.int32 for name in ("user", "count")}
         dtypes |= {f"requests/{n}": np.int64 for n in ("first", "history_start", "history_end")}
-        dtypes |= {"requests/split": np.uint8, "users/event_offsets": np.int64}
+        dtypes |= {"requests/split": np.uint8}
+        for feature in spec.event_features:
+            if feature.kind == "categorical":
+                dtypes |= {f"{LOG}/unknown_{feature.name}_{k}": np.int64 for k in ("row", "code")}
         if spec.history.keep is not None:
             dtypes["history/rows"] = np.int64
         writers = {
             name: NpyWriter(self._folder / f"{name}.npy", dtype) for name, dtype in dtypes.items()
         }
-        writers["users/event_offsets"].append(np.zeros(1, np.int64))
         wanted = self._splitter.wanted + [f"label_{label.name}" for label in spec.labels]
         wanted = list(dict.fromkeys(wanted)) + [
             f"feature_{feature.name}" for feature in spec.event_features
@@ -85,7 +88,23 @@ class EventWriter:
                 bar.advance(size)
         for writer in writers.values():
             writer.close()
+        counts = np.zeros(self._events.user_total, np.int64)
+        counts[self._events.rows] = self._events.user_counts
+        with NpyWriter(self._folder / "users" / "event_offsets.npy", np.int64) as offsets:
+            offsets.append(np.concatenate([[0], np.cumsum(counts)]))
+        for feature in spec.event_features:
+            if feature.kind == "categorical":
+                self._write_unknown(feature)
         return stats
+
+    def _write_unknown(self, feature: EventFeature) -> None:
+        """Write the values of a feature that have no code, as text."""
+        ids, log = self._spools.coder.features[feature.name], self._folder / LOG
+        codes = np.unique(np.load(log / f"unknown_{feature.name}_code.npy", mmap_mode="r"))
+        values = ids.values(codes - 1 if ids.text else codes).cast(pl.String)
+        pl.DataFrame({"code": codes, "value": values}).write_parquet(
+            log / f"unknown_{feature.name}.parquet"
+        )
 
     def _columns_of(self, block: Block) -> tuple[int, dict[str, Array], Stats]:
         """The number of events of a block, its part of each array, and its statistics.
@@ -95,7 +114,6 @@ class EventWriter:
         spec, columns = self._spec, block.columns
         arrays: dict[str, Array] = {
             "events/item": self._item_map(columns["item"]),
-            "users/event_offsets": block.first_event + np.cumsum(block.counts),
         }
         for feature in spec.event_features:
             values = columns[f"feature_{feature.name}"]
@@ -107,6 +125,10 @@ class EventWriter:
                 codes = np.where(np.isfinite(values), above + 1, 0)
             else:
                 codes = self._learned.categories[feature.name].codes(values)
+                without = (codes == 0) & (values != self._spools.coder.missing(feature))
+                rows = np.flatnonzero(without)
+                arrays[f"{LOG}/unknown_{feature.name}_row"] = block.first_event + rows
+                arrays[f"{LOG}/unknown_{feature.name}_code"] = values[rows]
             arrays[f"events/{column_of(feature)}"] = codes
         splits, _ = self._splitter.splits_of(block)
         requests = Boundaries(block, self._splitter.grouping).requests(splits)
@@ -123,7 +145,7 @@ class EventWriter:
             start, end, own_end = before[start], before[end], before[own_end]
         split = splits[first]
         arrays |= {
-            "requests/user": owner + block.first_user,
+            "requests/user": self._events.rows[owner + block.first_user],
             "requests/first": first + block.first_event,
             "requests/count": count,
             "requests/history_start": start,
