@@ -30,11 +30,12 @@ data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
     < event_log packing alignment < dataset synthetic coverage < interactions prepare readers
 models
-runs: alarms folder model formats < selftest
+runs: alarms folder model formats lineage < selftest
 index evaluation
 ranking: scorer anchored < explain < request < flow results < recommender < bulk fidelity
-training: world collaborative negatives positives softmax < impressions result < held_out
-    < catalogue < objectives < optim < step < checkpoints < reporting resume < fitting < trainer
+training: world collaborative negatives positives softmax replay renumbering
+    < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
+    < reporting resume warm < fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry item_table messages < intake state < served < current
     < engine watching fill < http

@@ -45,6 +45,9 @@ ADVICE = {
     "histories of the split are not empty (limerank evaluate --at-least 1)",
     "first-validation": "half of learning_rate and table_learning_rate; validations=4; a higher "
     "dropout",
+    "no-gain": "check that the new part of the log is complete and labelled as before (limerank "
+    "prepare prints the means of labels); a lower learning_rate; more replay; if it stays, train "
+    "without --from",
     "overfitting": "fewer epochs, so that the learning rate decays earlier; a higher dropout, "
     "id_dropout or weight_decay",
     "unmatched": "compare the notation of ids and values in both files (limerank prepare shows "
@@ -156,7 +159,8 @@ def listed(split: str, model: str, lists: ListEvaluation) -> list[Alarm]:
 
 
 def learned(lines: Curve, task: str, metric: str, higher: bool) -> list[Alarm]:
-    """Alarms about the curves of a training: "first-validation", "overfitting".
+    """Alarms about the curves of a training: "first-validation", "overfitting". A validation before
+    the first step, of a training that started from a run, is none of these curves.
 
     Args:
         lines: of ``metrics.jsonl``.
@@ -169,7 +173,7 @@ def learned(lines: Curve, task: str, metric: str, higher: bool) -> list[Alarm]:
             total += line["loss"] * (line["step"] - last)
             weight += line["step"] - last
             last = line["step"]
-        elif "validation" in line:
+        elif "validation" in line and line["step"]:
             steps.append(line["step"])
             values.append(line["validation"][task][metric])
             losses.append(total / max(weight, 1))
@@ -199,6 +203,23 @@ def learned(lines: Curve, task: str, metric: str, higher: bool) -> list[Alarm]:
             )
         )
     return found
+
+
+def unimproved(parent: str, metric: str, value: float, best_step: int) -> list[Alarm]:
+    """The alarm "no-gain" of a training that started from a run.
+
+    Args:
+        parent: that run.
+        metric: that chose the weights, and ``value``: that of the run's weights.
+        best_step: the step of the chosen weights; 0: those of the run.
+    """
+    if best_step:
+        return []
+    message = (
+        f"no validation is better than {metric} {value:.4f}, which the weights of {parent} have "
+        "on the new validation split: the stored weights are these"
+    )
+    return [_alarm("no-gain", message)]
 
 
 def unmatched(manifest: Mapping[str, Any]) -> list[Alarm]:

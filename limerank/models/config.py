@@ -323,6 +323,10 @@ class TrainConfig(Frozen):
     validations: int = Field(1, ge=1)
     """Validations per epoch. More of them find the best weights of a model that overfits within an
     epoch."""
+    replay: float | None = Field(None, ge=0)
+    """With a warm start (``--from``): impressions of older requests that are trained on again, for
+    each impression that is new. By default 1. More of them forget less and take longer; 0: only
+    what is new. It has no effect on other trainings."""
     bf16: bool = False
     """Whether matrix products are computed in bfloat16. Weights and optimiser stay in float32. It
     is faster on processors with bfloat16 instructions and slower on others."""

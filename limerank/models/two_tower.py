@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from limerank.data.batch import Users
 from limerank.kernels.attention import real_positions
 from limerank.models.anchors import Anchored
+from limerank.models.axes import OUTPUTS, Axes, Axis
 from limerank.models.config import DataShape, ModelConfig
 from limerank.models.ranker import Ranker, plus
 
@@ -98,6 +99,12 @@ class TwoTower(Ranker):
         user.bias[-self.shape.outputs :].add_(shift_k)
         for layer in adding:
             layer.weight.mul_(scale_k[:, None])
+
+    def axes(self) -> Axes:
+        """The last layers give d numbers and a bias of each logit."""
+        parts = (Axis(OUTPUTS, self.config.width), Axis(OUTPUTS))
+        layers = ("user.3", "item.3")
+        return {f"{name}.{of}": (parts,) for name in layers for of in ("weight", "bias")}
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.shape.outputs

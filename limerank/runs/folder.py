@@ -1,11 +1,14 @@
 """The run folder: configuration, weights, vocabulary, curves, and the state to resume from.
 
-config.json              format, model and training settings, data shape, where the data was
+config.json              format, model and training settings, data shape, where the data was, until
+                         when it was trained on, the runs that it was started from
 model.safetensors        the best weights so far
 encoding.json            how events, items and users become tokens: the dataset's manifest
 vocab/                   the dataset's vocabularies (Parquet), except for user ids
 selftest.safetensors     a few requests and their logits, for the self-test
 checksums.json           of all files above, written with the weights
+optimiser.safetensors    the optimiser's numbers for the same weights, for a warm start; nothing
+                         that ranks reads them
 metrics.jsonl            one line per report of the training
 alarms.json              reasons for not deploying the run; written when training ends
 trainer/state.safetensors    the checkpoint, until training ends
@@ -19,11 +22,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -34,10 +38,14 @@ from limerank.errors import FingerprintError, FormatError
 from limerank.files import write_json
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs.formats import FORMAT
+from limerank.runs.lineage import Ancestor, lineage_texts
 from limerank.runs.model import Trained, encoding_fingerprint, load_trained
 
 USER_IDS = "users.parquet"
 """The vocabulary of a dataset that a run does not contain."""
+OPTIMISER = "optimiser.safetensors"
+OPTIMISER_FORMAT = 1
+"""Version of that file."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,18 @@ class Run(Trained):
 
 
 def create_run(
-    path: Path, dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
+    path: Path,
+    dataset: Dataset,
+    shape: DataShape,
+    model: ModelConfig,
+    train: TrainConfig,
+    lineage: Sequence[Ancestor] = (),
 ) -> None:
-    """Lay out a run folder (``path`` is new and empty) for training on ``dataset``."""
+    """Lay out a run folder (``path`` is new and empty) for training on ``dataset``.
+
+    Args:
+        lineage: the runs that the training starts from, the nearest one first.
+    """
     not_users = shutil.ignore_patterns(USER_IDS)
     shutil.copytree(dataset.path / "vocab", path / "vocab", ignore=not_users)
     # The rest of the summary is left out: its warnings and examples name users.
@@ -77,11 +94,15 @@ def create_run(
     of_run = {name: value for name, value in dataset.manifest.items() if name != "log"}
     write_json(path / "encoding.json", {**of_run, "summary": found})
     (path / "trainer").mkdir()
-    write_json(path / "config.json", settings(dataset, shape, model, train))
+    write_json(path / "config.json", settings(dataset, shape, model, train, lineage))
 
 
 def settings(
-    dataset: Dataset, shape: DataShape, model: ModelConfig, train: TrainConfig
+    dataset: Dataset,
+    shape: DataShape,
+    model: ModelConfig,
+    train: TrainConfig,
+    lineage: Sequence[Ancestor] = (),
 ) -> dict[str, Any]:
     """The content of ``config.json``; a run is resumed only with the same settings."""
     return {
@@ -91,12 +112,59 @@ def settings(
         "shape": shape.model_dump(mode="json"),
         "data": str(dataset.path.resolve()),
         "encoding": encoding_fingerprint(dataset.manifest),
+        "until": trained_until(dataset),
+        "lineage": lineage_texts(lineage),
     }
+
+
+def trained_until(dataset: Dataset) -> int | None:
+    """Time of the newest impression of the training split, in milliseconds since 1970; None where
+    the log has no clock or the split is empty."""
+    requests = dataset.requests_of("train")
+    if not dataset.clock or not len(requests):
+        return None
+    newest = dataset.requests["first"][requests] + dataset.requests["count"][requests] - 1
+    return int(np.max(dataset.events["time"][newest]))
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Replace ``model.safetensors`` in one step."""
     _save(path / "model.safetensors", model.state_dict(), {})
+
+
+def save_optimiser(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Replace what the optimiser has of the weights that were just saved, in one step.
+
+    Args:
+        tensors: of :meth:`limerank.training.optim.Optimiser.state`.
+    """
+    _save(path / OPTIMISER, tensors, {"format": str(OPTIMISER_FORMAT)})
+
+
+def load_optimiser(path: Path) -> dict[str, Tensor] | None:
+    """What :func:`save_optimiser` wrote into a run; None where an earlier version trained it.
+
+    Raises:
+        FormatError: the file is damaged, or of another version.
+    """
+    file = path / OPTIMISER
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            format = (opened.metadata() or {}).get("format")
+        tensors = load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise FormatError(
+            f"{file} is damaged ({error}); restore the run, or remove this file: a warm start then "
+            "begins with a new optimiser"
+        ) from None
+    if format != str(OPTIMISER_FORMAT):
+        raise FormatError(
+            f"{file} has format {format!r:.40}, expected {OPTIMISER_FORMAT}; remove this file, and "
+            "a warm start begins with a new optimiser, or train the run again"
+        )
+    return tensors
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

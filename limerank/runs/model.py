@@ -26,6 +26,7 @@ from limerank.models import Ranker, build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs import formats
 from limerank.runs.formats import FORMAT, READABLE
+from limerank.runs.lineage import Ancestor, lineage_of, moment_of
 from limerank.validation import validate
 
 CHECKSUMS = "checksums.json"
@@ -48,6 +49,10 @@ class Trained:
         sealed: whether all files were compared with the checksums that were written with the
             weights. Runs of early versions have no checksums; a run that is still being trained may
             have those of earlier weights.
+        until: time of the newest impression that it was trained on, in milliseconds since 1970;
+            None where the log has no clock, or an earlier version did not record it.
+        lineage: the runs that its weights come from, the nearest one first; empty if it was trained
+            from random weights.
     """
 
     path: Path
@@ -57,6 +62,8 @@ class Trained:
     data: Path
     fingerprint: str
     sealed: bool = False
+    until: int | None = None
+    lineage: tuple[Ancestor, ...] = ()
 
     @property
     def history(self) -> int:
@@ -160,6 +167,7 @@ def load_trained(
             TrainConfig, formats.train_settings(config["train"], format), str(path / "config.json")
         )
         data, encoding = Path(config["data"]), config["encoding"]
+        until, lineage = moment_of(config), lineage_of(config)
     except (KeyError, TypeError, ValueError, SpecError) as error:
         raise FormatError(
             f"{path / 'config.json'} is damaged ({_reason(error)}); restore the run, or train it "
@@ -177,7 +185,7 @@ def load_trained(
     ranker.eval().requires_grad_(False)
     ranker.choose_user_stage(user_stage)
     fingerprint = hashlib.sha256(f"{weights} {encoding}".encode()).hexdigest()[:16]
-    return Trained(path, ranker, train, manifest, data, fingerprint, sealed)
+    return Trained(path, ranker, train, manifest, data, fingerprint, sealed, until, lineage)
 
 
 def _check_manifest(path: Path, manifest: dict[str, Any], encoding: Any) -> None:

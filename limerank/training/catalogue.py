@@ -108,11 +108,21 @@ class Catalogue(Impressions):
             self.requests, self.counts = self.requests[some], found.of_requests[some]
             self.item_counts = found.of_items
             self.batch_size = batch_size(config, found.total)
-        self.scales = {
-            name: int(self.counts.sum()) / weight
-            for name, weight in found.weights.items()
-            if weight > 0
-        }
+        self.negatives: Negatives
+        self._split_requests = int(self.counts.sum()) if config.exact else len(self.counts)
+        self.scales = self._scales()
+
+    def _scales(self) -> dict[str, float]:
+        """Terms of an epoch per weight of the positives of each task."""
+        total = int(self.counts.sum())
+        of_tasks = self.positives.weights.items()
+        return {name: total / weight for name, weight in of_tasks if weight > 0}
+
+    def learn_from(self, requests: Rows) -> None:
+        super().learn_from(requests)
+        self.positives = self._positives(self.requests)
+        self.scales |= self._scales()
+        self.negatives = self.negatives.drawn_for(self.positives.of_items)
 
     def _positives(self, requests: Rows) -> Positives:
         return positives(self.dataset, requests, [task.name for task in self.ranked])
@@ -163,12 +173,12 @@ class Catalogue(Impressions):
         )
 
     def _uniform(self, pairwise: bool) -> int:
-        """How many items are drawn for a batch; all of them where the softmax is full."""
+        """How many items are drawn for a batch; all of them where the softmax is full. Requests of
+        the full training split decide, also where few of them are learned from."""
         if self.config.negatives is not None:
             return self.config.negatives or self.dataset.trained_items
         pairs, least = (PAIRWISE_PAIRS, PAIRWISE_LEAST) if pairwise else (PAIRS, LEAST)
-        requests = int(self.counts.sum()) if self.config.exact else len(self.counts)
-        return max(pairs // max(requests, 1), least)
+        return max(pairs // max(self._split_requests, 1), least)
 
     def batches(self, plan: Sequence[Rows]) -> Iterator[Requests]:
         made = ahead(map(self._requests, plan))

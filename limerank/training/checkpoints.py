@@ -28,6 +28,7 @@ class Progress:
         step: completed batches of all.
         impressions: in these batches.
         seconds: spent on them, without validations and checkpoints.
+        start: validation metric before the first step, of a training that starts from a run.
         best: best value of the validation metric; None before the first validation.
         best_step: after which step that was.
         waited: validations since then.
@@ -41,6 +42,7 @@ class Progress:
     step: int = 0
     impressions: int = 0
     seconds: float = 0.0
+    start: float | None = None
     best: float | None = None
     best_step: int = 0
     waited: int = 0

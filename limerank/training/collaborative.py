@@ -18,6 +18,11 @@ too much. So users are dealt to :data:`FOLDS` folds, and the training rows of a 
 of the users of all other folds. All share one ``Q``, so that their vectors have the same axes. The
 statistics of all users go with the run.
 
+A warm start goes on in the space of an earlier run: its vectors are where the iteration begins, so
+that one pass is enough, and the result is turned onto them by the orthogonal map that is nearest
+(Procrustes; Schoenemann 1966). Weights that read the earlier vectors thus read the new ones. Items
+that no event of the window is about any more have the earlier statistics, times :data:`FADING`.
+
 Events are read in blocks; memory holds a few arrays [items, k].
 """
 
@@ -38,8 +43,11 @@ from limerank.progress import Bar
 FOLDS = 5
 BLOCK = 1 << 19
 """Events that are read at once."""
-PASSES = 4
-"""Of the subspace iteration."""
+PASSES, PASSES_ON = 4, 1
+"""Of the subspace iteration; from earlier vectors."""
+FADING = 0.9
+"""Of the statistics of items without an event in the window, relative to those of an earlier run.
+"""
 MORE = 8
 """Directions beyond the wanted ones, which make those exact."""
 COMMON = 5.0
@@ -73,25 +81,48 @@ def folds_of(users: NDArray[np.integer]) -> NDArray[np.int64]:
     return (hashed(rows, 0) % FOLDS).numpy()
 
 
-def statistics(dataset: Dataset, width: int, rates: bool, quiet: bool = True) -> Statistics:
+def statistics(
+    dataset: Dataset,
+    width: int,
+    rates: bool,
+    quiet: bool = True,
+    earlier: Tensor | None = None,
+) -> Statistics:
     """The statistics of a dataset's training window.
 
     Args:
         width: numbers of a vector; 0: none.
         rates: whether rates and counts are wanted.
         quiet: show no progress.
+        earlier: statistics of an earlier run by today's rows of the id table, f32 [items + 1, S];
+            zero where it had none. None: begin without.
     """
     items = dataset.trained_items
     parts = []
-    passes = bool(rates) + (PASSES + 3 if width else 0)
+    start = None if earlier is None or not width else earlier[1:, -width:]
+    iterations = PASSES if start is None else PASSES_ON
+    passes = bool(rates) + (iterations + 3 if width else 0)
     with Bar("statistics of items", total=passes, unit="passes over the log", quiet=quiet) as bar:
         if rates:
             parts.append(_rates(dataset))
             bar.advance(1)
         if width:
-            parts.append(_vectors(dataset, min(width, items), width, bar))
+            vectors = _vectors(dataset, min(width, items), width, bar, start)
+            parts.append(vectors if start is None else turned_onto(start, vectors))
     values = torch.cat([*parts, torch.zeros(FOLDS + 1, items, 0)], -1)
-    return Statistics(torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1))
+    values = torch.cat([torch.zeros(FOLDS + 1, 1, values.shape[-1]), values], 1)
+    if earlier is not None:
+        absent = torch.from_numpy(np.asarray(dataset.train_count[:items]) == 0)
+        fading = torch.cat([absent.new_zeros(1), absent]) & earlier.any(1)
+        values[:, fading] = FADING * earlier[fading]
+    return Statistics(values)
+
+
+def turned_onto(earlier_id: Tensor, vectors_fid: Tensor) -> Tensor:
+    """Vectors [folds + 1, items, d], all by the one orthogonal map that brings the last ones
+    nearest to earlier ones [items, d], in the sum of squared distances."""
+    left, _, right = torch.linalg.svd(vectors_fid[-1].T @ earlier_id)
+    return vectors_fid @ (left @ right)
 
 
 def _label(dataset: Dataset, kind: str) -> str | None:
@@ -170,8 +201,11 @@ def _positives(dataset: Dataset) -> Iterator[_Block]:
         at = until
 
 
-def _vectors(dataset: Dataset, width: int, padded: int, bar: Bar) -> Tensor:
-    """[folds + 1, items, padded]; ``bar`` counts passes over the log."""
+def _vectors(
+    dataset: Dataset, width: int, padded: int, bar: Bar, start: Tensor | None = None
+) -> Tensor:
+    """[folds + 1, items, padded]; ``bar`` counts passes over the log. ``start``: earlier vectors
+    [items, padded], where the iteration begins."""
     items = dataset.trained_items
     counts = torch.zeros(FOLDS, items)
     for block in _positives(dataset):
@@ -181,6 +215,8 @@ def _vectors(dataset: Dataset, width: int, padded: int, bar: Bar) -> Tensor:
     scale = (counts.sum(0) + COMMON).rsqrt()
     directions = min(width + MORE, items)
     q = torch.randn(items, directions, generator=torch.Generator().manual_seed(0))
+    if start is not None:
+        q[:, : start.shape[1]] = start[:, :directions]
 
     def product(q: Tensor, folds: int) -> Tensor:
         """A^T A q of the users of each fold, [folds, items, k]; folds is 1: of all together."""
@@ -197,7 +233,7 @@ def _vectors(dataset: Dataset, width: int, padded: int, bar: Bar) -> Tensor:
         bar.advance(1)
         return out.view(folds, items, -1)
 
-    for _ in range(PASSES):
+    for _ in range(PASSES if start is None else PASSES_ON):
         q = torch.linalg.qr(product(torch.linalg.qr(q)[0], 1)[0])[0]
     # The axes of the largest directions, in order.
     small = q.T @ product(q, 1)[0]

@@ -22,7 +22,7 @@ from limerank.runs.folder import save_weights
 from limerank.training.checkpoints import Progress
 from limerank.training.objectives import objective_of
 from limerank.training.reporting import Curves, Report
-from limerank.training.result import TrainingResult
+from limerank.training.result import TrainingResult, WarmStart
 
 TRIED = 4
 """Requests whose scores are stored beside the weights; see limerank.runs.selftest."""
@@ -36,6 +36,7 @@ def fit(
     config: TrainConfig,
     device: str,
     listeners: list[Report],
+    start: WarmStart | None = None,
 ) -> TrainingResult:
     """Fit a model that is :attr:`~limerank.models.ranker.Ranker.fitted` and write its weights.
 
@@ -43,6 +44,7 @@ def fit(
         out: a run folder that :func:`~limerank.runs.folder.create_run` laid out.
         shape: of the model.
         listeners: called with the line of ``metrics.jsonl``.
+        start: of an earlier run; counts begin again all the same.
 
     Raises:
         DataError: the training or the validation split is empty.
@@ -80,6 +82,7 @@ def fit(
         best_step=0,
         metrics=found.metrics,
         calibration=[(one.scale, one.shift) for one in found.calibration],
+        start=start,
     )
     write_alarms(out, result.alarms)
     Curves(out, listeners).write(result.to_dict(), Progress())

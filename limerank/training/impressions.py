@@ -105,6 +105,16 @@ class Objective(abc.ABC):
             )
         return found
 
+    def learn_from(self, requests: Rows) -> None:
+        """Leave all other requests out of :attr:`requests`, after :meth:`check`. What is counted in
+        the training split, such as :attr:`item_counts` and :attr:`batch_size`, stays as it is.
+
+        Args:
+            requests: rows, in user order.
+        """
+        chosen = np.isin(self.requests, requests)
+        self.requests, self.counts = self.requests[chosen], self.counts[chosen]
+
     def check(self, model: Model, held_out: Rows) -> None:
         """Refuse what cannot be trained for this.
 

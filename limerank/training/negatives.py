@@ -38,6 +38,10 @@ class Negatives:
         self._share = positives / max(int(positives.sum()), 1)
         self._seed = seed
 
+    def drawn_for(self, positives: NDArray[np.int64]) -> Negatives:
+        """The same for batches of other requests; ``positives``: of these, i64 [I]."""
+        return Negatives(positives, self.uniform, self._seed)
+
     @property
     def full(self) -> bool:
         """Whether every batch has the full catalogue."""

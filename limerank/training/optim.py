@@ -100,14 +100,18 @@ class Optimiser:
     def state(self) -> dict[str, Tensor]:
         """All state for a checkpoint, by the names of weights in the model: ``WEIGHT/sums`` of
         tables, ``WEIGHT/NAME`` of the numbers that AdamW has of dense weights."""
-        tensors = {
-            f"{self._names[id(table)]}/sums": sums
-            for table, sums in zip(self.tables.tables, self.tables.sums, strict=True)
-        }
+        tensors = self.sums()
         for weight in self.dense:
             for name, value in self.adam.state.get(weight, {}).items():
                 tensors[f"{self._names[id(weight)]}/{name}"] = value
         return tensors
+
+    def sums(self) -> dict[str, Tensor]:
+        """The part of :meth:`state` that tables have."""
+        return {
+            f"{self._names[id(table)]}/sums": sums
+            for table, sums in zip(self.tables.tables, self.tables.sums, strict=True)
+        }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` gave, each number on the device of its weight: a training that

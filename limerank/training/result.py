@@ -3,13 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limerank.evaluation.legend import metric_title
 from limerank.results import Result, rounded
 from limerank.runs.alarms import Alarm, alarm_lines
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a training started from.
+
+    Attributes:
+        run: folder of the earlier run.
+        fingerprint: of its weights and its encoding.
+        until: time of the newest impression that it was trained on, ISO 8601; None: not known, or
+            the log has no clock.
+        value: validation metric of its weights, on the new dataset and before training; None where
+            the model was fitted again.
+        new: requests that were trained on for the first time; ``replayed``: older ones.
+        known_items: items of the training window that it had; ``items``: all of them.
+        added: labels and features that it had not.
+        dropped: those that only it had.
+        optimiser: whether it has the numbers of its optimiser.
+    """
+
+    run: Path
+    fingerprint: str
+    until: str | None
+    value: float | None
+    new: int
+    replayed: int
+    known_items: int
+    items: int
+    added: Sequence[str] = ()
+    dropped: Sequence[str] = ()
+    optimiser: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a part of the last line of ``metrics.jsonl``."""
+        return {**asdict(self), "run": str(self.run)}
+
+    def lines(self, metric: str) -> list[str]:
+        """What a command prints of it; ``metric``: that of ``value``."""
+        if self.value is None:
+            return [f"fitted again, with the settings of {self.run}: counts have no start"]
+        after = "" if self.until is None else f" after {self.until}"
+        others = f" and {self.replayed:,} older ones" if self.replayed else ""
+        found = [
+            f"started from {self.run} (validation {metric} {rounded(self.value)} before training): "
+            f"{self.new:,} requests{after}{others}; it had {self.known_items:,} of {self.items:,} "
+            "items"
+        ]
+        changes = [
+            f"{what}: {', '.join(names)}"
+            for what, names in (("new", self.added), ("dropped", self.dropped))
+            if names
+        ]
+        if changes:
+            found.append(f"  {'; '.join(changes)}")
+        if not self.optimiser:
+            found.append(
+                "  the run has no numbers of its optimiser (an earlier version trained it): the "
+                "optimiser began as a new one"
+            )
+        return found
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +91,7 @@ class TrainingResult(Result):
             are not calibrated.
         baselines: what is to be beaten on the validation split: task -> name -> metric -> value.
         alarms: reasons for not deploying the run.
+        start: what it started from; None: from random weights.
     """
 
     run: Path
@@ -45,6 +106,7 @@ class TrainingResult(Result):
     calibration: Sequence[Sequence[float]] = ()
     baselines: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     alarms: Sequence[Alarm] = ()
+    start: WarmStart | None = None
 
     @property
     def ne(self) -> dict[str, float]:
@@ -65,11 +127,13 @@ class TrainingResult(Result):
             "metrics": {task: dict(found) for task, found in self.metrics.items()},
             "calibration": [list(pair) for pair in self.calibration],
             **({"baselines": _plain(self.baselines)} if self.baselines else {}),
+            **({} if self.start is None else {"start": self.start.to_dict()}),
             "alarms": [one.to_dict() for one in self.alarms],
         }
 
     def text(self) -> str:
-        return "\n".join([self._summary(), *alarm_lines(self.alarms)])
+        start = [] if self.start is None else self.start.lines(self.metric)
+        return "\n".join([self._summary(), *start, *alarm_lines(self.alarms)])
 
     def _summary(self) -> str:
         how = (

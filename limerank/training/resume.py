@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
             f"{out} is an unfinished run of another version (format {stored.get('format')!r:.40}, "
             f"not {FORMAT}), which cannot be resumed; pass --overwrite to train from the start"
         )
+    started, wanted_start = _start(stored), _start(wanted)
+    if started != wanted_start:
+        raise FormatError(
+            f"{out} is an unfinished run that was started from {started}, not from {wanted_start}; "
+            "give the same run (--from) to resume it, or --overwrite to train from the start"
+        )
     for part in ("model", "train", "shape", "data", "encoding"):
         if stored.get(part) != wanted[part]:
             differing = part
@@ -47,6 +53,14 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
                 f"{out} is an unfinished run with other settings ({differing}); give the same "
                 "settings to resume it, or --overwrite to train from the start"
             )
+
+
+def _start(settings: Mapping[str, Any]) -> str:
+    """What a training was started from, for comparisons and messages."""
+    lineage = settings.get("lineage")
+    if not lineage:
+        return "random weights"
+    return f"{lineage[0]['run']} (fingerprint {lineage[0]['fingerprint']})"
 
 
 def training_lock(out: Path) -> AbstractContextManager[None]:

@@ -36,7 +36,7 @@ from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, write_alarms
-from limerank.runs.folder import create_run, finite, save_weights, settings
+from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
 from limerank.training.collaborative import statistics
 from limerank.training.fitting import fit
@@ -53,6 +53,14 @@ from limerank.training.reporting import (
 from limerank.training.result import TrainingResult
 from limerank.training.resume import check_resumable, removed_if_empty, training_lock
 from limerank.training.step import Losses, Step
+from limerank.training.warm import (
+    Parent,
+    Start,
+    config_from,
+    fitted_again,
+    model_from,
+    open_parent,
+)
 from limerank.training.world import Alone, World
 
 TRIED = 4
@@ -69,6 +77,7 @@ def train(
     *,
     model: ModelConfig | str | Mapping[str, Any] | None = None,
     config: TrainConfig | Mapping[str, Any] | None = None,
+    start: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     device: str = "cpu",
     report: Report | None = None,
@@ -87,6 +96,10 @@ def train(
         model: the ranker: its configuration, its name, or a mapping of its settings; LIME-XOR with
             its defaults when not given.
         config: how to train: a configuration, or a mapping of its settings.
+        start: the folder of a finished run. The training starts from its weights, with its model
+            and, where ``config`` is a mapping or not given, its settings; it learns the requests
+            that are newer than those of the run, and a sample of older ones
+            (:mod:`limerank.training.warm`).
         overwrite: train from the start where ``out`` exists.
         device: where to compute: "cpu", "cuda" or "cuda:N".
         report: called with every line that goes to ``metrics.jsonl``.
@@ -96,43 +109,52 @@ def train(
 
     Raises:
         FormatError: ``out`` is a finished run, or one with other settings, or one that another
-            process is training; or it cannot be written.
+            process is training; or it cannot be written. Or ``start`` is no finished run.
         SpecError: a setting does not fit the model or the dataset, or there is no such device.
         UnknownError: ``task_weights`` names a task that the dataset does not have.
         DataError: the training or the validation split is empty, or the training diverged: its loss
             or its weights are no longer finite. The last finite weights stay in the run folder.
+            Or nothing of the training split is newer than what ``start`` was trained on.
 
     Everything but a divergence is checked before anything is written.
     """
-    model, config, out = model_config_of(model), train_config_of(config), Path(out)
+    out = Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
+    parent = None if start is None else open_parent(start)
+    if parent is None:
+        model, config = model_config_of(model), train_config_of(config)
+    else:
+        model = model_from(parent, model, shape)
+        config = config_from(parent, config, dataset.tasks)
+    lineage = () if parent is None else parent.lineage
     name = objective_name(config.objective, shape.tasks)
     config = config.model_copy(update={"objective": name})
     tasks = objective_of(name, shape.tasks).tasks(shape, config)
     shape = shape.model_copy(update={"tasks": tasks})
     fresh = not out.exists() or overwrite
     if not fresh:
-        check_resumable(out, settings(dataset, shape, model, config))
+        check_resumable(out, settings(dataset, shape, model, config, lineage))
     if tensorboard:
         summary_writer()
     listeners = [] if report is None else [report]
     trainer = None
     if not model_of(model.model).ranker.fitted:
         trainer = Trainer(
-            dataset, out, shape, model, config, device, listeners, quiet, world or Alone()
+            dataset, out, shape, model, config, parent, device, listeners, quiet, world or Alone()
         )
     if fresh:
         with (
             training_lock(out),
             new_folder(out, overwrite=overwrite, mark="config.json") as partial,
         ):
-            create_run(partial, dataset, shape, model, config)
+            create_run(partial, dataset, shape, model, config, lineage)
     if tensorboard:
         listeners.append(tensorboard_listener(out / "tensorboard"))
     with training_lock(out), removed_if_empty(out):
         if trainer is None:
-            return fit(dataset, out, shape, model, config, device, listeners)
+            again = None if parent is None else fitted_again(parent, dataset)
+            return fit(dataset, out, shape, model, config, device, listeners, again)
         return trainer.run()
 
 
@@ -150,6 +172,7 @@ class Trainer:
         shape: DataShape,
         model: ModelConfig,
         config: TrainConfig,
+        parent: Parent | None,
         device: str,
         listeners: list[Report],
         quiet: bool,
@@ -170,16 +193,26 @@ class Trainer:
         check_names("task", config.task_weights, self.objective.loss_names)
         self.objective.check(model_of(model.model), self.held_out)
         self.objective.check_labels(self.held_out)
+        self.start: Start | None = None
+        if parent is not None:
+            requests = self.objective.requests
+            self.start = Start.of(parent, dataset, shape, model, config, requests)
+            self.objective.learn_from(self.start.chosen.requests)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)
         if config.calibrate:
             _check_calibration(self.ranker)
-        self.ranker.start_at(self._ages())
+        if self.start is None:
+            self.ranker.start_at(self._ages())
+        else:
+            self.start.load_weights(self.ranker)
         self._give_statistics(model)
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
         self.optimiser = Optimiser(self.ranker, config, self.steps, self.objective.batch_size)
+        if self.start is not None:
+            self.start.load_optimiser(self.ranker, self.optimiser)
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
         self.curves = Curves(out, listeners)
         self.checkpoints = Checkpoints(out, self.ranker, self.optimiser, config.checkpoint_seconds)
@@ -188,10 +221,14 @@ class Trainer:
         """Give the items of the training window their counts and collaborative statistics."""
         tower = self.ranker.item_tower
         if model.id_evidence:
-            counts = self.objective.item_counts.astype("float32")
-            tower.id_shares[1:] = torch.from_numpy(counts / (counts + model.id_evidence))
+            counts = torch.from_numpy(self.objective.item_counts.astype("float32"))
+            if self.start is not None:
+                counts = torch.maximum(counts, self.start.faded_counts(self.ranker))
+            tower.id_shares[1:] = counts / (counts + model.id_evidence)
         if tower.statistics is not None:
-            found = statistics(self.dataset, model.vectors, model.base_rates, self.quiet)
+            earlier = None if self.start is None else tower.statistics.clone()
+            width, rates = model.vectors, model.base_rates
+            found = statistics(self.dataset, width, rates, self.quiet, earlier)
             tower.statistics.copy_(found.of_all)
             self.objective.statistics = found
 
@@ -220,6 +257,8 @@ class Trainer:
         name = f"training {self.ranker.config.model}"
         with Bar(name, total=self.steps, unit="batches", quiet=self.quiet) as bar:
             bar.advance(progress.step)
+            if self.start is not None and progress.best is None:
+                self._validate()
             while progress.epoch < config.epochs and progress.waited < config.patience:
                 self._epoch(bar)
         result = TrainingResult(
@@ -235,6 +274,7 @@ class Trainer:
             calibration=progress.calibration,
             baselines=self.objective.baselines(),
             alarms=self._alarms() if self._writes else (),
+            start=None if self.start is None else self.start.result(progress.start),
         )
         if self._writes:
             write_alarms(self.out, result.alarms)
@@ -264,8 +304,17 @@ class Trainer:
                 None if shape is None else shape[1],
             ),
             *alarms.learned(lines, *self.metric, self.higher_is_better),
+            *self._unimproved(),
             *alarms.unmatched(self.dataset.manifest),
         )
+
+    def _unimproved(self) -> list[Alarm]:
+        """The alarm of a training that is no better than the run that it started from."""
+        progress = self.progress
+        if self.start is None or progress.start is None:
+            return []
+        parent, metric = str(self.start.parent.trained.path), "/".join(self.metric)
+        return alarms.unimproved(parent, metric, progress.start, progress.best_step)
 
     def _epoch(self, bar: Bar) -> None:
         """The steps of the current epoch that are still to be made."""
@@ -339,6 +388,8 @@ class Trainer:
         if found.link_use is not None:
             line["effective_links"] = round(effective_links(found.link_use), 3)
         self._line(line)
+        if self.start is not None and not progress.step:
+            progress.start = value
         sign = 1 if self.higher_is_better else -1
         if progress.best is None or sign * value > sign * progress.best:
             progress.best, progress.best_step, progress.waited = value, progress.step, 0
@@ -356,6 +407,7 @@ class Trainer:
             if not finite(self.ranker.parameters()):
                 self._diverged(f"the calibration is {calibration}")
             save_weights(self.out, self.ranker)
+            save_optimiser(self.out, self.optimiser.state())
             few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
             selftest.write(self.out, self.ranker, few.to(self.device))
 
