@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from limerank.data.events import event_of
+from limerank.data.exposures import exposure_of
 from limerank.serving.stores import SqliteStore, ValkeyStore
 
 NUMBERS = itertools.count()
@@ -12,6 +13,10 @@ NUMBERS = itertools.count()
 
 def event(user=1, at=0, id=None, item=5, **more):
     return event_of({"user": user, "item": item, "time": at, "id": id, **more})
+
+
+def exposure(user=1, at=0, ranking="main.a", items=(5, "text"), **more):
+    return exposure_of(user, at, ranking, items, **more)
 
 
 def old_events():

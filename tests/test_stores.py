@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank.data.events import Event
+from limerank.data.exposures import pack_exposure, unpack_exposure
 from limerank.data.packing import pack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.serving.stores import SqliteStore, State, Version
-from tests.stores import Location, event
+from tests.stores import Location, event, exposure
 from tests.valkey_server import needs_server, server
 
 
@@ -241,6 +242,101 @@ def test_arrival_makes_no_difference(kind, given_events, most, rng):
             assert store.counts().events == len(found[-1])
     expected = sorted(events, key=lambda one: (one.time, one.id))[-(most or 100) :]
     assert found == [expected, expected]
+
+
+def test_exposures_come_back_in_order(store):
+    shown = [
+        exposure(at=30, ranking="b.2", arm="b", values=[0.5, -1.25], positions=[1, 7]),
+        exposure(at=10, ranking="a.9", context={"tab": "x", "hour": 3}, teams=["a", "b"]),
+        exposure(at=30, ranking="b.1", features=[{"price": 2.5}, {}]),
+        exposure(user="bob", at=20, ranking="b.1"),
+    ]
+    assert store.show(shown) == ["accepted"] * 4 and store.show([]) == []
+    ordered = [shown[1], shown[2], shown[0]]
+    assert store.exposures("1", 0, 31) == ordered
+    assert store.exposures(1, 10, 30) == ordered[:1] and store.exposures(1, 31, 99) == []
+    assert store.exposures("bob", 0, 99) == shown[3:] and store.exposures("nobody", 0, 9) == []
+    assert [store.exposure_count(user) for user in (1, "bob", "nobody")] == [3, 1, 0]
+    last, first = store.shown(0, 3)
+    assert first == shown[:3]
+    assert store.shown(last, 9)[1] == shown[3:]
+    assert store.shown(*[store.shown(last, 9)[0], 9]) == (store.shown(last, 9)[0], [])
+
+
+def test_an_exposure_that_is_sent_twice_counts_once(store):
+    first = exposure(at=3)
+    assert store.show([first, first]) == ["accepted", "duplicate"]
+    assert store.showing([exposure(at=9, items=[7])]).result(30) == ["duplicate"]
+    assert store.exposures(1, 0, 99) == [first] and store.shown(0, 9)[1] == [first]
+
+
+def test_exposures_change_neither_versions_nor_events(store):
+    store.append([event(at=3)])
+    before, counts = store.version(1), store.counts()
+    store.show([exposure(at=4)])
+    assert store.version(1) == before and store.counts() == counts
+    store.show([exposure(user="new")])
+    assert store.version("new") is not None and store.counts() == (2, 1)
+    assert store.held("new").events == [] and store.held(1, before).events == []
+
+
+def test_exposures_are_bounded(location):
+    with location.open(most_exposures=3) as store:
+        outcomes = [store.show([exposure(at=at, ranking=f"m.{at}")]) for at in (5, 1, 4, 3, 2)]
+        assert outcomes == [["accepted"], ["accepted"], ["accepted"], ["accepted"], ["expired"]]
+        assert [one.time for one in store.exposures(1, 0, 99)] == [3, 4, 5]
+        assert sorted(one.time for one in store.shown(0, 9)[1]) == [3, 4, 5]
+        assert store.show([exposure(user=2, at=1)]) == ["accepted"], "the bound is each user's own"
+    with pytest.raises(SpecError, match="most_exposures"):
+        location.new().open(most_exposures=0)
+
+
+def test_a_deleted_user_s_exposures_are_deleted(store):
+    store.show([exposure(at=at, ranking=f"m.{at}") for at in range(5)] + [exposure(user=2)])
+    assert store.delete_user("1.0") and not store.delete_user(1)
+    assert store.exposures(1, 0, 99) == [] and store.exposure_count(1) == 0
+    assert [one.user for one in store.shown(0, 99)[1]] == [2]
+    store.show([exposure(at=9)])
+    assert [one.time for one in store.exposures(1, 0, 99)] == [9]
+
+
+def test_events_of_a_time(store):
+    events = [event(at=at, id=f"{at}", ranking="b.1" if at % 2 else None) for at in range(40)]
+    store.append(events)
+    assert store.between(1, 10, 20) == events[10:20] and store.between("nobody", 0, 9) == []
+    assert store.held(1).events == events, "an event has the id of its ranking"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"ranking": "a b"}, "letters, digits"),
+        ({"ranking": 7}, "letters, digits"),
+        ({"items": [5, "5"]}, "twice"),
+        ({"items": []}, "expected 1 to 1,000"),
+        ({"positions": [1]}, "1 positions; expected one each"),
+        ({"positions": [0, 1]}, "expected 1, 2 or more"),
+        ({"values": [1.0, math.nan]}, "finite"),
+        ({"arm": "a b"}, "expected a name"),
+        ({"teams": ["a", ""]}, "expected a name"),
+    ],
+)
+def test_exposures_that_nobody_could_use_are_refused(wrong, what):
+    with pytest.raises(DataError, match=what):
+        exposure(**wrong)
+
+
+def test_damaged_exposures_are_found():
+    one = exposure(values=[1.0, 0.5])
+    data = pack_exposure(one)
+    assert unpack_exposure(data, 1, 0, "main.a") == one
+    for position in range(len(data)):
+        with pytest.raises(FormatError, match="damaged"):
+            unpack_exposure(
+                data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :], 1, 0, "main.a"
+            )
+    with pytest.raises(FormatError, match="damaged"):
+        unpack_exposure(data, 2, 0, "main.a")
 
 
 def test_items(store):

@@ -28,7 +28,8 @@ progress results files devices metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
-    < event_log packing alignment < dataset synthetic coverage < interactions prepare readers
+    < event_log packing alignment exposures < dataset synthetic coverage attribution
+    < interactions prepare readers
 models
 runs: alarms folder model formats lineage < selftest
 index evaluation
@@ -37,8 +38,8 @@ training: world collaborative negatives positives softmax replay renumbering
     < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
     < reporting resume warm < fitting < trainer
 tuning: result space < study training < tuner
-serving: stores telemetry item_table messages < intake state < served < current
-    < engine watching fill < http
+serving: stores telemetry item_table messages < intake exposing state < served
+    < current answers < engine watching fill export < http
 report
 cli
 __main__

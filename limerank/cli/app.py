@@ -29,6 +29,7 @@ COMMANDS = (
     "rank",
     "fill",
     "serve",
+    "export",
     "report",
     "demo",
     "settings",

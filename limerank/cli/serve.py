@@ -60,6 +60,9 @@ def serve(
         int | None,
         typer.Option(help="Maximum number of events stored per user.", show_default="no limit"),
     ] = None,
+    most_exposures: Annotated[
+        int, typer.Option(help="Maximum number of shown rankings stored per user.")
+    ] = 1000,
     threads: Annotated[int, typer.Option(help="Threads per ranking.")] = 1,
     workers: Annotated[
         int | None,
@@ -151,6 +154,7 @@ def serve(
         mode=state,  # type: ignore[arg-type]  # serve checks the text
         threads=threads,
         most=most,
+        most_exposures=most_exposures,
         watch=watch,
     )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -25,7 +26,9 @@ TEXT_LENGTH = 1 << 16
 FLOAT32 = float(np.finfo(np.float32).max)
 
 Value = float | int | str
-FIELDS = ("user", "item", "time", "labels", "ratios", "features", "context", "id")
+FIELDS = ("user", "item", "time", "labels", "ratios", "features", "context", "id", "ranking")
+RANKING = re.compile(r"[A-Za-z0-9._~:-]{1,64}")
+"""An id of a ranking: text that needs no escape in a URL, a key or a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Event:
         ratios: duration task -> share of the item's length.
         features: event feature -> raw value.
         id: identifies an event that is sent twice, and orders events of the same time.
+        ranking: id of the ranking that showed the item; empty where it is not known.
     """
 
     user: int | str
@@ -48,6 +52,7 @@ class Event:
     ratios: Mapping[str, float] = field(default_factory=dict)
     features: Mapping[str, Value] = field(default_factory=dict)
     id: bytes = b""
+    ranking: str = ""
 
 
 def event_of(given: Mapping[str, Any]) -> Event:
@@ -57,8 +62,9 @@ def event_of(given: Mapping[str, Any]) -> Event:
         given: ``user``, ``item``, ``time`` (milliseconds since 1970 or a datetime; an order where
             there is no clock) and any of ``labels`` (task -> 0 or 1, or seconds), ``ratios``,
             ``features`` and ``context`` (name -> value; the model knows which of the two a
-            feature is) and ``id``. An event without an id gets one computed from user, item, time
-            and labels (:func:`content_of`): the same event sent twice counts once.
+            feature is), ``id``, and ``ranking`` (the id of the ranking that showed the item). An
+            event without an id gets one computed from user, item, time and labels
+            (:func:`content_of`): the same event sent twice counts once.
 
     Raises:
         DataError: a field is missing, unknown, or has a value that is not valid.
@@ -79,6 +85,7 @@ def event_of(given: Mapping[str, Any]) -> Event:
         if name in features:
             raise DataError(f"{name!r} is in both the features and the context of an event")
         features[name] = value
+    ranking = given.get("ranking")
     event = Event(
         external_id("user", given["user"]),
         external_id("item", given["item"]),
@@ -86,13 +93,28 @@ def event_of(given: Mapping[str, Any]) -> Event:
         _numbers("labels", given.get("labels")),
         _numbers("ratios", given.get("ratios")),
         features,
+        ranking="" if ranking is None else ranking_id(ranking),
     )
     id = given.get("id")
     return _with_id(event, content_id(event) if id is None else _event_id(id))
 
 
 def _with_id(event: Event, id: bytes) -> Event:
-    return Event(event.user, event.item, event.time, event.labels, event.ratios, event.features, id)
+    return replace(event, id=id)
+
+
+def ranking_id(value: Any) -> str:
+    """The id of a ranking, checked.
+
+    Raises:
+        DataError: it is not text of 1 to 64 letters, digits and ``._~:-``.
+    """
+    if isinstance(value, str) and RANKING.fullmatch(value):
+        return value
+    raise DataError(
+        f"the id of a ranking is {value!r:.80}, expected 1 to 64 letters, digits and ._~:-, as in "
+        "the answer to a request"
+    )
 
 
 def _named(what: str, given: Any) -> Iterable[tuple[str, Any]]:

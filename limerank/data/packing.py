@@ -9,7 +9,7 @@ Format, version 1. ``varint`` is unsigned LEB128, ``zigzag`` a signed one (0, -1
     names    varint count | count x text
     id       u8: 0 -> zigzag integer, 1 -> text
     values   varint count | count x (u8: 16 * part + form | name | value)
-    part     0 label, 1 ratio, 2 feature
+    part     0 label, 1 ratio, 2 feature, 3 the id of a ranking, named "ranking"
     form     0 -> zero, 1 -> one, 2 -> f32, 3 -> f64, 4 -> zigzag integer, 5 -> text
     name     in an event: text; in events: varint position among the names
 
@@ -51,7 +51,7 @@ def unpack(data: bytes, user: int | str, time: int, id: bytes) -> Event:
         FormatError: the bytes are damaged, of a later version, or of another event.
     """
     reader = _Unpacker(data, _beside(user, time, id))
-    event = Event(user, reader.id(), time, *reader.values(None), id)
+    event = _event(reader, user, time, id, None)
     reader.end()
     return event
 
@@ -61,7 +61,7 @@ def pack_list(user: int | str, events: Sequence[Event]) -> bytes:
     out = bytearray([VERSION])
     _put_id(out, user)
     _put_varint(out, len(events))
-    parts = (part for event in events for part in (event.labels, event.ratios, event.features))
+    parts = (part for event in events for part in _parts(event))
     names = {name: column for column, name in enumerate(dict.fromkeys(n for p in parts for n in p))}
     _put_varint(out, len(names))
     for name in names:
@@ -85,7 +85,7 @@ def unpack_list(data: bytes) -> tuple[int | str, list[Event]]:
     for _ in range(count):
         id = reader.bytes()
         time += reader.signed()
-        events.append(Event(user, reader.id(), time, *reader.values(names), id))
+        events.append(_event(reader, user, time, id, names))
     reader.end()
     return user, events
 
@@ -123,8 +123,13 @@ def _put_id(out: bytearray, id: int | str) -> None:
         _put_varint(out, _zigzag(id))
 
 
-def _put_values(out: bytearray, event: Event, names: Mapping[str, int] | None) -> None:
+def _parts(event: Event) -> tuple[Mapping[str, Value], ...]:
     parts = (event.labels, event.ratios, event.features)
+    return (*parts, {"ranking": event.ranking}) if event.ranking else parts
+
+
+def _put_values(out: bytearray, event: Event, names: Mapping[str, int] | None) -> None:
+    parts = _parts(event)
     _put_varint(out, sum(map(len, parts)))
     for part, values in enumerate(parts):
         for name, value in values.items():
@@ -158,6 +163,15 @@ def _formed(value: Value) -> tuple[int, bytes]:
     if struct.unpack("<f", short)[0] == value:
         return 2, short
     return 3, struct.pack("<d", value)
+
+
+def _event(
+    reader: _Unpacker, user: int | str, time: int, id: bytes, names: Sequence[str] | None
+) -> Event:
+    """The event whose item and values a reader has next."""
+    item = reader.id()
+    labels, ratios, features, ranking = reader.values(names)
+    return Event(user, item, time, labels, ratios, features, id, ranking.get("ranking", ""))
 
 
 class _Unpacker:
@@ -218,15 +232,13 @@ class _Unpacker:
         except DataError:
             return text
 
-    def values(
-        self, names: Sequence[str] | None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Labels, ratios and features."""
-        parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]] = ({}, {}, {})
+    def values(self, names: Sequence[str] | None) -> tuple[dict[str, Any], ...]:
+        """Labels, ratios, features, and the id of a ranking by "ranking"."""
+        parts: tuple[dict[str, Any], ...] = ({}, {}, {}, {})
         for _ in range(self.varint()):
             part, form = divmod(self._take(1)[0], 16)
             column = 0 if names is None else self.varint()
-            if part > 2 or form > 5 or (names is not None and column >= len(names)):
+            if part > 3 or form > 5 or (names is not None and column >= len(names)):
                 raise FormatError("bytes of events are damaged: no value has this form")
             name = self.text() if names is None else names[column]
             value = self._value(form)

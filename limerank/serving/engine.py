@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import time as clock
-from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from limerank.data.canonical import external_id, json_value
-from limerank.data.encoding import read_vocabulary
+from limerank.data.exposures import MAIN
 from limerank.errors import FormatError, SpecError, UnknownError
-from limerank.kernels.dispatch import inference
-from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
-from limerank.ranking.scorer import NativeScorer, ScorerName
+from limerank.ranking.scorer import ScorerName
+from limerank.serving.answers import described, dispatch, explained, unranked
 from limerank.serving.current import Current
+from limerank.serving.exposing import Exposing, new_ranking
 from limerank.serving.intake import Accepted, Intake
-from limerank.serving.messages import EventMessage, Explain, Rank, UserRequest
+from limerank.serving.messages import EventMessage, Explain, Rank, Shown, UserRequest
 from limerank.serving.served import Loader, Served
 from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
@@ -35,15 +32,10 @@ from limerank.serving.stores.values import written
 from limerank.serving.telemetry import Numbers
 
 log = logging.getLogger("limerank.serving")
-PATHS = 24
-"""Paths from an event over a link to an item that an explanation names, at most."""
-LINKS = 8
-"""Links that an explanation names, at most."""
+Answer = dict[str, Any] | Future[dict[str, Any]]
 BRIEF_ITEMS, BRIEF_RANKED, BRIEF_EVENTS, BRIEF_NAMES = 2048, 256, 16, 64
 """Limits of a request that is answered on the event loop: candidates, ranked items, events, and
 names in one object."""
-SHOWN_VALUES = 100
-"""Values of a categorical context feature in the description of the model, at most."""
 
 
 class Serving:
@@ -62,6 +54,7 @@ class Serving:
     Attributes:
         current: what is served, and how it is replaced.
         intake: how events reach the store; a source beside HTTP calls it, too.
+        exposing: how exposures reach the store.
         numbers: the metrics.
     """
 
@@ -81,6 +74,7 @@ class Serving:
         self._store_warnings: list[str] = []
         self.current = Current(Loader(store, items, mode, scorer, threads), run, index)
         self.intake = Intake(store, lambda: self._served.states.form, self.numbers)
+        self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
         log.info("computing: %s", json.dumps(self.dispatch()))
 
     @property
@@ -89,7 +83,7 @@ class Serving:
 
     def dispatch(self) -> dict[str, Any]:
         """Which implementations compute: reported once at start, and in ``/v1/model``."""
-        return _dispatch(self._served, self.current.loader.threads)
+        return dispatch(self._served, self.current.loader.threads)
 
     def reload(self, run: str | None, index: str | None) -> dict[str, Any]:
         """Serve another run or index. One that fails its tests is refused, and the one in use
@@ -100,7 +94,7 @@ class Serving:
         return {
             "run": new.trained.fingerprint,
             "index_version": new.index.version,
-            "live_items": _live(new),
+            "live_items": unranked(new),
         }
 
     def verify(self) -> None:
@@ -127,15 +121,19 @@ class Serving:
             index=served.marked,
         )
 
-    def rank(self, asked: Rank) -> dict[str, Any]:
+    def rank(self, asked: Rank) -> Answer:
+        """The answer, or a future of it where the ranking is logged."""
         served = self._served
         taken: dict[str, float] = {}
         started = clock.perf_counter()
         with self.numbers.stage("state", taken):
             ready = self._ready(served, asked)
-        return self._ranked(served, asked, ready, taken, started)
+        return self._logged(asked, self._ranked(served, asked, ready, taken, started))
 
-    def rank_at_once(self, asked: Rank) -> dict[str, Any] | None:
+    def _logged(self, asked: Rank, answer: dict[str, Any]) -> Answer:
+        return self.exposing.log(asked, answer) if asked.log else answer
+
+    def rank_at_once(self, asked: Rank) -> Answer | None:
         """:meth:`rank` for requests that take about a millisecond and wait for nothing: passing
         such a request to another thread takes longer than answering it. None for all others."""
         served = self._served
@@ -158,7 +156,9 @@ class Serving:
             ready = served.states.ready_at_once(
                 asked.user, now=asked.time, context=asked.context, index=served.marked
             )
-        return None if ready is None else self._ranked(served, asked, ready, taken, started)
+        if ready is None:
+            return None
+        return self._logged(asked, self._ranked(served, asked, ready, taken, started))
 
     def _ranked(
         self, served: Served, asked: Rank, ready: Ready, taken: dict[str, float], started: float
@@ -181,6 +181,8 @@ class Serving:
         shown = [None] * len(best.ids) if display is None else display.of(best.rows)
         taken["total"] = round(1e3 * (clock.perf_counter() - started), 3)
         return {
+            "ranking": new_ranking(MAIN),
+            "arm": MAIN,
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
@@ -228,9 +230,13 @@ class Serving:
             )
         with self.numbers.stage("explain"):
             found = flow.explain(past, request, rows, ids)
-        return {"user": asked.user, "items": [_explained(one) for one in found]}
+        return {"user": asked.user, "items": [explained(one) for one in found]}
 
-    # Events
+    # Exposures and events
+
+    def shown(self, given: Shown) -> Future[dict[str, Any]]:
+        """Store an exposure; the future is done when it is durable."""
+        return self.exposing.show(given, given.arm or MAIN)
 
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]:
         """Check and store events; the future is done when they are durable, so that no thread waits
@@ -259,6 +265,7 @@ class Serving:
             "user": id,
             "known": True,
             "events": count,
+            "exposures": self.store.exposure_count(id),
             "features": json_value(held.features),
             "history": [
                 {
@@ -330,56 +337,7 @@ class Serving:
     # Description, health, metrics
 
     def model(self) -> dict[str, Any]:
-        served = self._served
-        ranker = served.trained.ranker
-        layout = served.items.layout
-        encoding = served.trained.manifest["encoding"]
-        return {
-            "version": version("limerank"),
-            "model": ranker.config.model,
-            "run": served.trained.fingerprint,
-            "loaded": served.loaded,
-            "index": {
-                "version": served.index.version,
-                "items": served.rankable,
-            },
-            "history": served.states.length,
-            "state": served.states.mode,
-            "links": ranker.link_shape[1] if ranker.link_shape else None,
-            "tasks": [{"name": task.name, "kind": task.kind} for task in ranker.shape.tasks],
-            "item_id": None if layout is None else layout.id,
-            "item_columns": [] if layout is None else layout.read,
-            "item_features": []
-            if layout is None
-            else [
-                {"name": one.name, "kind": one.kind, "column": one.column, "split": one.split}
-                for one in layout.features
-            ],
-            "context": [
-                {"name": one["name"], "kind": one["kind"], "values": self._values(served, one)}
-                for one in encoding["event_features"]
-                if one["when"] == "context"
-            ],
-            "impression": [
-                {"name": one["name"], "kind": one["kind"], "values": self._values(served, one)}
-                for one in served.states.form.impressions.features.values()
-                if not one["bias"]
-            ],
-            "clock": served.states.form.clock,
-            "index_check": served.check.state,
-            "live_items": _live(served),
-            "dispatch": self.dispatch(),
-            "alarms": None
-            if served.alarms is None
-            else [alarm.to_dict() for alarm in served.alarms],
-        }
-
-    def _values(self, served: Served, feature: Mapping[str, Any]) -> list[str]:
-        """The most frequent values of a categorical context feature that the run knows."""
-        if feature["kind"] != "categorical":
-            return []
-        folder, name = served.trained.path, str(feature["name"])
-        return read_vocabulary(folder, f"event_{name}")["value"].head(SHOWN_VALUES).to_list()
+        return described(self._served, self.current.loader.threads)
 
     def readiness(self) -> dict[str, Any]:
         """Raise where requests would fail or get wrong answers; this asks the store."""
@@ -431,61 +389,4 @@ def _counted(accepted: Accepted) -> dict[str, Any]:
         "accepted": accepted.count(Outcome.ACCEPTED),
         "duplicates": accepted.count(Outcome.DUPLICATE),
         "expired": accepted.count(Outcome.EXPIRED),
-    }
-
-
-def _dispatch(served: Served, threads: int) -> dict[str, Any]:
-    scorer = served.scorer
-    return {
-        "state": served.states.mode,
-        "user_stage": served.trained.ranker.user_stage.used,
-        "inference": inference().used,
-        "scorer": scorer.name,
-        "instructions": scorer.path if isinstance(scorer, NativeScorer) else None,
-        "threads": threads,
-    }
-
-
-def _live(served: Served) -> dict[str, Any]:
-    """Live items that the index does not rank."""
-    skipped = {} if served.index.live is None else served.index.live.skipped
-    return {
-        "pending": served.pending,
-        "skipped": [{"item": id, "why": why} for id, why in skipped.items()],
-    }
-
-
-def _explained(found: Explanation) -> dict[str, Any]:
-    events = [
-        {
-            "item": plain(event.item),
-            "time": event.time,
-            "age": event.age,
-            "share": event.share,
-            "effect": None if np.isnan(event.effect) else event.effect,
-        }
-        for event in found.events
-    ]
-    links: list[dict[str, Any]] = []
-    paths: list[dict[str, Any]] = []
-    if found.links is not None and found.reads is not None:
-        weights = found.links.mean(0)
-        order = np.argsort(-weights, kind="stable")[:LINKS]
-        links = [{"link": int(link), "weight": float(weights[link])} for link in order]
-        full = weights[:, None] * found.reads
-        if full.size:
-            heaviest = np.argsort(-full, axis=None, kind="stable")[:PATHS]
-            for link, event in zip(*np.unravel_index(heaviest, full.shape), strict=True):
-                paths.append(
-                    {"event": int(event), "link": int(link), "weight": float(full[link, event])}
-                )
-    return {
-        "item": plain(found.item),
-        "value": found.value,
-        "without_history": found.without_history,
-        "links": links,
-        "events": events,
-        "paths": paths,
-        "impression": [asdict(one) for one in found.impression],
-        "anchored": [{**asdict(one), "value": plain(one.value)} for one in found.anchored],
     }

@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from limerank.data.canonical import INT64, external_id, milliseconds
+from limerank.data.events import RANKING
+from limerank.data.exposures import ARM, MOST_SHOWN
 from limerank.errors import DataError
 
 MOST_CANDIDATES = 100_000
@@ -146,6 +148,9 @@ Time = Annotated[
 ]
 """Milliseconds since 1970, or ISO 8601 text; an order where the log has no clock."""
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Position = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Ranking = Annotated[str, Field(pattern=f"^{RANKING.pattern}$")]
+ArmName = Annotated[str, Field(pattern=f"^{ARM.pattern}$")]
 Value = Annotated[Any, PlainValidator(_value), WithJsonSchema({"anyOf": _shown(MOST_ID)})]
 Column = Annotated[
     Any,
@@ -239,11 +244,48 @@ class Rank(UserRequest):
         "as {item: 7, price: 12.5}; if not given, the full catalogue.",
     )
     exclude_seen: bool = Field(True, description="Leave out items that the user has seen.")
-    exclude: Candidates[Id] | None = Field(
-        None, description="Further ids to leave out."
-    )
+    exclude: Candidates[Id] | None = Field(None, description="Further ids to leave out.")
     filter: Named[Annotated[Listed[Value], Field(max_length=1000)]] | None = Field(
         None, description="Item feature to the allowed values; an item must match all features."
+    )
+    log: bool = Field(
+        False,
+        description="Whether the ranking is shown to the user as it is answered: store it as an "
+        "exposure, so that later events are its outcomes. Needs a user and a key with write "
+        "access. Where fewer items are shown, use POST /v1/shown instead.",
+    )
+
+
+class Shown(Message):
+    """A ranking that was really shown to a user."""
+
+    user: Id = Field(description="External id; a new one adds a user.")
+    items: Annotated[Listed[Candidate], Field(min_length=1, max_length=MOST_SHOWN)] = Field(
+        description="Ids of the shown items, the upper ones first, or objects with an item and "
+        "values of impression features."
+    )
+    ranking: Ranking | None = Field(
+        None,
+        description="Id of the ranking, from the answer of /v1/rank; made if not given. The same "
+        "ranking of a user counts once.",
+    )
+    positions: Annotated[Listed[Position], Field(max_length=MOST_SHOWN)] | None = Field(
+        None, description="Position of each item on the page, from 1 on; if not given, 1, 2, ..."
+    )
+    values: Annotated[Listed[Number], Field(max_length=MOST_SHOWN)] | None = Field(
+        None, description="Ranking value of each item, from the answer of /v1/rank."
+    )
+    teams: Annotated[Listed[ArmName], Field(max_length=MOST_SHOWN)] | None = Field(
+        None, description="Team of each item, from the answer of an interleaved ranking."
+    )
+    context: Named[Value] | None = Field(None, description="Context feature to its value.")
+    time: Time | None = Field(
+        None, description="When it was shown; now if not given. A log without a clock needs it."
+    )
+    arm: ArmName | None = Field(
+        None,
+        description="The arm that ranked. If not given, it is that of the ranking's id, or else "
+        "the user's.",
     )
 
 
@@ -269,6 +311,11 @@ class EventMessage(Message):
     )
     features: Named[Value] | None = Field(None, description="Event feature to its value.")
     context: Named[Value] | None = Field(None, description="Context feature to its value.")
+    ranking: Ranking | None = Field(
+        None,
+        description="Id of the ranking that showed the item. Without it, the event counts as an "
+        "outcome of the user's latest ranking with the item, if that is recent.",
+    )
     id: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
         None,
         description="Events of a user with the same id are one event. If not given, the id is "
@@ -311,6 +358,7 @@ LONG: dict[type[Message], dict[str, tuple[TypeAdapter[Any], int]]] = {
         "exclude": (TypeAdapter(Candidates[Id]), MOST_CANDIDATES),
         "history": (TypeAdapter(Listed[HistoryEvent]), MOST_EVENTS),
     },
+    Shown: {"items": (TypeAdapter(Listed[Candidate]), MOST_SHOWN)},
     Explain: {"history": (TypeAdapter(Listed[HistoryEvent]), MOST_EVENTS)},
     Events: {"events": (TypeAdapter(Listed[EventMessage]), MOST_EVENTS)},
     PutItems: {"items": (TypeAdapter(Listed[Named[Column]]), MOST_ITEMS)},

@@ -42,6 +42,12 @@ class Numbers:
         )
         for outcome in ("accepted", "duplicate", "expired", "refused"):
             self.intake.labels(outcome)
+        self.exposures = Counter(
+            "limerank_exposures",
+            "Rankings that were shown, by arm and outcome: accepted, duplicate, expired.",
+            ["arm", "outcome"],
+            registry=into,
+        )
         self.users = Gauge("limerank_users", "Users in the store.", registry=into)
         self.events = Gauge("limerank_events", "Events in the store.", registry=into)
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)

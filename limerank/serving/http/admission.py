@@ -79,6 +79,12 @@ class Admission:
             if wait:
                 raise _paced(f"more than {self._pace.rate:g} requests a second", wait)
 
+    def check_access(self, access: Access, request: Request) -> None:
+        """Refuse an admitted request whose body needs more access than its route; raises a
+        Problem."""
+        if not self.settings.open:
+            self._key(access, request, address_of(request.client.host if request.client else "?"))
+
     def _key(self, access: Access, request: Request, address: str) -> str:
         """The key of a request, in the form that the server holds."""
         scheme, _, given = request.headers.get("authorization", "").strip().partition(" ")

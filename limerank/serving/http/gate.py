@@ -34,7 +34,7 @@ from limerank.serving.http.settings import Settings
 log = logging.getLogger("limerank.serving")
 OTHER = "other"
 """The label of all unknown routes in metrics."""
-FIRST = ("/v1/rank", "/v1/events")
+FIRST = ("/v1/rank", "/v1/events", "/v1/shown")
 """Routes with the main threads. All others, such as reading a large user, use other threads."""
 STOPPING_SECONDS = 2
 """``Retry-After`` of requests that were cut short by the end of the server."""
@@ -158,6 +158,8 @@ class Gate:
             if operation.body:
                 self.admission.check_type(request)
             call = Call(await self._body(operation, request) if operation.body else None, request)
+            if operation.writes(call.body):
+                self.admission.check_access("write", request)
             found = operation.at_once(self.engine, call)
             if found is None:
                 found = await lane.answer(self._work, operation, call)

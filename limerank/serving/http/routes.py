@@ -23,6 +23,7 @@ from limerank.serving.messages import (
     PutUser,
     Rank,
     Reload,
+    Shown,
 )
 from limerank.serving.stores import EventStore
 from limerank.serving.telemetry import Numbers
@@ -39,10 +40,11 @@ class Engine(Protocol):
     store: EventStore
 
     def model(self) -> dict[str, Any]: ...
-    def rank(self, asked: Rank) -> dict[str, Any]: ...
+    def rank(self, asked: Rank) -> Any: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]: ...
-    def rank_at_once(self, asked: Rank) -> dict[str, Any] | None: ...
+    def rank_at_once(self, asked: Rank) -> Any: ...
+    def shown(self, given: Shown) -> Future[dict[str, Any]]: ...
     def append_at_once(self, events: list[EventMessage]) -> Future[dict[str, Any]] | None: ...
     def user(self, user: str) -> dict[str, Any]: ...
     def users(self, text: str, limit: int) -> dict[str, Any]: ...
@@ -82,6 +84,8 @@ class Operation(Described):
     at_once: Callable[[Engine, Call], Any] = lambda engine, call: None
     """Computes the answer, or a future of it, on the event loop; None where that would take more
     than about a millisecond or wait: then ``answers`` is called in another thread."""
+    writes: Callable[[Any], bool] = lambda body: False
+    """Whether a body asks for more than reading, so that its key needs write access."""
 
     @property
     def name(self) -> str:
@@ -150,13 +154,17 @@ OPERATIONS: tuple[Operation, ...] = (
         answers=lambda engine, call: engine.model()),
     Operation("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
         answers=lambda engine, call: engine.rank(call.body),
-        at_once=lambda engine, call: engine.rank_at_once(call.body)),
+        at_once=lambda engine, call: engine.rank_at_once(call.body),
+        writes=lambda body: body.log),
     Operation("POST", "/v1/explain", "read", "Explain scores by events and links.", (Explain,),
         answers=lambda engine, call: engine.explain(call.body)),
     Operation("POST", "/v1/events", "write", "Store events; answered when they are durable.",
         (Events, EventMessage), answer={"accepted": 1, "duplicates": 0, "expired": 0},
         answers=lambda engine, call: engine.append(_events(call)),
         at_once=lambda engine, call: engine.append_at_once(_events(call))),
+    Operation("POST", "/v1/shown", "write", "Store a ranking that was shown to a user.", (Shown,),
+        answer={"ranking": "main.lP3xq8rT2kWm0sVd", "arm": "main", "outcome": "accepted"},
+        answers=lambda engine, call: engine.shown(call.body)),
     Operation("GET", "/v1/users", "read", "Users whose id begins with a text.", query=(TEXT, LIMIT),
         answers=lambda engine, call: engine.users(_text(call), _limit(call))),
     Operation("GET", "/v1/users/{user:path}", "read", "A user's features and latest events.",
@@ -164,7 +172,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("PUT", "/v1/users/{user:path}", "write", "Replace a user's own features.", (PutUser,),
         answers=lambda engine, call: engine.put_user(
             _id(call, "user"), call.body.features)),
-    Operation("DELETE", "/v1/users/{user:path}", "write", "Delete a user and all events.",
+    Operation("DELETE", "/v1/users/{user:path}", "write", "Delete a user and all that is stored.",
         answer={"forgotten": 42}, answers=lambda engine, call: engine.forget(_id(call, "user"))),
     Operation("GET", "/v1/items", "read", "Items whose id or features contain a text.",
         query=(TEXT, LIMIT),

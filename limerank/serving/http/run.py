@@ -25,7 +25,7 @@ from limerank.serving.http.lines import log_json
 from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
 from limerank.serving.state import Mode
-from limerank.serving.stores import open_store
+from limerank.serving.stores import MOST_EXPOSURES, open_store
 from limerank.serving.watching import Background
 
 log = logging.getLogger("limerank.serving")
@@ -46,6 +46,7 @@ def serve(
     mode: Mode = "window",
     threads: int = 1,
     most: int | None = None,
+    most_exposures: int = MOST_EXPOSURES,
     watch: Path | None = None,
 ) -> None:
     """Serve until the process gets a signal to stop; running requests are answered first.
@@ -55,6 +56,7 @@ def serve(
         store: an SQLite file, or the address of a Valkey or Redis server.
         settings: keys, limits, times.
         most: events stored of a user, at most; all when not given.
+        most_exposures: exposures stored of a user, at most.
         watch: a folder with the links ``run`` and ``index``, or a JSON file
             ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
     """
@@ -78,7 +80,7 @@ def serve(
         engine = Serving(
             run.absolute(),  # messages contain the absolute paths, which answers hide
             index.absolute(),
-            open_store(store, most),
+            open_store(store, most, most_exposures),
             items=None if items is None else items.absolute(),
             mode=mode,
             threads=threads,

@@ -11,6 +11,7 @@ import re
 
 from limerank.errors import SpecError
 from limerank.serving.stores.contract import (
+    MOST_EXPOSURES,
     Counts,
     EventStore,
     Held,
@@ -24,6 +25,7 @@ from limerank.serving.stores.valkey import ValkeyStore
 from limerank.serving.stores.valkey_server import redacted
 
 __all__ = [
+    "MOST_EXPOSURES",
     "Counts",
     "EventStore",
     "Held",
@@ -41,25 +43,32 @@ NEARLY = re.compile(r"(valkey|redis|unix)s*:?/|[^/]*:[^/]*@", re.IGNORECASE)
 """Texts that look like a misspelt address."""
 
 
-def open_store(where: str | os.PathLike[str], most: int | None = None) -> EventStore:
+def open_store(
+    where: str | os.PathLike[str],
+    most: int | None = None,
+    most_exposures: int = MOST_EXPOSURES,
+) -> EventStore:
     """Open the store at an address: a Valkey or Redis server's, or the path of an SQLite file.
 
     Args:
         where: such as ``events.db`` or ``valkey://localhost:6379/0``.
         most: events stored of a user, at most; all when not given.
+        most_exposures: exposures stored of a user, at most.
 
     Raises:
         SpecError: the text looks like an address, but is not the address of a store.
         StoreError, FormatError: the store cannot be opened.
     """
     if not isinstance(where, str):
-        return SqliteStore(where, most=most)
+        return SqliteStore(where, most=most, most_exposures=most_exposures)
     if where.lower().startswith(SERVERS):
         scheme, _, location = where.partition("://")
-        return ValkeyStore(f"{scheme.lower()}://{location}", most=most)
+        return ValkeyStore(
+            f"{scheme.lower()}://{location}", most=most, most_exposures=most_exposures
+        )
     if "://" in where or NEARLY.match(where):  # not a path: it may contain a password
         raise SpecError(
             f"{redacted(where)} is not the address of a store; expected the path of a file, or an "
             f"address that begins with {', '.join(SERVERS)}"
         )
-    return SqliteStore(where, most=most)
+    return SqliteStore(where, most=most, most_exposures=most_exposures)

@@ -1,7 +1,8 @@
 """The contract of all event stores.
 
-A store holds events, users' own features, items that were added or changed live, and for each user
-the states that models computed from the events. It guarantees:
+A store holds events, users' own features, items that were added or changed live, for each user the
+states that models computed from the events, and exposures: the rankings that the user was shown. It
+guarantees:
 
 - **Durable.** :meth:`~EventStore.append` and every other change return when the change survives a
   crash of process and machine. A change that raised may or may not be stored; repeating it is safe.
@@ -12,6 +13,9 @@ the states that models computed from the events. It guarantees:
 - **Bounded**, where ``most`` is given: each user's latest ``most`` events are stored. An event that
   is older than all events of a full user is *expired*: it is refused, and so are events that were
   dropped before and are sent again.
+- **Exposures** are durable and idempotent like events: a user's exposure whose ranking is stored
+  already is a duplicate. They are bounded always: each user's latest ``most_exposures`` are stored.
+  They change no version, and are deleted with their user.
 - **Versions.** A user's version changes with each accepted event and each change of the features. A
   user who was deleted and returns never gets an earlier version again.
 - **States** belong to the version that they were computed from. A state of any other version than
@@ -36,6 +40,7 @@ from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 from limerank.data.canonical import external_id
 from limerank.data.events import Event
+from limerank.data.exposures import Exposure, unpack_exposure
 from limerank.data.packing import unpack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 
@@ -43,12 +48,14 @@ Id = int | str
 
 log = logging.getLogger("limerank.serving.stores")
 
+MOST_EXPOSURES = 1000
+"""Exposures stored of a user, at most, unless the store is opened with another bound."""
 TRIM = 4096
 """Events of a user that one call drops after ``most`` was lowered, at most."""
 
 
 class Outcome(StrEnum):
-    """The outcome of appending an event."""
+    """The outcome of appending an event or an exposure."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -111,6 +118,7 @@ class EventStore(abc.ABC):
 
     Attributes:
         most: events stored of a user, at most; None: all.
+        most_exposures: exposures stored of a user, at most.
         local: whether this process reads the store itself, in microseconds.
         address: the store's address or path, for logs and the command line; never with a password.
     """
@@ -118,10 +126,12 @@ class EventStore(abc.ABC):
     local = False
     address: str
 
-    def __init__(self, most: int | None) -> None:
+    def __init__(self, most: int | None, most_exposures: int = MOST_EXPOSURES) -> None:
         if most is not None and most < 1:
             raise SpecError(f"most is {most} events of a user, expected 1 or more")
-        self.most = most
+        if most_exposures < 1:
+            raise SpecError(f"most_exposures is {most_exposures} of a user, expected 1 or more")
+        self.most, self.most_exposures = most, most_exposures
 
     @abc.abstractmethod
     def append(self, events: Sequence[Event]) -> list[Outcome]:
@@ -163,6 +173,35 @@ class EventStore(abc.ABC):
         an unknown user. No other events are read."""
 
     @abc.abstractmethod
+    def between(self, user: Id, since: int, until: int) -> list[Event]:
+        """The events of a user from a time to another, that one excluded, oldest first; empty for
+        an unknown user. No other events are read."""
+
+    @abc.abstractmethod
+    def show(self, exposures: Sequence[Exposure]) -> list[Outcome]:
+        """Store exposures; returns the outcome of each when they are durable. Unknown users are
+        created, without events. Versions do not change."""
+
+    @abc.abstractmethod
+    def showing(self, exposures: Sequence[Exposure]) -> Future[list[Outcome]]:
+        """:meth:`show` without waiting, as :meth:`appending` is to :meth:`append`."""
+
+    @abc.abstractmethod
+    def exposures(self, user: Id, since: int, until: int) -> list[Exposure]:
+        """The exposures of a user from a time to another, that one excluded, oldest first; those of
+        one time by their rankings. Empty for an unknown user."""
+
+    @abc.abstractmethod
+    def exposure_count(self, user: Id) -> int:
+        """The number of a user's exposures. None is read."""
+
+    @abc.abstractmethod
+    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
+        """The exposures stored after the first ``since``, in the order of arrival, without those
+        that were dropped or deleted since; and the number to continue from. At most ``limit`` are
+        read: continue until none is returned. Damaged ones are left out and logged."""
+
+    @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
         """Replace the user's own features; an unknown user is created.
 
@@ -173,7 +212,7 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def delete_user(self, user: Id) -> bool:
-        """Delete a user: events, features and states. False: the user was unknown.
+        """Delete a user: events, exposures, features and states. False: the user was unknown.
 
         Nothing of the user is read, so that a damaged user can be deleted, too.
 
@@ -302,6 +341,19 @@ def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> li
             found.append(replace(event, user=user, item=item))
     if damaged:
         log.error("%d events of the event store were damaged and are lost", damaged)
+    return found
+
+
+def readable(rows: Iterable[tuple[str, bytes, int, str]]) -> list[Exposure]:
+    """Exposures (user, bytes, time, ranking) that can be read; damaged ones are logged."""
+    found, damaged = [], 0
+    for user, data, time, ranking in rows:
+        try:
+            found.append(unpack_exposure(data, external_id("user", user), time, ranking))
+        except (FormatError, DataError):
+            damaged += 1
+    if damaged:
+        log.error("%d exposures of the event store are damaged and left out", damaged)
     return found
 
 

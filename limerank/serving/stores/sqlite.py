@@ -5,8 +5,10 @@ with full synchronisation, so that a commit is on the disk when it returns. Read
 writers.
 
 Tables: ``users`` (version, counts, features), ``events`` (clustered by user, time and event id;
-indexed by the change that added them, and by given ids), ``states``, ``items``, and one row of
-``totals``. Deleted bytes are overwritten with zeros, and the write-ahead log is emptied after the
+indexed by the change that added them, and by given ids), ``exposures`` (in the order of arrival),
+``states``, ``items``, and one row of ``totals``.
+
+Deleted bytes are overwritten with zeros, and the write-ahead log is emptied after the
 deletion of a user.
 """
 
@@ -22,10 +24,12 @@ from typing import Any, TypeVar
 
 from limerank.data.canonical import LARGEST_TIME, external_id
 from limerank.data.events import Event
+from limerank.data.exposures import Exposure, unpack_exposure
 from limerank.data.packing import unpack
 from limerank.errors import StoreError
 from limerank.serving.stores import sqlite_file
 from limerank.serving.stores.contract import (
+    MOST_EXPOSURES,
     Counts,
     EventStore,
     Held,
@@ -33,11 +37,13 @@ from limerank.serving.stores.contract import (
     Outcome,
     State,
     Version,
+    readable,
     trouble,
 )
 from limerank.serving.stores.sqlite_changes import (
     Append,
     Connection,
+    Show,
     Trim,
     add_to_totals,
     new_user,
@@ -59,6 +65,7 @@ class SqliteStore(EventStore):
     Args:
         path: the file; created where there is none. SQLite adds files with ``-wal`` and ``-shm``.
         most: events stored of a user, at most; None: all.
+        most_exposures: exposures stored of a user, at most.
         max_bytes: size of the file at most, about; None: as large as the disk allows.
 
     Raises:
@@ -73,9 +80,10 @@ class SqliteStore(EventStore):
         path: str | os.PathLike[str],
         *,
         most: int | None = None,
+        most_exposures: int = MOST_EXPOSURES,
         max_bytes: int | None = None,
     ) -> None:
-        super().__init__(most)
+        super().__init__(most, most_exposures)
         self._file = SqliteFile(path, max_bytes)
         self.path, self.address = self._file.path, self._file.address
         self._identity: str | None = None
@@ -96,6 +104,12 @@ class SqliteStore(EventStore):
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
         return self._writer.submit(Append.packed(events, self.most), 0).future
+
+    def show(self, exposures: Sequence[Exposure]) -> list[Outcome]:
+        return self._change(Show.packed(exposures, self.most_exposures)) if exposures else []
+
+    def showing(self, exposures: Sequence[Exposure]) -> Future[list[Outcome]]:
+        return self._writer.submit(Show.packed(exposures, self.most_exposures), 0).future
 
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
         user, text = external_id("user", user), written(f"the user {user!r:.80}", features)
@@ -121,6 +135,7 @@ class SqliteStore(EventStore):
                 return False
             connection.execute("DELETE FROM events WHERE user=?", known[:1])
             connection.execute("DELETE FROM states WHERE user=?", known[:1])
+            # A trigger deletes the exposures, in earlier versions, too.
             add_to_totals(connection, -1, -known[1])
             return True
 
@@ -257,6 +272,44 @@ class SqliteStore(EventStore):
                 (str(user), LARGEST_TIME if before is None else before, count),
             ).fetchall()
         return [unpack(data, user, time, id) for data, time, id in reversed(rows)]
+
+    def between(self, user: Id, since: int, until: int) -> list[Event]:
+        user = external_id("user", user)
+        with self._file.reading(several=False) as connection:
+            rows = connection.execute(
+                "SELECT data, time, id FROM events WHERE user=(SELECT key FROM users WHERE id=?) "
+                "AND time>=? AND time<? ORDER BY time, id",
+                (str(user), since, until),
+            ).fetchall()
+        return [unpack(data, user, time, id) for data, time, id in rows]
+
+    def exposures(self, user: Id, since: int, until: int) -> list[Exposure]:
+        user = external_id("user", user)
+        with self._file.reading(several=False) as connection:
+            rows = connection.execute(
+                "SELECT data, time, id FROM exposures WHERE user=(SELECT key FROM users WHERE "
+                "id=?) AND time>=? AND time<? ORDER BY time, id",
+                (str(user), since, until),
+            ).fetchall()
+        return [unpack_exposure(data, user, time, id) for data, time, id in rows]
+
+    def exposure_count(self, user: Id) -> int:
+        with self._file.reading(several=False) as connection:
+            found = connection.execute(
+                "SELECT COUNT(*) FROM exposures WHERE user=(SELECT key FROM users WHERE id=?)",
+                (str(external_id("user", user)),),
+            ).fetchone()
+        return int(found[0])
+
+    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
+        with self._file.reading(several=False) as connection:
+            rows = connection.execute(
+                "SELECT change, users.id, data, time, exposures.id FROM exposures "
+                "CROSS JOIN users ON users.key=exposures.user "
+                "WHERE change>? ORDER BY change LIMIT ?",
+                (since, limit),
+            ).fetchall()
+        return rows[-1][0] if rows else since, readable(row[1:] for row in rows)
 
     def state(self, user: Id, kind: str) -> State | None:
         with self._file.reading() as connection:

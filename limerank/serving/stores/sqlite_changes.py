@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limerank.data.events import Event, derived_id
+from limerank.data.exposures import Exposure, pack_exposure
 from limerank.serving.stores.contract import TRIM, Id, Outcome, by_user, one_form, renamed
 from limerank.serving.stores.values import packed
 
@@ -106,6 +107,50 @@ class Trim:
         deleted = _drop_oldest(connection, key, min(events - self.most, TRIM))
         _update(connection, [(key, count + 1, events - deleted, count + 1)])
         add_to_totals(connection, 0, -deleted)
+
+
+@dataclass(frozen=True)
+class Show:
+    """Store exposures: the exposures and their bytes."""
+
+    exposures: Sequence[Exposure]
+    data: Sequence[bytes]
+    most: int
+
+    @classmethod
+    def packed(cls, exposures: Sequence[Exposure], most: int) -> Show:
+        return cls(exposures, [pack_exposure(one) for one in exposures], most)
+
+    def __call__(self, connection: Connection) -> list[Outcome]:
+        keys = {
+            user: row[0]
+            for user, row in _known(
+                connection, list({str(one.user) for one in self.exposures})
+            ).items()
+        }
+        outcomes = []
+        for one, data in zip(self.exposures, self.data, strict=True):
+            key = keys.get(str(one.user))
+            if key is None:
+                key = keys[str(one.user)] = new_user(connection, one.user, "{}")
+                add_to_totals(connection, 1, 0)
+            done = connection.execute(
+                "INSERT INTO exposures(user, time, id, data) VALUES (?,?,?,?) "
+                "ON CONFLICT DO NOTHING",
+                (key, one.time, one.ranking, data),
+            )
+            if not done.rowcount:
+                outcomes.append(Outcome.DUPLICATE)
+                continue
+            change = done.lastrowid
+            dropped = connection.execute(
+                "DELETE FROM exposures WHERE user=? AND (time, id) < (SELECT time, id FROM "
+                "exposures WHERE user=? ORDER BY time DESC, id DESC LIMIT 1 OFFSET ?) "
+                "RETURNING change",
+                (key, key, self.most - 1),
+            ).fetchall()
+            outcomes.append(Outcome.EXPIRED if (change,) in dropped else Outcome.ACCEPTED)
+        return outcomes
 
 
 def _drop_oldest(connection: Connection, key: int, count: int) -> int:

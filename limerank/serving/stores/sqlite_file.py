@@ -51,6 +51,16 @@ CREATE INDEX IF NOT EXISTS events_by_id ON events(user, id) WHERE substr(id, 1, 
 """Created where they are missing, as in files of earlier versions. Both find some events of a user
 without reading the others: those of the latest changes, and those with a given id. Earlier versions
 keep them up to date, too, since SQLite does."""
+EXPOSURES = (
+    "CREATE TABLE IF NOT EXISTS exposures(change INTEGER PRIMARY KEY AUTOINCREMENT, "
+    "user INTEGER NOT NULL, time INTEGER NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS exposures_by_id ON exposures(user, id)",
+    "CREATE INDEX IF NOT EXISTS exposures_by_time ON exposures(user, time, id)",
+    "CREATE TRIGGER IF NOT EXISTS users_exposures AFTER DELETE ON users "
+    "BEGIN DELETE FROM exposures WHERE user=old.key; END",
+)
+"""Created where they are missing. The trigger deletes the exposures of a user whom an earlier
+version deletes."""
 
 
 class SqliteFile:
@@ -139,7 +149,7 @@ class SqliteFile:
             statements = SCHEMA + INDEXES
             connection.execute(f"PRAGMA application_id={APPLICATION}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
-        for statement in statements.split(";"):
+        for statement in (*statements.split(";"), *EXPOSURES):
             connection.execute(statement)
         if old:
             to_one_form(connection)

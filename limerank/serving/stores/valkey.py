@@ -15,16 +15,18 @@ import re
 import secrets
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from limerank.data.canonical import external_id
 from limerank.data.events import Event
+from limerank.data.exposures import Exposure, pack_exposure, unpack_exposure
 from limerank.data.packing import unpack
 from limerank.errors import FormatError, StoreError
 from limerank.serving.stores import valkey_scripts as scripts
 from limerank.serving.stores.contract import (
+    MOST_EXPOSURES,
     TRIM,
     Counts,
     EventStore,
@@ -35,11 +37,14 @@ from limerank.serving.stores.contract import (
     Version,
     by_user,
     one_form,
+    readable,
     renamed,
     trouble,
 )
 from limerank.serving.stores.valkey_server import ValkeyServer
 from limerank.serving.stores.values import beginning, items_of, packed, read, written
+
+T = TypeVar("T")
 
 FORMAT = 1
 APPENDING, WAITING = 16, 4096
@@ -60,6 +65,7 @@ class ValkeyStore(EventStore):
     Args:
         url: such as ``valkey://localhost:6379/0``, ``redis://...`` or ``unix:///run/valkey.sock``.
         most: events stored of a user, at most; None: all.
+        most_exposures: exposures stored of a user, at most.
         prefix: the beginning of all keys.
         durable: False accepts a server that may lose acknowledged events.
 
@@ -70,9 +76,15 @@ class ValkeyStore(EventStore):
     """
 
     def __init__(
-        self, url: str, *, most: int | None = None, prefix: str = "limerank:", durable: bool = True
+        self,
+        url: str,
+        *,
+        most: int | None = None,
+        most_exposures: int = MOST_EXPOSURES,
+        prefix: str = "limerank:",
+        durable: bool = True,
     ) -> None:
-        super().__init__(most)
+        super().__init__(most, most_exposures)
         self._server = ValkeyServer(url)
         self.address, self.prefix, self.durable = self._server.address, prefix, durable
         self._client = self._server.client
@@ -82,6 +94,7 @@ class ValkeyStore(EventStore):
         self._append, self._trim = register(scripts.APPEND), register(scripts.TRIM_USER)
         self._features, self._held = register(scripts.FEATURES), register(scripts.HELD)
         self._delete, self._put_state = register(scripts.DELETE), register(scripts.PUT_STATE)
+        self._show = register(scripts.SHOW)
         self._put_items, self._items = register(scripts.PUT_ITEMS), register(scripts.ITEMS)
         try:
             with self._server.as_store_errors(opening=True):
@@ -213,6 +226,14 @@ class ValkeyStore(EventStore):
         return outcomes
 
     def appending(self, events: Sequence[Event]) -> Future[list[Outcome]]:
+        return self._without_waiting(self.append, list(events))
+
+    def showing(self, exposures: Sequence[Exposure]) -> Future[list[Outcome]]:
+        return self._without_waiting(self.show, list(exposures))
+
+    def _without_waiting(
+        self, work: Callable[[list[T]], list[Outcome]], given: list[T]
+    ) -> Future[list[Outcome]]:
         if self._server.closed:
             raise trouble(StoreError, self.address, "is closed; open it again")
         with self._lock:
@@ -225,9 +246,78 @@ class ValkeyStore(EventStore):
                 self.address,
                 f"is too busy now: {WAITING} writes are waiting; try again later",
             )
-        promise = appenders.threads.submit(self.append, list(events))
+        promise = appenders.threads.submit(work, given)
         promise.add_done_callback(lambda _: appenders.free.release())
         return promise
+
+    def show(self, exposures: Sequence[Exposure]) -> list[Outcome]:
+        by_code = (Outcome.DUPLICATE, Outcome.ACCEPTED, Outcome.EXPIRED)
+        pipeline = self._client.pipeline(transaction=False)
+        with self._server.as_store_errors():
+            for one in exposures:
+                keys = self._keys(one.user, "utec") + self._all + self._keys(one.user, "xy")
+                given = [one.user, secrets.randbits(62), self.most_exposures]
+                self._show(
+                    keys=[*keys, f"{self.prefix}shown", f"{self.prefix}showing"],
+                    args=[*given, one.ranking, one.time, pack_exposure(one)],
+                    client=pipeline,
+                )
+            answers = pipeline.execute()
+        return [by_code[code] for (code,) in answers]
+
+    def exposures(self, user: Id, since: int, until: int) -> list[Exposure]:
+        user = external_id("user", user)
+        times, data = self._keys(user, "xy")
+        with self._server.as_store_errors():
+            found = self._client.zrangebyscore(times, since, f"({until}", withscores=True)
+            packed = self._client.hmget(data, [id for id, _ in found]) if found else []
+        return [
+            unpack_exposure(value, user, int(time), id.decode())
+            for (id, time), value in zip(found, packed, strict=True)
+            if value is not None  # dropped in between
+        ]
+
+    def exposure_count(self, user: Id) -> int:
+        (key,) = self._keys(external_id("user", user), "x")
+        with self._server.as_store_errors():
+            return int(self._client.zcard(key))
+
+    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
+        with self._server.as_store_errors():
+            found = self._client.zrangebyscore(
+                f"{self.prefix}shown", f"({since}", "+inf", 0, limit, withscores=True
+            )
+            pipeline = self._client.pipeline(transaction=False)
+            names = [name.decode().partition("|")[::2] for name, _ in found]
+            for ranking, user in names:
+                times, data = self._keys(user, "xy")
+                pipeline.zscore(times, ranking).hget(data, ranking)
+            answers = pipeline.execute()
+        rows = [
+            (user, data, int(time), ranking)
+            for (ranking, user), time, data in zip(names, answers[::2], answers[1::2], strict=True)
+            if data is not None and time is not None  # dropped in between
+        ]
+        return int(found[-1][1]) if found else since, readable(rows)
+
+    def between(self, user: Id, since: int, until: int) -> list[Event]:
+        user = external_id("user", user)
+        _, times, data = self._keys(user, "ute")
+        events: list[Event] = []
+        with self._server.as_store_errors():
+            for at in itertools.count(0, PART):
+                found = self._client.zrangebyscore(
+                    times, since, f"({until}", at, PART, withscores=True
+                )
+                values = self._client.hmget(data, [id for id, _ in found]) if found else []
+                events += [
+                    unpack(value.partition(b"|")[2], user, int(time), id)
+                    for (id, time), value in zip(found, values, strict=True)
+                    if value is not None  # dropped in between
+                ]
+                if len(found) < PART:
+                    break
+        return events
 
     def version(self, user: Id) -> Version | None:
         (key,) = self._keys(external_id("user", user), "u")
@@ -317,7 +407,8 @@ class ValkeyStore(EventStore):
 
     def _delete_of(self, user: Id) -> bool:
         with self._server.as_store_errors():
-            keys = [*self._keys(user, "utesc"), *self._all, f"{self.prefix}erase"]
+            keys = [*self._keys(user, "utescxy"), f"{self.prefix}shown"]
+            keys += [*self._all, f"{self.prefix}erase"]
             return bool(self._delete(keys=keys, args=[user, self._client.time()[0]]))
 
     def state(self, user: Id, kind: str) -> State | None:

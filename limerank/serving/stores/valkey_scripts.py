@@ -8,6 +8,8 @@ Keys, after the prefix (``USER`` is the external id)::
     u:USER              hash: born, count, dropped, features (JSON), from, listed
     t:USER, e:USER      sorted set: event id by time; hash: event id -> COUNT|packed event
     c:USER              list: COUNT|event id, in the order of the changes, of those since ``from``
+    x:USER, y:USER      sorted set: ranking by time; hash: ranking -> packed exposure
+    shown, showing      sorted set: RANKING|USER by the change that stored it; number of changes
     s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
     items, changes      hash: item -> JSON, empty where removed; sorted set: item by change
     change              number of changes of items
@@ -159,13 +161,42 @@ else
 end
 return out
 """
-# KEYS: u:, t:, e:, s:, c:, users, events, erase. ARGV: user, seconds since 1970.
+# KEYS: u:, t:, e:, c:, users, events, x:, y:, shown, showing. ARGV: user, born, most, then ranking,
+# time and bytes of each exposure. Returns the outcome of each: 0 duplicate, 1 accepted, 2 expired.
+SHOW = (
+    BORN
+    + """
+local out, most = {}, tonumber(ARGV[3])
+for at = 4, #ARGV, 3 do
+  local id, outcome = ARGV[at], 0
+  if redis.call('HEXISTS', KEYS[8], id) == 0 then
+    outcome = 1
+    local change = digits(redis.call('INCR', KEYS[10]))
+    redis.call('ZADD', KEYS[7], ARGV[at + 1], id)
+    redis.call('HSET', KEYS[8], id, ARGV[at + 2])
+    redis.call('ZADD', KEYS[9], change, id .. '|' .. ARGV[1])
+    while redis.call('ZCARD', KEYS[7]) > most do
+      local oldest = redis.call('ZPOPMIN', KEYS[7])[1]
+      redis.call('HDEL', KEYS[8], oldest)
+      redis.call('ZREM', KEYS[9], oldest .. '|' .. ARGV[1])
+      if oldest == id then outcome = 2 end
+    end
+  end
+  out[#out + 1] = outcome
+end
+return out
+"""
+)
+# KEYS: u:, t:, e:, s:, c:, x:, y:, shown, users, events, erase. ARGV: user, seconds since 1970.
 DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('DECRBY', KEYS[7], redis.call('ZCARD', KEYS[2]))
-redis.call('SREM', KEYS[6], ARGV[1])
-redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
-redis.call('SET', KEYS[8], ARGV[2], 'NX')
+redis.call('DECRBY', KEYS[10], redis.call('ZCARD', KEYS[2]))
+redis.call('SREM', KEYS[9], ARGV[1])
+for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
+  redis.call('ZREM', KEYS[8], id .. '|' .. ARGV[1])
+end
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
+redis.call('SET', KEYS[11], ARGV[2], 'NX')
 return 1
 """
 # KEYS: u:, s:. ARGV: born, count, kind, bytes.
