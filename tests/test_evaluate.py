@@ -264,9 +264,10 @@ def write_log_spec(folder: Path, split: dict[str, str]) -> Path:
     return path
 
 
-def test_another_encoding_is_refused(run, tmp_path):
-    other = prepare_log(tmp_path, seed=5, users=30)
-    with pytest.raises(FingerprintError, match="has another encoding"):
+def test_a_log_without_what_the_run_reads_is_refused(run, tmp_path):
+    labels = [{"name": "click", "kind": "binary"}]
+    other = prepare_log(tmp_path, seed=5, users=30, labels=labels)
+    with pytest.raises(FingerprintError, match=r"does not have: label watch \(duration\)\. Prep"):
         evaluate(run, data=other)
 
 

@@ -29,7 +29,7 @@ kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
     < event_log packing alignment exposures < dataset synthetic coverage attribution
-    < interactions prepare readers
+    < interactions recoded prepare readers
 models
 runs: alarms folder model formats lineage < selftest
 index evaluation

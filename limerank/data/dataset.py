@@ -121,9 +121,18 @@ class Dataset:
         ids: NDArray[Any] = table["id"].to_numpy()
         return ids
 
+    @property
+    def own(self) -> Dataset:
+        """The dataset with its own codes, where it is seen through those of a run."""
+        return self
+
+    def item_codes(self, rows: NDArray[Any]) -> NDArray[np.int64]:
+        """Ids of these item rows in a model's item table, i64; 0: unknown."""
+        return np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
+
     def item_batch(self, rows: NDArray[Any]) -> Items:
         """The inputs of the item tower for these item rows."""
-        ids = np.where(rows < self.trained_items, rows + 1, 0).astype(np.int64)
+        ids = self.item_codes(rows)
         return Items(ids=torch.from_numpy(ids), content=self.items.take(rows))
 
     def item_keys(self, rows: NDArray[np.int64]) -> ItemKeys:

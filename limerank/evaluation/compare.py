@@ -172,7 +172,8 @@ def compare(
 
     Args:
         ours, theirs: a run folder, or a list of them, one per seed; equally many of both.
-        data: the dataset; the one that the first run was trained on when not given.
+        data: the dataset; the one that the first run was trained on when not given. Each run reads
+            it through its own encoding, so that runs of different days can be compared.
         split: "train", "validation", "test" or "held-out".
         task: a binary task; the first one when not given.
         resamples: draws of users.
@@ -181,6 +182,7 @@ def compare(
     Raises:
         DataError: the models have different numbers of runs.
         SpecError: there is no such binary task.
+        FingerprintError: the dataset lacks what a run reads.
     """
     ours, theirs = (
         [runs] if isinstance(runs, (str, os.PathLike)) else runs for runs in (ours, theirs)
@@ -197,14 +199,14 @@ def compare(
             f"no binary task {task!r}; known: {', '.join(tasks) or 'none'}"
             f"{did_you_mean(task, tasks)}"
         )
-    position = dataset.tasks.index(task)
     predicted = [
-        [_predicted(run, dataset, split, quiet) for run in runs] for runs in (ours, theirs)
+        [_predicted(run, dataset.own, split, task, quiet) for run in runs]
+        for runs in (ours, theirs)
     ]
-    first = predicted[0][0]
-    scores = [[one.values[:, position] for one in of_model] for of_model in predicted]
+    first, labels, _ = predicted[0][0]
+    scores = [[values for *_, values in of_model] for of_model in predicted]
     found = differences(
-        first.labels[:, position],
+        labels,
         dataset.requests["user"][first.requests],
         scores[0],
         scores[1],
@@ -220,14 +222,19 @@ def compare(
 
 
 def _predicted(
-    run: str | os.PathLike[str], dataset: Dataset, split: str, quiet: bool
-) -> Predictions:
+    run: str | os.PathLike[str], dataset: Dataset, split: str, task: str, quiet: bool
+) -> tuple[Predictions, NDArray[np.float32], NDArray[np.float32]]:
+    """Predictions of a run for a split; the labels and the predictions of one task, f32 [n]."""
     loaded = load_run(run)
-    loaded.dataset(dataset.path)  # refuses a dataset of another encoding
-    return predict(
+    tasks = [one.name for one in loaded.ranker.shape.tasks]
+    if task not in tasks:
+        raise SpecError(f"{run} does not predict {task!r}, but {', '.join(tasks)}")
+    found = predict(
         loaded.ranker,
-        dataset,
+        loaded.dataset(dataset),
         dataset.requests_of(split),
         history=loaded.train.history,
         quiet=quiet,
     )
+    at = tasks.index(task)
+    return found, found.labels[:, at], found.values[:, at]

@@ -140,7 +140,7 @@ def evaluate_lists(
     lists = {
         name: rank_lists(
             one,
-            dataset,
+            dataset if one is ranker else dataset.own,  # peers have the codes of the dataset
             chosen,
             max(depths),
             history=history,
@@ -149,7 +149,7 @@ def evaluate_lists(
         )
         for name, one in rankers.items()
     }
-    counts = positive_counts(dataset)
+    counts = positive_counts(dataset.own)
     own = lists[ranker.config.model]
     found = {name: measure(one, chosen, dataset, counts, depths) for name, one in lists.items()}
     gains = {

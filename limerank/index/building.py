@@ -96,7 +96,7 @@ def build_index(
     parts: list[SourceItems] = []
     table = None if items is None else of_source(run, items)
     if table is None or merge:
-        dataset = data if isinstance(data, Dataset) else run.dataset(data)
+        dataset = run.dataset(data)
         parts.append(of_dataset(dataset, table))
     if table is not None:
         parts.append(table)
@@ -290,7 +290,7 @@ def _scales(ranker: Ranker, parts: Sequence[SourceItems]) -> Scales:
 def of_dataset(dataset: Dataset, table: SourceItems | None = None) -> SourceItems:
     """All items of a dataset, except those that are in the table."""
     rows = np.arange(len(dataset.items), dtype=np.int64)
-    codes = np.where(rows < dataset.trained_items, rows + 1, 0)
+    codes = dataset.item_codes(rows)
     if table is not None:
         here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
         if here.dtype == there.dtype:  # the types differ only where one is empty

@@ -149,7 +149,7 @@ class Recommender:
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset with the users' events."""
-        return self._data if isinstance(self._data, Dataset) else self.run.dataset(self._data)
+        return self.run.dataset(self._data)
 
     def rank(
         self,
@@ -220,7 +220,7 @@ class Recommender:
             self.form.check_time(now)
         log = self._log(user_row, now) if history is None else self._given(history, now)
         if now is None:
-            now = self._end(log)
+            now = self._end(log, self.form.log_end if user_row is None else self._log_end)
         past = self._past(log, user_row, now, context or {})
         with torch.inference_mode():
             state = self.ranker.encode_users(past.users, past.vectors)
@@ -301,7 +301,7 @@ class Recommender:
         starts, ends = dataset.event_offsets[rows], dataset.event_offsets[rows + 1]
         if time is None:
             last = np.where(ends > starts, dataset.events["time"][np.maximum(ends - 1, 0)], 0)
-            now = np.maximum(self.form.log_end, last)
+            now = np.maximum(self._log_end, last)
         else:
             moment = milliseconds(time)
             self.form.check_time(moment)
@@ -391,10 +391,16 @@ class Recommender:
         log = self.form.log(self.form.given(entries, now), now)
         return replace(log, ids=self.index.ids[self.index.ids.find(log.ids)])
 
-    def _end(self, log: EventLog) -> int:
+    @cached_property
+    def _log_end(self) -> int:
+        """The end of the run's log, or of the dataset's, where that is later."""
+        times = self.dataset.manifest["summary"]["time"]
+        return max(self.form.log_end, int(times.get("now", times["last"])))
+
+    def _end(self, log: EventLog, log_end: int) -> int:
         """The time of a request that names none."""
         newest = int(log.columns["time"][log.seen].max(initial=np.iinfo(np.int64).min))
-        return max(self.form.log_end, newest)
+        return max(log_end, newest)
 
     def _past(self, log: EventLog, user: int | None, now: int, context: Mapping[str, Any]) -> Past:
         """The request with the user's history."""

@@ -63,9 +63,11 @@ class ItemTexts:
     """Titles and features of the items of a dataset."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+        self._dataset = dataset.own
         self._features = [
-            one for one in dataset.encoding["items"]["features"] if one["kind"] == "categorical"
+            one
+            for one in self._dataset.encoding["items"]["features"]
+            if one["kind"] == "categorical"
         ][:FEATURES]
         self._values: dict[str, dict[int, str]] = {}
 

@@ -33,8 +33,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from limerank.data.alignment import Coded
 from limerank.data.dataset import Dataset
-from limerank.errors import FingerprintError, FormatError
+from limerank.data.recoded import RecodedDataset
+from limerank.errors import FormatError
 from limerank.files import write_json
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs.formats import FORMAT
@@ -52,25 +54,31 @@ OPTIMISER_FORMAT = 1
 class Run(Trained):
     """A trained run, loaded: the model, and the data that it was trained on."""
 
-    def dataset(self, path: str | os.PathLike[str] | None = None) -> Dataset:
-        """The dataset it was trained on, or another one with the same encoding.
+    def dataset(self, data: Dataset | str | os.PathLike[str] | None = None) -> Dataset:
+        """The dataset that it was trained on, or another one as the run reads it.
+
+        A dataset with other codes, such as a later one, is seen through the encoding of the run
+        (:class:`~limerank.data.recoded.RecodedDataset`).
+
+        Args:
+            data: a dataset or its folder; the one that the run was trained on when not given.
 
         Raises:
-            FingerprintError: the dataset's vocabularies are not those of the run.
+            FingerprintError: the dataset lacks a label or a feature that the run reads.
             FormatError: the folder is not a dataset, or is no longer where it was during training.
         """
-        if path is None and not self.data.exists():
+        if data is None and not self.data.exists():
             raise FormatError(
                 f"the dataset that {self.path} was trained on is no longer at {self.data}; "
                 "give its folder (--data), or prepare it again"
             )
-        dataset = Dataset(self.data if path is None else path)
-        if encoding_fingerprint(dataset.manifest) != encoding_fingerprint(self.manifest):
-            raise FingerprintError(
-                f"{dataset.path} has another encoding than the data that {self.path} was "
-                "trained on; evaluate on that dataset, or train on this one"
-            )
-        return dataset
+        if isinstance(data, Dataset):
+            dataset = data.own
+        else:
+            dataset = Dataset(self.data if data is None else data)
+        if encoding_fingerprint(dataset.manifest) == encoding_fingerprint(self.manifest):
+            return dataset
+        return RecodedDataset(dataset.path, Coded(self.manifest, self.path))
 
 
 def create_run(

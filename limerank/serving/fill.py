@@ -21,6 +21,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.encoding import Encoding, read_vocabulary
 from limerank.data.events import EVENT_ID_BYTES, Event, content_id, content_of, event_of
+from limerank.data.folder import LOG, open_array
 from limerank.data.sources import find_files, read_table
 from limerank.data.spec import Spec, Table
 from limerank.errors import DataError, SpecError
@@ -62,9 +63,9 @@ def fill(
 ) -> Filled:
     """Copy all events of a dataset into a store, and the users' features from its user table.
 
-    Labels and categories are those of the log; numeric event features become a number of the same
-    bucket. An event that the store has already, from any source, is not added again: events are
-    equal if their users, items, times and labels are
+    Labels and event features are those of the log. (A dataset of an early version gives numbers of
+    the same bucket.) An event that the store has already, from any source, is not added again:
+    events are equal if their users, items, times and labels are
     (:func:`limerank.data.events.content_of`), and each is added as often as the log contains it. So
     the next day's log, or a log without its oldest days, adds the new events alone.
 
@@ -173,6 +174,7 @@ def _between(low: bytes, high: bytes | None, own: bytes) -> bytes:
 def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
     """Each user's events in the log's order; among equal times their ids have that order."""
     columns, features = dataset.events, _features(dataset)
+    given = {name: _Given(dataset, name, values) for name, values in features.items()}
     ratios = [name for name in dataset.tasks if f"ratio_{name}" in columns]
     for user, (start, end) in enumerate(
         zip(dataset.event_offsets[:-1].tolist(), dataset.event_offsets[1:].tolist(), strict=True)
@@ -182,7 +184,7 @@ def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
         times = columns["time"][part].tolist()
         labels = {name: columns[f"label_{name}"][part].tolist() for name in dataset.tasks}
         shares = {name: columns[f"ratio_{name}"][part].tolist() for name in ratios}
-        codes = {name: columns[f"feature_{name}"][part].tolist() for name in features}
+        values = {name: of(start, end) for name, of in given.items()}
         id = external_id("user", dataset.user_ids[user])
         events: list[Event] = []
         for index in range(end - start):
@@ -194,7 +196,7 @@ def _events(dataset: Dataset) -> Iterator[tuple[int | str, list[Event]]]:
                     "labels": _known({name: of[index] for name, of in labels.items()}),
                     "ratios": _known({name: of[index] for name, of in shares.items()}),
                     "features": {
-                        name: features[name][of[index]] for name, of in codes.items() if of[index]
+                        name: of[index] for name, of in values.items() if of[index] is not None
                     },
                 }
             )
@@ -218,6 +220,41 @@ def _in_order(events: list[Event]) -> list[Event]:
 
 def _known(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+class _Given:
+    """The values of an event feature as the log has them; None: missing.
+
+    A dataset of an early version holds codes alone: a number is then one of its bucket, and a value
+    without a code is missing.
+    """
+
+    def __init__(self, dataset: Dataset, name: str, values: list[Any]) -> None:
+        """``values`` are those of the codes."""
+        self._codes, self._values = dataset.events[f"feature_{name}"], values
+        log = dataset.path / LOG
+        self._numbers: NDArray[Any] | None = None
+        self._rows, self._unknown = np.zeros(0, np.int64), self._codes
+        self._texts: dict[int, str] = {}
+        if (log / f"feature_{name}.npy").exists():
+            self._numbers = open_array(log / f"feature_{name}.npy")
+        elif (log / f"unknown_{name}.parquet").exists():
+            self._rows = open_array(log / f"unknown_{name}_row.npy")
+            self._unknown = open_array(log / f"unknown_{name}_code.npy")
+            self._texts = dict(pl.read_parquet(log / f"unknown_{name}.parquet").iter_rows())
+
+    def __call__(self, start: int, end: int) -> list[Any]:
+        """The values of the events from ``start`` to ``end``."""
+        if self._numbers is not None:
+            numbers = self._numbers[start:end].tolist()
+            return [one if math.isfinite(one) else None for one in numbers]
+        values = [self._values[code] for code in self._codes[start:end].tolist()]
+        first, last = np.searchsorted(self._rows, [start, end]).tolist()
+        for row, code in zip(
+            self._rows[first:last].tolist(), self._unknown[first:last].tolist(), strict=True
+        ):
+            values[row - start] = self._texts[code]
+        return values
 
 
 def _features(dataset: Dataset) -> dict[str, list[Any]]:

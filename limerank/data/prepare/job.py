@@ -184,7 +184,7 @@ def _prepare(
         shutil.rmtree(folder / "work")
         anchors = choose_anchors(inputs.spec, tables.item_encoding.manifest, folder, earlier)
         manifest = manifest_of(
-            spools, events, splitter, learned, tables, stats, anchors, files.result()
+            spools, events, splitter, learned, tables, stats, anchors, files.result(), folder
         )
         write_spec(folder / "spec.toml", inputs.spec, inputs.base)
         write_json(folder / MANIFEST, manifest)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from limerank.data.canonical import iso
@@ -33,10 +35,11 @@ def manifest_of(
     stats: Stats,
     anchors: list[str],
     files: list[list[LogFile]],
+    folder: Path,
 ) -> dict[str, Any]:
     """Format, description, encoding, counts, summary and warnings, as JSON can hold them.
 
-    ``files`` are those that events were read from, by source.
+    ``files`` are those that events were read from, by source, and ``folder`` is the dataset's.
     """
     spec, findings = spools.spec, spools.findings
     warnings = learned.constant + tables.warnings
@@ -179,6 +182,7 @@ def manifest_of(
             "event_features": features,
             **({"impression_features": of_impressions} if of_impressions else {}),
             "anchors": anchors,
+            **_vocabularies(spools, folder),
             "items": tables.item_encoding.manifest,
             "users": tables.user_encoding.manifest,
         },
@@ -250,6 +254,18 @@ def _event_coverage(
         words,
         word,
     )
+
+
+def _vocabularies(spools: Spooling, folder: Path) -> dict[str, str]:
+    """What tells encodings apart that an earlier one was continued to: their sizes may be equal,
+    and means and edges are. Empty: there is no earlier one."""
+    if spools.earlier is None:
+        return {}
+    found = hashlib.sha256()
+    for path in sorted((folder / "vocab").glob("*.parquet")):
+        if path.name != "users.parquet":
+            found.update(path.read_bytes())
+    return {"vocabularies": found.hexdigest()[:16]}
 
 
 def _log(spools: Spooling, files: list[list[LogFile]]) -> dict[str, Any]:
