@@ -2,9 +2,13 @@
 
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml
+    python -m benchmarks.prepare --extend 0.01
 
 The simulated log has integer ids, a request id, a click, a watch time and one event feature. Like
 most logs it is sorted by time: the events of a user are spread over the full file.
+
+``--extend`` measures a day's step: the last share of the log is added to a dataset of the rest, and
+``full_seconds`` is what preparing the full log takes in the same run.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ SPEC = """\
 name = "prepare-benchmark"
 
 [[events]]
-files = ["log.{ending}"]
+files = ["log*.{ending}"]
 user = "user_id"
 item = "item_id"
 time = "time_ms"
@@ -58,9 +62,27 @@ CHUNK = 1 << 20
 
 
 def write_log(
-    folder: Path, events: int, users: int, items: int, ids: str, ending: str, seed: int = 0
+    folder: Path,
+    events: int,
+    users: int,
+    items: int,
+    ids: str,
+    ending: str,
+    seed: int = 0,
+    name: str = "log",
+    before: int = 0,
 ) -> Path:
-    """Write a log of ``events`` rows and its description; returns the description's path."""
+    """Write a log of ``events`` rows and its description; returns the description's path.
+
+    Args:
+        folder: for both.
+        events, users, items: numbers of them.
+        ids: "integers" or "texts".
+        ending: "parquet" or "csv".
+        seed: of the draws.
+        name: of the file, without its ending.
+        before: events of earlier files: times and requests begin after theirs.
+    """
     rng = np.random.default_rng(seed)
     schema = pa.schema(
         [
@@ -73,9 +95,9 @@ def write_log(
             ("tab", pa.int8()),
         ]
     )
-    path = folder / f"log.{ending}"
-    now, request = 1_600_000_000_000, 0
-    popularity = rng.permutation(items)
+    path = folder / f"{name}.{ending}"
+    now, request = 1_600_000_000_000 + 125 * before, before // 8
+    popularity = np.random.default_rng(0).permutation(items)
     writer = (
         pyarrow.parquet.ParquetWriter(path, schema)
         if ending == "parquet"
@@ -109,20 +131,23 @@ def write_log(
     return spec
 
 
-def measure(spec: Path, out: Path, memory: int) -> dict[str, float]:
+def measure(spec: Path, out: Path, memory: int, earlier: Path | None = None) -> dict[str, float]:
     """Run ``prepare`` in a process of its own: events, seconds and peak memory."""
     command = [sys.executable, "-m", "benchmarks.prepare", "--child", str(spec), str(out)]
+    command += [] if earlier is None else ["--earlier", str(earlier)]
     done = subprocess.run([*command, "--memory", str(memory)], check=True, stdout=subprocess.PIPE)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
-def child(spec: Path, out: Path, memory: int) -> None:
+def child(spec: Path, out: Path, memory: int, earlier: Path | None) -> None:
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
 
     before = time.perf_counter()
-    summary = prepare(load_spec(spec), out, base=spec.parent, memory=memory, overwrite=True)
+    summary = prepare(
+        load_spec(spec), out, base=spec.parent, extend=earlier, memory=memory, overwrite=True
+    )
     seconds = time.perf_counter() - before
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = {
@@ -149,25 +174,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="folder of the log (default: a temporary one)")
     parser.add_argument("--dry", action="store_true", help="print the row without writing it")
+    parser.add_argument("--extend", type=float, help="share of the events that a day adds")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         spec, out = options.child
-        child(spec, out, options.memory)
+        child(spec, out, options.memory, options.earlier)
         return
+    if options.extend and options.spec:
+        parser.error("--extend is for the simulated log")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         spec = options.spec
         case: dict[str, object] = {"memory_mib": options.memory >> 20}
         if spec is None:
             users = options.users or max(options.events // 100, 1)
-            spec = write_log(
-                folder, options.events, users, options.items, options.ids, options.format
-            )
+            new = round((options.extend or 0) * options.events)
+            log = (users, options.items, options.ids, options.format)
+            old = options.events - new
+            spec = write_log(folder, old, *log)
             case |= {"ids": options.ids, "format": options.format, "events": options.events}
         else:
             case["log"] = spec.parent.name
-        runs = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
+        earlier, full = None, []
+        if options.extend:
+            case["new_events"] = new
+            earlier = folder / "earlier"
+            measure(spec, earlier, options.memory)
+            write_log(folder, new, *log, seed=1, name="log-1", before=old)
+            full = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
+        runs = [
+            measure(spec, folder / "out", options.memory, earlier) for _ in range(options.repeats)
+        ]
     speeds = sorted(run["events"] / run["seconds"] for run in runs)
     metrics = {
         "events_per_s": statistics.median(speeds),
@@ -178,6 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "users": runs[0]["users"],
         "items": runs[0]["items"],
     }
+    if full:
+        metrics["full_seconds"] = statistics.median(run["seconds"] for run in full)
+        metrics["full_cpu_s"] = statistics.median(run["cpu_s"] for run in full)
     print(json.dumps({"case": case, "metrics": metrics, "events_per_s": speeds}, indent=2))
     if not options.dry:
         spread = {"events_per_s": [speeds[0], speeds[-1]]}

@@ -36,7 +36,7 @@ class Earlier:
         path: its folder.
         manifest: its manifest.
         items, users: external ids by row, as text.
-        integers: whether all ids of items, and of users, are integers.
+        integers: the ids of items, and of users, as integers; None: not all are.
         trained_items: items that have an id of their own in models.
 
     Raises:
@@ -53,7 +53,7 @@ class Earlier:
             )
         self._encoding: dict[str, Any] = self.manifest["encoding"]
         ids = [read_vocabulary_ids(self.path, name) for name in ("items", "users")]
-        self.integers = [one.dtype == pl.Int64 for one in ids]
+        self.integers = [one if one.dtype == pl.Int64 else None for one in ids]
         self.items, self.users = map(id_texts, ids)
         self.trained_items: int = self._encoding["trained_items"]
 

@@ -34,8 +34,8 @@ class Ids:
     Args:
         text: whether they are texts.
         form: what brings a series to the form of :mod:`limerank.data.canonical`, as text.
-        known: texts that have the codes 0, 1, ... already.
-        integers: whether :meth:`values` are integers where all texts are, for known ones.
+        known: texts in that form, each once, that have the codes 0, 1, ... already.
+        integers: the known ones as integers: then :meth:`values` are integers where all texts are.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Ids:
         text: bool,
         form: Callable[[pl.Series], pl.Series] = id_texts,
         known: pl.Series | None = None,
-        integers: bool = False,
+        integers: pl.Series | None = None,
     ) -> None:
         self.text, self._integers = text, integers
         self._form = form
@@ -56,7 +56,7 @@ class Ids:
         """Whether any text is written otherwise than its canonical form."""
         if known is not None:
             self._held = known.cast(self._type)
-            self.of_text(known)
+            self._canonical = np.arange(len(known))
 
     def codes(self, values: pl.Series) -> tuple[Array, Mask]:
         """Codes, and which of them are known (None: all).
@@ -112,13 +112,27 @@ class Ids:
         """The ids that have these codes."""
         if not self.text:
             return pl.Series("id", codes.astype(np.int64, copy=False))
+        if self._integers is not None:
+            found = self._integer_values(codes, self._integers.to_numpy())
+            if found is not None:
+                return found
+            self._integers = None
+        return self._texts(codes)
+
+    def _texts(self, codes: Array) -> pl.Series:
         numbers = pl.Series("id", codes.astype(np.uint32))
-        texts = numbers.cat.to(self._type).cast(pl.String)
-        if self._integers:
-            found, others = id_integers(texts)
-            self._integers = not others
-            return texts if others else found
-        return texts
+        return numbers.cat.to(self._type).cast(pl.String)
+
+    def _integer_values(self, codes: Array, known: NDArray[np.int64]) -> pl.Series | None:
+        """The ids as integers; None: one that is not known is not an integer."""
+        found = np.zeros(len(codes), np.int64)
+        old = codes < len(known)
+        found[old] = known[codes[old]]
+        new, others = id_integers(self._texts(codes[~old]))
+        if others:
+            return None
+        found[~old] = new.to_numpy()
+        return pl.Series("id", found)
 
 
 @dataclass(frozen=True)

@@ -67,25 +67,31 @@ class TableWriter:
                 spec.items, readers, spools.coder.items, "item", None
             )
         known = 0 if spools.earlier is None else spools.earlier.trained_items
-        later = np.setdiff1d(np.concatenate([np.arange(known), codes]), counts.codes)
+        absent = np.ones(known, bool)  # known items keep their id, with or without events
+        absent[counts.codes[counts.codes < known] if known else []] = False
+        new = codes[codes >= known] if known else codes
+        later = np.setdiff1d(new, counts.codes) if len(new) else new
+        later = np.concatenate([np.flatnonzero(absent), later])
         all_codes = np.concatenate([counts.codes, later])
         zeros = np.zeros(len(later), np.int64)
         impressions = np.concatenate([counts.sums[0], zeros])
         training = np.concatenate([counts.sums[1], zeros])
+        others = np.flatnonzero(all_codes >= known) if known else np.arange(len(all_codes))
         order = (
             pl.DataFrame(
                 {
-                    # Items that had an id before keep it.
-                    "known": np.minimum(all_codes, known) if known else 0 * all_codes,
-                    "later": training == 0,
-                    "impressions": -impressions,
-                    "id": spools.coder.items.values(all_codes),
-                    "at": np.arange(len(all_codes)),
+                    "later": training[others] == 0,
+                    "impressions": -impressions[others],
+                    "id": spools.coder.items.values(all_codes[others]),
+                    "at": others,
                 }
             )
-            .sort(["known", "later", "impressions", "id"])["at"]
+            .sort(["later", "impressions", "id"])["at"]
             .to_numpy()
         )
+        if known:
+            held = np.flatnonzero(all_codes < known)
+            order = np.concatenate([held[np.argsort(all_codes[held])], order])
         all_codes, training = all_codes[order], training[order]
         self.trained_items = known + int((training[known:] > 0).sum())
         self.item_map = CodeMap(
