@@ -77,6 +77,7 @@ def test_a_single_user_gives_no_bounds():
     assert result.text().splitlines()[-1].split() == ["history", "0", "9", "+0.1000", "-"]
     assert result.to_dict() == {
         "task": "t",
+        "metric": "auc",
         "split": "test",
         "runs": [["a"], ["b"]],
         "differences": [

@@ -30,6 +30,8 @@ COMMANDS = (
     "fill",
     "serve",
     "export",
+    "refresh",
+    "rollback",
     "report",
     "demo",
     "settings",

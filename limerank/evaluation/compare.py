@@ -1,4 +1,5 @@
-"""Two models on the same impressions: the difference in AUC, with bounds, in all and by slice."""
+"""Two models on the same requests: the difference in AUC of their predictions, in all and by slice,
+or in NDCG@10 of their ranked lists, with bounds."""
 
 from __future__ import annotations
 
@@ -12,26 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limerank.data.dataset import Dataset
+from limerank.data.interactions import main_label
 from limerank.errors import DataError, SpecError, did_you_mean
 from limerank.evaluation.bootstrap import Interval, paired_auc
 from limerank.evaluation.legend import legend
+from limerank.evaluation.list_metrics import gain
+from limerank.evaluation.lists import draw_requests, is_of_positives, rank_lists, seen_by_default
 from limerank.evaluation.predict import Predictions, predict
 from limerank.evaluation.slices import slice_values, slices
 from limerank.results import TableResult, aligned, none_for_nan
 from limerank.runs.folder import load_run
 
+AUC, NDCG = METRICS = "auc", "ndcg@10"
+DEPTH = 10
+"""Of the lists that are compared."""
 Runs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """One run folder, or one per seed."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference in AUC on a slice.
+    """The difference in a metric on a slice.
 
     Attributes:
         slice: kind and range, such as "history 10-49"; empty for all impressions.
-        impressions: number of impressions.
-        difference: AUC of our model minus AUC of theirs, the mean over runs.
+        impressions: number of impressions; of requests with a positive, where lists are compared.
+        difference: the metric of our model minus that of theirs, the mean over runs.
         low, high: bounds that hold the true difference with 95 % confidence; NaN (null in JSON)
             where the impressions are of a single user.
     """
@@ -54,23 +61,27 @@ class Difference:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(TableResult):
-    """AUC of our model minus that of theirs: a row for all impressions, and one for each slice.
+    """A metric of our model minus that of theirs: a row for all impressions, and one for each slice
+    where the metric is AUC.
 
     Attributes:
-        task: the task whose AUC is compared.
+        task: the task that is compared.
         split: that was measured.
         runs: run folders of our model, and of theirs.
         differences: of all impressions, then of each slice.
+        metric: "auc" or "ndcg@10".
     """
 
     task: str
     split: str
     runs: tuple[tuple[str, ...], tuple[str, ...]]
     differences: tuple[Difference, ...]
+    metric: str = AUC
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "task": self.task,
+            "metric": self.metric,
             "split": self.split,
             "runs": [list(runs) for runs in self.runs],
             "differences": [part.to_dict() for part in self.differences],
@@ -85,13 +96,15 @@ class Comparison(TableResult):
     def caption(self) -> str:
         ours, theirs = (", ".join(runs) for runs in self.runs)
         return (
-            f"{self.task} AUC, {ours} minus {theirs}, {self.split} split, 95 % intervals over users"
+            f"{self.task} {self.metric.upper()}, {ours} minus {theirs}, {self.split} split, 95 % "
+            "intervals over users"
         )
 
     def text(self) -> str:
         """An asterisk marks a difference whose bounds do not hold 0."""
         ours, theirs = (", ".join(runs) for runs in self.runs)
-        rows = [("slice", "impressions", "difference  ", "95 % interval")]
+        counted = "impressions" if self.metric == AUC else "requests"
+        rows = [("slice", counted, "difference  ", "95 % interval")]
         for part in self.differences:
             interval = "-"
             if not math.isnan(part.low):
@@ -106,7 +119,8 @@ class Comparison(TableResult):
             )
         return "\n".join(
             [
-                f"{self.task} AUC, A minus B, {self.split} split, 95 % intervals over users",
+                f"{self.task} {self.metric.upper()}, A minus B, {self.split} split, 95 % intervals "
+                "over users",
                 f"  A: {ours}",
                 f"  B: {theirs}",
                 "",
@@ -116,11 +130,11 @@ class Comparison(TableResult):
 
     def legend(self) -> str:
         """What the columns of :meth:`text` mean, to be printed below it."""
+        by = "a bootstrap over users" if self.metric == AUC else "the spread between users"
         return "\n".join(
             [
-                *legend(["auc"]),
-                "  Bounds are of 95 % confidence, by a bootstrap over users; * marks a difference "
-                "whose bounds",
+                *legend([self.metric]),
+                f"  Bounds are of 95 % confidence, by {by}; * marks a difference whose bounds",
                 "    do not hold 0.",
             ]
         )
@@ -165,25 +179,30 @@ def compare(
     data: str | os.PathLike[str] | None = None,
     split: str = "test",
     task: str | None = None,
+    metric: str | None = None,
     resamples: int = 500,
     quiet: bool = True,
 ) -> Comparison:
-    """AUC of one model's runs minus that of another's, over all impressions and in each slice.
+    """AUC of one model's runs minus that of another's, over all impressions and in each slice; or
+    NDCG@10 of ranked lists of the full catalogue.
 
     Args:
         ours, theirs: a run folder, or a list of them, one per seed; equally many of both.
         data: the dataset; the one that the first run was trained on when not given. Each run reads
             it through its own encoding, so that runs of different days can be compared.
         split: "train", "validation", "test" or "held-out".
-        task: a binary task; the first one when not given.
+        task: a binary task; the first one when not given. Lists are those of the task that ranks.
+        metric: "auc" or "ndcg@10"; by default AUC where the log has a binary task.
         resamples: draws of users.
         quiet: show no progress.
 
     Raises:
         DataError: the models have different numbers of runs.
-        SpecError: there is no such binary task.
+        SpecError: there is no such binary task, or no such metric.
         FingerprintError: the dataset lacks what a run reads.
     """
+    if metric not in (None, *METRICS):
+        raise SpecError(f"metric is {metric!r}, expected {' or '.join(METRICS)}")
     ours, theirs = (
         [runs] if isinstance(runs, (str, os.PathLike)) else runs for runs in (ours, theirs)
     )
@@ -193,6 +212,10 @@ def compare(
         raise SpecError(f"resamples is {resamples}, expected 1 or more")
     dataset = load_run(ours[0]).dataset(data)
     tasks = [label["name"] for label in dataset.encoding["labels"] if label["kind"] == "binary"]
+    if metric == NDCG or (metric is None and not tasks and is_of_positives(dataset)):
+        if task is not None:
+            raise SpecError(f"task is {task!r}, but lists are compared: leave it out")
+        return _of_lists(ours, theirs, dataset.own, split, quiet)
     task = task or next(iter(tasks), "")
     if task not in tasks:
         raise SpecError(
@@ -219,6 +242,47 @@ def compare(
         (tuple(map(str, ours)), tuple(map(str, theirs))),
         tuple(Difference(name, impressions, *interval) for name, impressions, interval in found),
     )
+
+
+def _of_lists(
+    ours: Sequence[str | os.PathLike[str]],
+    theirs: Sequence[str | os.PathLike[str]],
+    dataset: Dataset,
+    split: str,
+    quiet: bool,
+) -> Comparison:
+    """The comparison of ranked lists, over the requests of a split that have a positive."""
+    main = main_label(dataset.encoding["labels"])
+    if main is None:
+        raise SpecError(f"{dataset.path} has no label that says what a list should hold")
+    label, names = str(main["name"]), (tuple(map(str, ours)), tuple(map(str, theirs)))
+    requests = dataset.requests_of(split)
+    chosen = draw_requests(dataset, requests, label, seen_by_default(dataset))
+    if not len(chosen):
+        return Comparison(label, split, names, (), metric=NDCG)
+    gains = []
+    for pair in zip(ours, theirs, strict=True):
+        lists = []
+        for run in pair:
+            loaded = load_run(run)
+            lists.append(
+                rank_lists(
+                    loaded.ranker,
+                    loaded.dataset(dataset),
+                    chosen,
+                    DEPTH,
+                    history=loaded.train.history,
+                    name=f"lists of {run}",
+                    quiet=quiet,
+                )
+            )
+        gains.append(gain(lists[0], lists[1], chosen, dataset, DEPTH))
+    low, difference, high = (
+        float(np.mean([getattr(one, name) for one in gains]))
+        for name in ("low", "difference", "high")
+    )
+    found = Difference("", len(chosen), difference, low, high)
+    return Comparison(label, split, names, (found,), metric=NDCG)
 
 
 def _predicted(

@@ -1,0 +1,62 @@
+"""``limerank refresh``: one cycle of the daily loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limerank.cli.options import Quiet
+
+INTERRUPTED = "run the same command again to continue the cycle; what is live did not change"
+REFUSED = 3
+"""Exit status where the new model was refused."""
+
+
+def refresh(
+    config: Annotated[Path, typer.Argument(help="TOML file of the daily loop.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what became of the cycle as JSON.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Learn the newest logs: extend the dataset, train from the live model, judge, publish.
+
+    One cycle: prepare the dataset (the first time in full, later only the new files), check its new
+    part, train (the first time from scratch, later from the live model), measure the new and the
+    live model on the newest data, which neither has seen, and build an index. The new model goes
+    live only if it passes the gate; else the old one stays, the reasons are printed and recorded,
+    and the exit status is 3. Where the log has nothing new, nothing happens.
+
+    The same command continues a cycle that failed or was killed; a step that was done is not
+    repeated. Start it once a day, from cron, a systemd timer or a Kubernetes CronJob.
+
+    A configuration:
+
+        home = "live"                 # datasets, runs, indexes; home/live links to what is live
+
+        description = "shop.toml"     # what limerank prepare reads: files = ["logs/*.parquet"]
+
+        model = "lime-mha"
+
+        window = "90d"                # drop older events
+
+    Serve what is live: limerank serve --run live/live/run --index live/live/index --watch
+    live/live --store events.db
+
+    Example:
+
+        limerank refresh refresh.toml
+    """
+    import json
+
+    from limerank.refresh.config import load_config
+    from limerank.refresh.cycle import refresh as run
+
+    say = (lambda line: None) if quiet or as_json else print
+    entry = run(load_config(config), say=say, quiet=quiet or as_json)
+    if as_json:
+        print(json.dumps(None if entry is None else entry.to_dict()))
+    if entry is not None and entry.outcome == "refused":
+        raise typer.Exit(REFUSED)

@@ -1,0 +1,28 @@
+"""``limerank rollback``: make the model live that was live before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INTERRUPTED = "run the same command again"
+
+
+def rollback(
+    config: Annotated[Path, typer.Argument(help="TOML file of the daily loop.")],
+) -> None:
+    """Make the model and the index live that were live before the last published cycle.
+
+    A server that watches the link loads them within seconds. The next cycle starts from them.
+
+    Example:
+
+        limerank rollback refresh.toml
+    """
+    from limerank.refresh.config import load_config
+    from limerank.refresh.cycle import roll_back
+
+    left, found = roll_back(load_config(config).home)
+    print(f"cycle {found} is live again, cycle {left} is not")

@@ -1,0 +1,134 @@
+"""The configuration of the daily loop: one TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from limerank.errors import SpecError
+from limerank.models.config import DEFAULT_MODEL, configs_of, train_config_of
+from limerank.validation import Frozen, validate
+
+CONFIG_BYTES = 1 << 20
+"""Size of the file, at most."""
+UNITS = {"d": "days", "h": "hours"}
+
+
+class Gate(Frozen):
+    """What a new model must show on the test split of the extended log before it goes live."""
+
+    metric: Literal["auto", "auc", "ndcg@10"] = "auto"
+    """What the new and the current model are compared by: AUC of a binary task, or NDCG@10 of
+    ranked lists in a log of positives. By default the one that fits the log."""
+    task: str | None = None
+    """The binary task whose AUC is compared; the first one by default."""
+    tolerance: float = Field(0.003, ge=0)
+    """The new model is refused where the lower bound of the 95 % interval of its metric minus that
+    of the current one is below minus this, and the difference itself is negative."""
+    most_ne: float = Field(1.0, gt=0)
+    """The new model is refused where the NE of a binary task is at or above this."""
+    alarms: bool = True
+    """Whether the new model is refused by an alarm that the current one does not raise on the same
+    data."""
+
+
+class DataChecks(Frozen):
+    """What the new part of the log must show before anything is trained on it."""
+
+    least_events: int = Field(1, ge=0)
+    """Fewer new events are refused: an export that broke off, say."""
+    most_lost: float = Field(0.5, gt=0, le=1)
+    """A feature is refused that loses more than this share of its known values, compared with the
+    log before: a column that broke."""
+    most_shifted: float = Field(4.0, gt=1)
+    """A label is refused whose mean rises or falls by more than this factor."""
+    most_dropped: float = Field(0.2, gt=0, le=1)
+    """A larger share of dropped rows is refused."""
+
+
+class RefreshConfig(Frozen):
+    """The daily loop. Paths are relative to the file's folder."""
+
+    home: Path
+    """Folder of the loop: datasets, runs, indexes, and what is live."""
+    description: Path
+    """What ``limerank prepare`` reads. Its patterns of files find the logs of every new day."""
+    window: str | None = None
+    """How far back the dataset reaches before the newest event of the dataset before it, such as
+    "60d" or "48h"; all of the log by default."""
+    model: str = DEFAULT_MODEL
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the model and of a training from scratch, as of ``limerank train --set``."""
+    warm: dict[str, Any] = Field(default_factory=dict)
+    """Settings of training that differ in warm starts from those of the live model."""
+    scratch_every: int = Field(0, ge=0)
+    """Every so many cycles the model is trained from scratch; 0: never again after the first."""
+    data: DataChecks = DataChecks()
+    gate: Gate = Gate()
+    keep: int = Field(3, ge=2, le=1000)
+    """Published cycles whose run and index are retained, for rollbacks; the live one among them."""
+    memory: str = "2GiB"
+    """Memory limit of ``limerank prepare``."""
+
+    @field_validator("window")
+    @classmethod
+    def _window(cls, value: str | None) -> str | None:
+        if value is not None and duration(value) is None:
+            raise ValueError(
+                f"window is {value!r}, expected a number of days or hours, such as 60d"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _settings(self) -> RefreshConfig:
+        try:
+            configs_of(self.model, {**self.train})
+            train_config_of(self.warm)
+        except SpecError as error:
+            raise ValueError(error.detail) from None
+        return self
+
+    @property
+    def window_ms(self) -> int | None:
+        """The window in milliseconds."""
+        return None if self.window is None else duration(self.window)
+
+
+def duration(text: str) -> int | None:
+    """Milliseconds of a text such as "60d" or "48h"; None where it is something else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})\s*([dh])", text.strip())
+    if found is None:
+        return None
+    return int(timedelta(**{UNITS[found[2]]: int(found[1])}).total_seconds() * 1000)
+
+
+def load_config(path: str | Path) -> RefreshConfig:
+    """Read a configuration; its paths become absolute.
+
+    Raises:
+        SpecError: the file is missing, is not TOML, or a field is wrong (named in the message).
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+        if len(content) > CONFIG_BYTES:
+            raise SpecError(
+                f"{path} has more than {CONFIG_BYTES:,} bytes, expected a configuration"
+            )
+        values = tomllib.loads(content.decode())
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such configuration of the daily loop") from None
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not valid TOML: {error}") from None
+    config = validate(RefreshConfig, values, str(path))
+    base = path.resolve().parent
+    absolute = {name: base / getattr(config, name) for name in ("home", "description")}
+    return config.model_copy(update=absolute)

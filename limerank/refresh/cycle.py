@@ -1,0 +1,170 @@
+"""One cycle of the daily loop: prepare, check, train, judge, index, publish.
+
+Every step writes its output in one piece, and is skipped where that is there already. So a cycle
+that was killed at any moment is continued by the next call, and ends as it would have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
+from limerank.data.prepare import prepare
+from limerank.errors import FormatError
+from limerank.files import held_alone, read_json, write_json
+from limerank.index.building import build_index
+from limerank.models.config import configs_of
+from limerank.refresh.checks import check_data
+from limerank.refresh.config import RefreshConfig
+from limerank.refresh.gate import Verdict, judge
+from limerank.refresh.home import Entry, Home, now
+from limerank.runs.alarms import read_alarms
+from limerank.training.trainer import train
+from limerank.training.warm import model_name
+
+Say = Callable[[str], None]
+
+
+def refresh(
+    config: RefreshConfig, *, say: Say = lambda line: None, quiet: bool = True
+) -> Entry | None:
+    """Run a cycle, or the rest of one that was interrupted.
+
+    Args:
+        config: the daily loop.
+        say: called with a line for each step.
+        quiet: show no progress bars.
+
+    Returns:
+        What became of the cycle; None where the log has nothing new.
+
+    Raises:
+        FormatError: another process runs a cycle in the same folder, or a folder is damaged.
+        LimerankError: a step failed; the next call goes on with the same cycle.
+    """
+    config.home.mkdir(parents=True, exist_ok=True)
+    with held_alone(config.home / "lock", f"{config.home} is being refreshed"):
+        home = Home(config.home)
+        home.settle()
+        return _Cycle(config, home, home.begin(), say, quiet).run()
+
+
+def roll_back(home: Path) -> tuple[str, str]:
+    """Make the cycle live that was live before: the cycle that was, and the one that is.
+
+    Raises:
+        FormatError: there is none, or another process runs a cycle.
+    """
+    if not (home / "record.json").exists():
+        raise FormatError(f"{home} is no folder of a daily loop: it has no record.json")
+    with held_alone(home / "lock", f"{home} is being refreshed"):
+        opened = Home(home)
+        opened.settle()
+        return opened.roll_back()
+
+
+class _Cycle:
+    def __init__(self, config: RefreshConfig, home: Home, name: str, say: Say, quiet: bool) -> None:
+        self.config, self.home, self.name, self.quiet = config, home, name, quiet
+        self.folder = home.folder(name)
+        self.state = home.read_cycle(name)
+        self.say = say
+
+    def run(self) -> Entry | None:
+        current = self.home.live
+        self.say(
+            f"cycle {self.name}: {'no model is live' if current is None else f'{current} is live'}"
+        )
+        before = self.home.latest_data()
+        data = self.folder / "data"
+        with self._step("prepare", data) as todo:
+            if todo and not self._prepare(before, data):
+                self.home.drop(self.name)
+                self.say("nothing is new in the log; nothing was changed")
+                return None
+        dataset = Dataset(data)
+        if before is not None:
+            reasons = check_data(dataset, Dataset(before), self.config.data)
+            if reasons:
+                return self._finish("refused", reasons, data=False)
+        run, index = self.folder / "run", self.folder / "index"
+        with self._step("train", run if read_if(run) else self.folder / "none") as todo:
+            if todo:
+                self._train(dataset, run, current)
+        parent = None if current is None else self.home.folder(current) / "run"
+        with self._step("judge", self.folder / "verdict.json") as todo:
+            if todo:
+                verdict = judge(run, parent, data, self.config.gate, self.folder, quiet=self.quiet)
+                write_json(self.folder / "verdict.json", verdict.to_dict())
+        verdict = Verdict.of(read_json(self.folder / "verdict.json", "the verdict of a cycle"))
+        if not verdict.passed:
+            return self._finish("refused", verdict.reasons, data=True)
+        with self._step("index", index) as todo:
+            if todo:
+                build_index(run, index, data=dataset, quiet=self.quiet)
+        return self._finish("published", verdict.reasons, data=True)
+
+    def _prepare(self, before: Path | None, out: Path) -> bool:
+        """Prepare the dataset; returns whether the log has something new."""
+        spec, base = load_spec(self.config.description), self.config.description.parent
+        memory = self.config.memory
+        if before is None:
+            prepare(spec, out, base=base, memory=memory, quiet=self.quiet)
+            return True
+        since = None
+        if self.config.window_ms is not None:
+            since = Dataset(before).manifest["summary"]["time"]["last"] - self.config.window_ms
+        prepare(spec, out, base=base, extend=before, since=since, memory=memory, quiet=self.quiet)
+        return bool(Dataset(out).manifest["summary"]["added"]["rows"])
+
+    def _train(self, dataset: Dataset, run: Path, current: str | None) -> None:
+        config = self.config
+        parent = None if current is None else self.home.folder(current) / "run"
+        cycles = len(self.home.entries)
+        if config.scratch_every and cycles % config.scratch_every == 0:
+            parent = None
+        if parent is None or model_name(parent) != config.model:
+            model, training = configs_of(config.model, dict(config.train))
+            train(dataset, run, model=model, config=training, quiet=self.quiet)
+        else:
+            train(dataset, run, start=parent, config=config.warm, quiet=self.quiet)
+
+    @contextmanager
+    def _step(self, name: str, output: Path) -> Iterator[bool]:
+        """A step, with whether its output is to be made; its time goes into ``cycle.json``."""
+        if output.exists():
+            yield False
+            return
+        self.say(f"  {name}")
+        started = time.monotonic()
+        yield True
+        if self.folder.exists():
+            self.state["seconds"][name] = round(time.monotonic() - started, 1)
+            write_json(self.folder / "cycle.json", self.state)
+
+    def _finish(self, outcome: Any, reasons: Any, *, data: bool) -> Entry:
+        entry = Entry(
+            cycle=self.name,
+            outcome=outcome,
+            reasons=tuple(reasons),
+            data=data,
+            began=self.state["began"],
+            ended=now(),
+            seconds=self.state["seconds"],
+        )
+        self.home.finish(entry)
+        self.home.sweep(self.config.keep)
+        self.say(f"  {outcome}")
+        for reason in entry.reasons:
+            self.say(f"    {reason}")
+        return entry
+
+
+def read_if(run: Path) -> bool:
+    """Whether a training has ended."""
+    return run.exists() and read_alarms(run) is not None

@@ -1,0 +1,262 @@
+"""The daily loop: what goes live, what does not, and what a killed cycle leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import tomli_w
+
+from limerank.data.dataset import Dataset
+from limerank.errors import FormatError, SpecError
+from limerank.index.reading import Index
+from limerank.refresh import cycle as cycles
+from limerank.refresh.config import duration, load_config
+from limerank.refresh.cycle import refresh, roll_back
+from limerank.refresh.home import Home
+from limerank.runs.folder import load_run
+from limerank.serving.watching import wanted
+
+START, DAY = 1_700_000_000, 86_400
+ROWS = 250
+"""Of a day."""
+GOOD = np.random.default_rng(9).random(40) < 0.5
+
+
+def write_day(folder: Path, day: int, **changes: Any) -> None:
+    """A day's log: users prefer the same items every day; new items come in."""
+    rng = np.random.default_rng(day)
+    n = ROWS
+    items = rng.integers(0, 30 + day, n)
+    chance = np.where(GOOD[items % 40], 0.8, 0.2)
+    columns = {
+        "user_id": rng.integers(0, 40, n),
+        "item_id": items,
+        "time": START + day * DAY + np.sort(rng.integers(0, DAY, n)),
+        "click": (rng.random(n) < chance).astype(np.int64),
+        "device": rng.choice(["phone", "desk"], n),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame({**columns, **changes}).write_parquet(folder / f"day-{day}.parquet")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_day(tmp_path / "log", 0)
+    write_day(tmp_path / "log", 1)
+    description = {
+        "name": "days",
+        "events": [{"files": ["log/*.parquet"], "time": "time"}],
+        "labels": [{"name": "click", "kind": "binary"}],
+        "event_features": [{"name": "device", "kind": "categorical", "when": "context"}],
+    }
+    (tmp_path / "days.toml").write_text(tomli_w.dumps(description))
+    values = {
+        "home": "home",
+        "description": "days.toml",
+        "model": "lime-mha",
+        "train": {"width": 8, "links": 2, "epochs": 1},
+        "gate": {"alarms": False, "tolerance": 0.2},
+        "keep": 2,
+    }
+    (tmp_path / "refresh.toml").write_text(tomli_w.dumps(values))
+    return tmp_path / "refresh.toml"
+
+
+def changed(path: Path, **values: Any) -> Path:
+    """The configuration with other values."""
+    old = load_config(path).model_dump(mode="json", exclude_defaults=True)
+    path.write_text(tomli_w.dumps({**old, **values}))
+    return path
+
+
+def live(home: Path) -> dict[str, str]:
+    """What a server that watches the loop would load; both can be opened and belong together."""
+    found = wanted(home / "live")
+    Index.open(found["index"], load_run(found["run"]).fingerprint)
+    return found
+
+
+def test_days_go_live_one_after_another(config: Path) -> None:
+    loaded = load_config(config)
+    first = refresh(loaded)
+    assert first is not None and (first.cycle, first.outcome) == ("000001", "published")
+    assert "no model is live yet" in first.reasons[0]
+    before = live(loaded.home)
+    assert refresh(loaded) is None, "nothing new"
+    assert live(loaded.home) == before and len(list(loaded.home.glob("cycles/*"))) == 1
+    for day in (2, 3):
+        write_day(config.parent / "log", day)
+        entry = refresh(loaded)
+        assert entry is not None and entry.outcome == "published", entry
+        assert "new minus current" in entry.reasons[0]
+    home = Home(loaded.home)
+    assert home.published == ["000002", "000003"]
+    assert not (home.folder("000001") / "run").exists(), "keep = 2"
+    assert not (home.folder("000002") / "data").exists(), "the next cycle extends the newest"
+    assert len(Dataset(home.folder("000003") / "data").events["time"]) == 4 * ROWS
+    assert Path(live(loaded.home)["run"]).parent.name == "000003"
+    assert roll_back(loaded.home) == ("000003", "000002")
+    assert Path(live(loaded.home)["run"]).parent.name == "000002"
+    with pytest.raises(FormatError, match="expected two or more"):
+        roll_back(loaded.home)
+    write_day(config.parent / "log", 4)
+    entry = refresh(loaded)
+    assert entry is not None and entry.outcome == "published"
+    assert Home(loaded.home).published == ["000002", "000004"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"device": pl.Series([None] * ROWS, dtype=pl.String)},
+            "event feature 'device' has a known",
+        ),
+        ({"click": np.zeros(ROWS, np.int64)}, "label 'click' has a mean of 0 "),
+        ({"user_id": 1, "item_id": 2, "time": START + 2 * DAY}, "new rows were dropped"),
+    ],
+)
+def test_a_broken_day_does_not_go_live(config: Path, changes: Any, reason: str) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    before = live(loaded.home)
+    write_day(config.parent / "log", 2, **changes)
+    entry = refresh(loaded)
+    assert entry is not None and entry.outcome == "refused" and not entry.data
+    assert any(reason in one for one in entry.reasons), entry.reasons
+    assert live(loaded.home) == before
+    write_day(config.parent / "log", 2)  # mended: the day is read again
+    entry = refresh(loaded)
+    assert entry is not None and entry.outcome == "published"
+
+
+def test_a_day_that_cannot_be_prepared_changes_nothing(config: Path, call: Any) -> None:
+    assert call("refresh", config, "--quiet")[0] == 0
+    before = live(load_config(config).home)
+    write_day(config.parent / "log", 2, user_id=pl.Series([None] * ROWS, dtype=pl.Int64))
+    status, _, error = call("refresh", config, "--quiet")
+    assert status == 2 and "missing user id" in error
+    assert live(load_config(config).home) == before
+    write_day(config.parent / "log", 2)
+    assert call("refresh", config)[0] == 0
+    assert live(load_config(config).home) != before
+
+
+def test_a_worse_model_does_not_go_live(config: Path, call: Any) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    before = live(loaded.home)
+    write_day(config.parent / "log", 2)
+    changed(config, gate={"most_ne": 0.1})
+    status, out, _ = call("refresh", config, "--quiet", "--json")
+    assert status == 3
+    printed = json.loads(out)
+    assert printed["outcome"] == "refused" and "(gate.most_ne)" in printed["reasons"][0]
+    assert live(loaded.home) == before
+    found = Home(loaded.home)
+    assert found.live == "000001" and found.latest_data() == found.folder("000002") / "data"
+    status, _, error = call("rollback", config)
+    assert status == 2 and "expected two or more" in error
+
+
+STEPS = ("prepare", "train", "judge", "build_index")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_cycle_that_breaks_off_is_continued(
+    config: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    before = live(loaded.home)
+    write_day(config.parent / "log", 2)
+    for when in ("before", "after"):
+        done = getattr(cycles, step)
+
+        def broken(*args: Any, done: Any = done, when: str = when, **named: Any) -> Any:
+            if when == "after":
+                done(*args, **named)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(cycles, step, broken)
+            refresh(loaded)
+        assert live(loaded.home) == before
+    entry = refresh(loaded)
+    assert entry is not None and (entry.cycle, entry.outcome) == ("000002", "published")
+    assert [one.cycle for one in Home(loaded.home).entries] == ["000001", "000002"]
+
+
+def test_publishing_that_breaks_off_is_settled(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    write_day(config.parent / "log", 2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "symlink", lambda *a, **n: (_ for _ in ()).throw(KeyboardInterrupt))
+        refresh(loaded)
+    assert Path(live(loaded.home)["run"]).parent.name == "000001"
+    assert refresh(loaded) is None
+    assert Path(live(loaded.home)["run"]).parent.name == "000002"
+
+
+def test_one_cycle_at_a_time(config: Path) -> None:
+    loaded = load_config(config)
+    from limerank.files import held_alone
+
+    loaded.home.mkdir()
+    with (
+        held_alone(loaded.home / "lock", "held by a test"),
+        pytest.raises(FormatError, match="is being refreshed"),
+    ):
+        refresh(loaded)
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"window": "a month"}, "expected a number of days or hours"),
+        ({"train": {"witdh": 8}}, "witdh"),
+        ({"warm": {"epochs": 0}}, "epochs"),
+        ({"gate": {"metric": "hr"}}, "gate.metric"),
+        ({"keep": 1}, "keep"),
+        ({"nothing": 1}, "nothing"),
+    ],
+)
+def test_a_wrong_configuration(config: Path, values: dict[str, Any], error: str) -> None:
+    with pytest.raises(SpecError, match=error):
+        load_config(changed_text(config, values))
+
+
+def changed_text(path: Path, values: dict[str, Any]) -> Path:
+    """The configuration with values that may be wrong."""
+    base = {"home": "home", "description": "days.toml"}
+    path.write_text(tomli_w.dumps({**base, **values}))
+    return path
+
+
+def test_a_damaged_record_says_what_to_do(config: Path) -> None:
+    loaded = load_config(config)
+    loaded.home.mkdir()
+    (loaded.home / "record.json").write_text('{"version": 9}')
+    with pytest.raises(FormatError, match="expected 1"):
+        refresh(loaded)
+    (loaded.home / "record.json").write_text('{"version": 1, "published": 3}')
+    with pytest.raises(FormatError, match="restore it"):
+        refresh(loaded)
+    shutil.rmtree(loaded.home)
+    with pytest.raises(FormatError, match="has no record"):
+        roll_back(loaded.home)
+
+
+def test_durations() -> None:
+    assert duration("2d") == 2 * DAY * 1000 and duration("36h") == 36 * 3600 * 1000
+    assert duration("0d") is duration("d") is duration("1.5d") is None
