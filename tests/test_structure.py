@@ -39,7 +39,7 @@ training: world collaborative negatives positives softmax replay renumbering
     < reporting resume warm < fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry item_table messages < intake exposing state < served
-    < current answers < engine watching fill export < http
+    < current interleaving < arms < answers < engine watching fill export < http
 refresh: config home < checks gate < cycle
 report
 cli

@@ -152,3 +152,14 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     thread.start()
     thread.join(PATIENCE)
     assert found
+
+
+def test_a_watched_file_may_name_arms(tmp_path):
+    file = tmp_path / "serving.json"
+    file.write_text('{"arms": {"a": {"share": 0.5, "run": "r", "index": "i"}}}')
+    (arm,) = wanted(file)["arms"].items()
+    assert arm[0] == "a" and (arm[1]["share"], arm[1]["run"], arm[1]["index"]) == (0.5, "r", "i")
+    for text in ('{"arms": {"a": {}}}', '{"arms": {"a b": {"share": 1}}}', '{"arms": {}}'):
+        file.write_text(text)
+        with pytest.raises(SpecError, match="arms"):
+            wanted(file)

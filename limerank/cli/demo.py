@@ -57,6 +57,7 @@ def demo(
             pass  # the port is free
     made = run(out, kind=kind, small=small, overwrite=overwrite, quiet=quiet)
     if serve:
+        from limerank.serving.arms import one_arm
         from limerank.serving.fill import fill
         from limerank.serving.http.run import serve as serve_
         from limerank.serving.http.settings import Settings
@@ -67,8 +68,7 @@ def demo(
             with SqliteStore(events) as store:
                 fill(store, out / "data", base=out / "logs", quiet=quiet)
         serve_(
-            run=made["run"],
-            index=out / "index",
+            arms=one_arm(made["run"], out / "index"),
             store=str(events),
             settings=Settings(open=True, port=port),
             items=made["items"],

@@ -24,8 +24,23 @@ OPTIONS = {
 
 
 def serve(
-    run: Annotated[Path, typer.Option(help="A run folder.")],
-    index: Annotated[Path, typer.Option(help="Index of the run.")],
+    run: Annotated[Path | None, typer.Option(help="A run folder.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Index of the run.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=RUN,INDEX,SHARE",
+            help="An arm of an experiment, in place of --run and --index: its models and its share "
+            "of the users. NAME=ARM+ARM,SHARE interleaves two others. Repeatable.",
+        ),
+    ] = None,
+    salt: Annotated[
+        str,
+        typer.Option(
+            help="Text that decides, with a user's id, which arm the user has. Another one gives "
+            "an independent choice. Keep it in all servers of an experiment."
+        ),
+    ] = "",
     store: Annotated[
         str,
         typer.Option(help="Event store: SQLite file (created if missing) or valkey://HOST:PORT/0."),
@@ -86,8 +101,8 @@ def serve(
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with symbolic links run and index, or a JSON file that names both. The "
-            "server reloads when they change."
+            help="Folder with symbolic links run and index, or a JSON file that names both, or "
+            "arms. The server reloads when they change."
         ),
     ] = None,
     setting: Set = None,
@@ -104,14 +119,19 @@ def serve(
         limerank serve --run runs/mine --index index/mine --store events.db --no-keys
 
         limerank serve --run runs/mine --index index/mine --keys keys.txt --host 0.0.0.0
+
+        limerank serve --arm a=runs/a,index/a,0.9 --arm b=runs/b,index/b,0.1 --no-keys
     """
     from pydantic import ValidationError
 
     check_choice("state", state, ("window", "streaming"))
+    if bool(arm) == (run is not None or index is not None) or (run is None) != (index is None):
+        raise SpecError("give --run and --index, or one --arm NAME=RUN,INDEX,SHARE or several")
     for name, path in (("--run", run), ("--index", index), ("--items", items), ("--keys", keys)):
         if path is not None and not path.exists():
             raise SpecError(f"{name} {path}: no such file or folder")
     try:
+        from limerank.serving.arms import one_arm, parse_arm
         from limerank.serving.http.run import serve as serve_
         from limerank.serving.http.settings import Settings, keys_of_environment
     except ImportError as error:
@@ -146,8 +166,8 @@ def serve(
     except ValueError as error:
         raise SpecError(str(error)) from None
     serve_(
-        run=run,
-        index=index,
+        arms=tuple(parse_arm(one) for one in arm) if arm else one_arm(run, index),  # type: ignore[arg-type]
+        salt=salt,
         store=store,
         settings=settings,
         items=items,

@@ -30,6 +30,8 @@ MOST_BYTES = 1 << 22
 """Bytes of an exposure before they are compressed, at most."""
 ARM = re.compile(r"[A-Za-z0-9_-]{1,32}")
 """A name of an arm."""
+MOST_ARMS = 16
+"""Arms of a server, at most."""
 MAIN = "main"
 """The name of the arm of a server that has one."""
 

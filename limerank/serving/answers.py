@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from limerank.data.encoding import read_vocabulary
+from limerank.errors import SpecError
 from limerank.kernels.dispatch import inference
 from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
 from limerank.ranking.scorer import NativeScorer
+from limerank.serving.arms import Arms, ArmSpec
+from limerank.serving.interleaving import team_draft
+from limerank.serving.messages import ArmBody
 from limerank.serving.served import Served
 
 PATHS = 24
@@ -87,6 +92,66 @@ def dispatch(served: Served, threads: int) -> dict[str, Any]:
         "instructions": scorer.path if isinstance(scorer, NativeScorer) else None,
         "threads": threads,
     }
+
+
+def arms_of(arms: Arms) -> list[dict[str, Any]]:
+    """All arms, for ``/v1/model`` and answers to a reload."""
+    found = []
+    for arm in arms.arms.values():
+        served = arm.current.served
+        one: dict[str, Any] = {"name": arm.name, "share": arm.share}
+        if arm.spec.mixes:
+            one["interleave"] = list(arm.spec.mixes)
+        else:
+            one |= {
+                "run": served.trained.fingerprint,
+                "model": served.trained.ranker.config.model,
+                "index_version": served.index.version,
+                "items": served.rankable,
+                "loaded": served.loaded,
+                "index_check": served.check.state,
+                "live_items": unranked(served),
+            }
+        found.append(one)
+    return found
+
+
+def spec_of(name: str, body: ArmBody) -> ArmSpec:
+    """An arm of a request to reload.
+
+    Raises:
+        SpecError: it interleaves and has a run or an index.
+    """
+    run = None if body.run is None else Path(body.run)
+    index = None if body.index is None else Path(body.index)
+    if body.interleave is not None and (run or index):
+        raise SpecError(f"the arm {name!r}: give interleave, or a run and an index")
+    return ArmSpec(name, body.share, run, index, tuple(body.interleave or ()))
+
+
+def interleaved(
+    answers: Sequence[dict[str, Any]], names: Sequence[str], k: int, ranking: str
+) -> dict[str, Any]:
+    """What the merged answer of two arms has in place of the first one's.
+
+    Args:
+        answers: of the two arms.
+        names: of the two arms.
+        k: items of the ranking, at most.
+        ranking: its id, which decides the coins.
+    """
+    by_id = [{one["item"]: one for one in answer["items"]} for answer in answers]
+    picks = team_draft(list(by_id[0]), list(by_id[1]), k, ranking)
+    items = [
+        {**by_id[team][item], "rank": position + 1, "team": names[team]}
+        for position, (item, team) in enumerate(picks)
+    ]
+    stages = {stage for answer in answers for stage in answer["milliseconds"]}
+    taken = {
+        stage: round(sum(answer["milliseconds"].get(stage, 0.0) for answer in answers), 3)
+        for stage in sorted(stages)
+    }
+    return {"items": items, "milliseconds": taken}
 
 
 def unranked(served: Served) -> dict[str, Any]:

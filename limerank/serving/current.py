@@ -136,6 +136,23 @@ class Current:
         served.check.state = "passed"
         log.info("the index is verified", extra={"index_version": served.index.version})
 
+    def verify_now(self) -> None:
+        """Compare all files of the index with their checksums; FormatError where one differs."""
+        self.served.index.verify()
+        self.served.check.state = "passed"
+
+    def catch_up(self) -> None:
+        """Use live items that were stored just now, through another :class:`Current` of the same
+        store.
+
+        Raises:
+            StoreError: another change takes too long, or the store cannot be reached.
+        """
+        with self.alone():
+            newer = self._caught_up(self.served)
+            if newer is not self.served:
+                self._use(newer)
+
     def follow(self) -> None:
         """Use a newer version of the index that another process has written, and live items that
         another server has stored. A failed step is tried again with the next call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time as clock
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,31 @@ from typing import Any
 import numpy as np
 
 from limerank.data.canonical import external_id, json_value
-from limerank.data.exposures import MAIN
+from limerank.data.event_log import EventForm
 from limerank.errors import FormatError, SpecError, UnknownError
 from limerank.ranking.request import plain
 from limerank.ranking.scorer import ScorerName
-from limerank.serving.answers import described, dispatch, explained, unranked
+from limerank.serving.answers import (
+    arms_of,
+    described,
+    dispatch,
+    explained,
+    interleaved,
+    spec_of,
+    unranked,
+)
+from limerank.serving.arms import Arm, Arms, ArmSpec, one_arm
 from limerank.serving.current import Current
-from limerank.serving.exposing import Exposing, new_ranking
-from limerank.serving.intake import Accepted, Intake
-from limerank.serving.messages import EventMessage, Explain, Rank, Shown, UserRequest
+from limerank.serving.exposing import Exposing, arm_of, new_ranking
+from limerank.serving.intake import Accepted, AnyForm, Intake
+from limerank.serving.messages import (
+    ArmBody,
+    EventMessage,
+    Explain,
+    Rank,
+    Shown,
+    UserRequest,
+)
 from limerank.serving.served import Loader, Served
 from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
@@ -42,8 +59,10 @@ class Serving:
     """The engine of :mod:`limerank.serving.http.app`.
 
     Args:
-        run: a run folder.
-        index: an index folder of the run.
+        run: a run folder, and
+        index: an index folder of the run, of a server with one arm.
+        arms: the arms of a server with several.
+        salt: of the choice of users, see :class:`~limerank.serving.arms.Arms`.
         store: the event store; closed with the engine.
         items: the item table, for filters and for the features in answers; see
             :class:`~limerank.serving.item_table.ItemTable`.
@@ -52,7 +71,7 @@ class Serving:
         threads: threads that one ranking uses.
 
     Attributes:
-        current: what is served, and how it is replaced.
+        arms: what is served, and how it is replaced.
         intake: how events reach the store; a source beside HTTP calls it, too.
         exposing: how exposures reach the store.
         numbers: the metrics.
@@ -60,10 +79,12 @@ class Serving:
 
     def __init__(
         self,
-        run: Path,
-        index: Path,
+        run: Path | None,
+        index: Path | None,
         store: EventStore,
         *,
+        arms: Sequence[ArmSpec] = (),
+        salt: str = "",
         items: Path | None = None,
         mode: Mode = "window",
         scorer: ScorerName = "auto",
@@ -72,24 +93,46 @@ class Serving:
         self.store = store
         self.numbers = Numbers()
         self._store_warnings: list[str] = []
-        self.current = Current(Loader(store, items, mode, scorer, threads), run, index)
-        self.intake = Intake(store, lambda: self._served.states.form, self.numbers)
+        if (run is None or index is None) == (not arms):
+            raise SpecError("give a run and an index, or arms")
+        specs = arms or one_arm(Path(str(run)), Path(str(index)))
+        self.arms = Arms(Loader(store, items, mode, scorer, threads), specs, salt)
+        self.intake = Intake(store, lambda: AnyForm(self._forms()), self.numbers)
         self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
         log.info("computing: %s", json.dumps(self.dispatch()))
+
+    @property
+    def current(self) -> Current:
+        """What the main arm serves."""
+        return self.arms.main.current
 
     @property
     def _served(self) -> Served:
         return self.current.served
 
+    def _forms(self) -> list[EventForm]:
+        return [current.served.states.form for current in self.arms.currents]
+
     def dispatch(self) -> dict[str, Any]:
         """Which implementations compute: reported once at start, and in ``/v1/model``."""
-        return dispatch(self._served, self.current.loader.threads)
+        return dispatch(self._served, self.arms.loader.threads)
 
-    def reload(self, run: str | None, index: str | None) -> dict[str, Any]:
-        """Serve another run or index. One that fails its tests is refused, and the one in use
-        stays."""
-        new = self.current.reload(
-            None if run is None else Path(run), None if index is None else Path(index)
+    def reload(
+        self,
+        run: str | None,
+        index: str | None,
+        arm: str | None = None,
+        arms: Mapping[str, ArmBody] | None = None,
+    ) -> dict[str, Any]:
+        """Serve another run or index in an arm, or other arms. What fails its tests is refused, and
+        what is in use stays."""
+        if arms is not None:
+            if run is not None or index is not None or arm is not None:
+                raise SpecError("give arms alone, or the run and index of one arm")
+            self.arms.configure([spec_of(name, body) for name, body in arms.items()])
+            return {"arms": arms_of(self.arms), "live_items": unranked(self._served)}
+        new = self.arms.reload(
+            None if run is None else Path(run), None if index is None else Path(index), arm
         )
         return {
             "run": new.trained.fingerprint,
@@ -99,11 +142,11 @@ class Serving:
 
     def verify(self) -> None:
         """Compare the index's files with their checksums; see :meth:`Current.verify`."""
-        self.current.verify()
+        self.arms.verify()
 
     def follow(self) -> None:
         """Use what other processes have changed; see :meth:`Current.follow`."""
-        self.current.follow()
+        self.arms.follow()
 
     # Rankings
 
@@ -123,20 +166,34 @@ class Serving:
 
     def rank(self, asked: Rank) -> Answer:
         """The answer, or a future of it where the ranking is logged."""
-        served = self._served
-        taken: dict[str, float] = {}
-        started = clock.perf_counter()
-        with self.numbers.stage("state", taken):
-            ready = self._ready(served, asked)
-        return self._logged(asked, self._ranked(served, asked, ready, taken, started))
+        arm = self.arms.of(asked.user, asked.arm)
+        answers = []
+        for current in arm.models:
+            served, taken = current.served, dict[str, float]()
+            started = clock.perf_counter()
+            with self.numbers.stage("state", taken):
+                ready = self._ready(served, asked)
+            answers.append(self._ranked(served, asked, ready, taken, started))
+        return self._finished(arm, asked, answers)
 
-    def _logged(self, asked: Rank, answer: dict[str, Any]) -> Answer:
-        return self.exposing.log(asked, answer) if asked.log else answer
+    def _finished(self, arm: Arm, asked: Rank, answers: list[dict[str, Any]]) -> Answer:
+        """The answer of an arm from those of its models, logged if that is asked for."""
+        ranking = new_ranking(arm.name)
+        self.numbers.arm_requests.labels(arm.name).inc()
+        answer = {"ranking": ranking, "arm": arm.name, **answers[0]}
+        if arm.spec.mixes:
+            answer |= interleaved(answers, arm.spec.mixes, asked.k, ranking)
+        if not asked.log:
+            return answer
+        if asked.arm is not None:
+            raise SpecError("a logged ranking is from the user's own arm: leave arm or log out")
+        return self.exposing.log(asked, answer)
 
     def rank_at_once(self, asked: Rank) -> Answer | None:
         """:meth:`rank` for requests that take about a millisecond and wait for nothing: passing
         such a request to another thread takes longer than answering it. None for all others."""
-        served = self._served
+        arm = self.arms.of(asked.user, asked.arm)
+        served = arm.current.served
         count = len(served.index) if asked.candidates is None else len(asked.candidates)
         names = (asked.context, asked.task_weights, asked.exclude)
         if (
@@ -146,6 +203,7 @@ class Serving:
             or asked.k > BRIEF_RANKED
             or asked.history is not None
             or asked.filter
+            or arm.spec.mixes
             or any(part is not None and len(part) > BRIEF_NAMES for part in names)
             or dict in map(type, asked.candidates or ())
         ):
@@ -158,7 +216,7 @@ class Serving:
             )
         if ready is None:
             return None
-        return self._logged(asked, self._ranked(served, asked, ready, taken, started))
+        return self._finished(arm, asked, [self._ranked(served, asked, ready, taken, started)])
 
     def _ranked(
         self, served: Served, asked: Rank, ready: Ready, taken: dict[str, float], started: float
@@ -181,8 +239,6 @@ class Serving:
         shown = [None] * len(best.ids) if display is None else display.of(best.rows)
         taken["total"] = round(1e3 * (clock.perf_counter() - started), 3)
         return {
-            "ranking": new_ranking(MAIN),
-            "arm": MAIN,
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
@@ -204,7 +260,7 @@ class Serving:
         }
 
     def explain(self, asked: Explain) -> dict[str, Any]:
-        served = self._served
+        served = self.arms.of(asked.user, asked.arm).current.served
         flow = served.flow
         ids = [one["item"] if isinstance(one, dict) else one for one in asked.items]
         rows = flow.rows("items", ids)
@@ -236,7 +292,10 @@ class Serving:
 
     def shown(self, given: Shown) -> Future[dict[str, Any]]:
         """Store an exposure; the future is done when it is durable."""
-        return self.exposing.show(given, given.arm or MAIN)
+        arm = given.arm or arm_of(given.ranking or "")
+        if given.arm is None and arm not in self.arms.names:
+            arm = self.arms.of(given.user).name
+        return self.exposing.show(given, arm)
 
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]:
         """Check and store events; the future is done when they are durable, so that no thread waits
@@ -296,7 +355,8 @@ class Serving:
         """Delete a user. No event is read, so that a damaged user can be deleted, too."""
         id = _id(user)
         count = self.store.event_count(id)
-        if not self._served.states.forget(id):
+        forgotten = [current.served.states.forget(id) for current in self.arms.currents]
+        if not any(forgotten):
             raise UnknownError(f"nothing is stored of the user {id!r}")
         return {"forgotten": count or 0}
 
@@ -328,23 +388,30 @@ class Serving:
         }
 
     def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        added, updated, served = self.current.put_items(items)
+        added, updated, served = self.arms.put_items(items)
         return {"index_version": served.index.version, "added": added, "updated": updated}
 
     def remove_item(self, item: str) -> dict[str, Any]:
-        return {"index_version": self.current.remove_item(item).index.version, "removed": 1}
+        return {"index_version": self.arms.remove_item(item).index.version, "removed": 1}
 
     # Description, health, metrics
 
-    def model(self) -> dict[str, Any]:
-        return described(self._served, self.current.loader.threads)
+    def model(self, arm: str | None = None) -> dict[str, Any]:
+        """Describe the model of an arm, of the main one when not given, and list all arms."""
+        served = self.arms.of(None, arm).current.served
+        return described(served, self.arms.loader.threads) | {"arms": arms_of(self.arms)}
 
     def readiness(self) -> dict[str, Any]:
         """Raise where requests would fail or get wrong answers; this asks the store."""
         self.store.counts()
-        if self._served.check.state == "damaged":
+        if self._checks("damaged"):
             raise FormatError("the index in use is damaged; the server's log says more")
         return {"status": "ok"}
+
+    def _checks(self, state: str) -> list[bool]:
+        """Of each model whose index's check has this state."""
+        checks = [current.served.check.state for current in self.arms.currents]
+        return [True for one in checks if one == state]
 
     def check_store(self) -> None:
         """Log what an operator has to do about the store, when that changes."""
@@ -364,13 +431,23 @@ class Serving:
         served, numbers = self._served, self.numbers
         numbers.items.set(served.rankable)
         numbers.index_version.set(served.index.version)
-        numbers.index_verified.set(served.check.state == "passed")
-        numbers.index_damaged.set(served.check.state == "damaged")
+        numbers.index_verified.set(len(self._checks("passed")) == len(self.arms.currents))
+        numbers.index_damaged.set(bool(self._checks("damaged")))
         live = served.index.live
         numbers.live_skipped.set(0 if live is None else len(live.skipped))
         numbers.live_pending.set(served.pending)
         numbers.model.clear()
-        numbers.model.labels(served.trained.fingerprint, served.trained.ranker.config.model).set(1)
+        numbers.arm_share.clear()
+        numbers.arm_model.clear()
+        for arm in self.arms.arms.values():
+            numbers.arm_share.labels(arm.name).set(arm.share)
+            for current in arm.models:
+                of = current.served
+                name = of.trained.ranker.config.model
+                numbers.model.labels(of.trained.fingerprint, name).set(1)
+                numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(
+                    of.index.version
+                )
         counts = self.store.counts()
         numbers.users.set(counts.users)
         numbers.events.set(counts.events)

@@ -31,7 +31,7 @@ import os
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -48,6 +48,31 @@ RawEvent = EventMessage | Mapping[str, Any] | str | bytes
 """An event as a source delivers it: a checked message, a mapping, or one JSON object as text."""
 Refused = Callable[[int, RawEvent, DataError | UnknownError], None]
 """Receives the position, the raw event and the error of each event that is refused."""
+
+
+class Form(Protocol):
+    """What an intake checks events against."""
+
+    def check(self, event: Event) -> None: ...
+
+
+class AnyForm:
+    """Of several runs: an event that one of them can read is accepted; the others ignore what they
+    do not know. The error is that of the first."""
+
+    def __init__(self, forms: Sequence[EventForm]) -> None:
+        self._forms = forms
+
+    def check(self, event: Event) -> None:
+        first: DataError | UnknownError | None = None
+        for form in self._forms:
+            try:
+                form.check(event)
+                return
+            except (DataError, UnknownError) as error:
+                first = first or error
+        if first is not None:
+            raise first
 
 
 class Accepted(NamedTuple):
@@ -71,7 +96,7 @@ class Intake:
     """
 
     def __init__(
-        self, store: EventStore, form: Callable[[], EventForm], numbers: Numbers | None = None
+        self, store: EventStore, form: Callable[[], Form], numbers: Numbers | None = None
     ) -> None:
         self.store, self._form = store, form
         self.numbers = Numbers() if numbers is None else numbers

@@ -18,7 +18,7 @@ from pydantic import (
 
 from limerank.data.canonical import INT64, external_id, milliseconds
 from limerank.data.events import RANKING
-from limerank.data.exposures import ARM, MOST_SHOWN
+from limerank.data.exposures import ARM, MOST_ARMS, MOST_SHOWN
 from limerank.errors import DataError
 
 MOST_CANDIDATES = 100_000
@@ -225,6 +225,9 @@ class UserRequest(Message):
         description="Task to its weight in the ranking value; if not given, the first task alone.",
     )
     context: Named[Value] | None = Field(None, description="Context feature to its value.")
+    arm: ArmName | None = Field(
+        None, description="Answer from this arm, not from the user's; for looking at it."
+    )
     time: Time | None = Field(
         None,
         description="When the request is made; only earlier events count. If not given, the time "
@@ -341,8 +344,36 @@ class PutItems(Message):
     items: Annotated[Listed[Named[Column]], Field(min_length=1, max_length=MOST_ITEMS)]
 
 
+class ArmBody(Message):
+    """An arm of an experiment. A run or an index that is not given stays as it is."""
+
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        description="Share of the users; the shares of all arms are divided by their sum."
+    )
+    run: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Folder of a run, on the server."
+    )
+    index: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="Folder of an index, on the server."
+    )
+    interleave: Annotated[list[ArmName], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Two arms whose rankings this one merges, in place of run and index."
+    )
+
+
 class Reload(Message):
     """Another run or index to serve; what is not given stays in use."""
+
+    arm: ArmName | None = Field(
+        None, description="The arm that serves it; needed where there are several."
+    )
+    arms: Annotated[dict[ArmName, ArmBody], Field(min_length=1, max_length=MOST_ARMS)] | None = (
+        Field(
+            None,
+            description="All arms by name, in place of the other fields: new ones are loaded, "
+            "others are dropped, shares change. One with the same run and index stays loaded.",
+        )
+    )
 
     run: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         None, description="Folder of a run, on the server."

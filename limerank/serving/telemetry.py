@@ -48,6 +48,18 @@ class Numbers:
             ["arm", "outcome"],
             registry=into,
         )
+        self.arm_requests = Counter(
+            "limerank_arm_requests", "Rankings answered, by arm.", ["arm"], registry=into
+        )
+        self.arm_share = Gauge(
+            "limerank_arm_share", "Share of the users that an arm has.", ["arm"], registry=into
+        )
+        self.arm_model = Gauge(
+            "limerank_arm_info",
+            "Version of the index of a model that an arm serves.",
+            ["arm", "run", "model"],
+            registry=into,
+        )
         self.users = Gauge("limerank_users", "Users in the store.", registry=into)
         self.events = Gauge("limerank_events", "Events in the store.", registry=into)
         self.items = Gauge("limerank_items", "Items that can be ranked.", registry=into)

@@ -20,9 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from limerank.errors import LimerankError, SpecError
 from limerank.files import require_file
 from limerank.serving.engine import Serving
+from limerank.serving.messages import ArmBody, Reload
 
 log = logging.getLogger("limerank.serving")
 LOOK_SECONDS = 2.0
@@ -39,7 +42,8 @@ class Background:
     Args:
         engine: the engine.
         watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
+            ``{"run": PATH, "index": PATH}``, or one with arms as ``POST /v1/admin/reload`` takes
+            them; when it changes, they are loaded.
         seconds: seconds between two attempts.
     """
 
@@ -119,12 +123,16 @@ class Background:
     def _load(self) -> None:
         found = wanted(self._watch)
         if found and found != self._loaded:
-            self._engine.reload(found.get("run"), found.get("index"))
+            if "arms" in found:
+                arms = {name: ArmBody.model_validate(of) for name, of in found["arms"].items()}
+                self._engine.reload(None, None, arms=arms)
+            else:
+                self._engine.reload(found.get("run"), found.get("index"))
             self._loaded = found
 
 
-def wanted(watch: Path | None) -> dict[str, str]:
-    """Paths of the run and the index that a watched folder or file names.
+def wanted(watch: Path | None) -> dict[str, Any]:
+    """Paths of the run and the index that a watched folder or file names, or its arms.
 
     Raises:
         SpecError: the file is not a JSON object of paths.
@@ -142,6 +150,13 @@ def wanted(watch: Path | None) -> dict[str, str]:
         found = json.loads(data[:WATCHED_BYTES].decode())
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{watch} is not JSON: {error}") from None
+    if isinstance(found, dict) and set(found) == {"arms"}:
+        try:
+            return {"arms": Reload.model_validate(found).model_dump()["arms"]}
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SpecError(f"{watch}: {where}: {first['msg']}") from None
     if (
         not isinstance(found, dict)
         or set(found) - {"run", "index"}

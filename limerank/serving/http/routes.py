@@ -16,6 +16,7 @@ from limerank.serving.http.openapi import Described
 from limerank.serving.http.problems import Problem
 from limerank.serving.messages import (
     MOST_ID,
+    ArmBody,
     EventMessage,
     Events,
     Explain,
@@ -39,7 +40,7 @@ class Engine(Protocol):
     numbers: Numbers
     store: EventStore
 
-    def model(self) -> dict[str, Any]: ...
+    def model(self, arm: str | None = None) -> dict[str, Any]: ...
     def rank(self, asked: Rank) -> Any: ...
     def explain(self, asked: Explain) -> dict[str, Any]: ...
     def append(self, events: list[EventMessage]) -> Future[dict[str, Any]]: ...
@@ -54,7 +55,13 @@ class Engine(Protocol):
     def items(self, text: str, limit: int) -> dict[str, Any]: ...
     def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]: ...
     def remove_item(self, item: str) -> dict[str, Any]: ...
-    def reload(self, run: str | None, index: str | None) -> dict[str, Any]: ...
+    def reload(
+        self,
+        run: str | None,
+        index: str | None,
+        arm: str | None = None,
+        arms: Mapping[str, ArmBody] | None = None,
+    ) -> dict[str, Any]: ...
     def readiness(self) -> dict[str, Any]: ...
     def count(self) -> None: ...
     def close(self) -> None: ...
@@ -143,6 +150,14 @@ def _folder(name: str, given: str | None) -> str | None:
     return given
 
 
+def _reload(engine: Engine, body: Reload) -> dict[str, Any]:
+    for name, arm in (body.arms or {}).items():
+        _folder(f"arms.{name}.run", arm.run)
+        _folder(f"arms.{name}.index", arm.index)
+    run, index = _folder("run", body.run), _folder("index", body.index)
+    return engine.reload(run, index, body.arm, body.arms)
+
+
 def _events(call: Call) -> list[EventMessage]:
     return list(call.body.events) if isinstance(call.body, Events) else [call.body]
 
@@ -151,7 +166,8 @@ TEXT = ("q", {"type": "string", "maxLength": MOST_ID})
 LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20})
 OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/model", "read", "The model, the index and their features.",
-        answers=lambda engine, call: engine.model()),
+        query=(("arm", {"type": "string", "maxLength": 32}),),
+        answers=lambda engine, call: engine.model(call.query.get("arm"))),
     Operation("POST", "/v1/rank", "read", "Rank the catalogue, or candidates, for a user.", (Rank,),
         answers=lambda engine, call: engine.rank(call.body),
         at_once=lambda engine, call: engine.rank_at_once(call.body),
@@ -183,9 +199,8 @@ OPERATIONS: tuple[Operation, ...] = (
         (PutItems,), answers=lambda engine, call: engine.put_items(call.body.items)),
     Operation("DELETE", "/v1/items/{item:path}", "admin", "Remove an item from rankings.",
         answer={"removed": 1}, answers=lambda engine, call: engine.remove_item(_id(call, "item"))),
-    Operation("POST", "/v1/admin/reload", "admin", "Test and serve another run or index.",
-        (Reload,), answers=lambda engine, call: engine.reload(
-            _folder("run", call.body.run), _folder("index", call.body.index))),
+    Operation("POST", "/v1/admin/reload", "admin", "Test and serve other models or arms.",
+        (Reload,), answers=lambda engine, call: _reload(engine, call.body)),
     Operation("GET", "/healthz", None, "Whether the process runs.",
         answer={"status": "ok"}, at_once=lambda engine, call: {"status": "ok"}),
     Operation("GET", "/readyz", None, "Whether requests can be answered.",

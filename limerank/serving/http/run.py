@@ -9,14 +9,16 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from limerank.data.exposures import MAIN
 from limerank.errors import FormatError, SpecError
+from limerank.serving.arms import ArmSpec, checked
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.connections import Acceptor, Doors, protocol
@@ -38,10 +40,10 @@ MOST_FILES = 65_536
 
 def serve(
     *,
-    run: Path,
-    index: Path,
+    arms: Sequence[ArmSpec],
     store: str,
     settings: Settings,
+    salt: str = "",
     items: Path | None = None,
     mode: Mode = "window",
     threads: int = 1,
@@ -52,7 +54,7 @@ def serve(
     """Serve until the process gets a signal to stop; running requests are answered first.
 
     Args:
-        run, index, items, mode, threads: see :class:`~limerank.serving.engine.Serving`.
+        arms, salt, items, mode, threads: see :class:`~limerank.serving.engine.Serving`.
         store: an SQLite file, or the address of a Valkey or Redis server.
         settings: keys, limits, times.
         most: events stored of a user, at most; all when not given.
@@ -60,27 +62,45 @@ def serve(
         watch: a folder with the links ``run`` and ``index``, or a JSON file
             ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
     """
+    arms = checked(arms)
+    folders = [
+        (spec.name, name, path, file)
+        for spec in arms
+        for name, path, file in (
+            ("run", spec.run, "config.json"),
+            ("index", spec.index, "manifest.json"),
+        )
+        if path is not None
+    ]
     private = Private.of_store(
         store,
         secrets=[key for keys in settings.keys.values() for key in keys],
         paths=[
             text
-            for path in (run, index, items, watch, None if "://" in store else Path(store))
+            for path in (
+                *(path for _, _, path, _ in folders),
+                items,
+                watch,
+                None if "://" in store else Path(store),
+            )
             if path is not None
             for text in (str(path.absolute()), str(path.resolve()))
         ],
     )
     with listener(settings.host, settings.port) as bound:
-        for name, path, file in (("run", run, "config.json"), ("index", index, "manifest.json")):
+        for arm, name, path, file in folders:
             if not (path / file).is_file():  # before a new store is created
+                option = f"--{name}" if arm == MAIN else f"--arm {arm}"
                 raise FormatError(
-                    f"--{name}: {str(path)!r} is not the folder of a {name}: it has no {file}"
+                    f"{option}: {str(path)!r} is not the folder of a {name}: it has no {file}"
                 )
         log_json(private)
         engine = Serving(
-            run.absolute(),  # messages contain the absolute paths, which answers hide
-            index.absolute(),
+            None,
+            None,
             open_store(store, most, most_exposures),
+            arms=arms,
+            salt=salt,
             items=None if items is None else items.absolute(),
             mode=mode,
             threads=threads,
@@ -111,13 +131,23 @@ def serve(
         except OSError as error:  # another process bound it, too, and listened first
             raise _taken(settings.host, settings.port, error) from None
         host, port = bound.getsockname()[:2]
-        print(f"serving {run} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        print(
+            f"serving {_shown(arms)} on http://{f'[{host}]' if ':' in host else host}:{port}",
+            flush=True,
+        )
         try:
             Server(config, settings.drain_seconds).run(sockets=[bound])
         finally:
             background.stop()
             if _hanging():
                 _end(0)
+
+
+def _shown(arms: Sequence[ArmSpec]) -> str:
+    """What is served, for the first line of the output."""
+    if len(arms) == 1:
+        return str(arms[0].run)
+    return ", ".join(f"{spec.name} ({spec.share:.4g})" for spec in arms)
 
 
 @contextmanager
