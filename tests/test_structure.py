@@ -36,7 +36,7 @@ index evaluation
 ranking: scorer anchored < explain < request < flow results < recommender < bulk fidelity
 training: world collaborative negatives positives softmax replay renumbering
     < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
-    < reporting resume warm < fitting < trainer
+    < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry item_table messages < intake exposing state < served
     < current interleaving < arms < answers < engine watching fill export < http

@@ -442,6 +442,8 @@ def test_what_cannot_start_is_refused(days, yesterday, tmp_path):
         train(days[1], tmp_path / "run", model={"links": 5}, start=yesterday)
     with pytest.raises(SpecError, match="is of the model lime-mha, not lime-xor"):
         train(days[1], tmp_path / "run", model="lime-xor", start=yesterday)
+    with pytest.raises(SpecError, match=r"cannot start from .* and replace it"):
+        train(days[1], yesterday, start=yesterday, overwrite=True)
     with pytest.raises(FormatError, match="not a run"):
         train(days[1], tmp_path / "run", start=tmp_path)
     run = shutil.copytree(yesterday, tmp_path / "damaged")

@@ -22,7 +22,6 @@ from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import effective_links
 from limerank.files import new_folder
 from limerank.kernels import dispatch
-from limerank.kernels.attention import real_positions
 from limerank.metrics import Affine
 from limerank.models import Ranker, build
 from limerank.models.config import (
@@ -37,8 +36,8 @@ from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, write_alarms
 from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
+from limerank.training.beginning import begin
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
-from limerank.training.collaborative import statistics
 from limerank.training.fitting import fit
 from limerank.training.impressions import Examples
 from limerank.training.objectives import objective_name, objective_of
@@ -65,8 +64,6 @@ from limerank.training.world import Alone, World
 
 TRIED = 4
 """Requests whose scores are stored beside the weights; see limerank.runs.selftest."""
-SAMPLED = 256
-"""Histories, about, whose events' ages set starting values; see Ranker.start_at."""
 REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
 
@@ -121,6 +118,10 @@ def train(
     out = Path(out)
     dataset = data if isinstance(data, Dataset) else Dataset(data)
     shape = DataShape.of(dataset.manifest)
+    if start is not None and out.resolve() == Path(start).resolve():
+        raise SpecError(
+            f"the training cannot start from {start} and replace it; name another folder"
+        )
     parent = None if start is None else open_parent(start)
     if parent is None:
         model, config = model_config_of(model), train_config_of(config)
@@ -202,11 +203,7 @@ class Trainer:
         self.ranker = build(shape, model)
         if config.calibrate:
             _check_calibration(self.ranker)
-        if self.start is None:
-            self.ranker.start_at(self._ages())
-        else:
-            self.start.load_weights(self.ranker)
-        self._give_statistics(model)
+        begin(self.ranker, self.objective, config, self.start, quiet)
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
@@ -216,27 +213,6 @@ class Trainer:
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
         self.curves = Curves(out, listeners)
         self.checkpoints = Checkpoints(out, self.ranker, self.optimiser, config.checkpoint_seconds)
-
-    def _give_statistics(self, model: ModelConfig) -> None:
-        """Give the items of the training window their counts and collaborative statistics."""
-        tower = self.ranker.item_tower
-        if model.id_evidence:
-            counts = torch.from_numpy(self.objective.item_counts.astype("float32"))
-            if self.start is not None:
-                counts = torch.maximum(counts, self.start.faded_counts(self.ranker))
-            tower.id_shares[1:] = counts / (counts + model.id_evidence)
-        if tower.statistics is not None:
-            earlier = None if self.start is None else tower.statistics.clone()
-            width, rates = model.vectors, model.base_rates
-            found = statistics(self.dataset, width, rates, self.quiet, earlier)
-            tower.statistics.copy_(found.of_all)
-            self.objective.statistics = found
-
-    def _ages(self) -> torch.Tensor:
-        """Ages [n] of the events in some histories of the training split."""
-        rows = self.objective.requests
-        users = self.dataset.batch(rows[:: max(len(rows) // SAMPLED, 1)], self.config.history).users
-        return users.age[real_positions(users.lengths, users.age.shape[1])]
 
     def run(self) -> TrainingResult:
         """Train to the end and leave the best weights in the run folder."""

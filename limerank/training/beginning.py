@@ -1,0 +1,59 @@
+"""What a model has before its first step: starting values that depend on the log, statistics of its
+items, and the weights of the run that it starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from limerank.kernels.attention import real_positions
+from limerank.models import Ranker
+from limerank.models.config import TrainConfig
+from limerank.training.collaborative import statistics
+from limerank.training.objectives import Objective
+from limerank.training.warm import Start
+
+SAMPLED = 256
+"""Histories, about, whose events' ages set starting values; see Ranker.start_at."""
+
+
+def begin(
+    ranker: Ranker,
+    objective: Objective,
+    config: TrainConfig,
+    start: Start | None,
+    quiet: bool,
+) -> None:
+    """Set all that a new model has before it is trained.
+
+    Args:
+        ranker: with random weights.
+        objective: that it is trained for; it gets the statistics of items by folds.
+        config: how it is trained.
+        start: what it starts from; None: random weights.
+        quiet: show no progress.
+    """
+    if start is None:
+        ranker.start_at(_ages(objective, config))
+    else:
+        start.load_weights(ranker)
+    tower, model = ranker.item_tower, ranker.config
+    if model.id_evidence:
+        counts = torch.from_numpy(objective.item_counts.astype("float32"))
+        if start is not None:
+            counts = torch.maximum(counts, start.faded_counts(ranker))
+        tower.id_shares[1:] = counts / (counts + model.id_evidence)
+    if tower.statistics is not None:
+        earlier = None if start is None else tower.statistics.clone()
+        width, rates = model.vectors, model.base_rates
+        found = statistics(objective.dataset, width, rates, quiet, earlier)
+        tower.statistics.copy_(found.of_all)
+        objective.statistics = found
+
+
+def _ages(objective: Objective, config: TrainConfig) -> Tensor:
+    """Ages [n] of the events in some histories of the training split."""
+    rows = objective.requests
+    some = rows[:: max(len(rows) // SAMPLED, 1)]
+    users = objective.dataset.batch(some, config.history).users
+    return users.age[real_positions(users.lengths, users.age.shape[1])]
