@@ -302,8 +302,9 @@ def better_unit(values: pl.Series, source: EventSource) -> tuple[str, float] | N
     return fitting[0], median
 
 
-def request_keys(values: pl.Series) -> NDArray[np.uint64]:
-    """A key for each request id, never 0; 0 where there is no id.
+def request_keys(values: pl.Series) -> tuple[NDArray[np.uint64], bool]:
+    """A key for each request id, never 0; 0 where there is no id. And whether some keys are hashes,
+    which another version of Polars may compute otherwise.
 
     Request ids have the form of user and item ids: 7, 7.0 and ``"7"`` are one for every type of
     column. Keys of 64-bit integers are exact; those of other text, and of larger integers, are
@@ -319,15 +320,17 @@ def request_keys(values: pl.Series) -> NDArray[np.uint64]:
         raise DataError(f"request ids: {error}") from None
     keys = shuffle(lengths.fill_null(0).to_numpy())
     keys = np.where(keys == 0, KEY_OF_ZERO, keys)
+    hashed = False
     if lengths.null_count():
         missing = lengths.is_null().to_numpy()
         keys[missing] = 0
         if texts is not None:
-            hashed = texts.hash().to_numpy().astype(np.uint64)
-            hashed = np.where(hashed == 0, KEY_OF_ZERO, hashed)
-            hashed[texts.is_null().to_numpy()] = 0
-            keys[missing] = hashed
-    return keys
+            hashes = texts.hash().to_numpy().astype(np.uint64)
+            hashes = np.where(hashes == 0, KEY_OF_ZERO, hashes)
+            hashes[texts.is_null().to_numpy()] = 0
+            keys[missing] = hashes
+            hashed = True
+    return keys, hashed
 
 
 def request_steps(

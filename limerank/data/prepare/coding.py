@@ -34,6 +34,7 @@ class RowCoder:
         features: those of the values of each categorical event feature.
         dtypes: the columns of events: user, item, time, label_NAME, feature_NAME, and, where
             needed, ratio_NAME, source, request and split.
+        hashed: whether keys of request ids are hashes of text.
         item_range: the least and the greatest code of an item.
         reading: the name of the file or frame that is read, for examples.
     """
@@ -42,7 +43,7 @@ class RowCoder:
         spec = sources.spec
         self._spec, self._findings = spec, findings
         self._requests_given = any(source.request is not None for source in spec.events)
-        self.reading = ""
+        self.reading, self.hashed = "", False
         earlier = sources.earlier
         self._known = earlier is not None
         self.item_range = [np.iinfo(np.int64).max, np.iinfo(np.int64).min]
@@ -115,7 +116,8 @@ class RowCoder:
         if self._requests_given:
             columns["request"] = np.zeros(n, np.uint64)
             if source.request is not None:
-                columns["request"] = request_keys(frame[source.request])
+                columns["request"], hashed = request_keys(frame[source.request])
+                self.hashed = self.hashed or hashed
         if "split" in self.dtypes:
             columns["split"] = self._splits(frame, source, good)
         counted: set[str] = set()

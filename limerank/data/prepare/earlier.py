@@ -127,6 +127,7 @@ class EarlierEvents:
 
     Attributes:
         files: of each source of events, the files that were read.
+        hashed: whether keys of its request ids are hashes of text.
         total: number of events.
         summary: the part of the manifest that counts what was read.
 
@@ -145,7 +146,8 @@ class EarlierEvents:
                 f"--encoding {earlier.path}; then extend that dataset"
             )
         _require_same(earlier, spec)
-        if found["hash"] != text_hash() and any(source.request for source in spec.events):
+        self.hashed: bool = found["hash"] is not None
+        if self.hashed and found["hash"] != text_hash():
             raise FormatError(
                 f"{earlier.path} was prepared with another version of Polars, which gives request "
                 "ids other keys; prepare the full log once more with the same codes: "

@@ -271,10 +271,11 @@ def _vocabularies(spools: Spooling, folder: Path) -> dict[str, str]:
 def _log(spools: Spooling, files: list[list[LogFile]]) -> dict[str, Any]:
     """What extending the dataset needs to know of its log."""
     known = spools.earlier_events
+    hashed = spools.coder.hashed or (known is not None and known.hashed)
     every = files if known is None else [a + b for a, b in zip(known.files, files, strict=True)]
     return {
         "format": LOG_FORMAT,
-        "hash": text_hash(),
+        "hash": text_hash() if hashed else None,
         "files": [[one.to_dict() for one in of] for of in every],
     }
 
