@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-shop bench-tune constraints faults clean distclean settings
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-shop bench-tune bench-warmstart constraints faults clean distclean settings
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -69,11 +69,13 @@ bench-coldstart: NAME := coldstart
 bench-ablations: NAME := ablations
 bench-exact: NAME := exact
 bench-peers: NAME := peers
+bench-warmstart: NAME := warmstart
 bench-nextitem: NAME := nextitem
 bench-quality: bench-data  ## train every model on real logs (DATA=FOLDER of datasets; hours, resumable)
 bench-coldstart: bench-data  ## items and users that are absent from training (DATA=FOLDER)
 bench-ablations: bench-data  ## what each part of LIME contributes (DATA=FOLDER)
 bench-nextitem: bench-data  ## the next item of MovieLens, full catalogue, beside published figures (DATA=FOLDER; hours, resumable)
+bench-warmstart: bench-data  ## a week of daily warm starts, beside training from the start (DATA=FOLDER; resumable)
 bench-exact: bench-data  ## exact histories compared with requests (DATA=FOLDER)
 bench-peers: $(VENV)/.bench bench-data  ## compare the models with LightGBM, item-kNN, ALS and means (DATA=FOLDER, ARGS="--only ml1m")
 

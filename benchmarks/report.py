@@ -23,6 +23,7 @@ from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
+from benchmarks.warmstart_page import warmstart
 
 MADE_BY = {"ranking": "index", "search": "quality"}
 """Benchmark -> the module that writes its rows, where the names differ."""
@@ -48,6 +49,7 @@ def main() -> None:
         "attempts": attempts,
         "nextitem": nextitem,
         "shop": shop,
+        "warmstart": warmstart,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))
     written = []

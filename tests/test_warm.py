@@ -435,6 +435,30 @@ def test_runs_of_earlier_versions_start_without_an_optimiser(days, yesterday, tm
     assert result.start.new == len(Dataset(days[1]).requests_of("train"))
 
 
+def test_a_dataset_that_was_extended(tmp_path):
+    """The daily loop: extend the log, drop what is old, go on from yesterday's run."""
+    events = [{"files": ["day-*.parquet"], "time": "time", "request": "request_id"}]
+    split = {"train": 0.7, "validation": 0.15}
+    spec = write_log(tmp_path / "log", users=60, events=events, split=split)
+    rows = pl.read_parquet(tmp_path / "log" / "events.parquet").sort("time")
+    first, middle = (rows["time"].quantile(one) for one in (0.1, 0.6))
+    rows.filter(pl.col("time") < middle).write_parquet(tmp_path / "log" / "day-1.parquet")
+    prepare(spec, tmp_path / "one")
+    train(tmp_path / "one", tmp_path / "run", model=config_of("lime-mha", **SMALL), config=QUICK)
+    later = rows.filter(pl.col("time") >= middle).with_columns(pl.col("item_id") + 7)
+    later.write_parquet(tmp_path / "log" / "day-2.parquet")
+    since = datetime.fromtimestamp(first, UTC)
+    prepare(spec, tmp_path / "two", extend=tmp_path / "one", since=since)
+    result = train(tmp_path / "two", tmp_path / "next", start=tmp_path / "run")
+    assert not result.start.added
+    assert not result.start.dropped
+    assert 0 < result.start.known_items < result.start.items
+    until = load_run(tmp_path / "run").until
+    data = Dataset(tmp_path / "two")
+    times = data.events["time"][data.requests["first"][data.requests_of("train")]]
+    assert result.start.new == (times > until).sum()
+
+
 def test_what_cannot_start_is_refused(days, yesterday, tmp_path):
     with pytest.raises(DataError, match=r"no request in its training split after 20.*newer log"):
         train(days[0], tmp_path / "run", start=yesterday)
