@@ -36,6 +36,7 @@ from limerank.runs import formats
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
+from tests.formats import write_f90a578 as growing
 from tests.valkey_server import needs_server, server
 
 FORMATS = Path(__file__).parent / "formats"
@@ -264,6 +265,18 @@ def test_a_dataset_with_impression_features_opens(tmp_path):
         "context": batch.users.context.tolist(),
     }
     same(found, facts)
+
+
+def test_a_dataset_is_extended(tmp_path):
+    folder = FORMATS / "f90a578"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    facts = json.loads((folder / "expected.json").read_text())
+    first, second = tmp_path / "first", tmp_path / "second"
+    same(growing.facts(Dataset(first)), facts["first"])
+    new = growing.sources(range(2, 4))
+    prepare(growing.DESCRIPTION, second, events=new, extend=first, **growing.tables())
+    same(growing.facts(Dataset(second)), facts["second"])
 
 
 @pytest.mark.parametrize("by", ["event", "session"])
