@@ -21,7 +21,9 @@ from limerank.refresh.config import duration, load_config
 from limerank.refresh.cycle import refresh, roll_back
 from limerank.refresh.home import Home
 from limerank.runs.folder import load_run
+from limerank.serving.stores import SqliteStore
 from limerank.serving.watching import wanted
+from tests.stores import event, exposure
 
 START, DAY = 1_700_000_000, 86_400
 ROWS = 250
@@ -255,6 +257,65 @@ def test_a_damaged_record_says_what_to_do(config: Path) -> None:
     shutil.rmtree(loaded.home)
     with pytest.raises(FormatError, match="has no record"):
         roll_back(loaded.home)
+
+
+def test_a_server_s_store_is_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    day = DAY * 1000
+
+    def serve(first: int, days: int) -> None:
+        with SqliteStore(tmp_path / "events.db") as store:
+            for at in range(first, first + days):
+                for user in range(40):
+                    time, ranking = at * day + int(rng.integers(0, day // 2)), f"{at}.{user}"
+                    items = rng.choice(40, 4, replace=False).tolist()
+                    store.show([exposure(user, time, ranking, items, values=[4, 3, 2, 1])])
+                    liked = [item for item in items if rng.random() < (0.7 if GOOD[item] else 0.1)]
+                    store.append(
+                        [
+                            event(user, time + 5000, f"{at}.{item}", item, labels={"click": 1.0})
+                            for item in liked
+                        ]
+                    )
+
+    description = {
+        "name": "served",
+        "events": [
+            {
+                "files": ["exported/*.parquet"],
+                "time": "time",
+                "time_unit": "ms",
+                "request": "request",
+            }
+        ],
+        "labels": [{"name": "click", "kind": "binary"}],
+    }
+    (tmp_path / "served.toml").write_text(tomli_w.dumps(description))
+    values = {
+        "home": "home",
+        "description": "served.toml",
+        "model": "lime-mha",
+        "train": {"width": 8, "links": 2, "epochs": 1},
+        "gate": {"alarms": False, "tolerance": 0.5, "most_ne": 9.0},
+        "export": {"store": "events.db", "folder": "exported", "window": 60},
+    }
+    (tmp_path / "refresh.toml").write_text(tomli_w.dumps(values))
+    loaded = load_config(tmp_path / "refresh.toml")
+    with pytest.raises(SpecError, match="no such file"):
+        refresh(loaded)
+    serve(20_000, 5)
+    for days in (5, 7):
+        monkeypatch.setattr(cycles, "now_ms", lambda days=days: (20_000 + days) * day)
+        entry = refresh(loaded)
+        assert entry is not None and entry.outcome == "published", entry
+        assert entry.exported == (20_000 + days) * day - 60_000
+        with SqliteStore(tmp_path / "events.db") as store:
+            shown = sum(len(store.exposures(user, 0, 1 << 50)) for user in store.users())
+        found = Dataset(Path(live(loaded.home)["run"]).parent / "data")
+        assert len(found.events["time"]) == 4 * shown == 4 * 40 * days
+        assert refresh(loaded) is None, "nothing new"
+        if days == 5:
+            serve(20_005, 2)
 
 
 def test_durations() -> None:

@@ -72,7 +72,7 @@ def export(
         limerank prepare day.toml --out data/day
     """
     from limerank.serving.export import export as run
-    from limerank.serving.stores import open_store
+    from limerank.serving.stores import existing, open_store
 
     times = {
         name: _time(name, given)
@@ -97,17 +97,6 @@ def export(
     if done.description is not None:
         print(f"Next: limerank prepare {done.description} --out DATA")
     print(f"Continue later with --since {done.until}")
-
-
-def existing(store: str) -> str:
-    """The address of a store that exists, unless it is a server's.
-
-    Raises:
-        SpecError: there is no such file.
-    """
-    if "://" not in store and not Path(store).is_file():
-        raise SpecError(f"--store {store}: no such file; expected the store of a server")
-    return store
 
 
 def _time(name: str, given: str) -> int:

@@ -42,6 +42,12 @@ def refresh(
 
         window = "90d"                # drop older events
 
+        [export]                      # where the logs are those of a server
+
+        store = "events.db"
+
+        folder = "logs"
+
     Serve what is live: limerank serve --run live/live/run --index live/live/index --watch
     live/live --store events.db
 

@@ -51,6 +51,18 @@ class DataChecks(Frozen):
     """A larger share of dropped rows is refused."""
 
 
+class Export(Frozen):
+    """Where new logs come from, if they are the events and exposures of a server's store."""
+
+    store: str
+    """Event store: an SQLite file, relative to the configuration, or valkey://HOST:PORT/0."""
+    folder: Path
+    """Folder of the logs, which the description reads: files = ["FOLDER/*.parquet"]."""
+    window: float = Field(3600.0, gt=0)
+    """Seconds after an item was shown in which an event counts as its outcome. A cycle exports what
+    was shown until so long ago."""
+
+
 class RefreshConfig(Frozen):
     """The daily loop. Paths are relative to the file's folder."""
 
@@ -58,6 +70,8 @@ class RefreshConfig(Frozen):
     """Folder of the loop: datasets, runs, indexes, and what is live."""
     description: Path
     """What ``limerank prepare`` reads. Its patterns of files find the logs of every new day."""
+    export: Export | None = None
+    """Set: each cycle begins with an export of what a server's store has that is newer."""
     window: str | None = None
     """How far back the dataset reaches before the newest event of the dataset before it, such as
     "60d" or "48h"; all of the log by default."""
@@ -130,5 +144,11 @@ def load_config(path: str | Path) -> RefreshConfig:
         raise SpecError(f"{path} is not valid TOML: {error}") from None
     config = validate(RefreshConfig, values, str(path))
     base = path.resolve().parent
-    absolute = {name: base / getattr(config, name) for name in ("home", "description")}
+    absolute: dict[str, Any] = {
+        name: base / getattr(config, name) for name in ("home", "description")
+    }
+    if (export := config.export) is not None:
+        store = export.store if "://" in export.store else str(base / export.store)
+        own = {"folder": base / export.folder, "store": store}
+        absolute["export"] = export.model_copy(update=own)
     return config.model_copy(update=absolute)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from limerank.data.canonical import LARGEST_TIME
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -20,10 +21,12 @@ from limerank.files import held_alone, read_json, write_json
 from limerank.index.building import build_index
 from limerank.models.config import configs_of
 from limerank.refresh.checks import check_data
-from limerank.refresh.config import RefreshConfig
+from limerank.refresh.config import Export, RefreshConfig
 from limerank.refresh.gate import Verdict, judge
 from limerank.refresh.home import Entry, Home, now
 from limerank.runs.alarms import read_alarms
+from limerank.serving.export import export as write_export
+from limerank.serving.stores import existing, open_store
 from limerank.training.trainer import train
 from limerank.training.warm import model_name
 
@@ -80,6 +83,8 @@ class _Cycle:
         self.say(
             f"cycle {self.name}: {'no model is live' if current is None else f'{current} is live'}"
         )
+        if self.config.export is not None:
+            self._export(self.config.export)
         before = self.home.latest_data()
         data = self.folder / "data"
         with self._step("prepare", data) as todo:
@@ -93,7 +98,7 @@ class _Cycle:
             if reasons:
                 return self._finish("refused", reasons, data=False)
         run, index = self.folder / "run", self.folder / "index"
-        with self._step("train", run if read_if(run) else self.folder / "none") as todo:
+        with self._step("train", run if ended(run) else self.folder / "none") as todo:
             if todo:
                 self._train(dataset, run, current)
         parent = None if current is None else self.home.folder(current) / "run"
@@ -108,6 +113,34 @@ class _Cycle:
             if todo:
                 build_index(run, index, data=dataset, quiet=self.quiet)
         return self._finish("published", verdict.reasons, data=True)
+
+    def _export(self, export: Export) -> None:
+        """Write what the store has that no cycle has exported; nothing where it has nothing new."""
+        out = export.folder / f"exported-{self.name}.parquet"
+        if not out.exists():
+            self.state["exported"] = now_ms() - round(1000 * export.window)
+            write_json(self.folder / "cycle.json", self.state)
+        until = self.state["exported"]
+        since = self.home.exported
+        if since is not None and since >= until:
+            return
+        with self._step("export", out) as todo:
+            if not todo:
+                return
+            with open_store(existing(export.store)) as store:
+                done = write_export(
+                    store,
+                    out,
+                    since=1 - LARGEST_TIME if since is None else since,
+                    until=until,
+                    window=export.window,
+                    like=self.config.description,
+                    quiet=self.quiet,
+                )
+            if done.description is not None:  # the loop has its own
+                done.description.unlink()
+            if not done.shown + done.events:
+                out.unlink()
 
     def _prepare(self, before: Path | None, out: Path) -> bool:
         """Prepare the dataset; returns whether the log has something new."""
@@ -156,6 +189,7 @@ class _Cycle:
             began=self.state["began"],
             ended=now(),
             seconds=self.state["seconds"],
+            exported=self.state.get("exported"),
         )
         self.home.finish(entry)
         self.home.sweep(self.config.keep)
@@ -165,6 +199,11 @@ class _Cycle:
         return entry
 
 
-def read_if(run: Path) -> bool:
+def now_ms() -> int:
+    """The present in milliseconds since 1970."""
+    return round(time.time() * 1000)
+
+
+def ended(run: Path) -> bool:
     """Whether a training has ended."""
     return run.exists() and read_alarms(run) is not None

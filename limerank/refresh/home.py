@@ -49,6 +49,8 @@ class Entry:
         data: whether the next cycle may extend its dataset.
         began, ended: ISO 8601, UTC.
         seconds: step -> how long it took.
+        exported: the time until which a store was exported, in milliseconds since 1970; None where
+            nothing was exported.
     """
 
     cycle: str
@@ -58,6 +60,7 @@ class Entry:
     began: str
     ended: str
     seconds: Mapping[str, float] = field(default_factory=dict)
+    exported: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "reasons": list(self.reasons), "seconds": dict(self.seconds)}
@@ -107,6 +110,12 @@ class Home:
             if entry.data and folder.exists():
                 return folder
         return None
+
+    @property
+    def exported(self) -> int | None:
+        """The time until which a store was exported."""
+        times = [entry.exported for entry in self.entries if entry.exported is not None]
+        return max(times, default=None)
 
     def begin(self) -> str:
         """The cycle that is unfinished, or a new one."""

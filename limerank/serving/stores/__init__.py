@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from limerank.errors import SpecError
 from limerank.serving.stores.contract import (
@@ -35,6 +36,7 @@ __all__ = [
     "State",
     "ValkeyStore",
     "Version",
+    "existing",
     "open_store",
 ]
 
@@ -72,3 +74,14 @@ def open_store(
             f"address that begins with {', '.join(SERVERS)}"
         )
     return SqliteStore(where, most=most, most_exposures=most_exposures)
+
+
+def existing(store: str) -> str:
+    """The address of a store that exists, unless it is a server's.
+
+    Raises:
+        SpecError: there is no such file.
+    """
+    if "://" not in store and not Path(store).is_file():
+        raise SpecError(f"the store {redacted(store)}: no such file; expected that of a server")
+    return store
