@@ -38,7 +38,7 @@ training: world collaborative negatives positives softmax replay renumbering
     < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
-serving: stores telemetry item_table messages < intake exposing state < served
+serving: stores telemetry item_table messages < intake exposing reading state < served
     < current interleaving < arms < answers < engine watching fill export < http
 refresh: config home < checks gate < cycle
 report

@@ -22,7 +22,7 @@ class Engine:
 
     def __init__(self):
         self.numbers = Numbers()
-        self.raises = {"follow": [], "verify": [], "store": [], "watch": []}
+        self.raises = {"follow": [], "verify": [], "store": [], "tally": [], "watch": []}
         self.attempts = dict.fromkeys(self.raises, 0)
         self.loaded = []
 
@@ -39,6 +39,9 @@ class Engine:
 
     def check_store(self):
         self._attempt("store")
+
+    def tally(self):
+        self._attempt("tally")
 
     def reload(self, run, index):
         self._attempt("watch")

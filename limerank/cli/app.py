@@ -30,6 +30,7 @@ COMMANDS = (
     "fill",
     "serve",
     "export",
+    "ab",
     "refresh",
     "rollback",
     "report",

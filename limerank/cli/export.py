@@ -75,7 +75,7 @@ def export(
     from limerank.serving.stores import existing, open_store
 
     times = {
-        name: _time(name, given)
+        name: time_of(name, given)
         for name, given in (("since", since), ("until", until))
         if given is not None
     }
@@ -99,7 +99,12 @@ def export(
     print(f"Continue later with --since {done.until}")
 
 
-def _time(name: str, given: str) -> int:
+def time_of(name: str, given: str) -> int:
+    """A time of an option, in milliseconds since 1970.
+
+    Raises:
+        SpecError: the text is no time.
+    """
     from limerank.data.canonical import milliseconds
     from limerank.errors import DataError
 

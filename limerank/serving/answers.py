@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import Gauge
 
 from limerank.data.encoding import read_vocabulary
 from limerank.errors import SpecError
@@ -19,7 +20,9 @@ from limerank.ranking.scorer import NativeScorer
 from limerank.serving.arms import Arms, ArmSpec
 from limerank.serving.interleaving import team_draft
 from limerank.serving.messages import ArmBody
+from limerank.serving.reading import Tally
 from limerank.serving.served import Served
+from limerank.serving.telemetry import Numbers
 
 PATHS = 24
 """Paths from an event over a link to an item that an explanation names, at most."""
@@ -27,6 +30,8 @@ LINKS = 8
 """Links that an explanation names, at most."""
 SHOWN_VALUES = 100
 """Values of a categorical context feature in the description of the model, at most."""
+SHOWN_LABELS = 16
+"""Labels whose outcomes are in the metrics, at most."""
 
 
 def described(served: Served, threads: int) -> dict[str, Any]:
@@ -152,6 +157,40 @@ def interleaved(
         for stage in sorted(stages)
     }
     return {"items": items, "milliseconds": taken}
+
+
+def show_outcomes(numbers: Numbers, tally: Tally, arms: Arms) -> None:
+    """Bring the gauges of live counts up to date."""
+    gauges = (numbers.arm_shown, numbers.arm_users, numbers.arm_outcomes, numbers.arm_rate)
+    for gauge in (*gauges, numbers.arm_difference):
+        gauge.clear()
+    with tally.lock:
+        reading = tally.reading
+        reports = [
+            reading.report(label, control=arms.main.name)
+            for label in reading.labels()[:SHOWN_LABELS]
+        ]
+        shares = {arm.name: arm.share for arm in arms.arms.values()}
+        numbers.arm_ratio.set(reading.sample_ratio(shares))
+        for name, sums in reading.arms.items():
+            numbers.arm_shown.labels(name).set(sums.requests)
+            numbers.arm_users.labels(name).set(sums.users)
+    numbers.arm_uncounted.set(tally.uncounted)
+    for report in reports:
+        label = report["label"]
+        for name, one in report["arms"].items():
+            numbers.arm_outcomes.labels(name, label).set(one["outcomes"])
+            for per in ("request", "user"):
+                _bounds(numbers.arm_rate, (name, label, per), one[f"per_{per}"])
+                found = one.get(f"per_{per}_difference_sequential")
+                if found is not None:
+                    _bounds(numbers.arm_difference, (name, label, per), found)
+
+
+def _bounds(gauge: Gauge, labels: tuple[str, ...], interval: Mapping[str, float | None]) -> None:
+    for bound, value in interval.items():
+        if value is not None:
+            gauge.labels(*labels, bound).set(value)
 
 
 def unranked(served: Served) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from limerank.data.attribution import WINDOW
 from limerank.data.canonical import external_id, json_value
 from limerank.data.event_log import EventForm
 from limerank.errors import FormatError, SpecError, UnknownError
@@ -27,6 +28,7 @@ from limerank.serving.answers import (
     dispatch,
     explained,
     interleaved,
+    show_outcomes,
     spec_of,
     unranked,
 )
@@ -42,6 +44,7 @@ from limerank.serving.messages import (
     Shown,
     UserRequest,
 )
+from limerank.serving.reading import AT_ONCE, Tally
 from limerank.serving.served import Loader, Served
 from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
@@ -50,6 +53,8 @@ from limerank.serving.telemetry import Numbers
 
 log = logging.getLogger("limerank.serving")
 Answer = dict[str, Any] | Future[dict[str, Any]]
+TALLIES = 5
+"""Times that one background step counts some exposures, at most."""
 BRIEF_ITEMS, BRIEF_RANKED, BRIEF_EVENTS, BRIEF_NAMES = 2048, 256, 16, 64
 """Limits of a request that is answered on the event loop: candidates, ranked items, events, and
 names in one object."""
@@ -69,11 +74,13 @@ class Serving:
         mode: of the user states, see :class:`~limerank.serving.state.UserStates`.
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
+        window: seconds from an exposure to an outcome, at most, for live counts.
 
     Attributes:
         arms: what is served, and how it is replaced.
         intake: how events reach the store; a source beside HTTP calls it, too.
         exposing: how exposures reach the store.
+        outcomes: live counts of what followed exposures.
         numbers: the metrics.
     """
 
@@ -89,6 +96,7 @@ class Serving:
         mode: Mode = "window",
         scorer: ScorerName = "auto",
         threads: int = 1,
+        window: float = WINDOW,
     ) -> None:
         self.store = store
         self.numbers = Numbers()
@@ -99,6 +107,7 @@ class Serving:
         self.arms = Arms(Loader(store, items, mode, scorer, threads), specs, salt)
         self.intake = Intake(store, lambda: AnyForm(self._forms()), self.numbers)
         self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
+        self.outcomes = Tally(store, window, clocked=self._served.states.form.clock)
         log.info("computing: %s", json.dumps(self.dispatch()))
 
     @property
@@ -129,7 +138,10 @@ class Serving:
         if arms is not None:
             if run is not None or index is not None or arm is not None:
                 raise SpecError("give arms alone, or the run and index of one arm")
+            before = [(one.name, one.share) for one in self.arms.arms.values()]
             self.arms.configure([spec_of(name, body) for name, body in arms.items()])
+            if before != [(one.name, one.share) for one in self.arms.arms.values()]:
+                self.outcomes.shares_changed()
             return {"arms": arms_of(self.arms), "live_items": unranked(self._served)}
         new = self.arms.reload(
             None if run is None else Path(run), None if index is None else Path(index), arm
@@ -147,6 +159,12 @@ class Serving:
     def follow(self) -> None:
         """Use what other processes have changed; see :meth:`Current.follow`."""
         self.arms.follow()
+
+    def tally(self) -> None:
+        """Count outcomes of exposures whose window is over."""
+        for _ in range(TALLIES):
+            if self.outcomes.advance() < AT_ONCE:
+                break
 
     # Rankings
 
@@ -356,6 +374,7 @@ class Serving:
         id = _id(user)
         count = self.store.event_count(id)
         forgotten = [current.served.states.forget(id) for current in self.arms.currents]
+        self.outcomes.forget(id)
         if not any(forgotten):
             raise UnknownError(f"nothing is stored of the user {id!r}")
         return {"forgotten": count or 0}
@@ -448,6 +467,7 @@ class Serving:
                 numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(
                     of.index.version
                 )
+        show_outcomes(numbers, self.outcomes, self.arms)
         counts = self.store.counts()
         numbers.users.set(counts.users)
         numbers.events.set(counts.events)

@@ -6,7 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-TASKS = ("follow", "watch", "verify", "store")
+TASKS = ("follow", "watch", "verify", "store", "tally")
 """Background tasks, see :mod:`limerank.serving.watching`."""
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -58,6 +58,45 @@ class Numbers:
             "limerank_arm_info",
             "Version of the index of a model that an arm serves.",
             ["arm", "run", "model"],
+            registry=into,
+        )
+        self.arm_shown = Gauge(
+            "limerank_arm_shown",
+            "Shown rankings whose outcomes are counted: their window is over. The same in all "
+            "servers of a store, as all outcomes are.",
+            ["arm"],
+            registry=into,
+        )
+        self.arm_users = Gauge(
+            "limerank_arm_users", "Users with such a ranking.", ["arm"], registry=into
+        )
+        self.arm_outcomes = Gauge(
+            "limerank_arm_outcomes",
+            "Shown items that an event with the label followed.",
+            ["arm", "label"],
+            registry=into,
+        )
+        self.arm_rate = Gauge(
+            "limerank_arm_rate",
+            "Outcomes per request or per user: value, low and high of its 95 % interval.",
+            ["arm", "label", "per", "bound"],
+            registry=into,
+        )
+        self.arm_difference = Gauge(
+            "limerank_arm_difference",
+            "Rate of an arm less that of the main arm, with a 95 % interval that stays valid while "
+            "one looks.",
+            ["arm", "label", "per", "bound"],
+            registry=into,
+        )
+        self.arm_ratio = Gauge(
+            "limerank_arm_sample_ratio_p",
+            "p-value of the sample ratio of users; below 0.001 something is wrong with the arms.",
+            registry=into,
+        )
+        self.arm_uncounted = Gauge(
+            "limerank_arm_uncounted",
+            "Rankings that are not counted, since too many users are.",
             registry=into,
         )
         self.users = Gauge("limerank_users", "Users in the store.", registry=into)

@@ -3,7 +3,8 @@
 - *follow*: use an index that another process changed, and live items that another server stored;
 - *watch*: load another run or index when a watched file or link names it;
 - *verify*: compare the files of a loaded index with their checksums;
-- *store*: report problems of the event store's settings.
+- *store*: report problems of the event store's settings;
+- *tally*: count what followed the rankings that were shown.
 
 An attempt that raises is logged with its trace and counted
 (``limerank_background_failures_total``). The next attempt follows after a growing pause of at most
@@ -57,6 +58,7 @@ class Background:
             "follow": (engine.follow, lambda: None),
             "verify": (engine.verify, lambda: None),
             "store": (engine.check_store, lambda: None),
+            "tally": (engine.tally, lambda: None),
         }
         if watch is not None:
             tasks["watch"] = (self._load, self._form)

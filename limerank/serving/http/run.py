@@ -104,6 +104,7 @@ def serve(
             items=None if items is None else items.absolute(),
             mode=mode,
             threads=threads,
+            window=settings.outcome_seconds,
         )
         app = application(engine, settings, private)
         # Loaded objects stay: the garbage collector need not visit them.

@@ -82,6 +82,9 @@ class Settings(Frozen):
     rate: float | None = Field(None, gt=0)
     """Requests per second and key (or address, without keys), averaged over some seconds; beyond it
     the answer is 429."""
+    outcome_seconds: float = Field(3600.0, gt=0)
+    """Time after a ranking was shown in which events count as its outcomes, for the live numbers of
+    arms. Rankings are counted when it is over."""
     drain_seconds: float = Field(20.0, ge=0)
     """Time limit for shutting down after SIGTERM. Running requests get three quarters of it. Set
     the limit of your process manager higher."""

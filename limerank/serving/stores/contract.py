@@ -196,10 +196,11 @@ class EventStore(abc.ABC):
         """The number of a user's exposures. None is read."""
 
     @abc.abstractmethod
-    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
-        """The exposures stored after the first ``since``, in the order of arrival, without those
-        that were dropped or deleted since; and the number to continue from. At most ``limit`` are
-        read: continue until none is returned. Damaged ones are left out and logged."""
+    def shown(self, since: int, limit: int) -> tuple[int, list[tuple[int, Exposure]]]:
+        """The exposures stored after the change ``since``, in the order of arrival, each with the
+        number of its change, without those that were dropped or deleted since; and the number to
+        continue from, which stays when there are no more. At most ``limit`` are read. Damaged ones
+        are left out and logged."""
 
     @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
@@ -344,14 +345,16 @@ def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> li
     return found
 
 
-def readable(rows: Iterable[tuple[str, bytes, int, str]]) -> list[Exposure]:
-    """Exposures (user, bytes, time, ranking) that can be read; damaged ones are logged."""
+def readable(rows: Iterable[tuple[int, str, bytes, int, str]]) -> list[tuple[int, Exposure]]:
+    """Exposures (change, user, bytes, time, ranking) that can be read; damaged ones are logged."""
     found, damaged = [], 0
-    for user, data, time, ranking in rows:
+    for change, user, data, time, ranking in rows:
         try:
-            found.append(unpack_exposure(data, external_id("user", user), time, ranking))
+            one = unpack_exposure(data, external_id("user", user), time, ranking)
         except (FormatError, DataError):
             damaged += 1
+        else:
+            found.append((change, one))
     if damaged:
         log.error("%d exposures of the event store are damaged and left out", damaged)
     return found

@@ -301,7 +301,7 @@ class SqliteStore(EventStore):
             ).fetchone()
         return int(found[0])
 
-    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
+    def shown(self, since: int, limit: int) -> tuple[int, list[tuple[int, Exposure]]]:
         with self._file.reading(several=False) as connection:
             rows = connection.execute(
                 "SELECT change, users.id, data, time, exposures.id FROM exposures "
@@ -309,7 +309,7 @@ class SqliteStore(EventStore):
                 "WHERE change>? ORDER BY change LIMIT ?",
                 (since, limit),
             ).fetchall()
-        return rows[-1][0] if rows else since, readable(row[1:] for row in rows)
+        return rows[-1][0] if rows else since, readable(rows)
 
     def state(self, user: Id, kind: str) -> State | None:
         with self._file.reading() as connection:

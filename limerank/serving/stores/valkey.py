@@ -282,20 +282,22 @@ class ValkeyStore(EventStore):
         with self._server.as_store_errors():
             return int(self._client.zcard(key))
 
-    def shown(self, since: int, limit: int) -> tuple[int, list[Exposure]]:
+    def shown(self, since: int, limit: int) -> tuple[int, list[tuple[int, Exposure]]]:
         with self._server.as_store_errors():
             found = self._client.zrangebyscore(
                 f"{self.prefix}shown", f"({since}", "+inf", 0, limit, withscores=True
             )
             pipeline = self._client.pipeline(transaction=False)
-            names = [name.decode().partition("|")[::2] for name, _ in found]
-            for ranking, user in names:
+            names = [(int(at), *name.decode().partition("|")[::2]) for name, at in found]
+            for _, ranking, user in names:
                 times, data = self._keys(user, "xy")
                 pipeline.zscore(times, ranking).hget(data, ranking)
             answers = pipeline.execute()
         rows = [
-            (user, data, int(time), ranking)
-            for (ranking, user), time, data in zip(names, answers[::2], answers[1::2], strict=True)
+            (change, user, data, int(time), ranking)
+            for (change, ranking, user), time, data in zip(
+                names, answers[::2], answers[1::2], strict=True
+            )
             if data is not None and time is not None  # dropped in between
         ]
         return int(found[-1][1]) if found else since, readable(rows)

@@ -41,7 +41,25 @@ export function reading(text, time) {
     version: gauge("limerank_index_version"),
     queues: (found.get("limerank_queue_depth") ?? []).map(({ labels, value }) => [labels.queue, value]),
     run: found.get("limerank_model_info")?.[0]?.labels ?? null,
+    arms: outcomes(found),
   };
+}
+
+/** What followed the rankings of each arm, by label. */
+function outcomes(found) {
+  const of = (name, arm) => found.get(name)?.find(({ labels }) => labels.arm === arm)?.value ?? 0;
+  const bounds = (name, { arm, label }) => {
+    const lines = (found.get(name) ?? []).filter(({ labels }) => labels.arm === arm && labels.label === label && labels.per === "request");
+    return lines.length ? Object.fromEntries(lines.map(({ labels, value }) => [labels.bound, value])) : null;
+  };
+  return (found.get("limerank_arm_outcomes") ?? []).map(({ labels, value }) => ({
+    ...labels,
+    outcomes: value,
+    users: of("limerank_arm_users", labels.arm),
+    shown: of("limerank_arm_shown", labels.arm),
+    rate: bounds("limerank_arm_rate", labels) ?? {},
+    difference: bounds("limerank_arm_difference", labels),
+  }));
 }
 
 /** Name -> [[upper bound, cumulative count]], ascending. */

@@ -13,6 +13,7 @@ const MAIN = "POST /v1/rank";
 
 const rate = (value) => (value === 0 ? "0" : value < 10 ? value.toFixed(value < 1 ? 2 : 1) : format.count(Math.round(value)));
 const time = (seconds) => (seconds === null ? "–" : format.milliseconds(1000 * seconds));
+const interval = ({ value, low, high }) => (value === undefined ? "–" : low === undefined ? value.toFixed(4) : `${value.toFixed(4)} (${low.toFixed(4)} to ${high.toFixed(4)})`);
 const name = (route) => route.replace(":path}", "}");
 
 /**
@@ -34,6 +35,9 @@ export function operationsView(root, { failed, alarms }) {
   const latency = lineChart("Latency", "Time in the server, estimated from histogram buckets.", time);
   const routes = table("Routes", ["route", "per s", "p50", "p99", "refused", "errors", "total"]);
   const stages = table("Stages", ["stage", "per s", "p50", "p99", "total"]);
+  const arms = table("Arms", ["arm and label", "users", "rankings", "outcomes", "per ranking", "difference per ranking"]);
+  arms.node.querySelector(".hint").textContent = "What followed shown rankings whose window is over, with 95 % intervals; those of differences from the main arm stay valid while you look.";
+  arms.node.hidden = true;
   latency.node.querySelector("figcaption").append(el("label", { for: "ops-route", class: "unseen" }, "Route"), chosen);
 
   root.replaceChildren(
@@ -41,7 +45,7 @@ export function operationsView(root, { failed, alarms }) {
     ...(alarms.length ? [warned(alarms)] : []),
     tiles,
     el("div", { class: "charts" }, throughput.node, latency.node),
-    el("div", { class: "tables" }, routes.node, stages.node),
+    el("div", { class: "tables" }, routes.node, stages.node, arms.node),
   );
 
   pause.addEventListener("click", () => {
@@ -116,6 +120,17 @@ export function operationsView(root, { failed, alarms }) {
         const speed = fresh ? "–" : rate(counted(took) / span);
         return [of, speed, time(quantile(took, 0.5)), time(quantile(took, 0.99)), format.count(counted(total))];
       }),
+    );
+    arms.node.hidden = now.arms.length === 0;
+    arms.fill(
+      now.arms.map((of) => [
+        `${of.arm}: ${of.label}`,
+        format.count(of.users),
+        format.count(of.shown),
+        format.count(of.outcomes),
+        interval(of.rate),
+        of.difference ? interval(of.difference) : "–",
+      ]),
     );
     const rank = between(now.seconds.get(MAIN), fresh ? null : first.seconds.get(MAIN));
     const queue = now.queues.reduce((sum, [, value]) => sum + value, 0);
