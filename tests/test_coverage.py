@@ -16,9 +16,9 @@ from limerank.data.spec import Feature
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.index.changes import change_items
+from limerank.ranking.item_table import ItemTable
 from limerank.runs.model import load_trained
 from limerank.serving.fill import fill
-from limerank.serving.item_table import ItemTable
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, shop
 

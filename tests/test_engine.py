@@ -18,8 +18,8 @@ from limerank.data.canonical import json_value
 from limerank.errors import DataError, FormatError, StoreError, UnknownError
 from limerank.index.changes import update_items
 from limerank.index.compaction import compact_index
+from limerank.ranking.item_table import Filters, ItemTable
 from limerank.serving.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
-from limerank.serving.item_table import Filters, ItemTable
 from limerank.serving.messages import EventMessage, Explain, Rank
 from limerank.serving.state import syncing
 from limerank.serving.stores import SqliteStore

@@ -15,6 +15,7 @@ from limerank.data.prepare import prepare
 from limerank.index.building import build_index
 from limerank.training.trainer import train
 from tests.running import START, Running
+from tests.test_display import write_titles
 from tests.worlds import config_of, write_pages
 
 playwright = pytest.importorskip(
@@ -190,8 +191,10 @@ def test_feedback_changes_the_list(served, browser):
         choose(page, 21)
         before = rows(page)
         watched = before[0]
-        page.locator(f'#ranked > li[data-item="{watched}"] button.watched').click()
-        expect(page.locator("#status")).to_contain_text(f"Watched {watched}")
+        button = page.locator(f'#ranked > li[data-item="{watched}"] button.post')
+        expect(button).to_have_text("click")  # the log's own type of event
+        button.click()
+        expect(page.locator("#status")).to_contain_text(f"click: {watched}")
         expect(page.locator(".timeline .event")).to_have_count(1)
         after = rows(page)
         assert watched not in after and after != before[1:] + after[-1:]
@@ -237,6 +240,10 @@ def test_a_new_item_is_ranked(served, browser):
         expect(page.locator("#status")).to_contain_text("Added: 9001 ranks")
         expect(page.locator('#pinned > li[data-item="9001"]')).to_be_visible()
         assert client.get("/v1/items/9001").json()["rankable"]
+        page.locator("#pinned button[data-what=remove]").click()
+        expect(page.locator("#status")).to_contain_text("Removed: 9001")
+        expect(page.locator("#pinned")).to_be_hidden()
+        assert not client.get("/v1/items/9001").json()["rankable"]
 
 
 def test_task_weights(served, browser):
@@ -253,6 +260,68 @@ def test_task_weights(served, browser):
         assert sent[names[0]] == -1
         expect(page.locator("#ranked > li").first).not_to_have_attribute("data-item", before[0])
         assert rows(page) != before
+
+
+def test_a_link_shows_the_same_and_no_key(served, browser):
+    with opened(browser, served) as page:
+        page.evaluate("sessionStorage.setItem('limerank-key', 'a-secret-key')")
+        choose(page, 7)
+        page.locator("#seen").check()
+        slider = page.locator(".weight input").first
+        slider.focus()
+        page.keyboard.press("End")
+        expect(page).to_have_url(re.compile("weight"))
+        expect(page.locator("#ranked")).to_have_attribute("aria-busy", "false")
+        item = rows(page)[1]
+        page.locator(f'#ranked > li[data-item="{item}"] button.what').click()
+        expect(page.locator("#why .flow")).to_be_visible()
+        link, shown = page.url, rows(page)
+        assert f"why={item}" in link and "secret" not in link
+    with opened(browser, link) as page:
+        expect(page.locator("#user .user-title")).to_contain_text("7")
+        expect(page.locator("#why .flow")).to_be_visible()
+        assert rows(page) == shown and page.locator("#seen").is_checked()
+        assert float(page.locator(".weight input").first.input_value()) == 2
+        expect(page.locator("#why")).to_contain_text(f"Why {item}")
+        page.locator("#kind").get_by_text("Make one up").click()
+        page.locator("#item-search").fill("4")
+        expect(page.locator("#item-options li").first).to_contain_text("4")
+        page.keyboard.press("Enter")
+        expect(page.locator(".timeline .event")).to_have_count(1)
+        expect(page).to_have_url(re.compile("items=4"))
+        made = page.url
+    with opened(browser, made) as page:
+        expect(page.locator(".timeline .event")).to_have_count(1)
+        expect(page.locator(".timeline")).to_contain_text("4")
+
+
+def test_titles_and_similar_items(browser, tmp_path):
+    write_titles(tmp_path, ["title", "image"])
+    model = config_of("lime-mha", width=8, heads=2, links=4, hidden=4)
+    train(tmp_path / "data", tmp_path / "run", model=model, config={"epochs": 1})
+    build_index(tmp_path / "run", tmp_path / "index")
+    running = Running(tmp_path, "--open", "--run", tmp_path / "run", "--index", tmp_path / "index")
+    try:
+        with opened(browser, running.url) as page, httpx.Client(base_url=running.url) as client:
+            row = page.locator('#ranked > li[data-item="4"]')
+            expect(row.locator(".id")).to_have_text("Item no. 4 – «é»")
+            expect(row.locator(".detail")).to_contain_text("4")
+            page.get_by_text("Make one up").click()
+            page.locator("#item-search").fill("NO. 12")
+            expect(page.locator("#item-options li")).to_have_count(1)
+            expect(page.locator("#item-options li")).to_contain_text("Item no. 12")
+            page.keyboard.press("Enter")
+            expect(page.locator(".timeline")).to_contain_text("Item no. 12")
+            page.locator('#ranked > li[data-item="4"] button.what').click()
+            expect(page.locator("#why")).to_contain_text("Why Item no. 4")
+            expect(page.locator("#why .effects").last).to_contain_text("Item no. 12")
+            page.locator("#why summary").click()
+            expect(page.locator("#why .alike li")).to_have_count(8)
+            near = client.get("/v1/items/4/similar", params={"k": 8}).json()["items"]
+            titles = [one["display"].get("title", str(one["item"])) for one in near]
+            assert page.locator("#why .alike .id").all_inner_texts() == titles
+    finally:
+        running.stop()
 
 
 def test_operations(served, browser):

@@ -238,11 +238,20 @@ def test_candidates_weights_and_filters(client):
     for wrong, what in (
         ({"candidates": [5, 12345]}, "12345"),
         ({"task_weights": {"buy": 1}}, "buy"),
-        ({"filter": {"colour": ["red"]}}, "colour"),
         ({"context": {"moon": "full"}}, "moon"),
     ):
         answer = client.post("/v1/rank", json=wrong)
         assert answer.status_code == 404 and what in answer.json()["detail"]
+    for wrong, what in (
+        ({"filter": {"colour": ["red"]}}, "'colour'; known: group, tags, length"),
+        ({"filter": {"length": {"from": 9, "to": 2}}}, "filter.length: no number is from 9 to 2"),
+        ({"boosts": [{"filter": {"group": {"not": ["g1"], "or": 1}}}]}, "'or'"),
+        ({"per": {"length": 1}}, "'length' is a numeric feature"),
+        ({"pins": [{"item": 3, "position": 9}], "k": 5}, "position 9"),
+        ({"diversity": 2}, "diversity"),
+    ):
+        answer = client.post("/v1/rank", json=wrong)
+        assert answer.status_code == 422 and what in answer.json()["detail"], answer.text
 
 
 def test_items_come_and_go_and_survive(client, tmp_path):

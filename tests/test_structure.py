@@ -33,12 +33,13 @@ data: canonical ragged batching pipeline folder formats < protocol labels < spec
 models
 runs: alarms folder model formats lineage < selftest
 index evaluation
-ranking: scorer anchored < explain < request < flow results < recommender < bulk fidelity
+ranking: scorer anchored conditions alike < explain item_table rules < request < ruled similar
+    < flow results < recommender < bulk fidelity
 training: world collaborative negatives positives softmax replay renumbering
     < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
-serving: stores telemetry item_table messages < intake exposing reading state < served
+serving: stores telemetry messages < intake exposing reading state < served
     < current interleaving < arms < answers < engine watching fill export < http
 refresh: config home < checks gate < cycle
 report

@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "index",
     "rank",
+    "similar",
     "fill",
     "serve",
     "export",

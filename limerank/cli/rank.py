@@ -54,6 +54,21 @@ def rank(
             "--skip-unknown", help="With --candidates: ignore ids that are not in the index."
         ),
     ] = False,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Filter, boosts, pins, limits per category and diversity: a .toml file, or TOML "
+            "such as 'per = {category = 2}'. Repeatable; see docs/ranking.md."
+        ),
+    ] = None,
+    item_table: Annotated[
+        Path | None,
+        typer.Option(
+            "--items",
+            help="Item table (CSV, TSV or Parquet) with the features that rules name.",
+            show_default="the one that the dataset was prepared from",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show which events of the history raised each item.")
     ] = False,
@@ -90,11 +105,13 @@ def rank(
 
         limerank rank --run runs/mine --index index/mine --user 17 -k 20 --explain
 
+        limerank rank --run runs/mine --index index/mine --user 17 --rules 'per = {brand = 2}'
+
         limerank rank --run runs/mine --index index/mine --all-users -k 100 --out recs.parquet
     """
     time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
-        alone = {"--user": user, "--history": history, "--candidates": candidates}
+        alone = {"--user": user, "--history": history, "--candidates": candidates, "--rules": rules}
         wrong = [name for name, value in alone.items() if value is not None]
         flags = {"--explain": explain, "--json": as_json, "--skip-unknown": skip_unknown}
         wrong += [name for name, value in flags.items() if value]
@@ -115,15 +132,18 @@ def rank(
 
     from limerank.files import TABLE_ENDINGS, check_output
     from limerank.ranking.recommender import Recommender
+    from limerank.ranking.rules import read_rules
 
     if out is not None:
         check_output(out, TABLE_ENDINGS)
+    checked = read_rules(*rules) if rules else None
     recommender = Recommender(
         run,
         index,
         data,
         scorer=scorer,  # type: ignore[arg-type]  # Recommender checks the text
         threads=threads,
+        items=item_table,
     )
     if out is None:
         ranking = recommender.rank(
@@ -135,6 +155,7 @@ def rank(
             exclude_seen=not seen,
             explain=k if explain else 0,
             time=time,
+            rules=checked,
         )
         print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking.text())
         return

@@ -48,6 +48,10 @@ class EventLog:
     ids: Any
 
 
+OFFERED = 8
+"""Types of events that a client is offered, at most, of one column of types."""
+
+
 class EventForm:
     """What a run knows of an event: its labels, features and their codes.
 
@@ -232,6 +236,38 @@ class EventForm:
             elif labels.get(label.name) and feature not in features and len(label.values) == 1:
                 features[feature] = label.values[0]
         return replace(event, labels=labels, features=features)
+
+    def event_types(self) -> list[dict[str, Any]]:
+        """The types of events that clients may post, the most frequent ones of a log of types
+        first: ``name``, ``labels`` and ``features`` of such an event, ``main``: whether it has the
+        main label, and ``good``: whether any label of it is not 0.
+
+        They are the values of each feature that holds types, at most :data:`OFFERED`; each other
+        binary label; and an event without the main one.
+        """
+        found: list[dict[str, Any]] = []
+        for feature in dict.fromkeys(name for _, name in self._typed):
+            table = read_vocabulary(self._folder, f"event_{feature}")
+            for value in table["value"].head(OFFERED).to_list():
+                labels = {
+                    label.name: float(label.weight_of(value) > 0)
+                    if label.kind == "binary"
+                    else label.weight_of(value)
+                    for label, of in self._typed
+                    if of == feature
+                }
+                found.append({"name": value, "labels": labels, "features": {feature: value}})
+        typed = {label.name for label, _ in self._typed}
+        for name, label in self.labels.items():
+            if label["kind"] != "duration" and name not in typed:
+                found.append({"name": name, "labels": {name: 1.0}, "features": {}})
+        if self.main is not None and self.labels[self.main]["kind"] == "binary":
+            without = {"name": f"no {self.main}", "labels": {self.main: 0.0}, "features": {}}
+            found += [] if self.main in typed else [without]
+        for one in found:
+            one["main"] = self.main in one["labels"]
+            one["good"] = any(one["labels"].values())
+        return found
 
     def outcomes(self, columns: Columns, rows: EventRows) -> list[tuple[str, ...]]:
         """Names of the outcomes of events: labels that they have, and values of categorical event

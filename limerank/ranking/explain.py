@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ from limerank.data.batch import Impressions, ItemKeys, Users
 from limerank.models import Ranker
 from limerank.ranking.anchored import AnchoredEffect, AnchorNames, added, anchored_effects
 from limerank.results import TableResult, aligned, none_for_nan, printable
+
+TITLE = 40
+"""Characters of a title in a table of text."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Explanation(TableResult):
         impression: effects of the impression features that were given with the candidate; empty
             where none were.
         anchored: anchored links that the item shares with the history, the largest effects first.
+        titles: external id -> title, of the item and of the history's, where they have one.
     """
 
     item: Any
@@ -96,6 +100,7 @@ class Explanation(TableResult):
     reads: NDArray[np.float32] | None
     impression: tuple[FeatureEffect, ...] = ()
     anchored: tuple[AnchoredEffect, ...] = ()
+    titles: Mapping[Any, str] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Explanation):
@@ -111,23 +116,34 @@ class Explanation(TableResult):
     def to_dict(self) -> dict[str, Any]:
         return {
             "item": self.item,
+            **self.titled(self.item),
             "value": self.value,
             "without_history": self.without_history,
             "events": [
-                {**asdict(event), "effect": none_for_nan(event.effect)} for event in self.events
+                {
+                    **asdict(event),
+                    "effect": none_for_nan(event.effect),
+                    **self.titled(event.item),
+                }
+                for event in self.events
             ],
             **({"impression": [asdict(one) for one in self.impression]} if self.impression else {}),
             "anchored": [asdict(one) for one in self.anchored],
         }
 
+    def titled(self, item: Any) -> dict[str, str]:
+        """An item's title, as an entry of :meth:`to_dict`; empty where it has none."""
+        title = self.titles.get(item)
+        return {} if title is None else {"title": title}
+
     def columns(self) -> dict[str, list[Any]]:
         events = self.to_dict()["events"]
-        return {field.name: [event[field.name] for event in events] for field in fields(EventShare)}
+        return {one.name: [event[one.name] for event in events] for one in fields(EventShare)}
 
     def caption(self) -> str:
         of_features = [f"{one.feature} {one.effect:+.4f}" for one in self.impression]
         return (
-            f"item {printable(str(self.item))}: value {self.value:.4f}, "
+            f"item {printable(named(self.item, self.titles))}: value {self.value:.4f}, "
             f"{self.without_history:.4f} with an empty history"
             + (f"; effects of {', '.join(of_features)}" if of_features else "")
         )
@@ -141,7 +157,7 @@ class Explanation(TableResult):
             rows.append(
                 (
                     str(event.position),
-                    str(event.item),
+                    named(event.item, self.titles),
                     f"{event.age:.2f}",
                     f"{event.share:.4f}",
                     effect,
@@ -161,6 +177,12 @@ class Explanation(TableResult):
     def matches(self, most: int = 3) -> list[AnchoredEffect]:
         """The anchored links that raised the value most, the largest effect first."""
         return [one for one in self.anchored if one.effect > 0][:most]
+
+
+def named(item: Any, titles: Mapping[Any, str]) -> str:
+    """An item in a text: its id, and its title where it has one."""
+    title = titles.get(item)
+    return str(item) if title is None else f"{item} {title[:TITLE]}"
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@
 2. The caller makes the user state: from a dataset or a given history
    (:class:`~limerank.ranking.recommender.Recommender`), or from an event store
    (:class:`~limerank.serving.state.UserStates`).
-3. :meth:`RankingFlow.best` scores the candidates and turns the best rows into external ids and
-   predictions.
+3. :meth:`RankingFlow.best` scores the candidates, follows the rules of the request
+   (:mod:`limerank.ranking.rules`), and turns the best rows into external ids and predictions.
 4. :meth:`RankingFlow.explain` explains items of the ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,9 +30,13 @@ from limerank.errors import DataError, UnknownError, check_integer
 from limerank.index import Index
 from limerank.models import Ranker
 from limerank.models.tasks import predictions
+from limerank.ranking.alike import Alike, alike
 from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.explain import Explanation, Past, explain
+from limerank.ranking.item_table import Filters
 from limerank.ranking.request import index_keys, plain
+from limerank.ranking.ruled import CheckedRules, checked_rules, ruled_rows
+from limerank.ranking.rules import Rules, boosted
 from limerank.ranking.scorer import Scorer, weights_of_tasks
 
 Rows = NDArray[np.int64]
@@ -60,6 +65,7 @@ class CheckedRequest(NamedTuple):
         candidates: how many items are ranked before any are left out.
         skipped: how many candidates were left out; None unless ``unrankable`` is ``skip``.
         shown: impression features of the candidates, [n, F]; None: no candidate has any.
+        rules: of the request; None: there are none.
     """
 
     k: int
@@ -69,6 +75,7 @@ class CheckedRequest(NamedTuple):
     candidates: int
     skipped: int | None
     shown: Impressions | None = None
+    rules: CheckedRules | None = None
 
 
 class Best(NamedTuple):
@@ -77,14 +84,18 @@ class Best(NamedTuple):
     Attributes:
         rows: index rows, i64 [n].
         ids: external ids, as Python values.
-        values: ranking values.
+        values: ranking values, after boosts.
         predictions: task -> its prediction, for each item: a probability, or expected seconds.
+        boosts: what boosts added to each value; 0 where there is none.
+        pinned: whether each item has its position by a pin.
     """
 
     rows: Rows
     ids: list[Any]
     values: list[float]
     predictions: list[dict[str, float]]
+    boosts: list[float]
+    pinned: list[bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +127,8 @@ class RankingFlow:
         exclude: Iterable[Any] | None = None,
         task_weights: Mapping[str, float] | None = None,
         what: str = "candidates",
+        rules: Rules | None = None,
+        filters: Filters | None = None,
     ) -> CheckedRequest:
         """Check a request and find its rows in the index.
 
@@ -127,14 +140,20 @@ class RankingFlow:
             exclude: external ids to leave out; those that the index lacks are ignored.
             task_weights: task -> weight of its logit in the ranking value; the first task alone
                 when None.
+            what: how messages name the candidates.
+            rules: of the request; their ``unknown`` takes precedence over ``unrankable``.
+            filters: over the features that rules name.
 
         Raises:
             UnknownError: a task or an impression feature is unknown, or a candidate is refused.
             DataError: candidates or exclusions are not a list of ids, a candidate has a value that
                 a ranking cannot know, or one that has values is listed twice.
-            SpecError: k is not an integer of 1 or more, or a weight is not a finite number.
+            SpecError: k is not an integer of 1 or more, a weight is not a finite number, or a rule
+                cannot be followed.
         """
         check_integer("k", k, 1)
+        if rules is not None and rules.unknown is not None:
+            unrankable = rules.unknown
         weights = weights_of_tasks(self.ranker.shape.tasks, task_weights)
         rows, skipped, shown = None, None, None
         if candidates is None:
@@ -150,49 +169,77 @@ class RankingFlow:
         if exclude is not None:
             found = self.index.ids.find(id_list("items to exclude", exclude))
             excluded = found[found >= 0]
-        return CheckedRequest(k, weights, rows, excluded, count, skipped, shown)
+        of_rules = None
+        if rules is not None and rules.select:
+            pins = self._candidates([pin.item for pin in rules.pins], unrankable, "pins")
+            of_rules = checked_rules(rules, k, self.index, filters, rows, *pins)
+            if unrankable == "skip":
+                skipped = (skipped or 0) + len(rules.pins) - len(of_rules.pins)
+        return CheckedRequest(k, weights, rows, excluded, count, skipped, shown, of_rules)
 
-    def best(
-        self,
-        request: CheckedRequest,
-        state: Any,
-        *,
-        seen: Rows | None = None,
-        allow: NDArray[np.bool_] | None = None,
-    ) -> Best:
-        """The best items for one user state.
+    def best(self, request: CheckedRequest, state: Any, *, seen: Rows | None = None) -> Best:
+        """The best items for one user state, as the rules of the request have it.
 
         Args:
             request: what :meth:`check` returned.
             state: one user's state, as the ranker's ``encode_users`` returns it.
             seen: index rows of the user's own items, to leave out; None: they may be ranked.
-            allow: which items of the index may be ranked, bool [n].
 
         Raises:
-            SpecError: k is below 1.
+            SpecError: k is below 1, or the model has no similarities for diversity.
         """
         excluded = request.excluded if seen is None else seen
         if seen is not None and len(request.excluded):
             excluded = np.concatenate([seen, request.excluded])
-        top = self.scorer.top(
-            state,
-            request.k,
-            weights=request.weights,
-            rows=request.rows,
-            exclude=[excluded],
-            allow=allow,
-            extra=None if request.shown is None else self._added(request),
-        )
-        found = top.rows[0][top.rows[0] >= 0]
+        extra = None if request.shown is None else self._added(request)
+        rules = request.rules
+        if rules is None or not rules.reorder:
+            top = self.scorer.top(
+                state,
+                request.k,
+                weights=request.weights,
+                rows=request.rows,
+                exclude=[excluded],
+                allow=None if rules is None else rules.allow,
+                extra=extra,
+            )
+            found = top.rows[0][top.rows[0] >= 0]
+            logits, values = top.logits[0][: len(found)], top.values[0][: len(found)]
+            changed = values
+        else:
+            found = ruled_rows(
+                rules,
+                self.scorer,
+                state,
+                request.k,
+                weights=request.weights,
+                rows=request.rows,
+                excluded=excluded,
+                extra=extra,
+                against=self.alike.against if rules.diversity else None,
+            )
+            if extra is not None and request.rows is not None:
+                extra = extra[:, torch.from_numpy(np.searchsorted(request.rows, found))]
+            logits = self.scorer.scores(state, found, extra=extra)[0]
+            values = (logits * request.weights).sum(-1)
+            changed = boosted(values, [(boost, of[found]) for boost, of in rules.boosts])
         tasks = self.ranker.shape.tasks
-        predicted = predictions(torch.from_numpy(top.logits[0][: len(found)]), tasks).tolist()
+        predicted = predictions(torch.from_numpy(logits), tasks).tolist()
         names = [task.name for task in tasks]
+        pinned = set() if rules is None else {row for row, _ in rules.pins}
         return Best(
             found,
             self.index.ids[found].tolist(),
-            top.values[0][: len(found)].tolist(),
+            changed.tolist(),
             [dict(zip(names, of_item, strict=True)) for of_item in predicted],
+            (changed - values).tolist(),
+            [row in pinned for row in found.tolist()],
         )
+
+    @cached_property
+    def alike(self) -> Alike:
+        """Similarities of the index's items; SpecError where the model has none."""
+        return alike(self.index, self.ranker)
 
     def explain(
         self, past: Past, request: CheckedRequest, rows: Rows, ids: Sequence[Any]
@@ -212,7 +259,7 @@ class RankingFlow:
         keys = None
         if self.ranker.anchors is not None:
             keys = index_keys(self.index, rows).to(past.vectors.device)
-        return explain(
+        found = explain(
             self.ranker,
             past,
             [plain(id) for id in ids],
@@ -223,6 +270,17 @@ class RankingFlow:
             keys=keys,
             names=self.names,
         )
+        titles = self.titles([*past.items, *map(plain, ids)])
+        return [replace(one, titles=titles) for one in found] if titles else found
+
+    def titles(self, ids: Iterable[Any]) -> dict[Any, str]:
+        """External id -> title: the first column of the description's ``display``; without those
+        that have none."""
+        if self.index.display is None:
+            return {}
+        distinct = list(dict.fromkeys(ids))
+        found = self.index.display.titles(self.index.ids.find(distinct))
+        return {id: title for id, title in zip(distinct, found, strict=True) if title}
 
     def rows(self, what: str, ids: Sequence[Any] | NDArray[Any]) -> Rows:
         """Index rows of external ids, i64 [n]; UnknownError lists those that the index lacks."""
@@ -270,7 +328,7 @@ class RankingFlow:
                 wrong = np.intersect1d(rows, never)
                 if len(wrong):
                     shown = ", ".join(repr(plain(self.index.ids[row])) for row in wrong[:SHOWN])
-                    raise UnknownError(f"{len(wrong)} of {len(rows)} candidates {why}: {shown}")
+                    raise UnknownError(f"{len(wrong)} of {len(rows)} {what} {why}: {shown}")
         return rows, np.arange(len(rows))
 
 

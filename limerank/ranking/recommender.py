@@ -32,6 +32,7 @@ from limerank.index.lookup import IdLookup
 from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.explain import Explanation, Past
 from limerank.ranking.flow import RankingFlow, id_list
+from limerank.ranking.item_table import Filters, ItemTable
 from limerank.ranking.request import (
     HistoryItems,
     index_keys,
@@ -41,8 +42,11 @@ from limerank.ranking.request import (
     seen_rows,
 )
 from limerank.ranking.results import Ranked, Ranking
+from limerank.ranking.rules import Rules, rules_of
 from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
+from limerank.ranking.similar import SimilarItems, similar_items
 from limerank.runs.folder import Run, load_run
+from limerank.validation import validate
 
 Rows = NDArray[np.int64]
 
@@ -59,6 +63,8 @@ class Recommender:
             "model" (any model, float32), "auto" (native where the index holds link weights), or a
             scorer object.
         threads: threads of the native scorer.
+        items: the item table (CSV, TSV or Parquet), whose features rules name; the one that the
+            dataset was prepared from when not given. It is read when a rule first needs it.
 
     **Several processes.** Open a Recommender in each process, or pass one to it: a pickled
     Recommender holds the paths of its folders and its settings, and the other process opens them
@@ -82,8 +88,10 @@ class Recommender:
         *,
         scorer: ScorerName | Scorer = "auto",
         threads: int = 1,
+        items: str | os.PathLike[str] | None = None,
     ) -> None:
         check_integer("threads", threads, 1)
+        self._table = None if items is None else Path(items)
         self.run = run if isinstance(run, Run) else load_run(run)
         path = index.path if isinstance(index, Index) else index
         if not isinstance(index, Index) or index.fingerprint != self.run.fingerprint:
@@ -144,7 +152,15 @@ class Recommender:
             None if data is None else str(Path(data).resolve()),
             self._scorer_name,
             self._threads,
+            None if self._table is None else str(self._table.resolve()),
         )
+
+    @cached_property
+    def _filters(self) -> Filters:
+        """Filters over the features of items."""
+        data = self._data.path if isinstance(self._data, Dataset) else self._data
+        folder = self.run.data if data is None else Path(data)
+        return Filters(ItemTable(self.run, self._table, folder), self.index)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -165,6 +181,7 @@ class Recommender:
         task_weights: Mapping[str, float] | None = None,
         time: int | str | datetime | None = None,
         context: Mapping[str, Any] | None = None,
+        rules: Rules | Mapping[str, Any] | str | None = None,
     ) -> Ranking:
         """Rank the catalogue, or some candidates, for one user.
 
@@ -194,24 +211,31 @@ class Recommender:
                 (an order where the log has no clock); only events before it count. The end of the
                 log when not given (or of the user's events, where that is later).
             context: context features of the request, name -> value; unknown where not given.
+            rules: filter, boosts, pins, limits per value of a feature, and diversity: a mapping
+                such as ``{"filter": {"price": {"from": 10, "to": 50}}, "per": {"category": 2}}``,
+                or the same as TOML or the name of a ``.toml`` file. See
+                :mod:`limerank.ranking.rules`.
 
         Raises:
             UnknownError: a candidate, an item of the history, a task or a feature is unknown; the
                 message lists the unknown ids.
             DataError: the user is not an id, the history or a candidate is malformed, or the time
                 is years off the log.
-            SpecError: k is not an integer of 1 or more, explain not one of 0 or more, or
-                task_weights is not a mapping of tasks to finite numbers.
+            SpecError: k is not an integer of 1 or more, explain not one of 0 or more,
+                task_weights is not a mapping of tasks to finite numbers, or a rule is not valid.
         """
         started = clock.perf_counter()
         check_integer("explain", explain, 0)
         self._in_this_process()
+        checked = rules_of(rules)
         request = self._flow.check(
             k,
             candidates=candidates,
             unrankable="skip" if skip_unknown else "refuse",
             exclude=exclude,
             task_weights=task_weights,
+            rules=checked,
+            filters=self._filters if checked is not None and checked.of_features else None,
         )
         user = None if user is None else external_id("user", user)
         user_row = self._user_row(user)
@@ -245,6 +269,8 @@ class Recommender:
                     best.predictions,
                     explanations,
                     [{} for _ in rows] if shown is None else shown.of(rows),
+                    best.boosts,
+                    best.pinned,
                 )
             ),
             user,
@@ -260,6 +286,34 @@ class Recommender:
             tuple(task.name for task in self.tasks),
             self._integer_ids,
         )
+
+    def similar(
+        self,
+        item: Any,
+        k: int = 10,
+        *,
+        filter: Mapping[str, Any] | None = None,
+        exclude: Iterable[Any] | None = None,
+    ) -> SimilarItems:
+        """The items most similar to one, by what the model knows of them.
+
+        Args:
+            item: an external id.
+            k: how many items to return, at most.
+            filter: item feature -> condition that they fulfil, as in the rules of :meth:`rank`.
+            exclude: external ids to leave out.
+
+        Raises:
+            UnknownError: the index lacks the item.
+            SpecError: the model describes no items, k is not an integer of 1 or more, or a
+                condition is not valid.
+        """
+        allow = None
+        if filter is not None:
+            conditions = validate(Rules, {"filter": filter}, "the filter").filter
+            allow = self._filters.allowed(conditions) if conditions else None
+        excluded = () if exclude is None else id_list("items to exclude", exclude)
+        return similar_items(self._flow.alike, item, k, allow=allow, exclude=excluded)
 
     def user_rows(self, users: Iterable[Any] | None = None) -> Rows:
         """Rows of users in the dataset by external id, i64; all users when not given.
@@ -449,6 +503,7 @@ def _opened(
     data: str | None,
     scorer: ScorerName,
     threads: int,
+    items: str | None,
 ) -> Recommender:
     """Open a Recommender from its pickled form."""
     loaded = load_run(run, device)
@@ -456,4 +511,4 @@ def _opened(
         raise FingerprintError(
             f"{run} is not the run that it was when the Recommender was pickled; open it again"
         )
-    return Recommender(loaded, index, data, scorer=scorer, threads=threads)
+    return Recommender(loaded, index, data, scorer=scorer, threads=threads, items=items)

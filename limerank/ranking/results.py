@@ -7,15 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from limerank.models.config import ITEM
-from limerank.ranking.explain import Explanation
+from limerank.ranking.explain import TITLE, Explanation, named
 from limerank.ranking.request import plain
 from limerank.results import TableResult, aligned, printable
 
 if TYPE_CHECKING:
     import polars as pl
-
-TITLE = 40
-"""Characters of a title in a table of text."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +22,12 @@ class Ranked:
     Attributes:
         id: external id.
         row: its row in the index.
-        value: the ranking value, a weighted sum of the tasks' logits.
+        value: the ranking value, a weighted sum of the tasks' logits, after boosts.
         scores: the prediction of each task: a probability, or expected seconds.
         explanation: of the value, for the first items where it was asked for.
         display: columns of the item table that are shown -> text, such as a title.
+        boost: what boosts added to the value.
+        pinned: whether a pin gave it its position.
     """
 
     id: Any
@@ -37,6 +36,8 @@ class Ranked:
     scores: dict[str, float] = field(hash=False)
     explanation: Explanation | None = field(default=None, repr=False)
     display: dict[str, str] = field(default_factory=dict, hash=False)
+    boost: float = 0.0
+    pinned: bool = False
 
     def because(self, most: int = 3) -> list[Any]:
         """Ids of the history's items that raised this item's value most."""
@@ -47,12 +48,17 @@ class Ranked:
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON; the explanation as its reasons."""
         found = {"id": plain(self.id), "value": self.value, "scores": self.scores}
+        if self.boost:
+            found["boost"] = self.boost
+        if self.pinned:
+            found["pinned"] = True
         if self.display:
             found["display"] = self.display
         if self.explanation is not None:
             found["because"] = [
                 {
                     "item": plain(event.item),
+                    **self.explanation.titled(event.item),
                     "age": event.age,
                     "share": event.share,
                     "effect": event.effect,
@@ -204,7 +210,10 @@ class Ranking(TableResult, Sequence[Ranked]):
 def _in_short(explanation: Explanation) -> str:
     """The events and the anchored links that raised a value most, such as "17 (+0.41), 8 (+0.02);
     this item 3 times (+0.35), genre Drama 12 times (+0.10)"."""
-    events = [f"{event.item} ({event.effect:+.2f})" for event in explanation.reasons()]
+    events = [
+        f"{named(event.item, explanation.titles)} ({event.effect:+.2f})"
+        for event in explanation.reasons()
+    ]
     anchored = []
     for one in explanation.matches(2):
         name = "this item" if one.kind == ITEM else printable(f"{one.kind} {one.value}")

@@ -52,6 +52,7 @@ def described(served: Served, threads: int) -> dict[str, Any]:
         "state": served.states.mode,
         "links": ranker.link_shape[1] if ranker.link_shape else None,
         "tasks": [{"name": task.name, "kind": task.kind} for task in ranker.shape.tasks],
+        "event_types": served.states.form.event_types(),
         "item_id": None if layout is None else layout.id,
         "item_columns": [] if layout is None else layout.read,
         "item_features": []
@@ -60,6 +61,7 @@ def described(served: Served, threads: int) -> dict[str, Any]:
             {"name": one.name, "kind": one.kind, "column": one.column, "split": one.split}
             for one in layout.features
         ],
+        "display": [] if layout is None else list(layout.display),
         "context": [
             {"name": one["name"], "kind": one["kind"], "values": _values(served, one)}
             for one in encoding["event_features"]
@@ -202,6 +204,20 @@ def unranked(served: Served) -> dict[str, Any]:
     }
 
 
+def items_of(served: Served, ids: Sequence[Any]) -> list[dict[str, Any]]:
+    """Items by external id, with their features and what is shown of them."""
+    features, display = served.items.features(ids), served.index.display
+    shown = [None] * len(ids) if display is None else display.of(served.index.ids.find(ids))
+    return [
+        {
+            "item": plain(id),
+            "features": of,
+            **({} if own is None else {"display": own}),
+        }
+        for id, of, own in zip(ids, features, shown, strict=True)
+    ]
+
+
 def explained(found: Explanation) -> dict[str, Any]:
     """An explanation of one item."""
     events = [
@@ -211,6 +227,7 @@ def explained(found: Explanation) -> dict[str, Any]:
             "age": event.age,
             "share": event.share,
             "effect": None if np.isnan(event.effect) else event.effect,
+            **found.titled(event.item),
         }
         for event in found.events
     ]
@@ -229,6 +246,7 @@ def explained(found: Explanation) -> dict[str, Any]:
                 )
     return {
         "item": plain(found.item),
+        **found.titled(found.item),
         "value": found.value,
         "without_history": found.without_history,
         "links": links,

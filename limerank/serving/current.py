@@ -23,8 +23,8 @@ from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
 from limerank.index.format import LiveItems
 from limerank.index.writing import BusyError, ReadOnlyError, writing
+from limerank.ranking.item_table import Filters
 from limerank.ranking.request import plain
-from limerank.serving.item_table import Filters
 from limerank.serving.served import Loader, Served
 from limerank.serving.stores import Id
 from limerank.serving.stores.values import written

@@ -21,13 +21,16 @@ from limerank.data.canonical import external_id, json_value
 from limerank.data.event_log import EventForm
 from limerank.errors import FormatError, SpecError, UnknownError
 from limerank.ranking.request import plain
+from limerank.ranking.rules import Rules
 from limerank.ranking.scorer import ScorerName
+from limerank.ranking.similar import similar_items
 from limerank.serving.answers import (
     arms_of,
     described,
     dispatch,
     explained,
     interleaved,
+    items_of,
     show_outcomes,
     spec_of,
     unranked,
@@ -50,6 +53,7 @@ from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
 from limerank.serving.stores.values import written
 from limerank.serving.telemetry import Numbers
+from limerank.validation import validate
 
 log = logging.getLogger("limerank.serving")
 Answer = dict[str, Any] | Future[dict[str, Any]]
@@ -70,7 +74,7 @@ class Serving:
         salt: of the choice of users, see :class:`~limerank.serving.arms.Arms`.
         store: the event store; closed with the engine.
         items: the item table, for filters and for the features in answers; see
-            :class:`~limerank.serving.item_table.ItemTable`.
+            :class:`~limerank.ranking.item_table.ItemTable`.
         mode: of the user states, see :class:`~limerank.serving.state.UserStates`.
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
@@ -220,7 +224,7 @@ class Serving:
             or count > BRIEF_ITEMS
             or asked.k > BRIEF_RANKED
             or asked.history is not None
-            or asked.filter
+            or asked.select
             or arm.spec.mixes
             or any(part is not None and len(part) > BRIEF_NAMES for part in names)
             or dict in map(type, asked.candidates or ())
@@ -247,11 +251,10 @@ class Serving:
                 unrankable="omit",
                 exclude=asked.exclude,
                 task_weights=asked.task_weights,
+                rules=asked,
+                filters=served.filters,
             )
-            allow = None if not asked.filter else served.filters.allowed(asked.filter)
-            best = flow.best(
-                request, ready.state, seen=ready.seen if asked.exclude_seen else None, allow=allow
-            )
+            best = flow.best(request, ready.state, seen=ready.seen if asked.exclude_seen else None)
         features = served.items.features(best.ids)
         display = served.index.display
         shown = [None] * len(best.ids) if display is None else display.of(best.rows)
@@ -261,6 +264,7 @@ class Serving:
             "known": ready.known,
             "events": ready.events,
             "candidates": request.candidates,
+            **({} if request.skipped is None else {"skipped": request.skipped}),
             "run": served.trained.fingerprint,
             "index_version": served.index.version,
             "items": [
@@ -269,6 +273,8 @@ class Serving:
                     "rank": position + 1,
                     "value": best.values[position],
                     "scores": best.predictions[position],
+                    **({"boost": best.boosts[position]} if best.boosts[position] else {}),
+                    **({"pinned": True} if best.pinned[position] else {}),
                     "features": features[position],
                     **({} if shown[position] is None else {"display": shown[position]}),
                 }
@@ -353,10 +359,7 @@ class Serving:
                 }
                 for event in latest
             ],
-            "items": [
-                {"item": item, "features": of}
-                for item, of in zip(event_items, served.items.features(event_items), strict=True)
-            ],
+            "items": items_of(served, event_items),
         }
 
     def users(self, text: str, limit: int) -> dict[str, Any]:
@@ -387,23 +390,51 @@ class Serving:
         if row < 0:
             raise UnknownError(f"the index has no item {item!r:.80}")
         id = plain(served.index.ids[row])
-        (features,) = served.items.features([id])
+        (found,) = items_of(served, [id])
         position = int(np.searchsorted(served.index.hidden, row))
         hidden = position < len(served.index.hidden) and served.index.hidden[position] == row
-        return {"item": id, "features": features, "rankable": not hidden}
+        live = served.items.live.get(id) is not None
+        return {**found, "rankable": not hidden, "live": live}
 
     def items(self, text: str, limit: int) -> dict[str, Any]:
         served = self._served
+        index = served.index
         ids = served.items.search(text, limit)
-        rows = served.index.ids.find(ids) if ids else np.zeros(0, np.int64)
-        if not ids:
-            rows = (
-                served.index.ids.find([text]) if text else np.arange(min(limit, len(served.index)))
-            )
-        held = [plain(served.index.ids[row]) for row in rows[rows >= 0]]
-        features = served.items.features(held)
+        if not ids and not text:
+            return {"items": items_of(served, index.ids[: min(limit, len(index))].tolist())}
+        if text:
+            exact = index.ids.find([text])
+            ids = [str(id) for id in index.ids[exact[exact >= 0]].tolist()] + ids
+            if len(ids) < limit and index.display is not None:
+                ids += map(str, index.ids[index.display.search(text, limit)].tolist())
+        rows = index.ids.find(list(dict.fromkeys(ids)))
+        held = list(dict.fromkeys(map(plain, index.ids[rows[rows >= 0]].tolist())))
+        return {"items": items_of(served, held[:limit])}
+
+    def similar(
+        self, item: str, k: int, filter: Mapping[str, Any] | None, exclude: list[str]
+    ) -> dict[str, Any]:
+        """The items most similar to one.
+
+        Args:
+            item: an external id.
+            k: how many, at most.
+            filter: item feature -> condition, as in ``/v1/rank``.
+            exclude: external ids to leave out.
+        """
+        served, allow = self._served, None
+        if filter is not None:
+            conditions = validate(Rules, {"filter": filter}, "the filter").filter
+            allow = served.filters.allowed(conditions) if conditions else None
+        with self.numbers.stage("similar"):
+            found = similar_items(served.flow.alike, item, k, allow=allow, exclude=exclude)
+        own, *others = items_of(served, [found.item, *(one.id for one in found)])
         return {
-            "items": [{"item": id, "features": of} for id, of in zip(held, features, strict=True)]
+            **own,
+            "items": [
+                {**of, "similarity": one.similarity} for one, of in zip(found, others, strict=True)
+            ],
+            "index_version": served.index.version,
         }
 
     def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]:

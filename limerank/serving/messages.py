@@ -20,6 +20,7 @@ from limerank.data.canonical import INT64, external_id, milliseconds
 from limerank.data.events import RANKING
 from limerank.data.exposures import ARM, MOST_ARMS, MOST_SHOWN
 from limerank.errors import DataError
+from limerank.ranking.rules import Rules
 
 MOST_CANDIDATES = 100_000
 MOST_EVENTS = 10_000
@@ -235,7 +236,7 @@ class UserRequest(Message):
     )
 
 
-class Rank(UserRequest):
+class Rank(UserRequest, Rules):
     """Rank the catalogue, or some candidates, for one user."""
 
     k: Annotated[int, Field(ge=1, le=MOST_RANKED)] = Field(
@@ -248,9 +249,6 @@ class Rank(UserRequest):
     )
     exclude_seen: bool = Field(True, description="Leave out items that the user has seen.")
     exclude: Candidates[Id] | None = Field(None, description="Further ids to leave out.")
-    filter: Named[Annotated[Listed[Value], Field(max_length=1000)]] | None = Field(
-        None, description="Item feature to the allowed values; an item must match all features."
-    )
     log: bool = Field(
         False,
         description="Whether the ranking is shown to the user as it is answered: store it as an "

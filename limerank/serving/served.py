@@ -20,11 +20,11 @@ from limerank.errors import FormatError
 from limerank.index import Index
 from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.flow import RankingFlow
+from limerank.ranking.item_table import Filters, ItemTable
 from limerank.ranking.scorer import Scorer, ScorerName, scorer_for
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, read_alarms
 from limerank.runs.model import Trained, load_trained
-from limerank.serving.item_table import Filters, ItemTable
 from limerank.serving.state import MarkedIndex, Mode, UserStates
 from limerank.serving.stores import EventStore
 

@@ -29,7 +29,7 @@ class Numbers:
         )
         self.stages = Histogram(
             "limerank_stage_seconds",
-            "Seconds of a stage of requests: state, score, explain, append.",
+            "Seconds of a stage of requests: state, score, explain, similar, append.",
             ["stage"],
             buckets=SECONDS,
             registry=into,

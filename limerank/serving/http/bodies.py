@@ -22,8 +22,8 @@ SMALL = 16 << 10
 """Bytes of a body that is read at once, at most."""
 PIECE = 500
 """Elements of a list that are checked at once."""
-MOST_DEPTH = 4
-"""Levels of lists and objects, at most; a list of events with labels has as many."""
+MOST_DEPTH = 6
+"""Levels of lists and objects, at most; boosts with filters of lists have as many."""
 MOST_REPORTED = 20
 """Errors that an answer names, at most."""
 

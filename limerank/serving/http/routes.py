@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
+from pydantic_core import from_json
 from starlette.requests import Request
 
 from limerank.serving.http.openapi import Described
@@ -53,6 +54,9 @@ class Engine(Protocol):
     def forget(self, user: str) -> dict[str, Any]: ...
     def item(self, item: str) -> dict[str, Any]: ...
     def items(self, text: str, limit: int) -> dict[str, Any]: ...
+    def similar(
+        self, item: str, k: int, filter: dict[str, Any] | None, exclude: list[str]
+    ) -> dict[str, Any]: ...
     def put_items(self, items: list[dict[str, Any]]) -> dict[str, Any]: ...
     def remove_item(self, item: str) -> dict[str, Any]: ...
     def reload(
@@ -100,11 +104,36 @@ class Operation(Described):
         return f"{self.method} {self.path}"
 
 
-def _limit(call: Call) -> int:
-    text = call.query.get("limit", "20")
+def _limit(call: Call, name: str = "limit", default: str = "20") -> int:
+    text = call.query.get(name, default)
     if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= 1000):
-        raise Problem(422, f"limit is {text[:40]!r}, expected 1 to 1000")
+        raise Problem(422, f"{name} is {text[:40]!r}, expected 1 to 1000")
     return int(text)
+
+
+def _filter(call: Call) -> dict[str, Any] | None:
+    text = call.query.get("filter")
+    if text is None:
+        return None
+    try:
+        found = from_json(text)
+    except ValueError as error:
+        raise Problem(422, f"filter is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise Problem(
+            422, f'filter is {text[:80]!r}, expected an object such as {{"category": ["Tents"]}}'
+        )
+    return found
+
+
+def _excluded(call: Call) -> list[str]:
+    found = call.request.query_params.getlist("exclude")
+    wrong = next((text for text in found if not 1 <= len(text) <= MOST_ID), None)
+    if wrong is not None:
+        raise Problem(
+            422, f"exclude has an id of {len(wrong):,} characters, expected 1 to {MOST_ID}"
+        )
+    return found
 
 
 def _text(call: Call) -> str:
@@ -164,6 +193,9 @@ def _events(call: Call) -> list[EventMessage]:
 
 TEXT = ("q", {"type": "string", "maxLength": MOST_ID})
 LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20})
+K = ("k", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10})
+FILTER = ("filter", {"type": "string", "contentMediaType": "application/json"})
+EXCLUDE = ("exclude", {"type": "array", "items": {"type": "string", "maxLength": MOST_ID}})
 OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/model", "read", "The model, the index and their features.",
         query=(("arm", {"type": "string", "maxLength": 32}),),
@@ -193,6 +225,10 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/v1/items", "read", "Items whose id or features contain a text.",
         query=(TEXT, LIMIT),
         answers=lambda engine, call: engine.items(_text(call), _limit(call))),
+    Operation("GET", "/v1/items/{item:path}/similar", "read", "Items that are similar to an item.",
+        query=(K, FILTER, EXCLUDE),
+        answers=lambda engine, call: engine.similar(
+            _id(call, "item"), _limit(call, "k", "10"), _filter(call), _excluded(call))),
     Operation("GET", "/v1/items/{item:path}", "read", "An item's features; whether it is ranked.",
         answers=lambda engine, call: engine.item(_id(call, "item"))),
     Operation("PUT", "/v1/items", "admin", "Add or change items; the next request ranks them.",

@@ -50,8 +50,11 @@ export function described(one) {
   return [title, features(one.features)].filter(Boolean).join(" · ");
 }
 
-/** The labels of an event, each as { text, good }. */
-export function labels(of, tasks) {
+/** The outcomes of an event, each as { text, good }: its type, or its labels. */
+export function outcomes(event, { tasks, event_types: types }) {
+  const of = event.labels;
+  const typed = types.find((one) => Object.entries(one.features).some(([name, given]) => event.features?.[name] === given));
+  if (typed) return [{ text: typed.name, good: typed.good }];
   const outcomes = [];
   for (const task of tasks) {
     const given = of?.[task.name];

@@ -1,13 +1,15 @@
 // The page's state, and its reactions to the user. The other modules have no state of the page.
 
+import * as address from "./address.js";
 import { Latest, Problem, call, key } from "./api.js";
 import { combobox } from "./combobox.js";
 import { byId, el } from "./dom.js";
 import * as format from "./format.js";
+import { learn } from "./known.js";
 import { newItem } from "./newitem.js";
 import { operationsView } from "./operations.js";
 import { userView } from "./user.js";
-import { facts, rankingView, weightsView } from "./ranking.js";
+import { facts, rankingView, usual as usualSettings, weightsView } from "./ranking.js";
 import { whyView } from "./why.js";
 
 const FIRST = 20; // rows at first, and so many more each time
@@ -16,10 +18,11 @@ const OFFERED = 12; // results that a search shows, at most
 const PAUSE = 90; // ms after which a moved slider takes effect
 const MESSAGE_MS = 6000; // ms that a message is shown
 const USUAL_SECONDS = 30; // of a watched event, where no history has durations
+const SIMILAR = 8; // similar items that are shown
+const NO_OUTCOME = { name: "event", labels: {}, features: {}, good: true, main: true };
 const LAST = "limerank-user";
 
-const items = new Map(); // item id as text -> features, from all answers
-const requests = { rank: new Latest(), user: new Latest(), why: new Latest() };
+const requests = { rank: new Latest(), user: new Latest(), why: new Latest(), similar: new Latest() };
 
 let model;
 let settings;
@@ -30,6 +33,7 @@ let shown = FIRST;
 let pins = new Set();
 let ranking = null;
 let usual = USUAL_SECONDS;
+let tab = "rank";
 
 // Messages
 
@@ -103,10 +107,6 @@ function keys() {
 
 // Ranking
 
-function learn(found) {
-  for (const one of found) if (Object.keys(one.features ?? {}).length) items.set(String(one.item), one.features);
-}
-
 /** The user and the settings, as the API takes them. */
 function request() {
   const who = subject.kind === "made" ? { history: subject.history } : subject.user === null ? {} : { user: subject.user };
@@ -124,6 +124,7 @@ async function refresh({ user = false, compare = false } = {}) {
     calm();
     learn(answer.items);
     ranking = answer;
+    link();
     facts(answer, performance.now() - began);
     views.ranking.show(answer, { shown, pins, compare });
     note(answer);
@@ -167,44 +168,84 @@ async function showUser(answer) {
   views.user.user(stored);
 }
 
+/** Put what is shown into the page's address. */
+function link() {
+  address.write({ tab, subject, why: views.why.current()?.item ?? null, settings }, usualSettings(model));
+}
+
 async function explain(row) {
   views.ranking.choose(row.item);
   views.why.loading(row);
+  link();
   try {
-    const answer = await requests.why.run((signal) => call("POST", "v1/explain", { signal, body: { ...request(), items: [views.why.asked(row)] } }));
+    const answer = await requests.why.run(async (signal) => {
+      const body = { ...request(), items: [views.why.asked(row)] };
+      const of = encodeURIComponent(row.item);
+      return Promise.all([call("POST", "v1/explain", { signal, body }), call("GET", `v1/items/${of}`, { signal })]);
+    });
     if (answer === undefined || views.why.current() === null) return;
-    views.why.show(answer.items[0]);
+    const [found, item] = [answer[0].items[0], answer[1]];
+    learn([item, found, ...found.events]);
+    views.why.show({ ...found, live: item.live && item.rankable });
   } catch (problem) {
     views.why.close();
     failed(problem, () => explain(row));
   }
 }
 
-/** The labels of an event: watched for the usual time, or seen and not watched. */
-function labelsOf(watched) {
-  const found = {};
-  model.tasks.forEach((task, at) => {
-    if (task.kind === "duration") found[task.name] = watched ? usual : 0;
-    else if (at === 0) found[task.name] = watched ? 1 : 0;
-  });
-  return found;
+async function similar(item) {
+  try {
+    const answer = await requests.similar.run((signal) => call("GET", `v1/items/${encodeURIComponent(item)}/similar`, { signal, query: { k: SIMILAR } }));
+    if (answer === undefined) return undefined;
+    learn(answer.items);
+    return answer.items;
+  } catch (problem) {
+    if (problem.status === 422) return []; // the model describes no items
+    failed(problem, () => similar(item));
+    return undefined;
+  }
 }
 
-async function post(row, watched) {
-  const labels = labelsOf(watched);
-  const outcome = watched ? `Watched ${row.item}` : `${row.item} was seen and not watched`;
+/** Remove a live item from the index. */
+async function remove(item) {
+  try {
+    await call("DELETE", `v1/items/${encodeURIComponent(item)}`);
+    pins.delete(String(item));
+    if (views.why.current()) views.why.close();
+    report(`Removed: ${item} is not ranked any more.`);
+    await refresh({ compare: true });
+  } catch (problem) {
+    failed(problem, () => remove(item));
+  }
+}
+
+/** An outcome of a type of event: its labels, with the usual duration where it is a good one. */
+function outcomeOf(type) {
+  const labels = { ...type.labels };
+  for (const task of model.tasks) if (task.kind === "duration" && type.main) labels[task.name] = type.good ? usual : 0;
+  return { labels, features: type.features };
+}
+
+/** The most frequent type of good events. */
+function first() {
+  return model.event_types.find((type) => type.good);
+}
+
+async function post(row, type) {
+  const { labels, features } = outcomeOf(type);
+  const outcome = `${type.name}: ${row.item}`;
   if (subject.kind === "made" || subject.user === null) {
     if (subject.kind !== "made") await choose({ kind: "made", history: made }, { quiet: true });
-    pick(row.item, labels);
-    report(`${outcome}: it is in the made-up history now.`);
+    pick(row.item, { labels, features });
+    report(`${outcome}. It is in the made-up history now.`);
     return;
   }
-  const event = { user: subject.user, item: row.item, time: moment(), labels, context: settings.context, id: randomId() };
+  const event = { user: subject.user, item: row.item, time: moment(), labels, features, context: settings.context, id: randomId() };
   const send = async () => {
     try {
       await call("POST", "v1/events", { body: event });
-      const values = Object.entries(labels).map(([task, value]) => `${task} ${value}`);
-      report(`${outcome}: an event of user ${event.user} (${values.join(", ")}).`);
+      const values = Object.entries({ ...features, ...labels }).map(([name, value]) => `${name} ${value}`);
+      report(`${outcome}. An event of user ${event.user} (${values.join(", ")}).`);
       if (views.why.current() && !settings.seen) views.why.close();
       await refresh({ user: true, compare: true });
     } catch (problem) {
@@ -247,8 +288,8 @@ async function choose(next, { quiet = false } = {}) {
   if (!quiet) await refresh({ user: true });
 }
 
-function pick(item, labels = labelsOf(true)) {
-  made = [...made, { item, labels }];
+function pick(item, outcome = outcomeOf(first() ?? NO_OUTCOME)) {
+  made = [...made, { item, ...outcome }];
   subject = { kind: "made", history: made };
   return refresh({ user: true, compare: true });
 }
@@ -271,7 +312,7 @@ function searches() {
     find: async (text, signal) => {
       const answer = await call("GET", "v1/items", { signal, query: { q: text, limit: OFFERED } });
       learn(answer.items);
-      return answer.items.map((one) => ({ value: one.item, name: String(one.item), detail: format.features(one.features) }));
+      return answer.items.map((one) => ({ value: one.item, name: String(one.item), detail: format.described(one) }));
     },
     choose: (found) => {
       byId("item-search").value = "";
@@ -293,20 +334,21 @@ function searches() {
 
 function tabs() {
   const all = [...document.querySelectorAll("[role=tab]")];
-  const select = (tab, focus = true) => {
+  const select = (chosen, focus = true) => {
     for (const one of all) {
-      const on = one === tab;
+      const on = one === chosen;
       one.setAttribute("aria-selected", String(on));
       one.tabIndex = on ? 0 : -1;
       byId(one.getAttribute("aria-controls")).hidden = !on;
     }
-    if (focus) tab.focus();
-    history.replaceState(null, "", tab.id === "tab-operations" ? "#operations" : "#");
-    views.operations.show(tab.id === "tab-operations");
+    if (focus) chosen.focus();
+    tab = chosen.id === "tab-operations" ? "operations" : "rank";
+    link();
+    views.operations.show(tab === "operations");
   };
-  all.forEach((tab, at) => {
-    tab.addEventListener("click", () => select(tab));
-    tab.addEventListener("keydown", (event) => {
+  all.forEach((one, at) => {
+    one.addEventListener("click", () => select(one));
+    one.addEventListener("keydown", (event) => {
       const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
       if (to === undefined) return;
       event.preventDefault();
@@ -320,7 +362,7 @@ function tabs() {
     select(all[0], false);
     byId(subject.kind === "made" ? "item-search" : "user-search").focus();
   });
-  if (location.hash === "#operations") select(all[1], false);
+  if (tab === "operations") select(all[1], false);
 }
 
 // Start
@@ -336,16 +378,23 @@ async function start() {
   const links = model.links === null ? "" : ` · ${model.links} links`;
   byId("served").replaceChildren(el("b", {}, model.model), `${links} · history of ${model.history} · run ${model.run.slice(0, 8)}`);
   let timer = 0;
-  settings = weightsView(model, () => {
+  const linked = address.read(format.id);
+  settings = usualSettings(model);
+  tab = linked.tab;
+  settings.seen = linked.seen ?? false;
+  for (const task of model.tasks) settings.weights[task.name] = linked.weights[task.name] ?? settings.weights[task.name];
+  for (const one of model.context) {
+    const given = linked.context[one.name];
+    if (given !== undefined) settings.context[one.name] = one.kind === "categorical" ? given : Number(given);
+  }
+  weightsView(model, settings, () => {
     clearTimeout(timer);
     timer = setTimeout(() => refresh({ compare: true }), PAUSE);
   });
   views = {
-    ranking: rankingView({ tasks: model.tasks, explain, report: post }),
+    ranking: rankingView({ tasks: model.tasks, type: first(), explain, report: post, remove }),
     user: userView(byId("user"), {
-      tasks: model.tasks,
-      timed: model.clock,
-      items,
+      model,
       remove: (at) => {
         made = made.filter((_, position) => position !== at);
         choose({ kind: "made", history: made });
@@ -357,12 +406,14 @@ async function start() {
     }),
     why: whyView({
       model,
-      items,
       report: post,
+      similar,
+      remove,
       changed: explain,
       closed: (row) => {
         requests.why.stop();
         views.ranking.choose(null);
+        link();
         const at = document.activeElement; // the event comes late: the user may have moved the focus
         if (row && (at === document.body || at.closest(".ranked"))) views.ranking.focus(row.item);
       },
@@ -371,7 +422,6 @@ async function start() {
   };
   const open = newItem({
     model,
-    items,
     sample: () => ranking?.items.find((one) => Object.keys(one.features).length),
     added: async (item, answer) => {
       pins = new Set([...pins, String(item)]);
@@ -387,19 +437,29 @@ async function start() {
     shown += FIRST;
     refresh();
   });
-  tabs();
   const last = sessionStorage.getItem(LAST);
-  let first = last === null ? null : format.id(last);
+  let user = linked.user ?? (last === null ? null : format.id(last));
   let wrong = null;
   try {
-    if (first === null) [first = null] = (await call("GET", "v1/users", { query: { limit: 1 } })).users;
+    if (user === null && linked.kind !== "made") [user = null] = (await call("GET", "v1/users", { query: { limit: 1 } })).users;
   } catch (problem) {
     wrong = problem;
   }
   searches();
   if (wrong) failed(wrong, () => choose({ kind: "user", user: null }));
-  else await choose({ kind: "user", user: first });
+  else if (linked.kind === "made") {
+    made = linked.items.map((item) => ({ item, ...outcomeOf(first() ?? NO_OUTCOME) }));
+    await choose({ kind: "made", history: made });
+  } else await choose({ kind: "user", user });
+  tabs();
+  if (linked.why !== undefined && ranking) await explain(ranking.items.find((one) => String(one.item) === String(linked.why)) ?? { item: linked.why });
 }
+
+// A link that is opened in this tab; other addresses are those of parts of the page.
+addEventListener("hashchange", () => {
+  if (location.hash.includes("=") || location.hash === "#operations") location.reload();
+  else link();
+});
 
 keys();
 start();

@@ -3,15 +3,16 @@
 import { byId, el } from "./dom.js";
 import { call } from "./api.js";
 import * as format from "./format.js";
+import { features } from "./known.js";
 
 const OFFERED = 60; // known values that a field suggests, at most
 
 /**
- * @param model the answer of /v1/model; `items` item id (as text) -> features.
+ * @param model the answer of /v1/model.
  * @param sample () -> an item whose features may fill the form, or undefined.
  * @param added called with the id and the answer once the item can be ranked.
  */
-export function newItem({ model, items, sample, added }) {
+export function newItem({ model, sample, added }) {
   const dialog = byId("new-item");
   const byColumn = new Map(model.item_features.map((one) => [one.column, one]));
   const rest = model.item_columns.filter((column) => column !== model.item_id);
@@ -91,9 +92,11 @@ export function newItem({ model, items, sample, added }) {
             ? `several are separated by ${feature.split}`
             : many
               ? "several are separated by commas"
-              : feature === undefined
-                ? "0: never ranked; 1 or empty: ranked"
-                : "";
+              : model.display.includes(column)
+                ? "shown, and not read by the model"
+                : feature === undefined
+                  ? "0: never ranked; 1 or empty: ranked"
+                  : "";
     return el(
       "div",
       { class: "field" },
@@ -105,13 +108,13 @@ export function newItem({ model, items, sample, added }) {
 
   /** An example of a feature's value, from a known item. */
   function example(name) {
-    for (const of of items.values()) if (of[name] !== null && of[name] !== undefined) return of[name];
+    for (const of of features.values()) if (of[name] !== null && of[name] !== undefined) return of[name];
     return undefined;
   }
 
   function known(name) {
     const found = new Set();
-    for (const of of items.values()) {
+    for (const of of features.values()) {
       const given = of[name];
       if (given !== null && given !== undefined && !Array.isArray(given)) found.add(String(given));
       if (found.size >= OFFERED) break;
@@ -135,6 +138,7 @@ export function newItem({ model, items, sample, added }) {
       const text = fields.get(column).value.trim();
       const shape = feature ? example(feature.name) : undefined;
       if (text === "") item[column] = null;
+      else if (feature === undefined && model.display.includes(column)) item[column] = text;
       else if (feature === undefined || feature.kind === "numeric") item[column] = Number(text);
       else if (feature.kind === "text-vector") item[column] = parts(text).map(Number);
       else if (Array.isArray(shape)) item[column] = parts(text).map((part) => (typeof shape[0] === "number" ? Number(part) : part));

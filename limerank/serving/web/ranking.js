@@ -7,9 +7,11 @@ const MOVE_MS = 320;
 
 /**
  * @param tasks of the model.
- * @param explain called with a row of the answer; `report` with a row and whether it was watched.
+ * @param type of the events that the button of a row posts: its most frequent good one.
+ * @param explain called with a row of the answer; `report` with a row and the type of an event;
+ *   `remove` with an added item, to remove it.
  */
-export function rankingView({ tasks, explain, report }) {
+export function rankingView({ tasks, type, explain, report, remove }) {
   const list = byId("ranked");
   const pinned = byId("pinned");
   let chosen = null;
@@ -23,7 +25,7 @@ export function rankingView({ tasks, explain, report }) {
     el("span", { class: "value" }, "value"),
   );
 
-  function row(one, most) {
+  function row(one, most, added) {
     const mine = String(one.item);
     const scores = tasks.map((task) => {
       const predicted = one.scores[task.name];
@@ -38,18 +40,24 @@ export function rankingView({ tasks, explain, report }) {
       el(
         "button",
         { type: "button", class: "what", "aria-haspopup": "dialog", "data-what": "why", onclick: () => explain(one) },
-        el("span", { class: "id" }, mine),
+        el("span", { class: "id" }, titled(one) || mine),
         el("span", { class: "unseen" }, ", why?"),
-        el("span", { class: "detail" }, format.described(one)),
+        el("span", { class: "detail" }, [titled(one) && mine, format.features(one.features)].filter(Boolean).join(" · ")),
       ),
       ...scores,
       el("span", { class: "value" }, el("span", { class: "name" }, "value"), el("span", { class: "number" }, format.value(one.value))),
       el(
-        "button",
-        { type: "button", class: "watched", "data-what": "watched", "aria-label": `Watched ${mine}`, onclick: () => report(one, true) },
-        "Watched",
+        "div",
+        { class: "events" },
+        added && el("button", { type: "button", class: "plain", "data-what": "remove", "aria-label": `Remove ${mine} from the index`, onclick: () => remove(one.item) }, "Remove"),
+        type && el("button", { type: "button", class: "post", "data-what": "post", "aria-label": `${type.name}: ${mine}`, onclick: () => report(one, type) }, type.name),
       ),
     );
+  }
+
+  function titled(one) {
+    const [title] = Object.values(one.display ?? {});
+    return title;
   }
 
   function moved(one) {
@@ -75,7 +83,7 @@ export function rankingView({ tasks, explain, report }) {
     for (const task of tasks) most[task.name] = Math.max(1e-9, ...rows.map((one) => one.scores[task.name]));
     list.replaceChildren(...rows.map((one) => row(one, most)));
     const added = answer.items.filter((one) => pins.has(String(one.item)));
-    pinned.replaceChildren(...added.map((one) => row(one, most)));
+    pinned.replaceChildren(...added.map((one) => row(one, most, true)));
     pinned.hidden = added.length === 0;
     list.setAttribute("aria-busy", "false");
     byId("rank-head").hidden = rows.length === 0;
@@ -158,12 +166,16 @@ export function facts(answer, travelled) {
   byId("facts").replaceChildren(...entries.map(([name, one, strong]) => el("div", { class: strong ?? null }, el("dt", {}, name), el("dd", {}, one))));
 }
 
+/** The settings of a ranking before any is changed. */
+export function usual(model) {
+  return { weights: Object.fromEntries(model.tasks.map((task, at) => [task.name, at === 0 ? 1 : 0])), context: {}, seen: false };
+}
+
 /**
  * The settings of a ranking: a slider for each task weight, a field for each context feature, and
- * whether seen items are ranked. `changed` is called with all of them.
+ * whether seen items are ranked. They begin as `state`; `changed` is called with all of them.
  */
-export function weightsView(model, changed) {
-  const state = { weights: Object.fromEntries(model.tasks.map((task, at) => [task.name, at === 0 ? 1 : 0])), context: {}, seen: false };
+export function weightsView(model, state, changed) {
   const sliders = model.tasks.map((task) => {
     const output = el("output", { for: `weight-${task.name}` }, format.value(state.weights[task.name]).slice(0, -1));
     const input = el("input", { type: "range", id: `weight-${task.name}`, min: "-1", max: "2", step: "0.05", value: state.weights[task.name] });
@@ -180,6 +192,7 @@ export function weightsView(model, changed) {
       one.kind === "categorical"
         ? el("select", { id: name }, el("option", { value: "" }, "unknown"), one.values.map((known) => el("option", { value: known }, known)))
         : el("input", { id: name, type: "number", step: "any", placeholder: "unknown" });
+    if (state.context[one.name] !== undefined) field.value = state.context[one.name];
     field.addEventListener("input", () => {
       if (field.value === "") delete state.context[one.name];
       else state.context[one.name] = one.kind === "categorical" ? field.value : Number(field.value);
@@ -187,7 +200,7 @@ export function weightsView(model, changed) {
     });
     return el("div", { class: "context" }, el("label", { for: name }, one.name), field);
   });
-  const seen = el("input", { type: "checkbox", id: "seen" });
+  const seen = el("input", { type: "checkbox", id: "seen", checked: state.seen });
   seen.addEventListener("input", () => {
     state.seen = seen.checked;
     changed(state);

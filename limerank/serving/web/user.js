@@ -2,17 +2,18 @@
 
 import { el, fill, svg } from "./dom.js";
 import * as format from "./format.js";
+import { features, title } from "./known.js";
 
 const SHORT = 6;
 /** Events that a narrow screen shows at first, at most. */
 
 /**
  * @param root the element to fill.
- * @param tasks of the model; `timed` whether its log has a clock.
- * @param items item id (as text) -> its features.
+ * @param model the answer of /v1/model.
  * @param remove called with the position of an event of a made-up history; `clear` to remove all.
  */
-export function userView(root, { tasks, timed, items, remove, clear }) {
+export function userView(root, { model, remove, clear }) {
+  const { tasks, clock: timed } = model;
   let expanded = false;
 
   /** A user of the store: the answer of /v1/users/ID. */
@@ -63,7 +64,7 @@ export function userView(root, { tasks, timed, items, remove, clear }) {
       const when = timed && event.time !== undefined ? format.day(event.time) : "";
       if (when && when !== last) list.append(el("li", { class: "day", "data-late": order >= SHORT }, when));
       last = when;
-      const outcomes = format.labels(event.labels, tasks);
+      const outcomes = format.outcomes(event, model);
       const good = outcomes.length ? outcomes[0].good : true;
       list.append(
         el(
@@ -72,8 +73,8 @@ export function userView(root, { tasks, timed, items, remove, clear }) {
           el(
             "div",
             { class: "what" },
-            el("span", { class: "id" }, String(event.item)),
-            el("span", { class: "detail" }, format.features(items.get(String(event.item)))),
+            el("span", { class: "id" }, title(event.item) || String(event.item)),
+            el("span", { class: "detail" }, [title(event.item) && String(event.item), format.features(features.get(String(event.item)))].filter(Boolean).join(" · ")),
           ),
           el(
             "div",

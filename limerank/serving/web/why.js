@@ -2,6 +2,7 @@
 
 import { byId, el, svg } from "./dom.js";
 import * as format from "./format.js";
+import { features, title } from "./known.js";
 
 const EVENTS = 10; // drawn, with the greatest shares
 const LINKS = 6;
@@ -9,11 +10,12 @@ const ROW = 36; // pixels of a drawn event
 const LISTED = 8; // events in the table at first
 
 /**
- * @param model the answer of /v1/model; `items` item id (as text) -> features.
- * @param closed called when the dialog closes; `report` with the row and whether it was watched;
+ * @param model the answer of /v1/model.
+ * @param closed called when the dialog closes; `report` with the row and the type of an event;
+ *   `similar` with an item, to show the items that are similar; `remove` with an added item;
  *   `changed` with the row when values of its impression features are given.
  */
-export function whyView({ model, items, closed, report, changed }) {
+export function whyView({ model, closed, report, similar, remove, changed }) {
   const dialog = byId("why");
   const wide = matchMedia("(min-width: 1180px)");
   let row = null;
@@ -52,7 +54,7 @@ export function whyView({ model, items, closed, report, changed }) {
     return el(
       "div",
       { class: "heading" },
-      el("h2", { id: "why-title" }, "Why ", el("span", { class: "id" }, String(row.item))),
+      el("h2", { id: "why-title" }, "Why ", el("span", { class: "id" }, title(row.item) || String(row.item))),
       el("button", { type: "button", class: "plain", onclick: () => dialog.close(), "aria-label": "Close (Escape)" }, "Close"),
     );
   }
@@ -73,7 +75,7 @@ export function whyView({ model, items, closed, report, changed }) {
     const gained = found.value - found.without_history;
     const parts = [
       head(),
-      el("p", { class: "quiet" }, format.features(items.get(String(found.item)))),
+      el("p", { class: "quiet" }, [title(found.item) && String(found.item), format.features(features.get(String(found.item)))].filter(Boolean).join(" · ")),
       el(
         "dl",
         { class: "sum" },
@@ -90,13 +92,39 @@ export function whyView({ model, items, closed, report, changed }) {
       el(
         "div",
         { class: "actions" },
-        el("button", { type: "button", class: "first", "data-what": "did", onclick: () => report(row, true) }, "Watched"),
-        el("button", { type: "button", "data-what": "skipped", onclick: () => report(row, false) }, "Seen, not watched"),
+        model.event_types.map((type, at) => el("button", { type: "button", class: at === 0 && "first", "data-what": `post-${at}`, onclick: () => report(row, type) }, type.name)),
+        found.live && el("button", { type: "button", "data-what": "remove", onclick: () => remove(row.item) }, "Remove the item"),
       ),
+      similarItems(found),
     );
     dialog.dataset.item = String(found.item);
     dialog.replaceChildren(...parts);
     if (had) (dialog.querySelector(at ? `[data-what=${at}]` : "button") ?? dialog.querySelector("button")).focus({ preventScroll: true });
+  }
+
+  /** The items that are similar to this one, loaded when the list is opened. */
+  function similarItems(found) {
+    const list = el("ol", { class: "alike" });
+    const of = found.item;
+    const open = async () => {
+      if (!box.open || list.childElementCount) return;
+      const near = await similar(of);
+      if (near === undefined) return;
+      list.replaceChildren(
+        ...near.map((one) =>
+          el(
+            "li",
+            {},
+            el("span", { class: "id" }, title(one.item) || String(one.item)),
+            el("span", { class: "detail" }, [title(one.item) && String(one.item), format.features(one.features)].filter(Boolean).join(" · ")),
+            el("span", { class: "number", title: "similarity" }, format.value(one.similarity)),
+          ),
+        ),
+      );
+      if (!near.length) list.append(el("li", { class: "quiet" }, "No item is similar."));
+    };
+    const box = el("details", { class: "alike-box", ontoggle: open }, el("summary", { "data-what": "alike" }, "Similar items"), list);
+    return box;
   }
 
   /** Fields for the item's impression features, and the effect of each value that is given. */
@@ -244,7 +272,7 @@ export function whyView({ model, items, closed, report, changed }) {
   }
 
   function eventGroup(event, y, thick, left, ribbons) {
-    const of = items.get(String(event.item));
+    const of = features.get(String(event.item));
     const raised = event.effect === null || event.effect >= 0;
     const more = format.features(of).split(" · ")[0];
     return svg(
@@ -253,7 +281,7 @@ export function whyView({ model, items, closed, report, changed }) {
       svg("title", {}, `${event.item}: share ${format.percent(event.share)}${event.effect === null ? "" : `, effect ${format.signed(event.effect)}`}`),
       ribbons,
       svg("rect", { x: left, y: y - Math.max(1.5, thick) / 2, width: 5, height: Math.max(1.5, thick), rx: 1.5 }),
-      svg("text", { x: left - 8, y: y - 2, "text-anchor": "end" }, svg("tspan", { class: "id" }, cut(String(event.item), 16))),
+      svg("text", { x: left - 8, y: y - 2, "text-anchor": "end" }, svg("tspan", { class: "id" }, cut(title(event.item) || String(event.item), 16))),
       svg("text", { x: left - 8, y: y + 12, "text-anchor": "end", class: "quiet" }, cut(more, 18) || format.percent(event.share)),
     );
   }
@@ -263,7 +291,7 @@ export function whyView({ model, items, closed, report, changed }) {
       "g",
       { class: "item" },
       svg("rect", { x: right, y: top, width: 7, height: Math.max(2, tall), rx: 2 }),
-      svg("text", { x: right + 7, y: Math.max(12, top - 8), "text-anchor": "end", class: "id" }, cut(String(found.item), 20)),
+      svg("text", { x: right + 7, y: Math.max(12, top - 8), "text-anchor": "end", class: "id" }, cut(title(found.item) || String(found.item), 20)),
     );
   }
 
@@ -279,7 +307,7 @@ export function whyView({ model, items, closed, report, changed }) {
       return el(
         "tr",
         {},
-        el("th", { scope: "row" }, el("span", { class: "id" }, String(event.item)), el("span", { class: "detail" }, format.features(items.get(String(event.item))))),
+        el("th", { scope: "row" }, el("span", { class: "id" }, title(event.item) || String(event.item)), el("span", { class: "detail" }, format.features(features.get(String(event.item))))),
         timed && el("td", { class: "when" }, format.day(event.time)),
         el("td", {}, format.percent(event.share)),
         el("td", { class: sign }, event.effect === null ? "–" : format.signed(event.effect), bar),

@@ -8,9 +8,11 @@ immutable: live items make another table, which shares the file's part with the 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from limerank.data.canonical import (
-    category,
     category_list,
     external_id,
     id_texts,
@@ -29,15 +30,17 @@ from limerank.data.canonical import (
     numbers,
 )
 from limerank.data.coverage import TableCoverage, cover_features
+from limerank.data.description import load_spec
 from limerank.data.encoding import Encoding, read_vocabulary, values_of
-from limerank.data.sources import in_one_file, read_table
+from limerank.data.sources import find_files, in_one_file, read_table
 from limerank.data.spec import Feature, Spec, Table
-from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
+from limerank.errors import DataError, SpecError
 from limerank.index import Index
+from limerank.ranking.conditions import Condition, Wanted, text_of, wanted
 from limerank.runs.model import Trained
 from limerank.validation import validate
 
-log = logging.getLogger("limerank.serving")
+log = logging.getLogger("limerank.ranking")
 ALLOWED, ALLOWED_BYTES = 64, 64 << 20
 """Filters whose results are cached: how many, and their bytes together, at most. One filter always
 is."""
@@ -47,7 +50,9 @@ SHOWN = 1 << 16
 
 Rows = NDArray[np.int64]
 Columns = Mapping[str, Any]
-Wanted = dict[str, frozenset[str | None]]
+Filter = tuple[tuple[Feature, Wanted], ...]
+"""Conditions in their one form."""
+NO_VALUE: frozenset[str | None] = frozenset({None})
 
 
 class ItemTable:
@@ -56,19 +61,29 @@ class ItemTable:
     Args:
         trained: the run, whose description names the columns.
         path: the table (CSV, TSV or Parquet); None: only live items have features.
+        data: a dataset; without a path, the item table is read that its description names, where
+            that exists.
 
     Raises:
         DataError: the file cannot be read, or a column of the description is missing.
         SpecError: a table is given, and the run's data had none.
     """
 
-    def __init__(self, trained: Trained, path: Path | None) -> None:
+    def __init__(self, trained: Trained, path: Path | None, data: Path | None = None) -> None:
         spec = validate(Spec, trained.manifest["spec"], str(trained.path / "encoding.json"))
         self.layout = spec.items
         if self.layout is None and path is not None:
             raise SpecError(f"the data of {trained.path} had no item table; {path} cannot be read")
         self.path = path
-        self._file = None if path is None or self.layout is None else _ItemFile(self.layout, path)
+        self._file: _ItemFile | None = None
+        if self.layout is not None and path is not None:
+            table, base = in_one_file(self.layout, path), path.absolute().parent
+            self._file = _ItemFile(self.layout, table, base, str(path))
+        elif self.layout is not None and data is not None:
+            table_of_data = _described(data)
+            if table_of_data is not None:
+                name = f"the item table of {data}"
+                self._file = _ItemFile(self.layout, table_of_data, data, name)
         self._live: dict[int | str, Columns | None] = {}
 
     def coverage(self, trained: Trained, index: Index) -> TableCoverage | None:
@@ -120,55 +135,61 @@ class ItemTable:
                 found[position] = features
         return found
 
-    def wanted(self, given: Mapping[str, Sequence[Any]]) -> Wanted:
-        """A filter in its one form: feature -> allowed values, in the form of the vocabularies.
-        None allows items without a value.
+    def wanted(self, given: Mapping[str, Condition]) -> Filter:
+        """Conditions in their one form, see :func:`limerank.ranking.conditions.wanted`.
 
         Raises:
-            UnknownError: a feature is unknown.
-            SpecError: no features are available, or a feature has vectors.
+            SpecError: a feature is unknown or cannot fulfil a condition, or no features are
+                available.
             DataError: a feature cannot have such a value.
         """
-        unknown = [name for name in given if name not in self.names]
-        if unknown:
-            raise UnknownError(
-                f"no item feature is called {', '.join(map(repr, unknown[:10]))}; known: "
-                f"{', '.join(self.names) or 'none'}{did_you_mean(unknown[0], self.names)}"
-            )
-        if self.layout is None or (self._file is None and not self._live):
-            raise SpecError(
-                "no item features are available: serve with --items FILE, the item table"
-            )
-        found: Wanted = {}
-        for feature in self.layout.features:
-            if feature.name in given:
-                if feature.kind == "text-vector":
-                    raise SpecError(f"{feature.name!r} has vectors, which filters cannot name")
-                values = given[feature.name]
-                found[feature.name] = frozenset(texts := [_one(feature, v) for v in values])
-                if feature.kind == "numeric":
-                    _check_numbers(feature, values, texts)
-        return found
-
-    def allowed(self, index: Index, wanted: Wanted) -> NDArray[np.bool_]:
-        """Which rows of an index every feature of a filter allows, bool [n]."""
+        self.expect_features()
         assert self.layout is not None
-        features = [one for one in self.layout.features if one.name in wanted]
+        return wanted(self.layout.features, given)
+
+    def expect_features(self) -> None:
+        """SpecError where no features of items are available."""
+        if self.layout is None:
+            raise SpecError(
+                "no item features are available: the run's data had no item table, so rules cannot "
+                "name features"
+            )
+        if self._file is None and not self._live:
+            raise SpecError(
+                "no item features are available: give the item table (limerank serve --items FILE, "
+                "limerank rank --items FILE, Recommender(items=FILE))"
+            )
+
+    def rows_of_file(self, index: Index) -> Rows:
+        """The row of an index of each row of the file, i64; -1 where it lacks the item."""
+        return index.ids.find([] if self._file is None else self._file.ids())
+
+    def allowed(self, index: Index, of: Filter, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows of an index fulfil all conditions, bool [n]; ``rows``: of
+        :meth:`rows_of_file`."""
         allowed = np.zeros(len(index), dtype=bool)
         if self._file is not None:
-            keep = np.ones(len(self._file), dtype=bool)
-            for feature in features:
-                keep &= self._file.having(feature, wanted[feature.name])
-            rows = index.ids.find(self._file.ids(np.flatnonzero(keep)))
-            allowed[rows[rows >= 0]] = True
+            fulfilling = np.ones(len(self._file), dtype=bool)
+            for feature, condition in of:
+                fulfilling &= self._file.fulfilling(feature, condition)
+            found = rows[fulfilling]
+            allowed[found[found >= 0]] = True
         rows = index.ids.find(list(self._live))
         for row, columns in zip(rows.tolist(), self._live.values(), strict=True):
             if row >= 0:
                 allowed[row] = columns is not None and all(
-                    not wanted[one.name].isdisjoint(_values(one, columns.get(one.column)))
-                    for one in features
+                    condition.holds(*_values(feature, columns.get(feature.column)))
+                    for feature, condition in of
                 )
         return allowed
+
+    def values(self, feature: Feature, ids: Sequence[Any]) -> list[frozenset[str]]:
+        """The values of a categorical feature of each item; none for an unknown item."""
+        found = []
+        for features in self.features(ids):
+            texts, _ = _values(feature, features.get(feature.name))
+            found.append(frozenset(text for text in texts if text is not None))
+        return found
 
     def search(self, text: str, limit: int) -> list[str]:
         """Ids of known items whose id or features contain a text, in any letter case."""
@@ -186,25 +207,32 @@ class ItemTable:
 
 class Filters:
     """Filters over one table and one index, with a cache of the latest ones. Table and index are
-    immutable, so cached results stay correct. Safe in several threads."""
+    immutable, so cached results stay correct. Safe in several threads.
+
+    Attributes:
+        items: the table.
+    """
 
     def __init__(self, items: ItemTable, index: Index) -> None:
-        self._items, self._index = items, index
+        self.items, self._index = items, index
         self._cached: OrderedDict[Any, NDArray[np.bool_]] = OrderedDict()
         self._most = max(1, min(ALLOWED, ALLOWED_BYTES // max(1, len(index))))
         self._lock = threading.Lock()
 
-    def allowed(self, given: Mapping[str, Sequence[Any]]) -> NDArray[np.bool_]:
-        """Which rows of the index every feature of a filter allows, bool [n]; see
+    @cached_property
+    def _rows(self) -> Rows:
+        return self.items.rows_of_file(self._index)
+
+    def allowed(self, given: Mapping[str, Condition]) -> NDArray[np.bool_]:
+        """Which rows of the index fulfil all conditions, bool [n], not to be written to; see
         :meth:`ItemTable.wanted`."""
-        wanted = self._items.wanted(given)
-        key = frozenset(wanted.items())
+        key = self.items.wanted(given)
         with self._lock:
             found = self._cached.get(key)
             if found is not None:
                 self._cached.move_to_end(key)
                 return found
-        found = self._items.allowed(self._index, wanted)
+        found = self.items.allowed(self._index, key, self._rows)
         with self._lock:
             self._cached[key] = found
             while len(self._cached) > self._most:
@@ -215,16 +243,15 @@ class Filters:
 class _ItemFile:
     """The item table of a file. A feature is prepared for filters when it is first used."""
 
-    def __init__(self, layout: Table, path: Path) -> None:
+    def __init__(self, layout: Table, table: Table, base: Path, name: str) -> None:
         self.layout = layout
-        table = in_one_file(layout, path)
         try:
-            self._frame, bad = read_table(table, path.absolute().parent, layout.read)
+            self._frame, bad = read_table(table, base, layout.read)
             texts = id_texts(self._frame[layout.id]).to_list()
         except (OSError, ValueError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-            raise DataError(f"{path} cannot be read as an item table: {error}") from None
+            raise DataError(f"{name} cannot be read as an item table: {error}") from None
         if bad:
-            log.warning("%s: %d lines could not be parsed; their items are unknown", path, bad)
+            log.warning("%s: %d lines could not be parsed; their items are unknown", name, bad)
         self.rows = {id: row for row, id in enumerate(texts) if id is not None}
         """Row of each item, by its id's text."""
         names = dict.fromkeys(feature.column for feature in layout.features)
@@ -260,9 +287,9 @@ class _ItemFile:
             "the index",
         )
 
-    def ids(self, rows: Rows) -> list[Any]:
-        """External ids of rows."""
-        return self._frame[self.layout.id].gather(rows).to_list()
+    def ids(self) -> list[Any]:
+        """External ids of all rows."""
+        return self._frame[self.layout.id].to_list()
 
     def features(self, rows: list[int]) -> list[dict[str, Any]]:
         """The features of rows as JSON values, with a cache, since rankings repeat the same
@@ -283,8 +310,8 @@ class _ItemFile:
                 shown[row] = found[row]
         return [found[row] for row in rows]
 
-    def having(self, feature: Feature, wanted: frozenset[str | None]) -> NDArray[np.bool_]:
-        """Which rows have one of the values of a feature, bool [rows]."""
+    def fulfilling(self, feature: Feature, condition: Wanted) -> NDArray[np.bool_]:
+        """Which rows fulfil a condition on a feature, bool [rows]."""
         with self._lock:
             if feature.name not in self._values:
                 self._values[feature.name] = (
@@ -293,10 +320,20 @@ class _ItemFile:
                     else _Values(values_of(self._frame, feature), len(self))
                 )
             held = self._values[feature.name]
-        if isinstance(held, _Values):
-            return held.having(wanted)
-        found = np.isin(held, [float(value) for value in wanted if value is not None])
-        return found | np.isnan(held) if None in wanted else found
+        found = np.ones(len(self), dtype=bool)
+        if condition.any is not None:
+            found &= _having(held, condition.any)
+        for value in condition.all:
+            found &= _having(held, frozenset({value}))
+        if condition.none:
+            found &= ~_having(held, condition.none)
+        if condition.ranged:
+            assert isinstance(held, np.ndarray)
+            low, high = condition.low, condition.high
+            found &= (held >= (-np.inf if low is None else low)) & (
+                held <= (np.inf if high is None else high)
+            )
+        return found
 
     def search(self, low: str, limit: int) -> list[str]:
         """Ids of rows whose id or texts contain a text."""
@@ -310,6 +347,14 @@ class _ItemFile:
         ]
         some = self._frame.filter(pl.any_horizontal(texts)).head(limit)
         return [text for text in some[self.layout.id].cast(pl.String).to_list() if text is not None]
+
+
+def _having(held: _Values | NDArray[np.float64], wanted: frozenset[str | None]) -> Any:
+    """Which rows have one of some values, bool [rows]."""
+    if isinstance(held, _Values):
+        return held.having(wanted)
+    found = np.isin(held, [float(value) for value in wanted if value is not None])
+    return found | np.isnan(held) if None in wanted else found
 
 
 class _Values:
@@ -335,6 +380,18 @@ class _Values:
         return found
 
 
+def _described(data: Path) -> Table | None:
+    """The item table that the description of a dataset names; None where it is not there."""
+    try:
+        table = load_spec(data / "spec.toml").items
+        if table is None or not table.files:
+            return None
+        find_files(table, data)
+    except (SpecError, DataError):
+        return None
+    return table
+
+
 def _key(id: Any) -> int | str:
     """An item's id in its one form; text that is not an id stays as it is."""
     try:
@@ -343,32 +400,14 @@ def _key(id: Any) -> int | str:
         return str(id)
 
 
-def _one(feature: Feature, value: Any) -> str | None:
-    """One value of a feature as text; None: unknown."""
-    if value is None:
-        return None
-    if feature.kind != "numeric":
-        return category(value)
-    return category(number(value))
-
-
-def _check_numbers(feature: Feature, values: Sequence[Any], texts: Sequence[str | None]) -> None:
-    for value, text in zip(values, texts, strict=True):
-        if text is None and value is not None:
-            raise DataError(
-                f"the filter of {feature.name!r} has {value!r:.80}, expected numbers, or null for "
-                "items without a value"
-            )
-
-
-def _values(feature: Feature, value: Any) -> set[str | None]:
-    """All values of a feature of an item; None where it has no value."""
+def _values(feature: Feature, value: Any) -> tuple[frozenset[str | None], float]:
+    """All values of a feature of an item, {None} where it has none, and its number or NaN."""
     try:
         if feature.kind == "numeric":
-            return {_one(feature, value)}
-        return set(category_list(value, feature.split)) or {None}
+            return frozenset({text_of(feature, value)}), number(value)
+        return frozenset(category_list(value, feature.split)) or NO_VALUE, math.nan
     except DataError:  # stored by a version that accepted such values
-        return {None}
+        return NO_VALUE, math.nan
 
 
 def _holds(low: str, id: str, columns: Columns) -> bool:

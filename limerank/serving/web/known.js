@@ -1,0 +1,15 @@
+// What is known of items: features and titles, from all answers.
+
+export const features = new Map(); // item id as text -> features
+const titles = new Map(); // item id as text -> title
+
+/** Remember what answers contain of items. */
+export function learn(found) {
+  for (const one of found) {
+    if (Object.keys(one.features ?? {}).length) features.set(String(one.item), one.features);
+    const [title] = Object.values(one.display ?? {});
+    if (title ?? one.title) titles.set(String(one.item), title ?? one.title);
+  }
+}
+
+export const title = (item) => titles.get(String(item)) ?? "";
