@@ -7,8 +7,10 @@ truth has the probability of every purchase in the sessions that end in one; two
 similar in truth where the same sessions want both: the cosine of their probabilities over all
 sessions. *truth cosine* is its mean over the ten most similar items of each product that the truth
 knows, *share of best* that of the best possible lists, and *same category* the share of the ten
-that have the product's category. ``heads``, ``links``, ``keys`` and ``vectors`` are what an index
-holds of an item; *category* lists items of the same category at random, *chance* any items.
+that have the product's category. ``vectors``, ``values`` (anchored values: category and brand),
+``heads`` (the part of the head's first layer), ``keys`` and ``links`` are what an index of LIME-MHA
+holds of an item; the package compares ``vectors+values``. *category* lists items of the same
+category at random, *chance* any items.
 
 *diversity* ranks for requests of the test split with rules of this ``diversity``: NDCG@10 of what
 was bought, the mean similarity of two items of a list, and the categories of a list.
@@ -42,14 +44,16 @@ from limerank.ranking.recommender import Recommender
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 
-SIZE = {"users": 1200, "items": 600, "events": 40_000}
+SIZE: dict[str, Any] = {"users": 1200, "items": 600, "events": 40_000}
 PARTS = (
+    ("vectors", "values"),
     ("vectors",),
-    ("keys",),
+    ("values",),
     ("heads",),
+    ("keys",),
     ("links",),
-    ("vectors", "keys"),
-    ("vectors", "keys", "heads", "links"),
+    ("heads", "values"),
+    ("vectors", "keys", "values"),
 )
 DIVERSITIES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
 LIST = 10
@@ -175,7 +179,7 @@ def measure_diversity(seed: int) -> None:
             at = {row: rank for rank, row in enumerate(rows.tolist(), 1)}
             ranks += [at.get(of_item[one], np.inf) for one in dict.fromkeys(bought)]
             offsets.append(len(ranks))
-            cosines = of.described(rows) @ of.described(rows).T
+            cosines = np.array([of.to(row, rows) for row in rows.tolist()])
             alike_in_list.append(cosines[np.triu_indices(len(rows), 1)].mean())
             kinds.append(len({category[row] for row in rows}))
         metrics = {

@@ -22,6 +22,9 @@ from limerank.index.compaction import compact_index
 from limerank.models.config import TrainConfig
 from limerank.ranking.recommender import Recommender
 from limerank.runs.folder import load_run
+from limerank.serving.engine import Serving
+from limerank.serving.messages import Explain
+from limerank.serving.stores import SqliteStore
 from limerank.training.trainer import train
 from limerank.validation import validate
 from tests.worlds import config_of, write_log
@@ -100,6 +103,52 @@ def test_rankings_show_titles(folder):
     titled = next(item for item in ranking if "title" in item.display)
     assert titled.display["title"] in ranking.text()
     assert titled.to_dict()["display"] == titled.display
+
+
+def test_explanations_and_similar_items_show_titles(folder):
+    recommender = Recommender(folder / "run", folder / "index")
+    ranking = recommender.rank(history=[4, 10], k=5, explain=5)
+    explanation = ranking[0].explanation
+    events = explanation.to_dict()["events"]
+    assert [event.get("title") for event in events] == ["Item no. 4 – «é»", None]
+    assert explanation.titles.get(ranking[0].id) == expected(ranking[0].id).get("title")
+    assert "4 Item no. 4 – «é»" in explanation.text()
+    raised = next(item for item in ranking if 4 in item.because())
+    assert "4 Item no. 4 – «é» (" in ranking.text()
+    assert {"title": "Item no. 4 – «é»"}.items() <= raised.to_dict()["because"][0].items() or len(
+        raised.because()
+    ) > 1
+    found = recommender.similar(4, k=3)
+    assert found.display == expected(4) and [one.display for one in found] == [
+        expected(one.id) for one in found
+    ]
+    assert "item 4, Item no. 4 – «é»: the most similar of 29 items" in found.text()
+
+
+def test_a_server_finds_items_by_title_without_an_item_table(folder, tmp_path):
+    shutil.copytree(folder / "index", tmp_path / "index")
+    engine = Serving(folder / "run", tmp_path / "index", SqliteStore(tmp_path / "events.db"))
+    assert engine.items("NO. 12", 5)["items"] == [
+        {"item": 12, "features": {}, "display": expected(12)}
+    ]
+    found = engine.items("«É»", 100)["items"]
+    assert [one["item"] for one in found] == [id for id in range(30) if id % 7 != 3]
+    assert engine.items("img.example", 5)["items"] == []  # addresses do not count
+    assert engine.items("3", 2)["items"][0]["item"] == 3  # an id comes first
+    assert engine.items('", "', 5)["items"] == []
+    new = {"item_id": 900, "group": "g1", "tags": "t1", "length": 3, "title": 'A "new" one'}
+    engine.put_items([{**new, "image": None}])
+    assert [one["item"] for one in engine.items('a "NEW" o', 5)["items"]] == [900]
+    assert engine.item("900")["live"] and not engine.item("4")["live"]
+    engine.put_items([{**new, "image": None, "title": "Another"}])
+    assert engine.items('"new"', 5)["items"] == []
+    model = engine.model()
+    assert model["display"] == ["title", "image"]
+    assert [one["name"] for one in model["event_types"]] == ["click", "no click"]
+    explained = engine.explain(Explain(history=[{"item": 4, "labels": {"click": 1}}], items=[5]))
+    assert explained["items"][0]["title"] == "Item no. 5 – «é»"
+    assert explained["items"][0]["events"][0]["title"] == "Item no. 4 – «é»"
+    engine.close()
 
 
 def test_changes_of_an_index_change_what_is_shown(folder, tmp_path):

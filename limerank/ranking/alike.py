@@ -1,13 +1,15 @@
 """Items that are alike: by what a model knows of each, as its index holds it.
 
-A model that learns describes an item by numbers, which an index holds once per item. They are
-centred, so that what all items share does not count, and compared by their cosine::
+A model that learns describes an item by numbers, which an index holds once per item. Similarities
+are means of cosines, from -1 to 1, one for each part::
 
-    x_i = (t_i - mean of t over the items of the index)
-    similarity(i, j) = x_i . x_j / (|x_i| |x_j|)                     from -1 to 1
+    vectors   the cosine of x_i and x_j, with x = C^(-1/2) (t - m): the item's vector t, less the
+              mean m over the items, whitened by their covariance C
+    values    the cosine of the shares of anchored values, such as the category and the brand;
+              where the model has anchored links, whose index holds them
 
-``t_i`` is the vector of the item (``vectors.f32``), and with profiles the item's key too, each
-divided by its root mean square over the items; see :data:`PARTS`.
+Without whitening, what most items share, such as popularity, hides what few have in common. The
+truth of a simulated shop decided between these parts and others (``python -m benchmarks.similar``).
 
 Item-kNN has neighbours instead: the similarity is that of its score, from 0 to 1. Models that rank
 by popularity alone describe no item, and are refused.
@@ -77,9 +79,14 @@ PARTS: Mapping[str, Callable[[Index, slice | Rows], Floats]] = {
 layer of the head."""
 
 
+VALUES = "values"
+FLOOR = 1e-3
+"""Of the largest variance: directions of a lower one are whitened as if they had this."""
+
+
 def parts_of(index: Index) -> tuple[str, ...]:
     """The parts that are compared."""
-    return ("vectors", "keys") if index.keys else ("vectors",)
+    return ("vectors",) if index.anchors is None else ("vectors", VALUES)
 
 
 class Alike(abc.ABC):
@@ -106,53 +113,118 @@ class Alike(abc.ABC):
 
 
 class ByTerms(Alike):
-    """Cosines of what an index holds of items.
+    """Means of cosines of what an index holds of items.
 
     Args:
         index: of a model that learns.
-        parts: names in :data:`PARTS`.
+        parts: names in :data:`PARTS`, or :data:`VALUES`.
     """
 
     def __init__(self, index: Index, parts: tuple[str, ...] | None = None) -> None:
         super().__init__(index)
-        self._parts = parts or parts_of(index)
-
-    @cached_property
-    def _centre(self) -> tuple[Floats, Floats]:
-        """The mean of each number, and the factor of its part, f32 [D]."""
-        shown = np.setdiff1d(np.arange(len(self.index)), self.index.hidden, assume_unique=True)
-        if len(shown) > SAMPLED:
-            shown = shown[np.linspace(0, len(shown) - 1, SAMPLED).astype(np.int64)]
-        means, factors = [], []
-        for name in self._parts:
-            values = PARTS[name](self.index, shown).astype(np.float64)
-            mean = values.mean(0) if len(values) else np.zeros(values.shape[1])
-            size = np.sqrt(np.square(values - mean).sum(1).mean()) if len(values) else 0.0
-            means.append(mean)
-            factors.append(np.full(values.shape[1], 1 / size if size > 0 else 0.0))
-        return np.concatenate(means).astype(np.float32), np.concatenate(factors).astype(np.float32)
-
-    def described(self, rows: slice | Rows) -> Floats:
-        """Unit vectors of items, f32 [n, D]; zero where an item is as the mean."""
-        mean, factor = self._centre
-        values = np.concatenate([PARTS[name](self.index, rows) for name in self._parts], 1)
-        values = (values - mean) * factor
-        norms = np.linalg.norm(values, axis=1, keepdims=True)
-        unit: Floats = np.asarray(values / np.where(norms > 0, norms, 1.0), dtype=np.float32)
-        return unit
-
-    def against(self, rows: Rows) -> Callable[[int], Floats]:
-        described = self.described(rows)
-        return lambda row: described @ self.described(np.array([row]))[0]
+        self._parts: list[_Numbers | _Values] = [
+            _Values(index) if name == VALUES else _Numbers(index, name)
+            for name in parts or parts_of(index)
+        ]
 
     def to(self, row: int, rows: Rows | None = None) -> Floats:
-        (own,) = self.described(np.array([row]))
-        if rows is not None:
-            return self.described(rows) @ own
-        found = np.empty(len(self.index), np.float32)
+        found = np.sum([part.to(row, rows) for part in self._parts], axis=0)
+        return np.asarray(found / len(self._parts), dtype=np.float32)
+
+    def against(self, rows: Rows) -> Callable[[int], Floats]:
+        parts = [part.against(rows) for part in self._parts]
+        return lambda row: np.asarray(
+            np.sum([of(row) for of in parts], axis=0) / len(parts), dtype=np.float32
+        )
+
+
+class _Numbers:
+    """Cosines of whitened numbers of items."""
+
+    def __init__(self, index: Index, name: str) -> None:
+        self._index, self._read = index, PARTS[name]
+
+    @cached_property
+    def _whitening(self) -> tuple[Floats, Floats]:
+        """The mean, [D], and the matrix by which differences from it are whitened, [D, D]."""
+        shown = np.setdiff1d(np.arange(len(self._index)), self._index.hidden, assume_unique=True)
+        if len(shown) > SAMPLED:
+            shown = shown[np.linspace(0, len(shown) - 1, SAMPLED).astype(np.int64)]
+        values = self._read(self._index, shown).astype(np.float64)
+        mean = values.mean(0) if len(values) else np.zeros(values.shape[1])
+        values = values - mean
+        variance, directions = np.linalg.eigh(values.T @ values / max(len(values), 1))
+        least = max(FLOOR * variance[-1], 1e-12)
+        matrix = directions / np.sqrt(np.maximum(variance, least))
+        return mean.astype(np.float32), matrix.astype(np.float32)
+
+    def _units(self, rows: slice | Rows) -> Floats:
+        """Unit vectors, f32 [n, D]; zero where an item is as the mean."""
+        mean, matrix = self._whitening
+        values = (self._read(self._index, rows) - mean) @ matrix
+        norms = np.linalg.norm(values, axis=1, keepdims=True)
+        return np.asarray(values / np.where(norms > 0, norms, 1.0), dtype=np.float32)
+
+    @cached_property
+    def _norms(self) -> Floats:
+        """Length of each item's whitened numbers, f32 [n]."""
+        mean, matrix = self._whitening
+        found = np.empty(len(self._index), np.float32)
         for at in range(0, len(found), CHUNK):
-            found[at : at + CHUNK] = self.described(slice(at, at + CHUNK)) @ own
+            values = (self._read(self._index, slice(at, at + CHUNK)) - mean) @ matrix
+            found[at : at + CHUNK] = np.linalg.norm(values, axis=1)
+        return np.where(found > 0, found, np.float32(1))
+
+    def to(self, row: int, rows: Rows | None = None) -> Floats:
+        (own,) = self._units(np.array([row]))
+        if rows is not None:
+            return np.asarray(self._units(rows) @ own)
+        mean, matrix = self._whitening
+        direction = matrix @ own
+        found = np.empty(len(self._index), np.float32)
+        for at in range(0, len(found), CHUNK):
+            some = slice(at, at + CHUNK)
+            found[some] = (self._read(self._index, some) - mean) @ direction / self._norms[some]
         return found
+
+    def against(self, rows: Rows) -> Callable[[int], Floats]:
+        units = self._units(rows)
+        return lambda row: np.asarray(units @ self._units(np.array([row]))[0])
+
+
+class _Values:
+    """Cosines of shares of anchored values. Items with equal values have one set, so that each set
+    is compared once."""
+
+    def __init__(self, index: Index) -> None:
+        assert index.anchors is not None
+        self._anchors = index.anchors
+        self._starts = np.concatenate([np.zeros(1, np.int64), self._anchors.ends])
+        self._set = np.repeat(np.arange(len(self._anchors.ends)), np.diff(self._starts))
+
+    def _sums(self, values: Floats) -> Floats:
+        """Sums over the tokens of each set, f32 [S], of values of tokens [T]."""
+        sums = np.bincount(self._set, values, len(self._anchors.ends))
+        return np.asarray(sums, dtype=np.float32)
+
+    @cached_property
+    def _squares(self) -> Floats:
+        """Sum of the squared shares of each set, f32 [S]."""
+        return self._sums(np.square(self._anchors.shares))
+
+    def to(self, row: int, rows: Rows | None = None) -> Floats:
+        anchors = self._anchors
+        own = np.zeros(anchors.item_tokens, np.float32)
+        for code in anchors.codes[row].tolist():
+            part = slice(int(self._starts[code]), int(self._starts[code + 1]))
+            np.add.at(own, anchors.tokens[part], anchors.shares[part])
+        products = self._sums(anchors.shares * own[anchors.tokens])
+        codes = anchors.codes if rows is None else anchors.codes[rows]
+        norms = np.sqrt(self._squares[codes].sum(1) * np.square(own).sum())
+        return np.asarray(products[codes].sum(1) / np.where(norms > 0, norms, 1.0))
+
+    def against(self, rows: Rows) -> Callable[[int], Floats]:
+        return lambda row: self.to(row, rows)
 
 
 class ByNeighbours(Alike):

@@ -406,7 +406,9 @@ class Serving:
             exact = index.ids.find([text])
             ids = [str(id) for id in index.ids[exact[exact >= 0]].tolist()] + ids
             if len(ids) < limit and index.display is not None:
-                ids += map(str, index.ids[index.display.search(text, limit)].tolist())
+                found = np.array(index.display.search(text, limit), dtype=np.int64)
+                newest = index.ids.find(index.ids[found]) == found
+                ids += map(str, index.ids[found[newest]].tolist())
         rows = index.ids.find(list(dict.fromkeys(ids)))
         held = list(dict.fromkeys(map(plain, index.ids[rows[rows >= 0]].tolist())))
         return {"items": items_of(served, held[:limit])}
