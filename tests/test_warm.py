@@ -236,6 +236,11 @@ def test_what_is_new_is_trained_on_and_as_much_of_what_is_old(days):
     assert again.requests.tolist() == found.requests.tolist() == sorted(found.requests)
     assert selection(data, rows, until, 1.5, seed=4).replayed.tolist() != found.replayed.tolist()
     assert not len(selection(data, rows, until, 0.0, seed=3).replayed)
+    least = selection(data, rows, until, None, seed=3, batch_size=8)
+    assert counts[least.requests].sum() > 16 * 8 - counts.max(), "batches enough for a few steps"
+    assert selection(data, rows, until, None, seed=3).requests.tolist() == (
+        selection(data, rows, until, 1.0, seed=3).requests.tolist()
+    )
     assert selection(data, rows, None, 1.0, seed=3).new.tolist() == rows.tolist()
 
 

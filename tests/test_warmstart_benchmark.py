@@ -20,7 +20,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmstart, "FEED", feed)
     monkeypatch.setattr(warmstart, "DAYS", 2)
     monkeypatch.setattr(warmstart, "SETTINGS", {"width": 8, "heads": 2, "links": 4})
-    monkeypatch.setattr(warmstart, "EPOCHS", {"synth_days": 1})
+    monkeypatch.setattr(warmstart, "SCRATCH", {"synth_days": {"epochs": 1}})
 
 
 def test_each_day_is_tested_once_and_never_trained_on(tmp_path: Path) -> None:

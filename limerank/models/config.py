@@ -325,8 +325,9 @@ class TrainConfig(Frozen):
     epoch."""
     replay: float | None = Field(None, ge=0)
     """With a warm start (``--from``): impressions of older requests that are trained on again, for
-    each impression that is new. By default 1. More of them forget less and take longer; 0: only
-    what is new. It has no effect on other trainings."""
+    each impression that is new. By default 1, and as many as make 16 batches where the new part is
+    small. More of them forget less and take longer; 0: only what is new. It has no effect on other
+    trainings."""
     bf16: bool = False
     """Whether matrix products are computed in bfloat16. Weights and optimiser stay in float32. It
     is faster on processors with bfloat16 instructions and slower on others."""

@@ -2,7 +2,9 @@
 
 Training on new requests alone forgets what they do not contain, and training on all of them again
 costs what a training from the start costs. So a warm start also has a sample of the older requests,
-drawn evenly, of at most ``replay`` times the impressions of the new ones.
+drawn evenly: ``replay`` times the impressions of the new ones. Where the configuration leaves it
+open, that is :data:`REPLAY`, and more where the day of a small log has too few impressions for
+:data:`LEAST_BATCHES` batches: a few steps teach nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from limerank.data.dataset import Dataset
 
 REPLAY = 1.0
-"""Impressions of older requests for each of a new one, where the configuration leaves it open."""
+"""Impressions of older requests for each of a new one."""
+LEAST_BATCHES = 16
+"""Batches of a warm start, about, at least."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ def selection(
     dataset: Dataset,
     requests: NDArray[np.int64],
     until: int | None,
-    replay: float,
+    replay: float | None,
     seed: int,
+    batch_size: int = 0,
 ) -> Selection:
     """Choose among the requests of a training split.
 
@@ -49,15 +54,19 @@ def selection(
         requests: rows that an objective learns from, i64.
         until: time of the newest impression that the earlier run was trained on; None: not known,
             or the log has no clock; all requests then count as new.
-        replay: impressions of older requests for each of a new one, at most.
+        replay: impressions of older requests for each of a new one, at most; None: as above.
         seed: of the draw.
+        batch_size: impressions of a batch.
     """
     none = np.zeros(0, np.int64)
     if until is None or not dataset.clock:
         return Selection(requests, none)
     is_new = dataset.events["time"][dataset.requests["first"][requests]] > until
     counts = dataset.requests["count"][requests].astype(np.int64)
-    budget = replay * int(counts[is_new].sum())
+    new = int(counts[is_new].sum())
+    budget = (REPLAY if replay is None else replay) * new
+    if replay is None:
+        budget = max(budget, LEAST_BATCHES * batch_size - new)
     older = np.flatnonzero(~is_new)
     order = np.random.default_rng([seed, 0]).permutation(older)
     drawn = order[np.cumsum(counts[order]) <= budget]

@@ -196,8 +196,8 @@ class Trainer:
         self.objective.check_labels(self.held_out)
         self.start: Start | None = None
         if parent is not None:
-            requests = self.objective.requests
-            self.start = Start.of(parent, dataset, shape, model, config, requests)
+            of = self.objective
+            self.start = Start.of(parent, dataset, shape, model, config, of.requests, of.batch_size)
             self.objective.learn_from(self.start.chosen.requests)
         torch.manual_seed(config.seed)
         self.ranker = build(shape, model)

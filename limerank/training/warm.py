@@ -43,7 +43,7 @@ from limerank.training.collaborative import FADING
 from limerank.training.numbering import Numbering, numbering
 from limerank.training.optim import Optimiser
 from limerank.training.renumbering import renumbered_optimiser, renumbered_state
-from limerank.training.replay import REPLAY, Selection, selection
+from limerank.training.replay import Selection, selection
 from limerank.training.result import WarmStart
 
 EPOCHS = 1
@@ -209,18 +209,19 @@ class Start:
         model: ModelConfig,
         config: TrainConfig,
         requests: NDArray[np.int64],
+        batch_size: int,
     ) -> Start:
         """The start of a training on a dataset.
 
         Args:
             requests: rows of the training split that the objective learns from, i64.
+            batch_size: impressions of a batch.
 
         Raises:
             DataError: none of them is new.
             FormatError: a vocabulary is missing or damaged.
         """
-        replay = REPLAY if config.replay is None else config.replay
-        chosen = selection(dataset, requests, parent.until, replay, config.seed)
+        chosen = selection(dataset, requests, parent.until, config.replay, config.seed, batch_size)
         if not len(chosen.new):
             assert parent.until is not None
             raise DataError(
