@@ -81,7 +81,9 @@ def simulate(
 
     The folder holds ``events-*.parquet`` (sorted by time; impressions of a request share its time,
     and no two requests have the same), ``truth.parquet`` (row for row beside the events; keys
-    ``(user_id, item_id, time_ms)`` and ``(request_id, item_id)`` are unique), ``items.parquet``,
+    ``(user_id, item_id, time_ms)`` and ``(request_id, item_id)`` are unique; ``propensity`` is the
+    probability with which the policy showed the item at its position, for
+    :mod:`limerank.metrics.off_policy`), ``items.parquet``,
     ``users.parquet``, ``spec.toml`` and ``simulation.json``.
 
     Raises:

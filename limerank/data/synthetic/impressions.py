@@ -12,7 +12,9 @@ from limerank.data.synthetic.population import POOL, SimulatedItems, SimulatedUs
 from limerank.data.synthetic.world import MOVE_MS, MOVES_PER_DAY, START_MS, World
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Items = npt.NDArray[np.int32]
 
 BLOCK = 1 << 17
 """Most events drawn at once."""
@@ -103,19 +105,7 @@ def _impressions(
     user_n, tab_n = user_r[request_n], tab_r[request_n]
     item_n = _shown(catalogue, audience, rng, user_n, request_n)
 
-    interest_n = np.zeros(n, dtype=np.float32)
-    topic_n, category_n = catalogue.topic[item_n], catalogue.category[item_n]
-    held = audience.topics.shape[1]
-    topics, effects = audience.topics.ravel(), audience.effect.ravel()
-    at = user_n * held
-    for _ in range(held):
-        mine_n, effect_n = topics[at], effects[at]
-        near_n = catalogue.category_of[mine_n] == category_n
-        effect_n = effect_n * np.where(near_n, np.float32(NEAR), np.float32(0.0))
-        interest_n += np.where(mine_n == topic_n, effects[at], effect_n)
-        at += 1
-    free_n = catalogue.appeal[item_n] + TAB_EFFECTS[tab_n]
-    click_p = _sigmoid(interest_n + free_n + (audience.leaning[user_n] + np.float32(BASE)))
+    interest_n, free_n, click_p = click_chances(catalogue, audience, user_n, item_n, tab_n)
     click = rng.random(n, dtype=np.float32) < click_p
 
     seconds = catalogue.duration_s[item_n]
@@ -142,8 +132,62 @@ def _impressions(
         "click_probability": click_p,
         "watch_seconds": click_p * stayed + (np.float32(1.0) - click_p) * skipped,
         "like_probability": click_p * like_p,
+        "propensity": propensities(catalogue, audience, user_n, item_n, low_r, size_r),
         "_user_free": free_n,
     }
+
+
+def click_chances(
+    catalogue: SimulatedItems, audience: SimulatedUsers, user_n: I64, item_n: Items, tab_n: I64
+) -> tuple[F32, F32, F32]:
+    """Of users and items, at the present time: interest, what does not depend on the user, and the
+    probability of a click, all f32 [n]."""
+    interest_n = np.zeros(len(user_n), dtype=np.float32)
+    topic_n, category_n = catalogue.topic[item_n], catalogue.category[item_n]
+    held = audience.topics.shape[1]
+    topics, effects = audience.topics.ravel(), audience.effect.ravel()
+    at = user_n * held
+    for _ in range(held):
+        mine_n, effect_n = topics[at], effects[at]
+        near_n = catalogue.category_of[mine_n] == category_n
+        effect_n = effect_n * np.where(near_n, np.float32(NEAR), np.float32(0.0))
+        interest_n += np.where(mine_n == topic_n, effects[at], effect_n)
+        at += 1
+    free_n = catalogue.appeal[item_n] + TAB_EFFECTS[tab_n]
+    click_p = _sigmoid(interest_n + free_n + (audience.leaning[user_n] + np.float32(BASE)))
+    return interest_n, free_n, click_p
+
+
+def propensities(
+    catalogue: SimulatedItems,
+    audience: SimulatedUsers,
+    user_n: I64,
+    item_n: Items,
+    low_r: I64,
+    size_r: I64,
+) -> F64:
+    """The probability with which the logging policy showed each row's item, given the rows before
+    it in its request; f64 [n].
+
+    A row's item is drawn from the policy's distribution pi. If it is one of the k earlier items S
+    of the request, it is drawn again, uniformly from the live items outside S. So the probability
+    is ``pi(item) + pi(S) / (live - k)``.
+    """
+    topics_n = audience.topics[user_n]
+    counts_n = catalogue.pool_count[topics_n]
+    topic_n = catalogue.topic[item_n]
+    often_n = np.bincount(catalogue.pool, minlength=len(catalogue.topic))[item_n]
+    own_n = (topics_n == topic_n[:, None]).any(1)
+    count_n = np.maximum(catalogue.pool_count[topic_n], 1)
+    personal_n = own_n * often_n / count_n / topics_n.shape[1]
+    popular_n = SHARE_POPULAR + SHARE_PERSONAL * (counts_n == 0).mean(1)
+    anywhere = (1 - SHARE_PERSONAL - SHARE_POPULAR) / catalogue.live
+    policy_n = SHARE_PERSONAL * personal_n + popular_n * often_n / POOL + anywhere
+    before_n = np.cumsum(policy_n) - policy_n
+    before_n -= np.repeat(before_n[low_r], size_r)
+    rank_n = np.arange(len(item_n)) - np.repeat(low_r, size_r)
+    found: F64 = policy_n + np.maximum(before_n, 0.0) / (catalogue.live - rank_n)
+    return found
 
 
 def _shown(

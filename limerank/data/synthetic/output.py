@@ -28,7 +28,7 @@ class LogWriter:
     )  # fmt: skip
     TRUTH = (
         "request_id", "user_id", "item_id", "time_ms", "click_probability", "watch_seconds",
-        "like_probability",
+        "like_probability", "propensity",
     )  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
