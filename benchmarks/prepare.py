@@ -7,8 +7,9 @@
 The simulated log has integer ids, a request id, a click, a watch time and one event feature. Like
 most logs it is sorted by time: the events of a user are spread over the full file.
 
-``--extend`` measures a day's step: the last share of the log is added to a dataset of the rest, and
-``full_seconds`` is what preparing the full log takes in the same run.
+``--extend`` measures a day's step: the last share of the log is added to a dataset of the rest. Its
+processor time stands beside that of preparing the full log, taken in turn: ``cpu_share`` is their
+ratio. Reading costs what the new rows cost; the rest is copying, requests and splits of all events.
 """
 
 from __future__ import annotations
@@ -144,11 +145,11 @@ def child(spec: Path, out: Path, memory: int, earlier: Path | None) -> None:
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare
 
-    before = time.perf_counter()
+    before, work = time.perf_counter(), time.process_time()
     summary = prepare(
         load_spec(spec), out, base=spec.parent, extend=earlier, memory=memory, overwrite=True
     )
-    seconds = time.perf_counter() - before
+    seconds, work = time.perf_counter() - before, time.process_time() - work
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = {
         "events": summary.events,
@@ -157,9 +158,33 @@ def child(spec: Path, out: Path, memory: int, earlier: Path | None) -> None:
         "items": summary.items,
         "seconds": seconds,
         "cpu_s": usage.ru_utime + usage.ru_stime,
+        "work_cpu_s": work,  # without starting Python and importing the package
         "peak_rss_mib": usage.ru_maxrss / 1024,
     }
     print(json.dumps(result))
+
+
+def extend(spec: Path, folder: Path, case: dict[str, object], options: argparse.Namespace) -> None:
+    """Measure the full log, and its last part added to the dataset ``earlier`` of the rest."""
+    full, added = [], []
+    for _ in range(options.repeats):
+        full.append(measure(spec, folder / "out", options.memory))
+        added.append(measure(spec, folder / "out", options.memory, folder / "earlier"))
+    shares = sorted(
+        one["work_cpu_s"] / of["work_cpu_s"] for one, of in zip(added, full, strict=True)
+    )
+    metrics = {
+        "cpu_share": statistics.median(shares),
+        "extend_cpu_s": statistics.median(run["work_cpu_s"] for run in added),
+        "full_cpu_s": statistics.median(run["work_cpu_s"] for run in full),
+        "peak_rss_mib": max(run["peak_rss_mib"] for run in added),
+        "users": added[0]["users"],
+        "items": added[0]["items"],
+    }
+    print(json.dumps({"case": case, "metrics": metrics, "cpu_share": shares}, indent=2))
+    if not options.dry:
+        spread = {"cpu_share": [shares[0], shares[-1]]}
+        write_row("extend", case, metrics, repeats=options.repeats, spread=spread)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,16 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case |= {"ids": options.ids, "format": options.format, "events": options.events}
         else:
             case["log"] = spec.parent.name
-        earlier, full = None, []
         if options.extend:
             case["new_events"] = new
-            earlier = folder / "earlier"
-            measure(spec, earlier, options.memory)
+            measure(spec, folder / "earlier", options.memory)
             write_log(folder, new, *log, seed=1, name="log-1", before=old)
-            full = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
-        runs = [
-            measure(spec, folder / "out", options.memory, earlier) for _ in range(options.repeats)
-        ]
+            extend(spec, folder, case, options)
+            return
+        runs = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
     speeds = sorted(run["events"] / run["seconds"] for run in runs)
     metrics = {
         "events_per_s": statistics.median(speeds),
@@ -217,9 +239,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "users": runs[0]["users"],
         "items": runs[0]["items"],
     }
-    if full:
-        metrics["full_seconds"] = statistics.median(run["seconds"] for run in full)
-        metrics["full_cpu_s"] = statistics.median(run["cpu_s"] for run in full)
     print(json.dumps({"case": case, "metrics": metrics, "events_per_s": speeds}, indent=2))
     if not options.dry:
         spread = {"events_per_s": [speeds[0], speeds[-1]]}

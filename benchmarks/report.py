@@ -25,7 +25,7 @@ from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 from benchmarks.warmstart_page import warmstart
 
-MADE_BY = {"ranking": "index", "search": "quality"}
+MADE_BY = {"extend": "prepare", "ranking": "index", "search": "quality"}
 """Benchmark -> the module that writes its rows, where the names differ."""
 
 mpl.use("svg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,16 @@ def test_an_error_leaves_nothing(
         prepare(days / "spec.toml", tmp_path / "next", extend=days / "b")
     assert not list(tmp_path.iterdir())
     assert arrays(days / "b") == before
+
+
+def test_the_command_extends(days: Path, tmp_path: Path, call: Any) -> None:
+    since = "2023-11-15T22:13:20"  # the second day
+    spec, out = days / "spec.toml", tmp_path / "b"
+    status, shown, _ = call(
+        "prepare", spec, "--extend", days / "a", "--since", since, "--out", out, "-q"
+    )
+    assert status == 0
+    assert re.search(r"extended: [1-9][\d,]* of these rows are new, from 4 new files", shown)
+    assert re.search(r"noted +[1-9][\d,]*  event before the window \(since\)", shown)
+    prepare(spec, tmp_path / "same", extend=days / "a", since=since)
+    assert arrays(out) == arrays(tmp_path / "same")

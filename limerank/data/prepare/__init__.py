@@ -6,6 +6,9 @@ partitions by user (``spooling``, ``partition``) and sorted (``sorting``, ``cloc
 are grouped to requests (``gaps``, ``requests``), and events are assigned to splits (``splitting``,
 ``holdout``); vocabularies are learned (``learning``); items, users, events and requests are written
 (``tables``, ``suspects``, ``writing``), and the manifest (``manifest``).
+
+A dataset that is extended gives its codes and events (``earlier``); only files that it has not read
+are opened (``logfiles``), and their sorted events are merged with its own (``merging``).
 """
 
 from limerank.data.prepare.job import prepare
