@@ -296,9 +296,9 @@ def test_a_link_shows_the_same_and_no_key(served, browser):
 
 
 def test_titles_and_similar_items(browser, tmp_path):
-    write_titles(tmp_path, ["title", "image"])
+    data = write_titles(tmp_path / "titles", ["title", "image"])
     model = config_of("lime-mha", width=8, heads=2, links=4, hidden=4)
-    train(tmp_path / "data", tmp_path / "run", model=model, config={"epochs": 1})
+    train(data, tmp_path / "run", model=model, config={"epochs": 1})
     build_index(tmp_path / "run", tmp_path / "index")
     running = Running(tmp_path, "--open", "--run", tmp_path / "run", "--index", tmp_path / "index")
     try:

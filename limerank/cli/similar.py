@@ -11,7 +11,7 @@ import typer
 from limerank.cli.options import ids
 from limerank.errors import SpecError
 
-INTERRUPTED = ""
+INTERRUPTED = "nothing was written"
 
 
 def similar(

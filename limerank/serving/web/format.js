@@ -44,10 +44,14 @@ export function features(of) {
   return [...texts, ...numbers].join(" · ");
 }
 
-/** An item in one line: its title, or what else is shown of it first, and its features. */
+/** The title of an item: the first text that is shown of it and is no address; else "". */
+export function title(display) {
+  return Object.values(display ?? {}).find((text) => !/^\w+:\/\//.test(text)) ?? "";
+}
+
+/** An item in one line: its title and its features. */
 export function described(one) {
-  const [title] = Object.values(one.display ?? {});
-  return [title, features(one.features)].filter(Boolean).join(" · ");
+  return [title(one.display), features(one.features)].filter(Boolean).join(" · ");
 }
 
 /** The outcomes of an event, each as { text, good }: its type, or its labels. */

@@ -1,5 +1,7 @@
 // What is known of items: features and titles, from all answers.
 
+import * as format from "./format.js";
+
 export const features = new Map(); // item id as text -> features
 const titles = new Map(); // item id as text -> title
 
@@ -7,8 +9,8 @@ const titles = new Map(); // item id as text -> title
 export function learn(found) {
   for (const one of found) {
     if (Object.keys(one.features ?? {}).length) features.set(String(one.item), one.features);
-    const [title] = Object.values(one.display ?? {});
-    if (title ?? one.title) titles.set(String(one.item), title ?? one.title);
+    const known = format.title(one.display) || one.title;
+    if (known) titles.set(String(one.item), known);
   }
 }
 

@@ -437,6 +437,7 @@ async function start() {
     shown += FIRST;
     refresh();
   });
+  tabs();
   const last = sessionStorage.getItem(LAST);
   let user = linked.user ?? (last === null ? null : format.id(last));
   let wrong = null;
@@ -451,7 +452,6 @@ async function start() {
     made = linked.items.map((item) => ({ item, ...outcomeOf(first() ?? NO_OUTCOME) }));
     await choose({ kind: "made", history: made });
   } else await choose({ kind: "user", user });
-  tabs();
   if (linked.why !== undefined && ranking) await explain(ranking.items.find((one) => String(one.item) === String(linked.why)) ?? { item: linked.why });
 }
 

@@ -68,7 +68,7 @@ export function newItem({ model, sample, added }) {
   }
 
   function field(column, feature, kind = feature?.kind) {
-    const name = `new-${column}`;
+    const name = `new-of-${column}`;
     const shape = feature ? example(feature.name) : undefined;
     const many = Array.isArray(shape);
     const input = el("input", {

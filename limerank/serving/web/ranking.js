@@ -55,10 +55,7 @@ export function rankingView({ tasks, type, explain, report, remove }) {
     );
   }
 
-  function titled(one) {
-    const [title] = Object.values(one.display ?? {});
-    return title;
-  }
+  const titled = (one) => format.title(one.display);
 
   function moved(one) {
     if (ranks === null) return null;
