@@ -2,6 +2,8 @@
 
     python -m benchmarks.warmstart --data FOLDER    # FOLDER holds kuairand_slice/; resumable
     python -m benchmarks.warmstart --only synth_days shop_days
+    python -m benchmarks.warmstart --only synth_days --set replay=0         # other warm starts
+    python -m benchmarks.warmstart --only synth_days --without-optimiser
 
 Each of the last seven days of a log is a test. Its dataset is prepared from the log's start, with
 the day before as validation; training ends where that begins. So codes, buckets and scales of two
@@ -16,6 +18,7 @@ checkpoints included.
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from limerank.data.spec import Spec
     from limerank.models import Ranker
 
+OPTIMISER = "optimiser.safetensors"
 DAY = 86_400_000
 DAYS = 7
 END = "2026-11-29T12:00:00Z"
@@ -167,8 +171,27 @@ def train_once(
     return {"cpu_seconds": round(seconds, 2), "impressions_per_s": made.impressions_per_s}
 
 
-def measure_log(name: str, data: Path | None, seed: int, settings: dict[str, Any]) -> None:
-    """All rows of a log that are missing."""
+def forgetful(run: Path, out: Path) -> Path:
+    """A copy of a run without what its optimiser had."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(run, out)
+    (out / OPTIMISER).unlink()
+    return out
+
+
+def measure_log(
+    name: str,
+    data: Path | None,
+    seed: int,
+    settings: dict[str, Any],
+    without_optimiser: bool = False,
+) -> None:
+    """All rows of a log that are missing.
+
+    Args:
+        settings: of warm starts.
+        without_optimiser: whether they begin with a new optimiser.
+    """
     from limerank.data.dataset import Dataset
     from limerank.runs.folder import load_run
 
@@ -179,7 +202,9 @@ def measure_log(name: str, data: Path | None, seed: int, settings: dict[str, Any
     work = WORK / "warmstart" / name
     begins = midnights(spec, base, work / "full")[:-1]
 
-    text = " ".join(f"{key}={one}" for key, one in settings.items())
+    texts = [f"{key}={one}" for key, one in settings.items()]
+    texts += ["without the optimiser"] * without_optimiser
+    text = " ".join(texts)
 
     def run_of(how: str, day: int) -> Path:
         return work / "-".join(
@@ -201,6 +226,8 @@ def measure_log(name: str, data: Path | None, seed: int, settings: dict[str, Any
                 yesterday = run_of("warm" if day > 2 else "scratch", day - 1)
                 start = None if how == "scratch" else yesterday
                 config = settings if start else {**SETTINGS, **SCRATCH[name]}
+                if without_optimiser and start is not None and day > 1:
+                    start = forgetful(start, work / "forgetful")
                 metrics = train_once(folder, run, start, {**config, "seed": seed})
                 ranker = load_run(run).ranker
             else:
@@ -221,6 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of warm starts"
     )
+    parser.add_argument(
+        "--without-optimiser", action="store_true", help="warm starts with a new optimiser"
+    )
     given = parser.parse_args(arguments)
     import torch
 
@@ -229,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     for name in given.only:
         for seed in range(given.seeds):
-            measure_log(name, given.data, seed, assignments(given.set))
+            more = assignments(given.set)
+            measure_log(name, given.data, seed, more, given.without_optimiser)
 
 
 if __name__ == "__main__":
