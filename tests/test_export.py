@@ -8,6 +8,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+import tomli_w
 
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
@@ -274,3 +275,33 @@ def test_the_command(call, store, tmp_path):
     assert status == 2 and "no such file" in error and not (tmp_path / "none.db").exists()
     status, _, error = call(*given, "--until", "yesterday", "--overwrite")
     assert status == 2 and "--until" in error
+
+
+def test_a_day_without_events_has_the_columns_of_the_description(store, tmp_path):
+    """So one description reads all days, also those on which nothing was bought."""
+    description = {
+        "name": "shop",
+        "events": [
+            {"files": ["*.csv"], "time": "time", "time_unit": "ms", "where": {"source": ["shown"]}}
+        ],
+        "labels": [
+            {"name": "click", "kind": "binary"},
+            {"name": "watch", "kind": "duration"},
+            {"name": "bought", "kind": "binary"},
+        ],
+        "event_features": [
+            {"name": "tab", "kind": "categorical"},
+            {"name": "age", "kind": "numeric"},
+            {"name": "position", "kind": "numeric", "when": "impression", "bias": True},
+        ],
+    }
+    like = tmp_path / "shop.toml"
+    like.write_text(tomli_w.dumps(description))
+    fill(store)
+    export(store, tmp_path / "full.parquet", since=0, until=3 * DAY, window=WINDOW, like=like)
+    export(store, tmp_path / "empty.csv", since=90 * DAY, until=91 * DAY, like=like)
+    full, empty = pl.read_parquet(tmp_path / "full.parquet"), pl.read_csv(tmp_path / "empty.csv")
+    assert empty.height == 0 and sorted(empty.columns) == sorted(full.columns)
+    assert {"click", "watch", "bought", "tab", "age"} < set(full.columns)
+    assert full.filter(source="shown")["bought"].unique().to_list() == [0.0]
+    assert set(full["tab"]) == {None, "x"}

@@ -63,6 +63,11 @@ class Columns:
             before = self.features.get(name, kind)
             self.features[name] = kind if kind == before else _common(kind, before)
 
+    def expect(self, labels: Mapping[str, bool], features: Mapping[str, str]) -> None:
+        """Add the labels and features of a description that no row has."""
+        self.labels |= {name: of for name, of in labels.items() if name not in self.labels}
+        self.features |= {name: of for name, of in features.items() if name not in self.features}
+
     def names(self) -> dict[tuple[str, str], str]:
         """(part, name) -> column. A name that another column has gets its part in front."""
         taken, found = set(FIXED), {}

@@ -56,6 +56,28 @@ def description_of(
     return validate(Spec, values, f"the description of {path.name}")
 
 
+def expected(like: Spec) -> tuple[dict[str, bool], dict[str, str]]:
+    """The labels and features of a description that are columns of every log that is exported for
+    it, also of a day without them: as :class:`~limerank.serving.export.columns.Columns` has them.
+    """
+    features = {
+        feature.name: "float" if feature.kind == "numeric" else "text"
+        for feature in like.event_features
+        if not _is_position(feature.name, feature.column, feature.bias)
+    }
+    types = {feature.column for feature in like.event_features}
+    labels = {
+        label.name: label.kind != "duration"
+        for label in like.labels
+        if label.kind != "positive" or (label.column and label.column not in types)
+    }
+    return labels, features
+
+
+def _is_position(name: str, column: str | None, bias: bool) -> bool:
+    return bias and "position" in (name, column)
+
+
 def positives(like: Spec | None) -> bool:
     """Whether a description is of a log of positives, whose rows are events alone."""
     return like is not None and all(label.kind == "positive" for label in like.labels)
@@ -76,7 +98,7 @@ def _sources(path: Path, shown: int, events: int, like: Spec | None) -> list[dic
 def _column(feature: dict[str, Any], names: dict[tuple[str, str], str]) -> str:
     """The column of a feature. What a ranking decides, such as the position, exposures know."""
     name = str(feature["name"])
-    if feature.get("bias") and "position" in (name, feature.get("column")):
+    if _is_position(name, feature.get("column"), bool(feature.get("bias"))):
         return "position"
     return names.get(("feature", name), name)
 

@@ -17,7 +17,7 @@ from limerank.errors import FormatError, SpecError
 from limerank.files import new_file
 from limerank.progress import Bar
 from limerank.serving.export.columns import spooled, writer_of
-from limerank.serving.export.describing import description_of, positives
+from limerank.serving.export.describing import description_of, expected, positives
 from limerank.serving.export.rows import Row, rows_of
 from limerank.serving.stores import EventStore
 
@@ -77,7 +77,8 @@ def export(
         window: seconds (of a log without a clock: thousands of steps) from an exposure to an
             event, at most.
         describe: also write a description, beside the log with the ending ``.toml``.
-        like: a dataset or a description whose labels, features and tables the description gets.
+        like: a dataset or a description whose labels, features and tables the description gets,
+            and whose labels and features are columns also where no row has them.
             Where all its labels are positives, rows are events alone: what was not chosen is no
             part of such a log.
         overwrite: replace existing files.
@@ -112,6 +113,8 @@ def export(
     with new_file(path) as partial:
         temporary = path.with_name(f".{path.name}.rows-{secrets.token_hex(4)}")
         with spooled(temporary, rows, zero_labels=True) as spool:
+            if spec is not None:
+                spool.columns.expect(*expected(spec))
             if described is not None and not spool.columns.labels:
                 raise SpecError(
                     f"the {spool.count:,} rows between {since} and {until} have no label, which a "
