@@ -318,6 +318,31 @@ def test_a_server_s_store_is_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyP
             serve(20_005, 2)
 
 
+def test_an_export_begins_where_other_logs_end(tmp_path: Path, config: Path) -> None:
+    """The first model is learned from other files, before there is a store."""
+    export = {"store": "events.db", "folder": "log", "since": "2023-11-17"}
+    loaded = load_config(changed(config, export=export))
+    assert loaded.export is not None and loaded.export.since_ms == 1_700_179_200_000
+    lines: list[str] = []
+    entry = refresh(loaded, say=lines.append)
+    assert entry is not None and entry.outcome == "published" and entry.exported is None
+    assert any("there is no store" in line for line in lines)
+    with pytest.raises(SpecError, match="no such file"):
+        refresh(loaded)
+    with SqliteStore(tmp_path / "events.db") as store:
+        for day in (16, 18):  # the first one is in the log
+            at = 1_700_179_200_000 + (day - 17) * DAY * 1000
+            store.show([exposure(1, at, f"r{day}", [3, 4])])
+            labels = {"click": 1.0}
+            store.append([event(1, at + 5000, f"e{day}", 4, labels=labels)])
+    entry = refresh(load_config(changed(config, data={"most_shifted": 99.0, "most_lost": 1.0})))
+    assert entry is not None and entry.exported is not None
+    frame = pl.read_parquet(next((tmp_path / "log").glob("exported-*.parquet")))
+    assert frame["request"].to_list() == ["r18", "r18"]
+    with pytest.raises(SpecError, match="since"):
+        load_config(changed(config, export={**export, "since": "tomorrow"}))
+
+
 def test_durations() -> None:
     assert duration("2d") == 2 * DAY * 1000 and duration("36h") == 36 * 3600 * 1000
     assert duration("0d") is duration("d") is duration("1.5d") is None

@@ -48,6 +48,8 @@ def refresh(
 
         folder = "logs"
 
+        since = "2026-11-28"          # the first day that other files in it do not contain
+
     Serve what is live: limerank serve --run live/live/run --index live/live/index --watch
     live/live --store events.db
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from limerank.errors import SpecError
+from limerank.data.canonical import milliseconds
+from limerank.errors import DataError, SpecError
 from limerank.models.config import DEFAULT_MODEL, configs_of, train_config_of
 from limerank.validation import Frozen, validate
 
@@ -58,9 +59,27 @@ class Export(Frozen):
     """Event store: an SQLite file, relative to the configuration, or valkey://HOST:PORT/0."""
     folder: Path
     """Folder of the logs, which the description reads: files = ["FOLDER/*.parquet"]."""
+    since: int | str | None = None
+    """Time of the first rows, where the log has earlier files of its own: "2026-11-28",
+    "2026-11-28T06:00:00Z", or milliseconds since 1970. By default all that the store has."""
     window: float = Field(3600.0, gt=0)
     """Seconds after an item was shown in which an event counts as its outcome. A cycle exports what
     was shown until so long ago."""
+
+    @field_validator("since")
+    @classmethod
+    def _since(cls, value: int | str | None) -> int | str | None:
+        if value is not None:
+            try:
+                milliseconds(value)
+            except DataError as error:
+                raise ValueError(f"since: {error}") from None
+        return value
+
+    @property
+    def since_ms(self) -> int | None:
+        """Milliseconds since 1970 of ``since``."""
+        return None if self.since is None else milliseconds(self.since)
 
 
 class RefreshConfig(Frozen):

@@ -26,7 +26,7 @@ from limerank.refresh.gate import Verdict, judge
 from limerank.refresh.home import Entry, Home, now
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
-from limerank.serving.stores import existing, open_store
+from limerank.serving.stores import existing, exists, open_store
 from limerank.training.trainer import train
 from limerank.training.warm import model_name
 
@@ -117,13 +117,18 @@ class _Cycle:
     def _export(self, export: Export) -> None:
         """Write what the store has that no cycle has exported; nothing where it has nothing new."""
         out = export.folder / f"exported-{self.name}.parquet"
+        since = export.since_ms if self.home.exported is None else self.home.exported
         if not out.exists():
-            self.state["exported"] = now_ms() - round(1000 * export.window)
+            first = self.home.live is None and export.since is not None
+            if first and not exists(export.store):
+                self.say(f"  there is no store {export.store} yet: nothing is exported")
+                return
+            until = now_ms() - round(1000 * export.window)
+            if since is not None and since >= until:
+                return
+            self.state["exported"] = until
             write_json(self.folder / "cycle.json", self.state)
         until = self.state["exported"]
-        since = self.home.exported
-        if since is not None and since >= until:
-            return
         with self._step("export", out) as todo:
             if not todo:
                 return

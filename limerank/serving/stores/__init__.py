@@ -37,6 +37,7 @@ __all__ = [
     "ValkeyStore",
     "Version",
     "existing",
+    "exists",
     "open_store",
 ]
 
@@ -76,12 +77,17 @@ def open_store(
     return SqliteStore(where, most=most, most_exposures=most_exposures)
 
 
+def exists(store: str) -> bool:
+    """Whether a store is there: it is a file, or the address of a server."""
+    return "://" in store or Path(store).is_file()
+
+
 def existing(store: str) -> str:
     """The address of a store that exists, unless it is a server's.
 
     Raises:
         SpecError: there is no such file.
     """
-    if "://" not in store and not Path(store).is_file():
+    if not exists(store):
         raise SpecError(f"the store {redacted(store)}: no such file; expected that of a server")
     return store
