@@ -1,22 +1,36 @@
-"""What stands in front of a server, as it is shipped: its configuration is right, and it does what
-the documents say. Needs nginx for most of it: apt-get install nginx-light."""
+"""What runs a server, as it is shipped: containers, units, manifests and the proxy in front of it
+do what the documents say. Needs nginx for some of it: apt-get install nginx-light."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from pathlib import Path
+import tomllib
+from typing import Any
 
 import httpx2 as httpx
 import pytest
+import yaml
 
+from limerank.cli.app import command_of
+from limerank.cli.refresh import REFUSED
+from limerank.data.description import load_spec
+from limerank.data.spec import Spec
+from limerank.refresh.config import load_config
+from limerank.serving.stores import ValkeyStore
+from limerank.serving.stores.valkey_server import DURABLE
+from limerank.validation import validate
+from tests.documents import ROOT, blocks
 from tests.test_hostile import KEYS, Stub, served
+from tests.valkey_server import PROGRAM, server
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = ROOT / "deploy"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
 OPENSSL = shutil.which("openssl")
 needs_nginx = pytest.mark.skipif(
@@ -38,6 +52,7 @@ def nginx(folder, upstream):
     plain, encrypted = free_port(), free_port()
     for old, new in (
         ("/tmp/", f"{folder}/"),  # first: other folders may be below it
+        ("rate=100r/s", "rate=1r/s"),  # so that a slow machine reaches the limit, too
         ("listen 80;", f"listen 127.0.0.1:{plain};"),
         ("listen 443 ssl;", f"listen 127.0.0.1:{encrypted} ssl;"),
         ("server limerank:8000;", f"server 127.0.0.1:{upstream};"),
@@ -93,26 +108,231 @@ def test_nginx_passes_requests_on_and_bounds_them(tmp_path):
         assert httpx.get(plain + "/v1/model").headers["location"].startswith("https://")
 
 
+def text_of(*names: str) -> str:
+    return DEPLOY.joinpath(*names).read_text(encoding="utf-8")
+
+
+COMPOSE: dict[str, Any] = yaml.safe_load(text_of("compose.yaml"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SHOP = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+
+
+def options_of_serve() -> set[str]:
+    return {opt for one in command_of("serve").params for opt in one.opts}
+
+
 def test_what_is_shipped_holds_together():
     """What one file says of another, without the programs that read them."""
-    compose = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
-    conf = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
+    conf = text_of("nginx.conf")
     assert conf.count("{") == conf.count("}")
-    assert "server limerank:8000;" in conf and "--port=8000" in compose
-    (subnet,) = re.findall(r"subnet: (\S+)", compose)
-    assert f"--proxy={subnet}" in compose
-    assert "internal: true" in compose and "proxy_set_header X-Forwarded-For $remote_addr;" in conf
-    options = set(re.findall(r"- --([a-z]+)=", compose))
-    from limerank.cli.serve import serve
+    server = SERVICES["limerank"]
+    assert "server limerank:8000;" in conf and "--port=8000" in server["command"]
+    assert "limerank:8000" in text_of("prometheus", "prometheus.yml")
+    (network,) = COMPOSE["networks"]["inside"]["ipam"]["config"]
+    assert f"--proxy={network['subnet']}" in server["command"]
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in conf
+    for command in (server["command"], kubernetes()["Deployment"][0]["containers"][0]["args"]):
+        assert command[0] == "serve"
+        assert {one.partition("=")[0] for one in command[1:]} <= options_of_serve()
+    for address in ("datasources.yml", "dashboards.yml", "limerank.json"):
+        assert any(f"/{address}:" in one for one in SERVICES["grafana"]["volumes"])
+    port = text_of("grafana", "datasources.yml")
+    assert "http://prometheus:9090" in port and "9090" in str(SERVICES["prometheus"])
 
-    assert options <= set(serve.__annotations__), "options that the command has"
+
+def test_only_the_proxy_is_open_to_the_world():
+    networks = COMPOSE["networks"]
+    assert networks["inside"]["internal"] and networks["store"]["internal"]
+    open_ = {
+        name
+        for name, service in SERVICES.items()
+        for port in service.get("ports", ())
+        if not port.startswith("127.0.0.1:")
+    }
+    assert open_ == {"proxy"}
+    assert {name for name, one in SERVICES.items() if "outside" in one["networks"]} == {"proxy"}
+    assert {name for name, one in SERVICES.items() if "store" in one["networks"]} == {
+        "limerank", "refresh", "valkey"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_containers_are_bounded_pinned_and_read_only(name):
+    service = SERVICES[name]
+    limits = service["deploy"]["resources"]["limits"]
+    assert {"cpus", "memory", "pids"} == set(limits)
+    assert service["read_only"] and "no-new-privileges:true" in service["security_opt"]
+    assert service["healthcheck"].get("test") or (
+        name == "refresh" and service["healthcheck"]["disable"]
+    )
+    assert service.get("restart") == (None if name == "refresh" else "unless-stopped")
+    if "build" not in service:
+        assert re.fullmatch(r"[\w/]+:v?\d[\d.]*", service["image"]), "a version, not latest"
+    for secret in service.get("secrets", ()):
+        assert secret in COMPOSE["secrets"]
+    for volume in service.get("volumes", ()):
+        source = volume.partition(":")[0]
+        known = source in COMPOSE["volumes"] or source in ("./shop", "./tls")
+        assert known or (DEPLOY / source).exists(), source
+
+
+def test_valkey_has_the_settings_that_a_store_asks_for():
+    """And a server starts with the options of the compose file."""
+    command = SERVICES["valkey"]["command"]
+    given = dict(zip(command[1::2], command[2::2], strict=True))
+    assert {f"--{name}": value for name, value in DURABLE.items()}.items() <= given.items()
+    if PROGRAM is not None:
+        with server(*command[1:]) as running, ValkeyStore(running.url) as store:
+            assert store.check() == []
+
+
+def instructions() -> list[list[tuple[str, str]]]:
+    """Instructions of the Dockerfile and their arguments, for each stage."""
+    text = re.sub(r"\\\n\s*", "", text_of("Dockerfile"))
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    stages: list[list[tuple[str, str]]] = []
+    for line in lines:
+        name, _, rest = line.strip().partition(" ")
+        assert name in {"FROM", "RUN", "ENV", "WORKDIR", "COPY", "ARG", "LABEL", "USER", "EXPOSE",
+                        "HEALTHCHECK", "ENTRYPOINT", "CMD"}, line  # fmt: skip
+        if name == "FROM":
+            stages.append([])
+        if name not in ("FROM",):
+            stages[-1].append((name, rest))
+        elif not re.fullmatch(r"python:3\.12-slim-bookworm( AS \w+)?", rest):
+            raise AssertionError(rest)
+    return stages
+
+
+def test_the_image():
+    build, final = instructions()
+    steps = "\n".join(rest for name, rest in build if name == "RUN")
+    assert "-c constraints.txt" in steps and "whl/cpu" in steps
+    assert "sed -n '/^torch==/p' constraints.txt" in steps
+    assert re.search(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    copied = [word for name, rest in build if name == "COPY" for word in rest.split()[:-1]]
+    assert "." not in copied
+    ignored = text_of("Dockerfile.dockerignore").splitlines()
+    copied += [rest.split()[-2] for name, rest in final if name == "COPY" and "--from" not in rest]
+    for one in copied:
+        assert (ROOT / one).exists() and f"!{one}" in ignored, one
+    assert "*" in ignored and "!shop" not in ignored
+    runs = " ".join(rest for name, rest in final if name == "RUN")
+    assert not re.search(r"apt-get|pip |g\+\+", runs), "no tools of a build in the final image"
+    found = dict(final)
+    uid = re.search(r"--uid (\d+)", runs)
+    assert uid and found["USER"] == f"{uid[1]}:{uid[1]}" and uid[1] != "0"
+    assert "PYTHONDONTWRITEBYTECODE=1" in found["ENV"] and "/tmp/" in found["ENV"]
+    check = json.loads(found["HEALTHCHECK"][found["HEALTHCHECK"].index("[") :])
+    assert check[1:] == SERVICES["limerank"]["healthcheck"]["test"][2:]
+    assert json.loads(found["ENTRYPOINT"]) == ["limerank"]
+    assert "org.opencontainers.image.version" in found["LABEL"]
+
+
+def test_the_health_check_asks_the_server():
+    command = SERVICES["limerank"]["healthcheck"]["test"]
+    assert command[:2] == ["CMD", "python"]
+    with served(Stub()) as (port, _):
+        code = command[3].replace("8000", str(port))
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode != 0, "the server has ended"
+
+
+def kubernetes() -> dict[str, list[dict[str, Any]]]:
+    """Kind -> pods of the manifests."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in ("server.yaml", "refresh.yaml"):
+        for one in yaml.safe_load_all(text_of("kubernetes", name)):
+            of = one["spec"]
+            if one["kind"] == "CronJob":
+                of = of["jobTemplate"]["spec"]
+            if "template" in of:
+                found.setdefault(one["kind"], []).append(of["template"]["spec"])
+    return found
+
+
+def test_pods_are_restricted():
+    """What the standard "restricted" of Kubernetes asks for, a read-only root, and limits."""
+    for (pod,) in kubernetes().values():
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        volumes = {one["name"] for one in pod["volumes"]}
+        for container in [*pod["containers"], *pod.get("initContainers", ())]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"]
+            assert {one["name"] for one in container["volumeMounts"]} <= volumes
+
+
+def test_a_refused_model_is_not_tried_again():
+    job = yaml.safe_load(text_of("kubernetes", "refresh.yaml"))["spec"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    spec = job["jobTemplate"]["spec"]
+    rule = spec["podFailurePolicy"]["rules"][0]
+    assert rule["action"] == "FailJob" and REFUSED in rule["onExitCodes"]["values"]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never", "as podFailurePolicy needs it"
+    unit = text_of("systemd", "limerank-refresh.service")
+    assert f"RestartPreventExitStatus=2 {REFUSED}" in unit
+    seen = re.search(r"\| (\d) \| refused", SHOP)
+    assert seen and int(seen[1]) == REFUSED
+
+
+def test_configurations_of_the_pods_are_those_of_the_page():
+    """But for the names of files."""
+    shop, loop = (tomllib.loads(code) for code in blocks(SHOP, "toml"))
+    config = load_config(DEPLOY / "kubernetes" / "refresh.toml")
+    assert config.export is not None and config.export.since == loop["export"]["since"]
+    assert (str(config.home), str(config.export.folder)) == ("/shop/home", "/shop/logs")
+    (container,) = kubernetes()["Deployment"][0]["containers"]
+    assert f"--store={config.export.store}" in container["args"]
+    assert f"--watch={config.home}/live" in container["args"]
+    own = load_spec(DEPLOY / "kubernetes" / "shop.toml").model_dump(mode="json")
+    page = validate(Spec, shop, "the page").model_dump(mode="json")
+    for source in (*page["events"], page["items"]):
+        source["files"] = [f"/shop/{name}" for name in source["files"]]
+    assert own == page
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_builds_the_manifests():
+    command = ["kubectl", "kustomize", DEPLOY / "kubernetes"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    assert {one["kind"] for one in built} == {
+        "Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "CronJob"
+    }  # fmt: skip
+    images = set(re.findall(r"image: (\S+)", done.stdout))
+    assert len(images) == 1 and images.pop().endswith(":1")
+
+
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+def test_systemd_reads_its_units(tmp_path):
+    for path in (DEPLOY / "systemd").iterdir():  # with programs that are there
+        text = re.sub(r"/opt/limerank/bin/[\w-]+", "/bin/true", path.read_text())
+        (tmp_path / path.name).write_text(text)
+    units = sorted(tmp_path.iterdir())
+    assert [one.name for one in units] == [
+        "limerank-refresh.service", "limerank-refresh.timer", "limerank.service"
+    ]  # fmt: skip
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "limerank" not in done.stderr, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="docker is not installed")
 def test_the_compose_file_is_one(tmp_path):
-    for name in ("compose.yaml", "nginx.conf"):
-        shutil.copy(DEPLOY / name, tmp_path)
-    (tmp_path / "keys").touch()
+    shutil.copytree(DEPLOY, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "secrets").mkdir()
+    for name in COMPOSE["secrets"]:
+        (tmp_path / "secrets" / name).touch()
     compose = ["docker", "compose"]
     if subprocess.run([*compose, "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker has no compose")
