@@ -213,6 +213,17 @@ def test_reloads_change_nobody_s_arm_and_fail_no_request(client, tmp_path):
     assert set(codes) == {200} and codes
 
 
+def test_ten_thousand_users_stay_in_their_arms(engine, tmp_path):
+    before = [engine.arms.of(user).name for user in range(USERS)]
+    counts = Counter(before)
+    assert abs(counts["a"] - USERS / 2) < 4 * np.sqrt(USERS / 4) and set(counts) == {"a", "b"}
+    for _ in range(2):
+        engine.arms.configure(specs(tmp_path, ("b", 2), ("a", 2)))
+        assert [engine.arms.of(str(user)).name for user in range(USERS)] == before
+    engine.arms.reload(None, None, "b")
+    assert [engine.arms.of(float(user)).name for user in range(USERS)] == before
+
+
 def test_an_arm_that_stays_keeps_its_states(engine, tmp_path):
     currents = {name: arm.current for name, arm in engine.arms.arms.items()}
     engine.arms.configure(specs(tmp_path, ("a", 0.3), ("c", 0.7)))

@@ -68,7 +68,7 @@ def synth(
     """Simulate a log whose truth is known, so that a model can be compared with the best possible.
 
     --kind videos: impressions of a short-video app, with the true click probability and expected
-    watch time of each (truth.parquet).
+    watch time of each, and the probability with which it was shown (truth.parquet).
 
     --kind shop: sessions of an online shop in CSV files, as shops have them: views, carts and
     purchases with zoned times, and an item table. The true probability of every purchase is

@@ -57,7 +57,7 @@ from limerank.validation import validate
 
 log = logging.getLogger("limerank.serving")
 Answer = dict[str, Any] | Future[dict[str, Any]]
-TALLIES = 5
+TALLIES = 2
 """Times that one background step counts some exposures, at most."""
 BRIEF_ITEMS, BRIEF_RANKED, BRIEF_EVENTS, BRIEF_NAMES = 2048, 256, 16, 64
 """Limits of a request that is answered on the event loop: candidates, ranked items, events, and
