@@ -100,7 +100,7 @@ def true_cosines(logs: Path, ids: Sequence[str]) -> tuple[Values, NDArray[np.boo
 
 def categories(logs: Path, ids: Sequence[str]) -> list[str]:
     """The category of each item."""
-    table = pl.read_csv(logs / "items.csv")
+    table = pl.read_csv(logs / "items.csv", infer_schema=False)
     of = dict(zip(table["id"], table["category"], strict=True))
     return [of[id] for id in ids]
 
