@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from limerank.data import interactions
 from limerank.data.dataset import Dataset
+from limerank.data.description import load_spec
+from limerank.data.prepare import prepare
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs.folder import load_run
 from limerank.training import collaborative
 from limerank.training.collaborative import FOLDS, folds_of, statistics
 from limerank.training.objectives import Impressions
 from limerank.training.trainer import train
-from tests.worlds import prepare_log
+from tests.worlds import prepare_log, write_positives
 
 SMALL = {"width": 16, "heads": 2, "links": 4, "hidden": 8}
 
@@ -94,6 +97,7 @@ def test_vectors_of_a_fold_do_not_depend_on_its_last_step(data, monkeypatch):
 
 def test_blocks_do_not_matter(data, monkeypatch):
     values = statistics(data, 3, rates=True).values
+    monkeypatch.setattr(interactions, "BLOCK", 40)
     monkeypatch.setattr(collaborative, "BLOCK", 50)
     torch.testing.assert_close(statistics(data, 3, rates=True).values, values, atol=1e-4, rtol=1e-4)
 
@@ -141,3 +145,28 @@ def test_rare_ids_count_less(data, tmp_path):
     assert not torch.allclose(found, of_content)
     tower.ids.weight.data[items.ids] += 1.0
     torch.testing.assert_close(tower(items), of_content)
+
+
+def test_in_a_log_of_positives_every_event_goes_together(tmp_path):
+    """Purchases are few; what the same users view is told apart by far more events."""
+    bought = {"name": "choice", "kind": "positive", "column": "event", "equals": "purchase"}
+    spec = write_positives(tmp_path / "log", labels=[bought])
+    prepare(load_spec(spec), tmp_path / "data", base=spec.parent)
+    data = Dataset(tmp_path / "data")
+    found = set()
+    for block in collaborative._pairs(data):
+        found |= set(zip(block.user.tolist(), block.item.tolist(), strict=True))
+    early = data.events["time"] < data.manifest["summary"]["cuts"][0]
+    users = np.repeat(np.arange(len(data.user_ids)), np.diff(data.event_offsets))
+    items = np.asarray(data.events["item"])
+    some = early & (items < data.trained_items)
+    assert len(found) == len(set(zip(users[some], items[some], strict=True)))
+    assert 0 < (data.events["label_choice"][some] > 0).sum() < some.sum() / 2
+    counts = np.bincount(items[some], minlength=data.trained_items)
+    np.testing.assert_array_equal(interactions.event_counts(data), counts)
+    vectors = statistics(data, 4, rates=False).of_all[1:]
+    vectors = torch.nn.functional.normalize(vectors[counts > 3], dim=-1)
+    group = torch.tensor([int(data.item_ids[i][1:]) % 6 for i in np.flatnonzero(counts > 3)])
+    same = group[:, None] == group
+    cosines = vectors @ vectors.T
+    assert cosines[same].mean() > cosines[~same].mean() + 0.5

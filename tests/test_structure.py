@@ -35,8 +35,8 @@ runs: alarms folder model formats lineage < selftest
 index evaluation
 ranking: scorer anchored conditions alike < explain item_table rules < request < ruled similar
     < flow results < recommender < bulk fidelity
-training: world collaborative negatives positives softmax replay renumbering
-    < impressions result numbering < held_out < catalogue < objectives < optim < step < checkpoints
+training: world collaborative negatives optim positives softmax replay renumbering
+    < impressions result numbering < held_out < catalogue < objectives < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry messages < intake exposing reading state < served

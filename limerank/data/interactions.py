@@ -105,3 +105,12 @@ class TrainingInteractions:
             )
             ends = np.where(last > 0, last, ends)
         return starts, np.maximum(ends, starts), None if cuts is None else int(cuts[0])
+
+
+def event_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """Interactions with each item in the training window, i64 [trained items]."""
+    size = dataset.trained_items + 1
+    counts = np.zeros(size, np.int64)
+    for block in TrainingInteractions(dataset).blocks():
+        counts += np.bincount(block.items[block.counted], minlength=size)
+    return counts[1:]

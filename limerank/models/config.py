@@ -283,11 +283,14 @@ class TrainConfig(Frozen):
     """Impressions (with the objective "catalogue": positives) per batch, approximately: batches
     contain complete requests. By default an epoch has about 400 batches of 64 to 1,024 impressions,
     since small logs need many small steps."""
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the dense weights (AdamW), for batches of 1,024 impressions. It is
-    scaled by sqrt(n / 1,024) for batches of n. Lower it if the loss is not finite."""
-    table_learning_rate: float = Field(0.1, gt=0)
-    """Peak learning rate of the embedding tables (row-wise Adagrad), scaled likewise."""
+    scaled by sqrt(n / 1,024) for batches of n. Lower it if the loss is not finite. By default 3e-3;
+    with the objective "catalogue" as much as gives 0.0075 for the log's batches: each positive is
+    compared with thousands of items, and there are few positives."""
+    table_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the embedding tables (row-wise Adagrad), scaled likewise. By default
+    0.1; with the objective "catalogue" as much as gives 0.0125 for the log's batches."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
     table_weight_decay: float = Field(0.0, ge=0)

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Sequences
 from limerank.data.dataset import Dataset
-from limerank.data.interactions import TrainingInteractions
+from limerank.data.interactions import TrainingInteractions, event_counts
 from limerank.data.pipeline import ahead
 from limerank.errors import DataError, SpecError
 from limerank.models import Ranker, build
@@ -48,6 +48,7 @@ from limerank.training.impressions import (
     impression_losses,
 )
 from limerank.training.negatives import Negatives
+from limerank.training.optim import Rates, rate_scale
 from limerank.training.positives import Positives, positives
 from limerank.training.softmax import shared_softmax
 
@@ -58,6 +59,8 @@ number is of models that read a history once for all candidates, the second of t
 for each one (Ranker.pairwise)."""
 BASELINES = "most-popular", "item-knn"
 """Models that validations are compared with."""
+RATES = Rates(0.0075, 0.0125)
+"""Learning rates of a batch."""
 LEAST, PAIRWISE_LEAST = 512, 128
 """Items that are drawn for a batch even if an epoch then has more pairs, likewise."""
 
@@ -106,7 +109,7 @@ class Catalogue(Impressions):
         if self.alone:
             some = found.of_requests > 0
             self.requests, self.counts = self.requests[some], found.of_requests[some]
-            self.item_counts = found.of_items
+            self.item_counts = event_counts(dataset)
             self.batch_size = batch_size(config, found.total)
         self.negatives: Negatives
         self._split_requests = int(self.counts.sum()) if config.exact else len(self.counts)
@@ -126,6 +129,13 @@ class Catalogue(Impressions):
 
     def _positives(self, requests: Rows) -> Positives:
         return positives(self.dataset, requests, [task.name for task in self.ranked])
+
+    def usual_rates(self) -> Rates:
+        """Where positives are learned alone, batches of any size have the same rates."""
+        if not self.alone:
+            return super().usual_rates()
+        scale = rate_scale(self.batch_size)
+        return Rates(RATES.dense / scale, RATES.tables / scale)
 
     @classmethod
     def tasks(cls, shape: DataShape, config: TrainConfig) -> tuple[Task, ...]:

@@ -4,14 +4,15 @@ Of every item that training has seen:
 
 - ``rate``: the logarithm of the odds of the first binary label, smoothed towards the mean of the
   log; 0 in a log of positives, which has no rates;
-- ``count``: the logarithm of its number of impressions; in a log of positives, of these;
+- ``count``: the logarithm of its number of impressions; in a log of positives, of its events;
 - ``vectors``: which items the same users are positive about. ``A`` [users, items] is 1 where a user
-  was positive about an item, with rows scaled to unit length and columns by 1 / sqrt(n + 5);
-  a vector is a row of ``A^T A Q``, scaled to the length sqrt(width), as a vector of standardised
-  numbers has it, times the evidence n / (n + 2). (With unit length, ids outweigh vectors at the
-  start, and a small log ends before a model has learned to tell by them what goes together.) The
-  orthonormal ``Q`` spans the largest singular directions of ``A`` (Halko, Martinsson and Tropp
-  2011: subspace iteration). Sparse logs do not teach a model which items go together; this does.
+  was positive about an item (in a log of positives: had any event with it), with rows scaled to
+  unit length and columns by 1 / sqrt(n + 5); a vector is a row of ``A^T A Q``, scaled to the
+  length sqrt(width), as a vector of standardised numbers has it, times the evidence n / (n + 2).
+  (With unit length, ids outweigh vectors at the start, and a small log ends before a model has
+  learned to tell by them what goes together.) The orthonormal ``Q`` spans the largest singular
+  directions of ``A`` (Halko, Martinsson and Tropp 2011: subspace iteration). Sparse logs do not
+  teach a model which items go together; this does.
 
 A model that is trained on statistics which contain the labels of its own training rows trusts them
 too much. So users are dealt to :data:`FOLDS` folds, and the training rows of a fold get statistics
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.data.dataset import Dataset
+from limerank.data.interactions import TrainingInteractions
 from limerank.models.noise import hashed
 from limerank.progress import Bar
 
@@ -132,18 +134,15 @@ def _label(dataset: Dataset, kind: str) -> str | None:
 
 
 def _rates(dataset: Dataset) -> Tensor:
-    """[folds + 1, items, 2]; in a log of positives alone, all rates are 0, and positives are
-    counted."""
+    """[folds + 1, items, 2]; in a log of positives alone all rates are 0."""
     items, requests = dataset.trained_items, dataset.requests_of("train")
-    column, chosen = _label(dataset, "binary"), None
-    if column is None:
-        chosen = _label(dataset, "positive")
+    column = _label(dataset, "binary")
     sums = torch.zeros(FOLDS, items, 2, dtype=torch.float64)
     ends = np.cumsum(dataset.requests["count"][requests], dtype=np.int64)
     for some in np.split(requests, np.searchsorted(ends, np.arange(BLOCK, ends[-1], BLOCK))):
         rows = dataset.impression_rows(some)
         owner = np.repeat(dataset.requests["user"][some], dataset.requests["count"][some])
-        counted = np.ones(len(rows)) if chosen is None else dataset.events[chosen][rows] > 0
+        counted = np.ones(len(rows))
         label = counted if column is None else dataset.events[column][rows] > 0
         item = torch.from_numpy(dataset.events["item"][rows].astype(np.int64))
         at = torch.from_numpy(folds_of(owner)) * items + item
@@ -157,7 +156,7 @@ def _rates(dataset: Dataset) -> Tensor:
     count = shown.log1p()
     count = (count - count[-1].mean()) / count[-1].std(correction=0).clamp(min=1e-3)
     rate = rate.logit() - mean.logit()
-    return torch.stack([rate if chosen is None else torch.zeros_like(rate), count], -1).float()
+    return torch.stack([torch.zeros_like(rate) if column is None else rate, count], -1).float()
 
 
 @dataclass(frozen=True)
@@ -169,36 +168,19 @@ class _Block:
     fold: Tensor  # of each user
 
 
-def _positives(dataset: Dataset) -> Iterator[_Block]:
-    """Each pair of a user and an item that the user was positive about in the training window."""
-    column = _label(dataset, "positive") or _label(dataset, "binary")
-    requests = dataset.requests_of("train")
-    users = dataset.requests["user"][requests].astype(np.int64)
-    last = dataset.requests["first"][requests] + dataset.requests["count"][requests]
-    distinct, first = np.unique(users, return_index=True)
-    ends = np.maximum.reduceat(last, first) if len(first) else last
-    starts = dataset.event_offsets[distinct]
-    sizes = np.cumsum(ends - starts)
-    at = 0
-    while at < len(distinct):
-        done = sizes[at - 1] if at else 0
-        until = max(int(np.searchsorted(sizes, done + BLOCK)), at + 1)
-        low, high = starts[at:until], ends[at:until]
-        owner = np.repeat(np.arange(until - at), high - low)
-        rows = np.arange(len(owner)) + np.repeat(
-            low - (sizes[at:until] - (high - low) - done), high - low
-        )
-        item = dataset.events["item"][rows].astype(np.int64)
-        held = item < dataset.trained_items
-        if column is not None:
-            held &= dataset.events[column][rows] > 0
-        pairs = np.unique(owner[held] * dataset.trained_items + item[held])
+def _pairs(dataset: Dataset) -> Iterator[_Block]:
+    """Each pair of a user and an item that the user was positive about in the training window; in a
+    log of positives, that it had any event with."""
+    items = dataset.trained_items
+    for block in TrainingInteractions(dataset).blocks():
+        held = block.counted & (block.items > 0)
+        users, owner = np.unique(block.users[held], return_inverse=True)
+        pairs = np.unique(owner * items + block.items[held] - 1)
         yield _Block(
-            torch.from_numpy(pairs // dataset.trained_items),
-            torch.from_numpy(pairs % dataset.trained_items),
-            torch.from_numpy(folds_of(distinct[at:until])),
+            torch.from_numpy(pairs // items),
+            torch.from_numpy(pairs % items),
+            torch.from_numpy(folds_of(users)),
         )
-        at = until
 
 
 def _vectors(
@@ -208,7 +190,7 @@ def _vectors(
     [items, padded], where the iteration begins."""
     items = dataset.trained_items
     counts = torch.zeros(FOLDS, items)
-    for block in _positives(dataset):
+    for block in _pairs(dataset):
         at = block.fold[block.user] * items + block.item
         counts.view(-1).index_add_(0, at, torch.ones(len(at)))
     bar.advance(1)
@@ -221,7 +203,7 @@ def _vectors(
     def product(q: Tensor, folds: int) -> Tensor:
         """A^T A q of the users of each fold, [folds, items, k]; folds is 1: of all together."""
         out = torch.zeros(folds * items, q.shape[1])
-        for block in _positives(dataset):
+        for block in _pairs(dataset):
             of_pair = scale[block.item]
             users = len(block.fold)
             norm = torch.zeros(users).index_add_(0, block.user, of_pair.square()).clamp(min=1e-12)

@@ -28,6 +28,7 @@ from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, columns, stopping_metric, task_losses
 from limerank.training.collaborative import FOLDS, Statistics, folds_of
+from limerank.training.optim import Rates
 
 BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
@@ -87,6 +88,18 @@ class Objective(abc.ABC):
         self.item_counts = np.asarray(dataset.train_count[: dataset.trained_items])
         self.statistics: Statistics | None = None
         self.batch_size = batch_size(config, int(self.counts.sum()))
+
+    @property
+    def rates(self) -> Rates:
+        """Learning rates: those of the configuration, or the usual ones."""
+        config, usual = self.config, self.usual_rates()
+        return Rates(
+            config.learning_rate or usual.dense, config.table_learning_rate or usual.tables
+        )
+
+    def usual_rates(self) -> Rates:
+        """Learning rates where the configuration has none."""
+        return Rates()
 
     @classmethod
     def tasks(cls, shape: DataShape, config: TrainConfig) -> tuple[Task, ...]:

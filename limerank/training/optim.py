@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +41,39 @@ class EmbeddingAdagrad:
             table.index_add_(0, rows, step_rd)
 
 
+class Rates(NamedTuple):
+    """Peak learning rates of the dense weights and of the embedding tables, for batches of 1,024
+    impressions; see :func:`rate_scale`."""
+
+    dense: float = 3e-3
+    tables: float = 0.1
+
+
+def rate_scale(impressions: int) -> float:
+    """The factor of learning rates for batches of so many impressions."""
+    return math.sqrt(impressions / 1024)
+
+
 class Optimiser:
     """Both optimisers, the schedule of the learning rate and gradient clipping, as one step.
 
     Args:
         model: the model that is trained.
-        config: learning rates, decay, warm-up and clipping.
+        config: decay, warm-up and clipping.
         steps: of the full training.
-        impressions: of a batch; learning rates grow with the square root.
+        impressions: of a batch.
+        rates: learning rates.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, steps: int, impressions: int = 1024
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        steps: int,
+        impressions: int = 1024,
+        rates: Rates = Rates(),  # noqa: B008  # immutable
     ) -> None:
-        self.scale = math.sqrt(impressions / 1024)
+        self.scale, self.rates = rate_scale(impressions), rates
         tables = [part.weight for part in model.modules() if isinstance(part, EmbeddingTable)]
         of_tables = {id(table) for table in tables}
         dense = [weight for weight in model.parameters() if id(weight) not in of_tables]
@@ -65,7 +85,7 @@ class Optimiser:
                 {"params": [w for w in dense if w.dim() > 1], "weight_decay": config.weight_decay},
                 {"params": [w for w in dense if w.dim() <= 1], "weight_decay": 0.0},
             ],
-            lr=config.learning_rate,
+            lr=rates.dense,
             betas=(0.9, 0.99),
             foreach=True,
         )
@@ -91,9 +111,9 @@ class Optimiser:
         share = self.share(step)
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for group in self.adam.param_groups:
-            group["lr"] = self.config.learning_rate * self.scale * share
+            group["lr"] = self.rates.dense * self.scale * share
         self.adam.step()
-        self.tables.step(self.config.table_learning_rate * self.scale * share)
+        self.tables.step(self.rates.tables * self.scale * share)
         for weight in (*self.dense, *self.tables.tables):
             weight.grad = None
 

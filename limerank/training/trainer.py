@@ -207,7 +207,9 @@ class Trainer:
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
-        self.optimiser = Optimiser(self.ranker, config, self.steps, self.objective.batch_size)
+        self.optimiser = Optimiser(
+            self.ranker, config, self.steps, self.objective.batch_size, self.objective.rates
+        )
         if self.start is not None:
             self.start.load_optimiser(self.ranker, self.optimiser)
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
@@ -393,7 +395,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> NoReturn:
         """Report that the training diverged, what is left of it and what to try."""
-        config, progress = self.config, self.progress
+        rates, progress = self.objective.rates, self.progress
         left = "no weights were saved"
         if progress.best is not None:
             left = (
@@ -404,8 +406,8 @@ class Trainer:
             left = f"the last checkpoint stays in {self.out}"
         raise DataError(
             f"the training diverged by step {progress.step}: {what}; {left}. Try "
-            f"lower rates (learning_rate is {config.learning_rate:g}, table_learning_rate "
-            f"{config.table_learning_rate:g}; with --overwrite), or look for extreme numbers in "
+            f"lower rates (learning_rate is {rates.dense:.3g}, table_learning_rate "
+            f"{rates.tables:.3g}; with --overwrite), or look for extreme numbers in "
             "the features and durations"
         )
 

@@ -189,7 +189,9 @@ def defaults_of(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> di
     """Values of all settings as a training on this dataset uses them, where those that are not set
     follow from the dataset."""
     found = {**config.model_dump(mode="json"), **model.model_dump(mode="json")}
-    found["batch_size"] = objective_on(dataset, config).batch_size
+    objective = objective_on(dataset, config)
+    found["batch_size"] = objective.batch_size
+    found["learning_rate"], found["table_learning_rate"] = objective.rates
     found["history"] = config.history or dataset.manifest["spec"]["history"]["length"]
     return found
 
