@@ -22,6 +22,7 @@ from benchmarks.peers_page import peers
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
+from benchmarks.similar_page import similar
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 from benchmarks.warmstart_page import warmstart
 
@@ -49,6 +50,7 @@ def main() -> None:
         "attempts": attempts,
         "nextitem": nextitem,
         "shop": shop,
+        "similar": similar,
         "warmstart": warmstart,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))

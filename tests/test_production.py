@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from limerank.index import Index
 from limerank.refresh import cycle
 from limerank.refresh.home import Home
 from limerank.runs.folder import load_run
-from limerank.serving.stores import SqliteStore
+from limerank.serving.stores import SqliteStore, ValkeyStore
 from limerank.serving.watching import wanted
 from tests.documents import ROOT, blocks
 from tests.stores import event, exposure
+from tests.valkey_server import Server, needs_server, server
 
 PAGE = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
 USERS, ITEMS, SHOWN = 30, 40, 4
@@ -136,6 +138,41 @@ def test_the_page_leads_from_a_log_to_a_restored_backup(tmp_path, call, monkeypa
     run(daily)
     assert live() == "000003", "the restored loop goes on"
     assert pl.read_parquet("logs/exported-000003.parquet").height == 2 * USERS * SHOWN
+
+
+CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
+
+
+@needs_server
+def test_a_copy_of_valkey_is_restored_as_the_page_says(tmp_path):
+    assert CLIENT is not None
+    for step in ("--rdb backup.rdb", "`dump.rdb`", "--appendonly no", "config set appendonly yes",
+                 "aof_rewrite_in_progress"):  # fmt: skip
+        assert step in PAGE
+
+    def client(folder: Path, *words: str) -> str:
+        command = [CLIENT, "-s", f"{folder}/socket", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    events = [event(user, JUNE, f"e{user}") for user in range(50)]
+    with server("--repl-diskless-sync-delay", "0") as running, ValkeyStore(running.url) as store:
+        store.append(events)
+        client(running.folder, "--rdb", str(tmp_path / "dump.rdb"))
+        store.append([event(1, JUNE + DAY, "later")])
+    folder = Path(tempfile.mkdtemp(prefix="limerank-valkey-"))  # short: sockets have short names
+    try:
+        shutil.copy(tmp_path / "dump.rdb", folder)
+        restored = Server(folder, "--appendonly", "no")
+        client(folder, "config", "set", "appendonly", "yes")
+        looks = (client(folder, "info", "persistence") for _ in range(1000))
+        assert any("aof_rewrite_in_progress:0" in text for text in looks)
+        restored.kill()
+        restored = Server(folder)  # with its usual settings
+        with ValkeyStore(restored.url) as store:
+            assert store.counts() == (50, 50) and store.check() == []
+        restored.kill()
+    finally:
+        shutil.rmtree(folder)
 
 
 def command_lines(text: str) -> list[list[str]]:

@@ -48,8 +48,6 @@ from limerank.training.result import WarmStart
 
 EPOCHS = 1
 """Passes over what a warm start trains on, where the configuration leaves it open."""
-MEMORY = 1.0
-"""Of the sums of row-wise Adagrad, the share that a warm start begins with."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +289,6 @@ class Start:
             self.numbering.sources,
             self.numbering.sizes,
         )
-        for name, values in found.items():
-            if name.endswith("/sums"):
-                values.mul_(MEMORY)
         optimiser.load({**optimiser.sums(), **found})
 
 
