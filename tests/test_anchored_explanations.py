@@ -27,7 +27,7 @@ def explained(request):
     recommender = Recommender(of.run, of.index, of.data, scorer="model")
     user = int(np.flatnonzero(of.data.user_ids == busy_user(of))[0])
     log = recommender._log(user, None)
-    past = recommender._past(log, user, recommender._end(log), {})
+    past = recommender._past(log, user, recommender._end(log, recommender._log_end), {})
     rows = np.arange(30)
     request = recommender._flow.check(5, task_weights={"click": 1.0, "watch": -0.3})
     np.testing.assert_array_equal(request.weights, WEIGHTS)

@@ -60,7 +60,7 @@ def test_effects_are_what_the_model_says_without_the_event(of):
     recommender, ranking = explained(of)
     user = int(np.flatnonzero(of.data.user_ids == ranking.user)[0])
     log = recommender._log(user, None)
-    now = recommender._end(log)
+    now = recommender._end(log, recommender._log_end)
     full = recommender._past(log, user, now, {})
     ranker = of.run.ranker
     rows = np.array([item.row for item in ranking])
@@ -150,7 +150,7 @@ def test_effects_of_some_events_only(of):
     recommender, ranking = explained(of)
     user = int(np.flatnonzero(of.data.user_ids == ranking.user)[0])
     log = recommender._log(user, None)
-    past = recommender._past(log, user, recommender._end(log), {})
+    past = recommender._past(log, user, recommender._end(log, recommender._log_end), {})
     vectors = torch.from_numpy(np.array(of.index.vectors[:3]))
     keys = None if of.run.ranker.anchors is None else index_keys(of.index, np.arange(3))
     (first, *_), (some, *_) = (

@@ -285,7 +285,9 @@ def test_large_bodies_are_read_as_small_ones_are(message, indent, ascii_, data):
 )
 def test_numbers_that_cannot_be_stored_are_refused(value):
     positions = {
-        "/v1/rank": ['{"context":{"a":%s}}', '{"filter":{"a":[%s]}}', '{"user":%s}', '{"time":%s}',
+        "/v1/rank": ['{"context":{"a":%s}}', '{"filter":{"a":[%s]}}',
+                     '{"filter":{"a":{"from":%s}}}', '{"boosts":[{"items":[1],"add":%s}]}',
+                     '{"user":%s}', '{"time":%s}',
                      '{"k":%s}', '{"candidates":[%s]}',
                      '{"history":[{"item":1,"features":{"a":%s}}]}'],
         "/v1/events": ['{"user":1,"item":1,"time":1,"features":{"a":%s}}',
@@ -897,6 +899,7 @@ import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
 import limerank.serving.http.run as run
+from limerank.serving.arms import one_arm
 from limerank.serving.http.run import Server
 from limerank.serving.http.settings import Settings
 from tests.test_hostile import Stub
@@ -916,7 +919,7 @@ run.Serving = Engine
 run.open_store = lambda *_: None
 run.Background = lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None)
 settings = Settings(open=True, port=0, drain_seconds=float(sys.argv[1]))
-run.serve(run=Path("run"), index=Path("index"), store="events.db", settings=settings)
+run.serve(arms=one_arm(Path("run"), Path("index")), store="events.db", settings=settings)
 """
 
 
@@ -982,6 +985,6 @@ def test_a_start_that_fails_is_one_line_and_leaves_nothing(call, tmp_path, monke
 
 def test_values_are_finite_in_answers_of_old_stores():
     engine = Stub()
-    engine.model = lambda: {"much": 1 << 70}
+    engine.model = lambda arm: {"much": 1 << 70}
     with client_of(engine) as client:
         assert client.get("/v1/model").json() == {"much": 1 << 70}

@@ -92,7 +92,7 @@ def names(run):
         for file in run.rglob("*")
         if file.is_file()
         and file.suffix in (".json", ".safetensors", ".parquet")
-        and file.name != ALARMS
+        and file.name not in (ALARMS, "optimiser.safetensors")
     )
 
 

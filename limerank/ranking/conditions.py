@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from limerank.data.canonical import category, number
+from limerank.data.canonical import INT64, category, number
 from limerank.data.spec import Feature
 from limerank.errors import DataError, SpecError, did_you_mean
 
@@ -89,6 +89,10 @@ def _values(name: str, given: Any) -> tuple[Any, ...]:
             raise ValueError(f"{name} has {kind} as a value, expected texts, numbers or null")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} has {value!r} as a value, expected a finite number")
+        if isinstance(value, int) and value not in INT64:
+            raise ValueError(
+                f"{name} has an integer of more than 64 bits as a value; give it as text"
+            )
         if isinstance(value, str) and len(value) > MOST_TEXT:
             raise ValueError(
                 f"{name} has a text of {len(value):,} characters, expected at most {MOST_TEXT}"
@@ -99,8 +103,12 @@ def _values(name: str, given: Any) -> tuple[Any, ...]:
 def _bound(name: str, given: Any) -> float | None:
     if given is None:
         return None
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        raise ValueError(f"{name} is {given!r:.80}, expected a finite number")
+    wrong = isinstance(given, bool) or not isinstance(given, int | float)
+    if not wrong:
+        wrong = given not in INT64 if isinstance(given, int) else not math.isfinite(given)
+    if wrong:
+        what = "an integer of more than 64 bits" if isinstance(given, int) else f"{given!r:.80}"
+        raise ValueError(f"{name} is {what}, expected a finite number")
     return float(given)
 
 

@@ -116,18 +116,19 @@ def train(
     Everything but a divergence is checked before anything is written.
     """
     out = Path(out)
-    dataset = data if isinstance(data, Dataset) else Dataset(data)
-    shape = DataShape.of(dataset.manifest)
     if start is not None and out.resolve() == Path(start).resolve():
         raise SpecError(
             f"the training cannot start from {start} and replace it; name another folder"
         )
     parent = None if start is None else open_parent(start)
-    if parent is None:
+    if parent is None:  # before the dataset is read
         model, config = model_config_of(model), train_config_of(config)
-    else:
+    dataset = data if isinstance(data, Dataset) else Dataset(data)
+    shape = DataShape.of(dataset.manifest)
+    if parent is not None:
         model = model_from(parent, model, shape)
         config = config_from(parent, config, dataset.tasks)
+    model, config = model_config_of(model), train_config_of(config)
     lineage = () if parent is None else parent.lineage
     name = objective_name(config.objective, shape.tasks)
     config = config.model_copy(update={"objective": name})
