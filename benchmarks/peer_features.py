@@ -257,8 +257,8 @@ def matches(same: NDArray[np.bool_], labels: Floats, decay: NDArray[np.float64])
         [
             count[some],
             count[some] / events,
-            same @ labels / count[some],
-            weights @ labels / weights.sum(axis=1).clip(1e-300),
+            (same * labels).sum(axis=1) / count[some],
+            (weights * labels).sum(axis=1) / weights.sum(axis=1).clip(1e-300),
             labels[events - ago],
             ago,
             np.where(liked.any(axis=1), positive_ago, np.nan),
