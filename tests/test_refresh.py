@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -15,10 +16,12 @@ import tomli_w
 
 from limerank.data.dataset import Dataset
 from limerank.errors import FormatError, SpecError
+from limerank.evaluation.compare import Difference
 from limerank.index.reading import Index
 from limerank.refresh import cycle as cycles
-from limerank.refresh.config import duration, load_config
+from limerank.refresh.config import Gate, duration, load_config
 from limerank.refresh.cycle import refresh, roll_back
+from limerank.refresh.gate import worse
 from limerank.refresh.home import Home
 from limerank.runs.folder import load_run
 from limerank.serving.stores import SqliteStore
@@ -166,6 +169,25 @@ def test_a_worse_model_does_not_go_live(config: Path, call: Any) -> None:
     assert found.live == "000001" and found.latest_data() == found.folder("000002") / "data"
     status, _, error = call("rollback", config)
     assert status == 2 and "expected two or more" in error
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "strict", "reason"),
+    [
+        (0.01, 0.002, 0.018, True, None),
+        (-0.002, -0.02, 0.016, False, None),
+        (-0.002, -0.02, 0.016, True, "gate.strict"),
+        (-0.002, -0.0029, -0.001, False, "certainly worse"),
+        (-0.004, -0.02, 0.012, False, "at most 0.003 is allowed"),
+        (-0.002, math.nan, math.nan, True, None),
+        (-0.004, math.nan, math.nan, False, "at most 0.003 is allowed"),
+    ],
+)
+def test_when_a_model_is_worse(
+    difference: float, low: float, high: float, strict: bool, reason: str | None
+) -> None:
+    found = worse("click AUC", Difference("", 9, difference, low, high), Gate(strict=strict))
+    assert bool(found) == (reason is not None) and all(reason in one for one in found)
 
 
 STEPS = ("prepare", "train", "judge", "build_index")

@@ -63,8 +63,15 @@ def refresh(
     from limerank.refresh.cycle import refresh as run
 
     say = (lambda line: None) if quiet or as_json else print
-    entry = run(load_config(config), say=say, quiet=quiet or as_json)
+    settings = load_config(config)
+    entry = run(settings, say=say, quiet=quiet or as_json)
     if as_json:
         print(json.dumps(None if entry is None else entry.to_dict()))
+    if entry is not None and entry.outcome == "published" and not (quiet or as_json):
+        live = settings.home / "live"
+        print(
+            f"Serve what is live: limerank serve --run {live}/run --index {live}/index "
+            f"--watch {live} --store events.db"
+        )
     if entry is not None and entry.outcome == "refused":
         raise typer.Exit(REFUSED)

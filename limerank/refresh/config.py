@@ -29,8 +29,11 @@ class Gate(Frozen):
     task: str | None = None
     """The binary task whose AUC is compared; the first one by default."""
     tolerance: float = Field(0.003, ge=0)
-    """The new model is refused where the lower bound of the 95 % interval of its metric minus that
-    of the current one is below minus this, and the difference itself is negative."""
+    """The new model is refused where its metric is below that of the current one by more than this,
+    or by any amount that is certain: the 95 % interval of the difference is below 0."""
+    strict: bool = False
+    """Whether it is refused, too, where the interval leaves it open that the new model is worse by
+    more than the tolerance. On small logs that is so on most days."""
     most_ne: float = Field(1.0, gt=0)
     """The new model is refused where the NE of a binary task is at or above this."""
     alarms: bool = True

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limerank.evaluation.compare import compare
+from limerank.data.dataset import Dataset
+from limerank.evaluation.compare import Difference, compare
 from limerank.evaluation.evaluate import Evaluation, evaluate
+from limerank.evaluation.lists import is_of_positives
 from limerank.files import write_json
 from limerank.refresh.config import Gate
 
 SPLIT = "test"
+LIST_METRICS = "ndcg@10", "hr@10"
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,25 @@ def judge(
             )
         else:
             figures["difference"] = {"metric": what, **one.to_dict()}
-            bound = one.difference if math.isnan(one.low) else one.low
-            if one.difference < 0 and bound < -gate.tolerance:
-                reasons.append(
-                    f"{what} of the new model is {-one.difference:.4f} below that of the current "
-                    f"one (95 % interval {one.low:+.4f} to {one.high:+.4f}); the lower bound may "
-                    f"be {-gate.tolerance:g} (gate.tolerance)"
-                )
+            reasons += worse(what, one, gate)
     if reasons:
         return Verdict(False, tuple(reasons), figures)
-    return Verdict(True, tuple(_summary(found, figures)), figures)
+    return Verdict(True, tuple(_summary(found, figures, data)), figures)
+
+
+def worse(what: str, found: Difference, gate: Gate) -> list[str]:
+    """Why the difference of the new model from the current one refuses it, if it does."""
+    least, known = -gate.tolerance, not math.isnan(found.low)
+    if found.difference < least:
+        why = f"at most {gate.tolerance:g} is allowed (gate.tolerance)"
+    elif known and found.high < 0:
+        why = "it is certainly worse"
+    elif known and gate.strict and found.low < least:
+        why = f"it may be worse by more than {gate.tolerance:g} (gate.strict, gate.tolerance)"
+    else:
+        return []
+    interval = f" (95 % interval {found.low:+.4f} to {found.high:+.4f})" if known else ""
+    return [f"{what}: new minus current is {found.difference:+.4f}{interval}; {why}"]
 
 
 def _entropies(found: Evaluation, gate: Gate) -> list[str]:
@@ -126,14 +138,19 @@ def _figures(found: Evaluation) -> dict[str, Any]:
     return figures
 
 
-def _summary(found: Evaluation, figures: dict[str, Any]) -> Sequence[str]:
+def _summary(found: Evaluation, figures: dict[str, Any], data: Path) -> Sequence[str]:
     one = figures.get("difference")
     if one is None:
-        heads = [
-            f"{task} {name.upper()} {value:.4f}"
-            for task, metrics in found.tasks.items()
-            for name, value in list(metrics.items())[:2]
-        ]
+        lists = {} if found.lists is None else found.lists
+        if is_of_positives(Dataset(data)):
+            of_lists = {name: value for name, value in lists.items() if name in LIST_METRICS}
+            heads = [f"{name.upper()} {value:.4f}" for name, value in of_lists.items()]
+        else:
+            heads = [
+                f"{task} {name.upper()} {value:.4f}"
+                for task, metrics in found.tasks.items()
+                for name, value in list(metrics.items())[:2]
+            ]
         return [f"no model is live yet; the new one has {', '.join(heads) or 'no metrics'}"]
     interval = ""
     if one["low"] is not None:
