@@ -61,6 +61,7 @@ def take(url: str, report: Path) -> None:
         browser = started.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_context(viewport=REPORT).new_page()
         page.goto(report.resolve().as_uri())
+        page.get_by_role("heading", name="Quality", exact=True).evaluate("one => one.scrollIntoView()")
         save(page, "report")
         page.locator(".card:has(svg.flow)").first.screenshot(path=IMAGES / "why.png")
         shrink("why")
