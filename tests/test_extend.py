@@ -154,7 +154,7 @@ def test_a_changed_file_is_refused(days: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"day-0.parquet has changed since .*--encoding"):
             prepare(spec, tmp_path / "b", extend=tmp_path / "a")
     assert not (tmp_path / "b").exists()
-    file.unlink()  # a file that is gone was read
+    file.unlink()  # a file that was removed has been read
     prepare(spec, tmp_path / "c", extend=tmp_path / "a")
 
 

@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 
 from limerank.data.dataset import Dataset
-from limerank.errors import FormatError, SpecError
+from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluation.compare import Difference
 from limerank.index.reading import Index
 from limerank.refresh import cycle as cycles
@@ -216,6 +216,46 @@ def test_a_cycle_that_breaks_off_is_continued(
     entry = refresh(loaded)
     assert entry is not None and (entry.cycle, entry.outcome) == ("000002", "published")
     assert [one.cycle for one in Home(loaded.home).entries] == ["000001", "000002"]
+
+
+def test_a_cycle_without_news_that_breaks_off_is_dropped(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    done = cycles.prepare
+
+    def broken(*args: Any, **named: Any) -> Any:
+        done(*args, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cycles, "prepare", broken)
+        refresh(loaded)
+    assert refresh(loaded) is None
+    write_day(config.parent / "log", 2)
+    entry = refresh(loaded)
+    assert entry is not None and entry.outcome == "published"
+
+
+def test_a_log_that_cannot_be_trained_on_is_read_again(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    write_day(config.parent / "log", 2)
+
+    def refused(*args: Any, **named: Any) -> Any:
+        raise DataError("nothing is newer")
+
+    with monkeypatch.context() as patched, pytest.raises(DataError):
+        patched.setattr(cycles, "train", refused)
+        refresh(loaded)
+    write_day(config.parent / "log", 3)
+    entry = refresh(loaded)
+    assert entry is not None and (entry.cycle, entry.outcome) == ("000002", "published")
+    found = Dataset(Path(live(loaded.home)["run"]).parent / "data")
+    assert len(found.events["time"]) == 4 * ROWS
 
 
 def test_publishing_that_breaks_off_is_settled(

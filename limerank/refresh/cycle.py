@@ -6,6 +6,7 @@ that was killed at any moment is continued by the next call, and ends as it woul
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from limerank.data.canonical import LARGEST_TIME
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
-from limerank.errors import FormatError
+from limerank.errors import DataError, FormatError
 from limerank.files import held_alone, read_json, write_json
 from limerank.index.building import build_index
 from limerank.models.config import configs_of
@@ -88,11 +89,13 @@ class _Cycle:
         before = self.home.latest_data()
         data = self.folder / "data"
         with self._step("prepare", data) as todo:
-            if todo and not self._prepare(before, data):
-                self.home.drop(self.name)
-                self.say("nothing is new in the log; nothing was changed")
-                return None
+            if todo:
+                self._prepare(before, data)
         dataset = Dataset(data)
+        if before is not None and not dataset.manifest["summary"]["added"]["rows"]:
+            self.home.drop(self.name)
+            self.say("nothing is new in the log; nothing was changed")
+            return None
         if before is not None:
             reasons = check_data(dataset, Dataset(before), self.config.data)
             if reasons:
@@ -100,7 +103,12 @@ class _Cycle:
         run, index = self.folder / "run", self.folder / "index"
         with self._step("train", run if ended(run) else self.folder / "none") as todo:
             if todo:
-                self._train(dataset, run, current)
+                try:
+                    self._train(dataset, run, current)
+                except DataError:  # the next call reads what the log has by then
+                    for folder in (run, data):
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
         parent = None if current is None else self.home.folder(current) / "run"
         with self._step("judge", self.folder / "verdict.json") as todo:
             if todo:
@@ -118,6 +126,8 @@ class _Cycle:
         """Write what the store has that no cycle has exported; nothing where it has nothing new."""
         out = export.folder / f"exported-{self.name}.parquet"
         since = export.since_ms if self.home.exported is None else self.home.exported
+        if "exported" not in self.state:
+            out.unlink(missing_ok=True)  # of a cycle that was removed
         if not out.exists():
             first = self.home.live is None and export.since is not None
             if first and not exists(export.store):
@@ -147,18 +157,17 @@ class _Cycle:
             if not done.shown + done.events:
                 out.unlink()
 
-    def _prepare(self, before: Path | None, out: Path) -> bool:
-        """Prepare the dataset; returns whether the log has something new."""
+    def _prepare(self, before: Path | None, out: Path) -> None:
+        """Prepare the dataset."""
         spec, base = load_spec(self.config.description), self.config.description.parent
         memory = self.config.memory
         if before is None:
             prepare(spec, out, base=base, memory=memory, quiet=self.quiet)
-            return True
+            return
         since = None
         if self.config.window_ms is not None:
             since = Dataset(before).manifest["summary"]["time"]["last"] - self.config.window_ms
         prepare(spec, out, base=base, extend=before, since=since, memory=memory, quiet=self.quiet)
-        return bool(Dataset(out).manifest["summary"]["added"]["rows"])
 
     def _train(self, dataset: Dataset, run: Path, current: str | None) -> None:
         config = self.config
