@@ -165,8 +165,11 @@ def serve(
         raise SpecError(f"{keys} is not a key file: it is not UTF-8 text") from None
     except ValueError as error:
         raise SpecError(str(error)) from None
+    arms = tuple(map(parse_arm, arm or ()))
+    if run is not None and index is not None:
+        arms = one_arm(run, index)
     serve_(
-        arms=tuple(parse_arm(one) for one in arm) if arm else one_arm(run, index),  # type: ignore[arg-type]
+        arms=arms,
         salt=salt,
         store=store,
         settings=settings,
