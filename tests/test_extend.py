@@ -45,6 +45,7 @@ CASES: list[tuple[bool, dict[str, Any]]] = [
     (True, {"split": {"leave_last": 1}}),
     (False, {"split": {"by": "position"}, "history": {"length": 20, "keep": "click"}}),
     (True, {"split": {"held_out_users": 0.2, "held_out_items": 0.1}}),
+    (False, {"split": {"validation": "6h", "test": "6h"}}),
 ]
 
 
@@ -113,6 +114,22 @@ def test_codes_stay_from_day_to_day(days: Path) -> None:
 def test_the_newest_part_is_the_test_split(days: Path) -> None:
     cuts = [Dataset(days / name).manifest["summary"]["cuts"] for name in "abc"]
     assert cuts[0][1] < cuts[1][1] < cuts[2][1]
+
+
+def test_a_duration_is_the_test_of_every_day(tmp_path: Path) -> None:
+    frame = log_of(4, users=10)
+    path = write_spec(tmp_path, frame, split={"validation": "6h", "test": "1d"})
+    write_days(tmp_path, frame, range(2))
+    before = prepare(path, tmp_path / "a")
+    write_days(tmp_path, frame, range(2, 4))
+    after = prepare(path, tmp_path / "b", extend=tmp_path / "a")
+    for done in (before, after):
+        summary = done.manifest["summary"]
+        validation, test = summary["cuts"]
+        assert (
+            summary["time"]["last"] - test == DAY * 1000 - 1 and test - validation == 6 * 3_600_000
+        )
+    assert after.manifest["summary"]["cuts"][0] > before.manifest["summary"]["time"]["last"]
 
 
 def test_an_unchanged_file_is_not_read_again(days: Path, tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import polars as pl
 import pytest
 import tomli_w
 
+from limerank.data.canonical import duration
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.evaluation.compare import Difference
 from limerank.index.reading import Index
 from limerank.refresh import cycle as cycles
-from limerank.refresh.config import Gate, duration, load_config
+from limerank.refresh.config import Gate, load_config
 from limerank.refresh.cycle import refresh, roll_back
 from limerank.refresh.gate import worse
 from limerank.refresh.home import Home

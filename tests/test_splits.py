@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,78 @@ def test_a_column_must_be_one(tmp_path: Path) -> None:
             tmp_path / "x",
         )
     assert Split(column="fold", values={" 1.0": "test"}).spellings["1"] == 2
+
+
+# Durations
+
+
+def hourly(hours: int) -> list[dict[str, Any]]:
+    """Three users with an impression each hour, and a fourth at odd times."""
+    hour = 3_600_000
+    rows = [(u, (u + k) % 5, hour * k, k % 2) for u in range(3) for k in range(hours)]
+    return log(*rows, *((3, k % 5, hour * k + 17, k % 2) for k in range(0, hours - 1, 5)))
+
+
+@given(
+    st.tuples(st.integers(1, 20), st.integers(1, 20)).filter(lambda pair: sum(pair) < 40),
+)
+@settings(deadline=None, max_examples=8)
+def test_durations_are_the_newest_part(pair: tuple[int, int]) -> None:
+    validation, test = pair
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        rows = hourly(48)
+        write(path, rows)
+        durations = {"validation": f"{validation}h", "test": f"{test}h"}
+        view = run(path, make_spec(split=durations))
+        hour = 3_600_000
+        newest = max(row["time"] for row in rows)
+        ends = newest - (validation + test) * hour, newest - test * hour
+        expected = [
+            sum(row["time"] <= ends[0] for row in rows),
+            sum(ends[0] < row["time"] <= ends[1] for row in rows),
+            sum(row["time"] > ends[1] for row in rows),
+        ]
+        counts = [0, 0, 0]
+        for request in view.request_list():
+            counts[request["split"]] += len(request["rows"])
+        assert counts == expected and min(counts) > 0
+
+
+def test_a_log_shorter_than_its_splits_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, hourly(30))
+    with pytest.raises(DataError, match=r"span 29\.0 hours.*leave none for training.*shares"):
+        run(tmp_path, make_spec(split={"validation": "1d", "test": "6h"}))
+
+
+@pytest.mark.parametrize(
+    ("split", "error"),
+    [
+        ({"validation": "1d"}, "durations together"),
+        ({"test": "1d"}, "durations together"),
+        ({"validation": "1d", "test": 0.1}, "expected a duration"),
+        ({"validation": "0.1", "test": "1d"}, "expected days or hours"),
+        ({"validation": "1d", "test": "1w"}, "expected days or hours"),
+        ({"validation": 1.5}, "a share between 0 and 1"),
+        ({"validation": "1d", "test": "1d", "train": 0.9}, "train is a share"),
+        ({"validation": "1d", "test": "1d", "by": "position"}, 'by = "time"'),
+        ({"validation": "1d", "test": "1d", "leave_last": 1}, "different splits"),
+        (
+            {
+                "validation": "1d",
+                "test": "1d",
+                "validation_from": "2026-01-01",
+                "test_from": "2026-01-02",
+            },
+            "or validation_from and test_from",
+        ),
+    ],
+)
+def test_durations_beside_other_rules(split: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        Split(**split)
+
+
+def test_durations_need_a_clock() -> None:
+    with pytest.raises(ValueError, match="need a time column"):
+        make_spec(events=[ORDER], split={"validation": "1d", "test": "1d"})

@@ -38,6 +38,8 @@ from limerank.errors import DataError, with_article
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+UNITS_MS = {"d": DAY_MS, "h": HOUR_MS}
+"""Units of durations."""
 ID_BYTES = 256
 """Length of an external id in UTF-8, at most."""
 LARGEST_TIME = 1 << 53
@@ -319,6 +321,12 @@ def iso(milliseconds: int) -> str:
 
 
 # A series of values
+
+
+def duration(text: str) -> int | None:
+    """Milliseconds of a text such as "60d" or "48h"; None where it is something else."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})\s*([dh])", text.strip())
+    return None if found is None else int(found[1]) * UNITS_MS[found[2]]
 
 
 def _each(values: pl.Series, one: Callable[[Any], str | None]) -> pl.Series:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from limerank.data.canonical import category
+from limerank.data.canonical import category, duration
 from limerank.validation import Frozen
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -26,16 +26,22 @@ OTHER_RULES = {
 
 
 class Split(Frozen):
-    """Which events are for training, validation and test. Choose one rule: `by`, with shares or cut
-    points; `leave_last`; or `column`."""
+    """Which events are for training, validation and test. Choose one rule: `by`, with shares,
+    durations or cut points; `leave_last`; or `column`."""
 
     by: Literal["time", "position"] | None = None
     """"time": the same cut points for all users, as in production. "position": shares of each
     user's own requests. The default is "time", and "position" for logs that have only an order."""
     train: float = Field(0.8, gt=0, lt=1)
     """Share of the impressions (by position: of each user's requests) in the training split."""
-    validation: float = Field(0.1, gt=0, lt=1)
-    """Share in the validation split, likewise. The rest is the test split."""
+    validation: float | str = 0.1
+    """Share in the validation split, likewise; the rest is the test split. Or a duration such as
+    "1d" or "6h", the time before the test split; it requires a duration in test, and replaces the
+    shares."""
+    test: str | None = None
+    """Duration of the test split, such as "1d" or "6h", up to the newest impression. For logs that
+    grow: every day the newest part is the test, the part before it validation, and all earlier
+    impressions are training."""
     validation_from: str | None = None
     """Start of the validation split as ISO 8601 text, in UTC unless it contains an offset. It
     replaces the shares and requires test_from."""
@@ -64,9 +70,31 @@ class Split(Frozen):
             raise ValueError(f"expected 'time' or 'position'; got {by!r}: {OTHER_RULES[by]}")
         return by
 
+    @field_validator("validation")
+    @classmethod
+    def _share_or_duration(cls, value: float | str) -> float | str:
+        if isinstance(value, str):
+            return _checked_duration(value)
+        if not 0 < value < 1:
+            raise ValueError(f"got {value:g}, expected a share between 0 and 1, or a duration")
+        return value
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _no_share(cls, value: Any) -> Any:
+        if value is None:
+            return value
+        if not isinstance(value, str):
+            raise ValueError(
+                f'got {value!r}, expected a duration such as "1d"; as a share, the test split is '
+                "what train and validation leave"
+            )
+        return _checked_duration(value)
+
     @model_validator(mode="after")
     def _check(self) -> Split:
-        if self.train + self.validation >= 1.0 - 1e-9:
+        self._check_durations()
+        if isinstance(self.validation, float) and self.train + self.validation >= 1.0 - 1e-9:
             raise ValueError("train + validation must leave something for the test split")
         if (self.validation_from is None) != (self.test_from is None):
             raise ValueError("validation_from and test_from go together")
@@ -76,6 +104,22 @@ class Split(Frozen):
             raise ValueError("validation_from is later than test_from")
         self._check_rule()
         return self
+
+    def _check_durations(self) -> None:
+        """Refuse a duration without the other, or beside another rule."""
+        if isinstance(self.validation, str) != (self.test is not None):
+            raise ValueError(
+                'validation and test are durations together, such as validation = "1d" and test = '
+                '"1d"; as shares, the test split is what train and validation leave'
+            )
+        if self.test is None:
+            return
+        if self.train != type(self).model_fields["train"].default:
+            raise ValueError("train is a share: with durations, all that is earlier is training")
+        if self.by == "position":
+            raise ValueError('durations go with by = "time"')
+        if self.validation_from is not None:
+            raise ValueError("give durations, or validation_from and test_from")
 
     def _check_rule(self) -> None:
         """Refuse two rules at once."""
@@ -99,6 +143,20 @@ class Split(Frozen):
         if self.validation_from is None or self.test_from is None:
             return None
         return _milliseconds(self.validation_from), _milliseconds(self.test_from)
+
+    @property
+    def durations(self) -> tuple[int, int] | None:
+        """The lengths of the validation and the test split in milliseconds, where they are
+        durations."""
+        if self.test is None or isinstance(self.validation, float):
+            return None
+        return duration(self.validation) or 0, duration(self.test) or 0
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The shares at which the validation and the test split begin, where they are shares."""
+        assert isinstance(self.validation, float)
+        return self.train, self.train + self.validation
 
     @property
     def spellings(self) -> dict[str, int]:
@@ -136,6 +194,12 @@ class Requests(Frozen):
     events of the same request, so small requests have more recent histories and more of them to
     encode. By default impressions that were shown at once are one request, and others share one
     only in large logs."""
+
+
+def _checked_duration(text: str) -> str:
+    if duration(text) is None:
+        raise ValueError(f'got {text!r:.40}, expected days or hours, such as "1d" or "6h"')
+    return text
 
 
 def _milliseconds(text: str) -> int:

@@ -59,6 +59,7 @@ A dataset is described by one TOML file, read here into a frozen, validated :cla
     by = "time"                         # or "position": within each user
     train = 0.8                         # or leave_last = 1: the last request of each user
     validation = 0.1                    # or column = "fold": train, validation, test
+                                        # or validation = "1d", test = "1d": for logs that grow
 
     [history]
     length = 128
@@ -390,6 +391,8 @@ class Spec(Frozen):
             raise ValueError("at least one source of events must have shown = true")
         if not self.clock and self.split.validation_from is not None:
             raise ValueError("cut points need a time column")
+        if not self.clock and self.split.test is not None:
+            raise ValueError("durations of splits need a time column; give shares")
         if not self.clock and self.split.by == "time":
             raise ValueError(
                 'a log that has only an order cannot be split by = "time": leave by out, or set '

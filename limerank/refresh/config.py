@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from limerank.data.canonical import milliseconds
+from limerank.data.canonical import duration, milliseconds
 from limerank.errors import DataError, SpecError
 from limerank.models.config import DEFAULT_MODEL, configs_of, train_config_of
 from limerank.validation import Frozen, validate
 
 CONFIG_BYTES = 1 << 20
 """Size of the file, at most."""
-UNITS = {"d": "days", "h": "hours"}
 
 
 class Gate(Frozen):
@@ -133,14 +130,6 @@ class RefreshConfig(Frozen):
     def window_ms(self) -> int | None:
         """The window in milliseconds."""
         return None if self.window is None else duration(self.window)
-
-
-def duration(text: str) -> int | None:
-    """Milliseconds of a text such as "60d" or "48h"; None where it is something else."""
-    found = re.fullmatch(r"([1-9][0-9]{0,5})\s*([dh])", text.strip())
-    if found is None:
-        return None
-    return int(timedelta(**{UNITS[found[2]]: int(found[1])}).total_seconds() * 1000)
 
 
 def load_config(path: str | Path) -> RefreshConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.canonical import HOUR_MS
 from limerank.data.folder import SPLITS
 from limerank.data.pipeline import ahead
 from limerank.data.prepare.gaps import Grouping
@@ -16,7 +17,9 @@ from limerank.data.prepare.ids import CodeMap
 from limerank.data.prepare.partition import values_at_ranks
 from limerank.data.prepare.requests import Boundaries
 from limerank.data.prepare.sorting import Block, SortedEvents
+from limerank.data.protocol import Split
 from limerank.data.spec import Spec
+from limerank.errors import DataError
 
 TEST = SPLITS.index("test")
 
@@ -116,7 +119,7 @@ class Splitter:
             enough = totals > 2 * split.leave_last
             first = np.where(enough, totals - 2 * split.leave_last, totals)
             return first, np.where(enough, totals - split.leave_last, totals)
-        shares = split.train * totals, (split.train + split.validation) * totals
+        shares = [share * totals for share in split.shares]
         first, second = (np.floor(share + 1e-9).astype(np.int64) for share in shares)
         few = (first == 0) | (second == first) | (totals == second)
         by_chance = uniform(seeds)
@@ -161,6 +164,8 @@ def _cuts(spec: Spec, events: SortedEvents, weights: list[str]) -> list[int] | N
         return list(split.cuts)
     if spec.split_rule != "time":
         return None
+    if split.durations is not None:
+        return _newest(split, *events.shown_range)
 
     def blocks() -> Iterator[NDArray[np.int64]]:
         for block in ahead(events.stream(["time", "shown", *weights])):
@@ -171,9 +176,25 @@ def _cuts(spec: Spec, events: SortedEvents, weights: list[str]) -> list[int] | N
                 yield times[block.columns["shown"]] if events.some_hidden else times
 
     total = sum(map(len, blocks())) if weights else events.shown_total
-    ranks = [
-        min(int(share * total + 1e-9), max(total - 1, 0))
-        for share in (split.train, split.train + split.validation)
-    ]
+    ranks = [min(int(share * total + 1e-9), max(total - 1, 0)) for share in split.shares]
     first, last = events.shown_range
     return values_at_ranks(blocks, first, last, ranks)
+
+
+def _newest(split: Split, first: int, last: int) -> list[int]:
+    """The cuts of splits that are durations.
+
+    Args:
+        first, last: times of the first and the last impression.
+    """
+    assert split.durations is not None
+    validation, test = split.durations
+    test_from = last - test + 1
+    cuts = [test_from - validation, test_from]
+    if cuts[0] <= first:
+        raise DataError(
+            f"the log's impressions span {(last - first) / HOUR_MS:,.1f} hours; validation = "
+            f"{split.validation!r} and test = {split.test!r} of [split] leave none for training. "
+            "Give shorter durations, or shares, such as train = 0.8 and validation = 0.1"
+        )
+    return cuts
