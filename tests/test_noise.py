@@ -16,7 +16,7 @@ from limerank.training.objectives import Impressions
 from limerank.training.optim import Optimiser
 from limerank.training.step import Step
 from limerank.training.trainer import train
-from limerank.training.world import Alone
+from limerank.world import Alone
 from tests.worlds import SHAPE, batch, config_of, prepare_log
 
 

@@ -5,8 +5,6 @@ One file is touched, its own; within the package it takes one line more, in the 
 
 from __future__ import annotations
 
-import copy
-import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,21 +13,16 @@ import torch
 from torch.nn import functional as F
 
 from limerank.data.batch import Batch, Items
-from limerank.data.dataset import Dataset
 from limerank.errors import SpecError, UnknownError
 from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.models import build
-from limerank.models.config import DataShape, TrainConfig
+from limerank.models.config import TrainConfig
 from limerank.models.tasks import KINDS, Kind, Task, columns, register_kind
 from limerank.ranking.recommender import Recommender
 from limerank.runs.folder import load_run
 from limerank.training.objectives import OBJECTIVES, Impressions, Measured, register_objective
-from limerank.training.optim import Optimiser
-from limerank.training.step import Step
 from limerank.training.trainer import train
-from limerank.training.world import Alone, share_of, sum_gradients
 from tests.worlds import config_of, prepare_log
 
 NEGATIVES = 16
@@ -170,93 +163,3 @@ def test_unknown_names_are_refused(data, tmp_path):
         match="'impressions' is already registered, of class Impressions; choose another",
     ):
         register_objective("impressions", NextItem)
-
-
-class Threads:
-    """A world of threads, for tests: every call meets those of the others."""
-
-    def __init__(self, rank: int, size: int, shared: dict) -> None:
-        self.rank, self.size, self.shared = rank, size, shared
-
-    def gather(self, values):
-        self.shared["values"][self.rank] = values
-        self.barrier()
-        found = list(self.shared["values"])
-        self.barrier()
-        return found
-
-    def sum(self, values):
-        return torch.stack(self.gather(values)).sum(0)
-
-    def barrier(self):
-        self.shared["barrier"].wait(60)
-
-
-@pytest.mark.parametrize("model", ["lime-mha", "lime-xor", "two-tower"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_parts_of_a_batch_make_the_update_of_the_full_batch(data, model, size):
-    """Up to the order of sums; every process ends with the same weights."""
-    dataset = Dataset(data)
-    shape = DataShape.of(dataset.manifest)
-    config = TrainConfig(batch_size=64)
-    plain = {"width": 8, "links": 4, "hidden": 6, "id_dropout": 0.0, "dropout": 0.0}
-    plain["anchor_dropout"] = plain["profile_dropout"] = 0.0
-    torch.manual_seed(0)
-    start = build(shape, config_of(model, **plain)).train()
-    plan = Impressions(dataset, shape, config).plan(0)[:4]
-
-    def weights_after(world):
-        ranker = copy.deepcopy(start)
-        objective = Impressions(dataset, shape, config)
-        optimiser = Optimiser(ranker, config, 10, objective.batch_size)
-        step = Step(ranker, objective, optimiser, config, world)
-        parts = [objective.part(rows, world.rank, world.size) for rows in plan]
-        for number, batch in enumerate(objective.batches(parts)):
-            step(batch, number)
-        return dict(ranker.named_parameters())
-
-    shared = {"barrier": threading.Barrier(size), "values": [None] * size}
-    found: list = [None] * size
-
-    def run(rank):
-        try:
-            found[rank] = weights_after(Threads(rank, size, shared))
-        finally:
-            if found[rank] is None:  # nobody waits for a thread that failed
-                shared["barrier"].abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    expected = weights_after(Alone())
-    for name, weight in expected.items():
-        for one in found:
-            assert torch.equal(one[name], found[0][name]), name
-        if name == "link_key.bias":
-            continue  # has no gradient but rounding: a softmax ignores a shift of all logits
-        torch.testing.assert_close(found[0][name], weight, atol=2e-4, rtol=1e-3, msg=name)
-
-
-def test_gradients_of_processes_are_summed():
-    dense = [torch.zeros(2, 3, requires_grad=True), torch.zeros(2, requires_grad=True)]
-    table = torch.zeros(5, 2, requires_grad=True)
-    dense[0].grad = torch.ones(2, 3)
-    table.grad = torch.sparse_coo_tensor(
-        torch.tensor([[1, 1]]), torch.ones(2, 2), (5, 2), check_invariants=True
-    )
-
-    class Doubled(Alone):
-        size = 2
-
-        def sum(self, values):
-            return 2 * values
-
-        def gather(self, values):
-            return [values, values]
-
-    sum_gradients(Doubled(), dense, [table])
-    assert (dense[0].grad == 2).all() and (dense[1].grad == 0).all()
-    assert table.grad.to_dense()[1].tolist() == [4, 4] and table.grad.to_dense().sum() == 8
-    assert share_of(Alone(), 7) == 1.0 and share_of(Doubled(), 7) == 0.5

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "limerank"
 # list.
 LAYERS = """
 errors
-progress results files devices metrics validation
+progress results files devices world metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
@@ -35,7 +35,7 @@ runs: alarms folder model formats lineage < selftest
 index evaluation
 ranking: scorer anchored conditions alike < explain item_table rules < request < ruled similar
     < flow results < recommender < bulk fidelity
-training: world collaborative negatives optim positives softmax replay renumbering
+training: distributed collaborative negatives optim positives softmax replay renumbering
     < impressions result numbering < held_out < catalogue < objectives < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner

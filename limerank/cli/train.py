@@ -110,6 +110,13 @@ def train(
     ] = False,
     setting: Set = None,
     overwrite: Overwrite = False,
+    collective_seconds: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="With several processes: how long one waits for another one that does not answer.",
+        ),
+    ] = 600.0,
     quiet: Quiet = False,
 ) -> None:
     """Train a ranker.
@@ -125,6 +132,11 @@ def train(
     dataset may have more of both, or other features. It trains on the requests that are newer than
     what the run was trained on, and on as many older ones (replay), for one epoch.
 
+    Several processes share the work where torchrun starts them: each one computes a part of every
+    batch, and the run is the one that a single process would train. The run folder must be on a
+    file system that all of them share. Run the same command again, with any number of processes,
+    to resume.
+
     Examples:
 
         limerank train data/mine --model lime-mha --out runs/mine --bf16
@@ -134,9 +146,12 @@ def train(
         limerank train data/mine --config tuned/best.json --out runs/best
 
         limerank train data/today --from runs/yesterday --out runs/today
+
+        torchrun --nproc-per-node 2 -m limerank train data/mine --out runs/mine
     """
     from limerank.models.config import DEFAULT_MODEL, ModelConfig, TrainConfig, configs_of
     from limerank.models.settings_file import read_settings
+    from limerank.training.distributed.group import own_device, processes
     from limerank.training.trainer import train as run
     from limerank.training.warm import model_name
 
@@ -173,16 +188,20 @@ def train(
         of_model |= {name: value for name, value in settings_given.items() if name in own}
         of_training = {name: value for name, value in settings_given.items() if name not in own}
     use_threads(threads)
-    result = run(
-        data,
-        out,
-        model=of_model,
-        config=of_training,
-        start=start,
-        overwrite=overwrite,
-        device=device,
-        tensorboard=tensorboard,
-        quiet=quiet,
-    )
+    with processes(device, collective_seconds) as world:
+        result = run(
+            data,
+            out,
+            model=of_model,
+            config=of_training,
+            start=start,
+            overwrite=overwrite,
+            device=own_device(device),
+            tensorboard=tensorboard,
+            quiet=quiet,
+            world=world,
+        )
+        if world.rank:
+            return
     print(result.text())
     print(f"Next: limerank evaluate {out}; limerank index {out} --out index/{out.name}")

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.data.impressions import Use
 from limerank.models import Ranker
 from limerank.models.tasks import predictions
 from limerank.progress import Bar
+from limerank.world import Alone, World, collected, dealt
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def predict(
     impressions: int = 8192,
     impression_features: Use = "all",
     quiet: bool = True,
+    world: World | None = None,
 ) -> Predictions:
     """Predict the outcomes of every impression of the requests from the history before each.
 
@@ -55,7 +58,10 @@ def predict(
         impression_features: which of the dataset's the model sees; see
             :data:`~limerank.data.impressions.Use`.
         quiet: show no progress.
+        world: processes that compute some of the batches each and return the same predictions, bit
+            for bit those of one process; this one alone when not given.
     """
+    world = world or Alone()
     device = next(ranker.parameters()).device
     counts = dataset.requests["count"][requests].astype(np.int64)
     position = np.zeros(len(dataset.requests["count"]) + 1, dtype=np.int64)
@@ -66,37 +72,50 @@ def predict(
     labels = np.full((total, len(tasks)), np.nan, dtype=np.float32)
     labelled = [at for at, task in enumerate(tasks) if task.name in dataset.tasks]
     label_columns = [dataset.tasks.index(tasks[at].name) for at in labelled]
-    use: torch.Tensor | None = None
     plan = dataset.plan(requests, impressions, history)
-    used = torch.from_numpy(dataset.impressions.used(impression_features))
+    visible = torch.from_numpy(dataset.impressions.used(impression_features))
     was_training = ranker.training
     ranker.eval()
+
+    def put(part: NDArray[np.int64], found: Tensor) -> None:
+        """Store the predictions and labels of the impressions of some requests."""
+        counts_b = dataset.requests["count"][part].astype(np.int64)
+        starts = np.repeat(position[part] - (np.cumsum(counts_b) - counts_b), counts_b)
+        at = starts + np.arange(len(starts))
+        values[at] = found[:, : len(tasks)].numpy()
+        labels[at[:, None], labelled] = found[:, len(tasks) :].numpy()[:, label_columns]
+
+    own = dealt(plan, world)
+    found, uses = [], []
     with (
         torch.inference_mode(),
         Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
     ):
-        for part, batch in zip(plan, dataset.batches(plan, history), strict=True):
-            if batch.shown is not None and not used.all():
-                batch = replace(batch, shown=batch.shown.where(used))
+        for part, batch in zip(own, dataset.batches(own, history), strict=True):
+            if batch.shown is not None and not visible.all():
+                batch = replace(batch, shown=batch.shown.where(visible))
             batch = batch.to(device)
             real = batch.real
             predicted = predictions(ranker(batch)[real].float(), tasks)
-            counts_b = batch.counts.cpu().numpy()
-            starts = np.repeat(position[part] - (np.cumsum(counts_b) - counts_b), counts_b)
-            at = starts + np.arange(len(starts))
-            values[at] = predicted.cpu().numpy()
-            labels[at[:, None], labelled] = batch.labels[real].cpu().numpy()[:, label_columns]
+            both = torch.cat([predicted, batch.labels[real]], 1).cpu()
+            if world.size == 1:
+                put(part, both)
+            else:
+                found.append(both)
             if ranker.folds:
                 terms = ranker.encode_items(ranker.item_vectors(batch.items)[: batch.distinct])
                 seen = torch.bincount(batch.candidates[real], minlength=batch.distinct)
-                used = seen.to(terms.weights.dtype) @ terms.weights
-                use = used if use is None else use + used
-            bar.advance(len(at))
+                uses.append((seen.to(terms.weights.dtype) @ terms.weights)[None])
+            bar.advance(len(both))
+        if world.size > 1:
+            for part, both in zip(plan, collected(world, found, len(plan)), strict=True):
+                put(part, both)
+        uses = collected(world, uses, len(plan)) if ranker.folds else []
     ranker.train(was_training)
     link_use = None
-    if use is not None and total:
+    if uses and total:
         assert ranker.link_shape is not None
-        link_use = (use / total).view(ranker.link_shape).cpu().numpy()
+        link_use = (sum(uses[1:], uses[0]) / total).view(ranker.link_shape).cpu().numpy()
     rows = dataset.impression_rows(requests)
     return Predictions(rows, np.repeat(requests, counts), values, labels, link_use)
 

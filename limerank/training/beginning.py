@@ -12,6 +12,7 @@ from limerank.models.config import TrainConfig
 from limerank.training.collaborative import statistics
 from limerank.training.objectives import Objective
 from limerank.training.warm import Start
+from limerank.world import World
 
 SAMPLED = 256
 """Histories, about, whose events' ages set starting values; see Ranker.start_at."""
@@ -49,6 +50,19 @@ def begin(
         found = statistics(objective.dataset, width, rates, quiet, earlier)
         tower.statistics.copy_(found.of_all)
         objective.statistics = found
+
+
+def share_start(world: World, ranker: Ranker, objective: Objective) -> None:
+    """Give all processes the weights and statistics of process 0: another machine may have rounded
+    otherwise."""
+    if world.size == 1:
+        return
+    tensors = [*ranker.parameters(), *ranker.buffers()]
+    if objective.statistics is not None:
+        tensors.append(objective.statistics.values)
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.copy_(world.from_first(tensor))
 
 
 def _ages(objective: Objective, config: TrainConfig) -> Tensor:

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -195,13 +196,14 @@ class Catalogue(Impressions):
         for rows, one in zip(plan, made, strict=True):
             yield replace(one, batch=self.with_statistics(one.batch, rows))
 
-    def _requests(self, rows: Rows) -> Requests:
-        """The batch of these requests."""
-        events = self.dataset.impression_rows(rows)
-        labels = [self.dataset.events[f"label_{task.name}"][events] for task in self.ranked]
-        chosen = np.any([label > 0 for label in labels], axis=0)
-        items = np.asarray(self.dataset.events["item"][events])[chosen]
-        shared, log_inclusion = self.negatives.draw(rows, items)
+    def _requests(self, of_step: Rows) -> Requests:
+        """This process's part of the requests of a step. All parts share the items that the full
+        step draws."""
+        rows = self.part(of_step)
+        chosen, items = self._chosen(of_step)
+        shared, log_inclusion = self.negatives.draw(of_step, items)
+        if len(rows) < len(of_step):
+            chosen, items = self._chosen(rows)
         batch: Batch | Sequences
         if self.config.exact:
             batch = self.dataset.sequences(rows, shared)
@@ -211,6 +213,13 @@ class Catalogue(Impressions):
             batch = self.dataset.batch(rows, self.config.history, shared)
         terms = len(items) if self.alone else batch.impressions
         return Requests(batch, torch.from_numpy(log_inclusion), terms)
+
+    def _chosen(self, rows: Rows) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+        """Which impressions of requests are positives, bool [n], and the items of these."""
+        events = self.dataset.impression_rows(rows)
+        labels = [self.dataset.events[f"label_{task.name}"][events] for task in self.ranked]
+        chosen = np.any([label > 0 for label in labels], axis=0)
+        return chosen, np.asarray(self.dataset.events["item"][events])[chosen]
 
     def losses(self, ranker: Ranker, batch: Requests) -> dict[str, Tensor]:
         of = batch.batch
@@ -282,12 +291,12 @@ class Catalogue(Impressions):
             ranker = build(self.shape, config_class(name)(model=name))
             with torch.no_grad():
                 ranker.fit(TrainingInteractions(self.dataset))
-            for task, measured in self.held_out.measure(ranker).metrics.items():
+            for task, measured in self.held_out.measure(ranker, self.world).metrics.items():
                 found[task][name] = {at: of for at, of in measured.items() if at != "loss"}
         return found
 
     def measure(self, ranker: Ranker, requests: Rows) -> Measured:
-        found = self.held_out.measure(ranker)
+        found = self.held_out.measure(ranker, self.world)
         if self.alone:
             return found
         of_impressions = super().measure(ranker, requests)

@@ -12,6 +12,7 @@ from limerank.errors import FormatError
 from limerank.models import Ranker
 from limerank.runs.folder import finite, load_state, save_state
 from limerank.training.optim import Optimiser
+from limerank.world import World
 
 CHECKPOINT_SHARE = 0.05
 """Checkpoints take at most this share of a training's time: after one that took long, the next one
@@ -49,6 +50,16 @@ class Progress:
     best_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     calibration: list[tuple[float, float]] = field(default_factory=list)
     lines: int = 0
+
+
+def check_same_step(world: World, step: int, run: Path) -> None:
+    """Refuse processes that have read different checkpoints: FormatError."""
+    steps = [int(one) for one in world.gather(torch.tensor([step]))]
+    if len(set(steps)) > 1:
+        raise FormatError(
+            f"the processes read different checkpoints in {run}, of the steps "
+            f"{', '.join(map(str, steps))}: put the run on a file system that all of them share"
+        )
 
 
 class NotFiniteError(ArithmeticError):

@@ -23,6 +23,7 @@ from limerank.models.ranker import part_of
 from limerank.training.impressions import Measured
 from limerank.training.positives import positives
 from limerank.training.softmax import NOTHING
+from limerank.world import Alone, World, collected, dealt
 
 REQUESTS, LEAST_REQUESTS = 2000, 200
 """Requests that are measured where ``validation_requests`` is not set: the first number, or fewer
@@ -74,17 +75,23 @@ class HeldOut:
         drawn = np.random.default_rng(SEED).permutation(chosen)[:most]
         self.requests = np.sort(drawn)
 
-    def measure(self, ranker: Ranker) -> Measured:
-        """Loss, HR@10 and NDCG@10 of each label; the ranker is left in the mode that it was in."""
+    def measure(self, ranker: Ranker, world: World | None = None) -> Measured:
+        """Loss, HR@10 and NDCG@10 of each label; the ranker is left in the mode that it was in.
+
+        Args:
+            ranker: the model.
+            world: processes that score some of the requests each and return the same numbers, bit
+                for bit those of one process; this one alone when not given.
+        """
         was_training = ranker.training
         ranker.eval()
         with torch.inference_mode():
-            found, use = self._measured(ranker)
+            found, use = self._measured(ranker, world or Alone())
         ranker.train(was_training)
         return Measured(found, use)
 
     def _measured(
-        self, ranker: Ranker
+        self, ranker: Ranker, world: World
     ) -> tuple[dict[str, dict[str, float]], NDArray[np.float32] | None]:
         device = next(ranker.parameters()).device
         blocks = np.split(self.items, np.arange(ITEMS_AT_ONCE, len(self.items), ITEMS_AT_ONCE))
@@ -105,14 +112,15 @@ class HeldOut:
                 logits = ranker.score(some, terms, ranker.extra(some, keys, every))
                 yield logits[..., self.outputs].float()
 
-        def parts() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-            for rows, batch in zip(plan, self.dataset.batches(plan, self.history), strict=True):
-                at = 0
-                for logits in scored(batch):
-                    yield rows[at : at + len(logits)], logits
-                    at += len(logits)
-
-        found = self._summary(parts())
+        own = dealt(plan, world)
+        scores = []
+        for rows, batch in zip(own, self.dataset.batches(own, self.history), strict=True):
+            at, pieces = 0, []
+            for logits in scored(batch):
+                pieces.append(self._scores(rows[at : at + len(logits)], logits))
+                at += len(logits)
+            scores.append(torch.cat(pieces))
+        found = self._summary(torch.cat(collected(world, scores, len(plan))).numpy())
         use = None
         if ranker.folds and ranker.link_shape is not None:
             rows = np.concatenate(
@@ -137,30 +145,33 @@ class HeldOut:
         weights = np.bincount(inverse, weight[held], len(pair)).astype(np.float64)
         return pair // len(self.items), pair % len(self.items), weights
 
-    def _summary(
-        self, parts: Iterator[tuple[NDArray[np.int64], Tensor]]
-    ) -> dict[str, dict[str, float]]:
-        """Metrics of each label; ``parts``: requests, and their logits [b, items, labels]."""
-        losses = dict.fromkeys(self.labels, 0.0)
-        weights = dict.fromkeys(self.labels, 0.0)
-        ranks: dict[str, list[NDArray[np.float64]]] = {label: [] for label in self.labels}
-        sizes: dict[str, list[NDArray[np.int64]]] = {label: [] for label in self.labels}
-        for requests, logits_bit in parts:
-            for at, label in enumerate(self.labels):
-                request, item, weight = self._positives(requests, label)
-                loss_n, rank_n = _of_positives(
-                    logits_bit[..., at], torch.from_numpy(request), torch.from_numpy(item)
-                )
-                losses[label] += float((loss_n * weight).sum())
-                weights[label] += float(weight.sum())
-                ranks[label].append(rank_n)
-                sizes[label].append(np.bincount(request, minlength=len(requests)))
+    def _scores(self, requests: NDArray[np.int64], logits_bit: Tensor) -> Tensor:
+        """What is measured of the positives of requests, f64 [n, 5]: the label, the request's row,
+        weight, loss and rank of each.
+
+        Args:
+            requests: rows, i64 [b].
+            logits_bit: of all items for each label, [b, items, labels].
+        """
+        found = []
+        for at, label in enumerate(self.labels):
+            request, item, weight = self._positives(requests, label)
+            loss_n, rank_n = _of_positives(
+                logits_bit[..., at], torch.from_numpy(request), torch.from_numpy(item)
+            )
+            of_label = np.full(len(request), at, np.float64)
+            found.append(np.stack([of_label, requests[request], weight, loss_n, rank_n], 1))
+        return torch.from_numpy(np.concatenate(found))
+
+    def _summary(self, scores_n5: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+        """Metrics of each label, of what :meth:`_scores` gives of all requests."""
         found = {}
-        for label in self.labels:
-            rank = np.concatenate(ranks[label])
-            offsets = np.concatenate([[0], np.cumsum(np.concatenate(sizes[label]))])
+        for at, label in enumerate(self.labels):
+            request, weight, loss, rank = scores_n5[scores_n5[:, 0] == at, 1:].T
+            first = np.flatnonzero(np.diff(request, prepend=-1))
+            offsets = np.append(first, len(request))
             found[label] = {
-                "loss": losses[label] / weights[label],
+                "loss": float((loss * weight).sum() / weight.sum()),
                 f"hr@{DEPTH}": metrics.hit_rate(rank, DEPTH, offsets),
                 f"ndcg@{DEPTH}": metrics.ndcg(rank, DEPTH, offsets),
             }

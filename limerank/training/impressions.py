@@ -29,6 +29,7 @@ from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, columns, stopping_metric, task_losses
 from limerank.training.collaborative import FOLDS, Statistics, folds_of
 from limerank.training.optim import Rates
+from limerank.world import Alone, World, decided
 
 BATCHES, LEAST, MOST = 400, 64, 1024
 """Batches of an epoch, and impressions of a batch, where the configuration leaves it open."""
@@ -64,6 +65,19 @@ class Measured(NamedTuple):
     calibration: Sequence[Affine] = ()
 
 
+def measured_alike(world: World, found: Measured) -> Measured:
+    """The validation of process 0, on all processes: they decide alike, also where their machines
+    round otherwise."""
+
+    def of_first() -> Any:
+        return found.metrics, [(one.scale, one.shift) for one in found.calibration]
+
+    if world.size == 1:
+        return found
+    metrics, maps = decided(world, of_first)
+    return Measured(metrics, found.link_use, [Affine(*one) for one in maps])
+
+
 class Objective(abc.ABC):
     """An objective on a dataset.
 
@@ -79,6 +93,7 @@ class Objective(abc.ABC):
         item_counts: impressions of each item of the training window, or whatever else says how well
             its id is known, i64.
         statistics: of items, by folds of users; None where the model has none.
+        world: the processes that compute parts of a batch; this one alone, if not set.
     """
 
     def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
@@ -87,6 +102,7 @@ class Objective(abc.ABC):
         self.counts = dataset.requests["count"][self.requests].astype(np.int64)
         self.item_counts = np.asarray(dataset.train_count[: dataset.trained_items])
         self.statistics: Statistics | None = None
+        self.world: World = Alone()
         self.batch_size = batch_size(config, int(self.counts.sum()))
 
     @property
@@ -176,13 +192,31 @@ class Objective(abc.ABC):
     def plan(self, epoch: int) -> Sequence[Rows]:
         """What the steps of an epoch are made of; the same whenever it is asked for."""
 
-    def part(self, rows: Rows, rank: int, size: int) -> Rows:
-        """What process ``rank`` of ``size`` computes of one step of the plan."""
-        return rows[rank::size]
+    def part(self, rows: Rows) -> Rows:
+        """What this process computes of one step of the plan. Where there are fewer requests than
+        processes, it may be a spare one, whose gradients do not count (:meth:`counts_part`)."""
+        own = self._own(rows)
+        return own if len(own) else rows[:1]
+
+    def counts_part(self, rows: Rows) -> bool:
+        """Whether :meth:`part` is a part of the step, and not a spare one."""
+        return len(self._own(rows)) > 0
+
+    def _own(self, rows: Rows) -> Rows:
+        """Every ``size``-th request. With exact histories, every ``size``-th run of consecutive
+        requests, which read one history (Dataset.sequences); later ones first, so that runs which
+        lie apart in the step stay apart: ages count from the end of a history."""
+        world = self.world
+        if not self.config.exact or world.size == 1:
+            return rows[world.rank :: world.size]
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)[world.rank :: world.size]
+        runs.sort(key=lambda run: -int(run[0]))
+        return np.concatenate(runs) if runs else rows[:0]
 
     @abc.abstractmethod
     def batches(self, plan: Sequence[Rows]) -> Iterator[Examples]:
-        """The batch of each step of a plan, in its order."""
+        """The batch of each step of a plan, in its order: this process's part of it. One that has
+        the full step is correct as well, but several processes then compute the same."""
 
     @abc.abstractmethod
     def losses(self, ranker: Ranker, batch: Any) -> dict[str, Tensor]:
@@ -210,8 +244,11 @@ class Objective(abc.ABC):
         return stopping_metric(labelled, self.config.metric)
 
     def measure(self, ranker: Ranker, requests: Rows) -> Measured:
-        """Metrics of the ranker on requests of the validation split."""
-        found = predict(ranker, self.dataset, requests, history=self.config.history)
+        """Metrics of the ranker on requests of the validation split. All processes call it; what
+        process 0 returns counts."""
+        found = predict(
+            ranker, self.dataset, requests, history=self.config.history, world=self.world
+        )
         metrics = task_metrics(found, self.dataset, self.shape.tasks)
         maps = calibration(found, self.shape.tasks) if self.config.calibrate else ()
         return Measured(metrics, found.link_use, maps)
@@ -245,11 +282,12 @@ class Impressions(Objective):
         return [plans[at] for at in generator.permutation(len(plans))]
 
     def batches(self, plan: Sequence[Rows]) -> Iterator[Examples]:
+        own = [self.part(rows) for rows in plan]
         if self.config.exact:
-            yield from map(self.with_statistics, self.dataset.sequence_batches(list(plan)), plan)
+            yield from map(self.with_statistics, self.dataset.sequence_batches(own), own)
         else:
-            made = self.dataset.batches(list(plan), self.config.history)
-            yield from map(self.with_statistics, made, plan)
+            made = self.dataset.batches(own, self.config.history)
+            yield from map(self.with_statistics, made, own)
 
     def with_statistics(self, batch: Any, rows: Rows) -> Any:
         """The batch of these requests with the item statistics that their users' fold is given: the

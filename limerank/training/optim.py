@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from limerank.models.config import TrainConfig
 from limerank.models.tables import EmbeddingTable
-from limerank.training.world import World, sum_gradients
 
 
 class EmbeddingAdagrad:
@@ -23,7 +22,7 @@ class EmbeddingAdagrad:
 
     def __init__(self, tables: Iterable[Tensor], decay: float, eps: float = 1e-8) -> None:
         self.tables = list(tables)
-        self.sums = [torch.zeros(len(table), device=table.device) for table in self.tables]
+        self.sums = [table.new_zeros(len(table), requires_grad=False) for table in self.tables]
         self.decay, self.eps = decay, eps
 
     @torch.no_grad()
@@ -99,15 +98,8 @@ class Optimiser:
         done = (step - warm) / max(self.steps - warm, 1)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
-    def step(self, step: int, world: World | None = None) -> None:
-        """Update the weights from their gradients, and drop the gradients.
-
-        Args:
-            step: 0 ..
-            world: processes whose gradients are summed first.
-        """
-        if world is not None:
-            sum_gradients(world, self.dense, self.tables.tables)
+    def step(self, step: int) -> None:
+        """Update the weights from their gradients, and drop the gradients; ``step``: 0 .."""
         share = self.share(step)
         nn.utils.clip_grad_norm_(self.dense, self.config.clip)
         for group in self.adam.param_groups:

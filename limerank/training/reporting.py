@@ -58,11 +58,12 @@ class Window:
         self.unpadded = self.computed = 0
 
     def add(self, losses: Losses, batch: Examples) -> None:
+        """Count a step, and this process's part of its batch."""
         named = {"loss": losses.total, **{f"loss_{k}": v for k, v in losses.named.items()}}
         for name, value in named.items():
             self.losses[name] = self.losses[name] + value if name in self.losses else value
         self.batches += 1
-        self.impressions += batch.impressions
+        self.impressions += losses.impressions
         self.unpadded += batch.unpadded
         self.computed += batch.computed
 

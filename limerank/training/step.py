@@ -11,16 +11,25 @@ from limerank.models import Ranker
 from limerank.models.config import TrainConfig
 from limerank.models.noise import key_of
 from limerank.models.tasks import total_loss
+from limerank.training.distributed.gradients import sum_gradients
 from limerank.training.impressions import Examples, Objective
 from limerank.training.optim import Optimiser
-from limerank.training.world import World, share_of
+from limerank.world import World
 
 
 class Losses(NamedTuple):
-    """Of one step, on this process, detached: ``total`` and each one by name."""
+    """Of one step.
+
+    Attributes:
+        total, named: means over the impressions of all processes, detached.
+        impressions: of all processes, or other terms that the losses are means over.
+        wishes: those of process 0.
+    """
 
     total: Tensor
     named: dict[str, Tensor]
+    impressions: int
+    wishes: tuple[bool, ...]
 
 
 class Step:
@@ -45,8 +54,16 @@ class Step:
         self.ranker, self.objective, self.optimiser = ranker, objective, optimiser
         self.config, self.world = config, world
 
-    def __call__(self, batch: Examples, number: int) -> Losses:
+    def __call__(
+        self, batch: Examples, number: int, counts: bool = True, wishes: tuple[bool, ...] = ()
+    ) -> Losses:
         """Make step ``number``, 0 .., with this process's part of its batch.
+
+        Args:
+            batch: the part.
+            number: of the step.
+            counts: whether it is a part of the step, and not a spare one.
+            wishes: what is to be done after the step; process 0 decides.
 
         Which ids are hidden follows from the training's seed and the number, on any number of
         processes; which hidden units are dropped, from the process's rank as well. Seeds torch's
@@ -59,7 +76,24 @@ class Step:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             named = self.objective.losses(self.ranker, batch)
         total = total_loss(named, self.config.task_weights)
-        share = share_of(self.world, batch.impressions)
-        (total if share == 1.0 else total * share).backward()
-        self.optimiser.step(number, self.world)
-        return Losses(total.detach(), {name: loss.detach() for name, loss in named.items()})
+        terms = batch.impressions if counts else 0
+        if self.world.size == 1:
+            total.backward()
+            losses = [total, *named.values()]
+        else:
+            (total * terms).backward()
+            decided = [float(one) if self.world.rank == 0 else 0.0 for one in wishes]
+            own = total.new_tensor([terms, *decided])
+            of_losses = torch.stack([total, *named.values()]).detach() * terms
+            sums = sum_gradients(
+                self.world,
+                self.optimiser.dense,
+                self.optimiser.tables.tables,
+                torch.cat([own, of_losses]),
+            )
+            terms, *found = sums[: len(own)].tolist()
+            wishes = tuple(one > 0 for one in found)
+            losses = list(sums[len(own) :] / max(terms, 1))
+        self.optimiser.step(number)
+        total, *rest = (loss.detach() for loss in losses)
+        return Losses(total, dict(zip(named, rest, strict=True)), int(terms), wishes)

@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,10 +36,10 @@ from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, write_alarms
 from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
-from limerank.training.beginning import begin
-from limerank.training.checkpoints import Checkpoints, NotFiniteError
+from limerank.training.beginning import begin, share_start
+from limerank.training.checkpoints import Checkpoints, NotFiniteError, check_same_step
 from limerank.training.fitting import fit
-from limerank.training.impressions import Examples
+from limerank.training.impressions import Examples, measured_alike
 from limerank.training.objectives import objective_name, objective_of
 from limerank.training.optim import Optimiser
 from limerank.training.reporting import (
@@ -60,7 +60,7 @@ from limerank.training.warm import (
     model_from,
     open_parent,
 )
-from limerank.training.world import Alone, World
+from limerank.world import Alone, World, decided
 
 TRIED = 4
 """Requests whose scores are stored beside the weights; see limerank.runs.selftest."""
@@ -134,7 +134,8 @@ def train(
     config = config.model_copy(update={"objective": name})
     tasks = objective_of(name, shape.tasks).tasks(shape, config)
     shape = shape.model_copy(update={"tasks": tasks})
-    fresh = not out.exists() or overwrite
+    world = world or Alone()
+    fresh = decided(world, lambda: not out.exists() or overwrite)
     if not fresh:
         check_resumable(out, settings(dataset, shape, model, config, lineage))
     if tensorboard:
@@ -143,17 +144,28 @@ def train(
     trainer = None
     if not model_of(model.model).ranker.fitted:
         trainer = Trainer(
-            dataset, out, shape, model, config, parent, device, listeners, quiet, world or Alone()
+            dataset, out, shape, model, config, parent, device, listeners, quiet, world
         )
-    if fresh:
-        with (
-            training_lock(out),
-            new_folder(out, overwrite=overwrite, mark="config.json") as partial,
-        ):
-            create_run(partial, dataset, shape, model, config, lineage)
-    if tensorboard:
-        listeners.append(tensorboard_listener(out / "tensorboard"))
-    with training_lock(out), removed_if_empty(out):
+    elif world.size > 1:
+        raise SpecError(
+            f"{model.model} is fitted by counting, in one process; got {world.size}: train it "
+            "without torchrun"
+        )
+
+    def prepare(stack: ExitStack) -> None:
+        if fresh:
+            with (
+                training_lock(out),
+                new_folder(out, overwrite=overwrite, mark="config.json") as partial,
+            ):
+                create_run(partial, dataset, shape, model, config, lineage)
+        stack.enter_context(training_lock(out))
+        stack.enter_context(removed_if_empty(out))
+
+    with ExitStack() as stack:
+        decided(world, lambda: prepare(stack))
+        if tensorboard and world.rank == 0:
+            listeners.append(tensorboard_listener(out / "tensorboard"))
         if trainer is None:
             again = None if parent is None else fitted_again(parent, dataset)
             return fit(dataset, out, shape, model, config, device, listeners, again)
@@ -181,8 +193,10 @@ class Trainer:
         world: World,
     ) -> None:
         self.dataset, self.out, self.shape, self.config = dataset, out, shape, config
-        self.device, self.quiet, self.world = device_of(device), quiet, world
+        self.device, self.world = device_of(device), world
+        self.quiet = quiet = quiet or world.rank > 0
         self.objective = objective_of(config.objective, shape.tasks)(dataset, shape, config)
+        self.objective.world = world
         self.held_out = dataset.requests_of("validation")
         for split, rows in (("training", self.objective.requests), ("validation", self.held_out)):
             if not len(rows):
@@ -205,6 +219,7 @@ class Trainer:
         if config.calibrate:
             _check_calibration(self.ranker)
         begin(self.ranker, self.objective, config, self.start, quiet)
+        share_start(world, self.ranker, self.objective)
         self.ranker.to(self.device)
         self.ranker.choose_user_stage()  # of validations
         self.steps = len(self.objective.plan(0)) * config.epochs
@@ -220,6 +235,7 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the end and leave the best weights in the run folder."""
         self.progress = self.checkpoints.load()
+        check_same_step(self.world, self.progress.step, self.out)
         if self._writes:
             self.curves.resume(self.progress.lines)
         config, progress = self.config, self.progress
@@ -260,6 +276,7 @@ class Trainer:
         self._line(result.to_dict())
         if self._writes:
             shutil.rmtree(self.out / "trainer")
+        self.world.barrier()
         return result
 
     def _alarms(self) -> tuple[Alarm, ...]:
@@ -297,21 +314,20 @@ class Trainer:
 
     def _epoch(self, bar: Bar) -> None:
         """The steps of the current epoch that are still to be made."""
-        config, progress, world = self.config, self.progress, self.world
+        config, progress = self.config, self.progress
         plan = self.objective.plan(progress.epoch)
         self._validate_at = {
             math.ceil(len(plan) * (part + 1) / config.validations)
             for part in range(config.validations)
         }
-        parts = [
-            self.objective.part(rows, world.rank, world.size) for rows in plan[progress.batch :]
-        ]
+        left = plan[progress.batch :]
         started = time.monotonic()
-        for batch in self.objective.batches(parts):
-            losses = self.step(batch, progress.step)
+        for rows, batch in zip(left, self.objective.batches(left), strict=True):
+            counts = self.objective.counts_part(rows)
+            losses = self.step(batch, progress.step, counts, self._wishes())
             progress.step += 1
             progress.batch += 1
-            progress.impressions += batch.impressions
+            progress.impressions += losses.impressions
             progress.seconds += time.monotonic() - started
             self._after_step(losses, batch, bar)
             started = time.monotonic()
@@ -319,6 +335,12 @@ class Trainer:
                 return
         progress.epoch += 1
         progress.batch = 0
+
+    def _wishes(self) -> tuple[bool, ...]:
+        """What the clock asks for after the next step: a line, a checkpoint, and whether one would
+        be affordable."""
+        due = time.monotonic() - self._reported >= REPORT_SECONDS
+        return due, self.checkpoints.due(), self.checkpoints.affordable()
 
     @property
     def _writes(self) -> bool:
@@ -329,33 +351,38 @@ class Trainer:
         progress = self.progress
         self._window.add(losses, batch)
         validates = progress.batch in self._validate_at
-        now = time.monotonic()
-        if now - self._reported >= REPORT_SECONDS or validates:
+        line_due, save_due, affordable = losses.wishes
+        if line_due or validates:
             line = self._window.line(progress, self.optimiser.share(progress.step - 1))
             if not math.isfinite(line["loss"]):
                 self._diverged(f"the loss is {line['loss']}")
-            self._reported, self._window = now, Window()
+            self._reported, self._window = time.monotonic(), Window()
             best = f", best {self.metric[1]} {progress.best:.4f}" if progress.best else ""
             bar.advance(0, f"loss {line['loss']:.4f}, {line['impressions_per_s']:,}/s{best}")
             self._line(line)
         bar.advance(1)
         if validates:
             self._validate()
-        if self.checkpoints.affordable() if validates else self.checkpoints.due():
+        if affordable if validates else save_due:
             self._save()
 
     def _save(self) -> None:
+        if problem := decided(self.world, self._saved):
+            self._diverged(problem)
+
+    def _saved(self) -> str:
+        """Write a checkpoint; returns why it cannot be written, or nothing."""
         try:
-            if self._writes:
-                self.checkpoints.save(self.progress)
+            self.checkpoints.save(self.progress)
         except NotFiniteError as error:
-            self._diverged(str(error))
+            return str(error)
+        return ""
 
     def _validate(self) -> None:
         progress = self.progress
         if not finite(self.ranker.parameters()):
             self._diverged("weights are not finite")
-        found = self.objective.measure(self.ranker, self.held_out)
+        found = measured_alike(self.world, self.objective.measure(self.ranker, self.held_out))
         task, metric = self.metric
         value = found.metrics[task][metric]
         if math.isnan(value):
