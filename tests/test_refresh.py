@@ -52,17 +52,17 @@ def write_day(folder: Path, day: int, **changes: Any) -> None:
     pl.DataFrame({**columns, **changes}).write_parquet(folder / f"day-{day}.parquet")
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    write_day(tmp_path / "log", 0)
-    write_day(tmp_path / "log", 1)
+def write_config(folder: Path) -> Path:
+    """A log of two days, and a daily loop; returns the configuration."""
+    write_day(folder / "log", 0)
+    write_day(folder / "log", 1)
     description = {
         "name": "days",
         "events": [{"files": ["log/*.parquet"], "time": "time"}],
         "labels": [{"name": "click", "kind": "binary"}],
         "event_features": [{"name": "device", "kind": "categorical", "when": "context"}],
     }
-    (tmp_path / "days.toml").write_text(tomli_w.dumps(description))
+    (folder / "days.toml").write_text(tomli_w.dumps(description))
     values = {
         "home": "home",
         "description": "days.toml",
@@ -71,8 +71,13 @@ def config(tmp_path: Path) -> Path:
         "gate": {"alarms": False, "tolerance": 0.2},
         "keep": 2,
     }
-    (tmp_path / "refresh.toml").write_text(tomli_w.dumps(values))
-    return tmp_path / "refresh.toml"
+    (folder / "refresh.toml").write_text(tomli_w.dumps(values))
+    return folder / "refresh.toml"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
 
 
 def changed(path: Path, **values: Any) -> Path:

@@ -41,7 +41,7 @@ training: distributed collaborative negatives optim positives softmax replay ren
 tuning: result space < study training < tuner
 serving: stores telemetry messages < intake exposing reading state < served
     < current interleaving < arms < answers < engine watching fill export < http
-refresh: config home < checks gate < cycle
+refresh: config home < checks gate rollout < cycle
 report
 cli
 __main__

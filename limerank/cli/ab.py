@@ -96,11 +96,7 @@ def ab(
         )
     labels = found.labels()
     if label is None:
-        counts = {
-            name: sum(sums.by_key.get((name,), [0])[0] for sums in found.arms.values())
-            for name in labels
-        }
-        label = max(labels, key=lambda name: counts[name], default="click")
+        label = found.most_frequent() or "click"
     elif labels:
         check_choice("label", label, labels)
     for name in (*shares, *([control] if control else [])):

@@ -33,6 +33,7 @@ COMMANDS = (
     "export",
     "ab",
     "refresh",
+    "promote",
     "rollback",
     "report",
     "demo",

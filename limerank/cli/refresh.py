@@ -10,6 +10,7 @@ import typer
 from limerank.cli.options import Quiet
 
 INTERRUPTED = "run the same command again to continue the cycle; what is live did not change"
+PUBLISHED = ("published", "rolling out")
 REFUSED = 3
 """Exit status where the new model was refused."""
 
@@ -28,6 +29,10 @@ def refresh(
     live model on the newest data, which neither has seen, and build an index. The new model goes
     live only if it passes the gate; else the old one stays, the reasons are printed and recorded,
     and the exit status is 3. Where the log has nothing new, nothing happens.
+
+    With [publish], a new model goes to a share of the users first. While a rollout lasts, the
+    command trains nothing: it decides the rollout and goes on, or says what is missing. limerank
+    promote and limerank rollback end a rollout at any time.
 
     The same command continues a cycle that failed or was killed; a step that was done is not
     repeated. Start it once a day, from cron, a systemd timer or a Kubernetes CronJob.
@@ -50,6 +55,12 @@ def refresh(
 
         since = "2026-11-28"          # the first day that other files in it do not contain
 
+        [publish]                     # without it, a new model goes live for all users
+
+        share = 0.1                   # a tenth of the users gets it first, as the arm "new"
+
+        decide = "ab"                 # the next cycle decides by what they did; or "person"
+
     Serve what is live: limerank serve --run live/live/run --index live/live/index --watch
     live/live --store events.db
 
@@ -67,7 +78,7 @@ def refresh(
     entry = run(settings, say=say, quiet=quiet or as_json)
     if as_json:
         print(json.dumps(None if entry is None else entry.to_dict()))
-    if entry is not None and entry.outcome == "published" and not (quiet or as_json):
+    if entry is not None and entry.outcome in PUBLISHED and not (quiet or as_json):
         live = settings.home / "live"
         print(
             f"Serve what is live: limerank serve --run {live}/run --index {live}/index "

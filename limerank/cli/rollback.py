@@ -15,7 +15,8 @@ def rollback(
 ) -> None:
     """Make the model and the index live that were live before the last published cycle.
 
-    A server that watches the link loads them within seconds. The next cycle starts from them.
+    During a rollout, it ends the rollout: all users get the live model. A server that watches the
+    link loads the change within seconds. The next cycle starts from what is live.
 
     Example:
 
@@ -25,4 +26,4 @@ def rollback(
     from limerank.refresh.cycle import roll_back
 
     left, found = roll_back(load_config(config).home)
-    print(f"cycle {found} is live again, cycle {left} is not")
+    print(f"cycle {found} is live for all users, cycle {left} is not")

@@ -101,8 +101,8 @@ def serve(
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with symbolic links run and index, or a JSON file that names both, or "
-            "arms. The server reloads when they change."
+            help="Folder with symbolic links run and index, such as home/live of the daily loop, or "
+            "a JSON file that names both, or arms. The server reloads when they change."
         ),
     ] = None,
     setting: Set = None,

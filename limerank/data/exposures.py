@@ -32,6 +32,8 @@ ARM = re.compile(r"[A-Za-z0-9_-]{1,32}")
 """A name of an arm."""
 MOST_ARMS = 16
 """Arms of a server, at most."""
+ARMS_FILE = "arms.json"
+"""The file of a watched folder that names arms, with paths relative to the folder."""
 MAIN = "main"
 """The name of the arm of a server that has one."""
 

@@ -82,6 +82,35 @@ class Export(Frozen):
         return None if self.since is None else milliseconds(self.since)
 
 
+class Publish(Frozen):
+    """How a model that passed the gate goes live: at once, or to a share of the users first, as a
+    rollout beside the model that is live."""
+
+    share: float = Field(1.0, gt=0, le=1)
+    """Share of the users who get a new model first, by an arm of its own; 1: all users at once."""
+    decide: Literal["person", "ab"] = "person"
+    """Who ends a rollout. "person": limerank promote or limerank rollback. "ab": the next cycle, by
+    what users of both arms did with what they were shown; it needs [export]."""
+    label: str | None = None
+    """The label whose outcomes are compared; the most frequent one by default."""
+    after: str = "1d"
+    """Length of a rollout that "ab" decides, such as "1d" or "48h". It ends earlier where the
+    sequential interval of the difference excludes 0. After this time, the new model goes live
+    unless it is certainly worse."""
+
+    @field_validator("after")
+    @classmethod
+    def _after(cls, value: str) -> str:
+        if duration(value) is None:
+            raise ValueError(f"after is {value!r}, expected days or hours, such as 1d or 48h")
+        return value
+
+    @property
+    def after_ms(self) -> int:
+        """``after`` in milliseconds."""
+        return duration(self.after) or 0
+
+
 class RefreshConfig(Frozen):
     """The daily loop. Paths are relative to the file's folder."""
 
@@ -103,6 +132,7 @@ class RefreshConfig(Frozen):
     """Every so many cycles the model is trained from scratch; 0: never again after the first."""
     data: DataChecks = DataChecks()
     gate: Gate = Gate()
+    publish: Publish = Publish()
     keep: int = Field(3, ge=2, le=1000)
     """Published cycles whose run and index are retained, for rollbacks; the live one among them."""
     memory: str = "2GiB"
@@ -124,6 +154,11 @@ class RefreshConfig(Frozen):
             train_config_of(self.warm)
         except SpecError as error:
             raise ValueError(error.detail) from None
+        if self.publish.decide == "ab" and self.export is None:
+            raise ValueError(
+                'publish.decide = "ab" reads what users did from the store of the server: give '
+                "[export] with the store, or decide yourself: limerank promote, limerank rollback"
+            )
         return self
 
     @property

@@ -24,7 +24,8 @@ from limerank.models.config import configs_of
 from limerank.refresh.checks import check_data
 from limerank.refresh.config import Export, RefreshConfig
 from limerank.refresh.gate import Verdict, judge
-from limerank.refresh.home import Entry, Home, now
+from limerank.refresh.home import Entry, Home, Rollout, now
+from limerank.refresh.rollout import decided, now_ms
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
 from limerank.serving.stores import existing, exists, open_store
@@ -45,7 +46,7 @@ def refresh(
         quiet: show no progress bars.
 
     Returns:
-        What became of the cycle; None where the log has nothing new.
+        What became of the cycle; None where the log has nothing new, or a rollout goes on.
 
     Raises:
         FormatError: another process runs a cycle in the same folder, or a folder is damaged.
@@ -55,21 +56,40 @@ def refresh(
     with held_alone(config.home / "lock", f"{config.home} is being refreshed"):
         home = Home(config.home)
         home.settle()
+        if home.rollout is not None and not decided(config, home, say):
+            return None
         return _Cycle(config, home, home.begin(), say, quiet).run()
 
 
 def roll_back(home: Path) -> tuple[str, str]:
-    """Make the cycle live that was live before: the cycle that was, and the one that is.
+    """End a rollout, or make the cycle live that was live before: the cycle that users had, and the
+    one that they have.
 
     Raises:
         FormatError: there is none, or another process runs a cycle.
     """
+    with _opened(home) as found:
+        return found.roll_back()
+
+
+def promote(home: Path) -> tuple[str | None, str]:
+    """Give all users the model that is rolled out: the cycle that was live, and the one that is.
+
+    Raises:
+        FormatError: there is no rollout, or another process runs a cycle.
+    """
+    with _opened(home) as found:
+        return found.promote()
+
+
+@contextmanager
+def _opened(home: Path) -> Iterator[Home]:
     if not (home / "record.json").exists():
         raise FormatError(f"{home} is no folder of a daily loop: it has no record.json")
     with held_alone(home / "lock", f"{home} is being refreshed"):
         opened = Home(home)
         opened.settle()
-        return opened.roll_back()
+        yield opened
 
 
 class _Cycle:
@@ -120,6 +140,8 @@ class _Cycle:
         with self._step("index", index) as todo:
             if todo:
                 build_index(run, index, data=dataset, quiet=self.quiet)
+        if current is not None and self.config.publish.share < 1:
+            return self._finish("rolling out", verdict.reasons, data=True)
         return self._finish("published", verdict.reasons, data=True)
 
     def _export(self, export: Export) -> None:
@@ -205,17 +227,14 @@ class _Cycle:
             seconds=self.state["seconds"],
             exported=self.state.get("exported"),
         )
-        self.home.finish(entry)
+        share = self.config.publish.share
+        rollout = Rollout(self.name, share, now_ms()) if outcome == "rolling out" else None
+        self.home.finish(entry, rollout)
         self.home.sweep(self.config.keep)
-        self.say(f"  {outcome}")
+        self.say(f"  {outcome}" + (f" to {share:.0%} of the users" if rollout else ""))
         for reason in entry.reasons:
             self.say(f"    {reason}")
         return entry
-
-
-def now_ms() -> int:
-    """The present in milliseconds since 1970."""
-    return round(time.time() * 1000)
 
 
 def ended(run: Path) -> bool:

@@ -1,7 +1,8 @@
 """The folder of the daily loop: its cycles, what is live, and what went before.
 
-    live                     link to the folder of the published cycle, for serve --watch
-    record.json              version, published cycles, and what became of each cycle
+    live                     link to the folder of the published cycle, for serve --watch; during a
+                             rollout to the folder served/ of the cycle that is rolled out
+    record.json              version, published cycles, the rollout, and what became of each cycle
     lock                     held while a cycle or a rollback runs
     cycles/000007/
         cycle.json           when it began, and the cycle that was live then
@@ -9,6 +10,8 @@
         evaluation.json      the new model on the newest data
         comparison.json      the new and the current model there
         verdict.json         whether the new model goes live, and why
+        served/              of a rollout: links run, index and data to those that are live, and
+                             arms.json, which names both arms and their shares
 
 A cycle that is not in ``record.json`` is unfinished; the next call continues it. The record is
 written first; publishing is then one rename of the link ``live``, so that a server finds a run and
@@ -26,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from limerank.data.exposures import ARMS_FILE, MAIN
 from limerank.errors import FormatError
 from limerank.files import read_json, sync_directory, write_json
 
@@ -34,7 +38,24 @@ VERSION = 1
 MOST_RECORDED = 1000
 """Cycles in the record, at most; the oldest are dropped."""
 
-Outcome = Literal["published", "refused", "rolled back"]
+Outcome = Literal["published", "refused", "rolled back", "rolling out"]
+NEW = "new"
+"""The arm of a model that is rolled out; the live model's is ``limerank.data.exposures.MAIN``."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A model that a share of the users gets, beside the live one.
+
+    Attributes:
+        cycle: its cycle.
+        share: of the users.
+        since: when it began, in milliseconds since 1970.
+    """
+
+    cycle: str
+    share: float
+    since: int
 
 
 @dataclass(frozen=True)
@@ -43,8 +64,8 @@ class Entry:
 
     Attributes:
         cycle: its name.
-        outcome: "published"; "refused", by the checks of the data or by the gate; or "rolled back",
-            after it was published.
+        outcome: "published"; "refused", by the checks of the data or by the gate; "rolling out"; or
+            "rolled back", after it was published or rolled out.
         reasons: why it was refused, or what was looked at.
         data: whether the next cycle may extend its dataset.
         began, ended: ISO 8601, UTC.
@@ -81,11 +102,14 @@ class Home:
         self.cycles = path / "cycles"
         self.entries: list[Entry] = []
         self.published: list[str] = []
+        self.rollout: Rollout | None = None
         if (path / "record.json").exists():
             values = read_json(path / "record.json", "the record of a daily loop")
             _check_version(path / "record.json", values)
             try:
                 self.published = [str(name) for name in values["published"]]
+                if (rollout := values.get("rollout")) is not None:
+                    self.rollout = Rollout(**rollout)
                 self.entries = [
                     Entry(**{**one, "reasons": tuple(one["reasons"])}) for one in values["cycles"]
                 ]
@@ -146,10 +170,15 @@ class Home:
         """Remove an unfinished cycle."""
         shutil.rmtree(self.folder(cycle))
 
-    def finish(self, entry: Entry) -> None:
-        """Record what became of a cycle, and publish it where it is to go live."""
+    def finish(self, entry: Entry, rollout: Rollout | None = None) -> None:
+        """Record what became of a cycle, and publish it where it is to go live, or begin its
+        rollout."""
         if entry.outcome == "published":
             self.published.append(entry.cycle)
+        if entry.outcome == "rolling out":
+            assert rollout is not None
+            self._prepare_rollout(rollout)
+            self.rollout = rollout
         self.entries.append(entry)
         self._write()
         self.settle()
@@ -161,6 +190,8 @@ class Home:
         if self.live is None:
             return
         target = Path("cycles") / self.live
+        if self.rollout is not None:
+            target = Path("cycles") / self.rollout.cycle / "served"
         if live.is_symlink() and Path(os.readlink(live)) == target:
             return
         if live.exists() and not live.is_symlink():
@@ -170,13 +201,62 @@ class Home:
         link.replace(live)
         sync_directory(self.path)
 
+    def _prepare_rollout(self, rollout: Rollout) -> None:
+        """Write the folder that a server watches during a rollout; nothing points to it yet."""
+        folder = self.folder(rollout.cycle) / "served"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for what in ("run", "index", "data"):
+            os.symlink(Path("..") / ".." / str(self.live) / what, folder / what)
+        arms = {
+            MAIN: {"share": 1 - rollout.share, "run": "run", "index": "index"},
+            NEW: {"share": rollout.share, "run": "../run", "index": "../index"},
+        }
+        write_json(folder / ARMS_FILE, {"arms": arms})
+        sync_directory(self.folder(rollout.cycle))
+
+    def promote(self) -> tuple[str | None, str]:
+        """Give all users the model that is rolled out; returns the cycle that was live, and the
+        one that is.
+
+        Raises:
+            FormatError: there is no rollout.
+        """
+        if self.rollout is None:
+            raise FormatError(
+                f"{self.path} has no rollout: a cycle begins one where [publish] has a share "
+                "below 1"
+            )
+        left, found = self.live, self.rollout.cycle
+        self._end_rollout("published")
+        return left, found
+
+    def _end_rollout(self, outcome: Outcome) -> None:
+        assert self.rollout is not None
+        cycle, self.rollout = self.rollout.cycle, None
+        if outcome == "published":
+            self.published.append(cycle)
+        self._set_outcome(cycle, outcome)
+        self._write()
+        self.settle()
+
+    def _set_outcome(self, cycle: str, outcome: Outcome) -> None:
+        self.entries = [
+            Entry(**{**vars(one), "outcome": outcome}) if one.cycle == cycle else one
+            for one in self.entries
+        ]
+
     def roll_back(self) -> tuple[str, str]:
-        """Make the cycle live that was live before; returns the cycle that was live, and the one
-        that is.
+        """End a rollout, or make the cycle live that was live before; returns the cycle that users
+        had, and the one that they have.
 
         Raises:
             FormatError: there is none, or its run or its index is no longer there.
         """
+        if self.rollout is not None:
+            left = self.rollout.cycle
+            self._end_rollout("rolled back")
+            return left, str(self.live)
         if len(self.published) < 2:
             raise FormatError(
                 f"{self.path} has {len(self.published)} published cycles; expected two or more, to "
@@ -190,18 +270,17 @@ class Home:
                     "new cycle with limerank refresh"
                 )
         self.published.pop()
-        self.entries = [
-            Entry(**{**vars(one), "outcome": "rolled back"}) if one.cycle == left else one
-            for one in self.entries
-        ]
+        self._set_outcome(left, "rolled back")
         self._write()
         self.settle()
         return left, found
 
     def sweep(self, keep: int) -> None:
         """Remove what no later cycle and no rollback needs: all but the newest ``keep`` published
-        runs and indexes, and all but the newest usable dataset."""
+        runs and indexes and that of a rollout, and all but the newest usable dataset."""
         retained = set(self.published[-keep:])
+        if self.rollout is not None:
+            retained.add(self.rollout.cycle)
         newest = self.latest_data()
         for entry in self.entries:
             folder = self.folder(entry.cycle)
@@ -224,6 +303,7 @@ class Home:
             {
                 "version": VERSION,
                 "published": self.published,
+                "rollout": None if self.rollout is None else vars(self.rollout),
                 "cycles": [entry.to_dict() for entry in self.entries[-MOST_RECORDED:]],
             },
         )

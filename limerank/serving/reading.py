@@ -184,6 +184,14 @@ class Reading:
         keys = {key for sums in self.arms.values() for key in sums.by_key}
         return sorted({key[0] for key in keys})
 
+    def most_frequent(self) -> str | None:
+        """The label with most outcomes in all arms; None where there is no outcome."""
+        counts = {
+            name: sum(sums.by_key.get((name,), [0])[0] for sums in self.arms.values())
+            for name in self.labels()
+        }
+        return max(counts, key=lambda name: counts[name], default=None)
+
 
 def _interval(found: Interval) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in found._asdict().items()}

@@ -23,8 +23,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from limerank.data.exposures import ARMS_FILE, MAIN
 from limerank.errors import LimerankError, SpecError
 from limerank.files import require_file
+from limerank.serving.answers import spec_of
+from limerank.serving.arms import ArmSpec
 from limerank.serving.engine import Serving
 from limerank.serving.messages import ArmBody, Reload
 
@@ -42,9 +45,9 @@ class Background:
 
     Args:
         engine: the engine.
-        watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``, or one with arms as ``POST /v1/admin/reload`` takes
-            them; when it changes, they are loaded.
+        watch: a folder with the links ``run`` and ``index``, or with a file ``arms.json``; or a
+            JSON file ``{"run": PATH, "index": PATH}``, or one with arms as ``POST
+            /v1/admin/reload`` takes them; when it changes, they are loaded.
         seconds: seconds between two attempts.
     """
 
@@ -128,9 +131,25 @@ class Background:
             if "arms" in found:
                 arms = {name: ArmBody.model_validate(of) for name, of in found["arms"].items()}
                 self._engine.reload(None, None, arms=arms)
+            elif isinstance(self._loaded, dict) and "arms" in self._loaded:  # a rollout has ended
+                one = ArmBody(share=1.0, run=found.get("run"), index=found.get("index"))
+                self._engine.reload(None, None, arms={MAIN: one})
             else:
                 self._engine.reload(found.get("run"), found.get("index"))
             self._loaded = found
+
+
+def arms_at_start(watch: Path | None) -> tuple[ArmSpec, ...]:
+    """The arms that a watched folder names, for a server that starts during a rollout; none where
+    it names a run and an index.
+
+    Raises:
+        See :func:`wanted`.
+    """
+    if watch is None or not watch.is_dir():
+        return ()
+    named = wanted(watch).get("arms", {})
+    return tuple(spec_of(name, ArmBody.model_validate(of)) for name, of in named.items())
 
 
 def wanted(watch: Path | None) -> dict[str, Any]:
@@ -143,7 +162,17 @@ def wanted(watch: Path | None) -> dict[str, Any]:
     if watch is None or not watch.exists():
         return {}
     if watch.is_dir():
-        links = {name: watch / name for name in ("run", "index")}
+        folder = watch.resolve()  # once: what is read of it belongs together
+        if (folder / ARMS_FILE).exists():
+            arms = wanted(folder / ARMS_FILE)["arms"]
+            for arm in arms.values():
+                arm |= {
+                    name: str((folder / arm[name]).resolve())
+                    for name in ("run", "index")
+                    if arm[name] is not None
+                }
+            return {"arms": arms}
+        links = {name: folder / name for name in ("run", "index")}
         return {name: str(link.resolve()) for name, link in links.items() if link.exists()}
     require_file(watch)
     with open(watch, "rb") as file:

@@ -28,7 +28,7 @@ from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
 from limerank.serving.state import Mode
 from limerank.serving.stores import MOST_EXPOSURES, open_store
-from limerank.serving.watching import Background
+from limerank.serving.watching import Background, arms_at_start
 
 log = logging.getLogger("limerank.serving")
 SWITCH_SECONDS = 0.001
@@ -60,9 +60,10 @@ def serve(
         most: events stored of a user, at most; all when not given.
         most_exposures: exposures stored of a user, at most.
         watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded.
+            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded. The arms of a
+            folder's ``arms.json`` take the place of ``arms``.
     """
-    arms = checked(arms)
+    arms = checked(arms_at_start(watch) or arms)
     folders = [
         (spec.name, name, path, file)
         for spec in arms
