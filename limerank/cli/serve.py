@@ -101,7 +101,7 @@ def serve(
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with symbolic links run and index, such as home/live of the daily loop, or "
+            help="Folder with symbolic links run and index, such as the daily loop's home/live, or "
             "a JSON file that names both, or arms. The server reloads when they change."
         ),
     ] = None,
