@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults clean distclean settings
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults clean distclean settings simulate
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -85,6 +85,9 @@ bench-latency: $(VENV)/.bench  ## time of full requests, five models (resumable;
 
 faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the tests have a few of each)
 	LIMERANK_KILLS=100 LIMERANK_FUZZ=10000 $(PY) -m pytest -q tests/test_faults.py
+
+simulate: $(VENV)/.dev  ## 100,000 seeded histories of servers and their store (hours, resumable; ARGS="--seeds 0:2000", "--seed 17")
+	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(PY) -m simulation --seeds 0:100000 --row $(ARGS)
 
 bench-serving: $(VENV)/.dev  ## the server under load from another process; size and speed of the event store
 	$(PY) -m benchmarks.state

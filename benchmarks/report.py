@@ -23,10 +23,16 @@ from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.similar_page import similar
+from benchmarks.simulate_page import simulate
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 from benchmarks.warmstart_page import warmstart
 
-MADE_BY = {"extend": "prepare", "ranking": "index", "search": "quality"}
+MADE_BY = {
+    "extend": "prepare",
+    "ranking": "index",
+    "search": "quality",
+    "simulate": "simulate_page",
+}
 """Benchmark -> the module that writes its rows, where the names differ."""
 
 mpl.use("svg")
@@ -51,6 +57,7 @@ def main() -> None:
         "nextitem": nextitem,
         "shop": shop,
         "similar": similar,
+        "simulate": simulate,
         "warmstart": warmstart,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))

@@ -52,7 +52,7 @@ def write_row(
         | ({"gpu": gpu} if gpu else {}),
         "versions": {"python": platform.python_version()}
         | {p: version(p) for p in (*PACKAGES, *packages)},
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
@@ -96,7 +96,9 @@ def _processor() -> str:
     return f"{name} ({wide})" if wide else name
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The present commit; with a plus where files of the package differ from it."""
+
     def git(*arguments: str) -> str:
         done = subprocess.run(
             ["git", *arguments],

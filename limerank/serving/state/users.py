@@ -191,11 +191,11 @@ class UserStates:
         """
         user = None if user is None else external_id("user", user)
         catalogue = index or self._catalogue
-        if self._after(user, now):
-            return self._as_of(user, catalogue, self._now(now), context or {})
         with self._stripe(user):
             entry = self._sync.entry(user, catalogue)
-            return self._ready(user, entry, catalogue, now, context)
+            if now is None or self._is_before(user, entry, now):
+                return self._ready(user, entry, catalogue, now, context)
+        return self._as_of(user, catalogue, self._now(now), context or {})
 
     def ready_at_once(
         self,
@@ -213,12 +213,14 @@ class UserStates:
         """
         user = None if user is None else external_id("user", user)
         lock = self._stripe(user)
-        if self._after(user, now) or not lock.acquire(blocking=False):
+        if not lock.acquire(blocking=False):
             return None
         try:
             catalogue = index or self._catalogue
             entry = self._sync.entry_at_once(user, catalogue)
             if entry is None or len(entry.seen) > syncing.BRIEF_SEEN:
+                return None
+            if now is not None and not self._is_before(user, entry, now):
                 return None
             if entry.stage is None and entry.stored.events > syncing.BRIEF_HISTORY:
                 return None
@@ -239,12 +241,16 @@ class UserStates:
         version = entry.version
         return Ready(state, entry.seen, version is not None, entry.stored.events, version)
 
-    def _after(self, user: int | str | None, now: int | None) -> bool:
-        """Whether the store has events of a user that a request made at ``now`` must not see."""
-        if user is None or now is None:
-            return False
+    def _is_before(self, user: int | str | None, entry: Entry, now: int) -> bool:
+        """Whether all events of an entry are before a time. It asks the store for the newest event,
+        since an entry lacks events that histories leave out; the version shows that no event was
+        added between the two reads."""
+        if user is None:
+            return True
         newest = self.store.latest(user, 1)
-        return bool(newest) and newest[0].time >= now
+        if newest and newest[0].time >= now:
+            return False
+        return self.store.version(user) == entry.version
 
     def _as_of(
         self,
