@@ -19,6 +19,7 @@ from benchmarks.exact_terms_page import exact_terms
 from benchmarks.latency_page import latency
 from benchmarks.lists_page import nextitem, shop
 from benchmarks.peers_page import peers
+from benchmarks.power.page import power
 from benchmarks.quality_page import quality, search
 from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
@@ -55,6 +56,7 @@ def main() -> None:
         "fidelity": fidelity,
         "attempts": attempts,
         "nextitem": nextitem,
+        "power": power,
         "shop": shop,
         "similar": similar,
         "simulate": simulate,

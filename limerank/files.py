@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from limerank.errors import FormatError, with_article
+from limerank.errors import FormatError, LimerankError, with_article
+from limerank.locks import LockedFile
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,8 +28,12 @@ TABLE_ENDINGS = (".parquet", ".csv")
 """Endings of tables for readers; the ending of the name selects the format."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, quota or file system."""
+CUT_SHORT = re.compile(r"[0-9]+ requested and [0-9]+ written")
+"""NumPy's error where a file takes only a part of an array."""
 TRIES = 20
 """Attempts to find a free name for a partial folder."""
+_EXCHANGES = {"linux": ("renameat2", -100, 2), "darwin": ("renameatx_np", -2, 2)}
+"""System -> the function that exchanges two names, its sign of the working directory, its flag."""
 
 
 @contextlib.contextmanager
@@ -52,47 +60,35 @@ def new_folder(
             full.
     """
     path = Path(path)
-    try:
-        made = [above for above in path.parents if not above.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _writes(path):
+        made = make_folder(path.parent)
         _sweep(path)
         check_folder(path, overwrite=overwrite, mark=mark)
         held, partial = _partial(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from None
     failed = True
     try:
         try:
             yield partial
-            if path.exists() and not overwrite:
-                raise FormatError(
-                    f"{path} was made by another process meanwhile, and is not replaced; pass "
-                    "--overwrite or choose another folder"
-                )
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if error.errno in FULL:
-                raise _cannot_write(path, error) from None
-            raise
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        except Exception as error:
+            if isinstance(error, LimerankError) or (found := disk_error_of(error)) is None:
+                raise
+            raise _cannot_write(path, found) from None
+        if path.exists() and not overwrite:
+            raise FormatError(
+                f"{path} was made by another process meanwhile, and is not replaced; pass "
+                "--overwrite or choose another folder"
+            )
         failed = False
-        sync_folder(partial)
-        if path.exists():
-            old = partial.with_name(f"{partial.name}-old")
-            path.rename(old)
-            partial.rename(path)
-            _remove(old)
-        else:
-            partial.rename(path)
-        sync_directory(path.parent)
+        with _writes(path):
+            sync_folder(partial)
+            _move(partial, path)
     finally:
-        held.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next call removes what cannot be removed now
+            _remove(held, partial)
         held.close()
         if failed:
             with contextlib.suppress(OSError):  # another process writes there meanwhile
-                for above in made:
+                for above in reversed(made):
                     above.rmdir()
 
 
@@ -115,79 +111,36 @@ def check_folder(path: Path, *, overwrite: bool = False, mark: str | None = None
     _check_writable(path)
 
 
-class _Lock:
-    """A lock file that this process has open, locked where the file system can."""
-
-    def __init__(self, path: Path, *, new: bool) -> None:
-        self.path = path
-        self.file = open(path, "x+" if new else "r+", encoding="utf-8")  # noqa: SIM115  # see close
-
-    def take(self) -> bool:
-        """Whether no other process holds it, and it is still the file of its name.
-
-        Raises:
-            OSError: the file system has no locks.
-        """
-        lock(self.file)
-        try:
-            return os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def unlink(self, missing_ok: bool = False) -> None:
-        self.path.unlink(missing_ok=missing_ok)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def lock(file: IO[Any] | int, *, wait: bool = False) -> None:
-    """Lock an open file for this process until it is closed.
-
-    Args:
-        file: the file, or its descriptor.
-        wait: wait while another process holds it.
-
-    Raises:
-        BlockingIOError: another process holds it, and ``wait`` is false.
-        OSError: the file system has no locks.
-        FormatError: this operating system has no such locks (Windows).
-    """
-    try:
-        import fcntl
-    except ImportError:
-        raise FormatError(
-            "this operating system has no POSIX file locks, which preparing, training and indexing "
-            "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking do not"
-        ) from None
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-
-
-def _partial(path: Path) -> tuple[_Lock, Path]:
+def _partial(path: Path) -> tuple[LockedFile, Path]:
     """A new empty folder beside ``path``, and the lock of the process that fills it."""
-    for _ in range(TRIES):
-        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-        held = _Lock(partial.with_name(f"{partial.name}.lock"), new=True)
+    for partial in _free_names(path):
+        held = LockedFile(partial.with_name(f"{partial.name}.lock"), new=True)
         try:
-            with contextlib.suppress(BlockingIOError):
-                # Another process may sweep between the creation of the file and its lock.
-                if _taken(held):
-                    partial.mkdir()
-                    return held, partial
+            # Another process may sweep between the creation of the file and its lock.
+            if _taken(held):
+                # A folder without its lock file would never be removed.
+                sync_directory(path.parent)
+                partial.mkdir()
+                return held, partial
         except BaseException:
-            held.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                held.unlink(missing_ok=True)
             held.close()
             raise
         held.close()
     raise FormatError(f"{path.parent} is swept by too many processes at once; try again")
 
 
-def _taken(held: _Lock) -> bool:
-    """:meth:`_Lock.take`; on a file system without locks always true."""
+def _free_names(path: Path) -> Iterator[Path]:
+    """Names beside ``path`` for what is unfinished."""
+    for _ in range(TRIES):
+        yield path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+
+
+def _taken(held: LockedFile) -> bool:
+    """:meth:`LockedFile.take`; on a file system without locks always true."""
     try:
         return held.take()
-    except BlockingIOError:
-        raise
     except OSError:
         return True
 
@@ -198,18 +151,16 @@ def _sweep(path: Path) -> None:
     name = glob.escape(f".{path.name}.partial-")
     for file in path.parent.glob(f"{name}*.lock"):
         try:
-            held = _Lock(file, new=False)
+            held = LockedFile(file, new=False)
         except FileNotFoundError:
             continue  # its process has finished
         try:
-            if not held.take():
-                continue
-            partial = file.with_suffix("")
-            _put_back(partial.with_name(f"{partial.name}-old"), path)
-            shutil.rmtree(partial, ignore_errors=True)
-            held.unlink(missing_ok=True)
+            if held.take():
+                partial = file.with_suffix("")
+                _put_back(partial.with_name(f"{partial.name}-old"), path)
+                _remove(held, partial)
         except OSError:
-            continue  # another process fills it, or locks are not available
+            continue  # locks are not available
         finally:
             held.close()
     for old in path.parent.glob(f"{name}*-old"):  # of versions without lock files
@@ -222,13 +173,82 @@ def _put_back(old: Path, path: Path) -> None:
     if not old.exists():
         return
     if path.exists():
-        _remove(old)
+        shutil.rmtree(old)
     else:
         old.rename(path)
+        sync_directory(path.parent)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _remove(held: LockedFile, partial: Path) -> None:
+    """Remove a folder, and then its lock file: without this, nothing would ever remove it."""
+    if partial.exists():
+        shutil.rmtree(partial)
+        sync_directory(partial.parent)
+    held.unlink(missing_ok=True)
+
+
+def _move(partial: Path, path: Path) -> None:
+    """Put a complete folder to its path; the folder that it replaces, if any, is at ``partial``
+    afterwards."""
+    if not path.exists():
+        partial.rename(path)
+        sync_directory(path.parent)
+        return
+    if not _exchanged(partial, path):
+        # Between the two, a reader finds nothing, and the next call restores the old one.
+        old = partial.with_name(f"{partial.name}-old")
+        path.rename(old)
+        sync_directory(path.parent)
+        partial.rename(path)
+        sync_directory(path.parent)
+        old.rename(partial)
+    sync_directory(path.parent)  # before the old one is removed
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where this system or file system cannot."""
+    exchange = _EXCHANGES.get(sys.platform)
+    if exchange is None:
+        return False
+    name, folders, flag = exchange
+    call = getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    if call is None:
+        return False
+    first, second = os.fsencode(one), os.fsencode(other)
+    done = call(folders, first, folders, second, ctypes.c_uint(flag))
+    if not done:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+@contextlib.contextmanager
+def _writes(path: Path) -> Iterator[None]:
+    """Raise errors of the disk as a FormatError that names what cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def disk_error_of(error: Exception) -> OSError | None:
+    """What an error says of a disk that is full or fails; None for any other error.
+
+    Libraries raise errors of the disk as errors of their own, with the number in their text, or as
+    an OSError without a number.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        plain = error.errno == errno.EIO and error.filename is None
+        return error if error.errno in FULL or plain else None
+    text = str(error)
+    for code in (*FULL, errno.EIO):
+        if f"os error {code})" in text or os.strerror(code) in text:
+            return OSError(code, os.strerror(code))
+    if isinstance(error, OSError) and CUT_SHORT.search(text):
+        return OSError(errno.EIO, text)
+    return None
 
 
 def _cannot_write(path: Path, error: OSError) -> FormatError:
@@ -239,6 +259,10 @@ def _cannot_write(path: Path, error: OSError) -> FormatError:
     if error.errno in FULL:
         return FormatError(
             f"{path} cannot be written: {error.strerror}; free space there, or choose another path"
+        )
+    if error.errno == errno.EIO:
+        return FormatError(
+            f"{path} cannot be written: {error.strerror}; check its disk, or choose another path"
         )
     return FormatError(
         f"{path} cannot be written: {error.strerror or error}; choose another path, or make "
@@ -282,50 +306,66 @@ def _check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held_alone(path: str | os.PathLike[str], whose: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file ``path`` while the block runs; the lock ends with the process.
-
-    Args:
-        path: the lock file.
-        whose: what a process that holds it does; the message begins with it.
-        wait: wait while another process holds it.
-
-    Raises:
-        FormatError: another process holds it, and ``wait`` is false.
-    """
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            lock(file, wait=wait)
-        except BlockingIOError:
-            file.seek(0)
-            raise FormatError(
-                f"{whose} (process {file.read().strip() or 'unknown'}); wait for it or stop it, "
-                "or choose another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file that appears under ``path`` in one step when the block ends without an error.
 
-    The block writes to the sibling that it is given; missing folders above are created.
+    The block writes to the sibling that it is given, which this process holds locked; missing
+    folders above are created. A killed process leaves the sibling, which the next call removes.
+
+    Raises:
+        FormatError: the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    with _writes(path):
+        make_folder(path.parent)
+        _sweep_files(path)
+        held, partial = _partial_file(path)
     try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            yield partial
+        except Exception as error:
+            if isinstance(error, LimerankError) or (found := disk_error_of(error)) is None:
+                raise
+            raise _cannot_write(path, found) from None
+        with _writes(path):
+            sync_file(partial)
+            partial.replace(path)
+            sync_directory(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the next call removes what cannot be removed now
+            partial.unlink(missing_ok=True)
+        held.close()
+
+
+def _partial_file(path: Path) -> tuple[LockedFile, Path]:
+    """A new empty file beside ``path``, locked."""
+    for partial in _free_names(path):
+        held = LockedFile(partial, new=True)
+        try:
+            if _taken(held):
+                return held, partial
+        except FormatError:  # no locks: what others left is not removed either
+            return held, partial
+        held.close()
+    raise FormatError(f"{path.parent} is swept by too many processes at once; try again")
+
+
+def _sweep_files(path: Path) -> None:
+    """Remove the files that killed processes left beside ``path``."""
+    for file in path.parent.glob(glob.escape(f".{path.name}.partial-") + "*"):
+        if file.suffix == ".lock" or file.is_dir():
+            continue  # a folder's
+        try:
+            held = LockedFile(file, new=False)
+        except FileNotFoundError:
+            continue  # its process has finished
+        try:
+            if held.take():
+                file.unlink(missing_ok=True)
+        except (OSError, FormatError):
+            continue  # locks are not available
+        finally:
+            held.close()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -386,13 +426,31 @@ def checksum(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(path: Path) -> list[Path]:
+    """Create a folder and those above it where they are missing, so that they are durable; returns
+    those that were created, the topmost one first."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_directory(one.parent)
+    return missing[::-1]
+
+
 def sync_folder(path: Path) -> None:
     """Make every file below ``path`` durable."""
     for folder, _, names in os.walk(path):
         for name in names:
-            with open(os.path.join(folder, name), "rb") as file:
-                os.fsync(file.fileno())
+            sync_file(Path(folder, name))
         sync_directory(Path(folder))
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable."""
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import polars as pl
 import pytest
@@ -142,3 +144,18 @@ def test_the_command(call, tmp_path):
     ):
         status, output, error = call(*given, *wrong)
         assert status == 2 and what in output + error
+
+
+def test_parts_of_a_job_are_durable_before_they_get_their_names(recommender, tmp_path, monkeypatch):
+    """Else a job that is resumed after a power loss reads a part that was torn."""
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    rank_all(recommender, tmp_path / "out.parquet", k=3)
+    parts = sorted((tmp_path / "out.parquet.partial").glob("part-*.parquet"))
+    assert parts and {part.stat().st_ino for part in parts} <= set(synced)

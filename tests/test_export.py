@@ -305,3 +305,14 @@ def test_a_day_without_events_has_the_columns_of_the_description(store, tmp_path
     assert {"click", "watch", "bought", "tab", "age"} < set(full.columns)
     assert full.filter(source="shown")["bought"].unique().to_list() == [0.0]
     assert set(full["tab"]) == {None, "x"}
+
+
+def test_a_log_never_appears_without_its_description(store, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "log.toml")
+
+    store.append([event(at=5, labels={"click": 1})])
+    monkeypatch.setattr("limerank.serving.export.job.write_spec", fail)
+    with pytest.raises(FormatError, match=r"log\.csv cannot be written: No space"):
+        export(store, tmp_path / "log.csv", until=10**9, describe=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".", "log"))] == []

@@ -11,8 +11,17 @@ import sys
 
 import pytest
 
-from limerank.errors import FormatError
-from limerank.files import check_output, held_alone, new_folder, read_json, write_json
+from limerank import files
+from limerank.errors import DataError, FormatError
+from limerank.files import (
+    check_output,
+    make_folder,
+    new_file,
+    new_folder,
+    read_json,
+    write_json,
+)
+from limerank.locks import held_alone
 from tests.catalogues import shop
 
 
@@ -199,7 +208,7 @@ def test_json_is_replaced_in_one_step(tmp_path):
 
 HOLD = """
 import sys, time
-from limerank.files import held_alone
+from limerank.locks import held_alone
 with held_alone(sys.argv[1], "it"):
     print("held", flush=True)
     time.sleep(60)
@@ -253,4 +262,128 @@ def test_a_full_disk_is_reported_with_the_folder_and_leaves_nothing(tmp_path, co
     ):
         (folder / "a").write_text("some")
         raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Synchronisations, exchanges and removals of folders, in their order."""
+    found, fsync, exchanged, rmtree = [], os.fsync, files._exchanged, files.shutil.rmtree
+
+    def record_sync(descriptor):
+        found.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def record_exchange(one, other):
+        found.append(("exchange", other.name))
+        return exchanged(one, other)
+
+    def record_removal(path, *more, **options):
+        found.append(("remove", files.Path(path).name[:5]))
+        rmtree(path, *more, **options)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(files, "_exchanged", record_exchange)
+    monkeypatch.setattr(files.shutil, "rmtree", record_removal)
+    return found
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@needs_linux
+def test_folders_that_are_created_for_a_file_are_durable(tmp_path, calls):
+    """Else an acknowledged file is lost with the folder that it lies in."""
+    assert make_folder(tmp_path / "a" / "b") == [tmp_path / "a", tmp_path / "a" / "b"]
+    assert calls == [("sync", tmp_path.name), ("sync", "a")]
+    calls.clear()
+    write_json(tmp_path / "a" / "c" / "x.json", {})
+    assert calls[0] == ("sync", "a") and calls[-1] == ("sync", "c")
+
+
+@needs_linux
+def test_a_replaced_folder_is_removed_after_the_new_one_is_durable(tmp_path, calls):
+    for _ in range(2):
+        calls.clear()
+        with new_folder(tmp_path / "out", overwrite=True) as partial:
+            (partial / "x").write_text("1")
+            assert calls[0] == ("sync", tmp_path.name), "the lock file, before the folder"
+    where = calls.index(("exchange", "out"))
+    assert calls[where + 1 : where + 3] == [("sync", tmp_path.name), ("remove", ".out.")]
+    assert calls[-1] == ("sync", tmp_path.name), "before the lock file is removed"
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_EXCHANGES", {})
+    for text in ("old", "new"):
+        with new_folder(tmp_path / "out", overwrite=True) as partial:
+            (partial / "x").write_text(text)
+    assert (tmp_path / "out" / "x").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_removed_now_is_removed_by_the_next_call(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "rmtree", refuse)
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out"):
+            1 / 0  # noqa: B018
+    assert len(list(tmp_path.iterdir())) == 2, "the folder keeps its lock file"
+    with new_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+WRITE = """
+import sys
+from limerank.files import new_file
+with new_file(sys.argv[1]) as partial:
+    partial.write_text("theirs")
+    print(partial.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_writer_of_a_file_leaves_nothing_for_ever(tmp_path):
+    path = tmp_path / "x.json"
+    (tmp_path / ".x.json.partial-12ab").write_text("killed")
+    (tmp_path / ".y.json.partial-12ab").write_text("of another file")
+    command = [sys.executable, "-c", WRITE, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen(command, text=True, **pipes)
+    assert other.stdout is not None
+    theirs = other.stdout.readline().strip()
+    write_json(path, {"mine": 1})
+    assert sorted(os.listdir(tmp_path)) == sorted(["x.json", theirs, ".y.json.partial-12ab"])
+    other.communicate("")
+    assert path.read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == [".y.json.partial-12ab", "x.json"]
+
+
+class ComputeError(Exception):
+    """As Polars raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ComputeError("parquet: underlying IO error: Input/output error (os error 5)"),
+        OSError("40 requested and 12 written"),
+        OSError("No space left on device (os error 28): /somewhere"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_errors_of_the_disk_that_libraries_raise_name_the_file(tmp_path, error):
+    for write in (new_file, new_folder):
+        with (
+            pytest.raises(FormatError, match=r"out cannot be written: .*(check its disk|free)"),
+            write(tmp_path / "out"),
+        ):
+            raise error
+        with pytest.raises(ComputeError, match="of another kind"), write(tmp_path / "out"):
+            raise ComputeError("of another kind")
+        with pytest.raises(DataError, match="no space"), write(tmp_path / "out"):
+            raise DataError("no space (os error 28)")
     assert list(tmp_path.iterdir()) == []

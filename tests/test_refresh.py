@@ -280,7 +280,7 @@ def test_publishing_that_breaks_off_is_settled(
 
 def test_one_cycle_at_a_time(config: Path) -> None:
     loaded = load_config(config)
-    from limerank.files import held_alone
+    from limerank.locks import held_alone
 
     loaded.home.mkdir()
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -316,3 +317,16 @@ def test_a_users_past_costs_nothing(tmp_path):
             store.append([event(at=4, id="later")])
             steps.append(count[0])
     assert 0 < steps[1] < 1.5 * steps[0]
+
+
+def test_the_folder_of_a_new_store_is_durable(tmp_path, monkeypatch):
+    """Else a power loss takes acknowledged events, with the folder that the file lies in."""
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    SqliteStore(tmp_path / "a" / "b" / "events.db").close()
+    assert synced == [str(tmp_path.resolve()), str(tmp_path.resolve() / "a")]

@@ -24,14 +24,14 @@ PACKAGE = ROOT / "limerank"
 # list.
 LAYERS = """
 errors
-progress results files devices world metrics validation
+progress results locks files devices world metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
     < event_log packing alignment exposures < dataset synthetic coverage attribution
     < interactions recoded prepare readers
 models
-runs: alarms folder model formats lineage < selftest
+runs: alarms folder model formats lineage tensors < selftest
 index evaluation
 ranking: scorer anchored conditions alike < explain item_table rules < request < ruled similar
     < flow results < recommender < bulk fidelity
@@ -275,7 +275,7 @@ def test_serving_never_reaches_the_logs() -> None:
 
 def test_reading_an_index_takes_little() -> None:
     """What opens an index needs neither models nor data, and never reaches what writes one."""
-    allowed = {f"limerank.{name}" for name in ("errors", "files", "kernels", "index")}
+    allowed = {f"limerank.{name}" for name in ("errors", "files", "locks", "kernels", "index")}
     allowed |= {"limerank.data.canonical", "limerank.data.ragged"}
     allowed |= {
         f"limerank.index.{name}" for name in ("reading", "format", "lookup", "anchors", "display")

@@ -211,6 +211,20 @@ def test_a_finished_run_and_other_settings_are_refused(data, tmp_path):
     train(data, tmp_path / "cut", model=model, config=other, overwrite=True)
 
 
+def test_a_training_killed_in_its_last_step_has_ended(data, tmp_path):
+    """Its alarms are there, and a part of what it would be resumed from: it is not trained again
+    from the start."""
+    run = tmp_path / "run"
+    train(data, run, model="two-tower", config={"epochs": 1})
+    (run / "trainer").mkdir()
+    (run / "trainer" / "lock").touch()
+    weights = (run / "model.safetensors").read_bytes()
+    with pytest.raises(FormatError, match="is a finished run"):
+        train(data, run, model="two-tower", config={"epochs": 1})
+    assert not (run / "trainer").exists()
+    assert (run / "model.safetensors").read_bytes() == weights
+
+
 def test_a_folder_in_which_another_process_trains_is_refused(data, tmp_path):
     """With --overwrite too; the one that is training is not disturbed."""
     model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)

@@ -18,7 +18,7 @@ import pytest
 import limerank.tuning.training as training_module
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.files import held_alone
+from limerank.locks import held_alone
 from limerank.models.config import TrainConfig, configs_of
 from limerank.models.registry import OF_THE_PACKAGE
 from limerank.models.settings_file import read_settings, write_settings

@@ -24,6 +24,7 @@ from limerank.models.config import ModelConfig, TrainConfig
 from limerank.ranking.fidelity import quantisation_report
 from limerank.ranking.recommender import Recommender
 from limerank.report.page import some_users, write_report
+from limerank.runs.alarms import is_unfinished
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
 
@@ -105,7 +106,7 @@ def demo(
     step(3, f"Training {', '.join(models)} (limerank train{' --bf16' if bf16 else ''})")
     for model in models:
         folder = out / "runs" / model
-        if (folder / "config.json").exists() and not (folder / "trainer").exists():
+        if (folder / "config.json").exists() and not is_unfinished(folder):
             echo(f"{folder}: exists, skipped")
             continue
         config = TrainConfig(bf16=bf16, **settings["train"])

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limerank.data.batch import Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
-from limerank.files import FULL, lock, sync_directory, write_json
+from limerank.files import FULL, sync_directory, write_json
 from limerank.index.anchors import SetEncoder
 from limerank.index.format import (
     ANCHOR_TABLES,
@@ -36,6 +36,7 @@ from limerank.index.format import (
 )
 from limerank.index.items import SourceItems
 from limerank.index.lookup import Level, flattened
+from limerank.locks import lock
 from limerank.models import Ranker
 from limerank.models.anchors import AnchoredLinks
 
@@ -272,7 +273,6 @@ def commit(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     manifest = {"format": FORMAT, **manifest}
     manifest["checksum"] = manifest_checksum(manifest)
     write_json(folder / "manifest.json", manifest)
-    sync_directory(folder)
     return manifest
 
 

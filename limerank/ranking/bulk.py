@@ -29,7 +29,6 @@ from limerank.files import (
     check_output,
     new_file,
     read_json,
-    sync_directory,
     write_json,
 )
 from limerank.models.tasks import predictions
@@ -144,9 +143,8 @@ def rank_all(
                 some = part[at : at + batch]
                 frames.append(_ranked(recommender, some, k, exclude_seen, task_weights, time))
                 bar.advance(len(some))
-            fresh = path.with_suffix(".fresh")
-            pl.concat(frames).write_parquet(fresh)
-            os.replace(fresh, path)
+            with new_file(path) as fresh:
+                pl.concat(frames).write_parquet(fresh)
     written = _join(
         [partial / f"part-{position:06d}.parquet" for position in range(len(parts))], out
     )
@@ -218,5 +216,4 @@ def _join(parts: list[Path], out: Path) -> int:
                     table = pq.read_table(part)
                     rows += len(table)
                     writer.write_table(table)
-    sync_directory(out.parent)
     return rows

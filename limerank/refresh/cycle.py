@@ -18,8 +18,9 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FormatError
-from limerank.files import held_alone, read_json, write_json
+from limerank.files import read_json, write_json
 from limerank.index.building import build_index
+from limerank.locks import held_alone
 from limerank.models.config import configs_of
 from limerank.refresh.checks import check_data
 from limerank.refresh.config import Export, RefreshConfig
@@ -29,6 +30,7 @@ from limerank.refresh.rollout import decided, now_ms
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
 from limerank.serving.stores import existing, exists, open_store
+from limerank.training.resume import end
 from limerank.training.trainer import train
 from limerank.training.warm import model_name
 
@@ -239,4 +241,7 @@ class _Cycle:
 
 def ended(run: Path) -> bool:
     """Whether a training has ended."""
-    return run.exists() and read_alarms(run) is not None
+    if not run.exists() or read_alarms(run) is None:
+        return False
+    end(run)
+    return True

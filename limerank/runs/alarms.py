@@ -11,6 +11,8 @@ from limerank.errors import FormatError
 from limerank.files import read_json, write_json
 
 ALARMS = "alarms.json"
+STATE = "trainer"
+"""The folder of a run that holds what its training is resumed from."""
 FORMAT = 1
 """Version of that file."""
 
@@ -53,8 +55,14 @@ def alarm_lines(alarms: Sequence[Alarm]) -> list[str]:
     return lines
 
 
+def is_unfinished(run: Path) -> bool:
+    """Whether the training of a run has not ended. A process that was killed after it had written
+    the alarms may have left a part of what a training is resumed from."""
+    return (run / STATE).exists() and not (run / ALARMS).exists()
+
+
 def write_alarms(run: Path, alarms: Sequence[Alarm]) -> None:
-    """Write the file into a run folder."""
+    """Write the file into a run folder; its training has ended then."""
     write_json(run / ALARMS, {"format": FORMAT, "alarms": [one.to_dict() for one in alarms]})
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from limerank.data.alignment import Coded
@@ -42,6 +42,7 @@ from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs.formats import FORMAT
 from limerank.runs.lineage import Ancestor, lineage_texts
 from limerank.runs.model import Trained, encoding_fingerprint, load_trained
+from limerank.runs.tensors import write_tensors
 
 USER_IDS = "users.parquet"
 """The vocabulary of a dataset that a run does not contain."""
@@ -137,7 +138,7 @@ def trained_until(dataset: Dataset) -> int | None:
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Replace ``model.safetensors`` in one step."""
-    _save(path / "model.safetensors", model.state_dict(), {})
+    write_tensors(path / "model.safetensors", model.state_dict(), {})
 
 
 def save_optimiser(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -146,7 +147,7 @@ def save_optimiser(path: Path, tensors: dict[str, Tensor]) -> None:
     Args:
         tensors: of :meth:`limerank.training.optim.Optimiser.state`.
     """
-    _save(path / OPTIMISER, tensors, {"format": str(OPTIMISER_FORMAT)})
+    write_tensors(path / OPTIMISER, tensors, {"format": str(OPTIMISER_FORMAT)})
 
 
 def load_optimiser(path: Path) -> dict[str, Tensor] | None:
@@ -177,7 +178,9 @@ def load_optimiser(path: Path) -> dict[str, Tensor] | None:
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Replace the state that training is resumed from, in one step."""
-    _save(path / "trainer" / "state.safetensors", tensors, {"progress": json.dumps(progress)})
+    write_tensors(
+        path / "trainer" / "state.safetensors", tensors, {"progress": json.dumps(progress)}
+    )
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -204,14 +207,6 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 def finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all numbers are finite."""
     return all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load_run(

@@ -25,6 +25,7 @@ from limerank.files import checksum, read_json, require_file, write_json
 from limerank.models import Ranker, build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.runs import formats
+from limerank.runs.alarms import is_unfinished
 from limerank.runs.formats import FORMAT, READABLE
 from limerank.runs.lineage import Ancestor, lineage_of, moment_of
 from limerank.validation import validate
@@ -113,7 +114,7 @@ def _sealed(path: Path, weights: str) -> bool:
         if name not in known
         or sums.get(name) != (weights if name == WEIGHTS else checksum(path / name))
     ]
-    if changed and (path / "trainer").exists() and set(changed) <= {WEIGHTS, SELFTEST}:
+    if changed and is_unfinished(path) and set(changed) <= {WEIGHTS, SELFTEST}:
         return False  # training was killed, or is running, between writing the weights and the sums
     if changed:
         raise FormatError(

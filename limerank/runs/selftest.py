@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from limerank.data.batch import Batch, Features, Impressions, ItemKeys, Items, Users
@@ -20,6 +19,7 @@ from limerank.files import checksum, require_file
 from limerank.models import Ranker
 from limerank.models.config import DataShape
 from limerank.runs.model import SELFTEST, WEIGHTS, Trained, seal
+from limerank.runs.tensors import write_tensors
 
 NAME = SELFTEST
 TOLERANCE = 1e-3
@@ -54,9 +54,7 @@ def write(path: Path, ranker: Ranker, batch: Batch) -> None:
     if batch.shown is not None:
         tensors |= {f"shown.{name}": getattr(batch.shown, name) for name in SHOWN}
     tensors = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
-    partial = path / f".{NAME}.partial"
-    save_file(tensors, partial, {"weights": checksum(path / WEIGHTS)})
-    partial.replace(path / NAME)
+    write_tensors(path / NAME, tensors, {"weights": checksum(path / WEIGHTS)})
     seal(path)
 
 

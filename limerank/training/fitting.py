@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,11 +16,10 @@ from limerank.models import build
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.registry import model_of
 from limerank.runs import selftest
-from limerank.runs.alarms import write_alarms
 from limerank.runs.folder import save_weights
 from limerank.training.checkpoints import Progress
 from limerank.training.objectives import objective_of
-from limerank.training.reporting import Curves, Report
+from limerank.training.reporting import Curves, Report, finish
 from limerank.training.result import TrainingResult, WarmStart
 
 TRIED = 4
@@ -84,7 +82,7 @@ def fit(
         calibration=[(one.scale, one.shift) for one in found.calibration],
         start=start,
     )
-    write_alarms(out, result.alarms)
-    Curves(out, listeners).write(result.to_dict(), Progress())
-    shutil.rmtree(out / "trainer")
+    curves = Curves(out, listeners)
+    curves.write(result.to_dict(), Progress())
+    finish(out, curves, result.alarms)
     return result

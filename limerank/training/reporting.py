@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from limerank.errors import SpecError
-from limerank.files import write_text
+from limerank.files import sync_directory, sync_file, write_text
+from limerank.runs.alarms import STATE, Alarm, write_alarms
 from limerank.training.checkpoints import Progress
 from limerank.training.impressions import Examples
 from limerank.training.step import Losses
@@ -46,6 +48,20 @@ class Curves:
         progress.lines += 1
         for listener in self.listeners:
             listener(line)
+
+    def sync(self) -> None:
+        """Make all lines durable."""
+        sync_file(self.path)
+
+
+def finish(run: Path, curves: Curves, alarms: Sequence[Alarm]) -> None:
+    """The last step of a training: its alarms, which say that it has ended; and what it would be
+    resumed from is removed."""
+    curves.sync()
+    sync_directory(run)
+    write_alarms(run, alarms)
+    shutil.rmtree(run / STATE)
+    sync_directory(run)
 
 
 class Window:

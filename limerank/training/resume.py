@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from limerank.errors import FormatError, LimerankError
-from limerank.files import held_alone, read_json
+from limerank.files import read_json, sync_directory
+from limerank.locks import held_alone
+from limerank.runs.alarms import STATE, is_unfinished
 from limerank.runs.formats import FORMAT
 
 
@@ -24,7 +26,8 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
         FormatError: it contains something else.
     """
     stored = read_json(out / "config.json", "a run")
-    if not (out / "trainer").exists():
+    if not is_unfinished(out):
+        end(out)
         raise FormatError(f"{out} is a finished run; pass --overwrite or choose another folder")
     if stored.get("format") != FORMAT:
         raise FormatError(
@@ -66,10 +69,18 @@ def _start(settings: Mapping[str, Any]) -> str:
 def training_lock(out: Path) -> AbstractContextManager[None]:
     """A lock that keeps other processes from training in this folder; none if no training is
     unfinished there."""
-    state = out / "trainer"
+    state = out / STATE
     if not state.exists():
         return nullcontext()
     return held_alone(state / "lock", f"another process is training in {out}")
+
+
+def end(out: Path) -> None:
+    """Remove what a training was resumed from, if it has ended and is not doing that itself."""
+    if (out / STATE).exists():
+        with training_lock(out):
+            shutil.rmtree(out / STATE)
+            sync_directory(out)
 
 
 @contextmanager

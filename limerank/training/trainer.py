@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from limerank.models.config import (
 from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
-from limerank.runs.alarms import Alarm, write_alarms
+from limerank.runs.alarms import Alarm
 from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
 from limerank.training.beginning import begin, share_start
 from limerank.training.checkpoints import Checkpoints, NotFiniteError, check_same_step
@@ -46,6 +45,7 @@ from limerank.training.reporting import (
     Curves,
     Report,
     Window,
+    finish,
     summary_writer,
     tensorboard_listener,
 )
@@ -271,11 +271,9 @@ class Trainer:
             alarms=self._alarms() if self._writes else (),
             start=None if self.start is None else self.start.result(progress.start),
         )
-        if self._writes:
-            write_alarms(self.out, result.alarms)
         self._line(result.to_dict())
         if self._writes:
-            shutil.rmtree(self.out / "trainer")
+            finish(self.out, self.curves, result.alarms)
         self.world.barrier()
         return result
 

@@ -35,6 +35,7 @@ from limerank.models.config import (
     model_config_of,
     train_config_of,
 )
+from limerank.runs.alarms import is_unfinished
 from limerank.runs.folder import load_optimiser, trained_until
 from limerank.runs.formats import FORMAT, model_settings
 from limerank.runs.lineage import Ancestor
@@ -79,7 +80,7 @@ def open_parent(path: str | os.PathLike[str]) -> Parent:
         FormatError: it is no run, damaged, or its training has not ended.
     """
     path = Path(path)
-    if (path / "trainer").exists():
+    if is_unfinished(path):
         raise FormatError(
             f"the training of {path} has not ended, so nothing can start from it; finish it first "
             "(limerank train, with the same settings), or name another run"

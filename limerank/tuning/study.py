@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limerank.errors import FormatError, SpecError
-from limerank.files import held_alone
+from limerank.locks import held_alone
 from limerank.tuning.result import Trial
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import torch
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, SpecError
 from limerank.models.config import ModelConfig, TrainConfig
+from limerank.runs.alarms import is_unfinished
 from limerank.training.trainer import train
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def train_trial(
         return Ended(state, value, {}, round(time.monotonic() - started, 3), problem)
 
     try:
-        if not run.exists() or (run / "trainer").exists():  # else it was trained before a kill
+        if not run.exists() or is_unfinished(run):  # else it was trained before a kill
             train(dataset, run, model=model, config=config, device=device, report=watch)
     except PrunedError:
         return ended("pruned", metric.best(metric.of(curves(run))))

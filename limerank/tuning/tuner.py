@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, check_integer
-from limerank.files import held_alone, new_folder, read_json, write_json
+from limerank.files import new_folder, read_json, write_json
+from limerank.locks import held_alone
 from limerank.models.config import (
     ModelConfig,
     TrainConfig,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 import pyarrow as pa
@@ -186,19 +187,16 @@ def writer_of(path: Path) -> Callable[[Path, Spool], None]:
 
 
 @contextmanager
-def spooled(path: Path, rows: Iterable[Row], *, zero_labels: bool) -> Iterator[Spool]:
-    """Rows in a temporary file beside the log, which is removed at the end.
+def spooled(folder: Path, rows: Iterable[Row], *, zero_labels: bool) -> Iterator[Spool]:
+    """Rows in a temporary file without a name, which ends with the process.
 
     Args:
-        path: the temporary file.
+        folder: the disk of this folder has room for the rows.
         rows: the rows.
         zero_labels: whether a label that a shown item's events lack is 0.
     """
-    try:
-        with open(path, "w+", encoding="utf-8") as file:
-            spool = Spool(file, zero_labels)
-            for row in rows:
-                spool.write(row)
-            yield spool
-    finally:
-        path.unlink(missing_ok=True)
+    with TemporaryFile("w+", encoding="utf-8", dir=folder) as file:
+        spool = Spool(file, zero_labels)
+        for row in rows:
+            spool.write(row)
+        yield spool

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import time as clock
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,20 +109,18 @@ def export(
         )
     counts = _Counts()
     rows = _rows(store, since, until, length, not positives(spec), counts, quiet)
-    with new_file(path) as partial:
-        temporary = path.with_name(f".{path.name}.rows-{secrets.token_hex(4)}")
-        with spooled(temporary, rows, zero_labels=True) as spool:
-            if spec is not None:
-                spool.columns.expect(*expected(spec))
-            if described is not None and not spool.columns.labels:
-                raise SpecError(
-                    f"the {spool.count:,} rows between {since} and {until} have no label, which a "
-                    "description needs; export without one, or a longer time"
-                )
-            write(partial, spool)
-    if described is not None:
-        found = description_of(path, spool.columns, counts.shown, counts.events, spec)
-        write_spec(described, found, path.parent)
+    with new_file(path) as partial, spooled(path.parent, rows, zero_labels=True) as spool:
+        if spec is not None:
+            spool.columns.expect(*expected(spec))
+        if described is not None and not spool.columns.labels:
+            raise SpecError(
+                f"the {spool.count:,} rows between {since} and {until} have no label, which a "
+                "description needs; export without one, or a longer time"
+            )
+        write(partial, spool)
+        if described is not None:  # a log never appears without its description
+            found = description_of(path, spool.columns, counts.shown, counts.events, spec)
+            write_spec(described, found, path.parent)
     return Exported(
         counts.users,
         counts.rankings,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from limerank.errors import FormatError, StoreError
+from limerank.files import make_folder
 from limerank.serving.stores.contract import trouble
 from limerank.serving.stores.sqlite_changes import Connection, to_one_form
 
@@ -85,7 +86,7 @@ class SqliteFile:
         self._process = os.getpid()
         self._readers: queue.LifoQueue[Connection] = queue.LifoQueue(READERS)
         with self.as_store_errors(opening=True):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self.writer = self._open(max_bytes)
             self.identity = identity_of(self.path)
 
