@@ -38,12 +38,12 @@ def tried(*options):
 @needs_shim
 def test_states_after_a_power_loss_and_failing_calls():
     found = tried(
-        "--jobs", "files", "index changes", "event store", "export", "--states", 40, "--faults", 6
+        "--jobs", "files", "index changes", "event store", "export", "--states", 20, "--faults", 3
     )
     assert [error for one in found.values() for of in one.values() for error in of["errors"]] == []
     for name, one in found.items():
-        assert one["power loss"]["states"] == 40 and one["power loss"]["calls"] > 50, name
-        assert sum(of["states"] for of in one.values()) == 40 + 4 * 6, name
+        assert one["power loss"]["states"] == 20 and one["power loss"]["calls"] > 50, name
+        assert sum(of["states"] for of in one.values()) == 20 + 4 * 3, name
 
 
 @needs_shim
