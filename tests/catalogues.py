@@ -20,7 +20,7 @@ from limerank.models.config import DataShape, TrainConfig
 from limerank.models.lime import Lime
 from limerank.ranking.scorer import ModelScorer, NativeScorer, QuantisedScorer, Scorer, paths
 from limerank.runs.folder import Run, create_run, load_run, save_weights
-from tests.worlds import ZERO_AT_START, config_of, prepare_log
+from tests.worlds import ZERO_AT_START, config_of, prepare_log, random_lists
 
 MODELS = ("lime-mha", "lime-xor", "two-tower", "mha", "din", "sasrec", "hstu")
 SCORERS = ("model", "kept", "quantised", *(f"native-{path}" for path in paths()))
@@ -69,8 +69,11 @@ def data(**options: object) -> Dataset:
 def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     """A run with random weights, louder than at the start of a training, and by chance alone: how
     links and items are made alike at the start, and from what count of events and what size links
-    are heard, is nothing that an index or a scorer knows of."""
+    are heard, is nothing that an index or a scorer knows of. A model with all anchored links has
+    neighbours as well."""
     torch.manual_seed(1)
+    if settings.get("anchors", ()) is None:
+        settings = {"neighbours": 4, **settings}
     config = config_of(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
     shape = DataShape.of(dataset.manifest)
     with (
@@ -85,6 +88,8 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
         for name, weight in ranker.named_parameters():
             if name.endswith(ZERO_AT_START):
                 weight.normal_(std=0.3)
+    if ranker.neighbour_table is not None:
+        ranker.neighbour_table.set(random_lists(shape.item_ids, settings["neighbours"]))
     path.mkdir(parents=True)
     create_run(path, dataset, shape, config, TrainConfig())
     save_weights(path, ranker)

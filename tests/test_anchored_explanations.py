@@ -38,6 +38,8 @@ def explained(request):
 def key_of(of, one, row):
     if one.kind == "item":
         return of.run.ranker.shape.item_tokens + row
+    if one.kind == "neighbour":
+        return -1 - of.data.item_ids.tolist().index(one.value)
     start, _ = anchors_of(of.run.manifest["encoding"])[one.kind]
     table = read_vocabulary(of.run.path, f"item_{one.kind}")
     return start + dict(table.select("value", "code").iter_rows())[one.value]
@@ -82,11 +84,19 @@ def test_every_key_in_common_is_named_with_its_events(explained):
         tokens = {int(token) for token in data.items.tokens[first:end] if anchored[token]}
         return tokens | {of.run.ranker.shape.item_tokens + row}
 
+    def near(item):
+        """Those of its neighbours."""
+        ids, shares = (part[index_of[item] + 1] for part in of.run.ranker.neighbour_table.lists)
+        return {-int(id) for id in ids[shares > 0]}
+
+    def held_by(event):
+        return keys(event) | {-1 - index_of[event]}
+
     length, kinds = len(past.items), Counter()
     for row, explanation in enumerate(found):
         expected = {}
-        for key in keys(explanation.item):
-            events = [n for n in range(length) if key in keys(past.items[n])]
+        for key in keys(explanation.item) | near(explanation.item):
+            events = [n for n in range(length) if key in held_by(past.items[n])]
             if events:
                 expected[key] = events
         held = {key_of(of, one, row): one for one in explanation.anchored}
@@ -102,7 +112,9 @@ def test_every_key_in_common_is_named_with_its_events(explained):
             kinds[one.kind] += 1
             if one.kind == "item":
                 assert one.value == explanation.item
-    assert kinds["item"] and len(kinds) > 1
+            if one.kind == "neighbour":
+                assert one.value in past.items and one.value != explanation.item
+    assert kinds["item"] and kinds["neighbour"] and len(kinds) > 2
 
 
 def test_outcomes_are_those_of_the_log(explained):

@@ -44,15 +44,20 @@ def sets(keys, shares, offsets):
 def expected(run, data, items):
     """The keys of items given as mappings, with the numbers 0, 1, ..."""
     found = of_source(run, items)
-    features = item_keys(
-        found.content.take(found.rows), data.anchored, np.arange(len(found), dtype=np.int64)
+    features = run.ranker.complete(
+        item_keys(
+            found.content.take(found.rows),
+            data.anchored,
+            np.arange(len(found), dtype=np.int64),
+            found.codes[found.rows],
+        )
     )
     return sets(features.keys, features.shares, features.offsets)
 
 
 def test_the_index_has_the_keys_of_the_dataset(of):
     rows = np.arange(ITEMS)
-    true = of.data.item_keys(rows)
+    true = of.run.ranker.complete(of.data.item_keys(rows))
     found = of.index.anchors.keys(rows)
     assert sets(*found) == sets(true.keys, true.shares, true.offsets)
     assert max(map(len, sets(*found))) > 3  # several tags
@@ -61,8 +66,8 @@ def test_the_index_has_the_keys_of_the_dataset(of):
         [] if row < 0 else sets(*found)[row] for row in some
     ]
     assert sets(*of.index.anchors.keys(slice(3, 9))) == sets(*found)[3:9]
-    # Equal sets share a number: there are fewer than there are items.
-    assert 1 < of.index.anchors.sets < ITEMS
+    # Equal sets share a number: there are fewer than there are items, but for neighbours.
+    assert 1 < shop("lime-mha", anchors=None, neighbours=0).index.anchors.sets < ITEMS
     codes = of.index.anchors.codes_of(some)
     assert codes.keys[codes.offsets[1] - 1] == of.index.anchors.sets + 7
     assert codes.offsets[2] == codes.offsets[1]

@@ -17,8 +17,9 @@ from limerank.evaluation.evaluate import evaluate
 from limerank.index import Index
 from limerank.index.building import build_index
 from limerank.models import build
-from limerank.models import item_knn as module
+from limerank.models import cooccurrence as module
 from limerank.models.config import ModelConfig, configs_of
+from limerank.models.item_knn import POPULARITY
 from limerank.models.registry import FITTED
 from limerank.ranking.recommender import Recommender
 from limerank.runs import selftest
@@ -131,7 +132,7 @@ def test_scores_are_sums_over_the_interactions_of_a_history():
         ]
         for m in range(count):
             item = int(full.items.ids[full.candidates[b, m]])
-            score = module.POPULARITY * np.log1p(weights[item]) / np.log1p(weights.max())
+            score = POPULARITY * np.log1p(weights[item]) / np.log1p(weights.max())
             for position, liked in enumerate(reversed(history)):
                 score += 2 ** (-position / 2.0) * expected[liked].get(item, 0.0)
             assert logits[b, m, 0].item() == pytest.approx(score, rel=1e-5, abs=1e-9)

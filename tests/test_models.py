@@ -30,9 +30,9 @@ def ranker(request) -> Ranker:
     torch.manual_seed(0)
     name, _, anchored = request.param.partition(" ")
     anchors = None if anchored else ()
-    config = config_of(
-        name, width=16, heads=2, links=5, blocks=2, hidden=12, anchors=anchors, anchor_width=3
-    )
+    settings = {"neighbours": 4} if anchored else {}
+    settings |= {"width": 16, "heads": 2, "links": 5, "blocks": 2, "hidden": 12, "anchor_width": 3}
+    config = config_of(name, anchors=anchors, **settings)
     ranker = build(SHAPE, config).eval()
     if ranker.fitted:
         ranker.fit(counted_events())

@@ -16,6 +16,7 @@ from limerank.data.description import load_spec
 from limerank.data.features import anchored_tokens, item_keys
 from limerank.data.prepare import prepare
 from limerank.models.config import DataShape, ModelConfig, config_class
+from limerank.models.neighbours import NeighbourLists
 from limerank.models.tasks import Task
 
 SHAPE = DataShape(
@@ -142,7 +143,7 @@ def batch(
             lengths=length_b,
             features=features(b, SHAPE.user_tokens, SHAPE.user_numeric, g),
             context=torch.randint(0, SHAPE.context_tokens, (b, 2), generator=g),
-            keys=item_keys(of_items.content, ANCHORED, np.arange(items)),
+            keys=item_keys(of_items.content, ANCHORED, np.arange(items), of_items.ids.numpy()),
         ),
         candidates=torch.randint(0, distinct, (b, m), generator=g) * real,
         counts=count_b,
@@ -153,9 +154,22 @@ def batch(
 ZERO_AT_START = ("from_anchors.weight", "profile.mix.weight", "profile.network.2.weight")
 
 
+def random_lists(items: int, most: int) -> NeighbourLists:
+    """Neighbours by chance: 0 to ``most`` other items of each row of the id table."""
+    rng = np.random.default_rng(5)
+    ids, shares = np.zeros((items, most), np.int32), np.zeros((items, most), np.float32)
+    for row in range(1, items):
+        count = int(rng.integers(0, most + 1))
+        ids[row, :count] = rng.choice(np.delete(np.arange(1, items), row - 1), count, replace=False)
+        shares[row, :count] = np.sort(rng.uniform(0.1, 1.5, count))[::-1]
+    return NeighbourLists(torch.from_numpy(ids), torch.from_numpy(shares))
+
+
 def unsure(ranker: torch.nn.Module) -> None:
     """Every link asks for another count of events than training starts from, and what starts at
-    zero does not any more."""
+    zero or without neighbours does not any more."""
+    if getattr(ranker, "neighbour_table", None) is not None:
+        ranker.neighbour_table.set(random_lists(*ranker.neighbour_table.ids.shape))
     with torch.no_grad():
         for name, weight in ranker.named_parameters():
             if name.endswith(("log_prior", *ZERO_AT_START)):

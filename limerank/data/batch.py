@@ -72,14 +72,17 @@ class ItemKeys(_Movable):
 
     Attributes:
         keys: i64 [T], item after item: rows of the content table, and ``item_tokens + i`` for the
-            item with the number i.
+            item with the number i; below 0 those of neighbours (limerank.models.neighbours).
         shares: the weight of each, f32 [T].
         offsets: where each item's keys begin and, last, end, i64 [n + 1].
+        ids: the items' rows of the id table, i64 [n], by which models add the keys of neighbours;
+            None: they are there.
     """
 
     keys: Tensor
     shares: Tensor
     offsets: Tensor
+    ids: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ class Dataset:
 
     def item_keys(self, rows: NDArray[np.int64]) -> ItemKeys:
         """The keys of these item rows (limerank.models.anchors); an item's number is its row."""
-        return item_keys(self.items.take(rows), self.anchored, rows)
+        return item_keys(self.items.take(rows), self.anchored, rows, self.item_codes(rows))
 
     def history_lengths(self, requests: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         """Events in the history of each request."""
@@ -202,7 +202,7 @@ class Dataset:
                 items=history_index,
                 features=self.users.take(columns["user"][requests]),
                 context=torch.from_numpy(context),
-                keys=item_keys(items.content, self.anchored, rows),
+                keys=item_keys(items.content, self.anchored, rows, items.ids.numpy()),
             ),
             candidates=torch.from_numpy(candidate_index),
             counts=torch.from_numpy(counts),
@@ -268,7 +268,7 @@ class Dataset:
                 items=history_index,
                 features=self.users.take(users),
                 context=torch.zeros((len(users), 0), dtype=torch.int64),
-                keys=item_keys(of_items.content, self.anchored, items),
+                keys=item_keys(of_items.content, self.anchored, items, of_items.ids.numpy()),
             ),
             owner=torch.from_numpy(owner),
             prefix=torch.from_numpy(prefix),

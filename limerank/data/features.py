@@ -115,7 +115,12 @@ def take_keys(keys: ItemKeys, positions: NDArray[np.int64]) -> ItemKeys:
     offsets = np.zeros(len(positions) + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     at = torch.from_numpy(ragged_index(first, counts))
-    return ItemKeys(keys=keys.keys[at], shares=keys.shares[at], offsets=torch.from_numpy(offsets))
+    ids = None
+    if keys.ids is not None:
+        ids = torch.cat([keys.ids, keys.ids.new_zeros(1)])[torch.from_numpy(positions)]
+    return ItemKeys(
+        keys=keys.keys[at], shares=keys.shares[at], offsets=torch.from_numpy(offsets), ids=ids
+    )
 
 
 def joined_keys(keys: ItemKeys, other: ItemKeys, positions: NDArray[np.int64]) -> ItemKeys:
@@ -132,7 +137,10 @@ def joined_keys(keys: ItemKeys, other: ItemKeys, positions: NDArray[np.int64]) -
 
 
 def item_keys(
-    content: Features, anchored: NDArray[np.bool_], numbers: NDArray[np.int64]
+    content: Features,
+    anchored: NDArray[np.bool_],
+    numbers: NDArray[np.int64],
+    ids: NDArray[np.int64] | None = None,
 ) -> ItemKeys:
     """The keys of n items: the values of their anchored features, then the item itself.
 
@@ -140,6 +148,7 @@ def item_keys(
         content: of the items.
         anchored: which rows of the content table are values of anchored features, bool [tokens].
         numbers: of the items, which tell them apart, i64 [n]; -1: an item like no other.
+        ids: rows of the id table, i64 [n].
     """
     tokens, offsets = content.tokens.numpy(), content.offsets.numpy()
     held = anchored[tokens]
@@ -157,4 +166,5 @@ def item_keys(
         keys=torch.from_numpy(keys),
         shares=torch.from_numpy(shares),
         offsets=torch.from_numpy(np.concatenate([[0], ends]).astype(np.int64)),
+        ids=None if ids is None else torch.from_numpy(ids),
     )

@@ -260,7 +260,8 @@ class _Catalogue:
         self.terms = ranker.encode_items(vectors)
         self.rows = torch.arange(items, device=self.device)
         if ranker.anchors is not None:
-            self.keys = self.dataset.item_keys(np.arange(items)).to(self.device)
+            keys = self.dataset.item_keys(np.arange(items)).to(self.device)
+            self.keys = ranker.complete(keys)
 
     def scores(self, state: object, output: int) -> torch.Tensor:
         """One output of the logits of some requests for all items, f32 [B, I], on the processor."""

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from limerank.data.batch import Items
+from limerank.data.batch import ItemKeys, Items
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, sync_directory, write_json
 from limerank.index.anchors import SetEncoder
@@ -326,9 +326,14 @@ class Encoder:
         rows: dict[str, NDArray[Any]] = {"vectors.f32": found_ud.cpu().numpy()}
         if self.sets is not None:
             content = items.content
-            rows |= self.sets(
-                *(x.numpy() for x in (content.tokens, content.weights, content.offsets))
+            keys = ItemKeys(
+                keys=content.tokens,
+                shares=content.weights,
+                offsets=content.offsets,
+                ids=items.ids,
             )
+            keys = self.ranker.complete(keys.to(self._device))
+            rows |= self.sets(*(x.cpu().numpy() for x in (keys.keys, keys.shares, keys.offsets)))
         if self.scales is None:
             return rows
         assert self.ranker.folds

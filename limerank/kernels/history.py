@@ -27,11 +27,12 @@ class LinkLayers(NamedTuple):
         items: whether items are anchored.
         item_tokens: the key of the item with the number 0.
         outcomes: table of outcomes, f32 [tokens, o].
-        log_prior: logarithm of the events at which the evidence is one half, of values and items,
-            f32 [2].
-        networks: of items and of values: weight of the first layer [h, statistics], its bias [h],
-            and weight of the second layer [r, h], SiLU between them.
+        log_prior: logarithm of the events at which the evidence is one half, of values, items and,
+            where there are some, neighbours, f32 [2 or 3].
+        networks: of items, values and neighbours: weight of the first layer [h, statistics], its
+            bias [h], and weight of the second layer [r, h], SiLU between them.
         scales: of items and of each feature, f32 [1 + features].
+        neighbours: whether the last one of the features is that of neighbours, with keys below 0.
         fading: weight of an event relative to the next one.
         knots: of log2 of counts, of events since, and of the age.
         per_day: what an age is multiplied by.
@@ -44,6 +45,7 @@ class LinkLayers(NamedTuple):
     log_prior: Tensor
     networks: Sequence[tuple[Tensor, Tensor, Tensor]]
     scales: Tensor
+    neighbours: bool
     fading: float
     knots: tuple[Sequence[float], Sequence[float], Sequence[float]]
     per_day: float
@@ -57,6 +59,7 @@ def anchored_links(
     lengths: Tensor,
     key_offsets: Tensor,
     keys: Tensor,
+    shares: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Offsets i64 [B + 1], keys i64 [V] and links f32 [V, r] of the anchored links of B histories.
 
@@ -68,6 +71,7 @@ def anchored_links(
         lengths: events of each history, i64 [B].
         key_offsets: where each item's keys begin and, last, end, i64.
         keys: i64.
+        shares: of each key, f32.
     """
     first, bias, second = ([_array(x) for x in of] for of in zip(*layers.networks, strict=True))
     of_counts, of_ago, of_ages = layers.knots
@@ -78,6 +82,7 @@ def anchored_links(
         _array(lengths),
         _array(key_offsets),
         _array(keys),
+        _array(shares),
         np.array(layers.features, np.int64).reshape(-1, 2),
         layers.items,
         layers.item_tokens,
@@ -87,6 +92,7 @@ def anchored_links(
         bias,
         second,
         _array(layers.scales),
+        layers.neighbours,
         layers.fading,
         np.array(of_counts, np.float32),
         np.array(of_ago, np.float32),

@@ -18,6 +18,7 @@ the history has no event with v:
 
 All are scaled by the evidence n / (n + k). ``A_z`` starts at zero: a model begins as it is without
 anchored links. Items have a network of their own; features share one, and each has a learned scale.
+Neighbours of items (limerank.models.neighbours) have a third one.
 
 Shape letters: B requests, N history positions, U items, M candidates, V pairs of a request and a
 key in its history, o outcome numbers, r numbers of an anchored link.
@@ -52,6 +53,8 @@ AGO = 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
 AGES = 0.0, 2.0, 4.0, 6.0, 9.0, 11.0, 13.0, 15.0, 17.0
 """Knots of log2(1 + minutes since); days of 1,440 minutes."""
 MINUTES = 1440.0
+PRIORS = torch.tensor([1, 0, 2])
+"""The entry of ``log_prior`` of each network: of items, features and neighbours."""
 STATISTICS = 3 * OUTCOMES + len(COUNTS) + len(AGO) + len(AGES)
 
 
@@ -168,6 +171,12 @@ def knots(x: Tensor, at: tuple[float, ...]) -> Tensor:
     return up - down
 
 
+def _sortable(owners: Tensor, keys: Tensor, first: int, most: int) -> Tensor:
+    """One number for each pair of a request and a key in ``first .. first + most - 1``, ascending
+    with both."""
+    return owners * most + (keys - first)
+
+
 def _map(width: int) -> nn.Sequential:
     """The network from statistics to the numbers of a link."""
     return nn.Sequential(
@@ -185,6 +194,11 @@ class AnchoredLinks(nn.Module):
         features: first row and number of rows of each anchored feature in the content table.
         width: numbers of a link, r.
         dropout: share of the statistics that a training step drops.
+        neighbours: rows of the id table, where items receive from their neighbours; 0: they do not.
+
+    Attributes:
+        features: first row and number of rows of each anchored feature and, last, the first key and
+            the number of keys of neighbours, where there are some.
     """
 
     def __init__(
@@ -195,16 +209,19 @@ class AnchoredLinks(nn.Module):
         features: tuple[tuple[int, int], ...],
         width: int,
         dropout: float,
+        neighbours: int = 0,
     ) -> None:
         super().__init__()
         self.item_tokens, self.items, self.width = item_tokens, items, width
+        self.neighbours = neighbours
         self.outcomes = nn.Embedding(event_tokens, OUTCOMES)
         nn.init.normal_(self.outcomes.weight, std=0.5)
-        self.log_prior = nn.Parameter(torch.full((2,), math.log(START_EVENTS)))
-        self.maps = nn.ModuleList(_map(width) for _ in range(2))
+        networks = 3 if neighbours else 2
+        self.log_prior = nn.Parameter(torch.full((networks,), math.log(START_EVENTS)))
+        self.maps = nn.ModuleList(_map(width) for _ in range(networks))
         self.scales = nn.Parameter(torch.ones(len(features) + 1))
         self.dropout = nn.Dropout(dropout)
-        self.features = features
+        self.features = (*features, (-neighbours, neighbours)) if neighbours else features
 
     def kind_of(self, keys: Tensor) -> Tensor:
         """0 of items, else the number of the key's feature; -1 where it is not anchored, i64."""
@@ -224,8 +241,9 @@ class AnchoredLinks(nn.Module):
         """
         if native and users.keys is not None:
             of, keys = users, users.keys
-            histories = (of.items, of.tokens, of.age, of.lengths, keys.offsets, keys.keys)
-            return Anchored(*anchored_links(self.layers(), *histories))
+            histories = (of.items, of.tokens, of.age, of.lengths)
+            of_items = (keys.offsets, keys.keys, keys.shares)
+            return Anchored(*anchored_links(self.layers(), *histories, *of_items))
         return self.links_of(self.statistics(users))
 
     def statistics(self, users: Users) -> KeyStatistics:
@@ -273,7 +291,8 @@ class AnchoredLinks(nn.Module):
             outcomes=self.outcomes.weight,
             log_prior=self.log_prior,
             networks=networks,
-            scales=self.scales,
+            scales=self._scales(),
+            neighbours=self.neighbours > 0,
             fading=FADING,
             knots=(COUNTS, AGO, AGES),
             per_day=MINUTES,
@@ -320,9 +339,9 @@ class AnchoredLinks(nn.Module):
             return out
         key = keys.keys[at]
         size = users.items.shape[1] + 1
-        most = int(max(key.max(), pairs.key.max())) + 1
-        order = (pairs.owner * most + pairs.key) * size + pairs.position
-        wanted = owner_m[spot] * most + key
+        most = int(max(key.max(), pairs.key.max())) + 1 + self.neighbours
+        order = _sortable(pairs.owner, pairs.key, -self.neighbours, most) * size + pairs.position
+        wanted = _sortable(owner_m[spot], key, -self.neighbours, most)
         newest = torch.searchsorted(order, wanted * size + prefix_m[spot]) - 1
         seen = (newest >= 0) & (
             order[newest.clamp(min=0)].div(size, rounding_mode="floor") == wanted
@@ -364,13 +383,16 @@ class AnchoredLinks(nn.Module):
         at, event = ragged(keys.offsets[item_e], keys.offsets.diff()[item_e])
         key = keys.keys[at]
         held = self.kind_of(key) >= 0
+        if self.neighbours:  # an event has its own key alone
+            held &= (key >= 0) | (keys.shares[at] == 0)
         key, event = key[held], event[held]
-        most = int(key.max()) + 1 if len(key) else 1
-        pair, order = (owner_e[event] * most + key).sort(stable=True)
+        most = int(key.max()) + 1 + self.neighbours if len(key) else 1
+        pairs = _sortable(owner_e[event], key, -self.neighbours, most)
+        pair, order = pairs.sort(stable=True)
         first = torch.ones_like(pair, dtype=torch.bool)
         first[1:] = pair[1:] != pair[:-1]
         event = event[order]
-        return _Pairs(pair % most, owner_e[event], position_e[event], first)
+        return _Pairs(pair % most - self.neighbours, owner_e[event], position_e[event], first)
 
     def _outcomes(self, users: Users, pairs: _Pairs) -> Tensor:
         """The embedded outcome of each pair's event, [P, o]."""
@@ -399,16 +421,23 @@ class AnchoredLinks(nn.Module):
             age: days (events, where the log has no clock) since it, f32 [V].
         """
         kind = self.kind_of(key)
-        is_item = (kind == 0)[:, None]
+        network = torch.where(key < 0, 2, (kind > 0).long())
         scales = [
             knots(n.log2(), COUNTS),
             knots((1 + ago.to(n.dtype)).log2(), AGO),
             knots((1 + MINUTES * age).log2(), AGES),
         ]
         x = torch.cat([mean, faded, newest, *scales], 1)
-        evidence = n / (n + self.log_prior.exp()[is_item[:, 0].long()])
+        evidence = n / (n + self.log_prior.exp()[PRIORS.to(key.device)[network]])
         x = self.dropout(x * evidence[:, None])
-        return torch.where(is_item, self.maps[0](x), self.maps[1](x)) * self.scales[kind][:, None]
+        z = torch.where((network == 0)[:, None], self.maps[0](x), self.maps[1](x))
+        if self.neighbours:
+            z = torch.where((network == 2)[:, None], self.maps[2](x), z)
+        return z * self._scales()[kind][:, None]
+
+    def _scales(self) -> Tensor:
+        """Of each kind of key; that of neighbours is in their network."""
+        return torch.cat([self.scales, self.scales.new_ones(1)]) if self.neighbours else self.scales
 
     def gathered(self, anchored: Anchored, keys: ItemKeys, candidates: Tensor) -> Tensor:
         """z [B, M, r] of candidates i64 [B, M] (or [M], the same for all): positions of items whose
@@ -425,10 +454,12 @@ class AnchoredLinks(nn.Module):
         at, spot = ragged(keys.offsets[flat], keys.offsets.diff()[flat])
         out = anchored.links.new_zeros(batch * size, self.width)
         if len(at) and len(anchored.keys):
-            most = int(max(keys.keys.max(), anchored.keys.max())) + 1
+            first = -self.neighbours
+            most = int(max(keys.keys.max(), anchored.keys.max())) + 1 - first
             owner = torch.repeat_interleave(anchored.offsets.diff())
-            held = owner * most + anchored.keys
-            sought = spot.div(max(size, 1), rounding_mode="floor") * most + keys.keys[at]
+            held = _sortable(owner, anchored.keys, first, most)
+            of = spot.div(max(size, 1), rounding_mode="floor")
+            sought = _sortable(of, keys.keys[at], first, most)
             found = torch.searchsorted(held, sought).clamp(max=len(held) - 1)
             hit = held[found] == sought
             links = anchored.links[found[hit]] * keys.shares[at[hit]][:, None]

@@ -43,6 +43,7 @@ class FittedConfig(ModelConfig):
             "anchors",
             "anchor_width",
             "anchor_dropout",
+            "neighbours",
             "impression_dropout",
         }
     )
@@ -64,7 +65,7 @@ class FittedRanker(Ranker):
         nn.Module.__init__(self)  # a fitted model has no towers
         self.shape, self.config = shape, config
         self.user_stage = dispatch.Choice("user stage", "torch", "the definition")
-        self.anchors = None
+        self.anchors = self.neighbour_table = None
         self.impressions = None
         self.out = nn.Linear(1, shape.outputs)
         nn.init.ones_(self.out.weight)

@@ -18,7 +18,7 @@ of all items together.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +27,20 @@ from pydantic import Field
 from torch import Tensor
 
 from limerank.data.batch import TrainingEvents, Users
-from limerank.data.ragged import ragged_index
 from limerank.kernels.attention import real_positions
 from limerank.models.anchors import Anchored
 from limerank.models.config import DataShape
+from limerank.models.cooccurrence import Interacted, Part, best, counted_together
 from limerank.models.fitted import FittedConfig, FittedRanker, RowTerms, Sized, rows_of
 
-PAIRS = 1 << 21
-"""Pairs of items that are counted at once, about: 100 bytes each."""
-USERS = 1 << 14
-"""Users of an item that its neighbours are counted with, at most: evenly drawn where there are
-more."""
 POPULARITY = 1e-3
 """Of popularity in the score: less than a similarity that matters."""
 
 
 class ItemKnnConfig(FittedConfig):
     """Settings of item-kNN."""
+
+    unused: ClassVar[frozenset[str]] = FittedConfig.unused - {"neighbours"}
 
     model: str = "item-knn"
     neighbours: int = Field(200, ge=1)
@@ -120,11 +117,13 @@ class ItemKnn(FittedRanker):
         """The event token of an interaction; -1: every event is one."""
 
     def fit(self, events: TrainingEvents) -> None:
-        users, items, again, popularity = _pairs(events, self.shape.item_ids, self.config.window)
+        rows = self.shape.item_ids
+        interacted = Interacted.of(events, rows, self.config.window)
+        popularity = interacted.weights
         share = np.log1p(popularity) / max(np.log1p(popularity.max()), 1e-9)
         self.popularity.copy_(torch.from_numpy(POPULARITY * share))
         self.token.fill_(-1 if events.token is None else events.token)
-        found = list(_similar(users, items, again, self.shape.item_ids, self.config))
+        found = list(_similar(interacted, rows, self.config))
         counts = np.concatenate([np.zeros(0, np.int64), *(part.counts for part in found)])
         self.neighbours.store(
             counts, [part.items for part in found], [part.similarities for part in found]
@@ -153,107 +152,11 @@ class ItemKnn(FittedRanker):
         return self.logits(scores_bm, extra)
 
 
-def _pairs(
-    events: TrainingEvents, rows: int, window: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
-    """Distinct pairs of a user (counted from 0) and an item, by user: users i32 [n], items i32 [n];
-    of each item the users who came back to it, i64 [I]; and the weight of its positives, f64 [I].
-    """
-    users, items = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
-    again = np.zeros(rows, np.int64)
-    popularity = np.zeros(rows)
-    number = 0
-    for block in events.blocks():
-        popularity += np.bincount(block.items, block.weights, rows)
-        held = block.counted & (block.items > 0)
-        if not held.any():
-            continue
-        owner, item = block.users[held], block.items[held]
-        owner = np.cumsum(np.diff(owner, prepend=owner[0]) != 0)
-        keys = owner * rows + item
-        distinct, last, counts = np.unique(keys[::-1], return_index=True, return_counts=True)
-        last = len(keys) - 1 - last  # the newest event of each pair
-        order = np.argsort(-last)  # newest first within the block, and so within each user
-        order = order[np.argsort(distinct[order] // rows, kind="stable")]
-        of = distinct[order] // rows
-        size = np.bincount(of)
-        position = np.arange(len(of)) - np.repeat(np.cumsum(size) - size, size)
-        some = order[position < window]
-        users.append((number + distinct[some] // rows).astype(np.int32))
-        items.append((distinct[some] % rows).astype(np.int32))
-        again += np.bincount(items[-1][counts[some] > 1], minlength=rows)
-        number += int(owner[-1]) + 1
-    popularity[0] = 0.0
-    return np.concatenate(users), np.concatenate(items), again, popularity
-
-
-class _Part(NamedTuple):
-    """Neighbours of consecutive rows of the id table."""
-
-    counts: NDArray[np.int64]
-    items: NDArray[np.int32]
-    similarities: NDArray[np.float32]
-
-
-def _similar(
-    users: NDArray[np.int32],
-    items: NDArray[np.int32],
-    again: NDArray[np.int64],
-    rows: int,
-    config: ItemKnnConfig,
-) -> Iterator[_Part]:
-    """The neighbours of all rows, in parts of about :data:`PAIRS` pairs."""
-    of_user = np.bincount(users) if len(users) else np.zeros(0, np.int64)
-    first_of_user = np.cumsum(of_user) - of_user
-    by_item = users[np.argsort(items, kind="stable")]
-    n = np.bincount(items, minlength=rows)
-    start = np.cumsum(n) - n
-    taken = np.minimum(n, USERS)
-    average = np.add.reduceat(np.append(of_user[by_item], 0), start) if rows else n
-    cost = np.cumsum(np.where(n > 0, average / np.maximum(n, 1) * taken, 0))
-    low = 0
-    while low < rows:
-        done = cost[low - 1] if low else 0
-        high = max(int(np.searchsorted(cost, done + PAIRS, side="right")), low + 1)
-        own = taken[low:high]
-        at = ragged_index(np.zeros(high - low, np.int64), own)
-        owner = np.repeat(np.arange(high - low), own)
-        if (n[low:high] > own).any():  # evenly drawn of the item's users
-            at = at * n[low:high][owner] // own[owner]
-        chosen = by_item[start[low:high][owner] + at]
-        other = items[ragged_index(first_of_user[chosen], of_user[chosen])]
-        keys = np.repeat(owner, of_user[chosen]) * rows + other
-        keys.sort()
-        begins = np.flatnonzero(np.diff(keys, prepend=-1))
-        together = np.diff(np.append(begins, len(keys))).astype(np.float64)
-        owner, other = keys[begins] // rows, keys[begins] % rows
+def _similar(interacted: Interacted, rows: int, config: ItemKnnConfig) -> Iterator[Part]:
+    """The neighbours of all rows, in parts."""
+    n = interacted.users_of_items
+    for low, high, owner, other, together in counted_together(interacted, rows):
         item = owner + low
-        together *= n[item] / taken[item]
-        together = np.where(item == other, again[item], together)
-        similarity = together / (np.sqrt(n[item] * n[other]) + config.shrinkage)
-        yield _best(owner, other, similarity.astype(np.float32), high - low, config.neighbours)
-        low = high
-
-
-def _best(
-    owner: NDArray[np.int64],
-    other: NDArray[np.integer],
-    similarity: NDArray[np.float32],
-    rows: int,
-    most: int,
-) -> _Part:
-    """The ``most`` similar ones of each owner (of ``rows``), of equal ones the lower rows."""
-    held = similarity > 0
-    owner, other, similarity = owner[held], other[held], similarity[held]
-    counts = np.bincount(owner, minlength=rows)
-    long = counts[owner] > most
-    if long.any():
-        some = np.flatnonzero(long)
-        order = some[np.lexsort((-similarity[some], owner[some]))]
-        size = np.where(counts > most, counts, 0)
-        position = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
-        held = ~long
-        held[order[position < most]] = True
-        owner, other, similarity = owner[held], other[held], similarity[held]
-        counts = np.bincount(owner, minlength=rows)
-    return _Part(counts, other.astype(np.int32), similarity)
+        shared = np.where(item == other, interacted.again[item], together[:, 0])
+        similarity = shared / (np.sqrt(n[item] * n[other]) + config.shrinkage)
+        yield best(owner, other, similarity.astype(np.float32), high - low, config.neighbours)

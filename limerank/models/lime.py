@@ -293,7 +293,7 @@ class Lime(Ranker):
         if self.anchors is None or state.anchored is None or keys is None:
             none = candidates.new_zeros(batch + 1), candidates[:0]
             return *none, state.head.new_zeros(0, self.added)
-        request, item, links = matches(state.anchored, keys)
+        request, item, links = matches(state.anchored, self.complete(keys))
         position = candidates.new_full((items + 1,), -1)
         position[candidates] = torch.arange(len(candidates), device=candidates.device)
         candidate = position[item.clamp(max=items)]
@@ -339,7 +339,8 @@ class LimeMha(Lime):
         links_mld, request_mg, query_mks = self._sequence_parts(batch, vectors_ud)
         head_mg = terms.head + request_mg
         if self.anchors is not None:
-            z_mr = self.anchors.at_prefixes(users, owner_m, batch.prefix, batch.candidates)
+            complete = self.completed(users)
+            z_mr = self.anchors.at_prefixes(complete, owner_m, batch.prefix, batch.candidates)
             head_mg = head_mg + self.from_anchors(z_mr)
         if self.impressions is not None and batch.shown is not None:
             head_mg = head_mg + self.impressions(batch.shown)
@@ -354,7 +355,8 @@ class LimeMha(Lime):
     def sequence_states(self, batch: Sequences, vectors_ud: Tensor) -> LinkState:
         anchored = None
         if self.anchors is not None:
-            anchored = self.anchors.of_prefixes(batch.users, batch.owner, batch.prefix)
+            users = self.completed(batch.users)
+            anchored = self.anchors.of_prefixes(users, batch.owner, batch.prefix)
         return LinkState(*self._sequence_parts(batch, vectors_ud), anchored=anchored)
 
     def _sequence_parts(

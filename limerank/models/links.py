@@ -61,6 +61,10 @@ class LimeConfig(AttentionConfig):
     anchors: tuple[str, ...] | None = None
     """What has anchored links: "item" (this very item in the history) and names of features. None:
     items and all features that the dataset anchors."""
+    neighbours: int | None = Field(None, ge=0)
+    """Items that the same users choose, of each item, whose anchored links it receives from as well
+    (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
+    By default 20 in a model that learns positives and has anchored links, else none."""
     heads: int = Field(1, ge=1)
     """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
     are cheaper than more heads."""

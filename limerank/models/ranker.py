@@ -21,6 +21,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,7 @@ from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
 from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
+from limerank.models.neighbours import Neighbours, neighbours_of, with_neighbours
 from limerank.models.noise import hidden_ids, key_of
 from limerank.models.tables import TABLE_STD, EmbeddingTable
 
@@ -225,7 +227,10 @@ class Ranker(nn.Module, abc.ABC):
         self.event_tower = EventTower(shape, config)
         self.user_tower = UserTower(shape, config)
         self.anchors: AnchoredLinks | None = None
-        named = shape.anchored(config.anchors)
+        self.neighbour_table: Neighbours | None = None
+        if most := neighbours_of(shape, config):
+            self.neighbour_table = Neighbours(shape.item_ids, most)
+        named = shape.anchored(config.anchors) or ((False, ()) if most else None)
         if named is not None:
             with torch.random.fork_rng(devices=[]):  # other weights start as without them
                 self.anchors = AnchoredLinks(
@@ -234,6 +239,7 @@ class Ranker(nn.Module, abc.ABC):
                     *named,
                     config.anchor_width,
                     config.anchor_dropout,
+                    shape.item_ids if most else 0,
                 )
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)
@@ -259,6 +265,12 @@ class Ranker(nn.Module, abc.ABC):
         """Item tower: t, [U, d]."""
         vectors: Tensor = self.item_tower(items)
         return vectors
+
+    def complete(self, keys: ItemKeys) -> ItemKeys:
+        """Keys of items, with those of their neighbours where the model has some."""
+        if self.neighbour_table is None or keys.ids is None:
+            return keys
+        return with_neighbours(keys, self.neighbour_table.lists)
 
     def new_head(self) -> Head:
         """The head whose form all models share.
@@ -394,7 +406,11 @@ class Ranker(nn.Module, abc.ABC):
         if self.anchors is None:
             return None
         native = self.user_stage.used == "native" and not self.training
-        return self.anchors(users, native=native)
+        return self.anchors(self.completed(users), native=native)
+
+    def completed(self, users: Users) -> Users:
+        """Requests whose keys are complete."""
+        return users if users.keys is None else replace(users, keys=self.complete(users.keys))
 
     @abc.abstractmethod
     def user_state(self, users: Users, vectors_ud: Tensor) -> Any:
@@ -451,7 +467,8 @@ class Ranker(nn.Module, abc.ABC):
         anchored: Anchored | None = state.anchored
         added: Tensor | None = None
         if self.anchors is not None and anchored is not None and keys is not None:
-            added = self.from_anchors(self.anchors.gathered(anchored, keys, candidates))
+            of = self.anchors.gathered(anchored, self.complete(keys), candidates)
+            added = self.from_anchors(of)
         if self.impressions is not None and shown is not None:
             added = plus(self.impressions(shown), added)
         return added

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.data.batch import ItemKeys, Users
-from limerank.data.encoding import read_vocabulary
+from limerank.data.encoding import read_vocabulary, read_vocabulary_ids
 from limerank.data.features import anchors_of
 from limerank.models import Ranker
 from limerank.models.anchors import ragged
 from limerank.models.config import ITEM
+from limerank.models.neighbours import NEIGHBOUR
 from limerank.runs.model import Trained
 
 UNITS = ((86_400.0, "day"), (3_600.0, "hour"), (60.0, "minute"), (1.0, "second"))
@@ -34,8 +36,9 @@ class AnchoredEffect:
     """What one anchored link adds to an item's ranking value.
 
     Attributes:
-        kind: "item", or the name of the feature.
-        value: external id of the item, or the feature's value.
+        kind: "item", the name of the feature, or "neighbour" for an item that goes with it
+            (limerank.models.neighbours).
+        value: external id of the item or neighbour, or the feature's value.
         events: events of the history with this item or value, 1 or more.
         outcomes: names of outcomes (binary labels that are 1, values of categorical event features)
             -> how many of these events had them.
@@ -69,12 +72,20 @@ class AnchorNames:
         self._features = anchors_of(trained.manifest["encoding"])
         self._values: dict[str, dict[int, str]] = {}
 
-    def of(self, token: int) -> tuple[str, str]:
-        """The feature and the value of a row of the items' content table.
+    @cached_property
+    def _items(self) -> list[Any]:
+        """External ids by row of the id table, from row 1."""
+        return read_vocabulary_ids(self._folder, "items").to_list()
+
+    def of(self, token: int) -> tuple[str, Any]:
+        """The feature and the value of a row of the items' content table; of the key of a neighbour
+        :data:`NEIGHBOUR` and its external id.
 
         Raises:
             FormatError: the run's vocabulary is missing or damaged.
         """
+        if token < 0:
+            return NEIGHBOUR, self._items[-token - 1]
         for name, (start, size) in self._features.items():
             if start <= token < start + size:
                 if name not in self._values:
@@ -125,6 +136,7 @@ def anchored_effects(
     spot = torch.repeat_interleave(keys.offsets.diff())
     link = torch.searchsorted(held, keys.keys).clamp(max=max(len(held) - 1, 0))
     hit = held[link] == keys.keys if len(held) else torch.zeros_like(spot, dtype=torch.bool)
+    hit &= keys.shares != 0
     spot, link, share = spot[hit], link[hit], keys.shares[hit]
     of_links = ranker.from_anchors(state.anchored.links[link] * share[:, None])
     # The first link of every item at once, then the second, and so on.
@@ -140,7 +152,8 @@ def anchored_effects(
     length = int(users.lengths[0])
     item_n = users.items[0, :length]
     where, event = ragged(users.keys.offsets[item_n], users.keys.offsets.diff()[item_n])
-    key_of, event_of = users.keys.keys[where].cpu().numpy(), event.cpu().numpy()
+    own = (users.keys.keys[where] >= 0) | (users.keys.shares[where] == 0)
+    key_of, event_of = users.keys.keys[where[own]].cpu().numpy(), event[own].cpu().numpy()
     ages = users.age[0].cpu().numpy()
     found: list[list[AnchoredEffect]] = [[] for _ in items]
     for item, key, effect in zip(

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from limerank.data.batch import Impressions, ItemKeys, Users
 from limerank.models import Ranker
+from limerank.models.neighbours import NEIGHBOUR
 from limerank.ranking.anchored import AnchoredEffect, AnchorNames, added, anchored_effects
 from limerank.results import TableResult, aligned, none_for_nan, printable
 
@@ -165,7 +166,8 @@ class Explanation(TableResult):
             )
         links = [("anchored link", "history", "effect")]
         for one in self.anchored:
-            links.append((f"{one.kind} {one.value}", one.text, f"{one.effect:+.4f}"))
+            value = named(one.value, self.titles) if one.kind == NEIGHBOUR else one.value
+            links.append((f"{one.kind} {value}", one.text, f"{one.effect:+.4f}"))
         above = aligned(links, "<<>") if self.anchored else []
         return "\n".join([self.caption(), *above, *aligned(rows, "><>>>")])
 

@@ -485,7 +485,9 @@ class Recommender:
                 )
             if keys is not None:
                 anchored = self.dataset.anchored
-                own = item_keys(items.content, anchored, np.full(len(lacking), -1))
+                none = np.full(len(lacking), -1)
+                own = item_keys(items.content, anchored, none, items.ids.numpy())
+                own = self.ranker.complete(own.to(self._device))
                 keys = joined_keys(keys, own, lacking)
         return HistoryItems(vectors, keys)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from limerank.models.config import ITEM
+from limerank.models.neighbours import NEIGHBOUR
 from limerank.ranking.explain import TITLE, Explanation, named
 from limerank.ranking.request import plain
 from limerank.results import TableResult, aligned, printable
@@ -216,7 +217,8 @@ def _in_short(explanation: Explanation) -> str:
     ]
     anchored = []
     for one in explanation.matches(2):
-        name = "this item" if one.kind == ITEM else printable(f"{one.kind} {one.value}")
+        value = named(one.value, explanation.titles) if one.kind == NEIGHBOUR else one.value
+        name = "this item" if one.kind == ITEM else printable(f"{one.kind} {value}")
         times = "once" if one.events == 1 else f"{one.events:,} times"
         anchored.append(f"{name} {times} ({one.effect:+.2f})")
     return "; ".join(", ".join(part) for part in (events, anchored) if part)

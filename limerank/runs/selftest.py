@@ -50,7 +50,8 @@ def write(path: Path, ranker: Ranker, batch: Batch) -> None:
         **{f"features.{name}": getattr(users.features, name) for name in FEATURES},
     }
     if users.keys is not None:
-        tensors |= {f"keys.{name}": getattr(users.keys, name) for name in KEYS}
+        keys = ranker.complete(users.keys)
+        tensors |= {f"keys.{name}": getattr(keys, name) for name in KEYS}
     if batch.shown is not None:
         tensors |= {f"shown.{name}": getattr(batch.shown, name) for name in SHOWN}
     tensors = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}

@@ -1,5 +1,5 @@
-"""What a model has before its first step: starting values that depend on the log, statistics of its
-items, and the weights of the run that it starts from."""
+"""What a model has before its first step: starting values that depend on the log, statistics and
+neighbours of its items, and the weights of the run that it starts from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from limerank.kernels.attention import real_positions
 from limerank.models import Ranker
 from limerank.models.config import TrainConfig
 from limerank.training.collaborative import statistics
+from limerank.training.neighbours import neighbour_lists
 from limerank.training.objectives import Objective
 from limerank.training.warm import Start
 from limerank.world import World
@@ -50,6 +51,11 @@ def begin(
         found = statistics(objective.dataset, width, rates, quiet, earlier)
         tower.statistics.copy_(found.of_all)
         objective.statistics = found
+    if ranker.neighbour_table is not None:
+        most = ranker.neighbour_table.ids.shape[1]
+        lists = neighbour_lists(objective.dataset, most, quiet)
+        ranker.neighbour_table.set(lists[-1])
+        objective.neighbours = lists
 
 
 def share_start(world: World, ranker: Ranker, objective: Objective) -> None:

@@ -99,7 +99,7 @@ class HeldOut:
             [ranker.item_vectors(self.dataset.item_batch(rows).to(device)) for rows in blocks]
         )
         terms = ranker.encode_items(vectors)
-        keys = self.dataset.item_keys(self.items).to(device)
+        keys = ranker.complete(self.dataset.item_keys(self.items).to(device))
         every = torch.arange(len(self.items), device=device)
         plan = self.dataset.plan(self.requests, 1024, self.history)
 

@@ -25,6 +25,7 @@ from limerank.evaluation.predict import predict
 from limerank.metrics import Affine
 from limerank.models import Ranker
 from limerank.models.config import DataShape, TrainConfig
+from limerank.models.neighbours import NeighbourLists, with_neighbours
 from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, columns, stopping_metric, task_losses
 from limerank.training.collaborative import FOLDS, Statistics, folds_of
@@ -93,6 +94,7 @@ class Objective(abc.ABC):
         item_counts: impressions of each item of the training window, or whatever else says how well
             its id is known, i64.
         statistics: of items, by folds of users; None where the model has none.
+        neighbours: of items, by folds of users; None where the model has none.
         world: the processes that compute parts of a batch; this one alone, if not set.
     """
 
@@ -102,6 +104,7 @@ class Objective(abc.ABC):
         self.counts = dataset.requests["count"][self.requests].astype(np.int64)
         self.item_counts = np.asarray(dataset.train_count[: dataset.trained_items])
         self.statistics: Statistics | None = None
+        self.neighbours: list[NeighbourLists] | None = None
         self.world: World = Alone()
         self.batch_size = batch_size(config, int(self.counts.sum()))
 
@@ -269,7 +272,7 @@ class Impressions(Objective):
         if config.exact:
             length, together = len(self.dataset.events["time"]), config.exact_requests
         size = self.batch_size
-        if self.statistics is None:
+        if self.statistics is None and self.neighbours is None:
             return self.dataset.plan(self.requests, size, length, generator, together, self.counts)
         folds = folds_of(self.dataset.requests["user"][self.requests])
         plans = [
@@ -290,13 +293,18 @@ class Impressions(Objective):
             yield from map(self.with_statistics, made, own)
 
     def with_statistics(self, batch: Any, rows: Rows) -> Any:
-        """The batch of these requests with the item statistics that their users' fold is given: the
-        users of a batch are all of one fold."""
-        if self.statistics is None:
+        """The batch of these requests with the statistics and neighbours of items that their users'
+        fold is given: the users of a batch are all of one fold."""
+        if self.statistics is None and self.neighbours is None:
             return batch
         fold = int(folds_of(self.dataset.requests["user"][rows[:1]])[0])
-        given = self.statistics.of_fold(fold, batch.items.ids)
-        return replace(batch, items=replace(batch.items, statistics=given))
+        if self.statistics is not None:
+            given = self.statistics.of_fold(fold, batch.items.ids)
+            batch = replace(batch, items=replace(batch.items, statistics=given))
+        if self.neighbours is not None:
+            keys = with_neighbours(batch.users.keys, self.neighbours[fold])
+            batch = replace(batch, users=replace(batch.users, keys=keys))
+        return batch
 
     def losses(self, ranker: Ranker, batch: Any) -> dict[str, Tensor]:
         if isinstance(batch, Sequences):

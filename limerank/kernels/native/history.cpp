@@ -147,13 +147,15 @@ struct Found {
 
 nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, In<float, 2> age,
                          In<std::int64_t, 1> lengths, In<std::int64_t, 1> key_offsets,
-                         In<std::int64_t, 1> keys, In<std::int64_t, 2> features, bool item_links,
+                         In<std::int64_t, 1> keys, In<float, 1> shares, In<std::int64_t, 2> features, bool item_links,
                          std::int64_t item_tokens, In<float, 2> outcomes, In<float, 1> prior,
                          const std::vector<In<float, 2>>& first, const std::vector<In<float, 1>>& bias,
-                         const std::vector<In<float, 2>>& second, In<float, 1> scales, float fading,
+                         const std::vector<In<float, 2>>& second, In<float, 1> scales, bool neighbours, float fading,
                          In<float, 1> counts, In<float, 1> ago, In<float, 1> ages, float per_day, int threads) {
     const std::size_t batch = items.shape(0), width = items.shape(1), each = tokens.shape(2);
-    expect(first.size() == 2 && bias.size() == 2 && second.size() == 2, "expected networks of items and of values");
+    const std::size_t maps = neighbours ? 3 : 2;
+    expect(first.size() == maps && bias.size() == maps && second.size() == maps,
+           "expected networks of items, of values and, where there are some, of neighbours");
     const auto o = static_cast<int>(outcomes.shape(1)), links = static_cast<int>(second[0].shape(0));
     const auto statistics = static_cast<int>(3 * outcomes.shape(1) + counts.size() + ago.size() + ages.size());
     const auto kinds = static_cast<int>(features.shape(0)) + 1;
@@ -162,9 +164,9 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
            "the parts of the histories do not fit together");
     expect(key_offsets.shape(0) >= 1 && features.shape(1) == 2 && counts.size() && ago.size() && ages.size(),
            "the keys of the items are not complete");
-    expect(links >= 1 && statistics <= MOST_STATISTICS && prior.shape(0) == 2 && static_cast<int>(scales.shape(0)) == kinds,
+    expect(links >= 1 && statistics <= MOST_STATISTICS && prior.shape(0) == maps && static_cast<int>(scales.shape(0)) == kinds,
            "the layers of the anchored links do not fit together");
-    for (std::size_t map = 0; map < 2; map++)
+    for (std::size_t map = 0; map < maps; map++)
         expect(static_cast<int>(first[map].shape(1)) == statistics && first[map].shape(0) == bias[map].shape(0) &&
                    first[map].shape(0) == second[map].shape(1) && static_cast<int>(second[map].shape(0)) == links,
                "the layers of the anchored links do not fit together");
@@ -174,8 +176,11 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
         fine = fine && key_offsets.data()[i] >= (i ? key_offsets.data()[i - 1] : 0) &&
                key_offsets.data()[i] <= static_cast<std::int64_t>(keys.shape(0));
     expect(fine, "the offsets of the keys do not ascend");
-    for (std::size_t i = 0; i < keys.size(); i++) fine = fine && keys.data()[i] >= 0;
-    expect(fine, "a key is negative");
+    // Keys of neighbours are below 0, and above `lowest`.
+    const std::int64_t lowest = neighbours ? features.data()[2 * (features.shape(0) - 1)] : 0;
+    expect(lowest <= 0 && shares.size() == keys.size(), "the keys of neighbours are not complete");
+    for (std::size_t i = 0; i < keys.size(); i++) fine = fine && keys.data()[i] >= lowest;
+    expect(fine, "a key is too low");
     for (std::size_t b = 0; b < batch; b++) {
         const std::int64_t length = lengths.data()[b];
         expect(length >= 0 && length <= static_cast<std::int64_t>(width), "a history is longer than its batch");
@@ -189,14 +194,15 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
     std::vector<Found> found(batch);
     {
         nb::gil_scoped_release free;
-        Network networks[2];  // of items, of values
-        for (std::size_t map = 0; map < 2; map++)
+        Network networks[3];  // of items, of values, of neighbours
+        for (std::size_t map = 0; map < maps; map++)
             networks[map].lay_out(first[map].data(), bias[map].data(), second[map].data(),
                                   static_cast<int>(first[map].shape(0)), links, statistics, o);
         const Scale of_count = {counts.data(), static_cast<int>(counts.size())};
         const Scale of_ago = {ago.data(), static_cast<int>(ago.size())};
         const Scale of_age = {ages.data(), static_cast<int>(ages.size())};
-        const float odds[2] = {std::exp(prior.data()[0]), std::exp(prior.data()[1])};  // of values, of items
+        // Of the networks; the priors begin with that of values.
+        const float odds[3] = {std::exp(prior.data()[1]), std::exp(prior.data()[0]), neighbours ? std::exp(prior.data()[2]) : 0.0f};
         std::vector<float> logs(width + 2, 0.0f), fades(width + 1, 1.0f);
         for (std::size_t n = 1; n < logs.size(); n++) logs[n] = std::log2(static_cast<float>(n));
         for (std::size_t n = 1; n < fades.size(); n++) fades[n] = faded(fades[n - 1], fading);
@@ -220,12 +226,13 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                         const std::int64_t key = keys.data()[at];
                         std::int32_t kind = -1;
                         if (key >= item_tokens) kind = item_links ? 0 : -1;
+                        else if (key < 0) kind = shares.data()[at] == 0.0f && key > lowest ? kinds - 1 : -1;  // its own alone
                         else
                             for (int f = 0; f + 1 < kinds; f++) {
                                 const std::int64_t start = features.data()[2 * f];
                                 if (key > start && key < start + features.data()[2 * f + 1]) kind = f + 1;
                             }
-                        if (kind >= 0) pairs.push_back({key, static_cast<std::int32_t>(n), kind});
+                        if (kind >= 0) pairs.push_back({key - lowest, static_cast<std::int32_t>(n), kind});
                     }
                 }
                 sort_pairs(pairs, room);
@@ -236,7 +243,7 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                     while (end < pairs.size() && pairs[end].key == pairs[at].key) end++;
                     const std::size_t n = end - at;
                     const auto event = static_cast<std::size_t>(pairs[end - 1].event);
-                    const int map = pairs[at].kind == 0 ? 0 : 1;
+                    const int map = pairs[at].kind == 0 ? 0 : neighbours && pairs[at].kind == kinds - 1 ? 2 : 1;
                     const Network& net = networks[map];
                     const float* rows = net.first.data();
                     Statistics held;
@@ -272,9 +279,9 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                     knot(of_ago, logs[length - event]);
                     knot(of_age, std::log2(1 + per_day * age.data()[begin + event]));
                     const float count = static_cast<float>(n);
-                    const float evidence = count / (count + odds[map == 0 ? 1 : 0]);
+                    const float evidence = count / (count + odds[map]);
                     through(net, held, evidence, scales.data()[pairs[at].kind], z.data());
-                    to.keys.push_back(pairs[at].key);
+                    to.keys.push_back(pairs[at].key + lowest);
                     to.links.insert(to.links.end(), z.begin(), z.begin() + links);
                     at = end;
                 }
@@ -298,10 +305,10 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
 void add_anchored_links(nb::module_& m) {
     m.def("anchored_links", &anchored_links, nb::arg("items").noconvert(), nb::arg("tokens").noconvert(),
           nb::arg("age").noconvert(), nb::arg("lengths").noconvert(), nb::arg("key_offsets").noconvert(),
-          nb::arg("keys").noconvert(), nb::arg("features").noconvert(), nb::arg("item_links"),
+          nb::arg("keys").noconvert(), nb::arg("shares").noconvert(), nb::arg("features").noconvert(), nb::arg("item_links"),
           nb::arg("item_tokens"), nb::arg("outcomes").noconvert(), nb::arg("prior").noconvert(),
           nb::arg("first"), nb::arg("bias"), nb::arg("second"), nb::arg("scales").noconvert(),
-          nb::arg("fading"), nb::arg("counts").noconvert(), nb::arg("ago").noconvert(),
+          nb::arg("neighbours"), nb::arg("fading"), nb::arg("counts").noconvert(), nb::arg("ago").noconvert(),
           nb::arg("ages").noconvert(), nb::arg("per_day"), nb::arg("threads"),
           "The anchored links of histories: offsets [B + 1], keys [V] and links [V, r].");
 }

@@ -1,8 +1,9 @@
 """What a stream holds of each anchored key: running statistics, exact over all events.
 
 Keys are stable over versions of an index: items by external id, values of features by their row in
-the run's content table. The statistics are those of :class:`limerank.models.anchors.KeyStatistics`,
-sums over events, so that a new event changes those of its own item's keys alone.
+the run's content table, and neighbours by their row in its id table. The statistics are those of
+:class:`limerank.models.anchors.KeyStatistics`, sums over events, so that a new event changes those
+of its own item's keys alone.
 
 A key takes about 130 bytes. One that the latest :data:`REMEMBERED` events lack is dropped when the
 number of events is next a multiple of :data:`CHUNK`, so a user has the keys of at most 5,120
@@ -43,7 +44,7 @@ class KeyTable:
     Attributes:
         integers: external ids of items that are integers, i64.
         texts: those that are text.
-        tokens: rows of the content table, i64.
+        tokens: rows of the content table, and keys of neighbours, i64.
         counts: events with each key, i64 [V].
         numbers: events of the history up to the newest with the key, that one included, i64 [V].
         times: time of that event, i64 [V].
@@ -135,9 +136,10 @@ class KeyTable:
         if self.texts:
             found.append(index.ids.find(list(self.texts)))
         items = np.concatenate([_none(), *found])
-        keys = np.concatenate([np.where(items < 0, -1, items + item_tokens), self.tokens])
+        keys = np.concatenate([items + item_tokens, self.tokens])
+        known = np.concatenate([items >= 0, np.ones(len(self.tokens), bool)])
         order = np.argsort(keys, kind="stable")
-        order = order[keys[order] >= 0]
+        order = order[known[order]]
         return keys[order], order
 
     @classmethod

@@ -157,7 +157,7 @@ export function whyView({ model, closed, report, similar, remove, changed }) {
       el(
         "tr",
         {},
-        el("th", { scope: "row" }, one.kind === "item" ? "this very item" : `${one.kind}: ${cut(String(one.value), 40)}`, el("span", { class: "detail" }, one.text)),
+        el("th", { scope: "row" }, one.kind === "item" ? "this very item" : `${one.kind}: ${cut((one.kind === "neighbour" && title(one.value)) || String(one.value), 40)}`, el("span", { class: "detail" }, one.text)),
         el("td", { class: one.effect >= 0 ? "up" : "down" }, format.signed(one.effect)),
       ),
     );

@@ -1,0 +1,169 @@
+"""Items that the same users interact with: how often, counted in bounded memory.
+
+Shape letters: n distinct pairs of a user and an item, I rows of the id table, F groups of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limerank.data.batch import TrainingEvents
+from limerank.data.ragged import ragged_index
+
+PAIRS = 1 << 21
+"""Pairs of items that are counted at once, about: 100 bytes each."""
+USERS = 1 << 14
+"""Users of an item that its neighbours are counted with, at most: evenly drawn where there are
+more."""
+
+
+@dataclass(frozen=True)
+class Interacted:
+    """Which users interacted with which items.
+
+    Attributes:
+        users: of each pair, counted from 0, ascending, i32 [n].
+        items: of each pair, a row of the id table, i32 [n].
+        rows: of each user, what the events call it, i64.
+        again: of each item, the users who came back to it, i64 [I].
+        weights: of each item, the weight of its positives, f64 [I].
+    """
+
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    again: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    @property
+    def users_of_items(self) -> NDArray[np.int64]:
+        """Users of each item, i64 [I]."""
+        return np.bincount(self.items, minlength=len(self.again))
+
+    @classmethod
+    def of(cls, events: TrainingEvents, rows: int, window: int) -> Interacted:
+        """Of the training window: the ``window`` latest different items of each user."""
+        users, items = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        named = [np.zeros(0, np.int64)]
+        again = np.zeros(rows, np.int64)
+        popularity = np.zeros(rows)
+        number = 0
+        for block in events.blocks():
+            popularity += np.bincount(block.items, block.weights, rows)
+            held = block.counted & (block.items > 0)
+            if not held.any():
+                continue
+            owner, item = block.users[held], block.items[held]
+            named.append(owner[np.flatnonzero(np.diff(owner, prepend=-1))])
+            owner = np.cumsum(np.diff(owner, prepend=owner[0]) != 0)
+            keys = owner * rows + item
+            distinct, last, counts = np.unique(keys[::-1], return_index=True, return_counts=True)
+            last = len(keys) - 1 - last  # the newest event of each pair
+            order = np.argsort(-last)  # newest first within the block, and so within each user
+            order = order[np.argsort(distinct[order] // rows, kind="stable")]
+            of = distinct[order] // rows
+            size = np.bincount(of)
+            position = np.arange(len(of)) - np.repeat(np.cumsum(size) - size, size)
+            some = order[position < window]
+            users.append((number + distinct[some] // rows).astype(np.int32))
+            items.append((distinct[some] % rows).astype(np.int32))
+            again += np.bincount(items[-1][counts[some] > 1], minlength=rows)
+            number += int(owner[-1]) + 1
+        popularity[0] = 0.0
+        own = np.concatenate(users), np.concatenate(items), np.concatenate(named)
+        return cls(*own, again, popularity)
+
+
+class Together(NamedTuple):
+    """Items of rows ``low .. high - 1`` and those that share users with them: ``owner`` counts from
+    ``low``, ``other`` is a row, i64 [P]; and their users in each group, f64 [P, F]."""
+
+    low: int
+    high: int
+    owner: NDArray[np.int64]
+    other: NDArray[np.int64]
+    users: NDArray[np.float64]
+
+
+def counted_together(
+    interacted: Interacted, rows: int, groups: NDArray[np.int64] | None = None, of: int = 1
+) -> Iterator[Together]:
+    """All pairs of items with common users, in parts of about :data:`PAIRS` pairs of events.
+
+    Args:
+        interacted: users and items.
+        rows: of the id table.
+        groups: the group of each user, 0 .. ``of`` - 1; None: all are in one.
+        of: number of groups.
+    """
+    users, items = interacted.users, interacted.items
+    of_user = np.bincount(users) if len(users) else np.zeros(0, np.int64)
+    first_of_user = np.cumsum(of_user) - of_user
+    by_item = users[np.argsort(items, kind="stable")]
+    n = np.bincount(items, minlength=rows)
+    start = np.cumsum(n) - n
+    taken = np.minimum(n, USERS)
+    average = np.add.reduceat(np.append(of_user[by_item], 0), start) if rows else n
+    cost = np.cumsum(np.where(n > 0, average / np.maximum(n, 1) * taken, 0))
+    low = 0
+    while low < rows:
+        done = cost[low - 1] if low else 0
+        high = max(int(np.searchsorted(cost, done + PAIRS, side="right")), low + 1)
+        own = taken[low:high]
+        at = ragged_index(np.zeros(high - low, np.int64), own)
+        owner = np.repeat(np.arange(high - low), own)
+        if (n[low:high] > own).any():  # evenly drawn of the item's users
+            at = at * n[low:high][owner] // own[owner]
+        chosen = by_item[start[low:high][owner] + at]
+        other = items[ragged_index(first_of_user[chosen], of_user[chosen])]
+        keys = np.repeat(owner, of_user[chosen]) * rows + other
+        if groups is not None:
+            keys = keys * of + np.repeat(groups[chosen], of_user[chosen])
+        keys.sort()
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        counts = np.diff(np.append(begins, len(keys))).astype(np.float64)
+        keys, group = (keys[begins], 0) if groups is None else np.divmod(keys[begins], of)
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        together = np.zeros((len(first), of))
+        together[np.cumsum(np.diff(keys, prepend=-1) != 0) - 1, group] = counts
+        owner, of_pair = keys[first] // rows, keys[first] % rows
+        together *= (n[owner + low] / taken[owner + low])[:, None]
+        yield Together(low, high, owner, of_pair, together)
+        low = high
+
+
+class Part(NamedTuple):
+    """Neighbours of consecutive rows of the id table."""
+
+    counts: NDArray[np.int64]
+    items: NDArray[np.int32]
+    similarities: NDArray[np.float32]
+
+
+def best(
+    owner: NDArray[np.int64],
+    other: NDArray[np.integer],
+    similarity: NDArray[np.float32],
+    rows: int,
+    most: int,
+) -> Part:
+    """The ``most`` similar ones of each owner (of ``rows``), of equal ones the lower rows."""
+    held = similarity > 0
+    owner, other, similarity = owner[held], other[held], similarity[held]
+    counts = np.bincount(owner, minlength=rows)
+    long = counts[owner] > most
+    if long.any():
+        some = np.flatnonzero(long)
+        order = some[np.lexsort((-similarity[some], owner[some]))]
+        size = np.where(counts > most, counts, 0)
+        position = np.arange(len(order)) - np.repeat(np.cumsum(size) - size, size)
+        held = ~long
+        held[order[position < most]] = True
+        owner, other, similarity = owner[held], other[held], similarity[held]
+        counts = np.bincount(owner, minlength=rows)
+    return Part(counts, other.astype(np.int32), similarity)
