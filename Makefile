@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults clean distclean settings simulate power-loss
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults clean distclean settings simulate power-loss
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -105,6 +105,10 @@ bench-tune: $(VENV)/.dev  ## what a search for settings gains over the defaults 
 
 bench-similar: $(VENV)/.dev  ## similar items beside the truth of a simulated shop, and the price of diversity (minutes, resumable)
 	$(PY) -m benchmarks.similar $(ARGS)
+	$(PY) -m benchmarks.report
+
+bench-abtest: $(VENV)/.dev  ## two weeks of daily loops with a simulated population (an hour, resumable by day; ARGS="--small")
+	$(PY) -m benchmarks.abtest $(ARGS)
 	$(PY) -m benchmarks.report
 
 bench-shop: $(VENV)/.dev  ## the next purchase in a simulated shop, every model (hours, resumable)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import matplotlib as mpl
 
 from benchmarks.ablations_page import ablations
+from benchmarks.abtest_page import abtest
 from benchmarks.attempts import attempts
 from benchmarks.coldstart_page import coldstart
 from benchmarks.exact_page import exact
@@ -43,6 +44,7 @@ mpl.rcParams.update({"svg.hashsalt": "limerank", "font.size": 9})
 def main() -> None:
     DOCS.mkdir(parents=True, exist_ok=True)
     pages: dict[str, Callable[[list[Row]], str]] = {
+        "abtest": abtest,
         "quality": quality,
         "search": search,
         "peers": peers,

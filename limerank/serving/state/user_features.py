@@ -35,7 +35,7 @@ class EncodedUser:
     Attributes:
         digest: identifies the set.
         features: the encoded features, of one user.
-        u: the user tower's output, [1, d].
+        u: the user tower's output, [1, d]; [1, 0] of a model without one.
     """
 
     digest: bytes
@@ -111,7 +111,8 @@ class UserFeatureCache:
             features=encoded,
             context=empty,
         )
-        u_bd: Tensor = self._ranker.user_tower(users)[0]
+        fitted = self._ranker.fitted  # such a model has no towers
+        u_bd: Tensor = torch.zeros(1, 0) if fitted else self._ranker.user_tower(users)[0]
         return EncodedUser(digest, encoded, u_bd)
 
     @torch.inference_mode()
