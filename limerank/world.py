@@ -38,9 +38,10 @@ class World(Protocol):
         """The tensors of all processes, in the order of their ranks; sizes of the first dimension
         may differ."""
 
-    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[Tensor]:
         """Send ``parts[r]`` to process r, and return what each process sent to this one, in the
-        order of their ranks. Sizes of the first dimension may differ."""
+        order of their ranks. Sizes of the first dimension may differ; ``sizes``: those of what is
+        returned, where they are known."""
 
     def from_first(self, values: Tensor) -> Tensor:
         """The tensor of process 0; of equal shape in each."""
@@ -60,7 +61,7 @@ class Alone:
     def gather(self, values: Tensor) -> list[Tensor]:
         return [values]
 
-    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[Tensor]:
         return list(parts)
 
     def from_first(self, values: Tensor) -> Tensor:
@@ -95,6 +96,13 @@ def decided(world: World, action: Callable[[], T]) -> T:
         raise kind(f"process 0 of {world.size}: {found['text']}")
     value: T = found["value"]
     return value
+
+
+def agreed(world: World, holds: bool) -> bool:
+    """Whether something holds on every process."""
+    if world.size == 1:
+        return holds
+    return int(world.sum(torch.tensor([0 if holds else 1]))) == 0
 
 
 def _sent(world: World, found: dict[str, Any]) -> dict[str, Any]:

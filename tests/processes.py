@@ -27,8 +27,10 @@ class Threads:
     def sum(self, values):
         return torch.stack(self.gather(values)).sum(0)
 
-    def exchange(self, parts: Sequence[torch.Tensor]):
-        return [sent[self.rank] for sent in self.gather(list(parts))]
+    def exchange(self, parts: Sequence[torch.Tensor], sizes=None):
+        found = [sent[self.rank] for sent in self.gather(list(parts))]
+        assert sizes is None or [len(one) for one in found] == list(sizes)
+        return found
 
     def from_first(self, values):
         return self.gather(values)[0].clone()

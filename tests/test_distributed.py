@@ -23,14 +23,18 @@ from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import FormatError, SpecError
 from limerank.evaluation.predict import predict
+from limerank.index import Index
+from limerank.index.building import build_index
 from limerank.models import MODELS, build
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import FITTED, model_of
-from limerank.runs.folder import load_run
+from limerank.ranking.recommender import Recommender
+from limerank.runs.folder import load_optimiser, load_run
+from limerank.runs.selftest import passes
 from limerank.training import held_out
 from limerank.training.beginning import begin
-from limerank.training.checkpoints import check_same_step
-from limerank.training.distributed import group
+from limerank.training.checkpoints import Checkpoints, NotFiniteError, Progress, check_same_step
+from limerank.training.distributed import group, tables
 from limerank.training.distributed.gradients import sum_gradients
 from limerank.training.impressions import measured_alike
 from limerank.training.objectives import objective_of
@@ -53,6 +57,7 @@ ROUNDING = 1e-14
 METRICS, PREDICTIONS = 2e-3, 2e-3
 """The same of metrics and predictions in float32, after two epochs of a small log."""
 ROOT = Path(__file__).parents[1]
+CASES = [(2, True), (3, False)]
 MOST = int(os.environ.get("LIMERANK_PROCESSES", "2"))
 """Processes of a test, at most."""
 
@@ -91,28 +96,33 @@ def begun(dataset: Dataset, model: str, **settings):
     return ranker.double().train(), objective, config
 
 
-def trained(world, start, plan):
-    """Losses of each step, and the weights after the last one."""
+def trained(world, start, plan, sharded=False):
+    """Losses of each step; and on process 0 the weights after the last one."""
     ranker, objective, config = copy.deepcopy(start)
     objective.world = world
+    if sharded:
+        tables.shard(ranker, world)
     optimiser = Optimiser(ranker, config, 10, objective.batch_size)
     step = Step(ranker, objective, optimiser, config, world)
     losses = []
     for number, (rows, batch) in enumerate(zip(plan, objective.batches(plan), strict=True)):
         found = step(doubled(batch), number, objective.counts_part(rows))
         losses.append((float(found.total), found.impressions))
-    weights = {name: weight.detach() for name, weight in ranker.named_parameters()}
-    return losses, weights | optimiser.state()
+    state = optimiser.state()
+    weights = {name: weight.detach() for name, weight in ranker.named_parameters()} | state
+    return losses, weights | tables.full_tables(ranker, state)
 
 
-def assert_alike(start, sizes, plan=None) -> None:
+def assert_alike(start, cases, plan=None) -> None:
+    """Each case: a number of processes, and whether their table is sharded."""
     plan = start[1].plan(0)[:STEPS] if plan is None else plan
     losses, weights = trained(Alone(), start, plan)
-    for size in sizes:
-        found = together(size, lambda world: trained(world, start, plan))
+    for size, sharded in cases:
+        found = together(size, lambda world, sharded=sharded: trained(world, start, plan, sharded))
         for of_losses, of_weights in found:
             for name, weight in of_weights.items():
-                assert torch.equal(weight, found[0][1][name]), f"{name} on {size} processes"
+                if not (sharded and "item_tower.ids" in name):
+                    assert torch.equal(weight, found[0][1][name]), f"{name} on {size} processes"
             np.testing.assert_allclose(of_losses, losses, rtol=1e-11)
         for name, weight in weights.items():
             apart = (found[0][1][name] - weight).abs()
@@ -125,7 +135,7 @@ def assert_alike(start, sizes, plan=None) -> None:
 
 @pytest.mark.parametrize("model", TRAINED)
 def test_any_number_of_processes_trains_the_same_weights(logs, exactly, model):
-    assert_alike(begun(logs["impressions"], model), (2, 3))
+    assert_alike(begun(logs["impressions"], model), [(2, False), (3, True)])
 
 
 @pytest.mark.parametrize("negatives", [0, 12])
@@ -133,25 +143,25 @@ def test_any_number_of_processes_trains_the_same_weights(logs, exactly, model):
 def test_positives_among_all_items_likewise(logs, exactly, model, negatives):
     start = begun(logs["positives"], model, negatives=negatives)
     assert start[1].negatives.full == (not negatives)
-    assert_alike(start, (2, 4) if negatives else (3,))
+    assert_alike(start, [(2, True), (4, False)] if negatives else [(3, True)])
 
 
 @pytest.mark.parametrize("log", ["impressions", "pages", "positives"])
 @pytest.mark.parametrize("together", [1, 0])
 def test_exact_histories_likewise(logs, exactly, log, together):
-    assert_alike(begun(logs[log], "lime-mha", exact=True, exact_requests=together), (2, 3))
+    assert_alike(begun(logs[log], "lime-mha", exact=True, exact_requests=together), CASES)
 
 
 @pytest.mark.parametrize("model", ["lime-mha", "lime-xor"])
 def test_impression_features_likewise(logs, exactly, model):
-    assert_alike(begun(logs["pages"], model), (2, 4))
+    assert_alike(begun(logs["pages"], model), [(2, True), (4, False)])
 
 
 @pytest.mark.parametrize("log", ["impressions", "positives"])
 def test_a_process_without_a_request_changes_nothing(logs, exactly, log):
     start = begun(logs[log], "lime-mha")
     rows = np.concatenate(start[1].plan(0))
-    assert_alike(start, (2, 3), [rows[:1], rows[5:7], rows[9:10]])
+    assert_alike(start, CASES, [rows[:1], rows[5:7], rows[9:10]])
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -209,6 +219,151 @@ def test_batches_are_dealt_and_collected(size, batches):
     for _, values in found:
         assert len(values) == batches
         assert all(torch.equal(one, other) for one, other in zip(values, plan, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 64, 97])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_rows_lie_on_one_process_each(rows, size):
+    layout = tables.Layout(rows, size)
+    ranges = [layout.range(rank) for rank in range(size)]
+    assert [low for low, _ in ranges[1:]] == [high for _, high in ranges[:-1]]
+    assert ranges[0][0] == 0 and ranges[-1][1] == rows
+    assert sorted(layout.positions(torch.arange(rows)).tolist()) == list(range(rows))
+    full = torch.randn(rows, 3)
+
+    def read(world):
+        table = tables.ShardedTable(world, full)
+        ids = torch.arange(0, rows, world.rank + 1).repeat(2)
+        assert torch.equal(table(ids), full[ids])
+        assert table(ids[:0]).shape == (0, 3)
+        return table.rows(table.weight)
+
+    found = together(size, read)
+    assert torch.equal(found[0], full) and found[1:] == [None] * (size - 1)
+
+
+def test_neighbouring_rows_are_spread():
+    layout = tables.Layout(100_000, 4)
+    owners = layout.positions(torch.arange(400)) // layout.block
+    assert torch.bincount(owners, minlength=4).tolist() == pytest.approx([100] * 4, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "most", "found"),
+    [
+        ("auto", 10**9, False),
+        ("auto", 10, True),
+        ("sharded", 10**9, True),
+        ("replicated", 10, False),
+    ],
+)
+def test_large_tables_are_sharded(logs, choice, most, found):
+    ranker = begun(logs["impressions"], "two-tower")[0]
+    config = TrainConfig(tables=choice, table_bytes=most)
+    assert together(2, lambda world: tables.is_sharded(ranker, config, world)) == [found] * 2
+    assert not tables.is_sharded(ranker, config, Alone())
+
+
+def checkpoints(world, start, run, sharded):
+    """Checkpoints of a model whose tables are sharded, or not."""
+    ranker, objective, config = copy.deepcopy(start)
+    if sharded:
+        tables.shard(ranker, world)
+    optimiser = Optimiser(ranker, config, 10, objective.batch_size)
+    return Checkpoints(run, ranker, optimiser, 0.0, world)
+
+
+def everything(of: Checkpoints) -> dict[str, torch.Tensor]:
+    """Weights, and what the optimiser has, of all rows."""
+    state = of.optimiser.state()
+    found = {**of.ranker.state_dict(), **state, **tables.full_tables(of.ranker, state)}
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("writers", [(1, False), (2, True), (3, True)])
+@pytest.mark.parametrize("readers", [(1, False), (2, False), (2, True), (4, True)])
+def test_any_number_of_processes_reads_a_checkpoint(logs, tmp_path, writers, readers):
+    start = begun(logs["impressions"], "two-tower")
+    (tmp_path / "trainer").mkdir()
+
+    def write(world):
+        of = checkpoints(world, start, tmp_path, writers[1])
+        with torch.no_grad():
+            for weight in (*of.ranker.parameters(), *of.optimiser.tables.sums):
+                weight += 1 + torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1))
+        of.save(Progress(step=3, lines=world.rank))
+        of.save(Progress(step=5, lines=world.rank))
+        return everything(of)
+
+    def read(world):
+        of = checkpoints(world, start, tmp_path, readers[1])
+        return of.load(), everything(of)
+
+    expected = together(writers[0], write)[0]
+    for rank, (progress, found) in enumerate(together(readers[0], read)):
+        assert progress == Progress(step=5)
+        for name, value in expected.items():
+            if rank == 0 or not (readers[1] and "item_tower.ids" in name):
+                assert torch.equal(found[name], value), name
+    assert len(list((tmp_path / "trainer").iterdir())) == (2 if writers[1] else 1)
+
+
+def test_the_newest_checkpoint_counts(logs, tmp_path):
+    """A run goes from one process to two with a sharded table, and back."""
+    start = begun(logs["impressions"], "two-tower")
+    (tmp_path / "trainer").mkdir()
+
+    def save(step, sharded):
+        of = lambda world: checkpoints(world, start, tmp_path, sharded)  # noqa: E731
+        together(2, lambda world: of(world).save(Progress(step=step)))
+
+    for step, sharded in ((1, False), (2, True), (3, False)):
+        save(step, sharded)
+        names = {path.name for path in (tmp_path / "trainer").iterdir()}
+        assert names == ({"latest.json", "step-000000002"} if sharded else {"state.safetensors"})
+        assert checkpoints(Alone(), start, tmp_path, False).load().step == step
+
+
+def test_damaged_and_uncommitted_shards(logs, tmp_path):
+    start = begun(logs["impressions"], "two-tower")
+    (tmp_path / "trainer").mkdir()
+    together(2, lambda world: checkpoints(world, start, tmp_path, True).save(Progress(step=4)))
+    load = checkpoints(Alone(), start, tmp_path, False).load
+    torn = tmp_path / "trainer" / "step-000000009"  # killed before the commit mark
+    torn.mkdir()
+    (torn / "rest.safetensors").write_bytes(b"torn")
+    assert load().step == 4
+    mark = json.loads((tmp_path / "trainer" / "latest.json").read_text())
+    (file,) = (name for name in mark["files"] if ".000000000000-" in name)
+    shard = tmp_path / "trainer" / "step-000000004" / file
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(FormatError, match=r"is damaged \(it has \d+ bytes, expected \d+\).*over"):
+        load()
+    shard.unlink()
+    with pytest.raises(FormatError, match=r"is damaged \(it is missing\): the training cannot"):
+        load()
+    del mark["files"][file]
+    (tmp_path / "trainer" / "latest.json").write_text(json.dumps(mark))
+    with pytest.raises(FormatError, match=r"it lacks the positions 0 to \d+ of item_tower.ids"):
+        load()
+    (tmp_path / "trainer" / "latest.json").write_text(json.dumps({**mark, "format": 7}))
+    with pytest.raises(FormatError, match="has format 7, expected 1; pass --overwrite"):
+        load()
+
+
+def test_weights_that_are_not_finite_on_one_process_stop_all(logs, tmp_path):
+    start = begun(logs["impressions"], "two-tower")
+    (tmp_path / "trainer").mkdir()
+
+    def save(world):
+        of = checkpoints(world, start, tmp_path, True)
+        if world.rank == 1:
+            of.optimiser.tables.sums[0][0] = float("inf")
+        with pytest.raises(NotFiniteError):
+            of.save(Progress(step=1))
+
+    together(2, save)
+    assert not list((tmp_path / "trainer").iterdir())
 
 
 def test_process_0_decides():
@@ -299,6 +454,7 @@ QUICK = {"batch_size": 64, "epochs": 2, "patience": 9, "checkpoint_seconds": 0.0
 TRAININGS = {
     "impressions": ("impressions", "lime-mha", {}),
     "positives": ("positives", "two-tower", {"objective": "catalogue"}),
+    "sharded": ("impressions", "lime-xor", {"tables": "sharded"}),
 }
 
 
@@ -388,39 +544,50 @@ def of_two(logs, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
-def test_two_processes_train_the_run_of_one(of_one, of_two, name):
-    """Both objectives, from an empty folder to a finished run, with gloo."""
+def test_two_processes_train_the_run_of_one(of_one, of_two, tmp_path, name):
+    """Both objectives and a sharded table, from an empty folder to a finished run, with gloo; and
+    the run is indexed and ranked."""
     assert_same_run(of_two / name, of_one / name, bits=False)
     assert not (of_two / name / "trainer").exists()
+    run = load_run(of_two / name)
+    assert passes(run)
+    assert set(load_optimiser(run.path)) == set(load_optimiser(of_one / name))
+    build_index(run, tmp_path / "index", data=run.data)
+    recommender = Recommender(run, Index.open(tmp_path / "index", run.fingerprint))
+    assert len(recommender.rank(history=[run.dataset().item_ids[0]], k=5)) == 5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rank", "step"), [(0, 9), (1, 3), (0, 0), (1, 30)][: 1 if MOST == 2 else 4]
+    ("name", "rank", "step"),
+    [("sharded", 0, 9), ("impressions", 1, 3), ("impressions", 0, 0), ("sharded", 1, 19)][
+        : 1 if MOST == 2 else 4
+    ],
 )
 def test_a_killed_process_is_restarted_and_the_weights_have_the_same_bits(
-    logs, of_two, tmp_path, rank, step
+    logs, of_two, tmp_path, name, rank, step
 ):
     killed = launched(
         torchrun(2, "--max-restarts=2"),
         tmp_path,
-        trainings(logs, tmp_path, ["impressions"]),
+        trainings(logs, tmp_path, [name]),
         KILL=f"{rank}:{step}:{tmp_path / 'marker'}",
         TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )
     assert killed.returncode == 0, killed.stderr
     assert (tmp_path / "marker").exists() and "exitcode: -9" in killed.stderr
-    assert_same_run(tmp_path / "impressions", of_two / "impressions", bits=True)
+    assert_same_run(tmp_path / name, of_two / name, bits=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(MOST < 3, reason="LIMERANK_PROCESSES=4 starts 3 and 4 processes as well")
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_another_number_of_processes_goes_on(logs, of_one, tmp_path, size):
+@pytest.mark.parametrize("name", ["impressions", "sharded"])
+def test_another_number_of_processes_goes_on(logs, of_one, tmp_path, name, size):
     """Two processes are killed; another number of them resumes from their checkpoint."""
-    plan = trainings(logs, tmp_path, ["impressions"])
+    plan = trainings(logs, tmp_path, [name])
     killed = launched(torchrun(2), tmp_path, plan, KILL=f"1:9:{tmp_path / 'marker'}")
-    assert killed.returncode and (tmp_path / "impressions" / "trainer").exists()
+    assert killed.returncode and (tmp_path / name / "trainer").exists()
     resumed = launched(torchrun(size), tmp_path, plan)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(tmp_path / "impressions", of_one / "impressions", bits=False)
+    assert_same_run(tmp_path / name, of_one / name, bits=False)

@@ -338,6 +338,12 @@ class TrainConfig(Frozen):
     bf16: bool = False
     """Whether matrix products are computed in bfloat16. Weights and optimiser stay in float32. It
     is faster on processors with bfloat16 instructions and slower on others."""
+    tables: Literal["auto", "replicated", "sharded"] = "auto"
+    """With several processes: whether each has the full table of item ids ("replicated"), or a part
+    of its rows ("sharded"), which the others ask for. The trained weights are the same. "auto":
+    sharded where the table and what the optimiser has of it exceed ``table_bytes``."""
+    table_bytes: int = Field(1 << 32, ge=1)
+    """Bytes of the table of item ids from which "auto" shards it."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Random seed of weights, order of batches and dropout."""
     checkpoint_seconds: float = Field(60.0, ge=0)

@@ -11,7 +11,8 @@ optimiser.safetensors    the optimiser's numbers for the same weights, for a war
                          that ranks reads them
 metrics.jsonl            one line per report of the training
 alarms.json              reasons for not deploying the run; written when training ends
-trainer/state.safetensors    the checkpoint, until training ends
+trainer/state.safetensors    the checkpoint, until training ends; trainer/latest.json and
+                         trainer/step-N where several processes have parts of a table
 
 A run folder contains no ids of users: ranking needs their events, not their names. (A table of
 predictions names them; it is written on request only.)
@@ -22,7 +23,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from limerank.runs.tensors import write_tensors
 USER_IDS = "users.parquet"
 """The vocabulary of a dataset that a run does not contain."""
 OPTIMISER = "optimiser.safetensors"
+STATE = "state.safetensors"
+"""The checkpoint, in the folder ``trainer``."""
 OPTIMISER_FORMAT = 1
 """Version of that file."""
 
@@ -136,9 +139,10 @@ def trained_until(dataset: Dataset) -> int | None:
     return int(np.max(dataset.events["time"][newest]))
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Replace ``model.safetensors`` in one step."""
-    write_tensors(path / "model.safetensors", model.state_dict(), {})
+def save_weights(path: Path, model: nn.Module, instead: Mapping[str, Tensor] | None = None) -> None:
+    """Replace ``model.safetensors`` in one step; ``instead``: tensors of which the model has a
+    part, by name."""
+    write_tensors(path / "model.safetensors", {**model.state_dict(), **(instead or {})}, {})
 
 
 def save_optimiser(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -178,9 +182,7 @@ def load_optimiser(path: Path) -> dict[str, Tensor] | None:
 
 def save_state(path: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Replace the state that training is resumed from, in one step."""
-    write_tensors(
-        path / "trainer" / "state.safetensors", tensors, {"progress": json.dumps(progress)}
-    )
+    write_tensors(path / "trainer" / STATE, tensors, {"progress": json.dumps(progress)})
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -189,7 +191,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     Raises:
         FormatError: the file is damaged.
     """
-    file = path / "trainer" / "state.safetensors"
+    file = path / "trainer" / STATE
     if not file.exists():
         return None
     try:

@@ -30,14 +30,20 @@ KEYS = ("keys", "shares", "offsets")
 USERS = ("items", "tokens", "age", "lengths", "context")
 
 
-def write(path: Path, ranker: Ranker, batch: Batch) -> None:
-    """Write a batch and its logits beside the weights that were just saved, and the checksums of
-    all files of the run."""
+def logits_of(ranker: Ranker, batch: Batch) -> Tensor:
+    """Logits [n, K] of a batch's impressions, in evaluation mode, in the memory of the host."""
     was_training = ranker.training
     ranker.eval()
     with torch.inference_mode():
-        logits = ranker(batch)[batch.real].float().cpu()
+        logits: Tensor = ranker(batch)[batch.real].float().cpu()
     ranker.train(was_training)
+    return logits
+
+
+def write(path: Path, ranker: Ranker, batch: Batch, logits: Tensor | None = None) -> None:
+    """Write a batch and its logits beside the weights that were just saved, and the checksums of
+    all files of the run; ``logits``: of :func:`logits_of`, where they are known."""
+    logits = logits_of(ranker, batch) if logits is None else logits
     users = batch.users
     tensors: dict[str, Tensor] = {
         "logits": logits,

@@ -14,6 +14,8 @@ from limerank.locks import held_alone
 from limerank.runs.alarms import STATE, is_unfinished
 from limerank.runs.formats import FORMAT
 
+LAYOUT = frozenset({"tables", "table_bytes"})
+
 
 def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
     """Refuse a run folder unless it contains an unfinished training with these settings.
@@ -40,6 +42,8 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
             f"{out} is an unfinished run that was started from {started}, not from {wanted_start}; "
             "give the same run (--from) to resume it, or --overwrite to train from the start"
         )
+    stored = {**stored, "train": _without_layout(stored.get("train"))}
+    wanted = {**wanted, "train": _without_layout(wanted["train"])}
     for part in ("model", "train", "shape", "data", "encoding"):
         if stored.get(part) != wanted[part]:
             differing = part
@@ -56,6 +60,13 @@ def check_resumable(out: Path, wanted: dict[str, Any]) -> None:
                 f"{out} is an unfinished run with other settings ({differing}); give the same "
                 "settings to resume it, or --overwrite to train from the start"
             )
+
+
+def _without_layout(train: Any) -> Any:
+    """Settings of a training without those that change nothing but which process has which rows."""
+    if not isinstance(train, Mapping):
+        return train
+    return {name: value for name, value in train.items() if name not in LAYOUT}
 
 
 def _start(settings: Mapping[str, Any]) -> str:
@@ -89,7 +100,7 @@ def removed_if_empty(out: Path) -> Iterator[None]:
     try:
         yield
     except (LimerankError, RuntimeError, MemoryError, OSError):
-        saved = ("model.safetensors", "trainer/state.safetensors")
+        saved = ("model.safetensors", "trainer/state.safetensors", "trainer/latest.json")
         if not any((out / name).exists() for name in saved):
             shutil.rmtree(out, ignore_errors=True)
         raise

@@ -12,6 +12,7 @@ from limerank.models.config import TrainConfig
 from limerank.models.noise import key_of
 from limerank.models.tasks import total_loss
 from limerank.training.distributed.gradients import sum_gradients
+from limerank.training.distributed.tables import sharded_tables
 from limerank.training.impressions import Examples, Objective
 from limerank.training.optim import Optimiser
 from limerank.world import World
@@ -53,6 +54,9 @@ class Step:
     ) -> None:
         self.ranker, self.objective, self.optimiser = ranker, objective, optimiser
         self.config, self.world = config, world
+        self.sharded = sharded_tables(ranker)
+        own = {id(part.weight) for part in self.sharded.values()}
+        self.replicated = [one for one in optimiser.tables.tables if id(one) not in own]
 
     def __call__(
         self, batch: Examples, number: int, counts: bool = True, wishes: tuple[bool, ...] = ()
@@ -88,9 +92,11 @@ class Step:
             sums = sum_gradients(
                 self.world,
                 self.optimiser.dense,
-                self.optimiser.tables.tables,
+                self.replicated,
                 torch.cat([own, of_losses]),
             )
+            for part in self.sharded.values():
+                part.push(1 / sums[0].clamp(min=1))
             terms, *found = sums[: len(own)].tolist()
             wishes = tuple(one > 0 for one in found)
             losses = list(sums[len(own) :] / max(terms, 1))

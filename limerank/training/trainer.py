@@ -36,7 +36,8 @@ from limerank.runs import selftest
 from limerank.runs.alarms import Alarm
 from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
 from limerank.training.beginning import begin, share_start
-from limerank.training.checkpoints import Checkpoints, NotFiniteError, check_same_step
+from limerank.training.checkpoints import Checkpoints, NotFiniteError
+from limerank.training.distributed.tables import full_tables, is_sharded, own_state, shard
 from limerank.training.fitting import fit
 from limerank.training.impressions import Examples, measured_alike
 from limerank.training.objectives import objective_name, objective_of
@@ -60,7 +61,7 @@ from limerank.training.warm import (
     model_from,
     open_parent,
 )
-from limerank.world import Alone, World, decided
+from limerank.world import Alone, World, agreed, decided
 
 TRIED = 4
 """Requests whose scores are stored beside the weights; see limerank.runs.selftest."""
@@ -228,14 +229,22 @@ class Trainer:
         )
         if self.start is not None:
             self.start.load_optimiser(self.ranker, self.optimiser)
+        if is_sharded(self.ranker, config, world):
+            state = self.optimiser.state()
+            shard(self.ranker, world)
+            self.optimiser = Optimiser(
+                self.ranker, config, self.steps, self.objective.batch_size, self.objective.rates
+            )
+            self.optimiser.load(own_state(self.ranker, state))
         self.step = Step(self.ranker, self.objective, self.optimiser, config, world)
         self.curves = Curves(out, listeners)
-        self.checkpoints = Checkpoints(out, self.ranker, self.optimiser, config.checkpoint_seconds)
+        self.checkpoints = Checkpoints(
+            out, self.ranker, self.optimiser, config.checkpoint_seconds, world
+        )
 
     def run(self) -> TrainingResult:
         """Train to the end and leave the best weights in the run folder."""
         self.progress = self.checkpoints.load()
-        check_same_step(self.world, self.progress.step, self.out)
         if self._writes:
             self.curves.resume(self.progress.lines)
         config, progress = self.config, self.progress
@@ -365,20 +374,14 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        if problem := decided(self.world, self._saved):
-            self._diverged(problem)
-
-    def _saved(self) -> str:
-        """Write a checkpoint; returns why it cannot be written, or nothing."""
         try:
             self.checkpoints.save(self.progress)
         except NotFiniteError as error:
-            return str(error)
-        return ""
+            self._diverged(str(error))
 
     def _validate(self) -> None:
         progress = self.progress
-        if not finite(self.ranker.parameters()):
+        if not agreed(self.world, finite(self.ranker.parameters())):
             self._diverged("weights are not finite")
         found = measured_alike(self.world, self.objective.measure(self.ranker, self.held_out))
         task, metric = self.metric
@@ -399,8 +402,7 @@ class Trainer:
             progress.best, progress.best_step, progress.waited = value, progress.step, 0
             progress.best_metrics = found.metrics
             progress.calibration = [(one.scale, one.shift) for one in found.calibration]
-            if self._writes:
-                self._store(found.calibration)
+            self._store(found.calibration)
         else:
             progress.waited += 1
 
@@ -410,10 +412,18 @@ class Trainer:
         with self.ranker.calibrated(calibration) if calibration else nullcontext():
             if not finite(self.ranker.parameters()):
                 self._diverged(f"the calibration is {calibration}")
-            save_weights(self.out, self.ranker)
-            save_optimiser(self.out, self.optimiser.state())
-            few = self.dataset.batch(self.held_out[:TRIED], self.config.history)
-            selftest.write(self.out, self.ranker, few.to(self.device))
+            few = self.dataset.batch(self.held_out[:TRIED], self.config.history).to(self.device)
+            logits = None
+            state = self.optimiser.state()
+            tables = full_tables(self.ranker, state)
+            if tables or self._writes:
+                logits = selftest.logits_of(self.ranker, few)
+            if self._writes:
+                weights = {name: value for name, value in tables.items() if name not in state}
+                save_weights(self.out, self.ranker, weights)
+                sums = {name: value for name, value in tables.items() if name in state}
+                save_optimiser(self.out, {**state, **sums})
+                selftest.write(self.out, self.ranker, few, logits)
 
     def _line(self, line: dict[str, Any]) -> None:
         if self._writes:
@@ -428,7 +438,7 @@ class Trainer:
                 f"the weights of step {progress.best_step}, the best validated ones, stay in "
                 f"{self.out}"
             )
-        elif (self.out / "trainer" / "state.safetensors").exists():
+        elif self.checkpoints.exists:
             left = f"the last checkpoint stays in {self.out}"
         raise DataError(
             f"the training diverged by step {progress.step}: {what}; {left}. Try "

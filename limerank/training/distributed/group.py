@@ -137,12 +137,14 @@ class Group:
         self._call(lambda: dist.all_gather(found, padded))
         return [one[:size].to(values.device) for one, size in zip(found, sizes, strict=True)]
 
-    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[Tensor]:
         sent = [len(part) for part in parts]
-        counts = torch.tensor(sent, device=self.device)
-        theirs = torch.empty_like(counts)
-        self._call(lambda: dist.all_to_all_single(theirs, counts))
-        received: list[int] = theirs.tolist()
+        if sizes is None:
+            counts = torch.tensor(sent, device=self.device)
+            theirs = torch.empty_like(counts)
+            self._call(lambda: dist.all_to_all_single(theirs, counts))
+            sizes = theirs.tolist()
+        received = list(sizes)
         own = torch.cat(list(parts)).to(self.device).contiguous()
         found = own.new_empty(sum(received), *own.shape[1:])
         self._call(lambda: dist.all_to_all_single(found, own, received, sent))
