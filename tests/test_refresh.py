@@ -264,6 +264,15 @@ def test_a_log_that_cannot_be_trained_on_is_read_again(
     assert len(found.events["time"]) == 4 * ROWS
 
 
+def test_a_link_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.published = ["000001"]
+    (tmp_path / "home" / "cycles" / "000001").mkdir(parents=True)
+    os.symlink("cycles/000001", home.path / ".live-12ab", target_is_directory=True)
+    home.settle()
+    assert sorted(os.listdir(home.path)) == ["cycles", "live"]
+
+
 def test_publishing_that_breaks_off_is_settled(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

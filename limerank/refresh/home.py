@@ -196,6 +196,8 @@ class Home:
             return
         if live.exists() and not live.is_symlink():
             raise FormatError(f"{live} is no link; move it away: it is where what is live is found")
+        for left in self.path.glob(".live-*"):  # of a killed process: this one holds the lock
+            left.unlink()
         link = self.path / f".live-{secrets.token_hex(4)}"
         os.symlink(target, link, target_is_directory=True)
         link.replace(live)
