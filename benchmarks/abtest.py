@@ -59,8 +59,8 @@ from limerank.serving.reading import read
 from limerank.serving.stores import open_store
 
 SMALL = Size(
-    users=600, items=6000, topics=80, before=20, requests=400, history=32, asked=80,
-    histories=(8, 16, 32), candidates=(50, 200),
+    users=400, items=3000, topics=60, before=10, requests=200, history=32, width=16, epochs=2,
+    asked=60, histories=(8, 32), candidates=(50, 200),
 )  # fmt: skip
 BUDGET = 10.0
 MODELS = {

@@ -6,7 +6,7 @@ The server has an index of random items, a model with random weights, and an SQL
 with 200 events each. A client process sends one request after another on each of several
 connections; bodies are made beforehand. ``no-op`` is the rate of a route that does nothing,
 measured at the start and at the end of the same run; the faster one counts. Users are warm where
-every body was sent once before.
+every body was sent once before. A ``logged`` ranking is answered when its exposure is durable.
 
 If a Valkey or Redis server is installed, two servers that share one store are measured as well:
 their rates, and how often an event that one has acknowledged is missing in the other's next
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", nargs="+", default=["lime-mha", "lime-xor"])
     parser.add_argument("--connections", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--alone", action="store_true", help="no servers that share a store")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="limerank-serving-") as held:
         folder = Path(held)
@@ -74,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{given.users * given.history / filled:,.0f} events/s into the store", flush=True)
         for model in given.model:
             measure(folder, model, given)
-        measure_shared(folder, given.model[0], given)
+        if not given.alone:
+            measure_shared(folder, given.model[0], given)
 
 
 def fill(path: str | Path, users: int, items: int, history: int) -> float:
@@ -137,6 +140,7 @@ KINDS = {
     "no-op": 0,
     "512 candidates, cold users": 0,
     "512 candidates": 0,
+    "512 candidates, logged": 0,
     "512 candidates, unknown users": 0,
     "full catalogue": 0,
     "events, one a request": 1,
@@ -157,6 +161,8 @@ def requests_of(what: str, given: argparse.Namespace) -> list[bytes]:
         body: dict[str, Any] = {"user": user, "k": 20}
         if what.startswith("512"):
             body["candidates"] = rng.choice(given.items, 512, replace=False).tolist()
+        if what.endswith("logged"):  # an exposure of its own is stored with each answer
+            body["log"] = True
         if what.endswith("unknown users"):
             body["user"] = given.users + position
         if what.endswith("cold users"):  # each body is of another user, and sent once
@@ -212,12 +218,25 @@ def load(
 def measure(folder: Path, model: str, given: argparse.Namespace) -> None:
     for connections in given.connections:
         with server(folder, model) as (port, _), loader() as pool:
-            measure_kinds(pool, [port], model, connections, "sqlite", list(KINDS), given)
+            measure_kinds(pool, [port], model, connections, "sqlite", given.kinds, given)
 
 
 def loader() -> Any:
     """A pool with the client process."""
     return multiprocessing.get_context("spawn").Pool(1)
+
+
+def p99(taken: list[float]) -> float:
+    """The 99th percentile of sorted times."""
+    return taken[int(0.99 * len(taken))]
+
+
+def logged_ratio(kind: str, found: dict[str, tuple[list[float], float]]) -> float | None:
+    """How many times as long the p99 of logged rankings is; None of other requests."""
+    plain = kind.removesuffix(", logged")
+    if plain == kind or plain not in found:
+        return None
+    return p99(found[kind][0]) / p99(found[plain][0])
 
 
 def measure_kinds(
@@ -260,7 +279,8 @@ def measure_kinds(
                 "events_per_s": rate * KINDS[kind] or None,
                 "ratio_to_no_op": rate / noop,
                 "ms_p50": 1e3 * statistics.median(taken),
-                "ms_p99": 1e3 * taken[int(0.99 * len(taken))],
+                "ms_p99": 1e3 * p99(taken),
+                "p99_ratio_to_not_logged": logged_ratio(kind, found),
             },
             repeats=len(taken),
         )

@@ -63,6 +63,24 @@ def test_many_users_are_ranked_as_each_alone(recommender, tmp_path, exclude_seen
             np.testing.assert_allclose(found[task], predicted, rtol=1e-3, atol=1e-4)
 
 
+def test_many_users_are_ranked_with_rules(tmp_path):
+    of, out = shop("lime-mha"), tmp_path / "recs.parquet"
+    recommender = Recommender(of.run, of.index, of.data)
+    rules = {"pins": [{"item": 5, "position": 2}]}
+    users = of.data.user_ids[:6].tolist()
+    done = rank_all(recommender, out, users=users, k=4, rules=rules)
+    table = done.to_polars()
+    assert done.users == 6 and table["user"].unique(maintain_order=True).to_list() == users
+    for user in users:
+        alone = recommender.rank(user, k=4, rules=rules)
+        found = table.filter(pl.col("user") == user)
+        assert found["item"].to_list() == [one.id for one in alone] and found["item"][1] == 5
+        assert found["rank"].to_list() == [1, 2, 3, 4]
+        np.testing.assert_allclose(found["click"], [one.scores["click"] for one in alone], 1e-6)
+    with pytest.raises(SpecError, match="position"):
+        rank_all(recommender, tmp_path / "b.parquet", users=users, rules={"pins": [{"item": 5}]})
+
+
 def test_many_users_are_ranked_as_of_a_time(recommender, tmp_path):
     recommender = Recommender(
         recommender.run, recommender.index, recommender.dataset, scorer="model"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.index.building import build_index
 from limerank.training.trainer import train
+from tests.catalogues import shop
 from tests.running import START, Running
 from tests.test_display import write_titles
 from tests.worlds import config_of, write_pages
@@ -339,6 +342,53 @@ def test_operations(served, browser):
         assert int(tile.locator("dd").inner_text().replace(",", "")) >= events
         page.get_by_role("button", name="Pause").click()
         expect(panel.locator(".live")).not_to_contain_text("every 2 s")
+
+
+def test_the_table_of_arms(browser, tmp_path):
+    """Users, rankings and outcomes of two arms, as the client made them."""
+    of = shop("lime-mha")
+    shutil.copytree(of.index.path, tmp_path / "index")
+    run, index = of.run.path, tmp_path / "index"
+    arms = [("--arm", f"{name}={run},{index},{share}") for name, share in (("a", 3), ("b", 1))]
+    command = [sys.executable, "-m", "limerank", "serve", "--open", "--port", "0"]
+    command += ["--store", str(tmp_path / "arms.db"), *(part for arm in arms for part in arm)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    counts = {"a": [0, 0, 0], "b": [0, 0, 0]}
+    try:
+        url = re.search(r"http://\S+", process.stdout.readline())[0]
+        with httpx.Client(base_url=url) as client:
+            for user in range(12):
+                body = {"user": user, "k": 3, "log": True, "time": START + user}
+                shown = client.post("/v1/rank", json=body).json()
+                count = counts[shown["arm"]]
+                count[0] += 1
+                count[1] += 1
+                if user % 2:
+                    count[2] += 1
+                    clicked = {"user": user, "item": shown["items"][0]["item"], "id": "c"}
+                    clicked |= {"time": START + 500, "labels": {"click": 1}}
+                    client.post("/v1/events", json=clicked).raise_for_status()
+            assert all(count[0] for count in counts.values())
+        with opened(browser, url) as page:
+            page.locator("#tab-operations").click()
+            table = page.locator("#panel-operations table", has_text="arm and label")
+            for name, count in counts.items():
+                cells = table.locator("tr", has_text=f"{name}: click").locator("th, td")
+                expect(cells).to_have_count(6)
+                expect(cells.nth(3)).to_have_text(str(count[2]))
+                assert cells.all_inner_texts()[1:4] == [str(one) for one in count]
+                rate = cells.nth(4).inner_text()
+                assert f"{count[2] / count[1]:.4f}" in rate, rate
+            main, other = (
+                table.locator("tr", has_text=f"{name}: click").locator("th, td").nth(5)
+                for name in ("a", "b")
+            )
+            expect(main).to_have_text("–")
+            expect(other).not_to_have_text("–")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        process.stdout.close()
 
 
 def test_by_keyboard_alone(served, browser):

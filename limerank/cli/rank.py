@@ -99,7 +99,8 @@ def rank(
 
     For one user (--user or --history) the items are printed. For many (--all-users or --users) they
     are written to --out, with the columns user, rank, item, value and one per task. Run the same
-    command again to resume an interrupted output.
+    command again to resume an interrupted output. With --rules, users are ranked one after the
+    other.
 
     Examples:
 
@@ -111,7 +112,7 @@ def rank(
     """
     time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
-        alone = {"--user": user, "--history": history, "--candidates": candidates, "--rules": rules}
+        alone = {"--user": user, "--history": history, "--candidates": candidates}
         wrong = [name for name, value in alone.items() if value is not None]
         flags = {"--explain": explain, "--json": as_json, "--skip-unknown": skip_unknown}
         wrong += [name for name, value in flags.items() if value]
@@ -169,6 +170,7 @@ def rank(
         k=k,
         exclude_seen=not seen,
         time=time,
+        rules=checked,
         overwrite=overwrite,
         quiet=quiet,
     )

@@ -34,6 +34,7 @@ from limerank.files import (
 from limerank.models.tasks import predictions
 from limerank.progress import Bar
 from limerank.ranking.recommender import Recommender
+from limerank.ranking.rules import Rules, rules_of
 from limerank.ranking.scorer import weights_of_tasks
 from limerank.results import Result
 
@@ -79,6 +80,7 @@ def rank_all(
     exclude_seen: bool = True,
     task_weights: Mapping[str, float] | None = None,
     time: int | str | datetime | None = None,
+    rules: Rules | Mapping[str, Any] | str | None = None,
     batch: int = BATCH,
     overwrite: bool = False,
     quiet: bool = True,
@@ -99,6 +101,8 @@ def rank_all(
         time: when the requests are made, as for
             :meth:`~limerank.ranking.recommender.Recommender.rank`; the end of the log when not
             given.
+        rules: as for :meth:`~limerank.ranking.recommender.Recommender.rank`. With rules, users are
+            ranked one after the other.
         batch: users that share one pass over the index.
         overwrite: replace ``out``, and discard the parts of a killed job with other arguments.
         quiet: show no progress.
@@ -107,13 +111,14 @@ def rank_all(
         FormatError: ``out`` exists, or a killed job had other arguments, and ``overwrite`` is
             false; or ``out`` has another ending, or cannot be written.
         UnknownError: a user or a task is unknown.
-        SpecError: k is below 1.
+        SpecError: k is below 1, or a rule is not valid.
     """
     out = check_output(out, TABLE_ENDINGS)
     if out.exists() and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
     check_integer("k", k, 1)
     weights_of_tasks(recommender.tasks, task_weights)
+    checked = rules_of(rules)
     rows = recommender.user_rows(users)
     partial = out.with_name(f"{out.name}.partial")
     _begin(
@@ -128,6 +133,7 @@ def rank_all(
             "task_weights": None if task_weights is None else dict(task_weights),
             "scorer": recommender.scorer.name,
             **({} if time is None else {"time": milliseconds(time)}),
+            **({} if checked is None else {"rules": checked.model_dump(mode="json")}),
         },
         overwrite,
     )
@@ -141,7 +147,8 @@ def rank_all(
             frames = []
             for at in range(0, max(len(part), 1), batch):
                 some = part[at : at + batch]
-                frames.append(_ranked(recommender, some, k, exclude_seen, task_weights, time))
+                of_users = (recommender, some, k, exclude_seen, task_weights, time)
+                frames.append(_ranked(*of_users) if checked is None else _ruled(*of_users, checked))
                 bar.advance(len(some))
             with new_file(path) as fresh:
                 pl.concat(frames).write_parquet(fresh)
@@ -198,6 +205,33 @@ def _ranked(
             **{task.name: predicted[:, position] for position, task in enumerate(tasks)},
         }
     )
+
+
+def _ruled(
+    recommender: Recommender,
+    users: NDArray[np.int64],
+    k: int,
+    exclude_seen: bool,
+    task_weights: Mapping[str, float] | None,
+    time: int | str | datetime | None,
+    rules: Rules,
+) -> pl.DataFrame:
+    """As :func:`_ranked`, with rules."""
+    names = [task.name for task in recommender.tasks]
+    frames = [_ranked(recommender, users[:0], k, exclude_seen, task_weights, time)]
+    for user in recommender.dataset.user_ids[users].tolist():
+        found = recommender.rank(
+            user, k=k, exclude_seen=exclude_seen, task_weights=task_weights, time=time, rules=rules
+        ).items
+        columns: dict[str, list[Any]] = {
+            "user": [user] * len(found),
+            "rank": list(range(1, len(found) + 1)),
+            "item": [one.id for one in found],
+            "value": [one.value for one in found],
+            **{name: [one.scores[name] for one in found] for name in names},
+        }
+        frames.append(pl.DataFrame(columns, schema=frames[0].schema))
+    return pl.concat(frames)
 
 
 def _join(parts: list[Path], out: Path) -> int:
