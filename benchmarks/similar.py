@@ -8,9 +8,9 @@ similar in truth where the same sessions want both: the cosine of their probabil
 sessions. *truth cosine* is its mean over the ten most similar items of each product that the truth
 knows, *share of best* that of the best possible lists, and *same category* the share of the ten
 that have the product's category. ``vectors``, ``values`` (anchored values: category and brand),
-``heads`` (the part of the head's first layer), ``keys`` and ``links`` are what an index of LIME-MHA
-holds of an item; the package compares ``vectors+values``. *category* lists items of the same
-category at random, *chance* any items.
+``neighbours``, ``heads`` (the part of the head's first layer), ``keys`` and ``links`` are what an
+index of LIME-MHA holds of an item; the package compares ``vectors+values+neighbours``. *category*
+lists items of the same category at random, *chance* any items.
 
 *diversity* ranks for requests of the test split with rules of this ``diversity``: NDCG@10 of what
 was bought, the mean similarity of two items of a list, and the categories of a list.
@@ -46,7 +46,10 @@ from limerank.training.trainer import train
 
 SIZE: dict[str, Any] = {"users": 1200, "items": 600, "events": 40_000}
 PARTS = (
+    ("vectors", "values", "neighbours"),
     ("vectors", "values"),
+    ("values", "neighbours"),
+    ("neighbours",),
     ("vectors",),
     ("values",),
     ("heads",),

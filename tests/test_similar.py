@@ -74,14 +74,20 @@ def by_hand(index: Index, row: int) -> np.ndarray:
     found = x @ x[row] / np.linalg.norm(x, axis=1) / np.linalg.norm(x[row])
     if index.anchors is None:
         return found
-    shares = np.zeros((len(index), index.anchors.item_tokens))
+    values = np.zeros((len(index), index.anchors.item_tokens))
+    near = np.zeros((len(index), ITEMS + 1))
     for at in range(len(index)):
         keys = index.anchors.keys(np.array([at]))
-        for key, share in zip(keys.keys, keys.shares, strict=True):
-            if key < index.anchors.item_tokens:
-                shares[at, key] += share
-    norms = np.linalg.norm(shares, axis=1)
-    return (found + shares @ shares[row] / np.maximum(norms * norms[row], 1e-12)) / 2
+        for key, share in zip(keys.keys.tolist(), keys.shares.tolist(), strict=True):
+            if key < 0:
+                near[at, -key] += share or index.anchors.shares.max()
+            elif key < index.anchors.item_tokens:
+                values[at, key] += share
+    parts = [found]
+    for shares in (values, near) if near.any() else (values,):
+        norms = np.linalg.norm(shares, axis=1)
+        parts.append(shares @ shares[row] / np.maximum(norms * norms[row], 1e-12))
+    return np.mean(parts, axis=0)
 
 
 def test_similarities_are_cosines_of_centred_numbers(index):

@@ -7,6 +7,8 @@ are means of cosines, from -1 to 1, one for each part::
               mean m over the items, whitened by their covariance C
     values    the cosine of the shares of anchored values, such as the category and the brand;
               where the model has anchored links, whose index holds them
+    neighbours  the same of the shares of neighbours, among which an item is its own most similar
+              one; where the model has neighbours
 
 Without whitening, what most items share, such as popularity, hides what few have in common. The
 truth of a simulated shop decided between these parts and others (``python -m benchmarks.similar``).
@@ -79,14 +81,17 @@ PARTS: Mapping[str, Callable[[Index, slice | Rows], Floats]] = {
 layer of the head."""
 
 
-VALUES = "values"
+VALUES, NEIGHBOURS = "values", "neighbours"
 FLOOR = 1e-3
 """Of the largest variance: directions of a lower one are whitened as if they had this."""
 
 
 def parts_of(index: Index) -> tuple[str, ...]:
     """The parts that are compared."""
-    return ("vectors",) if index.anchors is None else ("vectors", VALUES)
+    if index.anchors is None:
+        return ("vectors",)
+    neighbours = any(start < 0 for start, _ in index.anchors.features)
+    return ("vectors", VALUES, NEIGHBOURS) if neighbours else ("vectors", VALUES)
 
 
 class Alike(abc.ABC):
@@ -117,13 +122,13 @@ class ByTerms(Alike):
 
     Args:
         index: of a model that learns.
-        parts: names in :data:`PARTS`, or :data:`VALUES`.
+        parts: names in :data:`PARTS`, :data:`VALUES` or :data:`NEIGHBOURS`.
     """
 
     def __init__(self, index: Index, parts: tuple[str, ...] | None = None) -> None:
         super().__init__(index)
         self._parts: list[_Numbers | _Values] = [
-            _Values(index) if name == VALUES else _Numbers(index, name)
+            _Numbers(index, name) if name in PARTS else _Values(index, name == NEIGHBOURS)
             for name in parts or parts_of(index)
         ]
 
@@ -193,12 +198,18 @@ class _Numbers:
 
 
 class _Values:
-    """Cosines of shares of anchored values. Items with equal values have one set, so that each set
-    is compared once."""
+    """Cosines of shares of anchored values, or of neighbours, among which an item is its own most
+    similar one. Items with equal values have one set, so that each set is compared once."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, neighbours: bool = False) -> None:
         assert index.anchors is not None
         self._anchors = index.anchors
+        tokens, self._shares = np.asarray(index.anchors.tokens), np.asarray(index.anchors.shares)
+        others = (tokens < 0) != neighbours
+        self._tokens = np.where(others, 0, np.abs(tokens))
+        if neighbours:
+            self._shares = np.where(self._shares == 0, self._shares.max(initial=1.0), self._shares)
+        self._shares = np.where(others, np.float32(0), self._shares)
         self._starts = np.concatenate([np.zeros(1, np.int64), self._anchors.ends])
         self._set = np.repeat(np.arange(len(self._anchors.ends)), np.diff(self._starts))
 
@@ -210,15 +221,15 @@ class _Values:
     @cached_property
     def _squares(self) -> Floats:
         """Sum of the squared shares of each set, f32 [S]."""
-        return self._sums(np.square(self._anchors.shares))
+        return self._sums(np.square(self._shares))
 
     def to(self, row: int, rows: Rows | None = None) -> Floats:
         anchors = self._anchors
-        own = np.zeros(anchors.item_tokens, np.float32)
+        own = np.zeros(int(self._tokens.max(initial=0)) + 1, np.float32)
         for code in anchors.codes[row].tolist():
             part = slice(int(self._starts[code]), int(self._starts[code + 1]))
-            np.add.at(own, anchors.tokens[part], anchors.shares[part])
-        products = self._sums(anchors.shares * own[anchors.tokens])
+            np.add.at(own, self._tokens[part], self._shares[part])
+        products = self._sums(self._shares * own[self._tokens])
         codes = anchors.codes if rows is None else anchors.codes[rows]
         norms = np.sqrt(self._squares[codes].sum(1) * np.square(own).sum())
         return np.asarray(products[codes].sum(1) / np.where(norms > 0, norms, 1.0))
