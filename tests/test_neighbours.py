@@ -12,7 +12,7 @@ from limerank.data.interactions import TrainingInteractions
 from limerank.models import build, cooccurrence
 from limerank.models.anchors import matches
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
-from limerank.models.neighbours import NeighbourLists, with_neighbours
+from limerank.models.neighbours import NeighbourLists, neighbours_of, with_neighbours
 from limerank.training.collaborative import FOLDS, folds_of
 from limerank.training.neighbours import FEW, LEAST, WINDOW, neighbour_lists
 from limerank.training.objectives import objective_of
@@ -110,7 +110,10 @@ def test_models_of_positives_have_neighbours():
         table = build(shape, ModelConfig(**settings)).neighbour_table
         return 0 if table is None else table.ids.shape[1]
 
-    assert most(positive, model="lime-mha") == most(positive, model="lime-xor") == 20
+    assert most(positive, model="lime-mha") == most(positive, model="lime-xor") == 50
+    for items, expected in ((100_001, 49), (250_000, 20), (3_000_000, 10)):
+        large = positive.model_copy(update={"item_ids": items, "item_tokens": 1})
+        assert neighbours_of(large, ModelConfig(model="lime-mha")) == expected
     assert most(SHAPE, model="lime-mha") == most(positive, model="two-tower") == 0
     assert most(positive, model="lime-mha", anchors=()) == 0
     assert most(positive, model="lime-mha", anchors=(), neighbours=3) == 3

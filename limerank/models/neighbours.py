@@ -30,8 +30,10 @@ from limerank.models.config import DataShape, ModelConfig
 
 NEIGHBOUR = "neighbour"
 """Kind of an anchored link that belongs to a neighbour of the item."""
-NEIGHBOURS = 20
-"""Of an item, where a model that learns positives does not say."""
+NEIGHBOURS, LEAST = 50, 10
+"""Of an item, at most and at least, where a model that learns positives does not say."""
+STORED = 5_000_000
+"""Neighbours of all items together, about, that decide between these."""
 
 
 def neighbours_of(shape: DataShape, config: ModelConfig) -> int:
@@ -39,7 +41,9 @@ def neighbours_of(shape: DataShape, config: ModelConfig) -> int:
     if config.neighbours is not None:
         return config.neighbours
     positives = any(task.of_kind.catalogue for task in shape.tasks)
-    return NEIGHBOURS if positives and config.anchors != () else 0
+    if not positives or config.anchors == ():
+        return 0
+    return min(max(STORED // shape.item_ids, LEAST), NEIGHBOURS)
 
 
 class NeighbourLists(NamedTuple):
