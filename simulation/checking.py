@@ -16,8 +16,9 @@ import numpy as np
 
 from limerank.data.exposures import Exposure
 from limerank.serving.messages import EventMessage, Rank
+from limerank.serving.reading import Tally, read
 from limerank.serving.stores import EventStore, Id
-from simulation.operations import USERS, Operation, Setting
+from simulation.operations import DAY, USERS, Operation, Setting
 from simulation.scheduler import Scheduler
 from simulation.truth import Catalogue, Past, Truth, UserForm, arm_of_user
 from simulation.world import ITEMS, LENGTH, OF_MODE, Content, Expected, Oracle, columns_of
@@ -183,6 +184,17 @@ class Checks:
             history in histories,
             f"the history of the user {user} is {history}, expected one of {histories}",
         )
+
+    def explained(self, user: Id, answer: Mapping[str, Any], first: int) -> None:
+        """Items were explained by the user's latest events."""
+        forms = [form.events if form is not None else () for form in self._forms(user, first)]
+        histories = [{(one.item, one.time) for one in form[-LENGTH:]} for form in forms]
+        for item in answer["items"]:
+            found = {(one["item"], one["time"]) for one in item["events"]}
+            self._expect(
+                any(found <= history for history in histories),
+                f"{item['item']} is explained by {found}, expected some of one of {histories}",
+            )
 
     def shown(self, answer: Mapping[str, Any], user: Id, ranking: str, first: int) -> None:
         """An exposure was acknowledged."""
@@ -361,6 +373,21 @@ class Checks:
 
     # The end
 
+    def _tallied(self, store: EventStore) -> None:
+        """What a tally and a reading of all exposures count, of each arm: requests and users."""
+        users: dict[str, list[Id]] = {}
+        for user, past in self.truth.users.items():
+            for one in () if past.now is None else past.now.exposures:
+                users.setdefault(one.arm, []).append(user)
+        expected = {arm: (len(of), len(set(of))) for arm, of in users.items()}
+        later = self.scheduler.now + 30 * DAY
+        tally = Tally(store)
+        while tally.advance(later):
+            pass
+        for reading in (tally.reading, read(store, until=later)):
+            found = {arm: (sums.requests, sums.users) for arm, sums in reading.arms.items()}
+            self._expect(found == expected, f"arms are counted as {found}, expected {expected}")
+
     def store(self, store: EventStore) -> None:
         """All that is stored, when nothing goes on."""
         for user in USERS:
@@ -380,6 +407,7 @@ class Checks:
                 exposures == form.exposures,
                 f"the store has the exposures {exposures}, expected {form.exposures}",
             )
+        self._tallied(store)
         counts = store.counts()
         forms = [past.now for past in self.truth.users.values() if past.now is not None]
         expected = (len(forms), sum(len(form.events) for form in forms))

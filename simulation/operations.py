@@ -122,7 +122,11 @@ class Drawing:
         )
         faulty = draws.choice((0.0, 0.1, 0.3))
         overlapping = draws.choice((0.0, 0.3, 0.8))
-        kinds, weights = list(KINDS), [weight for weight, _ in KINDS.values()]
+        # Each seed has some kinds more often than others, and lacks some.
+        kinds = list(KINDS)
+        weights = [weight * draws.choice((0, 1, 1, 4)) for weight, _ in KINDS.values()]
+        weights[kinds.index("append")] += 1
+        weights[kinds.index("rank")] += 1
         operations = []
         for _ in range(draws.randrange(4, MOST_OPERATIONS + 1)):
             (kind,) = draws.choices(kinds, weights)
@@ -177,6 +181,12 @@ class Drawing:
             "time": self.clock + draws.choice((0, 1000, -1000)),
         }
 
+    def explain(self) -> dict[str, Any]:
+        return {"user": self.draws.choice(USERS), "items": self.draws.sample((0, 1, 2, 4), 2)}
+
+    def compact(self) -> dict[str, Any]:
+        return {"run": self.draws.randrange(2)}
+
     def features(self) -> dict[str, Any]:
         return {"user": self.draws.choice(USERS), "country": self.draws.choice(COUNTRIES)}
 
@@ -213,12 +223,14 @@ class Drawing:
 KINDS: dict[str, tuple[float, Draw]] = {
     "append": (6.0, Drawing.append),
     "rank": (6.0, Drawing.rank),
+    "explain": (0.5, Drawing.explain),
     "shown": (1.5, Drawing.shown),
     "features": (0.8, Drawing.features),
     "forget": (1.0, Drawing.of_user),
     "user": (0.8, Drawing.of_user),
     "put_items": (1.0, Drawing.put_items),
     "remove_item": (0.6, Drawing.remove_item),
+    "compact": (0.4, Drawing.compact),
     "follow": (1.0, Drawing.nothing),
     "reload": (0.4, Drawing.reload),
     "configure": (0.3, Drawing.configure),

@@ -21,10 +21,11 @@ from unittest import mock
 
 from limerank.errors import StoreError, UnknownError
 from limerank.index import changes, writing
+from limerank.index.compaction import compact_index
 from limerank.serving import arms, current, exposing, reading, served
 from limerank.serving.arms import ArmSpec
 from limerank.serving.engine import Serving
-from limerank.serving.messages import ArmBody, EventMessage, Rank, Shown
+from limerank.serving.messages import ArmBody, EventMessage, Explain, Rank, Shown
 from limerank.serving.state import users
 from limerank.serving.stores import EventStore, sqlite, sqlite_changes
 from limerank.serving.stores import valkey as valkey_store
@@ -268,6 +269,15 @@ class Running:
         answer = self.engine.rank_at_once(asked)
         found = self._of(self.engine.rank(asked) if answer is None else answer)
         self.checks.ranked(self.operation.server, asked, found, self.first)
+
+    def explain(self) -> None:
+        found = self.engine.explain(Explain(**self.values))
+        self.checks.explained(self.values["user"], found, self.first)
+
+    def compact(self) -> None:
+        _, index = self.simulation.folders(self.operation.server, self.values["run"])
+        with contextlib.suppress(writing.BusyError):
+            compact_index(index)
 
     def shown(self) -> None:
         given = {**self.values, "time": self.simulation.world.begin + self.values["time"]}

@@ -88,6 +88,16 @@ def test_a_request_for_a_past_time_sees_no_event_that_arrives_meanwhile():
         assert not error_of(*history, store="valkey", turns=turns)
 
 
+def test_all_arms_rank_an_item_that_was_acknowledged():
+    """An arm went on without the item where another server was changing its index."""
+    arms = {"main": (0, 0.5), "b": (1, 0.5)}
+    put = Operation("put_items", 0, {"items": {101: 1}}, overlaps=1)
+    ranks = [rank(user) for user in (1, 2)]  # one in each arm
+    for turns in range(3):
+        history = (Operation("put_items", 0, {"items": {100: 1}}), put, Operation("follow", 1))
+        assert not error_of(*history, *ranks, arms=arms, store="valkey", turns=turns)
+
+
 # Faults that are planted have to be found
 
 

@@ -149,7 +149,7 @@ class Current:
             StoreError: another change takes too long, or the store cannot be reached.
         """
         with self.alone():
-            newer = self._caught_up(self.served)
+            newer = self._caught_up(self.served, PATIENCE)
             if newer is not self.served:
                 self._use(newer)
 
@@ -239,23 +239,28 @@ class Current:
             with writing(served.index.path, PATIENCE):
                 yield
         except BusyError:
-            raise StoreError(
-                f"another process has changed the index for more than {PATIENCE:g} s; try again"
-            ) from None
+            raise _busy() from None
 
     # Bringing the index up to date with the store
 
-    def _caught_up(self, served: Served) -> Served:
-        """With the newest version of the index, and all live items that the store has."""
+    def _caught_up(self, served: Served, patience: float = 0.0) -> Served:
+        """With the newest version of the index, and all live items that the store has.
+
+        Args:
+            served: what is served.
+            patience: seconds to wait for another process that changes the index; StoreError where
+                it takes longer. 0: leave live items to the next call then.
+        """
         if not served.index.current():
             served = self.loader.reopened(served)
         if self._lacking(served.index)[1]:
             try:
-                with writing(served.index.path):
+                with writing(served.index.path, patience):
                     opened = Index.open(served.index.path, served.trained.fingerprint)
                     return self._brought_up(served, opened)
             except BusyError:
-                pass  # next time
+                if patience:
+                    raise _busy() from None
             except ReadOnlyError as error:
                 if not served.pending:
                     log.error("live items are not ranked: %s", error)
@@ -333,6 +338,12 @@ def _put(
 ) -> None:
     if put or remove or index.live != live:
         put_live_items(served.trained, index.path, list(put.values()), remove, live)
+
+
+def _busy() -> StoreError:
+    return StoreError(
+        f"another process has changed the index for more than {PATIENCE:g} s; try again"
+    )
 
 
 def _id_of_item(text: str) -> int | str:
