@@ -37,6 +37,8 @@ class Setting:
         most, most_exposures: bounds of the store.
         arms: name -> run and share, at the start of each server.
         skew: what the clock of each server is ahead, in milliseconds.
+        scorer: of the servers: by number ("model"), or by bytes ("auto"), which answers brief
+            requests without leaving the event loop.
         turns: decides which task continues.
     """
 
@@ -48,6 +50,7 @@ class Setting:
     most_exposures: int
     arms: dict[str, tuple[int, float]]
     skew: tuple[int, ...]
+    scorer: Literal["model", "auto"]
     turns: int
 
 
@@ -118,6 +121,7 @@ class Drawing:
             most_exposures=draws.choice((2, 1000)),
             arms=arms,
             skew=tuple(draws.choice((0, 0, 5_000, -5_000)) for _ in range(servers)),
+            scorer=draws.choice(("model", "auto")),
             turns=draws.randrange(1 << 32),
         )
         faulty = draws.choice((0.0, 0.1, 0.3))

@@ -29,7 +29,7 @@ from limerank.serving.messages import ArmBody, EventMessage, Explain, Rank, Show
 from limerank.serving.state import users
 from limerank.serving.stores import EventStore, sqlite, sqlite_changes
 from limerank.serving.stores import valkey as valkey_store
-from simulation.checking import Checks, MismatchError
+from simulation.checking import SALT, Checks, MismatchError
 from simulation.operations import USERS, History, Operation
 from simulation.scheduler import Lock, Scheduler, Task
 from simulation.stores import Network, SimulatedSqliteStore, SimulatedValkeyStore
@@ -65,7 +65,15 @@ class Server:
             ArmSpec(name, share, *simulation.folders(self.number, run))
             for name, (run, share) in setting.arms.items()
         ]
-        engine = Serving(None, None, self.store, arms=specs, salt="s", mode=setting.mode)
+        engine = Serving(
+            None,
+            None,
+            self.store,
+            arms=specs,
+            salt=SALT,
+            mode=setting.mode,
+            scorer=setting.scorer,
+        )
         simulation.checks.started(self.number, setting.arms)
         self.engine = engine
 

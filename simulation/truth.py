@@ -60,13 +60,13 @@ Catalogue = Mapping[Id, int | None]
 """Live items: the variant of their columns, or None where the item was removed."""
 
 
-VARIANT = 1000
-"""The column ``length`` of variant v of an item is v times this, and more."""
+VARIANT = 0.25
+"""The column ``length`` of variant v of an item is a whole number and v times this."""
 
 
 def variant_of(columns: Mapping[str, Any]) -> int:
     """The variant of an item with these columns."""
-    return int(columns["length"]) // VARIANT
+    return round(columns["length"] % 1 / VARIANT)
 
 
 class Truth:

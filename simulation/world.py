@@ -69,7 +69,7 @@ def columns_of(id: Id, variant: int) -> dict[str, Any]:
         "item_id": id,
         "group": f"g{number % 5}",
         "tags": f"t{number % 3}|t{number % 7}",
-        "length": float(VARIANT * variant + number % 30),
+        "length": 10 + number % ITEMS + VARIANT * variant,  # within the range of the log
     }
 
 
@@ -245,7 +245,7 @@ class Oracle:
         index = Index.open(path, run.fingerprint)
         form, length = EventForm(run.manifest, run.path), ALL if mode == "streaming" else LENGTH
         stage = UserStage(run, form, length, user_features(run))
-        scorer = scorer_for("auto", run.ranker, index, threads=1)
+        scorer = scorer_for("model", run.ranker, index, threads=1)
         found = _Reference(index, stage, RankingFlow(run.ranker, index, scorer, form))
         shutil.rmtree(path)  # it is mapped
         return found

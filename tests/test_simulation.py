@@ -40,6 +40,7 @@ def setting(**more):
         "most_exposures": 1000,
         "arms": {"main": (0, 1.0)},
         "skew": (0, 0),
+        "scorer": "auto",
         "turns": 0,
     }
     return Setting(**{**plain, **more})
