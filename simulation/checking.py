@@ -27,7 +27,8 @@ Shares = Mapping[str, tuple[int, float]]
 """Arm -> number of its run, and its share."""
 SALT = "s"
 TOLERANCES = {"model": 1e-3, "auto": 5e-2}
-"""Of values by scorer: float32 sums in another order, and the bytes of the native scorer."""
+"""Of values by scorer: float32 sums in another order; and the bytes of a user's state, whose step
+depends on all rows of an index, those of replaced items included."""
 
 
 class MismatchError(Exception):
@@ -351,6 +352,7 @@ class Checks:
         expected = self.oracle.expected(
             name,
             self.setting.mode,
+            self.setting.scorer,
             content,
             events,
             {} if form is None else form.features,

@@ -28,7 +28,7 @@ from limerank.index.changes import change_items
 from limerank.index.items import SourceItems, of_source
 from limerank.ranking.flow import RankingFlow
 from limerank.ranking.request import seen_rows
-from limerank.ranking.scorer import scorer_for
+from limerank.ranking.scorer import ScorerName, scorer_for
 from limerank.runs.model import Trained, load_trained
 from limerank.serving.state import Mode
 from limerank.serving.state.stage import UserStage
@@ -185,6 +185,7 @@ class Oracle:
         self,
         name: str,
         mode: Mode,
+        scorer: ScorerName,
         content: Content,
         events: Sequence[Event],
         features: Mapping[str, Any],
@@ -196,6 +197,8 @@ class Oracle:
         Args:
             name: of the run.
             mode: ``window``: the latest events count; ``streaming``: all.
+            scorer: of the servers; bytes of the native one are cut where a live item is beyond the
+                range of the index, which a scorer by number does not show.
             content: the live items of the index.
             events: all events of the user that the request may see, in their order.
             features: the user's own features.
@@ -203,12 +206,12 @@ class Oracle:
             leave_out_seen: whether items that the user has seen are left out.
         """
         what = tuple((event.item, event.time, tuple(event.labels.items())) for event in events)
-        key = name, mode, content, what, tuple(features.items()), now, leave_out_seen
+        key = name, mode, scorer, content, what, tuple(features.items()), now, leave_out_seen
         if key not in self._results:
             if len(self._results) >= REMEMBERED:
                 self._results.clear()
             self._results[key] = self._computed(
-                self._reference(name, mode, content), events, features, now, leave_out_seen
+                self._reference(name, mode, scorer, content), events, features, now, leave_out_seen
             )
         return self._results[key]
 
@@ -231,7 +234,7 @@ class Oracle:
         values = dict(zip(ids, map(float, best.values), strict=True))
         return Expected(int(past.users.lengths[0]), values)
 
-    def _built(self, name: str, mode: Mode, content: Content) -> _Reference:
+    def _built(self, name: str, mode: Mode, scorer: ScorerName, content: Content) -> _Reference:
         self._count += 1
         path, run = self._folder / f"index-{self._count}", trained(self.world.run(name))
         shutil.copytree(self.world.index(name), path)
@@ -245,7 +248,7 @@ class Oracle:
         index = Index.open(path, run.fingerprint)
         form, length = EventForm(run.manifest, run.path), ALL if mode == "streaming" else LENGTH
         stage = UserStage(run, form, length, user_features(run))
-        scorer = scorer_for("model", run.ranker, index, threads=1)
-        found = _Reference(index, stage, RankingFlow(run.ranker, index, scorer, form))
+        ranking = scorer_for(scorer, run.ranker, index, threads=1)
+        found = _Reference(index, stage, RankingFlow(run.ranker, index, ranking, form))
         shutil.rmtree(path)  # it is mapped
         return found
