@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training distributed small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults clean distclean settings simulate power-loss
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults processes clean distclean settings simulate power-loss
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -82,6 +82,9 @@ bench-peers: $(VENV)/.bench bench-data  ## compare the models with LightGBM, ite
 bench-latency: $(VENV)/.bench  ## time of full requests, five models (resumable; ARGS="--quick", "--threads 2", "--device cuda")
 	$(PY) -m benchmarks.latency $(ARGS)
 	$(PY) -m benchmarks.report
+
+processes: $(VENV)/.dev  ## train with 3 and 4 processes and kill more of them (the tests have 2, and one kill)
+	LIMERANK_PROCESSES=4 $(PY) -m pytest -q tests/test_distributed.py
 
 faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the tests have a few of each)
 	LIMERANK_KILLS=100 LIMERANK_FUZZ=10000 $(PY) -m pytest -q tests/test_faults.py

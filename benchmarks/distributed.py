@@ -41,7 +41,7 @@ from limerank.world import World
 
 MODEL = "lime-mha"
 LARGE = 1_000_000
-WARM, STEPS, REPEATS = 3, 8, 5
+WARM, STEPS, REPEATS = 3, 4, 5
 CASES = [
     (processes, tables, rows, impressions)
     for rows, batches in ((ITEMS + 1, (1024, 4096)), (LARGE, (4096,)))

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
+from limerank.data.protocol import Split
 from limerank.errors import FormatError, SpecError
 from limerank.evaluation.predict import predict
 from limerank.index import Index
@@ -73,6 +74,12 @@ def logs(tmp_path_factory) -> dict[str, Dataset]:
         spec = write(folder / name)
         prepare(load_spec(spec), folder / f"{name}-data", base=spec.parent)
         found[name] = Dataset(folder / f"{name}-data")
+    for name, (validation, test) in DAYS.items():
+        spec = load_spec(folder / "impressions" / "log" / "spec.toml")
+        split = Split(validation_from=validation, test_from=test)
+        base = folder / "impressions" / "log"
+        prepare(spec.model_copy(update={"split": split}), folder / name / "data", base=base)
+        found[name] = Dataset(folder / name / "data")
     return found
 
 
@@ -451,10 +458,16 @@ def test_one_process_of_a_launcher_is_alone(monkeypatch):
 # Processes
 
 QUICK = {"batch_size": 64, "epochs": 2, "patience": 9, "checkpoint_seconds": 0.0}
+DAYS = {
+    "yesterday": ("2023-11-19T12:00:00Z", "2023-11-20T12:00:00Z"),
+    "today": ("2023-11-21T12:00:00Z", "2023-11-22T12:00:00Z"),
+}
+"""Where the validation and the test split of two datasets of one log begin."""
 TRAININGS = {
     "impressions": ("impressions", "lime-mha", {}),
     "positives": ("positives", "two-tower", {"objective": "catalogue"}),
     "sharded": ("impressions", "lime-xor", {"tables": "sharded"}),
+    "warm": ("today", "lime-mha", {"tables": "sharded"}),
 }
 
 
@@ -463,15 +476,15 @@ def trainings(logs, folder: Path, names=tuple(TRAININGS)):
     found = []
     for name in names:
         log, model, settings = TRAININGS[name]
-        config = config_of(model, **SMALL, **STILL)
-        found.append(
-            {
-                "data": str(logs[log].path),
-                "out": str(folder / name),
-                "model": config.model_dump(mode="json"),
-                "config": {**QUICK, **settings},
-            }
-        )
+        training = {
+            "data": str(logs[log].path),
+            "out": str(folder / name),
+            "model": config_of(model, **SMALL, **STILL).model_dump(mode="json"),
+            "config": {**QUICK, **settings},
+        }
+        if name == "warm":
+            training["start"] = str(logs["yesterday"].path.parent / "run")
+        found.append(training)
     return found
 
 
@@ -511,7 +524,7 @@ def assert_same_run(found: Path, expected: Path, bits: bool) -> None:
         for path in (found, expected)
     ]
     validations = [[line for line in lines if "validation" in line] for lines in curves]
-    assert len(validations[0]) == len(validations[1]) == 2
+    assert len(validations[0]) == len(validations[1]) >= 2
     for of_one, of_other in zip(*validations, strict=True):
         for task, metrics in of_other["validation"].items():
             assert of_one["validation"][task] == pytest.approx(metrics, abs=METRICS)
@@ -528,13 +541,17 @@ def assert_same_run(found: Path, expected: Path, bits: bool) -> None:
 def of_one(logs, tmp_path_factory) -> Path:
     """Runs of one process."""
     folder = tmp_path_factory.mktemp("one")
+    (first,) = trainings(logs, folder, ["warm"])
+    yesterday = logs["yesterday"].path
+    first |= {"data": yesterday, "out": first.pop("start"), "config": {**QUICK, "epochs": 1}}
+    train(**first)
     for training in trainings(logs, folder):
         train(**training)
     return folder
 
 
 @pytest.fixture(scope="module")
-def of_two(logs, tmp_path_factory) -> Path:
+def of_two(logs, of_one, tmp_path_factory) -> Path:
     """The same runs of two processes that torchrun started."""
     folder = tmp_path_factory.mktemp("two")
     done = launched(torchrun(2), folder, trainings(logs, folder))

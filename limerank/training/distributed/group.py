@@ -102,7 +102,8 @@ def check_restarts() -> None:
         raise SpecError(
             f"torchrun restarts processes up to {restarts} times, and they would meet at the "
             f"address of those before, where restarts fail or hang: set {UNSHARED}=1 in the "
-            "environment of torchrun, or leave --max-restarts out and run the command again"
+            "environment of torchrun (of several machines with --rdzv-backend c10d), or leave "
+            "--max-restarts out and run the command again"
         )
 
 
