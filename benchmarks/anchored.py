@@ -1,12 +1,13 @@
-"""Anchored links and profiles: what they cost the scorer and the user stage.
+"""Anchored links, neighbours and profiles: what they cost the scorer and the user stage.
 
     python -m benchmarks.anchored --items 1_000_000
 
 Arrays of a random index of LIME (speed does not depend on the values): 32 link weights, and three
 single-valued features of 1,000 values each. A history touches 512 items and a third of each
 feature's values. The full catalogue and a list of 512 candidates are scored without anchored links,
-with those of items, with those of the features besides, and with keys of profiles alone; calls take
-turns. For the user stage, LIME-MHA encodes one history of N events with each of them and with none.
+with those of items, with those of the features besides, with those of items and ten neighbours of
+each, and with keys of profiles alone; calls take turns. For the user stage, LIME-MHA encodes one
+history of N events with each of them and with none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from limerank.models.tasks import Task
 K, CANDIDATES, EVENTS = 100, 512, 512
 LINKS, WIDTH, NUMBERS, KEY = 32, 64, 8, 32
 WEIGHT_SCALES = "weight_low", "weight_step", "weight_mean"
-FEATURES, VALUES = 3, 1000
+FEATURES, VALUES, NEIGHBOURS = 3, 1000, 10
 HEADS: tuple[dict[str, Any], ...] = (
     {"hidden": 32, "gated": True, "activation": "relu"},
     {"hidden": 32, "gated": False, "activation": "relu"},
@@ -94,6 +95,20 @@ def measure_scorer(items: int, head: dict[str, Any], repeats: int, show: bool) -
             layer=layer,
         )
 
+    def with_neighbours() -> _native.Anchors:
+        """Items, and neighbours of each: sets of their own."""
+        ids = rng.integers(1, items + 1, items * NEIGHBOURS)
+        order = np.argsort(-ids, kind="stable")
+        return _native.Anchors(
+            codes=np.arange(1, items + 1, dtype=np.int32)[:, None],
+            keys=-ids[order],
+            sets=(order // NEIGHBOURS + 1).astype(np.int32),
+            shares=np.full(len(ids), 0.5, np.float32),
+            kinds=np.zeros(items + 1, np.int32),
+            item_tokens=tokens + 1,
+            layer=layer,
+        )
+
     rows = np.sort(rng.choice(items, EVENTS, replace=False)) + tokens + 1
     values = np.sort(rng.choice(tokens, tokens // 3, replace=False)) + 1
     links, user = floats(1, LINKS, WIDTH), floats(1, sums)
@@ -111,6 +126,7 @@ def measure_scorer(items: int, head: dict[str, Any], repeats: int, show: bool) -
         ("none", None, None),
         ("item", anchors(0), rows),
         ("features", anchors(FEATURES), np.append(values, rows)),
+        ("neighbours", with_neighbours(), np.append(np.sort(tokens - rows), rows)),
     ):
         scorer = _native.Scorer(**arrays, **shape, anchors=made, path=None, held=True)
         anchored = (
@@ -207,7 +223,7 @@ def measure_user_stage(length: int, repeats: int, show: bool) -> None:
 
 def report(case: dict[str, Any], taken: dict[str, list[float]], show: bool) -> None:
     """A row for each kind of anchored links, and for profiles, as a ratio to none."""
-    for name in ("item", "features", "profile"):
+    for name in sorted(taken.keys() - {"none"}):
         ratios = [a / b for a, b in zip(taken[name], taken["none"], strict=True)]
         metrics = {
             "us_p50": 1e6 * statistics.median(taken[name]),

@@ -483,6 +483,7 @@ def test_what_cannot_start_is_refused(days, yesterday, tmp_path):
     with pytest.raises(FormatError, match="has format '9', expected 1"):
         train(days[1], tmp_path / "run", start=run)
     (run / "trainer").mkdir()
+    (run / "alarms.json").unlink()
     with pytest.raises(FormatError, match="has not ended"):
         train(days[1], tmp_path / "run", start=run)
     assert not (tmp_path / "run").exists()
