@@ -92,6 +92,21 @@ def new_folder(
                     above.rmdir()
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, in one step: a killed process leaves it or none of it, and
+    what it leaves beside it the next :func:`new_folder` removes."""
+    if not path.exists():
+        return
+    with _writes(path):
+        held, partial = _partial(path)
+        try:
+            path.rename(partial)  # an empty folder, which is replaced
+            sync_directory(path.parent)
+            _remove(held, partial)
+        finally:
+            held.close()
+
+
 def check_folder(path: Path, *, overwrite: bool = False, mark: str | None = None) -> None:
     """Refuse a folder that :func:`new_folder` would refuse, before any work is done for it.
 

@@ -19,6 +19,7 @@ from limerank.files import (
     new_file,
     new_folder,
     read_json,
+    remove_folder,
     write_json,
 )
 from limerank.locks import held_alone
@@ -386,4 +387,23 @@ def test_errors_of_the_disk_that_libraries_raise_name_the_file(tmp_path, error):
             raise ComputeError("of another kind")
         with pytest.raises(DataError, match="no space"), write(tmp_path / "out"):
             raise DataError("no space (os error 28)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_removed_in_one_step(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("a", "b"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text(name)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files.shutil, "rmtree", killed)
+        remove_folder(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with new_folder(tmp_path / "out"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    remove_folder(tmp_path / "out")
+    remove_folder(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -264,6 +264,21 @@ def test_a_log_that_cannot_be_trained_on_is_read_again(
     assert len(found.events["time"]) == 4 * ROWS
 
 
+def test_a_cycle_is_none_any_more_before_its_parts_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next call continues a cycle with a part of a dataset."""
+    home = Home(tmp_path / "home")
+    name = home.begin()
+    assert home.begin() == name
+    (home.folder(name) / "data").mkdir()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        home.drop(name)
+    assert home.begin() == name
+    assert os.listdir(home.folder(name)) == ["cycle.json"]
+
+
 def test_a_link_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.published = ["000001"]

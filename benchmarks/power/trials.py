@@ -197,6 +197,8 @@ class Trial:
 
     def inject(self, fault: Fault, most: int | None = None) -> Tried:
         """Make each call fail, or ``most`` of them, drawn at random."""
+        if most == 0:
+            return Tried()
         self._reset()
         self.shim.fail(self.root, 0, fault.error)
         self.job.run(self.root, 0, lambda _: None)

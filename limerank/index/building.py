@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.files import check_output, read_json, sync_directory, write_json
+from limerank.files import check_output, make_folder, read_json, sync_directory, write_json
 from limerank.index.display import displayed_columns
 from limerank.index.format import DTYPES, FORMAT, Scales
 from limerank.index.items import ItemSource, SourceItems, of_source
@@ -101,7 +101,7 @@ def build_index(
     if table is not None:
         parts.append(table)
     folder = out if exists else out.with_name(f".{out.name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with writing(folder):
         try:
             state = _unfinished(folder, run, parts, overwrite)

@@ -6,7 +6,6 @@ that was killed at any moment is continued by the next call, and ends as it woul
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FormatError
-from limerank.files import read_json, write_json
+from limerank.files import make_folder, read_json, remove_folder, write_json
 from limerank.index.building import build_index
 from limerank.locks import held_alone
 from limerank.models.config import configs_of
@@ -54,7 +53,7 @@ def refresh(
         FormatError: another process runs a cycle in the same folder, or a folder is damaged.
         LimerankError: a step failed; the next call goes on with the same cycle.
     """
-    config.home.mkdir(parents=True, exist_ok=True)
+    make_folder(config.home)
     with held_alone(config.home / "lock", f"{config.home} is being refreshed"):
         home = Home(config.home)
         home.settle()
@@ -129,7 +128,7 @@ class _Cycle:
                     self._train(dataset, run, current)
                 except DataError:  # the next call reads what the log has by then
                     for folder in (run, data):
-                        shutil.rmtree(folder, ignore_errors=True)
+                        remove_folder(folder)
                     raise
         parent = None if current is None else self.home.folder(current) / "run"
         with self._step("judge", self.folder / "verdict.json") as todo:

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from limerank.data.exposures import ARMS_FILE, MAIN
 from limerank.errors import FormatError
-from limerank.files import read_json, sync_directory, write_json
+from limerank.files import make_folder, read_json, sync_directory, write_json
 
 VERSION = 1
 """Version of ``record.json`` and ``cycle.json``."""
@@ -144,14 +144,16 @@ class Home:
     def begin(self) -> str:
         """The cycle that is unfinished, or a new one."""
         known = {entry.cycle for entry in self.entries} | set(self.published)
-        self.cycles.mkdir(parents=True, exist_ok=True)
+        make_folder(self.cycles)
         for name in sorted(one.name for one in self.cycles.iterdir() if one.name.isdecimal()):
             if name not in known and (self.folder(name) / "cycle.json").exists():
                 return name
         last = max((int(entry.cycle) for entry in self.entries), default=0)
         name = f"{last + 1:06d}"
         folder = self.folder(name)
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # of a process that was killed while it dropped the cycle
+            shutil.rmtree(folder)
+        folder.mkdir()
         write_json(
             folder / "cycle.json",
             {"version": VERSION, "began": now(), "current": self.live, "seconds": {}},
@@ -167,8 +169,11 @@ class Home:
         return values
 
     def drop(self, cycle: str) -> None:
-        """Remove an unfinished cycle."""
-        shutil.rmtree(self.folder(cycle))
+        """Remove an unfinished cycle. It is none any more before the first of its parts goes."""
+        folder = self.folder(cycle)
+        (folder / "cycle.json").unlink()
+        sync_directory(folder)
+        shutil.rmtree(folder)
 
     def finish(self, entry: Entry, rollout: Rollout | None = None) -> None:
         """Record what became of a cycle, and publish it where it is to go live, or begin its
