@@ -59,13 +59,14 @@ def begin(
 
 
 def share_start(world: World, ranker: Ranker, objective: Objective) -> None:
-    """Give all processes the weights and statistics of process 0: another machine may have rounded
-    otherwise."""
+    """Give all processes the weights, statistics and neighbours of process 0: another machine may
+    have rounded otherwise."""
     if world.size == 1:
         return
     tensors = [*ranker.parameters(), *ranker.buffers()]
     if objective.statistics is not None:
         tensors.append(objective.statistics.values)
+    tensors += [part for lists in objective.neighbours or () for part in lists]
     with torch.no_grad():
         for tensor in tensors:
             tensor.copy_(world.from_first(tensor))
