@@ -140,7 +140,7 @@ def of_arms(arms: Sequence[Row]) -> list[str]:
         body.append(
             [
                 row["case"]["arm"],
-                f"{metrics['history']}, {candidates}",
+                f"{metrics['model']}, {metrics['history']}, {candidates}",
                 f"{metrics['users']:,}, {metrics['requests']:,}",
                 between(metrics, "per_user"),
                 between(metrics, "per_request"),
@@ -150,7 +150,8 @@ def of_arms(arms: Sequence[Row]) -> list[str]:
                 f"{metrics['ms_p50']:.1f}, {metrics['ms_p99']:.1f}",
             ]
         )
-    head = ["arm", "history, candidates", "users, requests", "clicks per user", "per request",
+    head = ["arm", "model, history, candidates", "users, requests", "clicks per user",
+            "per request",
             "expected", "model CPU ms", "server CPU ms", "ms p50, p99"]  # fmt: skip
     return table(head, body)
 

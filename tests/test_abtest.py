@@ -87,6 +87,7 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abtest, "SHARES", dict.fromkeys(abtest.ARMS, 1 / 3))
     for module in (abtest_budget, abtest_page):
         monkeypatch.setattr(module, "FULL", ("lime-mha", "two-tower"))
+    for module in (abtest, abtest_budget, abtest_page):
         monkeypatch.setattr(module, "STAGED", ("hstu",))
     monkeypatch.setattr(rows, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(abtest_page, "DOCS", tmp_path)
