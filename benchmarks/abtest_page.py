@@ -69,7 +69,7 @@ def abtest(found: list[Row]) -> str:
             "",
             f"These rows: {size.users:,} users, {size.items:,} items at the end, {size.requests:,}",
             f"requests a day of {LENGTH} shown items, {size.before} days of log before the test,",
-            f"{days} days of test{'' if days == size.days else f' (of {size.days})'}, seed {seed},",
+            f"days of test: {days} of {size.days}, seed {seed},",
             f"models of width {size.width}, histories of at most {size.history} events",
             f"(`--{kind}`)." if kind == "small" else "(the full size).",
             "",
@@ -77,6 +77,7 @@ def abtest(found: list[Row]) -> str:
             "",
             "## Where LIME wins, and where it does not",
             "",
+            *stopped(days, size),
             *verdicts(arms),
             "",
             *of_arms(arms),
@@ -101,6 +102,17 @@ def abtest(found: list[Row]) -> str:
             ASSUMES.strip(),
         ]
     )
+
+
+def stopped(days: int, size: Size) -> list[str]:
+    """A warning where the test has not run to its end."""
+    if days >= size.days:
+        return []
+    return [
+        f"**The test was stopped after {days} of {size.days} days: its intervals are wide, and it",
+        "does not rank the arms.**",
+        "",
+    ]
 
 
 def verdicts(arms: Sequence[Row]) -> list[str]:
