@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from limerank.data.spec import Spec
 from limerank.devices import device_of
@@ -177,7 +177,7 @@ def load_trained(
     _check_manifest(path, manifest, encoding)
     try:
         tensors = formats.weights(load_file(file, device=str(position)), format)
-        with torch.device("meta"):
+        with _NoValues():
             ranker = build(shape, model)
         _check_types(ranker.state_dict(), tensors)
         ranker.load_state_dict(tensors, assign=True)
@@ -187,6 +187,18 @@ def load_trained(
     ranker.choose_user_stage(user_stage)
     fingerprint = hashlib.sha256(f"{weights} {encoding}".encode()).hexdigest()[:16]
     return Trained(path, ranker, train, manifest, data, fingerprint, sealed, until, lineage)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out the starting values of weights, so that large tables take no memory until they are
+    replaced. (Built on torch's meta device, a model would load torch's compiler, for seconds.)"""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _check_manifest(path: Path, manifest: dict[str, Any], encoding: Any) -> None:
