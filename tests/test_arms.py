@@ -111,6 +111,8 @@ def test_arms_that_cannot_be_served_are_refused(specs, what):
 
 
 def test_shares_add_up_to_one():
+    least = checked([ArmSpec("a", 1), ArmSpec("b", 1e-6)])
+    assert checked(least)[1].share == pytest.approx(1e-6)
     found = checked([ArmSpec("b", 3), ArmSpec("a", 1)])
     assert [(one.name, one.share) for one in found] == [("a", 0.25), ("b", 0.75)]
 

@@ -24,6 +24,10 @@ from limerank.models.registry import FITTED
 from limerank.ranking.recommender import Recommender
 from limerank.runs import selftest
 from limerank.runs.folder import load_run
+from limerank.serving.engine import Serving
+from limerank.serving.fill import fill
+from limerank.serving.messages import Rank
+from limerank.serving.stores import SqliteStore
 from limerank.training.trainer import train
 from tests.worlds import SHAPE, CountedEvents, batch, config_of, counted_events, prepare_log
 
@@ -196,7 +200,7 @@ def test_without_cuts_a_users_window_ends_with_its_last_training_request(tmp_pat
 
 
 def test_a_fitted_run_is_a_run(run, data, tmp_path):
-    """Stored, self-tested, calibrated, evaluated, indexed; rankings are those of the model."""
+    """Stored, self-tested, calibrated, evaluated, indexed, served; it ranks as its model does."""
     loaded, dataset = load_run(run), Dataset(data)
     assert loaded.sealed and selftest.passes(loaded)
     (line,) = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -215,6 +219,14 @@ def test_a_fitted_run_is_a_run(run, data, tmp_path):
         assert [item.id for item in ranking.items] == index.ids[found].tolist()
         values = [item.value for item in ranking.items]
         assert values == sorted(values, reverse=True)
+    with SqliteStore(tmp_path / "events.db") as store:
+        fill(store, dataset)
+        engine = Serving(run, tmp_path / "index", store)
+        for user in dataset.user_ids[:5].tolist():
+            served = engine.rank(Rank(user=user, k=8))
+            expected = [item.id for item in recommender.rank(user, k=8).items]
+            assert [one["item"] for one in served["items"]] == expected
+        engine.close()
 
 
 def test_fitting_twice_gives_the_same_weights(run, data, tmp_path):

@@ -419,8 +419,8 @@ def _breaks(monkeypatch, at):
     """From step ``at`` on every dense weight is NaN."""
     step = Optimiser.step
 
-    def breaking(self, number, world):
-        step(self, number, world)
+    def breaking(self, number):
+        step(self, number)
         if number >= at:
             with torch.no_grad():
                 for weight in self.dense:

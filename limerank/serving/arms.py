@@ -34,7 +34,7 @@ from limerank.serving.served import Loader, Served
 
 log = logging.getLogger("limerank.serving")
 LEAST_SHARE = 1e-6
-"""The least share of an arm before shares are made to add up to 1."""
+"""The least share of an arm before shares are made to add up to 1, but for what that takes off."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def checked(specs: Sequence[ArmSpec]) -> tuple[ArmSpec, ...]:
     for spec in specs:
         if names.count(spec.name) > 1:
             raise SpecError(f"the arm {spec.name!r} is given twice; names are unique")
-        if not math.isfinite(spec.share) or spec.share < LEAST_SHARE:
+        if not math.isfinite(spec.share) or spec.share < LEAST_SHARE * (1 - 1e-3):
             raise SpecError(
                 f"the share of the arm {spec.name!r} is {spec.share:g}, expected more than 0; "
                 "leave an arm out to give it no users"
