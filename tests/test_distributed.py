@@ -26,9 +26,9 @@ from limerank.errors import FormatError, SpecError
 from limerank.evaluation.predict import predict
 from limerank.index import Index
 from limerank.index.building import build_index
-from limerank.models import MODELS, build
+from limerank.models import build
 from limerank.models.config import DataShape, TrainConfig
-from limerank.models.registry import FITTED, model_of
+from limerank.models.registry import OF_THE_PACKAGE, model_of
 from limerank.ranking.recommender import Recommender
 from limerank.runs.folder import load_optimiser, load_run
 from limerank.runs.selftest import passes
@@ -62,7 +62,7 @@ CASES = [(2, True), (3, False)]
 MOST = int(os.environ.get("LIMERANK_PROCESSES", "2"))
 """Processes of a test, at most."""
 
-TRAINED = sorted(name for name in MODELS if name not in FITTED)
+TRAINED = sorted(OF_THE_PACKAGE)
 
 
 @pytest.fixture(scope="module")

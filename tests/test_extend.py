@@ -245,7 +245,7 @@ def test_an_error_leaves_nothing(
         raise OSError(5, "input/output error")
 
     monkeypatch.setattr("limerank.data.prepare.job.write_spec", fail)
-    with pytest.raises(OSError, match="input/output"):
+    with pytest.raises(FormatError, match="cannot be written: input/output error"):
         prepare(days / "spec.toml", tmp_path / "next", extend=days / "b")
     assert not list(tmp_path.iterdir())
     assert arrays(days / "b") == before

@@ -159,7 +159,7 @@ def random_lists(items: int, most: int) -> NeighbourLists:
     rng = np.random.default_rng(5)
     ids, shares = np.zeros((items, most), np.int32), np.zeros((items, most), np.float32)
     for row in range(1, items):
-        count = int(rng.integers(0, most + 1))
+        count = min(int(rng.integers(0, most + 1)), items - 2)
         ids[row, :count] = rng.choice(np.delete(np.arange(1, items), row - 1), count, replace=False)
         shares[row, :count] = np.sort(rng.uniform(0.1, 1.5, count))[::-1]
     return NeighbourLists(torch.from_numpy(ids), torch.from_numpy(shares))

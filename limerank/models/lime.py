@@ -263,7 +263,7 @@ class Lime(Ranker):
     ) -> Tensor:
         """As in every model; in training, hidden units are dropped once for all candidates of a
         request, and only logits are stored for the backward pass."""
-        if not self._fused(state):
+        if not self._fused(state) or type(terms) is not LinkTerms:
             return super().score_shared(state, terms, keys, candidates)
         batch, own = len(state.links), LinkTerms(*(part[candidates] for part in terms))
         folded_bjg = self.fold(state) + state.head[:, None] / self.config.heads
