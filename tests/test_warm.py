@@ -32,6 +32,7 @@ from limerank.runs.folder import load_optimiser, load_run
 from limerank.runs.model import Trained
 from limerank.training import warm
 from limerank.training.collaborative import FADING, statistics, turned_onto
+from limerank.training.neighbours import neighbour_lists
 from limerank.training.numbering import numbering
 from limerank.training.renumbering import NEW, NOTHING, Sources, renumbered
 from limerank.training.replay import selection
@@ -361,16 +362,26 @@ def test_impression_features_start_too(tmp_path):
     assert not result.start.dropped
 
 
-def test_positives_of_the_catalogue(tmp_path):
+@pytest.mark.parametrize("model", ["sasrec", "lime-mha"])
+def test_positives_of_the_catalogue(model, tmp_path):
     spec = write_positives(tmp_path / "log")
     times = pl.read_csv(tmp_path / "log" / "events.csv")["time"]
     at = [datetime.fromtimestamp(int(times.quantile(one)), UTC).isoformat() for one in DAYS]
     for name, cuts in (("old", at[:2]), ("new", at[2:])):
         prepared(spec, tmp_path / name, *cuts)
     config = {**QUICK, "negatives": 20}
-    train(tmp_path / "old", tmp_path / "run", model=config_of("sasrec", **SMALL), config=config)
-    result = train(tmp_path / "new", tmp_path / "next", start=tmp_path / "run")
+    train(tmp_path / "old", tmp_path / "run", model=config_of(model, **SMALL), config=config)
+    result = train(
+        tmp_path / "new", tmp_path / "next", model=config_of(model, **SMALL), start=tmp_path / "run"
+    )
     assert result.metric == "choice/loss"
+    old, new = (load_run(tmp_path / one) for one in ("run", "next"))
+    # What a default decides is recorded: a run opens whatever the default becomes.
+    assert old.ranker.config.neighbours == new.ranker.config.neighbours
+    assert new.ranker.config.neighbours == (50 if model == "lime-mha" else 0)
+    if model == "lime-mha":  # counted in the new dataset
+        lists = neighbour_lists(new.dataset(), 50)[-1]
+        assert torch.equal(new.ranker.neighbour_table.ids, lists.ids) and lists.shares.any()
     assert result.start.value >= result.best
     assert load_run(tmp_path / "next").train.negatives == 20
 

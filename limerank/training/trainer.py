@@ -30,6 +30,7 @@ from limerank.models.config import (
     model_config_of,
     train_config_of,
 )
+from limerank.models.neighbours import neighbours_of
 from limerank.models.registry import model_of
 from limerank.progress import Bar
 from limerank.runs import selftest
@@ -135,6 +136,7 @@ def train(
     config = config.model_copy(update={"objective": name})
     tasks = objective_of(name, shape.tasks).tasks(shape, config)
     shape = shape.model_copy(update={"tasks": tasks})
+    model = model.model_copy(update={"neighbours": neighbours_of(shape, model)})
     world = world or Alone()
     fresh = decided(world, lambda: not out.exists() or overwrite)
     if not fresh:

@@ -141,6 +141,8 @@ def model_from(
             f"{path} is of the model {own.model}, not {wanted.model}, which cannot start from it; "
             "leave the model out, or train without --from"
         )
+    if wanted.neighbours is None:  # the default: the run has recorded what it was
+        wanted = wanted.model_copy(update={"neighbours": own.neighbours})
     stored = own.model_dump()
     differing = ", ".join(
         f"{name} is {stored[name]!r}, not {value!r}"
