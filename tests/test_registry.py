@@ -242,7 +242,7 @@ def test_runs_of_format_4_open_and_rank_alike(data, tmp_path, model):
     assert selftest.passes(run)
     in_format_4(tmp_path / "run")
     old = load_run(tmp_path / "run")
-    assert old.ranker.config == config and old.train == run.train
+    assert old.ranker.config == run.ranker.config and old.train == run.train
     found, expected = (dict(one.ranker.named_parameters()) for one in (old, run))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
