@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from limerank.errors import FormatError, SpecError, UnknownError
+from limerank.parts import Part
 from limerank.ranking import bulk
-from limerank.ranking.bulk import rank_all
+from limerank.ranking.bulk import join_ranked, rank_all, rank_part
 from limerank.ranking.recommender import Recommender
 from tests.catalogues import ITEMS, shop
 
@@ -124,6 +125,41 @@ def test_a_killed_job_goes_on(recommender, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full.parquet", "recs.parquet"]
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_joined_parts_are_the_file_of_one_process(recommender, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(bulk, "PART", 8)
+    one, out = tmp_path / f"one{ending}", tmp_path / f"joined{ending}"
+    rank_all(recommender, one, k=5, batch=4)
+    for number in (3, 1, 2):  # of four files
+        rank_part(recommender, out, Part(number, 3), k=5, batch=4)
+        assert not out.exists()
+    assert rank_part(recommender, out, Part(5, 9), k=5, batch=4) >= 0  # of other sizes as well
+    done = join_ranked(recommender, out, k=5)
+    assert out.read_bytes() == one.read_bytes() and done.users == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([one.name, out.name])
+
+
+def test_a_part_is_computed_once_and_not_for_another_job(recommender, tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk, "PART", 8)
+    out = tmp_path / "recs.parquet"
+    assert rank_part(recommender, out, Part(1, 2), k=5) == 16
+    with pytest.raises(FormatError, match=r"lacks 14 of 30 users, the first one at 16: .*--part"):
+        join_ranked(recommender, out, k=5)
+    with pytest.raises(FormatError, match=r"parts of another job \(k 5, now 6\)"):
+        rank_part(recommender, out, Part(2, 2), k=6)
+    with pytest.raises(FormatError, match="another job"):
+        join_ranked(recommender, out, k=6)
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_ranked", None)
+        assert rank_part(recommender, out, Part(1, 2), k=5) == 16
+    assert rank_part(recommender, out, Part(2, 2), k=5) == 14
+    join_ranked(recommender, out, k=5)
+    with pytest.raises(FormatError, match="already exists"):
+        join_ranked(recommender, out, k=5)
+    with pytest.raises(FormatError, match="no parts to join"):
+        join_ranked(recommender, out, k=5, overwrite=True)
+
+
 def test_arguments(recommender, tmp_path):
     out = tmp_path / "recs.parquet"
     some = recommender.dataset.user_ids[[3, 1]].tolist()
@@ -156,9 +192,20 @@ def test_the_command(call, tmp_path):
     user = of.data.user_ids[0]
     status, *_ = call(*given, "--users", user, "--out", out, "--overwrite", "--quiet")
     assert status == 0 and pl.read_parquet(out)["user"].unique().to_list() == [user]
+    parted = tmp_path / "parted.parquet"
+    many = [*given, "--all-users", "-k", 3, "--out", parted, "--quiet"]
+    for more, what in (
+        (["--part", "2/2"], "part 2/2, 30 users"),
+        (["--part", "1/2"], "part 1/2, 0 users"),
+        (["--join"], "90 ranked items of 30 users"),
+    ):
+        status, output, _ = call(*many, *more)
+        assert status == 0 and what in output
     for wrong, what in (
         (["--all-users"], "need --out"),
         (["--all-users", "--out", out, "--explain"], "--explain is for one user"),
+        (["--all-users", "--out", out, "--part", "1/2", "--join"], "leave out --join"),
+        (["--user", user, "--part", "1/2"], "go with --all-users"),
     ):
         status, output, error = call(*given, *wrong)
         assert status == 2 and what in output + error

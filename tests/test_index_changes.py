@@ -19,7 +19,7 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FingerprintError, FormatError, SpecError, UnknownError
-from limerank.index import Index, building, changes, read_manifest, reading
+from limerank.index import Index, building, changes, read_manifest, reading, scaling
 from limerank.index import writing as writing_module
 from limerank.index.building import build_index
 from limerank.index.changes import (
@@ -528,7 +528,7 @@ def test_an_unfinished_build_of_other_things_is_refused(tmp_path, monkeypatch):
 
 def test_scales_come_from_a_sample_of_many(tmp_path, monkeypatch):
     of = shop("lime-xor")
-    monkeypatch.setattr(building, "SAMPLE", 20)
+    monkeypatch.setattr(scaling, "SAMPLE", 20)
     build_index(of.run, tmp_path / "index", data=of.data)
     index = Index.open(tmp_path / "index", verify=True)
     scales = index.scales

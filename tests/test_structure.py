@@ -24,7 +24,7 @@ PACKAGE = ROOT / "limerank"
 # list.
 LAYERS = """
 errors
-progress results locks files devices world metrics validation
+progress results locks files parts devices world metrics validation
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from limerank.cli.options import Data, Overwrite, Quiet, ids, print_coverage
+from limerank.cli.options import Data, Join, Overwrite, PartOption, Quiet, ids, print_coverage
 from limerank.errors import SpecError
+from limerank.parts import parse_part
 
 INTERRUPTED = (
     "run the same command again to resume a build; a change of an existing index was not applied"
@@ -62,6 +63,8 @@ def index(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all files and compare their checksums.")
     ] = False,
+    part: PartOption = None,
+    join: Join = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +72,11 @@ def index(
 
     Without --add, --update, --put, --remove, --compact and --verify, the command builds an index.
     Run the same command again to resume an interrupted build.
+
+    A large catalogue is built in parts, by any number of processes and machines that share the
+    folder: each calls the command with --part K/N, and --join ends the build. The index is, byte
+    for byte, the one that a single process builds. A part that is complete is not computed again,
+    so a failed one is repeated by calling all of them again.
 
     Changes are made in place and are atomic: all changes of one command become visible together.
     Processes that have the index open continue to use the version that they opened. Tables have
@@ -83,6 +91,10 @@ def index(
         limerank index runs/mine --out index/mine --put changed.parquet --remove @removed.txt
 
         limerank index runs/mine --out index/mine --compact
+
+        seq 16 | xargs -P 4 -I K limerank index runs/mine --out index/mine --part K/16
+
+        limerank index runs/mine --out index/mine --join
     """
     building = {"--data": data, "--items": items, "--merge": merge, "--overwrite": overwrite}
     changing = {"--add": add, "--update": update, "--put": put, "--remove": remove}
@@ -91,13 +103,36 @@ def index(
         "changing": [name for name, value in changing.items() if value is not None],
         "compacting": ["--compact"] if compact else [],
         "verifying": ["--verify"] if verify else [],
+        "joining": ["--join"] if join else [],
     }
+    if join and overwrite:  # it also goes with --join
+        modes["building"].remove("--overwrite")
     given = [mode for mode, options in modes.items() if options]
     if len(given) > 1:
         options = ", ".join(option for mode in given for option in modes[mode])
         raise SpecError(f"{options}: give the options of one operation only ({' or '.join(given)})")
     if forget and not compact:
         raise SpecError("--forget goes with --compact")
+    if part is not None:
+        if given not in ([], ["building"]):
+            raise SpecError(f"--part builds a part of an index; leave out {modes[given[-1]][0]}")
+        if overwrite:
+            raise SpecError(
+                "--overwrite goes with --join, which replaces the index; not with --part"
+            )
+        from limerank.index.parts import build_part
+
+        print(
+            build_part(
+                run, out, parse_part(part), data=data, items=items, merge=merge, quiet=quiet
+            ).text()
+        )
+        return
+    if join:
+        from limerank.index.parts import join_parts
+
+        print(join_parts(run, out, overwrite=overwrite, quiet=quiet).text())
+        return
     if given in ([], ["building"]):
         from limerank.index.building import build_index
 

@@ -14,6 +14,17 @@ from limerank.errors import SpecError
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output of the same kind.")
 ]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="K/N",
+        help="Compute only part K (from 1) of N; --join puts all of them together.",
+    ),
+]
+Join = Annotated[
+    bool, typer.Option("--join", help="Join the parts of --part, when all are complete.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress bars.")]
 Data = Annotated[
     Path | None,

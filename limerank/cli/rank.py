@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time as clock
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from limerank.cli.options import Data, Overwrite, Quiet, ids
+from limerank.cli.options import Data, Join, Overwrite, PartOption, Quiet, ids
 from limerank.cli.options import candidates as read_candidates
 from limerank.errors import SpecError
+from limerank.parts import parse_part
 
 INTERRUPTED = "run the same command again to resume the output of --all-users or --users"
 
@@ -40,6 +41,8 @@ def rank(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    part: PartOption = None,
+    join: Join = False,
     k: Annotated[int, typer.Option("-k", help="Number of items per user.")] = 20,
     candidates: Annotated[
         str | None,
@@ -102,6 +105,11 @@ def rank(
     command again to resume an interrupted output. With --rules, users are ranked one after the
     other.
 
+    Many users are ranked in parts, by any number of processes and machines that share the folder of
+    --out: each calls the command with --part K/N, and the same command with --join ends the job.
+    The file is, byte for byte, the one that a single process writes. What is complete is not
+    computed again.
+
     Examples:
 
         limerank rank --run runs/mine --index index/mine --user 17 -k 20 --explain
@@ -109,6 +117,11 @@ def rank(
         limerank rank --run runs/mine --index index/mine --user 17 --rules 'per = {brand = 2}'
 
         limerank rank --run runs/mine --index index/mine --all-users -k 100 --out recs.parquet
+
+        seq 16 | xargs -I K limerank rank --run runs/mine --index index/mine --all-users
+        --out recs.parquet --part K/16
+
+        limerank rank --run runs/mine --index index/mine --all-users --out recs.parquet --join
     """
     time = int(at) if at is not None and at.removeprefix("-").isdecimal() else at
     if all_users or users is not None:
@@ -122,11 +135,19 @@ def rank(
             raise SpecError("--all-users and --users need --out, such as --out recs.parquet")
         if all_users and users is not None:
             raise SpecError("give either --all-users or --users")
+        if part is not None and (join or overwrite):
+            raise SpecError(
+                "--part computes a part of the file and does not write it: leave out "
+                f"{'--join' if join else '--overwrite, which goes with --join'}"
+            )
     else:
+        if part is not None or join:
+            raise SpecError("--part and --join go with --all-users or --users")
         if out is not None or overwrite:
             raise SpecError("--out and --overwrite go with --all-users or --users")
         if skip_unknown and candidates is None:
             raise SpecError("--skip-unknown goes with --candidates")
+    mine = None if part is None else parse_part(part)
     chosen = None if users is None else ids(users)
     items = None if history is None else ids(history)
     only = None if candidates is None else read_candidates(candidates)
@@ -160,20 +181,20 @@ def rank(
         )
         print(json.dumps(ranking.to_dict(), indent=2) if as_json else ranking.text())
         return
-    from limerank.ranking.bulk import rank_all
+    from limerank.ranking.bulk import join_ranked, rank_all, rank_part
 
     started = clock.perf_counter()
-    done = rank_all(
-        recommender,
-        out,
-        users=chosen,
-        k=k,
-        exclude_seen=not seen,
-        time=time,
-        rules=checked,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    of_users = (recommender, out)
+    given: dict[str, Any] = {"users": chosen, "k": k, "exclude_seen": not seen}
+    given |= {"time": time, "rules": checked}
+    if mine is not None:
+        ranked = rank_part(*of_users, mine, **given, quiet=quiet)
+        print(f"{out}: part {mine}, {ranked:,} users are ranked; --join writes the file")
+        return
+    if join:
+        print(join_ranked(*of_users, **given, overwrite=overwrite).text())
+        return
+    done = rank_all(*of_users, **given, overwrite=overwrite, quiet=quiet)
     seconds = clock.perf_counter() - started
     print(
         f"{out}: the best {k} of {len(recommender.index):,} items for {done.users:,} users, "

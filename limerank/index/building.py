@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
@@ -22,8 +21,8 @@ from limerank.index.format import DTYPES, FORMAT, Scales
 from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.results import IndexBuild
+from limerank.index.scaling import sample_of, scales_of
 from limerank.index.writing import (
-    CHUNK,
     Encoder,
     Files,
     anchors_entry,
@@ -32,20 +31,16 @@ from limerank.index.writing import (
     columns_of,
     commit,
     next_version,
-    refuse_nan,
     sets_of,
     sweep,
     write_lookup,
     writing,
 )
-from limerank.models import Ranker
 from limerank.progress import Bar
 from limerank.runs.folder import Run, load_run
 
 SHARD = 1 << 18
 """A build saves its progress after so many items."""
-SAMPLE = 1 << 16
-"""Scales are computed from so many items, evenly spaced; from all where there are fewer."""
 
 
 def build_index(
@@ -87,27 +82,59 @@ def build_index(
     """
     run = run if isinstance(run, Run) else load_run(run)
     out = Path(out)
+    exists = check_index_output(out, overwrite)
+    parts: list[SourceItems] = []
+    table = None if items is None else of_source(run, items)
+    if table is None or merge:
+        dataset = run.dataset(data)
+        parts.append(of_dataset(dataset, None if table is None else table.ids))
+    if table is not None:
+        parts.append(table)
+
+    def write(folder: Path) -> dict[str, Any]:
+        state = _unfinished(folder, run, parts, overwrite)
+        if state is None and not exists:
+            sweep(folder, {"files": {}})
+        return write_index(folder, run, parts, state, quiet)
+
+    manifest = publish(out, exists, write)
+    return IndexBuild.of(out, manifest, None if table is None else table.coverage)
+
+
+def check_index_output(out: Path, overwrite: bool) -> bool:
+    """Whether an index is to be replaced at ``out``.
+
+    Raises:
+        FormatError: see :func:`build_index`.
+    """
     exists = out.exists()
     if exists and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another folder")
     if exists and not (out / "manifest.json").exists():
         raise FormatError(f"{out} exists and is not an index; choose another folder, or remove it")
     check_output(out / "manifest.json")
-    parts: list[SourceItems] = []
-    table = None if items is None else of_source(run, items)
-    if table is None or merge:
-        dataset = run.dataset(data)
-        parts.append(of_dataset(dataset, table))
-    if table is not None:
-        parts.append(table)
+    return exists
+
+
+def publish(out: Path, exists: bool, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Put a new index, or a new version of one, to ``out`` in one step.
+
+    Args:
+        out: the index.
+        exists: whether an index is there, which is replaced.
+        write: writes the files of the index into a folder and returns the manifest.
+
+    Returns:
+        The manifest as committed.
+
+    Raises:
+        FormatError: another process writes the index.
+    """
     folder = out if exists else out.with_name(f".{out.name}.partial")
     make_folder(folder)
     with writing(folder):
         try:
-            state = _unfinished(folder, run, parts, overwrite)
-            if state is None and not exists:
-                sweep(folder, {"files": {}})
-            built = _build(folder, run, parts, state, quiet)
+            built = write(folder)
         except (DataError, SpecError):
             if not exists:  # another attempt would end the same way
                 shutil.rmtree(folder)
@@ -117,13 +144,24 @@ def build_index(
             folder.rename(out)
             sync_directory(out.parent)
         sweep(out, manifest)
-    return IndexBuild.of(out, manifest, None if table is None else table.coverage)
+    return manifest
 
 
-def _build(
-    folder: Path, run: Run, parts: list[SourceItems], state: dict[str, Any] | None, quiet: bool
+def write_index(
+    folder: Path,
+    run: Run,
+    parts: Sequence[SourceItems],
+    state: dict[str, Any] | None,
+    quiet: bool,
+    scales: Scales | None = None,
 ) -> dict[str, Any]:
-    """Write all files of an index, or the rest of a killed build; returns the manifest."""
+    """Write all files of an index, or the rest of a killed build; returns the manifest.
+
+    Args:
+        state: that of a killed build.
+        scales: those of the catalogue whose part this is; from a sample of ``parts`` when not
+            given.
+    """
     total = sum(map(len, parts))
     ranker, shown = run.ranker, displayed_columns(run.manifest)
     with torch.inference_mode():
@@ -143,12 +181,14 @@ def _build(
                 if ranker.anchors is not None:
                     begin_sets(files, ranker.anchors.features)
                 entries = files.entries()
-            found = _scales(ranker, parts).to_dict() if ranker.folds else None
+            if scales is None and ranker.folds:
+                scales = scales_of(ranker, sample_of(parts))
+            found = None if scales is None else scales.to_dict()
             state = {"of": _same(run, parts), "version": version, "scales": found}
             state |= {"rows": 0, "codes": 0, "clamped": 0, "files": entries}
             _keep(folder, state)
-        scales = None if state["scales"] is None else Scales.of(state["scales"])
-        encoder = Encoder(ranker, scales, sets_of(ranker, folder, state["files"]))
+        saved = None if state["scales"] is None else Scales.of(state["scales"])
+        encoder = Encoder(ranker, saved, sets_of(ranker, folder, state["files"]))
         encoder.codes, encoder.clamped = state["codes"], state["clamped"]
         done: int = state["rows"]
         with (
@@ -242,57 +282,12 @@ def _unfinished(
     return None
 
 
-def _scales(ranker: Ranker, parts: Sequence[SourceItems]) -> Scales:
-    """Scales from the ranges of columns over at most :data:`SAMPLE` items, evenly spaced."""
-    total = sum(map(len, parts))
-    device = next(ranker.parameters()).device
-    every = max(1, -(-total // SAMPLE))
-    low: list[Tensor] = []
-    high: list[Tensor] = []
-    sums: NDArray[np.float64] = np.zeros(0)
-    rows = 0
-    for part in parts:
-        chosen = np.arange(0, len(part), every)
-        for at in range(0, len(chosen), CHUNK):
-            vectors_ud = ranker.item_vectors(part.items(chosen[at : at + CHUNK]).to(device)).float()
-            refuse_nan(vectors_ud)
-            found = columns_of(ranker.encode_items(vectors_ud))
-            new_low, new_high = [x.amin(0) for x in found], [x.amax(0) for x in found]
-            low = [torch.minimum(*pair) for pair in zip(low or new_low, new_low, strict=True)]
-            high = [torch.maximum(*pair) for pair in zip(high or new_high, new_high, strict=True)]
-            new_sums = found[0].sum(0, dtype=torch.float64).cpu().numpy()
-            sums = sums + new_sums if rows else new_sums
-            rows += len(vectors_ud)
-    if not rows:
-        zero_ud = torch.zeros(1, ranker.config.width, device=device)
-        empty = columns_of(ranker.encode_items(zero_ud))
-        low, high = [torch.zeros_like(x[0]) for x in empty], [torch.ones_like(x[0]) for x in empty]
-    (w_low, t_low), (w_high, t_high) = (
-        [column.double().cpu().numpy() for column in columns] for columns in (low, high)
-    )
-    w_step, t_step = (w_high - w_low) / 255, (t_high - t_low) / 254
-    w_step[w_step == 0] = t_step[t_step == 0] = 1.0
-    mean = (sums / rows - w_low) / w_step if rows else np.zeros_like(w_low)
-    columns = {
-        "weight_low": w_low,
-        "weight_step": w_step,
-        "weight_mean": mean,
-        "weight_excess": np.zeros_like(w_low),
-        "term_middle": (t_low + t_high) / 2,
-        "term_step": t_step,
-        "term_excess": np.zeros_like(t_low),
-    }
-    return Scales(
-        **{name: column.astype(np.float32) for name, column in columns.items()}, weight_spread=0.0
-    )
-
-
-def of_dataset(dataset: Dataset, table: SourceItems | None = None) -> SourceItems:
-    """All items of a dataset, except those that are in the table."""
+def of_dataset(dataset: Dataset, without: NDArray[Any] | None = None) -> SourceItems:
+    """All items of a dataset, except those ``without``: external ids."""
     rows = np.arange(len(dataset.items), dtype=np.int64)
     codes = dataset.item_codes(rows)
-    if table is not None:
-        here, there = pl.Series(dataset.item_ids), pl.Series(table.ids)
+    if without is not None:
+        here, there = pl.Series(dataset.item_ids), pl.Series(without)
         if here.dtype == there.dtype:  # the types differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
     return SourceItems(

@@ -111,6 +111,40 @@ class SourceItems:
         return found
 
 
+@dataclass(frozen=True)
+class SourceTable:
+    """A table of items that is read and not encoded yet.
+
+    Attributes:
+        ids: external ids of all rows.
+    """
+
+    ids: NDArray[Any]
+    _layout: _ItemTable
+    _frame: pl.DataFrame
+    _series: pl.Series
+    _in_file: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: slice | NDArray[np.int64]) -> SourceItems:
+        """Encode some of its rows; all of them are wanted."""
+        return self._layout.encoded(self._frame[rows], self._series[rows])
+
+    def items(self) -> SourceItems:
+        """Encode all of its rows, and find how a table in a file fits the run."""
+        found = self.take(slice(None))
+        return replace(found, coverage=self.coverage()) if self._in_file else found
+
+    def coverage(self) -> TableCoverage:
+        """How the table fits the run."""
+        of = self._layout
+        ids = pl.Series("id", self.ids, dtype=of.known.dtype)
+        features = of.layout.features
+        return cover_table("item", of.known, ids, self._frame, features, of.encoding, "the run")
+
+
 def of_source(run: Trained, source: ItemSource) -> SourceItems:
     """The items of a file, or those given as mappings.
 
@@ -118,6 +152,11 @@ def of_source(run: Trained, source: ItemSource) -> SourceItems:
         DataError: a column is missing, or an item has no id.
         SpecError: the run's data had no item table.
     """
+    return read_source(run, source).items()
+
+
+def read_source(run: Trained, source: ItemSource) -> SourceTable:
+    """The table of :func:`of_source`, before its rows are encoded."""
     spec = validate(Spec, run.manifest["spec"], str(run.path / "encoding.json"))
     if spec.items is None:
         raise SpecError(
@@ -155,18 +194,14 @@ class _ItemTable:
     known: pl.Series
     """Ids of the items of training, in the order of the model's id table."""
 
-    def of_file(self, path: Path) -> SourceItems:
+    def of_file(self, path: Path) -> SourceTable:
         layout = in_one_file(self.layout, path)
         frame, bad = read_table(layout, path.absolute().parent, layout.read)
         if bad:
             raise DataError(f"{path}: {bad} lines could not be parsed")
-        found = self._encoded(frame, str(path))
-        ids = pl.Series("id", found.ids, dtype=self.known.dtype)
-        features = self.layout.features
-        fit = cover_table("item", self.known, ids, frame, features, self.encoding, "the run")
-        return replace(found, coverage=fit)
+        return self._read(frame, str(path), True)
 
-    def of_mappings(self, items: list[Mapping[str, Any]]) -> SourceItems:
+    def of_mappings(self, items: list[Mapping[str, Any]]) -> SourceTable:
         needed = self.layout.needed
         for item in items:
             if not isinstance(item, Mapping):
@@ -180,10 +215,14 @@ class _ItemTable:
                     f"an item has no {', '.join(map(repr, missing))} but {', '.join(item)}; give "
                     "each column of the item table, None where its value is unknown"
                 )
-        return self._encoded(frame_of(self.layout, items), "the items given")
+        return self._read(frame_of(self.layout, items), "the items given", False)
 
-    def _encoded(self, frame: pl.DataFrame, source: str) -> SourceItems:
+    def _read(self, frame: pl.DataFrame, source: str, in_file: bool) -> SourceTable:
         ids = _item_ids(frame[self.layout.id], self.known.dtype == pl.String, source)
+        return SourceTable(ids.to_numpy(), self, frame, ids, in_file)
+
+    def encoded(self, frame: pl.DataFrame, ids: pl.Series) -> SourceItems:
+        """Encode rows of the table, whose ids are given."""
         positions = np.arange(1, len(self.known) + 1)
         known = pl.DataFrame([self.known, pl.Series("code", positions, dtype=pl.Int64)])
         wanted = pl.DataFrame([ids.alias("id")])

@@ -46,6 +46,7 @@ class Index:
         fingerprint: that of the run whose model built it.
         model: the model's name.
         items: how many items there are; removed ones do not count.
+        arrays: name of each file's array -> the array; see :mod:`limerank.index.format`.
         ids: external ids by row. ``ids.find`` gives an item's newest row, also where the item was
             removed.
         vectors: f32 [n, d].
@@ -128,7 +129,7 @@ class Index:
             arrays = {name: self._map(name, entry) for name, entry in manifest["files"].items()}
             for name in SMALL:
                 self._check(name, arrays[name])
-            self._arrays = arrays
+            self.arrays = arrays
             self.vectors: NDArray[np.float32] = arrays["vectors.f32"]
             text = "ids.utf8" in arrays
             self.ids = IdLookup(
@@ -200,7 +201,7 @@ class Index:
         return np.zeros(shape, dtype)
 
     def _ascending(self, name: str) -> NDArray[np.int32]:
-        rows = self._arrays[name]
+        rows = self.arrays[name]
         if rows.ndim != 1 or (len(rows) and (rows[0] < 0 or rows[-1] >= self._rows)):
             raise ValueError(f"{name} holds rows that do not exist")
         if (np.diff(rows) <= 0).any():
@@ -231,7 +232,7 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Bytes of all its files."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for array in self.arrays.values())
 
     def expect_anchors(self, features: Sequence[tuple[int, int]] | None) -> None:
         """FormatError where the index lacks the anchored features of a model.
@@ -254,5 +255,5 @@ class Index:
 
     def verify(self) -> None:
         """Compare every file with its checksum; FormatError where one has changed."""
-        for name, array in self._arrays.items():
+        for name, array in self.arrays.items():
             self._check(name, array)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limerank.data.coverage import TableCoverage
+from limerank.parts import Part
 from limerank.results import Result
 
 CLAMPED_SHARE = 0.01
@@ -66,6 +67,30 @@ class IndexBuild(Result):
         if self.item_table is not None:
             lines += [f"  {line}" for line in self.item_table.lines()]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
+class IndexPart(Result):
+    """A part of an index.
+
+    Attributes:
+        path: its folder.
+        part: which one.
+        items: number of items.
+        encoded: whether this call encoded them; an earlier one, where not.
+    """
+
+    path: Path
+    part: Part
+    items: int
+    encoded: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"part": str(self.part), "items": self.items, "encoded": self.encoded}
+
+    def text(self) -> str:
+        done = f"{self.items:,} items" if self.encoded else "complete already"
+        return f"{self.path}: part {self.part}, {done}"
 
 
 @dataclass(frozen=True, repr=False)

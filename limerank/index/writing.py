@@ -417,3 +417,24 @@ def chunks(parts: Sequence[SourceItems], done: int = 0) -> Iterator[Items]:
     for part in parts:
         yield from part.chunks(CHUNK, min(done, len(part)))
         done = max(done - len(part), 0)
+
+
+def chunk_rows(lengths: Sequence[int], number: int, of: int) -> list[slice]:
+    """The rows of each source of items that a part of a build encodes: all chunks of all sources
+    in order, split evenly. A part encodes the same chunks as a build in one process, so that it
+    gets the same bits.
+
+    Args:
+        lengths: items of each source.
+        number: of the part, from 1.
+        of: number of parts.
+    """
+    counts = [-(-length // CHUNK) for length in lengths]
+    total = sum(counts)
+    low, high = (number - 1) * total // of, number * total // of
+    found, before = [], 0
+    for length, count in zip(lengths, counts, strict=True):
+        first, last = (min(max(at - before, 0), count) * CHUNK for at in (low, high))
+        found.append(slice(min(first, length), min(last, length)))
+        before += count
+    return found

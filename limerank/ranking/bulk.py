@@ -7,7 +7,6 @@ until the file is complete: called again with the same arguments, a killed job r
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from limerank.files import (
     write_json,
 )
 from limerank.models.tasks import predictions
+from limerank.parts import Part, check_same, digest_of, settled
 from limerank.progress import Bar
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.rules import Rules, rules_of
@@ -42,6 +42,8 @@ PART = 8192
 """Users of a part: a killed job repeats about so many at most."""
 BATCH = 32
 """Users that share one pass over the index."""
+JOB = "job.json"
+"""In the folder of the parts: what they are parts of."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,60 +115,189 @@ def rank_all(
         UnknownError: a user or a task is unknown.
         SpecError: k is below 1, or a rule is not valid.
     """
+    asked = _asked(recommender, users, k, exclude_seen, task_weights, time, rules, batch)
     out = check_output(out, TABLE_ENDINGS)
     if out.exists() and not overwrite:
         raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
+    partial = partial_of(out)
+    _begin(partial, asked.job, overwrite)
+    _rank_parts(asked, partial, range(asked.parts), quiet)
+    return _joined(asked, partial, out)
+
+
+def rank_part(
+    recommender: Recommender,
+    out: str | os.PathLike[str],
+    part: Part,
+    *,
+    users: Sequence[Any] | None = None,
+    k: int = 100,
+    exclude_seen: bool = True,
+    task_weights: Mapping[str, float] | None = None,
+    time: int | str | datetime | None = None,
+    rules: Rules | Mapping[str, Any] | str | None = None,
+    batch: int = BATCH,
+    quiet: bool = True,
+) -> int:
+    """Rank for one part of the users of :func:`rank_all`, into ``OUT.partial``; :func:`join_ranked`
+    writes ``out``, byte for byte as one process does.
+
+    The users are split in order, in blocks of :data:`PART`. Parts may run in any order and at the
+    same time, on machines that share the folder of ``out``; what is complete is not computed again.
+
+    Returns:
+        Number of users of this part.
+
+    Raises:
+        FormatError: the parts that are there are of another job.
+        UnknownError, SpecError: as for :func:`rank_all`.
+    """
+    asked = _asked(recommender, users, k, exclude_seen, task_weights, time, rules, batch)
+    partial = partial_of(check_output(out, TABLE_ENDINGS))
+    check_same(partial, settled(partial / JOB, asked.job), asked.job)
+    mine = part.range(asked.parts)
+    _rank_parts(asked, partial, mine, quiet)
+    return sum(len(asked.users_of(position)) for position in mine)
+
+
+def join_ranked(
+    recommender: Recommender,
+    out: str | os.PathLike[str],
+    *,
+    users: Sequence[Any] | None = None,
+    k: int = 100,
+    exclude_seen: bool = True,
+    task_weights: Mapping[str, float] | None = None,
+    time: int | str | datetime | None = None,
+    rules: Rules | Mapping[str, Any] | str | None = None,
+    overwrite: bool = False,
+) -> BulkRanking:
+    """Join the parts of :func:`rank_part`, called with the same arguments, and remove them.
+
+    Raises:
+        FormatError: users are missing, the parts are of another job, or ``out`` exists and
+            ``overwrite`` is false.
+    """
+    asked = _asked(recommender, users, k, exclude_seen, task_weights, time, rules, BATCH)
+    out = check_output(out, TABLE_ENDINGS)
+    if out.exists() and not overwrite:
+        raise FormatError(f"{out} already exists; pass --overwrite or choose another file")
+    partial = partial_of(out)
+    if not (partial / JOB).exists():
+        raise FormatError(f"{partial} has no parts to join; rank them with --part K/N first")
+    check_same(partial, read_json(partial / JOB, "a job in parts"), asked.job)
+    missing = [n for n in range(asked.parts) if not _path(partial, n).exists()]
+    if missing:
+        lacking = sum(len(asked.users_of(position)) for position in missing)
+        raise FormatError(
+            f"{partial} lacks {lacking:,} of {len(asked.rows):,} users, the first one at "
+            f"{missing[0] * PART:,}: run the parts that failed with --part again, then join"
+        )
+    return _joined(asked, partial, out)
+
+
+def partial_of(out: Path) -> Path:
+    """Where the parts of a file are until they are joined."""
+    return out.with_name(f"{out.name}.partial")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a job ranks, checked, and how its parts are identified."""
+
+    recommender: Recommender
+    rows: NDArray[np.int64]
+    k: int
+    exclude_seen: bool
+    task_weights: Mapping[str, float] | None
+    time: int | str | datetime | None
+    rules: Rules | None
+    batch: int
+
+    @property
+    def parts(self) -> int:
+        """Number of files that the job is written in."""
+        return max(1, -(-len(self.rows) // PART))
+
+    def users_of(self, position: int) -> NDArray[np.int64]:
+        """The users of a file."""
+        return self.rows[position * PART : (position + 1) * PART]
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What identifies the job."""
+        of = self.recommender
+        weights = None if self.task_weights is None else dict(self.task_weights)
+        return {
+            "fingerprint": of.run.fingerprint,
+            "index": digest_of(of.index.manifest),
+            "data": digest_of(of.dataset.manifest),
+            "users": hashlib.sha256(self.rows.tobytes()).hexdigest(),
+            "k": self.k,
+            "exclude_seen": self.exclude_seen,
+            "task_weights": weights,
+            "scorer": of.scorer.name,
+            **({} if self.time is None else {"time": milliseconds(self.time)}),
+            **({} if self.rules is None else {"rules": self.rules.model_dump(mode="json")}),
+        }
+
+    def frame(self, users: NDArray[np.int64]) -> pl.DataFrame:
+        """The best items of users that share one pass."""
+        of_users = (
+            self.recommender, users, self.k, self.exclude_seen, self.task_weights, self.time
+        )  # fmt: skip
+        return _ranked(*of_users) if self.rules is None else _ruled(*of_users, self.rules)
+
+
+def _asked(
+    recommender: Recommender,
+    users: Sequence[Any] | None,
+    k: int,
+    exclude_seen: bool,
+    task_weights: Mapping[str, float] | None,
+    time: int | str | datetime | None,
+    rules: Rules | Mapping[str, Any] | str | None,
+    batch: int,
+) -> _Asked:
     check_integer("k", k, 1)
     weights_of_tasks(recommender.tasks, task_weights)
-    checked = rules_of(rules)
     rows = recommender.user_rows(users)
-    partial = out.with_name(f"{out.name}.partial")
-    _begin(
-        partial,
-        {
-            "fingerprint": recommender.run.fingerprint,
-            "index": _hash(recommender.index.manifest),
-            "data": _hash(recommender.dataset.manifest),
-            "users": hashlib.sha256(rows.tobytes()).hexdigest(),
-            "k": k,
-            "exclude_seen": exclude_seen,
-            "task_weights": None if task_weights is None else dict(task_weights),
-            "scorer": recommender.scorer.name,
-            **({} if time is None else {"time": milliseconds(time)}),
-            **({} if checked is None else {"rules": checked.model_dump(mode="json")}),
-        },
-        overwrite,
-    )
-    parts = [rows[at : at + PART] for at in range(0, len(rows), PART)] or [rows]
-    with Bar("ranking", total=len(rows), unit="users", quiet=quiet) as bar:
-        for position, part in enumerate(parts):
-            path = partial / f"part-{position:06d}.parquet"
+    checked = rules_of(rules)
+    return _Asked(recommender, rows, k, exclude_seen, task_weights, time, checked, batch)
+
+
+def _rank_parts(asked: _Asked, partial: Path, positions: range, quiet: bool) -> None:
+    """Write files of a job that are missing."""
+    total = sum(len(asked.users_of(position)) for position in positions)
+    with Bar("ranking", total=total, unit="users", quiet=quiet) as bar:
+        for position in positions:
+            path, part = _path(partial, position), asked.users_of(position)
             if path.exists():
                 bar.advance(len(part))
                 continue
             frames = []
-            for at in range(0, max(len(part), 1), batch):
-                some = part[at : at + batch]
-                of_users = (recommender, some, k, exclude_seen, task_weights, time)
-                frames.append(_ranked(*of_users) if checked is None else _ruled(*of_users, checked))
+            for at in range(0, max(len(part), 1), asked.batch):
+                some = part[at : at + asked.batch]
+                frames.append(asked.frame(some))
                 bar.advance(len(some))
             with new_file(path) as fresh:
                 pl.concat(frames).write_parquet(fresh)
-    written = _join(
-        [partial / f"part-{position:06d}.parquet" for position in range(len(parts))], out
-    )
+
+
+def _path(partial: Path, position: int) -> Path:
+    return partial / f"part-{position:06d}.parquet"
+
+
+def _joined(asked: _Asked, partial: Path, out: Path) -> BulkRanking:
+    written = _join([_path(partial, position) for position in range(asked.parts)], out)
     shutil.rmtree(partial)
-    return BulkRanking(out, len(rows), written)
-
-
-def _hash(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return BulkRanking(out, len(asked.rows), written)
 
 
 def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
     """Make the folder for parts, or accept that of the same job."""
-    if (partial / "job.json").exists():
-        held = read_json(partial / "job.json", "a job that was stopped")
+    if (partial / JOB).exists():
+        held = read_json(partial / JOB, "a job that was stopped")
         if held == job:
             return
         if not overwrite:
@@ -178,7 +309,7 @@ def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    write_json(partial / "job.json", job)
+    write_json(partial / JOB, job)
 
 
 def _ranked(
