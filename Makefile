@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training distributed small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults processes clean distclean settings simulate power-loss
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults processes clean distclean settings simulate histories soak power-loss
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -91,6 +91,9 @@ faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the t
 
 simulate: $(VENV)/.dev  ## 100,000 seeded histories of servers and their store (hours, resumable; ARGS="--seeds 0:2000", "--seed 17")
 	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(PY) -m simulation --seeds 0:100000 --row $(ARGS)
+
+histories: $(VENV)/.dev  ## real servers with Valkey under stops, kills, partitions and failovers, each history checked (ARGS="--seeds 0:20 --seconds 60")
+	OMP_NUM_THREADS=1 $(PY) -m histories $(ARGS)
 
 power-loss: $(VENV)/.dev  ## all states of the disk after a power loss, all calls that may fail (hours; ARGS="--jobs files", "--states 500")
 	$(PY) -m benchmarks.power $(ARGS)

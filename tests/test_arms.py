@@ -13,6 +13,7 @@ import pytest
 
 from limerank.errors import SpecError
 from limerank.serving.arms import ArmSpec, checked, choose, parse_arm
+from limerank.serving.current import Current
 from limerank.serving.engine import Serving
 from limerank.serving.interleaving import team_draft
 from limerank.serving.stores import SqliteStore
@@ -234,6 +235,21 @@ def test_an_arm_that_stays_keeps_its_states(engine, tmp_path):
     engine.arms.configure([replace(one, run=None, index=None) for one in
                            specs(tmp_path, ("a", 0.5), ("c", 0.5))])  # fmt: skip
     assert engine.arms.of(None, "a").current is currents["a"]
+
+
+def test_other_arms_rank_an_item_that_was_acknowledged_while_they_were_loaded(
+    engine, tmp_path, monkeypatch
+):
+    columns = {"item_id": 900, "group": "g1", "tags": "t1", "length": 12.0}
+
+    def verify(current):
+        engine.put_items([columns])  # after the new arm has read the store's items
+
+    monkeypatch.setattr(Current, "verify_now", verify)
+    engine.arms.configure(specs(tmp_path, ("a", 0.5), ("c", 0.5)))
+    for arm in ("a", "c"):
+        index = engine.arms.of(None, arm).current.served.index
+        assert index.ids.find([900]) >= 0, arm
 
 
 def test_a_reload_that_is_refused_changes_nothing(client, tmp_path):

@@ -9,6 +9,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -228,6 +229,34 @@ def test_while_another_process_writes(engines, tmp_path, monkeypatch):
     two.follow()
     assert holds(two, 900) and not holds(two, 901)
     assert list(two.store.items()[1]) == [900]
+
+
+def test_a_reload_ranks_what_was_acknowledged_before(engines, tmp_path, monkeypatch):
+    """Also where another process changes the new index: it waits, or the old one stays."""
+    engine = engines(tmp_path, tmp_path / "events.db", "one")
+    engine.put_items([item(900)])
+    shutil.copytree(shop("lime-mha").index.path, tmp_path / "two")
+    begun = threading.Event()
+
+    def change():
+        with writing(tmp_path / "two"):
+            begun.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    begun.wait()
+    engine.reload(None, str(tmp_path / "two"))
+    assert holds(engine, 900)
+    thread.join()
+    shutil.copytree(shop("lime-mha").index.path, tmp_path / "three")
+    monkeypatch.setattr(current_module, "PATIENCE", 0.1)
+    with (
+        writing(tmp_path / "three"),
+        pytest.raises(StoreError, match="another process has changed the index"),
+    ):
+        engine.reload(None, str(tmp_path / "three"))
+    assert engine.current.served.index.path == tmp_path / "two" and holds(engine, 900)
 
 
 def test_an_index_that_may_not_be_written_is_served(engines, tmp_path, monkeypatch):

@@ -179,7 +179,8 @@ def test_imports_point_downwards() -> None:
 
 def test_modules_are_short() -> None:
     """A file that a reader cannot hold in mind has more than one reason to change: divide it."""
-    others = [ROOT / name for name in ("benchmarks", "simulation") if (ROOT / name).is_dir()]
+    names = ("benchmarks", "histories", "simulation")
+    others = [ROOT / name for name in names if (ROOT / name).is_dir()]
     paths = [path for folder in others for path in source_files(folder).values()]
     lines = {
         path.relative_to(ROOT).as_posix(): len(path.read_text("utf-8").splitlines())
@@ -292,7 +293,7 @@ def test_reading_an_index_takes_little() -> None:
 
 
 def test_nobody_imports_benchmarks() -> None:
-    outside = {"benchmarks", "simulation"}
+    outside = {"benchmarks", "histories", "simulation"}
     users = [
         name for name in SOURCES if any(o.partition(".")[0] in outside for o in imported(name))
     ]

@@ -87,6 +87,7 @@ FILES = [
     *sorted((ROOT / "limerank").rglob("*.py")),
     *sorted((ROOT / "limerank").rglob("*.js")),
     *sorted((ROOT / "benchmarks").rglob("*.py")),
+    *sorted((ROOT / "histories").rglob("*.py")),
     *sorted((ROOT / "simulation").rglob("*.py")),
     *sorted((ROOT / "tests").rglob("*.py")),
 ]

@@ -178,7 +178,7 @@ class Arms:
 
     def __init__(self, loader: Loader, specs: Sequence[ArmSpec], salt: str = "") -> None:
         self.loader, self.salt = loader, salt
-        self._changing = threading.Lock()
+        self._changing, self._switching = threading.Lock(), threading.Lock()
         self.arms: Mapping[str, Arm] = {}
         self.names: set[str] = set()
         self._use(checked(specs), {})
@@ -281,8 +281,12 @@ class Arms:
                 assert spec.run is not None and spec.index is not None
                 given = replace(spec, run=spec.run.absolute(), index=spec.index.absolute())
                 arms[spec.name] = Arm(given, (loaded[spec.name],))
-        self.names.update(arms)
-        self.arms = arms
+        fresh = set(loaded.values()) - {one for arm in old.values() for one in arm.models}
+        with self._switching:  # live items that were acknowledged while these were loaded
+            for current in fresh if old else ():
+                current.catch_up()
+            self.names.update(arms)
+            self.arms = arms
         if len(arms) > 1 or old:
             shares = {name: round(arm.share, 6) for name, arm in arms.items()}
             log.info("arms", extra={"shares": shares})
@@ -301,19 +305,25 @@ class Arms:
 
     def put_items(self, items: list[dict[str, Any]]) -> Added:
         """:meth:`Current.put_items`; the other arms rank the items as well when this returns."""
-        first, *others = self.currents
+        first = self.main.current
         added = first.put_items(items)
-        for current in others:
-            current.catch_up()
+        self._others_catch_up(first)
         return added
 
     def remove_item(self, item: str) -> Served:
         """:meth:`Current.remove_item`, in all arms."""
-        first, *others = self.currents
+        first = self.main.current
         served = first.remove_item(item)
+        self._others_catch_up(first)
+        return served
+
+    def _others_catch_up(self, first: Current) -> None:
+        """Use a live item in all arms but one that has it. One that another
+        thread brings in meanwhile catches up before its first request, or here."""
+        with self._switching:
+            others = [current for current in self.currents if current is not first]
         for current in others:
             current.catch_up()
-        return served
 
 
 def one_arm(run: Path, index: Path) -> tuple[ArmSpec, ...]:

@@ -56,14 +56,24 @@ class Current:
     def __init__(self, loader: Loader, run: Path, index: Path) -> None:
         self.loader, self.store = loader, loader.store
         self._changing = threading.Lock()
-        self.served = self._load(run, index)
+        try:
+            self.served = self._load(run, index)
+        except StoreError as error:  # nothing else is served: follow tries again
+            log.error("live items are not ranked yet: %s", error)
+            self.served = self._with_table(self.loader.load(run, index))
 
     def _load(self, run: Path, index: Path) -> Served:
-        """Load a run and an index, and write the live items into the index."""
+        """Load a run and an index, and write the live items into the index, which may already be
+        acknowledged.
+
+        Raises:
+            StoreError: another process changes the index for too long, or the store cannot be
+                reached.
+        """
         served = self.loader.load(run, index)
         try:
-            return self._caught_up(served)
-        except (DataError, StoreError) as error:
+            return self._caught_up(served, PATIENCE)
+        except DataError as error:
             served = self._with_table(served)
             # follow tries again.
             log.error("live items are not ranked yet: %s", error)
@@ -93,8 +103,8 @@ class Current:
     # Runs and indexes
 
     def reload(self, run: Path | None, index: Path | None) -> Served:
-        """Serve another run or index. One that fails its tests is refused, and the one in use
-        stays."""
+        """Serve another run or index. One that fails its tests is refused, and so is one that
+        cannot get the live items; the one in use stays."""
         with self.alone():
             old = self.served
             new = self._load(
