@@ -6,6 +6,7 @@
     ├── FormatError        a folder on disk is unfinished, damaged, foreign or too new
     │   └── FingerprintError   two folders that do not belong together
     ├── StoreError         an event store cannot be reached, is full or is too busy
+    ├── ShardError         a server that ranks a part of the catalogue does not answer
     └── UnknownError       an unknown user, item or task
 
 Each message names the value given, the value expected and what to do. Where a message may reach the
@@ -65,6 +66,13 @@ class StoreError(LimerankError):
     The data of the operation may or may not be stored: writing it again is safe. The message of an
     open store names neither its address nor its path, so that a server may show it to a client;
     ``detail`` names them.
+    """
+
+
+class ShardError(LimerankError):
+    """A server that ranks one shard of the catalogue did not answer, or answered with an error.
+
+    The message names the shard by its number; ``detail`` has its address.
     """
 
 

@@ -48,6 +48,7 @@ class Stub:
 
     def __init__(self, local=True):
         self.numbers, self.store = Numbers(), SimpleNamespace(local=local)
+        self.remote = not local
         self.fails, self.hangs, self.ended = {}, {}, threading.Event()
         self.asked = 0
 

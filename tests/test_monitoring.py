@@ -32,7 +32,7 @@ OWN = {"up": ADDED, "ALERTS": {"alertname", "alertstate"}}
 """Metrics of Prometheus itself."""
 VALUES = {
     "task": set(TASKS),
-    "outcome": {"accepted", "duplicate", "expired", "refused"},
+    "outcome": {"accepted", "duplicate", "expired", "refused", "answered", "failed", "skipped"},
     "alertstate": {"firing", "pending"},
     "job": {"limerank"},
 }
@@ -204,6 +204,7 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
     ),
     "LimerankQueue": ({'limerank_queue_depth{queue="requests",instance="a"}': "200x90"}, "6m"),
     "LimerankStoreDown": ({'limerank_store_up{instance="a"}': "0x90"}, "5m"),
+    "LimerankShardDown": ({'limerank_shard_up{shard="2",instance="a"}': "0x90"}, "5m"),
     "LimerankStoreWarnings": ({'limerank_store_warnings{instance="a"}': "1x90"}, "6m"),
     "LimerankIndexDamaged": ({'limerank_index_damaged{instance="a"}': "1x90"}, "1m"),
     "LimerankIndexUnverified": (

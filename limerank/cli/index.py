@@ -63,6 +63,13 @@ def index(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read all files and compare their checksums.")
     ] = False,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            metavar="S",
+            help="Split the index into S shards beside it, NAME-shard-K-of-S, for limerank serve.",
+        ),
+    ] = None,
     part: PartOption = None,
     join: Join = False,
     overwrite: Overwrite = False,
@@ -95,6 +102,8 @@ def index(
         seq 16 | xargs -P 4 -I K limerank index runs/mine --out index/mine --part K/16
 
         limerank index runs/mine --out index/mine --join
+
+        limerank index runs/mine --out index/mine --shards 4
     """
     building = {"--data": data, "--items": items, "--merge": merge, "--overwrite": overwrite}
     changing = {"--add": add, "--update": update, "--put": put, "--remove": remove}
@@ -104,8 +113,9 @@ def index(
         "compacting": ["--compact"] if compact else [],
         "verifying": ["--verify"] if verify else [],
         "joining": ["--join"] if join else [],
+        "splitting": ["--shards"] if shards is not None else [],
     }
-    if join and overwrite:  # it also goes with --join
+    if (join or shards is not None) and overwrite:  # it goes with these as well
         modes["building"].remove("--overwrite")
     given = [mode for mode, options in modes.items() if options]
     if len(given) > 1:
@@ -148,6 +158,14 @@ def index(
     from limerank.runs.folder import load_run
 
     loaded = load_run(run)
+    if shards is not None:
+        from limerank.index.sharding import split_index
+
+        Index.open(out, loaded.fingerprint)
+        for path in split_index(out, shards, overwrite=overwrite, quiet=quiet):
+            shard = Index.open(path)
+            print(f"{path}: {shard.shard}, {shard.items:,} items")
+        return
     if verify:
         opened = Index.open(out, loaded.fingerprint, verify=True)
         print(f"{out} is intact: {opened.items:,} items, version {opened.version}")

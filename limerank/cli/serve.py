@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from limerank.cli.options import Set, assignments
+from limerank.cli.options import Set, assignments, ids
 from limerank.errors import SpecError, check_choice, did_you_mean
 
 OPTIONS = {
@@ -105,6 +106,14 @@ def serve(
             "a JSON file that names both, or arms. The server reloads when they change."
         ),
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL,...",
+            help="Servers of the shards of the index (limerank index --shards), that of shard 1 "
+            "first: they rank the full catalogue in place of this server.",
+        ),
+    ] = None,
     setting: Set = None,
 ) -> None:
     """Serve rankings over HTTP. It stores events, accepts new items and returns rankings.
@@ -114,6 +123,11 @@ def serve(
     rankings and the state of the server; /openapi.json describes the API. `limerank settings
     server` lists the limits that --set changes.
 
+    A catalogue too large for one machine is ranked by several: split the index, serve each shard
+    with this command, and give their URLs to the servers that clients ask, which have the full
+    index on their disk. LIMERANK_SHARD_KEY is the key that they send, with read access to the
+    shards.
+
     Examples:
 
         limerank serve --run runs/mine --index index/mine --store events.db --no-keys
@@ -121,6 +135,8 @@ def serve(
         limerank serve --run runs/mine --index index/mine --keys keys.txt --host 0.0.0.0
 
         limerank serve --arm a=runs/a,index/a,0.9 --arm b=runs/b,index/b,0.1 --no-keys
+
+        limerank serve --run runs/mine --index index/mine --shards http://s1:8000,http://s2:8000
     """
     from pydantic import ValidationError
 
@@ -179,6 +195,8 @@ def serve(
         most=most,
         most_exposures=most_exposures,
         watch=watch,
+        shards=[] if shards is None else ids(shards),
+        shard_key=os.environ.get("LIMERANK_SHARD_KEY", ""),
     )
 
 

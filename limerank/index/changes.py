@@ -148,7 +148,8 @@ def change_items(
     sources = {name: source for name, source in given.items() if source is not None}
     if sources and run is None:
         raise SpecError(f"to {' and '.join(sources)} items, give the run that built {path}")
-    Index.open(path, None if run is None else run.fingerprint)  # before any file is made
+    # before any file is made
+    Index.open(path, None if run is None else run.fingerprint).expect_own()
     parts = {name: of_source(run, source) for name, source in sources.items() if run is not None}
     with writing(path):
         return _changed(path, run, parts, remove, None, quiet)

@@ -30,7 +30,7 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
         FormatError: the folder is not an index, is damaged, or another process is changing it.
     """
     path = index.path if isinstance(index, Index) else Path(index)
-    Index(path)
+    Index(path).expect_own()
     with writing(path):
         old = Index.open(path, verify=True)  # damaged bytes must not get new checksums
         tail, base = (level.rows for level in old.ids.levels)

@@ -37,6 +37,9 @@ index of these formats stays in it when it changes.
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
 
+The manifest of a shard has ``shard``: which range of the rows of another index it has (see
+:class:`Shard`). It never changes.
+
 **Changes.** The manifest alone decides which files belong to the index, and how many of their rows.
 The files with one entry per row only grow, as do the texts and tables that these refer to; bytes
 beyond the manifest's count are ignored. The other files are small or seldom written, and a change
@@ -226,6 +229,39 @@ class LiveItems:
         """As the manifest has it."""
         some = list(self.skipped.items())[:SKIPPED]
         return {"store": self.store, "change": self.change, "skipped": dict(some)}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which range of the rows of an index is in a shard of it; see :mod:`limerank.index.sharding`.
+
+    Attributes:
+        number: of the shard, from 1.
+        of: number of shards.
+        first: row of the index that is row 0 of the shard.
+        rows: how many rows of the index it has. Row ``rows`` of the shard, where there is one, is
+            hidden and of another shard.
+        total: rows of the index.
+        base: that of the index.
+    """
+
+    number: int
+    of: int
+    first: int
+    rows: int
+    total: int
+    base: str
+
+    @classmethod
+    def from_manifest(cls, values: Any) -> Shard | None:
+        """From the manifest; None where the index is no shard."""
+        if values is None:
+            return None
+        names = ("number", "of", "first", "rows", "total")
+        return cls(**{name: int(values[name]) for name in names}, base=str(values["base"]))
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.of}"
 
 
 def versioned(name: str, file: str) -> int | None:

@@ -25,11 +25,12 @@ COPIED = ("vectors.f32", "weights.u8", "terms.i8")
 
 @dataclass(frozen=True)
 class Piece:
-    """A range of the rows of an index."""
+    """A range of the rows of an index, all of which may be hidden."""
 
     index: Index
     first: int
     end: int
+    hidden: bool = False
 
     def __len__(self) -> int:
         return self.end - self.first
@@ -43,6 +44,10 @@ class Piece:
         """Those of some rows of the index that are in the range, numbered from its start."""
         low, high = np.searchsorted(ascending, [self.first, self.end])
         return ascending[low:high].astype(np.int64) - self.first
+
+    def hidden_rows(self) -> NDArray[np.int64]:
+        """The rows of the range that rankings never contain, numbered from its start."""
+        return np.arange(len(self)) if self.hidden else self.rows(self.index.hidden)
 
 
 def gather(folder: Path, pieces: Sequence[Piece], what: str, quiet: bool) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def _begin(files: Files, pieces: Sequence[Piece]) -> None:
     values = np.concatenate([piece.index.ids[piece.first : piece.end] for piece in pieces])
     starts = np.cumsum([0, *map(len, pieces)])
     pairs = list(zip(pieces, starts[:-1], strict=True))
-    hidden = np.concatenate([piece.rows(piece.index.hidden) + at for piece, at in pairs])
+    hidden = np.concatenate([piece.hidden_rows() + at for piece, at in pairs])
     removed = np.concatenate([piece.rows(piece.index.removed) + at for piece, at in pairs])
     none = np.zeros(0, np.int64)
     files.append_ids(values)

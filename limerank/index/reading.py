@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.errors import FingerprintError, FormatError, UnknownError
+from limerank.errors import FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index.anchors import Anchors
 from limerank.index.display import Display
 from limerank.index.format import (
@@ -22,6 +22,7 @@ from limerank.index.format import (
     SMALL,
     LiveItems,
     Scales,
+    Shard,
     read_manifest,
     versioned,
 )
@@ -60,6 +61,7 @@ class Index:
             histories only, of removed items, and old rows of updated items.
         removed: rows of items that were removed, i32, ascending.
         live: the live items of an event store that it contains; None where there is no store.
+        shard: which rows of another index these are; None for an index of its own.
         superseded: how many old rows of updated or re-added items there are.
         base: identifies the rows as first written. Versions with the same base agree in every row
             that both have; they differ in added rows, in the lookup and in hidden rows.
@@ -125,6 +127,7 @@ class Index:
             self.items = int(manifest["items"])
             self.superseded = int(manifest["superseded"])
             self.live = LiveItems.of(manifest.get("live"))
+            self.shard = Shard.from_manifest(manifest.get("shard"))
             self.base = f"{manifest['files']['vectors.f32']['file']} {int(manifest['built']):08x}"
             arrays = {name: self._map(name, entry) for name, entry in manifest["files"].items()}
             for name in SMALL:
@@ -246,6 +249,14 @@ class Index:
             raise FormatError(
                 f"{self.path} has index format {self.manifest['format']} and none of the anchored "
                 f"values that this model scores with; build the index again with this version"
+            )
+
+    def expect_own(self) -> None:
+        """SpecError where this is a shard, which never changes."""
+        if self.shard is not None:
+            raise SpecError(
+                f"{self.path} is {self.shard} of an index and never changes: change that index, "
+                "and split it again"
             )
 
     def current(self) -> bool:

@@ -161,6 +161,28 @@ def interleaved(
     return {"items": items, "milliseconds": taken}
 
 
+def show_served(numbers: Numbers, arms: Arms) -> None:
+    """Bring the gauges of models and indexes up to date."""
+    served, index = arms.main.current.served, arms.main.current.served.index
+    checks = [current.served.check.state for current in arms.currents]
+    numbers.items.set(served.rankable)
+    numbers.index_version.set(index.version)
+    numbers.index_verified.set(all(one == "passed" for one in checks))
+    numbers.index_damaged.set("damaged" in checks)
+    numbers.live_skipped.set(0 if index.live is None else len(index.live.skipped))
+    numbers.live_pending.set(served.pending)
+    numbers.model.clear()
+    numbers.arm_share.clear()
+    numbers.arm_model.clear()
+    for arm in arms.arms.values():
+        numbers.arm_share.labels(arm.name).set(arm.share)
+        for current in arm.models:
+            of = current.served
+            name = of.trained.ranker.config.model
+            numbers.model.labels(of.trained.fingerprint, name).set(1)
+            numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(of.index.version)
+
+
 def show_outcomes(numbers: Numbers, tally: Tally, arms: Arms) -> None:
     """Bring the gauges of live counts up to date."""
     gauges = (numbers.arm_shown, numbers.arm_users, numbers.arm_outcomes, numbers.arm_rate)

@@ -189,6 +189,7 @@ class Current:
             DataError: an item has no id, has one twice or cannot be read; nothing is changed.
             StoreError: the store or the index could not be changed.
         """
+        self.served.index.expect_own()
         layout = self.served.items.layout
         if layout is None:
             raise SpecError("the run's data had no item table, so items cannot be put live")
@@ -223,6 +224,7 @@ class Current:
             UnknownError: neither the index nor the live items have it.
             StoreError: the store or the index could not be changed.
         """
+        self.served.index.expect_own()
         with self.alone():
             served = self.served
             with self._writing(served):
@@ -263,6 +265,8 @@ class Current:
         """
         if not served.index.current():
             served = self.loader.reopened(served)
+        if served.index.shard is not None:  # the servers that ask it have the live items
+            return served
         if self._lacking(served.index)[1]:
             try:
                 with writing(served.index.path, patience):

@@ -6,6 +6,7 @@ The engine answers from one :class:`~limerank.serving.served.Served` per request
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time as clock
@@ -19,7 +20,7 @@ import numpy as np
 from limerank.data.attribution import WINDOW
 from limerank.data.canonical import external_id, json_value
 from limerank.data.event_log import EventForm
-from limerank.errors import FormatError, SpecError, UnknownError
+from limerank.errors import FormatError, ShardError, SpecError, UnknownError
 from limerank.ranking.request import plain
 from limerank.ranking.rules import Rules
 from limerank.ranking.scorer import ScorerName
@@ -32,6 +33,7 @@ from limerank.serving.answers import (
     interleaved,
     items_of,
     show_outcomes,
+    show_served,
     spec_of,
     unranked,
 )
@@ -49,6 +51,8 @@ from limerank.serving.messages import (
 )
 from limerank.serving.reading import AT_ONCE, Tally
 from limerank.serving.served import Loader, Served
+from limerank.serving.shards.client import Shards
+from limerank.serving.shards.scorer import ShardedScorer, missing_shards
 from limerank.serving.state import Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
 from limerank.serving.stores.values import written
@@ -79,6 +83,10 @@ class Serving:
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
         window: seconds from an exposure to an outcome, at most, for live counts.
+        shards: URLs of servers of the index's shards, that of shard 1 first, which rank in place
+            of this process; see :mod:`limerank.serving.shards`.
+        shard_key: key with read access to them; empty: they take none.
+        shard_seconds: time limit of their answers.
 
     Attributes:
         arms: what is served, and how it is replaced.
@@ -101,18 +109,39 @@ class Serving:
         scorer: ScorerName = "auto",
         threads: int = 1,
         window: float = WINDOW,
+        shards: Sequence[str] = (),
+        shard_key: str = "",
+        shard_seconds: float = 2.0,
     ) -> None:
         self.store = store
         self.numbers = Numbers()
+        self.shards = None
+        if shards:
+            self.shards = Shards(
+                shards, key=shard_key, seconds=shard_seconds, observe=self.numbers.shard_ended
+            )
+            if len(arms) > 1:
+                raise SpecError("shards are of one index: serve one run and index with them")
         self._store_warnings: list[str] = []
         if (run is None or index is None) == (not arms):
             raise SpecError("give a run and an index, or arms")
         specs = arms or one_arm(Path(str(run)), Path(str(index)))
-        self.arms = Arms(Loader(store, items, mode, scorer, threads), specs, salt)
+        loader = Loader(store, items, mode, scorer, threads, self.shards)
+        try:
+            self.arms = Arms(loader, specs, salt)
+        except BaseException:
+            if self.shards is not None:
+                self.shards.close()
+            raise
         self.intake = Intake(store, lambda: AnyForm(self._forms()), self.numbers)
         self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
         self.outcomes = Tally(store, window, clocked=self._served.states.form.clock)
         log.info("computing: %s", json.dumps(self.dispatch()))
+
+    @property
+    def remote(self) -> bool:
+        """Whether requests mostly wait for other machines, and need no core."""
+        return not self.store.local or self.shards is not None
 
     @property
     def current(self) -> Current:
@@ -140,6 +169,8 @@ class Serving:
         """Serve another run or index in an arm, or other arms. What fails its tests is refused, and
         what is in use stays."""
         if arms is not None:
+            if self.shards is not None:
+                raise SpecError("this server ranks through shards, which are of one index")
             if run is not None or index is not None or arm is not None:
                 raise SpecError("give arms alone, or the run and index of one arm")
             before = [(one.name, one.share) for one in self.arms.arms.values()]
@@ -254,7 +285,9 @@ class Serving:
                 rules=asked,
                 filters=served.filters,
             )
-            best = flow.best(request, ready.state, seen=ready.seen if asked.exclude_seen else None)
+            seen = ready.seen if asked.exclude_seen else None
+            with missing_shards(served.scorer, asked.partial) as missing:
+                best = flow.best(request, ready.state, seen=seen)
         features = served.items.features(best.ids)
         display = served.index.display
         shown = [None] * len(best.ids) if display is None else display.of(best.rows)
@@ -265,6 +298,7 @@ class Serving:
             "events": ready.events,
             "candidates": request.candidates,
             **({} if request.skipped is None else {"skipped": request.skipped}),
+            **({"missing_shards": sorted(missing)} if missing else {}),
             "run": served.trained.fingerprint,
             "index_version": served.index.version,
             "items": [
@@ -282,6 +316,11 @@ class Serving:
             ],
             "milliseconds": taken,
         }
+
+    def shard_top(self, data: bytes) -> bytes:
+        """Answer a server that ranks through this one; see :mod:`limerank.serving.shards`."""
+        with self.numbers.stage("shard"):
+            return self._served.shard.answer(data)
 
     def explain(self, asked: Explain) -> dict[str, Any]:
         served = self.arms.of(asked.user, asked.arm).current.served
@@ -456,14 +495,15 @@ class Serving:
     def readiness(self) -> dict[str, Any]:
         """Raise where requests would fail or get wrong answers; this asks the store."""
         self.store.counts()
-        if self._checks("damaged"):
+        if any(current.served.check.state == "damaged" for current in self.arms.currents):
             raise FormatError("the index in use is damaged; the server's log says more")
-        return {"status": "ok"}
+        down = self._down()
+        return {"status": "degraded", "shards_down": down} if down else {"status": "ok"}
 
-    def _checks(self, state: str) -> list[bool]:
-        """Of each model whose index's check has this state."""
-        checks = [current.served.check.state for current in self.arms.currents]
-        return [True for one in checks if one == state]
+    def _down(self) -> list[int]:
+        """Numbers of the shards that do not answer; ShardError where none does."""
+        scorer = self._served.scorer
+        return scorer.ping() if isinstance(scorer, ShardedScorer) else []
 
     def check_store(self) -> None:
         """Log what an operator has to do about the store, when that changes."""
@@ -480,32 +520,20 @@ class Serving:
         Raises:
             StoreError, FormatError: the store cannot be reached; its gauges keep their last values.
         """
-        served, numbers = self._served, self.numbers
-        numbers.items.set(served.rankable)
-        numbers.index_version.set(served.index.version)
-        numbers.index_verified.set(len(self._checks("passed")) == len(self.arms.currents))
-        numbers.index_damaged.set(bool(self._checks("damaged")))
-        live = served.index.live
-        numbers.live_skipped.set(0 if live is None else len(live.skipped))
-        numbers.live_pending.set(served.pending)
-        numbers.model.clear()
-        numbers.arm_share.clear()
-        numbers.arm_model.clear()
-        for arm in self.arms.arms.values():
-            numbers.arm_share.labels(arm.name).set(arm.share)
-            for current in arm.models:
-                of = current.served
-                name = of.trained.ranker.config.model
-                numbers.model.labels(of.trained.fingerprint, name).set(1)
-                numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(
-                    of.index.version
-                )
+        numbers = self.numbers
+        show_served(numbers, self.arms)
+        if self.shards is not None:
+            with contextlib.suppress(ShardError):
+                self._down()
+            numbers.show_shards(len(self.shards), self.shards.down)
         show_outcomes(numbers, self.outcomes, self.arms)
         counts = self.store.counts()
         numbers.users.set(counts.users)
         numbers.events.set(counts.events)
 
     def close(self) -> None:
+        if self.shards is not None:
+            self.shards.close()
         self.store.close()
 
 

@@ -249,6 +249,11 @@ class Rank(UserRequest, Rules):
     )
     exclude_seen: bool = Field(True, description="Leave out items that the user has seen.")
     exclude: Candidates[Id] | None = Field(None, description="Further ids to leave out.")
+    partial: bool = Field(
+        False,
+        description="Where the server ranks through shards and some do not answer: rank the items "
+        "of the others, and list the missing shards in missing_shards. Otherwise that is a 503.",
+    )
     log: bool = Field(
         False,
         description="Whether the ranking is shown to the user as it is answered: store it as an "

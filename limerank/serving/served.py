@@ -25,10 +25,15 @@ from limerank.ranking.scorer import Scorer, ScorerName, scorer_for
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm, read_alarms
 from limerank.runs.model import Trained, load_trained
+from limerank.serving.shards.answering import ShardRanker
+from limerank.serving.shards.client import Shards
+from limerank.serving.shards.scorer import ShardedScorer
 from limerank.serving.state import MarkedIndex, Mode, UserStates
 from limerank.serving.stores import EventStore
 
 log = logging.getLogger("limerank.serving")
+WARM_ROWS = 4096
+"""Rows that a server which ranks through shards ranks itself once, for warmth."""
 
 
 @dataclass
@@ -82,6 +87,12 @@ class Served:
         form = self.states.form
         return RankingFlow(self.trained.ranker, self.index, self.scorer, form, names=self.names)
 
+    @cached_property
+    def shard(self) -> ShardRanker:
+        """Answers servers that rank through this one; SpecError where the index is no shard."""
+        like = self.states.ready(None).state
+        return ShardRanker(self.scorer, self.trained.fingerprint, like)
+
     @property
     def rankable(self) -> int:
         """How many items of the index can be ranked."""
@@ -98,6 +109,7 @@ class Loader:
         mode: of the user states, see :class:`~limerank.serving.state.UserStates`.
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
+        shards: servers of the shards of the index, which rank; None: this process ranks.
     """
 
     store: EventStore
@@ -105,6 +117,7 @@ class Loader:
     mode: Mode = "window"
     scorer: ScorerName = "auto"
     threads: int = 1
+    shards: Shards | None = None
 
     def load(self, run: Path, index: Path) -> Served:
         """Load a run and an index, test them, and rank once for warmth. Nothing in use changes.
@@ -113,6 +126,7 @@ class Loader:
             FormatError: the run or the index is damaged, fails its self-test, or ranks with
                 numbers that are not finite.
             FingerprintError: the index was built by another model.
+            ShardError: there are shards, and none answers.
         """
         trained = load_trained(run)
         if not selftest.passes(trained):
@@ -141,7 +155,8 @@ class Loader:
             log.warning("alarm %s: %s. Try: %s", alarm.name, alarm.message, alarm.advice)
         self._report_coverage(served)
         nobody = states.ready(None)
-        top = served.scorer.top(nobody.state, min(10, max(1, len(opened))))
+        few = None if self.shards is None else slice(0, WARM_ROWS)
+        top = served.scorer.top(nobody.state, min(10, max(1, len(opened))), rows=few)
         if not np.isfinite(top.values[top.rows >= 0]).all():
             raise FormatError(f"{run} ranks with numbers that are not finite; train it again")
         return served
@@ -159,7 +174,17 @@ class Loader:
         )
 
     def _scorer(self, trained: Trained, index: Index) -> Scorer:
-        return scorer_for(self.scorer, trained.ranker, index, threads=self.threads)
+        own = scorer_for(self.scorer, trained.ranker, index, threads=self.threads)
+        if self.shards is None:
+            return own
+        if index.shard is not None:
+            raise FormatError(
+                f"{index.path} is {index.shard}; a server that ranks through shards needs the "
+                "index that was split"
+            )
+        found = ShardedScorer(own, trained.fingerprint, self.shards)
+        found.check()
+        return found
 
     def _report_coverage(self, served: Served) -> None:
         fit = served.items.coverage(served.trained, served.index)

@@ -29,7 +29,7 @@ class Numbers:
         )
         self.stages = Histogram(
             "limerank_stage_seconds",
-            "Seconds of a stage of requests: state, score, explain, similar, append.",
+            "Seconds of a stage of requests: state, score, shard, explain, similar, append.",
             ["stage"],
             buckets=SECONDS,
             registry=into,
@@ -148,6 +148,26 @@ class Numbers:
             registry=into,
         )
         self.live_skipped, self.live_pending = live.labels("skipped"), live.labels("pending")
+        self.shard_up = Gauge(
+            "limerank_shard_up",
+            "1: the shard answered the last question; 0: it did not.",
+            ["shard"],
+            registry=into,
+        )
+        self.shard_questions = Counter(
+            "limerank_shard_questions",
+            "Questions to shards by outcome: answered, failed, and skipped, where the shard hung "
+            "shortly before.",
+            ["shard", "outcome"],
+            registry=into,
+        )
+        self.shard_seconds = Histogram(
+            "limerank_shard_seconds",
+            "Seconds from a question to the answer of a shard.",
+            ["shard"],
+            buckets=SECONDS,
+            registry=into,
+        )
         self.failures = Counter(
             "limerank_background_failures",
             "Failed attempts of background tasks; each is tried again.",
@@ -163,6 +183,17 @@ class Numbers:
         for task in TASKS:  # present from the start, for alarms on their rates
             self.failures.labels(task)
             self.failing.labels(task)
+
+    def shard_ended(self, number: int, outcome: str, seconds: float) -> None:
+        """Count a question to a shard."""
+        self.shard_questions.labels(str(number), outcome).inc()
+        if outcome == "answered":
+            self.shard_seconds.labels(str(number)).observe(seconds)
+
+    def show_shards(self, of: int, down: list[int]) -> None:
+        """Bring the gauge of shards up to date; those in ``down`` do not answer."""
+        for number in range(1, of + 1):
+            self.shard_up.labels(str(number)).set(number not in down)
 
     def stage(self, name: str, taken: dict[str, float] | None = None) -> Stage:
         """Time a stage; ``taken`` gets its milliseconds as well."""

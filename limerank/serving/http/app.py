@@ -21,12 +21,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from limerank.serving.http.gate import OTHER, Gate
+from limerank.serving.http.gate import OTHER, Endpoint, Gate
 from limerank.serving.http.openapi import describe
 from limerank.serving.http.private import Private
 from limerank.serving.http.problems import HEADERS, Problem, no_route, not_allowed
 from limerank.serving.http.routes import OPERATIONS, Engine, Operation
 from limerank.serving.http.settings import Settings
+from limerank.serving.shards.wire import PATH as SHARD_PATH
 
 WEB = Path(__file__).parents[1] / "web"
 
@@ -67,6 +68,7 @@ def application(engine: Engine, settings: Settings, private: Private | None = No
     read = {"/openapi.json": openapi, "/metrics": gate.metrics}
     for path, answer in read.items():
         routes.append(Route(path, gate.counting(f"GET {path}", answer)))
+    routes.append(Route(SHARD_PATH, Endpoint(gate.counting(f"POST {SHARD_PATH}", gate.shard))))
     if WEB.exists():
         files = {f"/{file.relative_to(WEB).as_posix()}" for file in WEB.rglob("*")}
         page = _Page(StaticFiles(directory=WEB, html=True), gate, {"/", *files, *read})

@@ -12,8 +12,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from limerank.errors import FormatError
+from limerank.errors import FormatError, ShardError
 from limerank.serving.http import bodies
 from limerank.serving.http.admission import Admission
 from limerank.serving.http.lanes import Lane, Shared
@@ -30,6 +31,7 @@ from limerank.serving.http.private import Private
 from limerank.serving.http.problems import HEADERS, Problem, not_allowed, problem_of
 from limerank.serving.http.routes import Call, Engine, Operation
 from limerank.serving.http.settings import Settings
+from limerank.serving.shards.wire import MEDIA
 
 log = logging.getLogger("limerank.serving")
 OTHER = "other"
@@ -64,7 +66,7 @@ class Gate:
         self.private, self.admission = private, Admission(settings)
         depth = self.numbers.queue.labels
         threads = settings.threads
-        if not engine.store.local:  # requests mostly wait for the store, without a core
+        if engine.remote:
             threads = max(threads, settings.store_threads)
         self.requests = Lane(
             "limerank", threads, settings.waiting, settings.seconds, depth("requests")
@@ -104,7 +106,7 @@ class Gate:
             method = "GET" if request.method == "HEAD" else request.method
             return await endpoints.get(method, other)(request)
 
-        route = Route(path, _Endpoint(endpoint))
+        route = Route(path, Endpoint(endpoint))
         # An id may contain line breaks.
         route.path_regex = re.compile(route.path_regex.pattern, re.DOTALL)
         return route
@@ -174,16 +176,30 @@ class Gate:
         found = operation.answers(self.engine, call)
         return found if isinstance(found, (asyncio.Future, Future)) else _dumped(found)
 
+    async def shard(self, request: Request) -> Response:
+        """Answer a server that ranks through this one; see :mod:`limerank.serving.shards`."""
+        if request.method != "POST":
+            raise not_allowed(request, "POST")
+        self.admission.admit("read", request)
+        given = request.headers.get("content-type", "")
+        if given != MEDIA:
+            raise Problem(415, f"the body's type is {given[:80]!r}, expected {MEDIA}")
+        async with self._received(request) as data:
+            found = await self.requests.answer(self.engine.shard_top, data)
+        return Response(found, headers=HEADERS, media_type=MEDIA)
+
     async def _is_ready(self) -> Any:
         """The engine's answer to ``/readyz``. Clients need no key, so a failure has no details."""
         try:
             found = await self.readiness.result(READY_SECONDS)
         except Exception as error:  # noqa: BLE001  (any error means that requests fail)
-            self.numbers.store_up.set(0)
+            self.numbers.store_up.set(isinstance(error, ShardError))
             log.error("not ready: %s: %s", type(error).__name__, getattr(error, "detail", error))
             what = "the store cannot be reached"
             if isinstance(error, FormatError):
                 what = "the model or index is damaged; see the server's log"
+            elif isinstance(error, ShardError):
+                what = "no shard answers"
             raise Problem(503, what, {"Retry-After": "2"}) from None
         self.numbers.store_up.set(1)
         return found
@@ -203,6 +219,14 @@ class Gate:
 
     async def _body(self, operation: Operation, request: Request) -> Any:
         """A checked body; a large one is checked in another thread."""
+        async with self._received(request) as data:
+            if len(data) <= bodies.SMALL:
+                return bodies.checked(operation.body, data)
+            return await self.bodies.answer(bodies.checked, operation.body, data)
+
+    @asynccontextmanager
+    async def _received(self, request: Request) -> AsyncIterator[bytes]:
+        """The bytes of a body, which count as long as the block uses them."""
         most = self.settings.body_bytes
         length = request.headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > most):
@@ -230,9 +254,7 @@ class Gate:
                 ) from None
             data = b"".join(parts)
             parts.clear()
-            if size <= bodies.SMALL:
-                return bodies.checked(operation.body, data)
-            return await self.bodies.answer(bodies.checked, operation.body, data)
+            yield data
         finally:
             self.held -= held
 
@@ -271,7 +293,7 @@ def _json(found: Any) -> Response:
     return Response(data, headers=HEADERS, media_type="application/json")
 
 
-class _Endpoint:
+class Endpoint:
     """An endpoint for all methods; a plain function would take GET alone."""
 
     def __init__(self, answer: Callable[[Request], Awaitable[Response]]) -> None:

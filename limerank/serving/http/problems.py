@@ -17,6 +17,7 @@ from limerank.errors import (
     DataError,
     FormatError,
     LimerankError,
+    ShardError,
     SpecError,
     StoreError,
     UnknownError,
@@ -111,6 +112,8 @@ def problem_of(error: Exception, route: str, private: Private, *, admin: bool) -
         log.error("%s: %s", type(error).__name__, detail, extra={"route": route})
     else:
         log.error("a request failed", exc_info=error, extra={"route": route})
+    if isinstance(error, ShardError):
+        return Problem(503, private.hidden(str(error)), {"Retry-After": "1"})
     if isinstance(error, StoreError):
         return Problem(503, private.hidden(str(error)), {"Retry-After": "2"})
     if isinstance(error, OSError) and error.errno in FULL:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -50,6 +51,8 @@ def serve(
     most: int | None = None,
     most_exposures: int = MOST_EXPOSURES,
     watch: Path | None = None,
+    shards: Sequence[str] = (),
+    shard_key: str = "",
 ) -> None:
     """Serve until the process gets a signal to stop; running requests are answered first.
 
@@ -62,6 +65,7 @@ def serve(
         watch: a folder with the links ``run`` and ``index``, or a JSON file
             ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded. The arms of a
             folder's ``arms.json`` take the place of ``arms``.
+        shards, shard_key: see :class:`~limerank.serving.engine.Serving`.
     """
     arms = checked(arms_at_start(watch) or arms)
     folders = [
@@ -75,17 +79,21 @@ def serve(
     ]
     private = Private.of_store(
         store,
-        secrets=[key for keys in settings.keys.values() for key in keys],
+        secrets=[shard_key, *(key for keys in settings.keys.values() for key in keys)],
         paths=[
-            text
-            for path in (
-                *(path for _, _, path, _ in folders),
-                items,
-                watch,
-                None if "://" in store else Path(store),
-            )
-            if path is not None
-            for text in (str(path.absolute()), str(path.resolve()))
+            *shards,
+            *(urlsplit(url).netloc for url in shards),
+            *(
+                text
+                for path in (
+                    *(path for _, _, path, _ in folders),
+                    items,
+                    watch,
+                    None if "://" in store else Path(store),
+                )
+                if path is not None
+                for text in (str(path.absolute()), str(path.resolve()))
+            ),
         ],
     )
     with listener(settings.host, settings.port) as bound:
@@ -106,6 +114,9 @@ def serve(
             mode=mode,
             threads=threads,
             window=settings.outcome_seconds,
+            shards=shards,
+            shard_key=shard_key,
+            shard_seconds=settings.shard_seconds,
         )
         app = application(engine, settings, private)
         # Loaded objects stay: the garbage collector need not visit them.

@@ -85,6 +85,9 @@ class Settings(Frozen):
     outcome_seconds: float = Field(3600.0, gt=0)
     """Time after a ranking was shown in which events count as its outcomes, for the live numbers of
     arms. Rankings are counted when it is over."""
+    shard_seconds: float = Field(2.0, gt=0)
+    """Time limit of the answers of shards (`--shards`). A shard that does not answer in time makes
+    a ranking fail, or be partial if the request allows that."""
     drain_seconds: float = Field(20.0, ge=0)
     """Time limit for shutting down after SIGTERM. Running requests get three quarters of it. Set
     the limit of your process manager higher."""
