@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from limerank.errors import FormatError as FormatError
     from limerank.errors import LimerankError as LimerankError
     from limerank.errors import SpecError as SpecError
+    from limerank.errors import StorageError as StorageError
     from limerank.errors import StoreError as StoreError
     from limerank.errors import UnknownError as UnknownError
     from limerank.evaluation.compare import compare as compare
@@ -72,6 +73,7 @@ _HOMES = {
     "Spec": "data.spec",
     "SpecError": "errors",
     "SqliteStore": "serving.stores",
+    "StorageError": "errors",
     "StoreError": "errors",
     "TrainConfig": "models.config",
     "UnknownError": "errors",

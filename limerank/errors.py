@@ -7,6 +7,7 @@
     │   └── FingerprintError   two folders that do not belong together
     ├── StoreError         an event store cannot be reached, is full or is too busy
     ├── ShardError         a server that ranks a part of the catalogue does not answer
+    ├── StorageError       the storage of a URI cannot be reached, or refuses what is asked
     └── UnknownError       an unknown user, item or task
 
 Each message names the value given, the value expected and what to do. Where a message may reach the
@@ -73,6 +74,13 @@ class ShardError(LimerankError):
     """A server that ranks one shard of the catalogue did not answer, or answered with an error.
 
     The message names the shard by its number; ``detail`` has its address.
+    """
+
+
+class StorageError(LimerankError):
+    """The storage behind a URI, such as ``s3://``, cannot be reached or refuses what is asked.
+
+    The message never contains a key or a secret.
     """
 
 

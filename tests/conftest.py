@@ -50,6 +50,23 @@ def start():  # type: ignore[no-untyped-def]
             one.stop(signal.SIGKILL)
 
 
+@pytest.fixture(scope="session")
+def s3_server():  # type: ignore[no-untyped-def]
+    """A server of the S3 protocol, shared by the tests of a process."""
+    from tests.s3_server import server
+
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):  # type: ignore[no-untyped-def]
+    """The server, which ``s3://`` means in this test; buckets are of the test."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start each test from one seed, so that its result does not depend on the tests before it."""

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank.data.description import load_spec
-from limerank.data.sources import Reader, delimited, find_files, open_file, read_table
+from limerank.data.sources import Reader, delimited, find_files, open_files, read_table
 from limerank.data.spec import Table
 from limerank.errors import DataError, SpecError
 
@@ -36,7 +36,7 @@ def rows_of(
     path: Path, columns: list[str], size: int = MIB, **values: Any
 ) -> tuple[list[Any], Reader]:
     """All rows of one file, and its reader."""
-    reader = open_file(path, table(path.name, **values))
+    (reader,) = open_files([path], table(path.name, **values))
     frames = list(reader.batches(columns, size))
     return [row for frame in frames for row in frame.rows()], reader
 
@@ -206,7 +206,7 @@ def test_line_breaks_of_another_kind_within_quotes(tmp_path: Path, end: str) -> 
 def test_headers_that_cannot_be_right(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("id,name,name,\n1,a,b,c\n")
-    reader = open_file(path, table("t.csv"))
+    (reader,) = open_files([path], table("t.csv"))
     assert "the name 'name' 2 times" in reader.rows.remarks[0]
     assert "column 4 of the header has no name" in reader.rows.remarks[1]
     reader.require([("id", "id")])
@@ -214,15 +214,15 @@ def test_headers_that_cannot_be_right(tmp_path: Path) -> None:
         reader.require([("name", "category")])
     path.write_text("id, name\n1,a\n")
     with pytest.raises(DataError, match=r"no column 'name'.*did you mean ' name'"):
-        open_file(path, table("t.csv")).require([("name", "category")])
+        open_files([path], table("t.csv"))[0].require([("name", "category")])
     with pytest.raises(DataError, match="remove columns from the description"):
-        open_file(path, table("t.csv", columns=("id", "name")))
+        open_files([path], table("t.csv", columns=("id", "name")))
     path.write_text('id,"name\n1,a\n')
     with pytest.raises(DataError, match="first line has a quote that is not closed"):
-        open_file(path, table("t.csv"))
+        open_files([path], table("t.csv"))
     pq.write_table(pa.Table.from_arrays([pa.array([1])] * 2, ["id", "id"]), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="several columns with the name 'id'"):
-        open_file(tmp_path / "t.parquet", table("t.parquet")).require([("id", "id")])
+        open_files([tmp_path / "t.parquet"], table("t.parquet"))[0].require([("id", "id")])
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
@@ -230,7 +230,7 @@ def test_empty_files(tmp_path: Path, text: str) -> None:
     for name in ("t.csv", "t.tsv", "t.jsonl"):
         (tmp_path / name).write_text(text)
         with pytest.raises(DataError, match=f"{name} cannot be read as .* it is empty"):
-            open_file(tmp_path / name, table(name))
+            open_files([tmp_path / name], table(name))
 
 
 def test_a_header_alone_has_no_rows(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_encodings_and_byte_order_marks(tmp_path: Path, encoding: str) -> None:
     assert rows_of(tmp_path / "t.csv", ["id", "name"], encoding=encoding)[0][0] == ("1", "Café")
     if encoding in ("utf-16", "utf-32"):
         with pytest.raises(DataError, match=f'written in {encoding}: set encoding = "{encoding}"'):
-            open_file(tmp_path / "t.csv", table("t.csv"))
+            open_files([tmp_path / "t.csv"], table("t.csv"))
 
 
 def test_encodings_that_do_not_fit(tmp_path: Path) -> None:
@@ -341,10 +341,10 @@ def test_lines_that_are_not_json_objects_are_counted(tmp_path: Path) -> None:
     assert "line 3: not a JSON object" in (reader.rows.bad_example or "")
     path.write_text('[{"id": 1},\n {"id": 2}]')
     with pytest.raises(DataError, match="holds a JSON array, expected JSON lines"):
-        open_file(path, table("t.jsonl"))
+        open_files([path], table("t.jsonl"))
     path.write_text("id,name\n1,2\n")
     with pytest.raises(DataError, match="has no JSON object in its first lines"):
-        open_file(path, table("t.jsonl"))
+        open_files([path], table("t.jsonl"))
 
 
 def test_json_lines_over_many_blocks(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_json_columns_of_no_use(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"id": {"a": 1}, "tag": "a"}\n')
     with pytest.raises(DataError, match=r"t.jsonl: column 'id' holds Struct.*expected ids"):
-        open_file(path, table("t.jsonl")).require([("id", "id")])
+        open_files([path], table("t.jsonl"))[0].require([("id", "id")])
     path.write_text('{"id": 1, "tag": "a"}\n{"id": 1, "tag": ["b"]}\n')
     with pytest.raises(DataError, match="key 'tag' holds lists and single values, such as 'a'"):
         rows_of(path, ["tag"])
@@ -396,10 +396,10 @@ def test_a_folder_and_its_partitions(tmp_path: Path, pattern: str) -> None:
     )
     frame, _ = read_table(layout, tmp_path, ["id", "dt", "shop"])
     assert sorted(frame.rows(), key=lambda row: (row[1], row[2] or "")) == [
-        (0, "2026-11-01", None),
-        (0, "2026-11-01", "a b"),
-        (1, "2026-11-02", None),
-        (1, "2026-11-02", "a b"),
+        (0, date(2026, 11, 1), None),
+        (0, date(2026, 11, 1), "a b"),
+        (1, date(2026, 11, 2), None),
+        (1, date(2026, 11, 2), "a b"),
     ]
 
 
@@ -456,7 +456,7 @@ def test_types_are_read_or_refused_when_a_file_is_opened(
     tmp_path: Path, kind: str, role: str
 ) -> None:
     pq.write_table(pa.table({"x": TYPES[kind]}), tmp_path / "t.parquet")
-    reader = open_file(tmp_path / "t.parquet", table("t.parquet"))
+    (reader,) = open_files([tmp_path / "t.parquet"], table("t.parquet"))
     if kind not in GOOD[role]:
         with pytest.raises(DataError, match=r"t.parquet: column 'x' holds .*, expected [^\n]*$"):
             reader.require([("x", role)])

@@ -88,6 +88,8 @@ def prepare(
 
         limerank prepare spec.toml --extend data/monday --since 2026-09-01 --out data/tuesday
 
+        limerank prepare s3://shop/spec.toml --out data/mine
+
         limerank prepare retailrocket FOLDER --out data/shop -o target=addtocart,transaction
 
         limerank prepare movielens ml-1m --out data/ml1m -o split=leave-last
@@ -97,6 +99,7 @@ def prepare(
     from limerank.data.prepare.job import memory_bytes
     from limerank.data.readers import LAYOUTS, read
     from limerank.files import check_folder, check_output
+    from limerank.storage.uris import is_uri
 
     if out is None and write_spec is None:
         raise SpecError("give --out, the output folder (or --write-spec FILE)")
@@ -121,13 +124,14 @@ def prepare(
             f"{source!r} is not a public layout; expected {', '.join(LAYOUTS)}"
             f"{did_you_mean(source, LAYOUTS)}"
         )
-    elif not Path(source).exists():
+    elif not is_uri(source) and not Path(source).exists():
         raise SpecError(
             f"{source} is neither a dataset description nor one of the public layouts "
             f"{', '.join(LAYOUTS)}{did_you_mean(source, LAYOUTS)}"
         )
     else:
-        spec, base = load_spec(source), Path(source).parent
+        spec = load_spec(source)
+        base = Path() if is_uri(source) else Path(source).parent
     if write_spec is not None:
         from limerank.data.description import write_spec as write
 

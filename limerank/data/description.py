@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import glob
+import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from limerank.data.formats import FORMATS
-from limerank.data.spec import Spec
+from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import SpecError
 from limerank.files import write_text
+from limerank.storage.systems import read
+from limerank.storage.uris import is_uri, joined, local_path, parse_uri
 from limerank.validation import validate
 
+MOST_BYTES = 1 << 20
+"""Of a description on a storage."""
+S = TypeVar("S", EventSource, Table)
 
-def load_spec(path: str | Path) -> Spec:
-    """Read a dataset description.
+
+def load_spec(path: str | os.PathLike[str]) -> Spec:
+    """Read a dataset description. It may be on a storage: then ``path`` is a URI, and relative
+    names of files in it become URIs.
 
     Raises:
         SpecError: the file is missing, is not TOML, or a field is wrong (named in the message).
+        StorageError: the storage cannot be reached, or has no such file.
     """
+    if is_uri(path):
+        return _stored(os.fspath(path))
     path = Path(path)
     endings = {f".{ending}" for form in FORMATS.values() for ending in form.endings}
     if path.suffix != ".toml" and endings & set(path.suffixes):
@@ -41,8 +54,40 @@ def load_spec(path: str | Path) -> Spec:
     return validate(Spec, values, str(path))
 
 
+def _stored(given: str) -> Spec:
+    """The description under a URI."""
+    uri = parse_uri(given)
+    if uri.scheme == "file":
+        base = local_path(uri).parent
+        spec = load_spec(local_path(uri))
+        return _with_files(spec, lambda pattern: absolute_pattern(pattern, base))
+    try:
+        values = tomllib.loads(read(uri, MOST_BYTES).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{uri} is not valid TOML: {error}") from None
+    folder = uri.parent
+    return _with_files(validate(Spec, values, str(uri)), lambda pattern: joined(folder, pattern))
+
+
+def _with_files(spec: Spec, changed: Callable[[str], str]) -> Spec:
+    """A description with other names of files."""
+
+    def of(table: S) -> S:
+        return table.model_copy(update={"files": tuple(map(changed, table.files))})
+
+    return spec.model_copy(
+        update={
+            "events": tuple(of(one) for one in spec.events),
+            "items": None if spec.items is None else of(spec.items),
+            "users": None if spec.users is None else of(spec.users),
+        }
+    )
+
+
 def absolute_pattern(pattern: str, base: Path) -> str:
     """A pattern of files that is valid in any folder; a relative one is taken from ``base``."""
+    if is_uri(pattern):
+        return pattern
     return str(Path(glob.escape(str(base.resolve()))) / pattern)
 
 

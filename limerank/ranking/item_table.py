@@ -34,7 +34,7 @@ from limerank.data.description import load_spec
 from limerank.data.encoding import Encoding, read_vocabulary, values_of
 from limerank.data.sources import find_files, in_one_file, read_table
 from limerank.data.spec import Feature, Spec, Table
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, SpecError, StorageError
 from limerank.index import Index
 from limerank.ranking.conditions import Condition, Wanted, text_of, wanted
 from limerank.runs.model import Trained
@@ -387,7 +387,7 @@ def _described(data: Path) -> Table | None:
         if table is None or not table.files:
             return None
         find_files(table, data)
-    except (SpecError, DataError):
+    except (SpecError, DataError, StorageError):
         return None
     return table
 

@@ -24,7 +24,7 @@ from limerank.data.events import EVENT_ID_BYTES, Event, content_id, content_of, 
 from limerank.data.folder import LOG, open_array
 from limerank.data.sources import find_files, read_table
 from limerank.data.spec import Spec, Table
-from limerank.errors import DataError, SpecError
+from limerank.errors import DataError, SpecError, StorageError
 from limerank.progress import Bar
 from limerank.serving.stores import EventStore, Outcome
 from limerank.validation import validate
@@ -295,7 +295,7 @@ def _user_table(
             find_files(users, dataset.path)
             return (users, dataset.path), ""
         note = f"{dataset.path / 'spec.toml'} names no files of a user table"
-    except (SpecError, DataError) as error:
+    except (SpecError, DataError, StorageError) as error:
         note = str(error)
     return None, (
         f"users have no features in the store: {note}; give the folder of the dataset description"

@@ -19,13 +19,15 @@ from limerank.data.sources import (
     Reader,
     find_files,
     is_frame,
-    open_file,
+    open_files,
     open_source,
     type_name,
 )
 from limerank.data.sources.frames import EXPECTED_FRAME, FrameRows
 from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import DataError, SpecError
+from limerank.storage.logs import LogPath
+from limerank.storage.uris import is_uri
 from limerank.validation import validate
 
 Description = Spec | Mapping[str, Any] | str | os.PathLike[str]
@@ -52,17 +54,17 @@ class Inputs:
     items: object | None = None
     users: object | None = None
 
-    def event_files(self, number: int) -> list[Path]:
+    def event_files(self, number: int) -> list[LogPath]:
         """The files of one source of events; empty where its rows are a frame."""
         if self.events[number] is not None or not self.spec.events[number].files:
             return []
         return find_files(self.spec.events[number], self.base)
 
-    def event_readers(self, number: int, files: Sequence[Path]) -> list[Reader]:
+    def event_readers(self, number: int, files: Sequence[LogPath]) -> list[Reader]:
         """Readers of the rows of one source of events: of its frame, or of these files."""
         source, frame = self.spec.events[number], self.events[number]
         if frame is None and source.files:
-            return [open_file(path, source, self.base) for path in files]
+            return open_files(files, source, self.base)
         return self._open(source, frame, "events" if len(self.events) == 1 else f"events.{number}")
 
     def table_readers(self, what: str) -> list[Reader]:
@@ -146,7 +148,8 @@ def _description(given: Description) -> tuple[Spec, Path]:
     if isinstance(given, Mapping):
         return validate(Spec, given, "the description"), Path()
     if isinstance(given, (str, os.PathLike)):
-        return load_spec(Path(given)), Path(given).parent
+        # Names in a description on a storage are relative to its folder there.
+        return load_spec(given), Path() if is_uri(given) else Path(given).parent
     raise SpecError(
         f"the description is of type {type_name(given)}, expected a Spec, a mapping of the same "
         "shape as a description in TOML, or the path of a TOML file"

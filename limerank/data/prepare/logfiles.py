@@ -3,10 +3,14 @@
 A dataset records each file with its size, its time of change and its checksum. Extending a dataset
 reads only the files that are not recorded. A recorded file must be as it was: rows that were added
 to it, or corrected in it, would be missed.
+
+Of a file on a storage, not its bytes have the checksum but a sample of them: to read all of it once
+more would take as long as to read the log.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +18,12 @@ from typing import Any
 
 from limerank.errors import DataError
 from limerank.files import checksum
+from limerank.storage.logs import LogPath, RemoteFile, open_stream, sampled
+from limerank.storage.systems import BLOCK
+from limerank.storage.uris import is_uri, parse_uri
 
+SAMPLED = "sample:"
+"""Begins the checksum of a sample (:func:`limerank.storage.logs.sampled`)."""
 FORMAT = 1
 """Version of the folder ``log`` of a dataset and of the part ``log`` of its manifest."""
 
@@ -24,10 +33,10 @@ class LogFile:
     """A file of a log as it was when it was read.
 
     Attributes:
-        path: absolute.
+        path: absolute, or a URI with its query.
         size: bytes.
         changed: time of its last change, nanoseconds since 1970.
-        sha256: of its bytes, in hex; None: it changed while it was read.
+        sha256: of its bytes, in hex, or of a sample of them; None: it changed while it was read.
     """
 
     path: str
@@ -36,13 +45,27 @@ class LogFile:
     sha256: str | None = None
 
     @classmethod
-    def of(cls, path: Path) -> LogFile:
-        """The file as it is now, without its checksum."""
+    def of(cls, path: LogPath) -> LogFile:
+        """The file as it is now (on a storage: as it was when it was found), without its
+        checksum."""
+        if isinstance(path, RemoteFile):
+            return cls(path.uri.written(), path.size, path.changed)
         found = path.stat()
         return cls(str(path.resolve()), found.st_size, found.st_mtime_ns)
 
+    @property
+    def key(self) -> str:
+        """What tells it from other files: its path, or its URI without the query, so that another
+        endpoint is the same storage."""
+        return str(parse_uri(self.path)) if is_uri(self.path) else self.path
+
     def sealed(self) -> LogFile:
         """The same with its checksum, which has to be computed after it was read."""
+        if is_uri(self.path):
+            read = RemoteFile(parse_uri(self.path), self.size, self.changed)
+            same = read.now() == read
+            sha256 = _checksum(read, SAMPLED) if same else ""
+            return replace(self, sha256=sha256) if same else self
         path = Path(self.path)
         try:
             sha256 = checksum(path)
@@ -61,10 +84,11 @@ def sealed(files: Sequence[Sequence[LogFile]]) -> list[list[LogFile]]:
     return [[one.sealed() for one in of] for of in files]
 
 
-def new_files(paths: Sequence[Path], known: Sequence[LogFile], dataset: Path) -> list[Path]:
+def new_files(paths: Sequence[LogPath], known: Sequence[LogFile], dataset: Path) -> list[LogPath]:
     """Those of the files of a source that were not read yet, in their order.
 
-    A file that was moved or copied since is recognised by its size and checksum.
+    A file that was moved or copied since, such as to a storage, is recognised by its size and
+    checksum.
 
     Args:
         paths: the files of the source today.
@@ -74,27 +98,52 @@ def new_files(paths: Sequence[Path], known: Sequence[LogFile], dataset: Path) ->
     Raises:
         DataError: a file changed since it was read.
     """
-    by_path = {one.path: one for one in known}
-    by_content = {(one.size, one.sha256) for one in known}
-    sizes = {one.size for one in known}
-    found: list[Path] = []
+    by_key = {one.key: one for one in known}
+    by_size: dict[int, set[str]] = {}
+    for one in known:
+        if one.sha256 is not None:
+            by_size.setdefault(one.size, set()).add(one.sha256)
+    found: list[LogPath] = []
     for path in paths:
-        now, then = LogFile.of(path), by_path.get(str(path.resolve()))
+        now = LogFile.of(path)
+        then = by_key.get(now.key)
         if then is not None:
-            same = (now.size, now.changed) == (then.size, then.changed)
-            if then.sha256 is None or not (same or now.size == then.size):
-                raise _changed(path, then, now, dataset)
-            if not same and checksum(path) != then.sha256:
-                raise _changed(path, then, now, dataset)
-        elif now.size not in sizes or (now.size, checksum(path)) not in by_content:
+            _require_same(path, then, now, dataset)
+        elif not any(_checksum(path, one) == one for one in by_size.get(now.size, ())):
             found.append(path)
     return found
 
 
-def _changed(path: Path, then: LogFile, now: LogFile, dataset: Path) -> DataError:
+def _require_same(path: LogPath, then: LogFile, now: LogFile, dataset: Path) -> None:
+    """Refuse a file that changed since it was read."""
+    if then.sha256 is not None and then.size == now.size:
+        if then.changed == now.changed:
+            return
+        # A sample does not show that all bytes are the same.
+        if not isinstance(path, RemoteFile) and _checksum(path, then.sha256) == then.sha256:
+            return
+    raise _changed(path, then, now, dataset)
+
+
+def _checksum(path: LogPath, like: str) -> str:
+    """The checksum of a file: that of a sample, or of all bytes, as ``like`` is."""
+    if like.startswith(SAMPLED):
+        return SAMPLED + sampled(path)
+    if isinstance(path, RemoteFile):
+        digest = hashlib.sha256()
+        with open_stream(path) as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+    return checksum(path)
+
+
+def _changed(path: LogPath, then: LogFile, now: LogFile, dataset: Path) -> DataError:
     how = f"it had {then.size:,} bytes and has {now.size:,}"
     if then.size == now.size:
         how = "its bytes differ"
+        if isinstance(path, RemoteFile):
+            how = "it was written again"
     if then.sha256 is None:
         how = "it was written to while it was read"
     return DataError(

@@ -8,7 +8,7 @@ compression and encoding), and ``frames``. ``nested`` finds fields of objects, a
 
 from limerank.data.sources.frames import Frame, is_frame, type_name
 from limerank.data.sources.paths import file_format, find_files, in_one_file
-from limerank.data.sources.reader import Reader, concat, open_file, open_source, read_table
+from limerank.data.sources.reader import Reader, concat, open_files, open_source, read_table
 from limerank.data.sources.roles import Wanted, wanted_of_table
 from limerank.data.sources.rows import FileRows, Rows
 from limerank.data.sources.selection import Selection
@@ -25,7 +25,7 @@ __all__ = [
     "find_files",
     "in_one_file",
     "is_frame",
-    "open_file",
+    "open_files",
     "open_source",
     "read_table",
     "type_name",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -26,6 +25,7 @@ from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError
+from limerank.storage.logs import LogPath
 
 SEPARATOR = "\x1f"
 """Replaces separators of more than one byte while a file is read."""
@@ -46,7 +46,7 @@ class DelimitedFile(FileRows):
     """
 
     def __init__(
-        self, path: Path, source: EventSource | Table, kind: str, compression: str | None
+        self, path: LogPath, source: EventSource | Table, kind: str, compression: str | None
     ) -> None:
         super().__init__(path, source, kind, compression)
         given = source.separator or ("\t" if kind == "tsv" else ",")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,6 +14,7 @@ from limerank.data.sources.rows import FileRows
 from limerank.data.sources.text import LONGEST_LINE, ByteStream
 from limerank.data.spec import EventSource, Table
 from limerank.errors import DataError, with_article
+from limerank.storage.logs import LogPath
 
 HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a file from which its columns are known."""
@@ -35,7 +35,7 @@ class JsonLines(FileRows):
     """
 
     def __init__(
-        self, path: Path, source: EventSource | Table, kind: str, compression: str | None
+        self, path: LogPath, source: EventSource | Table, kind: str, compression: str | None
     ) -> None:
         super().__init__(path, source, kind, compression)
         self._stream: ByteStream | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from typing import Any
 
 import polars as pl
 import pyarrow.parquet
@@ -13,6 +14,7 @@ from limerank.data.sources.arrow import arrow_columns, plain_frame, rows_of_batc
 from limerank.data.sources.nested import outer
 from limerank.data.sources.rows import FileRows
 from limerank.data.spec import EventSource, Table
+from limerank.storage.logs import LogPath, OpenFile, RemoteFile
 
 
 class ParquetFile(FileRows):
@@ -21,10 +23,10 @@ class ParquetFile(FileRows):
     typed = True
 
     def __init__(
-        self, path: Path, source: EventSource | Table, kind: str, compression: str | None
+        self, path: LogPath, source: EventSource | Table, kind: str, compression: str | None
     ) -> None:
         super().__init__(path, source, kind, compression)
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _opened(path) as file:
             schema = file.schema_arrow
             self.count = file.metadata.num_rows
         self.columns, self.repeated = arrow_columns(schema)
@@ -32,10 +34,14 @@ class ParquetFile(FileRows):
 
     def batches(self, columns: Sequence[str], size: int) -> Iterator[pl.DataFrame]:
         rows = rows_of_batch(len(columns), size)
-        with pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20) as file:
+        with _opened(self.path, buffered=True) as file:
             read = list(columns) or file.schema_arrow.names[:1]
-            for batch in file.iter_batches(rows, columns=outer(read, file.schema_arrow.names)):
-                yield plain_frame(batch, read)
+            of_file = outer(read, file.schema_arrow.names)
+            # What is fetched ahead stays in memory until its row groups are read: one at a time.
+            groups = [[k] for k in range(file.num_row_groups)]
+            for some in groups if isinstance(self.path, RemoteFile) else [None]:
+                for batch in file.iter_batches(rows, row_groups=some, columns=of_file):
+                    yield plain_frame(batch, read)
 
     def bounds(self, column: str) -> tuple[float, float]:
         unknown = super().bounds(column)
@@ -43,7 +49,7 @@ class ParquetFile(FileRows):
         if dtype is None or not dtype.is_integer():
             return unknown
         low, high = math.inf, -math.inf
-        with pyarrow.parquet.ParquetFile(self.path) as file:
+        with _opened(self.path) as file:
             names = file.schema_arrow.names
             if column not in names:
                 return unknown
@@ -59,3 +65,15 @@ class ParquetFile(FileRows):
                 elif statistics.num_values:
                     return unknown
         return low, high
+
+
+@contextmanager
+def _opened(path: LogPath, buffered: bool = False) -> Iterator[Any]:
+    """A Parquet file. Of a storage, the parts that a row group's columns need are fetched together,
+    in few large requests."""
+    if not isinstance(path, RemoteFile):
+        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20 if buffered else 0) as file:
+            yield file
+        return
+    with OpenFile(path) as source, pyarrow.parquet.ParquetFile(source, pre_buffer=True) as file:
+        yield file

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from limerank.data.formats import FORMATS
 from limerank.data.sources.arrow import UNREADABLE
 from limerank.data.sources.frames import FrameRows
 from limerank.data.sources.nulls import list_columns, without_nulls
-from limerank.data.sources.paths import file_format, find_files, partitions_of
+from limerank.data.sources.paths import Partitions, file_format, find_files, partitions_of
 from limerank.data.sources.roles import EXPECTED, Wanted, advice, fits, wanted_of_table
 from limerank.data.sources.rows import FileRows, Rows
 from limerank.data.sources.selection import Selection
 from limerank.data.spec import EventSource, Table
-from limerank.errors import DataError, did_you_mean
+from limerank.errors import DataError, StorageError, did_you_mean
+from limerank.storage.logs import LogPath, RemoteFile
+from limerank.storage.systems import failure
 
 FIELDS = 8
 """Fields of objects that a message lists."""
@@ -32,8 +34,8 @@ class Reader:
     Args:
         rows: of a file or a frame.
         source: the part of the description that they belong to.
-        partitions: columns of text that have one value in all rows, unless ``rows`` has a column
-            of that name.
+        partitions: columns that have one value in all rows, by the names of folders; one that
+            ``rows`` has as well is refused where it is read.
 
     Attributes:
         columns: names, and the Polars type of each (text for CSV and TSV; for JSON lines as the
@@ -44,27 +46,30 @@ class Reader:
         self,
         rows: Rows,
         source: EventSource | Table,
-        partitions: Mapping[str, str | None] | None = None,
+        partitions: Partitions | None = None,
     ) -> None:
         self.rows, self.source = rows, source
         self.name = rows.name
         self._lists = list_columns(source)
-        self.partitions = {
-            name: value for name, value in (partitions or {}).items() if name not in rows.columns
-        }
+        given = partitions or {}
+        self._conflicts = {name: one for name, one in given.items() if name in rows.columns}
+        self.partitions = {name: one for name, one in given.items() if name not in rows.columns}
         self.selection = Selection(source)
         self.columns = self.selection.types(
-            rows.columns | dict.fromkeys(self.partitions, pl.String()), self.name
+            rows.columns | {name: one.dtype for name, one in self.partitions.items()}, self.name
         )
 
     def untyped(self, column: str) -> bool:
         """Whether values of a column are text for lack of types, and may be integers."""
-        return not self.rows.typed or column in self.partitions
+        if column in self.partitions:
+            return self.partitions[column].dtype == pl.String
+        return not self.rows.typed
 
     def bounds(self, column: str) -> tuple[float, float]:
         """The least and the greatest value of a column of integers; infinite: not known."""
         if column in self.partitions:
-            return -math.inf, math.inf
+            value = self.partitions[column][0]
+            return (value, value) if isinstance(value, int) else (-math.inf, math.inf)
         return self.rows.bounds(column)
 
     def require(self, wanted: Wanted) -> None:
@@ -79,6 +84,14 @@ class Reader:
                 f"columns found: {', '.join(name or repr(name) for name in self.columns)}"
                 f"{hint or self.rows.header_hint()}"
             )
+        for name in names:
+            if name in self._conflicts:
+                raise DataError(
+                    f"{self.name} has a column {name!r}, and the folder "
+                    f"{name}={self._conflicts[name][0]} that it is in gives its rows a column of "
+                    "the same name; rename the column or the folders, so that it is clear which "
+                    "one is read"
+                )
         twice = sorted(set(names) & self.rows.repeated)
         if twice:
             raise DataError(
@@ -124,9 +137,7 @@ class Reader:
         try:
             for frame in self.rows.batches(own, size):
                 added = [
-                    pl.Series(name, [self.partitions[name]], pl.String).new_from_index(
-                        0, len(frame)
-                    )
+                    self.partitions[name].new_from_index(0, len(frame))
                     for name in columns
                     if name in self.partitions
                 ]
@@ -134,28 +145,37 @@ class Reader:
                 frame = self.selection.apply(frame.select(columns)).select(wanted)
                 yield without_nulls(frame, self.source, self._lists)
         except UNREADABLE as error:
-            raise _unreadable(self.name, self.rows.kind, self.source, error) from None
+            path = self.rows.path if isinstance(self.rows, FileRows) else self.name
+            raise _unreadable(path, self.rows.kind, self.source, error) from None
 
 
-def open_file(path: Path, source: EventSource | Table, base: Path = Path()) -> Reader:
-    """Open one file of a source.
+def open_files(
+    paths: Sequence[LogPath], source: EventSource | Table, base: Path = Path()
+) -> list[Reader]:
+    """Open files of a source.
 
     Args:
         base: names of folders below it may give columns; see
             :func:`~limerank.data.sources.paths.partitions_of`.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a file cannot be read.
         SpecError: its format is not known.
+        StorageError: its storage cannot be reached.
     """
+    partitions = partitions_of(paths, base)
+    return [_open_file(*one, source) for one in zip(paths, partitions, strict=True)]
+
+
+def _open_file(path: LogPath, partitions: Partitions, source: EventSource | Table) -> Reader:
     kind, compression = file_format(path, source.format)
     module, _, name = FORMATS[kind].reads.partition(":")
     format_class: type[FileRows] = getattr(importlib.import_module(module), name)
     try:
         rows = format_class(path, source, kind, compression)
     except UNREADABLE as error:
-        raise _unreadable(str(path), kind, source, error) from None
-    return Reader(rows, source, partitions_of(path, base))
+        raise _unreadable(path, kind, source, error) from None
+    return Reader(rows, source, partitions)
 
 
 def open_source(
@@ -174,17 +194,19 @@ def open_source(
     """
     if frame is not None:
         return [Reader(FrameRows(frame, name), source)]
-    return [open_file(path, source, base) for path in find_files(source, base)]
+    return open_files(find_files(source, base), source, base)
 
 
 def _unreadable(
-    name: str, kind: str, source: EventSource | Table, error: BaseException
-) -> DataError:
+    path: LogPath | str, kind: str, source: EventSource | Table, error: BaseException
+) -> DataError | StorageError:
+    if isinstance(path, RemoteFile) and (found := failure(path.uri, error)) is not None:
+        return found
     message = (str(error) or type(error).__name__).splitlines()[0]
     hint = ""
     if "UTF8" in message or "utf-8" in message or isinstance(error, UnicodeError):
         hint = f'; it is not "{source.encoding}": give the file\'s encoding'
-    return DataError(f"{name} cannot be read as {kind}: {message}{hint}")
+    return DataError(f"{path} cannot be read as {kind}: {message}{hint}")
 
 
 def read_table(table: Table, base: Path, columns: Sequence[str]) -> tuple[pl.DataFrame, int]:

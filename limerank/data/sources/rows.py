@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import polars as pl
 
 from limerank.data.spec import EventSource, Table
+from limerank.storage.logs import LogPath, size_of
 
 TEXT_ROW_BYTES = 16
 """Of a row of text, at least: how many rows a file has is estimated by it."""
@@ -82,7 +82,7 @@ class FileRows(Rows):
     :data:`limerank.data.formats.FORMATS`."""
 
     def __init__(
-        self, path: Path, source: EventSource | Table, kind: str, compression: str | None
+        self, path: LogPath, source: EventSource | Table, kind: str, compression: str | None
     ) -> None:
         """Open ``path`` and find its columns.
 
@@ -91,7 +91,7 @@ class FileRows(Rows):
             kind: the format.
             compression: a name that Arrow knows; None: not compressed.
         """
-        super().__init__(str(path), kind, path.stat().st_size)
+        super().__init__(str(path), kind, size_of(path))
         self.path, self.source, self.compression = path, source, compression
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from limerank.errors import DataError
+from limerank.storage.logs import LogPath, open_stream
 
 LONGEST_LINE = 64 << 20
 """Bytes. A longer line means that the file is not text, or has other line ends."""
@@ -28,9 +28,9 @@ class ByteStream:
         DataError: the file begins with the byte order mark of another encoding.
     """
 
-    def __init__(self, path: Path, compression: str | None, encoding: str) -> None:
+    def __init__(self, path: LogPath, compression: str | None, encoding: str) -> None:
         self._path = path
-        self._raw = pa.OSFile(str(path), "rb")
+        self._raw = open_stream(path)
         self._stream: Any = self._raw
         if compression:
             self._stream = pa.CompressedInputStream(self._raw, compression)

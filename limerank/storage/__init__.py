@@ -1,0 +1,1 @@
+"""Storages behind URIs: ``s3://``, ``gs://``, ``hdfs://`` and ``file://``."""
