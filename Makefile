@@ -92,6 +92,10 @@ faults: $(VENV)/.dev  ## a hundred kills and ten thousand random requests (the t
 simulate: $(VENV)/.dev  ## 100,000 seeded histories of servers and their store (hours, resumable; ARGS="--seeds 0:2000", "--seed 17")
 	OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(PY) -m simulation --seeds 0:100000 --row $(ARGS)
 
+soak: $(VENV)/.dev  ## two hours of everything at once, the daily loop included; memory and latency by minutes (ARGS="--minutes 10")
+	$(PY) -m benchmarks.soak $(ARGS)
+	$(PY) -m benchmarks.report
+
 histories: $(VENV)/.dev  ## real servers with Valkey under stops, kills, partitions and failovers, each history checked (ARGS="--seeds 0:20 --seconds 60")
 	OMP_NUM_THREADS=1 $(PY) -m histories $(ARGS)
 

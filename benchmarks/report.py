@@ -17,6 +17,7 @@ from benchmarks.attempts import attempts
 from benchmarks.coldstart_page import coldstart
 from benchmarks.exact_page import exact
 from benchmarks.exact_terms_page import exact_terms
+from benchmarks.histories_page import histories
 from benchmarks.latency_page import latency
 from benchmarks.lists_page import nextitem, shop
 from benchmarks.peers_page import peers
@@ -26,11 +27,13 @@ from benchmarks.rows import RESULTS, rows
 from benchmarks.scorer_page import fidelity, scorer
 from benchmarks.similar_page import similar
 from benchmarks.simulate_page import simulate
+from benchmarks.soak_page import soak
 from benchmarks.tables import DOCS, Row, grouped, machines, number, ranged, table
 from benchmarks.warmstart_page import warmstart
 
 MADE_BY = {
     "extend": "prepare",
+    "histories": "histories_page",
     "ranking": "index",
     "search": "quality",
     "simulate": "simulate_page",
@@ -57,11 +60,13 @@ def main() -> None:
         "scorer": scorer,
         "fidelity": fidelity,
         "attempts": attempts,
+        "histories": histories,
         "nextitem": nextitem,
         "power": power,
         "shop": shop,
         "similar": similar,
         "simulate": simulate,
+        "soak": soak,
         "warmstart": warmstart,
     }
     found = sorted(path.stem for path in RESULTS.glob("*.jsonl"))

@@ -12,7 +12,6 @@ Modules import only from those above::
     record      a history, and its file
     checking    the promises, compared with a history
     proxy       TCP connections that can be cut, held and slowed
-    network     hosts as network namespaces, where the machine allows it
     world       runs, indexes and their live items
     processes   servers, stores and replicas as processes
     clients     clients and what they ask

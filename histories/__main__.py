@@ -45,10 +45,12 @@ def main() -> int:
         sums.update(_sums(history, found))
         _report(history, found)
     if given.row:
+        behind = sums["seconds_of_lag"] / max(1, sums["failovers"])
         write_row(
             BENCH,
             {"failover": given.failover, "seconds": given.seconds, "seeds": given.seeds},
-            dict(sums) | {"seconds_of_faults": round(sums["seconds_of_faults"], 1)},
+            {name: round(value, 1) for name, value in sums.items()}
+            | {"seconds_behind": round(behind, 2)},
             packages=("valkey",),
         )
     return 1 if sums["violations"] else 0
@@ -94,6 +96,7 @@ def _sums(history: History, found: Found) -> dict[str, float]:
         "events": len(events),
         "faults": len(history.faults),
         "failovers": sum(one.kind == "failover" for one in history.faults),
+        "seconds_of_lag": sum(one.end - one.begin for one in history.faults if one.kind == "lag"),
         "seconds_of_faults": sum(one.end - one.begin for one in history.faults),
         "compared": found.compared,
         "violations": len(found.violations),

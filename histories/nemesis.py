@@ -139,12 +139,15 @@ class Nemesis:
         return f"all servers to the store: {how}"
 
     async def _failover(self, seconds: float, stop: asyncio.Event) -> str:
+        seconds *= self._draws.choice((0.05, 0.2, 1.0))  # few events of a user are lost, or many
+        begin = self._cluster.now
         await self._cluster.lag(seconds)
+        self.faults.append(Fault("lag", "the replica loses its primary", begin, self._cluster.now))
         begin = self._cluster.now
         await self._cluster.fail_over()
         self.faults.append(Fault("failover", "the replica is promoted", begin, self._cluster.now))
         await self._cluster.rejoin()
-        return f"the replica lost its primary {seconds:.2f} s before"
+        return f"the replica was promoted, {seconds:.2f} s after it had lost its primary"
 
 
 KINDS: dict[str, Callable[[Nemesis, float, asyncio.Event], Awaitable[str]]] = {

@@ -259,6 +259,31 @@ def test_a_reload_ranks_what_was_acknowledged_before(engines, tmp_path, monkeypa
     assert engine.current.served.index.path == tmp_path / "two" and holds(engine, 900)
 
 
+def test_links_that_lead_to_another_model_change_nothing_before_a_reload(tmp_path):
+    """The daily loop changes the links of what it publishes; the server loads them later."""
+    shops = [shop("lime-mha"), shop("two-tower")]
+    for number, of in enumerate(shops):
+        shutil.copytree(of.index.path, tmp_path / f"index-{number}")
+
+    def lead_to(number):
+        for name, target in (
+            ("run", shops[number].run.path),
+            ("index", tmp_path / f"index-{number}"),
+        ):
+            (tmp_path / name).unlink(missing_ok=True)
+            (tmp_path / name).symlink_to(target)
+
+    lead_to(0)
+    engine = Serving(tmp_path / "run", tmp_path / "index", SqliteStore(tmp_path / "events.db"))
+    lead_to(1)
+    engine.put_items([item(900)])
+    engine.follow()
+    assert holds(engine, 900) and engine.model()["run"] == shops[0].run.fingerprint
+    assert engine.reload(None, None)["run"] == shops[1].run.fingerprint
+    assert holds(engine, 900)
+    engine.store.close()
+
+
 def test_an_index_that_may_not_be_written_is_served(engines, tmp_path, monkeypatch):
     store = tmp_path / "events.db"
     SqliteStore(store).put_items({900: item(900)})

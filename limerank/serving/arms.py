@@ -233,7 +233,8 @@ class Arms:
             )
         with self._changing:
             served = arm.current.reload(run, index)
-            spec = replace(arm.spec, run=served.trained.path, index=served.index.path)
+            run, index = arm.current.folders
+            spec = replace(arm.spec, run=run, index=index)
             self.arms = {**self.arms, arm.name: replace(self.arms[arm.name], spec=spec)}
         return served
 

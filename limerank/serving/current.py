@@ -51,16 +51,22 @@ class Current:
         loader: loads runs and indexes.
         run: the run folder to begin with.
         index: an index folder of the run.
+
+    Attributes:
+        folders: the run and the index as they were given. What is served are the targets that
+            links among them had then: links may lead to another model at any time.
+        served: what is served.
     """
 
     def __init__(self, loader: Loader, run: Path, index: Path) -> None:
         self.loader, self.store = loader, loader.store
         self._changing = threading.Lock()
+        self.folders = run.absolute(), index.absolute()
         try:
             self.served = self._load(run, index)
         except StoreError as error:  # nothing else is served: follow tries again
             log.error("live items are not ranked yet: %s", error)
-            self.served = self._with_table(self.loader.load(run, index))
+            self.served = self._with_table(self.loader.load(run.resolve(), index.resolve()))
 
     def _load(self, run: Path, index: Path) -> Served:
         """Load a run and an index, and write the live items into the index, which may already be
@@ -70,7 +76,7 @@ class Current:
             StoreError: another process changes the index for too long, or the store cannot be
                 reached.
         """
-        served = self.loader.load(run, index)
+        served = self.loader.load(run.resolve(), index.resolve())
         try:
             return self._caught_up(served, PATIENCE)
         except DataError as error:
@@ -107,10 +113,8 @@ class Current:
         cannot get the live items; the one in use stays."""
         with self.alone():
             old = self.served
-            new = self._load(
-                run.absolute() if run else old.trained.path,
-                index.absolute() if index else old.index.path,
-            )
+            folders = (run or self.folders[0]).absolute(), (index or self.folders[1]).absolute()
+            new = self._load(*folders)
             new.index.verify()
             new.check.state = "passed"
             if (
@@ -121,6 +125,7 @@ class Current:
                 # The same model: its users' states in memory stay valid.
                 marked = old.states.marked(new.index)
                 new = replace(new, states=old.states, marked=marked)
+            self.folders = folders
             self._use(new)
         log.info(
             "loaded",
