@@ -6,7 +6,6 @@ compared with a real server, command by command, in ``tests/test_simulation.py``
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,6 +144,14 @@ class SimulatedServer:
 
     # Hashes
 
+    def do_hincrby(self, key: bytes, name: bytes, by: bytes) -> Reply:
+        held = self.data.setdefault(key, {})
+        held[name] = b"%d" % (int(held.get(name, b"0")) + int(by))
+        return int(held[name])
+
+    def do_hlen(self, key: bytes) -> Reply:
+        return len(self.data.get(key, ()))
+
     def do_hset(self, key: bytes, *pairs: bytes) -> Reply:
         held = self.data.setdefault(key, {})
         fresh = len(set(pairs[::2]) - held.keys())
@@ -170,33 +177,7 @@ class SimulatedServer:
         self._drop_empty(key)
         return removed
 
-    # Sets and lists
-
-    def do_sadd(self, key: bytes, *members: bytes) -> Reply:
-        held = self.data.setdefault(key, set())
-        before = len(held)
-        held.update(members)
-        return len(held) - before
-
-    def do_srem(self, key: bytes, *members: bytes) -> Reply:
-        held = self.data.get(key, set())
-        before = len(held)
-        held.difference_update(members)
-        after = len(held)
-        self._drop_empty(key)
-        return before - after
-
-    def do_scard(self, key: bytes) -> Reply:
-        return len(self.data.get(key, ()))
-
-    def do_sismember(self, key: bytes, member: bytes) -> Reply:
-        return int(member in self.data.get(key, ()))
-
-    def do_sscan(self, key: bytes, cursor: bytes, *options: bytes) -> Reply:
-        given = dict(zip(options[::2], options[1::2], strict=True))
-        pattern = given.get(b"MATCH", b"*").decode()
-        found = sorted(self.data.get(key, ()))
-        return [b"0", [one for one in found if fnmatch.fnmatchcase(one.decode(), pattern)]]
+    # Lists
 
     def do_rpush(self, key: bytes, *values: bytes) -> Reply:
         held = self.data.setdefault(key, [])
@@ -249,6 +230,13 @@ class SimulatedServer:
         found = _ranged(self._ordered(key), first, last)
         return _with_scores(found) if b"WITHSCORES" in options else [one for one, _ in found]
 
+    def do_zrangebylex(self, key: bytes, low: bytes, high: bytes, *options: bytes) -> Reply:
+        found = [one for one in sorted(self.data.get(key, ())) if _between(one, low, high)]
+        if b"LIMIT" in options:
+            offset, count = map(int, options[options.index(b"LIMIT") + 1 :][:2])
+            found = found[offset : offset + count]
+        return found
+
     def do_zrangebyscore(self, key: bytes, low: bytes, high: bytes, *options: bytes) -> Reply:
         return self._by_score(self._ordered(key), low, high, options)
 
@@ -296,6 +284,14 @@ def _ranged(values: list[Any], first: bytes, last: bytes) -> list[Any]:
     begin = max(begin + count, 0) if begin < 0 else begin
     end = end + count if end < 0 else end
     return values[begin : end + 1] if end >= 0 else []
+
+
+def _between(member: bytes, low: bytes, high: bytes) -> bool:
+    """Whether a member lies between two bounds of texts."""
+    above = low == b"-" or member > low[1:] or (low[:1] == b"[" and member == low[1:])
+    return above and (
+        high == b"+" or member < high[1:] or (high[:1] == b"[" and member == high[1:])
+    )
 
 
 def _minus(bound: bytes) -> bytes:

@@ -19,6 +19,12 @@ def exposure(user=1, at=0, ranking="main.a", items=(5, "text"), **more):
     return exposure_of(user, at, ranking, items, **more)
 
 
+def arrived(store):
+    """All exposures of a store, in the order of arrival within each part."""
+    parts = dict.fromkeys(range(store.parts), 0)
+    return [one for _, _, one in store.shown(parts, 100 * store.parts)[1]]
+
+
 def old_events():
     return [event(at=at, id=f"{at}" if at % 2 else None) for at in range(50)]
 

@@ -99,7 +99,7 @@ def test_logging_needs_a_key_that_may_write(client):
 def test_a_deleted_user_leaves_no_exposures(client, engine, tmp_path):
     client.post("/v1/shown", json={"user": "secret-user", "items": ["secret-item"]})
     assert client.delete("/v1/users/secret-user").status_code == 200
-    assert engine.store.shown(0, 9)[1] == []
+    assert engine.store.shown({0: 0}, 9)[1] == []
     with sqlite3.connect(tmp_path / "events.db") as file:
         assert file.execute("SELECT COUNT(*) FROM exposures").fetchone() == (0,)
 

@@ -36,6 +36,7 @@ from limerank.runs import formats
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
+from limerank.serving.stores import migrate_store
 from tests.formats import write_f90a578 as growing
 from tests.valkey_server import needs_server, server
 
@@ -233,6 +234,9 @@ def test_a_server_answers_from_a_valkey_store(written, mode, tmp_path):
         for command in commands:
             client.execute_command(*map(base64.b64decode, command))
         client.close()
+        with pytest.raises(FormatError, match="run: limerank store migrate unix://"):
+            ValkeyStore(running.url)
+        assert migrate_store(running.url).users == 3
         with ValkeyStore(running.url) as store:
             assert all(store.state(user, mode) is not None for user in (1, 2, "somebody"))
             same(answers_of_server(written, store, mode, tmp_path), STATES[mode])

@@ -40,7 +40,7 @@ training: distributed collaborative neighbours negatives optim positives softmax
     < impressions result numbering < held_out < catalogue < objectives < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
-serving: stores telemetry messages shards < intake exposing reading state < served
+serving: stores telemetry messages shards < intake exposing reading state copying < served
     < current interleaving < arms < answers < engine watching fill export < http
 refresh: config home < checks gate rollout < cycle
 report

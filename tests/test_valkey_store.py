@@ -7,54 +7,16 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from limerank.data.packing import pack
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.http.private import Private
 from limerank.serving.stores import ValkeyStore, Version, open_store
+from limerank.serving.stores.valkey_layout import SLOTS, Layout, slot_of, tags
 from limerank.serving.stores.valkey_server import redacted
-from tests.stores import event, old_events
+from tests.stores import event, exposure
 from tests.valkey_server import needs_server, server
-
-
-@needs_server
-def test_keys_of_an_earlier_version():
-    with server() as running, ValkeyStore(running.url, most=100) as store:
-        client, prefix = store._client, store.prefix
-
-        def old(one, number):
-            """What an earlier version writes."""
-            client.zadd(f"{prefix}t:1", {one.id: one.time})
-            client.hset(f"{prefix}e:1", one.id, b"%d|%b" % (number, pack(one)))
-            client.hset(f"{prefix}u:1", "count", number)
-            client.incr(f"{prefix}events")
-
-        client.sadd(f"{prefix}users", 1)
-        client.hset(f"{prefix}u:1", mapping={"born": 9, "dropped": 0, "features": "{}"})
-        for number, one in enumerate(old_events(), 1):
-            old(one, number)
-        assert store.held(1) == (Version(9, 50), {}, old_events(), True)
-        assert store.held(1, Version(9, 40)).events == old_events()[40:]
-        fresh = [event(at=60, id="new"), event(at=5, id="late"), event(at=61, id="old")]
-        store.append(fresh[:2])
-        assert client.llen(f"{prefix}c:1") == 2
-        assert store.held(1, Version(9, 49)).events == [fresh[1], old_events()[-1], fresh[0]]
-        assert store.held(1, Version(9, 50)).events == [fresh[1], fresh[0]]
-        # A server of the earlier version writes in between.
-        old(fresh[2], 53)
-        assert store.held(1, Version(9, 50)).events == [fresh[1], fresh[0], fresh[2]]
-        store.append([event(at=70, id="last")])
-        assert [one.id for one in store.held(1, Version(9, 52)).events] == [b"old", b"last"]
-        assert [one.id for one in store.held(1, Version(9, 53)).events] == [b"last"]
-        # It deletes the user, who comes back.
-        client.delete(*(f"{prefix}{name}:1" for name in "ute"))
-        client.hset(
-            f"{prefix}u:1", mapping={"born": 10, "count": 0, "dropped": 0, "features": "{}"}
-        )
-        store.append([event(at=1, id="new")])
-        assert len(store.held(1, Version(10, 0)).events) == 1
-        assert store.delete_user(1) and not client.keys(f"{prefix}*:1")
 
 
 @needs_server
@@ -64,7 +26,7 @@ def test_the_list_of_changes_is_bounded():
         for at in range(300):
             store.append([event(at=at)])
             versions.append(store.version(1))
-        assert store._client.llen(f"{store.prefix}c:1") <= 2 * 10 + 64
+        assert store._server.command("LLEN", store._layout.of_user(1, "c")[0]) <= 2 * 10 + 64
         assert store.held(1, versions[-1]) == (versions[-1], {}, [], False)
         assert store.held(1, versions[-2]).complete and store.held(1, versions[0]).complete
 
@@ -73,16 +35,16 @@ def test_the_list_of_changes_is_bounded():
 def test_settings_are_watched_while_the_store_is_open():
     with server() as running, ValkeyStore(running.url) as store:
         assert store.check() == []
-        store._client.config_set("appendfsync", "everysec")
+        store._server.client.config_set("appendfsync", "everysec")
         (problem,) = store.check()
         assert "may lose acknowledged events: it has appendfsync everysec, expected" in problem
         with ValkeyStore(running.url, durable=False) as other:
             assert other.check() == []
-        store._client.config_set("appendfsync", "always")
-        store._client.config_set("maxmemory-policy", "allkeys-lru")
+        store._server.client.config_set("appendfsync", "always")
+        store._server.client.config_set("maxmemory-policy", "allkeys-lru")
         assert "maxmemory-policy allkeys-lru" in store.check()[0]
-        store._client.config_set("maxmemory-policy", "noeviction")
-        store._client.flushall()
+        store._server.client.config_set("maxmemory-policy", "noeviction")
+        store._server.client.flushall()
         (problem,) = store.check()
         assert "was emptied" in problem and running.url not in problem
         running.kill()
@@ -93,7 +55,7 @@ def test_settings_are_watched_while_the_store_is_open():
 
 @needs_server
 def test_a_large_user_is_read_part_by_part(monkeypatch):
-    monkeypatch.setattr("limerank.serving.stores.valkey.PART", 10)
+    monkeypatch.setattr("limerank.serving.stores.valkey_reading.PART", 10)
     with server() as running, ValkeyStore(running.url) as store:
         events = [event(at=at % 17, id=f"{at:03}") for at in range(95)]
         store.append(events)
@@ -101,7 +63,7 @@ def test_a_large_user_is_read_part_by_part(monkeypatch):
         version = store.version(1)
         assert store.held(1) == (version, {}, ordered, True)
         # Nothing is listed, as of an earlier version: those since are found all the same.
-        store._client.hdel(f"{store.prefix}u:1", "listed")
+        store._server.command("HDEL", store._layout.of_user(1, "u")[0], "listed")
         held = store.held(1, Version(version.born, 90))
         assert held.events == ordered[90:]
         # A user who changes all the time is read at once in the end.
@@ -136,13 +98,13 @@ def test_the_servers_log_is_rewritten_after_a_deletion(monkeypatch):
 
         assert b"secret-of" in logs()
         assert store.delete_user(1) and store.check() == []
-        assert store._client.get(f"{store.prefix}erase") is not None, "not yet"
+        assert store._server.command("GET", store._layout.of_all("erase")[0]) is not None, "not yet"
         monkeypatch.setattr("limerank.serving.stores.valkey.REWRITE_SECONDS", 0)
         assert store.check() == []
-        assert store._client.get(f"{store.prefix}erase") is None
+        assert store._server.command("GET", store._layout.of_all("erase")[0]) is None
         until = time.monotonic() + 30
         while b"secret-of" in logs() and time.monotonic() < until:
-            store._client.ping()
+            store._server.client.ping()
         assert b"secret-of" not in logs() and store.check() == []
 
 
@@ -178,22 +140,59 @@ def test_more_threads_than_connections(monkeypatch):
         for thread in threads:
             thread.join()
         assert store.counts() == (12, 12)
-        assert store._client.info("clients")["connected_clients"] <= 2
+        assert store._server.client.info("clients")["connected_clients"] <= 2
 
 
 @needs_server
 def test_a_search_of_names_is_bounded(monkeypatch):
-    monkeypatch.setattr("limerank.serving.stores.valkey.NAMED_SCANS", 2)
-    monkeypatch.setattr("limerank.serving.stores.valkey.SCAN", 10)
+    monkeypatch.setattr("limerank.serving.stores.valkey_reading.TOGETHER", 8)
     with server() as running, ValkeyStore(running.url) as store:
-        store.append([event(user=user, at=1) for user in range(2000)])
-        asked = []
-        scan = store._client.sscan
-        monkeypatch.setattr(
-            store._client, "sscan", lambda *a, **k: asked.append(a) or scan(*a, **k)
-        )
+        store.append([event(user=user, at=1) for user in range(1000, 1300)])
+        asked, send = [], store._server.send
+        monkeypatch.setattr(store._server, "send", lambda calls: asked.append(calls) or send(calls))
         assert 1234 in store.named("1234", 5), "the one who is called so is always found"
-        assert len(asked) == 2
+        assert sum(map(len, asked)) <= 1 + store.parts, "a command for each bucket"
+        asked.clear()
+        found = store.named("1", 9)
+        assert len(found) == 9 and all(str(user).startswith("1") for user in found)
+        assert sum(map(len, asked)) == 1 + 8, "no more buckets than needed"
+        assert all(words[-1] == 9 for calls in asked[1:] for _, words, _ in calls)
+
+
+@needs_server
+def test_users_of_one_bucket_are_written_by_one_call(monkeypatch):
+    with server() as running, ValkeyStore(running.url, buckets=4) as store:
+        sent, send = [], store._server.send
+        monkeypatch.setattr(store._server, "send", lambda calls: sent.append(calls) or send(calls))
+        events = [event(user=user, at=at) for at in range(3) for user in range(50)]
+        assert store.append(events) == ["accepted"] * 150
+        assert store.show([exposure(user=user) for user in range(50)]) == ["accepted"] * 50
+        assert [len(calls) for calls in sent] == [4, 4]
+        assert store.append(events[::-1]) == ["duplicate"] * 150
+        assert store.counts() == (50, 150) and len(list(store.users())) == 50
+    with server() as running, ValkeyStore(running.url, buckets=4) as store:
+        store.append([event(user=user) for user in range(9)])
+        with ValkeyStore(running.url) as other:
+            assert other.parts == 4, "a store that exists has its own"
+            assert other.counts() == (9, 9)
+
+
+@pytest.mark.parametrize("buckets", [1, 3, 256, 1024])
+def test_buckets_are_spread_evenly_over_slots(buckets):
+    slots = sorted(slot_of(f"any:{{{tag}}}u:7") for tag in tags(buckets))
+    edges = [SLOTS * bucket // buckets for bucket in range(buckets + 1)]
+    assert all(low <= slot < high for low, slot, high in zip(edges, slots, edges[1:], strict=False))
+    layout = Layout("", buckets)
+    counts = np.bincount([layout.bucket(user) for user in range(64 * buckets)], minlength=buckets)
+    assert counts.min() > 0
+
+
+def test_slots_are_those_of_a_cluster():
+    assert slot_of("123456789") == 0x31C3 % SLOTS  # the check value of CRC-16/XMODEM
+    assert slot_of("a{tag}b") == slot_of("{tag}") == slot_of("tag") != slot_of("{}tag")
+    for wrong in ({"prefix": "a{b}", "buckets": 2}, {"prefix": "", "buckets": 0}):
+        with pytest.raises(SpecError, match=r"braces|buckets"):
+            Layout(**wrong)
 
 
 @needs_server
@@ -237,6 +236,8 @@ def test_a_password_is_shown_nowhere(caplog):
         ("valkey://[::1]:6379/0", "valkey://[::1]:6379/0"),
         ("valkey://[::1]", "valkey://[::1]"),
         ("user:pass@host", "user:***@host"),
+        ("valkey+cluster://u:pass@a:1,b:2/?ssl_x=1", "valkey+cluster://u:***@a:1,b:2/?ssl_x=***"),
+        ("valkey+cluster://a:6379,b:pass", "valkey+cluster://a:6379,b:***"),
     ],
 )
 def test_addresses_without_secrets(url, shown):
@@ -258,6 +259,10 @@ def test_addresses_without_secrets(url, shown):
         "valkey://:secret-pass@host/-1",
         "redis://host:6379/0?pwd=secret-pass",
         "rediss://host:6379/0?ssl_key=secret-pass",
+        "valkey+cluster://:secret-pass@host:6379/3",
+        "valkey+cluster://host:6379,host:secret-pass",
+        "valkey+cluster:/user:secret-pass@host",
+        "redis+cluster://host:6379,other/?pwd=secret-pass",
     ],
 )
 def test_wrong_addresses_do_not_show_their_password(url, tmp_path, monkeypatch):
@@ -310,8 +315,8 @@ def test_a_full_server_loses_nothing():
 @needs_server
 def test_another_format_is_refused():
     with server() as running, ValkeyStore(running.url) as store:
-        store._client.set("limerank:format", 7)
-        with pytest.raises(FormatError, match="expected 1; choose another prefix"):
+        store._server.client.set("limerank:format", 7)
+        with pytest.raises(FormatError, match="expected 2; choose another prefix"):
             ValkeyStore(running.url)
 
 

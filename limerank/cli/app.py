@@ -29,6 +29,7 @@ COMMANDS = (
     "rank",
     "similar",
     "fill",
+    "store",
     "serve",
     "export",
     "ab",

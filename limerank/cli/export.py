@@ -11,7 +11,12 @@ from limerank.cli.options import Overwrite, Quiet
 from limerank.errors import SpecError
 
 INTERRUPTED = "nothing was written"
-Store = Annotated[str, typer.Option(help="Event store: SQLite file or valkey://HOST:PORT/0.")]
+Store = Annotated[
+    str,
+    typer.Option(
+        help="Event store: SQLite file, valkey://HOST:PORT/0 or valkey+cluster://HOST:PORT,..."
+    ),
+]
 
 
 def export(

@@ -15,7 +15,9 @@ INTERRUPTED = "stored events remain; run the same command again to store the res
 def fill(
     store: Annotated[
         str,
-        typer.Argument(help="SQLite file (created if missing) or valkey://HOST:PORT/0."),
+        typer.Argument(
+            help="SQLite file (created if missing), valkey://HOST:PORT/0 or valkey+cluster://HOST:PORT,..."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Prepared dataset.")],
     base: Annotated[

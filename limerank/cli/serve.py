@@ -44,7 +44,9 @@ def serve(
     ] = "",
     store: Annotated[
         str,
-        typer.Option(help="Event store: SQLite file (created if missing) or valkey://HOST:PORT/0."),
+        typer.Option(
+            help="Event store: SQLite file (created if missing), valkey://HOST:PORT/0 or valkey+cluster://HOST:PORT,..."
+        ),
     ] = "events.db",
     items: Annotated[
         Path | None, typer.Option(help="Item table, for filters and for features in responses.")

@@ -244,7 +244,8 @@ class Tally:
     def __init__(self, store: EventStore, window: float = WINDOW, *, clocked: bool = True) -> None:
         self.store, self._length, self._clocked = store, round(1000 * window), clocked
         self.reading, self.uncounted, self.lock = Reading(), 0, threading.Lock()
-        self._since = 0
+        self._since = dict.fromkeys(range(store.parts), 0)
+        self._open: dict[int, int] = {}
         self._users: dict[Id, dict[str, Counts]] = {}
 
     @property
@@ -257,21 +258,28 @@ class Tally:
         self.reading.fresh = {}
 
     def advance(self, now: int | None = None) -> int:
-        """Count exposures whose window is over, in their order of arrival; at most
-        :data:`AT_ONCE`. Returns how many."""
+        """Count exposures whose window is over, in their order of arrival within each part of the
+        store; at most about :data:`AT_ONCE`. Returns how many."""
         now = int(clock.time() * 1000) if now is None else now
-        last, found = self.store.shown(self._since, AT_ONCE)
+        # A part is read again when the window of its first uncounted exposure is over.
+        since = {
+            part: change for part, change in self._since.items() if self._open.get(part, now) <= now
+        }
+        self._open = {part: over for part, over in self._open.items() if over > now}
+        last, found = self.store.shown(since, AT_ONCE)
         by_user: dict[Id, list[Exposure]] = {}
-        since = last
-        for change, one in found:
+        for part, change, one in found:
+            if part in self._open:
+                continue
             # The clock of a client may be ahead: such an exposure does not hold up the others.
             if self._clocked and now - self._length < one.time <= now:
-                since = change - 1
-                break
+                last[part] = change - 1
+                self._open[part] = one.time + self._length
+                continue
             by_user.setdefault(one.user, []).append(one)
         for user, exposures in by_user.items():
             self._count(user, exposures)
-        self._since = since
+        self._since |= last
         return sum(map(len, by_user.values()))
 
     def forget(self, user: Id) -> None:

@@ -120,10 +120,12 @@ class EventStore(abc.ABC):
         most: events stored of a user, at most; None: all.
         most_exposures: exposures stored of a user, at most.
         local: whether this process reads the store itself, in microseconds.
+        parts: into how many parts users are divided; see :meth:`shown`.
         address: the store's address or path, for logs and the command line; never with a password.
     """
 
     local = False
+    parts = 1
     address: str
 
     def __init__(self, most: int | None, most_exposures: int = MOST_EXPOSURES) -> None:
@@ -196,11 +198,21 @@ class EventStore(abc.ABC):
         """The number of a user's exposures. None is read."""
 
     @abc.abstractmethod
-    def shown(self, since: int, limit: int) -> tuple[int, list[tuple[int, Exposure]]]:
-        """The exposures stored after the change ``since``, in the order of arrival, each with the
-        number of its change, without those that were dropped or deleted since; and the number to
-        continue from, which stays when there are no more. At most ``limit`` are read. Damaged ones
-        are left out and logged."""
+    def shown(
+        self, since: Mapping[int, int], limit: int
+    ) -> tuple[dict[int, int], list[tuple[int, int, Exposure]]]:
+        """The exposures stored after given changes. Each part of the store numbers its own changes.
+
+        Args:
+            since: part -> the change after which its exposures are wanted, 0 for all. Other parts
+                are not read.
+            limit: about how many are read at most, in equal shares of the parts.
+
+        Returns:
+            Part -> the change to continue from, which stays where there are no more; and (part,
+            change, exposure) in the order of arrival within each part, without those that were
+            dropped or deleted since. Damaged ones are left out and logged.
+        """
 
     @abc.abstractmethod
     def set_features(self, user: Id, features: Mapping[str, Any]) -> None:
@@ -345,16 +357,19 @@ def renamed(what: str, user: Id, rows: Iterable[tuple[bytes, int, bytes]]) -> li
     return found
 
 
-def readable(rows: Iterable[tuple[int, str, bytes, int, str]]) -> list[tuple[int, Exposure]]:
-    """Exposures (change, user, bytes, time, ranking) that can be read; damaged ones are logged."""
+def readable(
+    rows: Iterable[tuple[int, int, str, bytes, int, str]],
+) -> list[tuple[int, int, Exposure]]:
+    """Exposures (part, change, user, bytes, time, ranking) that can be read; damaged ones are
+    logged."""
     found, damaged = [], 0
-    for change, user, data, time, ranking in rows:
+    for part, change, user, data, time, ranking in rows:
         try:
             one = unpack_exposure(data, external_id("user", user), time, ranking)
         except (FormatError, DataError):
             damaged += 1
         else:
-            found.append((change, one))
+            found.append((part, change, one))
     if damaged:
         log.error("%d exposures of the event store are damaged and left out", damaged)
     return found

@@ -301,15 +301,19 @@ class SqliteStore(EventStore):
             ).fetchone()
         return int(found[0])
 
-    def shown(self, since: int, limit: int) -> tuple[int, list[tuple[int, Exposure]]]:
+    def shown(
+        self, since: Mapping[int, int], limit: int
+    ) -> tuple[dict[int, int], list[tuple[int, int, Exposure]]]:
+        if not since:
+            return {}, []
         with self._file.reading(several=False) as connection:
             rows = connection.execute(
-                "SELECT change, users.id, data, time, exposures.id FROM exposures "
+                "SELECT 0, change, users.id, data, time, exposures.id FROM exposures "
                 "CROSS JOIN users ON users.key=exposures.user "
                 "WHERE change>? ORDER BY change LIMIT ?",
-                (since, limit),
+                (since[0], limit),
             ).fetchall()
-        return rows[-1][0] if rows else since, readable(rows)
+        return {0: rows[-1][1] if rows else since[0]}, readable(rows)
 
     def state(self, user: Id, kind: str) -> State | None:
         with self._file.reading() as connection:

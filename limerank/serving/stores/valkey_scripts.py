@@ -1,91 +1,82 @@
 """Scripts of a Valkey event store, in Lua: each change is one script, and therefore atomic.
 
-Keys, after the prefix (``USER`` is the external id)::
-
-    format              version of this layout
-    ids                 set once all users' ids are in their one form
-    users, events       set of users; number of events
-    u:USER              hash: born, count, dropped, features (JSON), from, listed
-    t:USER, e:USER      sorted set: event id by time; hash: event id -> COUNT|packed event
-    c:USER              list: COUNT|event id, in the order of the changes, of those since ``from``
-    x:USER, y:USER      sorted set: ranking by time; hash: ranking -> packed exposure
-    shown, showing      sorted set: RANKING|USER by the change that stored it; number of changes
-    s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
-    items, changes      hash: item -> JSON, empty where removed; sorted set: item by change
-    change              number of changes of items
-    erase               when a user was first deleted after the server last rewrote its log
-    identity            random text that differs between stores
-
-``c:USER`` contains all events accepted since the change ``from`` if ``listed`` equals ``count``.
-Versions of limerank that do not maintain the list change ``count`` alone; then it begins again.
+:mod:`limerank.serving.stores.valkey_layout` lists the keys. A script takes keys of one bucket.
 """
 
-# KEYS: u:, t:, e:, c:, users, events. A new user gets the random number ARGV[2] as its birth. If
-# the list of changes is incomplete, it begins again from here.
-BORN = """
-if redis.call('HSETNX', KEYS[1], 'born', ARGV[2]) == 1 then
-  redis.call('HSET', KEYS[1], 'count', 0, 'dropped', 0, 'features', '{}', 'from', 0, 'listed', 0)
-  redis.call('DEL', KEYS[4])
-  redis.call('SADD', KEYS[5], ARGV[1])
-end
-local meta = redis.call('HMGET', KEYS[1], 'count', 'dropped', 'listed')
-local count, dropped = tonumber(meta[1]), tonumber(meta[2])
-if meta[3] ~= meta[1] then
-  redis.call('HSET', KEYS[1], 'from', meta[1])
-  redis.call('DEL', KEYS[4])
-end
+DIGITS = """
 local function digits(number) return string.format('%.0f', number) end
 """
-# Drops the oldest events of a user who has more than `most`; sets held, count and dropped.
+# Of a user: u, t, e, c; KEYS: names, sums. A new user gets the random number `birth`. If the list
+# of changes is incomplete, it begins again from here. Sets count and dropped.
+BORN = """
+if redis.call('HSETNX', u, 'born', birth) == 1 then
+  redis.call('HSET', u, 'count', 0, 'dropped', 0, 'features', '{}', 'from', 0, 'listed', 0)
+  redis.call('DEL', c)
+  redis.call('ZADD', KEYS[1], 0, user)
+  redis.call('HINCRBY', KEYS[2], 'users', 1)
+end
+local meta = redis.call('HMGET', u, 'count', 'dropped', 'listed')
+local count, dropped = tonumber(meta[1]), tonumber(meta[2])
+if meta[3] ~= meta[1] then
+  redis.call('HSET', u, 'from', meta[1])
+  redis.call('DEL', c)
+end
+"""
+# Drops the oldest events of a user who has more than `most`; sets held, before, count and dropped.
 TRIMMED = """
+local held = redis.call('ZCARD', t)
+local before = held
 if most > 0 and held > most then
   local number = math.min(held - most, trim)
-  local popped = redis.call('ZPOPMIN', KEYS[2], number)
-  for at = 1, #popped, 2 do redis.call('HDEL', KEYS[3], popped[at]) end
+  local popped = redis.call('ZPOPMIN', t, number)
+  for p = 1, #popped, 2 do redis.call('HDEL', e, popped[p]) end
   held, count = held - number, count + 1
   dropped = count
 end
 """
 # Writes count and dropped. Shortens the list to about twice the number of events.
 ENDED = """
-redis.call('HSET', KEYS[1], 'count', digits(count), 'dropped', digits(dropped),
-           'listed', digits(count))
-if redis.call('LLEN', KEYS[4]) > 2 * held + 64 then
-  redis.call('LTRIM', KEYS[4], -held - 1, -1)
-  local first = redis.call('LPOP', KEYS[4])
-  redis.call('HSET', KEYS[1], 'from', string.sub(first, 1, string.find(first, '|', 1, true) - 1))
+redis.call('HSET', u, 'count', digits(count), 'dropped', digits(dropped), 'listed', digits(count))
+if redis.call('LLEN', c) > 2 * held + 64 then
+  redis.call('LTRIM', c, -held - 1, -1)
+  local first = redis.call('LPOP', c)
+  redis.call('HSET', u, 'from', string.sub(first, 1, string.find(first, '|', 1, true) - 1))
 end
-redis.call('INCRBY', KEYS[6], held - before)
+redis.call('HINCRBY', KEYS[2], 'events', held - before)
 """
-# ARGV: user, born, most (0: any number), trim, then id, time and bytes of each event, in their
-# order. Returns the outcome of each: 0 duplicate, 1 accepted, 2 expired.
+# KEYS: names, sums, then u:, t:, e:, c: of each user. ARGV: most (0: any number), trim, then of
+# each user: user, birth, number of events, then id, time and bytes of each event, in their order.
+# Returns the outcome of each event: 0 duplicate, 1 accepted, 2 expired.
 APPEND = (
-    BORN
+    DIGITS
     + """
-local held = redis.call('ZCARD', KEYS[2])
-local before, most, trim, out = held, tonumber(ARGV[3]), tonumber(ARGV[4]), {}
+local most, trim, at, out = tonumber(ARGV[1]), tonumber(ARGV[2]), 3, {}
+for k = 3, #KEYS, 4 do
+local u, t, e, c = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
+local user, birth, last = ARGV[at], ARGV[at + 1], at + 3 * tonumber(ARGV[at + 2])
 """
+    + BORN
     + TRIMMED
     + """
-for at = 5, #ARGV, 3 do
-  local id, outcome = ARGV[at], 0
-  if redis.call('HEXISTS', KEYS[3], id) == 0 then
-    redis.call('ZADD', KEYS[2], ARGV[at + 1], id)
+for p = at + 3, last, 3 do
+  local id, outcome = ARGV[p], 0
+  if redis.call('HEXISTS', e, id) == 0 then
+    redis.call('ZADD', t, ARGV[p + 1], id)
     outcome, held = 1, held + 1
     if most > 0 and held > most then
-      local oldest = redis.call('ZPOPMIN', KEYS[2])[1]
+      local oldest = redis.call('ZPOPMIN', t)[1]
       held = held - 1
       if oldest == id then
         outcome = 2
       else
-        redis.call('HDEL', KEYS[3], oldest)
+        redis.call('HDEL', e, oldest)
         dropped = count + 1
       end
     end
     if outcome == 1 then
       count = count + 1
-      redis.call('HSET', KEYS[3], id, digits(count) .. '|' .. ARGV[at + 2])
-      redis.call('RPUSH', KEYS[4], digits(count) .. '|' .. id)
+      redis.call('HSET', e, id, digits(count) .. '|' .. ARGV[p + 2])
+      redis.call('RPUSH', c, digits(count) .. '|' .. id)
     end
   end
   out[#out + 1] = outcome
@@ -93,31 +84,37 @@ end
 """
     + ENDED
     + """
+at = last + 3
+end
 return out
 """
 )
-# ARGV: user, born, most, trim. Does nothing for an unknown user.
+# KEYS: names, sums, u:, t:, e:, c:. ARGV: most, trim. Does nothing for an unknown user.
 TRIM_USER = (
-    """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+    DIGITS
+    + """
+local most, trim = tonumber(ARGV[1]), tonumber(ARGV[2])
+local u, t, e, c = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local birth, user = '0', ''
+if redis.call('EXISTS', u) == 0 then return 0 end
 """
     + BORN
-    + """
-local held = redis.call('ZCARD', KEYS[2])
-local before, most, trim = held, tonumber(ARGV[3]), tonumber(ARGV[4])
-"""
     + TRIMMED
     + ENDED
     + """
 return before - held
 """
 )
-# ARGV: user, born, features.
+# KEYS: names, sums, u:, c:. ARGV: user, birth, features.
 FEATURES = (
-    BORN
+    DIGITS
+    + """
+local u, c, user, birth = KEYS[3], KEYS[4], ARGV[1], ARGV[2]
+"""
+    + BORN
     + """
 count = digits(count + 1)
-redis.call('HSET', KEYS[1], 'features', ARGV[3], 'count', count, 'listed', count)
+redis.call('HSET', u, 'features', ARGV[3], 'count', count, 'listed', count)
 """
 )
 # KEYS: u:, t:, e:, c:. ARGV: born and count of the version after which events are wanted, or empty;
@@ -161,50 +158,56 @@ else
 end
 return out
 """
-# KEYS: u:, t:, e:, c:, users, events, x:, y:, shown, showing. ARGV: user, born, most, then ranking,
-# time and bytes of each exposure. Returns the outcome of each: 0 duplicate, 1 accepted, 2 expired.
+# KEYS: names, sums, shown, then u:, c:, x:, y: of each exposure. ARGV: most, then user, birth,
+# ranking, time and bytes of each exposure.
+# Returns the outcome of each: 0 duplicate, 1 accepted, 2 expired.
 SHOW = (
-    BORN
+    DIGITS
     + """
-local out, most = {}, tonumber(ARGV[3])
-for at = 4, #ARGV, 3 do
-  local id, outcome = ARGV[at], 0
-  if redis.call('HEXISTS', KEYS[8], id) == 0 then
-    outcome = 1
-    local change = digits(redis.call('INCR', KEYS[10]))
-    redis.call('ZADD', KEYS[7], ARGV[at + 1], id)
-    redis.call('HSET', KEYS[8], id, ARGV[at + 2])
-    redis.call('ZADD', KEYS[9], change, id .. '|' .. ARGV[1])
-    while redis.call('ZCARD', KEYS[7]) > most do
-      local oldest = redis.call('ZPOPMIN', KEYS[7])[1]
-      redis.call('HDEL', KEYS[8], oldest)
-      redis.call('ZREM', KEYS[9], oldest .. '|' .. ARGV[1])
-      if oldest == id then outcome = 2 end
-    end
+local out, most, at = {}, tonumber(ARGV[1]), 2
+for k = 4, #KEYS, 4 do
+local u, c, x, y = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
+local user, birth, id, outcome = ARGV[at], ARGV[at + 1], ARGV[at + 2], 0
+"""
+    + BORN
+    + """
+if redis.call('HEXISTS', y, id) == 0 then
+  outcome = 1
+  local change = digits(redis.call('HINCRBY', KEYS[2], 'shown', 1))
+  redis.call('ZADD', x, ARGV[at + 3], id)
+  redis.call('HSET', y, id, ARGV[at + 4])
+  redis.call('ZADD', KEYS[3], change, id .. '|' .. user)
+  while redis.call('ZCARD', x) > most do
+    local oldest = redis.call('ZPOPMIN', x)[1]
+    redis.call('HDEL', y, oldest)
+    redis.call('ZREM', KEYS[3], oldest .. '|' .. user)
+    if oldest == id then outcome = 2 end
   end
-  out[#out + 1] = outcome
+end
+out[#out + 1] = outcome
+at = at + 5
 end
 return out
 """
 )
-# KEYS: u:, t:, e:, s:, c:, x:, y:, shown, users, events, erase. ARGV: user, seconds since 1970.
+# KEYS: names, sums, shown, u:, t:, e:, s:, c:, x:, y:. ARGV: user.
 DELETE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('DECRBY', KEYS[10], redis.call('ZCARD', KEYS[2]))
-redis.call('SREM', KEYS[9], ARGV[1])
-for _, id in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
-  redis.call('ZREM', KEYS[8], id .. '|' .. ARGV[1])
+if redis.call('EXISTS', KEYS[4]) == 0 then return 0 end
+redis.call('HINCRBY', KEYS[2], 'users', -1)
+redis.call('HINCRBY', KEYS[2], 'events', 0 - redis.call('ZCARD', KEYS[5]))
+redis.call('ZREM', KEYS[1], ARGV[1])
+for _, id in ipairs(redis.call('ZRANGE', KEYS[9], 0, -1)) do
+  redis.call('ZREM', KEYS[3], id .. '|' .. ARGV[1])
 end
-redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-redis.call('SET', KEYS[11], ARGV[2], 'NX')
+redis.call('UNLINK', KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10])
 return 1
 """
-# KEYS: u:, s:. ARGV: born, count, kind, bytes.
+# KEYS: u:, s:. ARGV: born, count, kind, bytes. Returns how many states the user has; 0: refused.
 PUT_STATE = """
 local meta = redis.call('HMGET', KEYS[1], 'born', 'count')
 if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
-return 1
+return redis.call('HLEN', KEYS[2])
 """
 # KEYS: items, changes, change. ARGV: of each item id and JSON.
 PUT_ITEMS = """
