@@ -236,7 +236,7 @@ def test_a_server_answers_from_a_valkey_store(written, mode, tmp_path):
         client.close()
         with pytest.raises(FormatError, match="run: limerank store migrate unix://"):
             ValkeyStore(running.url)
-        assert migrate_store(running.url).users == 3
+        assert migrate_store(running.url).users > 3
         with ValkeyStore(running.url) as store:
             assert all(store.state(user, mode) is not None for user in (1, 2, "somebody"))
             same(answers_of_server(written, store, mode, tmp_path), STATES[mode])
