@@ -144,19 +144,18 @@ def test_more_threads_than_connections(monkeypatch):
 
 
 @needs_server
-def test_a_search_of_names_is_bounded(monkeypatch):
-    monkeypatch.setattr("limerank.serving.stores.valkey_reading.TOGETHER", 8)
-    with server() as running, ValkeyStore(running.url) as store:
-        store.append([event(user=user, at=1) for user in range(1000, 1300)])
+def test_a_search_of_names_reads_little(monkeypatch):
+    with server() as running, ValkeyStore(running.url, buckets=16) as store:
+        users = list(range(1000, 1400))
+        store.append([event(user=user, at=1) for user in users])
         asked, send = [], store._server.send
         monkeypatch.setattr(store._server, "send", lambda calls: asked.append(calls) or send(calls))
-        assert 1234 in store.named("1234", 5), "the one who is called so is always found"
-        assert sum(map(len, asked)) <= 1 + store.parts, "a command for each bucket"
-        asked.clear()
-        found = store.named("1", 9)
-        assert len(found) == 9 and all(str(user).startswith("1") for user in found)
-        assert sum(map(len, asked)) == 1 + 8, "no more buckets than needed"
-        assert all(words[-1] == 9 for calls in asked[1:] for _, words, _ in calls)
+        assert store.named("1234", 5) == [1234] and list(map(len, asked)) == [16, 1]
+        for text, limit in (("1", 9), ("12", 40), ("", 3), ("13", 400), ("", 1000)):
+            asked.clear()
+            wanted = [user for user in users if str(user).startswith(text)]
+            assert store.named(text, limit) == wanted[:limit]
+            assert len(asked) <= 3 and sum(map(len, asked)) <= 3 * 16
 
 
 @needs_server

@@ -248,9 +248,8 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def named(self, text: str, limit: int) -> list[Id]:
-        """Users whose id begins with a text, at most ``limit``, sorted as text. A store without an
-        order returns some of them: the user whose id equals the text, and those that it finds in a
-        bounded time."""
+        """Users whose id begins with a text: the first ``limit`` of them in the order of their
+        text. No others are read."""
 
     @abc.abstractmethod
     def event_count(self, user: Id) -> int | None:

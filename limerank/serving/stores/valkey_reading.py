@@ -246,22 +246,23 @@ class ValkeyReads(EventStore):
     def named(self, text: str, limit: int) -> list[Id]:
         if not beginning(text):
             return []
-        found: set[bytes] = set()
-        if text:
-            (names,) = self._layout.of_bucket(self._layout.bucket(text), "names")
-            with self._server.as_store_errors():
-                if self._server.command("ZSCORE", names, text) is not None:
-                    found.add(text.encode())
-        first = b"[" + text.encode() if text else b"-"
         last = b"[" + text.encode() + b"\xff" if text else b"+"  # no text contains this byte
-        for at in range(0, self._layout.buckets, TOGETHER):
-            if len(found) >= limit:
-                break
-            some = range(at, min(at + TOGETHER, self._layout.buckets))
-            for part in self._named(dict.fromkeys(some, first), some, last, limit):
-                found.update(part)
-        users = sorted(user.decode() for user in found)[:limit]
-        return [external_id("user", user) for user in users]
+        waiting = dict.fromkeys(range(self._layout.buckets), b"[" + text.encode() if text else b"-")
+        users: list[bytes] = []
+        each = max(1, 2 * limit // self._layout.buckets)
+        while waiting and limit > 0:
+            buckets = list(waiting)
+            parts = self._named(waiting, buckets, last, each)
+            users = sorted(itertools.chain(users, *parts))[:limit]
+            full = len(users) == limit
+            # Of other buckets nothing more can be among the first ones.
+            waiting = {
+                bucket: b"(" + part[-1]
+                for bucket, part in zip(buckets, parts, strict=True)
+                if len(part) == each and not (full and part[-1] > users[-1])
+            }
+            each = limit
+        return [external_id("user", user.decode()) for user in users]
 
     def event_count(self, user: Id) -> int | None:
         known, times = self._keys(external_id("user", user), "ut")
