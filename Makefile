@@ -151,7 +151,7 @@ constraints: $(VENV)/.dev  ## pin the newest versions in constraints.txt (run it
 	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "make constraints: needs a .venv of Python 3.11, the oldest supported")'
 	@echo "resolving the newest versions of everything but torch..."
 	@mkdir -p build
-	@$(PIP) install --dry-run --ignore-installed --no-build-isolation $(FROM_TORCH) $(TORCH) -e '.[dev,tensorboard,bench]' \
+	@$(PIP) install --dry-run --ignore-installed --no-build-isolation $(FROM_TORCH) $(TORCH) -e '.[dev,tensorboard,bench,ray]' \
 	  > build/resolved.txt 2> build/resolved.log || { cat build/resolved.log >&2; exit 1; }
 	@{ sed -n '/^#/p' constraints.txt; \
 	  sed -n 's/^Would install //p' build/resolved.txt | tr ' ' '\n' | sed -e '/^limerank-/d' \

@@ -42,6 +42,7 @@ training: distributed collaborative neighbours negatives optim positives softmax
 tuning: result space < study training < tuner
 serving: stores telemetry messages shards < intake exposing reading state copying < served
     < current interleaving < arms < answers < engine watching fill export < http
+cluster: work jobs < on_ray
 refresh: config home < checks gate rollout < cycle
 report
 cli

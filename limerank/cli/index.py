@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from limerank.cli.options import Data, Join, Overwrite, PartOption, Quiet, ids, print_coverage
+from limerank.cli.options import (
+    Data,
+    Join,
+    On,
+    Overwrite,
+    PartOption,
+    Parts,
+    Quiet,
+    Retries,
+    ids,
+    print_coverage,
+    run_on,
+)
 from limerank.errors import SpecError
 from limerank.parts import parse_part
 
@@ -72,6 +84,9 @@ def index(
     ] = None,
     part: PartOption = None,
     join: Join = False,
+    on: On = None,
+    parts: Parts = 16,
+    retries: Retries = 3,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -104,6 +119,8 @@ def index(
         limerank index runs/mine --out index/mine --join
 
         limerank index runs/mine --out index/mine --shards 4
+
+        limerank index runs/mine --out index/mine --on ray --parts 64
     """
     building = {"--data": data, "--items": items, "--merge": merge, "--overwrite": overwrite}
     changing = {"--add": add, "--update": update, "--put": put, "--remove": remove}
@@ -123,6 +140,19 @@ def index(
         raise SpecError(f"{options}: give the options of one operation only ({' or '.join(given)})")
     if forget and not compact:
         raise SpecError("--forget goes with --compact")
+    if part is not None and on is not None:
+        raise SpecError("give --part, or --on for all parts")
+    if on is not None:
+        if given not in ([], ["building"]):
+            raise SpecError(f"--on builds an index; leave out {modes[given[-1]][0]}")
+        from limerank.index.building import check_index_output
+        from limerank.index.parts import join_parts
+
+        check_index_output(out, overwrite)
+        job = {"command": "index", "run": run, "out": out, "data": data, "items": items}
+        run_on(on, {**job, "merge": merge}, parts, retries, quiet)
+        print(join_parts(run, out, overwrite=overwrite, quiet=quiet).text())
+        return
     if part is not None:
         if given not in ([], ["building"]):
             raise SpecError(f"--part builds a part of an index; leave out {modes[given[-1]][0]}")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from limerank.errors import SpecError
+from limerank.errors import SpecError, check_choice
 
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output of the same kind.")
@@ -24,6 +24,19 @@ PartOption = Annotated[
 ]
 Join = Annotated[
     bool, typer.Option("--join", help="Join the parts of --part, when all are complete.")
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray",
+        help="Compute all parts on a Ray cluster and join them: the one of RAY_ADDRESS, or one on "
+        'this machine. Needs the extra: pip install "limerank[ray]".',
+    ),
+]
+Parts = Annotated[int, typer.Option("--parts", metavar="N", help="With --on: number of parts.")]
+Retries = Annotated[
+    int, typer.Option("--retries", help="With --on: further attempts of a part that failed.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress bars.")]
 Data = Annotated[
@@ -67,6 +80,30 @@ def use_threads(threads: int | None) -> None:
         if threads < 1:
             raise SpecError(f"--threads is {threads}, expected 1 or more")
         torch.set_num_threads(threads)
+
+
+def run_on(on: str, job: dict[str, Any], parts: int, retries: int, quiet: bool) -> None:
+    """Compute all parts of a job on a cluster.
+
+    Args:
+        on: the engine.
+        job: see :mod:`limerank.cluster.work`; paths become absolute.
+        parts, retries, quiet: see :func:`~limerank.cluster.jobs.run_parts`.
+
+    Raises:
+        SpecError: there is no such engine, or it is not installed.
+        LimerankError: the attempts of a part are used up.
+    """
+    from limerank.cluster.jobs import run_parts
+    from limerank.cluster.on_ray import RayWorkers
+
+    check_choice("--on", on, ("ray",))
+    given = {
+        name: str(value.absolute()) if isinstance(value, Path) else value
+        for name, value in job.items()
+    }
+    threads = int(given.get("threads") or 1)
+    run_parts(lambda of: RayWorkers(of, parts, threads), given, parts, retries=retries, quiet=quiet)
 
 
 def print_coverage(table: Any, partial: bool = False) -> None:

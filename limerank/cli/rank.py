@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from limerank.cli.options import Data, Join, Overwrite, PartOption, Quiet, ids
+from limerank.cli.options import (
+    Data,
+    Join,
+    On,
+    Overwrite,
+    PartOption,
+    Parts,
+    Quiet,
+    Retries,
+    ids,
+    run_on,
+)
 from limerank.cli.options import candidates as read_candidates
 from limerank.errors import SpecError
 from limerank.parts import parse_part
@@ -43,6 +54,9 @@ def rank(
     overwrite: Overwrite = False,
     part: PartOption = None,
     join: Join = False,
+    on: On = None,
+    parts: Parts = 16,
+    retries: Retries = 3,
     k: Annotated[int, typer.Option("-k", help="Number of items per user.")] = 20,
     candidates: Annotated[
         str | None,
@@ -135,14 +149,16 @@ def rank(
             raise SpecError("--all-users and --users need --out, such as --out recs.parquet")
         if all_users and users is not None:
             raise SpecError("give either --all-users or --users")
+        if on is not None and (part is not None or join):
+            raise SpecError("--on computes all parts and joins them: leave out --part and --join")
         if part is not None and (join or overwrite):
             raise SpecError(
                 "--part computes a part of the file and does not write it: leave out "
                 f"{'--join' if join else '--overwrite, which goes with --join'}"
             )
     else:
-        if part is not None or join:
-            raise SpecError("--part and --join go with --all-users or --users")
+        if part is not None or join or on is not None:
+            raise SpecError("--part, --join and --on go with --all-users or --users")
         if out is not None or overwrite:
             raise SpecError("--out and --overwrite go with --all-users or --users")
         if skip_unknown and candidates is None:
@@ -191,7 +207,15 @@ def rank(
         ranked = rank_part(*of_users, mine, **given, quiet=quiet)
         print(f"{out}: part {mine}, {ranked:,} users are ranked; --join writes the file")
         return
-    if join:
+    if on is not None:
+        if out.exists() and not overwrite:  # before any work is done
+            raise SpecError(f"{out} already exists; pass --overwrite or choose another file")
+        job = {"command": "rank", "run": run, "index": index, "data": data, "items": item_table}
+        job |= {"scorer": scorer, "threads": threads, "out": out, **given}
+        if checked is not None:
+            job["rules"] = checked.model_dump(mode="json", by_alias=True, exclude_none=True)
+        run_on(on, job, parts, retries, quiet)
+    if join or on is not None:
         print(join_ranked(*of_users, **given, overwrite=overwrite).text())
         return
     done = rank_all(*of_users, **given, overwrite=overwrite, quiet=quiet)
