@@ -137,7 +137,7 @@ class Store(Process):
                 try:
                     writer.write(command.encode() + b"\r\n")
                     first = (await reader.readline()).decode().strip()
-                    if first.startswith("$"):
+                    if first.startswith("$") and first != "$-1":  # -1: no value
                         return (await reader.readexactly(int(first[1:]))).decode()
                     return first
                 finally:

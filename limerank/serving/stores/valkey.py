@@ -31,6 +31,7 @@ from limerank.serving.stores.contract import (
     by_user,
     trouble,
 )
+from limerank.serving.stores.successions import in_epoch
 from limerank.serving.stores.valkey_cluster import servers_at
 from limerank.serving.stores.valkey_layout import BUCKETS, FORMAT, MIGRATING, Layout
 from limerank.serving.stores.valkey_reading import STATE, ValkeyReads
@@ -271,17 +272,29 @@ class ValkeyStore(ValkeyReads):
 
     def put_state(self, user: Id, kind: str, state: State) -> bool:
         user = external_id("user", user)
-        born, count = state.version
+        keys, epoch = self._keys(user, "us"), self._server.successions.epoch
+        born, count = in_epoch(state.version, epoch)
         data = STATE.pack(born, count, len(state.fingerprint)) + state.fingerprint + state.data
         with self._server.as_store_errors():
-            keys = self._keys(user, "us")
-            return bool(self._server.script(scripts.PUT_STATE, keys, [born, count, kind, data]))
+            stored = self._server.script(scripts.PUT_STATE, keys, [born, count, kind, data])
+            if epoch != self._server.successions.epoch:  # it may be of changes that are lost
+                self._server.command("HDEL", keys[1], kind)
+                return False
+        return bool(stored)
 
     def identity(self) -> str:
-        (key,) = self._layout.of_all("identity")
+        """See the contract. After a promotion the text is another one, so that indexes get all live
+        items again: the numbers of their changes may be those of changes that are lost."""
+        key, lineage = self._layout.of_all("identity", "lineage")
         with self._server.as_store_errors():
-            self._server.command("SET", key, secrets.token_hex(16), "NX")
-            return str(bytes(self._server.command("GET", key) or b"").decode())
+            server = self._server.lineage(key)
+            if server is None:
+                self._server.command("SET", key, secrets.token_hex(16), "NX")
+                found = self._server.command("GET", key)
+            else:
+                given = [server.id, int(server.promoted), secrets.token_hex(16)]
+                found = self._server.script(scripts.IDENTITY, [key, lineage], given)
+        return str(bytes(found or b"").decode())
 
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:
         arguments: list[Any] = []

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from limerank.errors import StoreError
 from limerank.serving.stores.contract import trouble
+from limerank.serving.stores.successions import Lineage
 from limerank.serving.stores.valkey_layout import SLOTS, slot_of
 from limerank.serving.stores.valkey_server import (
     SECONDS,
@@ -108,7 +109,8 @@ class ValkeyCluster(Servers):
                     if not isinstance(reply, self.library.exceptions.ResponseError):
                         replies[at] = reply
                     elif word == "MOVED":
-                        self._owners[slots[at]] = self._named(rest, asked)
+                        owner = self._owners[slots[at]] = self._named(rest, asked)
+                        self._notice([owner])
                         again[at] = None
                     elif word == "ASK":
                         again[at] = Asked(self._named(rest, asked), importing=True)
@@ -234,7 +236,19 @@ class ValkeyCluster(Servers):
             names = [_address(node, address) for node in nodes]
             owners[first : last + 1] = [names[0]] * (last + 1 - first)
             replicas.update(names[1:])
+        self._notice(owners)
         self._owners, self._replicas = owners, replicas
+
+    def _notice(self, owners: Sequence[str | None]) -> None:
+        """Begin a new epoch where a former replica owns slots, before it is asked for anything."""
+        promoted = self._replicas.intersection(owners)
+        if promoted:
+            self._replicas -= promoted
+            self.successions.begin()
+
+    def lineage(self, key: str) -> Lineage | None:
+        # Of a slot that has moved nothing is lost, but nobody can tell later.
+        return Lineage(self.one(Call(key, ("CLUSTER", "MYID"))), promoted=True)
 
     # Several servers at once
 

@@ -14,7 +14,8 @@ Keys, after the prefix (``USER`` is the external id, ``{TAG}`` the tag of the us
     {all}items, {all}changes hash: item -> JSON, empty where removed; sorted set: item by change
     {all}change              number of changes of items
     {all}erase               when a user was first deleted after the servers last rewrote their logs
-    {all}identity            random text that differs between stores
+    {all}identity            random text that differs between stores, and after a promotion
+    {all}lineage             the server that had the identity last
 
 A cluster keeps keys of one tag in one place, so that a script can change all that belongs to a
 user. Users are spread over buckets by a checksum of their ids, and buckets evenly over the slots of

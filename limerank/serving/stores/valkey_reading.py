@@ -28,6 +28,7 @@ from limerank.serving.stores.contract import (
     Version,
     readable,
 )
+from limerank.serving.stores.successions import in_epoch
 from limerank.serving.stores.valkey_layout import Layout
 from limerank.serving.stores.valkey_server import Servers, command
 from limerank.serving.stores.values import beginning, items_of, read
@@ -137,12 +138,25 @@ class ValkeyReads(EventStore):
 
     def version(self, user: Id) -> Version | None:
         (key,) = self._keys(external_id("user", user), "u")
-        with self._server.as_store_errors():
+
+        def read_in(epoch: int) -> Version | None:
             born, count = self._server.command("HMGET", key, "born", "count")
-        return None if born is None else Version(int(born), int(count))
+            return None if born is None else in_epoch(Version(int(born), int(count)), epoch)
+
+        with self._server.as_store_errors():
+            return self._server.successions.read(read_in)
 
     def held(self, user: Id, since: Version | None = None) -> Held | None:
         user = external_id("user", user)
+
+        def read_in(epoch: int) -> Held | None:
+            found = self._held_since(user, None if since is None else in_epoch(since, epoch))
+            return found and found._replace(version=in_epoch(found.version, epoch))
+
+        return self._server.successions.read(read_in)
+
+    def _held_since(self, user: Id, since: Version | None) -> Held | None:
+        """:meth:`held`, with versions as they are stored."""
         asked: tuple[Any, Any] = ("", -1) if since is None else since
         found = self._held_of(user, asked)
         if found is not None and self.most is not None and found[4] > self.most:
@@ -209,13 +223,18 @@ class ValkeyReads(EventStore):
 
     def state(self, user: Id, kind: str) -> State | None:
         (key,) = self._keys(external_id("user", user), "s")
-        with self._server.as_store_errors():
+
+        def read_in(epoch: int) -> State | None:
             found = self._server.command("HGET", key, kind)
-        if found is None:
-            return None
-        born, count, size = STATE.unpack_from(found)
-        at = STATE.size + size
-        return State(found[STATE.size : at], Version(born, count), found[at:])
+            if found is None:
+                return None
+            born, count, size = STATE.unpack_from(found)
+            at = STATE.size + size
+            version = in_epoch(Version(born, count), epoch)
+            return State(found[STATE.size : at], version, found[at:])
+
+        with self._server.as_store_errors():
+            return self._server.successions.read(read_in)
 
     def users(self) -> Iterator[Id]:
         waiting: dict[int, bytes] = dict.fromkeys(range(self._layout.buckets), b"-")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from limerank.errors import SpecError, StoreError
 from limerank.serving.stores.contract import trouble
+from limerank.serving.stores.successions import Lineage, Successions
 
 SECONDS = 5.0
 """Seconds that an answer of the server may take."""
@@ -73,8 +74,9 @@ def command(name: str, key: str, *arguments: Any) -> Call:
     return Call(key, (name, key, *arguments))
 
 
-def client_of(library: Any, url: str) -> Any:
-    """A client of one server with its own connections; None where the URL is not an address."""
+def client_of(library: Any, url: str, connected: Callable[[Any], None] | None = None) -> Any:
+    """A client of one server with its own connections; None where the URL is not an address.
+    ``connected`` prepares each connection, in place of the library."""
     # Error texts may contain a part of a password.
     with contextlib.suppress(ValueError, TypeError):
         pool = library.BlockingConnectionPool.from_url(
@@ -83,6 +85,7 @@ def client_of(library: Any, url: str) -> Any:
             timeout=SECONDS,
             socket_timeout=SECONDS,
             socket_connect_timeout=SECONDS,
+            valkey_connect_func=connected,
         )
         pool.connection_class(**pool.connection_kwargs)  # refuses unknown options
         if url.startswith("unix:") or _database.fullmatch(urlsplit(url).path):
@@ -142,6 +145,7 @@ class Servers:
     Attributes:
         address: the address without its secrets.
         closed: whether the store was closed.
+        successions: notices servers that take the place of others.
 
     Raises:
         SpecError: the client library is missing, or the URL is not an address.
@@ -157,6 +161,7 @@ class Servers:
                 "a Valkey store needs the valkey package: pip install 'limerank[valkey]'"
             ) from None
         self.address, self.closed = redacted(url), False
+        self.successions = Successions()
         self.library: Any = valkey
         for scheme in ("redis", "rediss"):
             if url.startswith((f"{scheme}://", f"{scheme}+")):
@@ -179,6 +184,10 @@ class Servers:
     def reachable(self) -> list[Any]:
         """A client of each server that answers; an error of the library where none does."""
         return self.clients()
+
+    def lineage(self, key: str) -> Lineage | None:
+        """The server that has a key; None where it does not say."""
+        raise NotImplementedError
 
     def problems(self) -> list[str]:
         """What an operator has to correct besides settings, a line each."""
@@ -272,7 +281,7 @@ class ValkeyServer(Servers):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.client: Any = client_of(self.library, self.url)
+        self.client: Any = client_of(self.library, self.url, self.successions.connected)
         if self.client is None:
             raise self.not_an_address()
 
@@ -282,6 +291,9 @@ class ValkeyServer(Servers):
             if isinstance(reply, Exception):
                 raise reply
         return replies
+
+    def lineage(self, key: str) -> Lineage | None:
+        return self.successions.latest
 
     def clients(self) -> list[Any]:
         return [self.client]
