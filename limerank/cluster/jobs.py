@@ -63,7 +63,8 @@ def run_parts(
 
     Raises:
         SpecError: a number is not valid.
-        LimerankError: the attempts of a part are used up; the others are stopped, and what is complete stays.
+        LimerankError: the attempts of a part are used up; the others are stopped, and what is
+            complete stays.
     """
     if parts < 1 or retries < 0:
         raise SpecError(
