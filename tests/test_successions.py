@@ -13,6 +13,7 @@ from limerank.data.events import event_of
 from limerank.serving.engine import Serving
 from limerank.serving.messages import Rank
 from limerank.serving.stores import State, ValkeyStore, Version
+from limerank.serving.stores.contract import origin
 from limerank.serving.stores.successions import Lineage, Successions, in_epoch
 from limerank.serving.stores.valkey_cluster import ValkeyCluster
 from limerank.serving.stores.valkey_layout import SLOTS
@@ -111,7 +112,8 @@ async def promotion(tmp_path):
             while (await replica.ask("GET limerank:{all}identity")) != before:
                 await asyncio.sleep(0.01)
             replica.stop()
-            engine.put_items([{"item_id": 900, **COLUMNS}])
+            engine.put_items([{"item_id": item, **COLUMNS} for item in (900, 902)])
+            engine.remove_item("902")
             primary.kill()
             replica.resume()
             assert await replica.ask("REPLICAOF NO ONE") == "+OK"
@@ -120,8 +122,9 @@ async def promotion(tmp_path):
             pool.connection_kwargs["port"] = replica.port
             pool.reset()
             engine.put_items([{"item_id": 901, **COLUMNS}])
-            assert store.identity() != before
-            assert engine.item("901")["rankable"]
+            engine.put_items([{"item_id": 902, **COLUMNS}])
+            assert store.identity() != before and origin(store.identity()) == before
+            assert engine.item("901")["rankable"] and engine.item("902")["rankable"]
     finally:
         primary.kill()
         replica.kill()

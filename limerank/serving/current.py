@@ -27,6 +27,7 @@ from limerank.ranking.item_table import Filters
 from limerank.ranking.request import plain
 from limerank.serving.served import Loader, Served
 from limerank.serving.stores import Id
+from limerank.serving.stores.contract import origin
 from limerank.serving.stores.values import written
 
 log = logging.getLogger("limerank.serving")
@@ -300,11 +301,12 @@ class Current:
 
         An index records the last change of the store that it contains, so that later changes of it,
         such as ``limerank index --remove``, stay. An index without such a record (it was rebuilt,
-        or served from another store) gets all live items once, except those removed from it.
+        or served from another store) gets all live items once, except those removed from it. One
+        whose store may have lost changes gets all of them, and removals as well.
         """
         identity = self.store.identity()
         change, items = self._lacking(index)
-        known = index.live is not None and index.live.store == identity
+        known = index.live is not None and origin(index.live.store) == origin(identity)
         ids = list(items)
         rows = index.ids.find(ids)
         excluded = np.isin(rows, index.removed)

@@ -108,6 +108,11 @@ class Counts(NamedTuple):
     events: int
 
 
+def origin(identity: str) -> str:
+    """What the identities of one store have in common, before and after it lost changes."""
+    return identity.partition(".")[0]
+
+
 class EventStore(abc.ABC):
     """A store of events; the module's docstring lists its guarantees.
 
@@ -272,7 +277,8 @@ class EventStore(abc.ABC):
     @abc.abstractmethod
     def identity(self) -> str:
         """A random text that no other store has, constant as long as the store exists. A store that
-        was emptied or created again has another one."""
+        was emptied or created again has another one. A store that may have lost its latest changes
+        has another text with the same :func:`origin`: numbers of changes do not identify them."""
 
     @abc.abstractmethod
     def put_items(self, items: Mapping[Id, Mapping[str, Any] | None]) -> int:

@@ -283,8 +283,7 @@ class ValkeyStore(ValkeyReads):
         return bool(stored)
 
     def identity(self) -> str:
-        """See the contract. After a promotion the text is another one, so that indexes get all live
-        items again: the numbers of their changes may be those of changes that are lost."""
+        """See the contract. After a promotion the text is another one of the same origin."""
         key, lineage = self._layout.of_all("identity", "lineage")
         with self._server.as_store_errors():
             server = self._server.lineage(key)

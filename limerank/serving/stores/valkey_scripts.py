@@ -236,12 +236,15 @@ end
 return out
 """
 # KEYS: identity, lineage. ARGV: id of the server, whether it was promoted, a new identity.
-# A server that was promoted since the identity was made gets a new one.
+# A server that was promoted since the identity was made gets a new one, of the same beginning.
 IDENTITY = """
 local lineage = redis.call('GET', KEYS[2])
 redis.call('SET', KEYS[1], ARGV[3], 'NX')
 if lineage ~= ARGV[1] then
-  if lineage and ARGV[2] == '1' then redis.call('SET', KEYS[1], ARGV[3]) end
+  if lineage and ARGV[2] == '1' then
+    local store = string.match(redis.call('GET', KEYS[1]), '^[^.]*')
+    redis.call('SET', KEYS[1], store .. '.' .. ARGV[3])
+  end
   redis.call('SET', KEYS[2], ARGV[1])
 end
 return redis.call('GET', KEYS[1])
