@@ -187,7 +187,7 @@ def measure_states(folder: Path, events: int, samples: int) -> None:
                 rebuilt.append(once(lambda s=fresh: s.ready(1)))  # type: ignore[misc]
             metrics |= quantiles(f"{mode}_rebuild", rebuilt)
             states.rebuild()
-            stored = store.state(1, mode)
+            stored = store.state(1, states.kind)
             metrics[f"{mode}_bytes"] = 0 if stored is None else len(stored.data)
         metrics["update_ratio_to_rebuild"] = round(
             metrics["streaming_update_ms_p50"] / metrics["streaming_rebuild_ms_p50"], 3

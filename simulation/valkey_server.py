@@ -149,6 +149,12 @@ class SimulatedServer:
         held[name] = b"%d" % (int(held.get(name, b"0")) + int(by))
         return int(held[name])
 
+    def do_hgetall(self, key: bytes) -> Reply:
+        return [part for pair in self.data.get(key, {}).items() for part in pair]
+
+    def do_hkeys(self, key: bytes) -> Reply:
+        return list(self.data.get(key, ()))
+
     def do_hlen(self, key: bytes) -> Reply:
         return len(self.data.get(key, ()))
 

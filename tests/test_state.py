@@ -493,9 +493,9 @@ def test_a_damaged_state_is_rebuilt(mode, store):
     user = events_of(of.data, 0)[0].user
     states = UserStates(of.run, of.index, store, mode=mode, keep=True)
     expected = logits(of, states.ready(user, now=LATER))
-    good = store.state(user, mode)
+    good = store.state(user, states.kind)
     for data in (good.data[:-1], b"", good.data[:20], b"\0" + good.data[1:], good.data + b"\0"):
-        assert store.put_state(user, mode, State(good.fingerprint, good.version, data))
+        assert store.put_state(user, states.kind, State(good.fingerprint, good.version, data))
         fresh = UserStates(of.run, of.index, store, mode=mode)
         torch.testing.assert_close(logits(of, fresh.ready(user, now=LATER)), expected, **TOLERANCE)
         assert fresh.made["rebuilds"] == 1
@@ -871,7 +871,7 @@ def test_a_stream_has_a_constant_size(store):
     for at in (5, 300):
         store.append([event_of({"user": 1, "item": k % 4, "time": k}) for k in range(at)])
         states.rebuild()
-        sizes.append(len(store.state(1, "streaming").data))
+        sizes.append(len(store.state(1, states.kind).data))
     means = 3 * (8 + 4 * of.run.ranker.config.profile) * 4
     assert sizes[0] == sizes[1] < 16 * 5 * 4 + 2 * 5 * 8 + means + 220
 
@@ -927,12 +927,12 @@ def test_a_stream_of_an_earlier_format_is_computed_again(store, version):
     store.append(events)
     states = UserStates(of.run, of.index, store, mode="streaming", keep=True)
     expected = logits(of, states.ready(user, now=LATER))
-    held = store.state(user, "streaming")
+    held = store.state(user, states.kind)
     body = held.data[:4] + bytes([version]) + held.data[5:-4]
     old = body + zlib.crc32(body).to_bytes(4, "little")
     with pytest.raises(FormatError, match=rf"version {version}, expected b'LRSS' of 3"):
         Stream.unpack(old)
-    assert store.put_state(user, "streaming", State(held.fingerprint, held.version, old))
+    assert store.put_state(user, states.kind, State(held.fingerprint, held.version, old))
     fresh = UserStates(of.run, of.index, store, mode="streaming")
     torch.testing.assert_close(logits(of, fresh.ready(user, now=LATER)), expected, **TOLERANCE)
     assert fresh.made["rebuilds"] == 1

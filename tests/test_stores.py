@@ -24,6 +24,7 @@ from limerank.data.exposures import pack_exposure, unpack_exposure
 from limerank.data.packing import pack
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.serving.stores import SqliteStore, State, Version
+from limerank.serving.stores.contract import MOST_STATES
 from tests.stores import Location, arrived, event, exposure
 from tests.valkey_server import cluster, needs_server, server
 
@@ -200,6 +201,23 @@ def test_states_are_of_the_present_version(store):
     assert store.put_state(1, "k", State(b"", new, b"new"))
     assert not store.put_state(1, "k", State(b"print", old, b"old"))
     assert store.state(1, "k") == (b"", new, b"new")
+
+
+def test_states_of_several_kinds(store):
+    """The latest few stay; those of kinds that are not used leave."""
+    store.append([event(at=1)])
+    version = store.version(1)
+    kinds = [f"k{at}" for at in (7, 2, 9, 4, 8, 1)]
+    for kind in kinds:
+        assert store.put_state(1, kind, State(b"f", version, kind.encode()))
+    held = [kind for kind in kinds if store.state(1, kind) is not None]
+    assert held == kinds[-MOST_STATES:] and len(held) == 4
+    store.append([event(at=2)])
+    assert store.put_state(1, held[0], State(b"f", store.version(1), b"new"))
+    assert store.put_state(1, "last", State(b"f", store.version(1), b"new"))
+    assert store.state(1, held[0]) is not None and store.state(1, held[1]) is None
+    assert store.drop_states(1, {"last", held[0]}) == 2 and store.drop_states(1, {"last"}) == 1
+    assert store.state(1, "last").data == b"new" and store.drop_states("nobody", set()) == 0
 
 
 def test_a_bounded_number_of_events(location):

@@ -30,6 +30,7 @@ COMMANDS = (
     "similar",
     "fill",
     "store",
+    "states",
     "serve",
     "export",
     "ab",

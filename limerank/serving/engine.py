@@ -53,7 +53,7 @@ from limerank.serving.reading import AT_ONCE, Tally
 from limerank.serving.served import Loader, Served
 from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer, missing_shards
-from limerank.serving.state import Mode, Ready
+from limerank.serving.state import STATE_BYTES, Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
 from limerank.serving.stores.values import written
 from limerank.serving.telemetry import Numbers
@@ -77,16 +77,14 @@ class Serving:
         arms: the arms of a server with several.
         salt: of the choice of users, see :class:`~limerank.serving.arms.Arms`.
         store: the event store; closed with the engine.
-        items: the item table, for filters and for the features in answers; see
-            :class:`~limerank.ranking.item_table.ItemTable`.
-        mode: of the user states, see :class:`~limerank.serving.state.UserStates`.
+        items: the item table, for filters and for the features in answers.
+        mode, keep, memory: see :class:`~limerank.serving.state.UserStates`.
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
         window: seconds from an exposure to an outcome, at most, for live counts.
-        shards: URLs of servers of the index's shards, that of shard 1 first, which rank in place
-            of this process; see :mod:`limerank.serving.shards`.
-        shard_key: key with read access to them; empty: they take none.
-        shard_seconds: time limit of their answers.
+        shards, shard_key, shard_seconds: URLs of servers of the index's shards, that of shard 1
+            first, which rank in place of this process (:mod:`limerank.serving.shards`); a key with
+            read access to them; the time limit of their answers.
 
     Attributes:
         arms: what is served, and how it is replaced.
@@ -112,6 +110,8 @@ class Serving:
         shards: Sequence[str] = (),
         shard_key: str = "",
         shard_seconds: float = 2.0,
+        keep: bool = False,
+        memory: int = STATE_BYTES,
     ) -> None:
         self.store = store
         self.numbers = Numbers()
@@ -126,7 +126,7 @@ class Serving:
         if (run is None or index is None) == (not arms):
             raise SpecError("give a run and an index, or arms")
         specs = arms or one_arm(Path(str(run)), Path(str(index)))
-        loader = Loader(store, items, mode, scorer, threads, self.shards)
+        loader = Loader(store, items, mode, scorer, threads, self.shards, keep, memory)
         try:
             self.arms = Arms(loader, specs, salt)
         except BaseException:

@@ -28,7 +28,7 @@ from limerank.runs.model import Trained, load_trained
 from limerank.serving.shards.answering import ShardRanker
 from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer
-from limerank.serving.state import MarkedIndex, Mode, UserStates
+from limerank.serving.state import STATE_BYTES, MarkedIndex, Mode, UserStates
 from limerank.serving.stores import EventStore
 
 log = logging.getLogger("limerank.serving")
@@ -110,6 +110,8 @@ class Loader:
         scorer: "auto", or a scorer by name; see :func:`~limerank.ranking.scorer.scorer_for`.
         threads: threads that one ranking uses.
         shards: servers of the shards of the index, which rank; None: this process ranks.
+        keep: whether user states are also written to the store.
+        memory: bytes of the user states of a model in memory, about.
     """
 
     store: EventStore
@@ -118,6 +120,8 @@ class Loader:
     scorer: ScorerName = "auto"
     threads: int = 1
     shards: Shards | None = None
+    keep: bool = False
+    memory: int = STATE_BYTES
 
     def load(self, run: Path, index: Path) -> Served:
         """Load a run and an index, test them, and rank once for warmth. Nothing in use changes.
@@ -138,7 +142,9 @@ class Loader:
                 run,
             )
         opened = Index.open(index, trained.fingerprint)
-        states = UserStates(trained, opened, self.store, mode=self.mode)
+        states = UserStates(
+            trained, opened, self.store, mode=self.mode, keep=self.keep, memory=self.memory
+        )
         items = ItemTable(trained, self.items)
         served = Served(
             trained,

@@ -117,6 +117,8 @@ def serve(
             shards=shards,
             shard_key=shard_key,
             shard_seconds=settings.shard_seconds,
+            keep=settings.keep_states,
+            memory=settings.state_bytes,
         )
         app = application(engine, settings, private)
         # Loaded objects stay: the garbage collector need not visit them.

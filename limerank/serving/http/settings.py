@@ -85,6 +85,12 @@ class Settings(Frozen):
     outcome_seconds: float = Field(3600.0, gt=0)
     """Time after a ranking was shown in which events count as its outcomes, for the live numbers of
     arms. Rankings are counted when it is over."""
+    keep_states: bool = False
+    """Whether states of users are also written to the event store, after every 32 changes of a
+    user. A server that starts then reads them, and not all events of each user."""
+    state_bytes: int = Field(256 << 20, ge=1 << 20)
+    """Bytes of states of users in memory, about, of each model; the least recently used ones leave
+    and are computed again, or read from the event store."""
     shard_seconds: float = Field(2.0, gt=0)
     """Time limit of the answers of shards (`--shards`). A shard that does not answer in time makes
     a ranking fail, or be partial if the request allows that."""

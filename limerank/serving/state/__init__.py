@@ -4,6 +4,6 @@
 from limerank.serving.state.entries import MarkedIndex
 from limerank.serving.state.stored import Seen, Stream, Window
 from limerank.serving.state.updating import Mode
-from limerank.serving.state.users import Ready, UserStates
+from limerank.serving.state.users import STATE_BYTES, Ready, UserStates
 
-__all__ = ["MarkedIndex", "Mode", "Ready", "Seen", "Stream", "UserStates", "Window"]
+__all__ = ["STATE_BYTES", "MarkedIndex", "Mode", "Ready", "Seen", "Stream", "UserStates", "Window"]

@@ -75,7 +75,7 @@ class EntrySync:
         entry = self._cache.get(user)
         if entry is not None and entry.version == version and self._still(entry, catalogue):
             return entry
-        earlier = self._earlier(user, entry)
+        earlier = self._earlier(user, entry, catalogue.mark)
         held = self.store.held(user, None if earlier is None else earlier.version)
         if held is None:  # deleted in between
             return self._unknown(catalogue)
@@ -176,12 +176,12 @@ class EntrySync:
         entry.mark = catalogue.mark
         return True
 
-    def _earlier(self, user: int | str, entry: Entry | None) -> _Earlier | None:
+    def _earlier(self, user: int | str, entry: Entry | None, mark: Mark) -> _Earlier | None:
         """The user's earlier state, from memory or from the store."""
         if entry is not None and entry.version is not None:
             fingerprint = self.fingerprint(entry.encoded, entry.mark)
             return _Earlier(entry.stored, entry.version, fingerprint, entry.written)
-        state = self.store.state(user, self.mode)
+        state = self.store.state(user, self.kind(mark))
         if state is None:
             return None
         kind: type[Window | Stream] = Window if self.mode == "window" else Stream
@@ -205,10 +205,19 @@ class EntrySync:
         assert entry.version is not None
         fingerprint = self.fingerprint(entry.encoded, entry.mark)
         state = State(fingerprint, entry.version, entry.stored.pack())
-        done = self.store.put_state(user, self.mode, state)
+        done = self.store.put_state(user, self.kind(entry.mark), state)
         if done:
             entry.written = entry.version
         return done
+
+    def kind(self, mark: Mark) -> str:
+        """The kind of states in the store: those of several models, or of several builds of an
+        index, exist side by side, so that states of a new one can be computed before it is
+        served."""
+        parts: list[Any] = [self.length, self.form.keep]
+        if self.mode == "streaming":
+            parts = [self.trained.fingerprint, mark.base]
+        return f"{self.mode}:{_digest(parts, 8).hex()}"
 
     def fingerprint(self, encoded: EncodedUser, mark: Mark) -> bytes:
         """Identifies the model, index and features that a state was computed with."""
@@ -218,7 +227,7 @@ class EntrySync:
         else:
             parts = [STREAM_VERSION, self.mode]
             parts += [self.trained.fingerprint, mark.print, encoded.digest.hex()]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+        return _digest(parts, 16)
 
     def _unknown(self, catalogue: MarkedIndex) -> Entry:
         entry = self._cache.get(None)
@@ -228,3 +237,7 @@ class EntrySync:
                 None, self.user_features.of({}), self._updater.empty(0), catalogue.mark, rows, None
             )
         return entry
+
+
+def _digest(parts: list[Any], size: int) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=size).digest()

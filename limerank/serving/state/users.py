@@ -41,6 +41,8 @@ from limerank.serving.state.updating import Mode, Updater
 from limerank.serving.state.user_features import UserFeatureCache
 from limerank.serving.stores import EventStore, Version
 
+STATE_BYTES = 256 << 20
+"""Bytes of the states in memory, unless another bound is given."""
 STRIPES = 64
 """Locks of users; some users share one."""
 
@@ -93,7 +95,7 @@ class UserStates:
         *,
         mode: Mode = "window",
         length: int | None = None,
-        memory: int = 256 << 20,
+        memory: int = STATE_BYTES,
         keep: bool = False,
     ) -> None:
         if isinstance(trained, (str, os.PathLike)):
@@ -342,26 +344,38 @@ class UserStates:
                 self._cache.remove(user)
         return found
 
+    @property
+    def kind(self) -> str:
+        """The kind of these states in the store, see :meth:`EventStore.state`. Models have states
+        of their own, as have builds of an index."""
+        return self._sync.kind(self._catalogue.mark)
+
     def rebuild(self, users: Iterable[Any] | None = None) -> int:
         """Compute the stored states of users, or of all users; returns how many were written.
 
-        Useful beside a server that has loaded a new model: without this, the server computes each
-        state when it is next used.
+        With the states of a model that is not served yet, servers that load it afterwards find
+        them (:mod:`limerank.serving.rebuilding`).
         """
-        written = 0
-        for user in self.store.users() if users is None else users:
-            user = external_id("user", user)
-            with self._stripe(user):
-                held = self.store.state(user, self.mode)
-                entry = self._sync.entry(user, self._catalogue, keep=False)
-                if entry.version is None or (
-                    held is not None
-                    and held.version == entry.version
-                    and held.fingerprint == self._sync.fingerprint(entry.encoded, entry.mark)
-                ):
-                    continue
-                written += self._sync.write(user, entry)
-        return written
+        users = self.store.users() if users is None else users
+        return sum(self.rebuild_user(user) for user in users)
+
+    def rebuild_user(self, user: Any) -> bool:
+        """Compute the stored state of a user; False where it is up to date, or the user is unknown.
+
+        Raises:
+            StoreError, FormatError: from the store.
+        """
+        user, catalogue = external_id("user", user), self._catalogue
+        with self._stripe(user):
+            held = self.store.state(user, self._sync.kind(catalogue.mark))
+            entry = self._sync.entry(user, catalogue, keep=False)
+            if entry.version is None or (
+                held is not None
+                and held.version == entry.version
+                and held.fingerprint == self._sync.fingerprint(entry.encoded, entry.mark)
+            ):
+                return False
+            return self._sync.write(user, entry)
 
     def _now(self, now: int | None) -> int:
         if now is None:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from enum import StrEnum
@@ -48,6 +48,9 @@ Id = int | str
 
 log = logging.getLogger("limerank.serving.stores")
 
+MOST_STATES = 4
+"""States of a user, at most: those of the model that is served, of one to be served next, and of
+arms. Of more, those that were written longest ago leave."""
 MOST_EXPOSURES = 1000
 """Exposures stored of a user, at most, unless the store is opened with another bound."""
 TRIM = 4096
@@ -245,7 +248,13 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def put_state(self, user: Id, kind: str, state: State) -> bool:
-        """Store a state; False where its version is not the user's present one."""
+        """Store a state, in place of an earlier one of the kind; False where its version is not the
+        user's present one. If the user has more than :data:`MOST_STATES` then, the one that was
+        written longest ago is deleted."""
+
+    @abc.abstractmethod
+    def drop_states(self, user: Id, kinds: Collection[str]) -> int:
+        """Delete a user's states of all kinds but these; returns how many there were."""
 
     @abc.abstractmethod
     def users(self) -> Iterator[Id]:

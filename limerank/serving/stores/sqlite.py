@@ -18,7 +18,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from limerank.errors import StoreError
 from limerank.serving.stores import sqlite_file
 from limerank.serving.stores.contract import (
     MOST_EXPOSURES,
+    MOST_STATES,
     Counts,
     EventStore,
     Held,
@@ -183,7 +184,25 @@ class SqliteStore(EventStore):
                 "count=excluded.count, data=excluded.data",
                 (kind, state.fingerprint, state.data, str(user), *state.version),
             )
+            connection.execute(
+                "DELETE FROM states WHERE rowid IN (SELECT rowid FROM states WHERE user="
+                "(SELECT key FROM users WHERE id=?) ORDER BY kind=? DESC, count DESC, rowid DESC "
+                "LIMIT -1 OFFSET ?)",
+                (str(user), kind, MOST_STATES),
+            )
             return done.rowcount > 0
+
+        return self._change(work)
+
+    def drop_states(self, user: Id, kinds: Collection[str]) -> int:
+        user = external_id("user", user)
+
+        def work(connection: Connection) -> int:
+            return connection.execute(
+                "DELETE FROM states WHERE user=(SELECT key FROM users WHERE id=?) "
+                f"AND kind NOT IN ({','.join('?' * len(kinds))})",
+                (str(user), *kinds),
+            ).rowcount
 
         return self._change(work)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from limerank.errors import FormatError, StoreError
 from limerank.serving.stores import valkey_scripts as scripts
 from limerank.serving.stores.contract import (
     MOST_EXPOSURES,
+    MOST_STATES,
     TRIM,
     Id,
     Outcome,
@@ -276,11 +277,33 @@ class ValkeyStore(ValkeyReads):
         born, count = in_epoch(state.version, epoch)
         data = STATE.pack(born, count, len(state.fingerprint)) + state.fingerprint + state.data
         with self._server.as_store_errors():
-            stored = self._server.script(scripts.PUT_STATE, keys, [born, count, kind, data])
+            number = self._server.script(scripts.PUT_STATE, keys, [born, count, kind, data])
             if epoch != self._server.successions.epoch:  # it may be of changes that are lost
                 self._server.command("HDEL", keys[1], kind)
                 return False
-        return bool(stored)
+            if number > MOST_STATES:
+                self._drop_earliest(keys[1], kind)
+        return bool(number)
+
+    def _drop_earliest(self, key: str, kind: str) -> None:
+        """Delete the states that were written longest ago until there are few enough, but not one
+        kind."""
+        found: dict[bytes, bytes] = self._server.command("HGETALL", key)
+        written = sorted(
+            (int(data.partition(b"|")[0]), name)
+            for name, data in found.items()
+            if name != kind.encode()
+        )
+        left = [name for _, name in written[: max(0, len(written) + 1 - MOST_STATES)]]
+        if left:
+            self._server.command("HDEL", key, *left)
+
+    def drop_states(self, user: Id, kinds: Collection[str]) -> int:
+        (key,) = self._keys(external_id("user", user), "s")
+        with self._server.as_store_errors():
+            found = self._server.command("HKEYS", key)
+            left = [name for name in found if name.decode() not in kinds]
+            return int(self._server.command("HDEL", key, *left)) if left else 0
 
     def identity(self) -> str:
         """See the contract. After a promotion the text is another one of the same origin."""

@@ -6,11 +6,12 @@ Keys, after the prefix (``USER`` is the external id, ``{TAG}`` the tag of the us
     {TAG}names               sorted set: the bucket's users, in the order of their text
     {TAG}sums                hash: users, events, shown (exposures ever stored) of the bucket
     {TAG}shown               sorted set: RANKING|USER by the change that stored it
-    {TAG}u:USER              hash: born, count, dropped, features (JSON), from, listed
+    {TAG}u:USER              hash: born, count, dropped, features (JSON), from, listed, stated
     {TAG}t:USER, {TAG}e:USER sorted set: event id by time; hash: event id -> COUNT|packed event
     {TAG}c:USER              list: COUNT|event id, in the order of the changes since ``from``
     {TAG}x:USER, {TAG}y:USER sorted set: ranking by time; hash: ranking -> packed exposure
-    {TAG}s:USER              hash: kind -> born, count, length of fingerprint, fingerprint, state
+    {TAG}s:USER              hash: kind -> NUMBER|born, count, length of fingerprint, fingerprint,
+                             state; NUMBER counts the user's states, as ``stated`` does
     {all}items, {all}changes hash: item -> JSON, empty where removed; sorted set: item by change
     {all}change              number of changes of items
     {all}erase               when a user was first deleted after the servers last rewrote their logs

@@ -7,7 +7,8 @@ not be divided among servers::
     u: t: e: c: x: y: s:USER                as now, without a tag
     items, changes, change, erase, identity of the store
 
-Each user is moved by one script: keys are renamed in place, and take no more memory. A migration
+Each user is moved by one script: keys are renamed in place, and take no more memory. States are
+deleted; they are computed from the events. A migration
 that was ended early goes on when it is called again; until it is complete, the store cannot be
 opened. A user who has keys of both formats, since a server of an earlier version was still writing,
 or whose id an earlier version stored in another form ("7.0"), becomes one user.
@@ -43,7 +44,7 @@ if redis.call('EXISTS', KEYS[6]) == 0 then
   return 0
 end
 if redis.call('EXISTS', KEYS[13]) == 1 then return 2 end
-for at = 6, 12 do
+for at = 6, 11 do
   if redis.call('EXISTS', KEYS[at]) == 1 then redis.call('RENAME', KEYS[at], KEYS[at + 7]) end
 end
 redis.call('ZADD', KEYS[1], 0, ARGV[1])
@@ -55,6 +56,7 @@ for _, id in ipairs(redis.call('ZRANGE', KEYS[17], 0, -1)) do
   local change = redis.call('ZSCORE', KEYS[5], name)
   if change then redis.call('ZADD', KEYS[3], change, name) end
 end
+redis.call('UNLINK', KEYS[12])
 redis.call('SREM', KEYS[4], ARGV[1])
 return 1
 """

@@ -228,6 +228,7 @@ class ValkeyReads(EventStore):
             found = self._server.command("HGET", key, kind)
             if found is None:
                 return None
+            found = found.partition(b"|")[2]
             born, count, size = STATE.unpack_from(found)
             at = STATE.size + size
             version = in_epoch(Version(born, count), epoch)

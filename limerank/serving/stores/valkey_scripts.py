@@ -206,7 +206,8 @@ return 1
 PUT_STATE = """
 local meta = redis.call('HMGET', KEYS[1], 'born', 'count')
 if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
+local number = string.format('%.0f', redis.call('HINCRBY', KEYS[1], 'stated', 1))
+redis.call('HSET', KEYS[2], ARGV[3], number .. '|' .. ARGV[4])
 return redis.call('HLEN', KEYS[2])
 """
 # KEYS: items, changes, change. ARGV: of each item id and JSON.
