@@ -43,10 +43,11 @@ def histories(found: list[Row]) -> str:
         *machines(found),
         "",
         *table(
-            ["failover", "seconds each", *COUNTS.values()],
+            ["failover", "seeds", "seconds each", *COUNTS.values()],
             [
                 [
                     FAILOVERS[row["case"]["failover"]],
+                    f"{row['metrics']['first_seed']:.0f} to {row['metrics']['last_seed']:.0f}",
                     f"{row['case']['seconds']:g}",
                     *(f"{row['metrics'].get(name, 0):,.0f}" for name in COUNTS),
                 ]

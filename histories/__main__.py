@@ -4,13 +4,15 @@ python -m histories --seeds 0:20
 
 Each history runs real servers for ``--seconds``. One with a violation is saved, and
 ``--check FILE`` checks it again. ``--failover`` runs them with a replica that is promoted, and
-counts what that loses. ``--row`` stores a row of the sums.
+counts what that loses. ``--row`` stores a row of the sums,
+after each history.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +29,7 @@ BENCH = "histories"
 def main() -> int:
     """The command; returns its exit status: 1 where a promise was broken."""
     given = _parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # its processes end with it
     if given.check is not None:
         return _report(read_history(given.check), check(read_history(given.check)))
     if store_program() is None:
@@ -44,16 +47,21 @@ def main() -> int:
             print(f"saved: python -m histories --check {path}")
         sums.update(_sums(history, found))
         _report(history, found)
-    if given.row:
-        behind = sums["seconds_of_lag"] / max(1, sums["failovers"])
-        write_row(
-            BENCH,
-            {"failover": given.failover, "seconds": given.seconds, "seeds": given.seeds},
-            {name: round(value, 1) for name, value in sums.items()}
-            | {"seconds_behind": round(behind, 2)},
-            packages=("valkey",),
-        )
+        if given.row:
+            _row(given, first, seed, sums)
     return 1 if sums["violations"] else 0
+
+
+def _row(given: argparse.Namespace, first: int, last: int, sums: collections.Counter[str]) -> None:
+    """Store the sums so far."""
+    behind = sums["seconds_of_lag"] / max(1, sums["failovers"])
+    write_row(
+        BENCH,
+        {"failover": given.failover, "seconds": given.seconds},
+        {name: round(value, 1) for name, value in sums.items()}
+        | {"seconds_behind": round(behind, 2), "first_seed": first, "last_seed": last},
+        packages=("valkey",),
+    )
 
 
 def _parsed() -> argparse.Namespace:

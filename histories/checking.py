@@ -376,7 +376,7 @@ class _Checker:
         lost = {
             str(item)
             for item, of in changes.items()
-            if self._failover_between(of[-1].begin, math.inf)
+            if of and self._failover_between(of[-1].begin, math.inf)
         }
         final = [call for call in self._ranked() if call.last and "live" in call.answer]
         for call in final:

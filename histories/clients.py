@@ -217,6 +217,8 @@ class Client:
     ) -> Call:
         """Ask, and write down what came of it; ``read`` gives what the checker needs."""
         number, begin = next(self.book.numbers), self.book.now
+        if self.book.last:  # nothing is wrong any more but a busy machine
+            patience = LONG_PATIENCE
         status: Status = "unknown"
         answer: dict[str, Any] = {}
         try:

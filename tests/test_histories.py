@@ -197,6 +197,7 @@ def test_a_live_item_that_is_acknowledged_and_not_ranked():
     history = made_up().put(1000).rank(known=False, asked=[1000], server=1)
     assert not history.rules
     assert history.rank(known=False, asked=[1000], server=1, last=True).rules == {"item"}
+    assert not made_up().rank(known=False, asked=[1001]).rules  # which nobody has put
 
 
 def test_servers_that_do_not_agree_in_the_end():
