@@ -55,6 +55,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time __getattr__ impo
     from limerank.serving.state import UserStates as UserStates
     from limerank.serving.stores import SqliteStore as SqliteStore
     from limerank.serving.stores import ValkeyStore as ValkeyStore
+    from limerank.storage.fetching import fetch as fetch
+    from limerank.storage.publishing import publish as publish
     from limerank.training.trainer import train as train
     from limerank.tuning.tuner import tune as tune
 
@@ -86,9 +88,11 @@ _HOMES = {
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "event_of": "data.events",
+    "fetch": "storage.fetching",
     "load_run": "runs.folder",
     "load_spec": "data.description",
     "prepare": "data.prepare.job",
+    "publish": "storage.publishing",
     "put_items": "index.changes",
     "remove_items": "index.changes",
     "simulate": "data.synthetic",

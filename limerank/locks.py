@@ -44,12 +44,13 @@ class LockedFile:
         self.file.close()
 
 
-def lock(file: IO[Any] | int, *, wait: bool = False) -> None:
+def lock(file: IO[Any] | int, *, wait: bool = False, shared: bool = False) -> None:
     """Lock an open file for this process until it is closed.
 
     Args:
         file: the file, or its descriptor.
         wait: wait while another process holds it.
+        shared: other processes may hold it, too, if they share it.
 
     Raises:
         BlockingIOError: another process holds it, and ``wait`` is false.
@@ -63,7 +64,7 @@ def lock(file: IO[Any] | int, *, wait: bool = False) -> None:
             "this operating system has no POSIX file locks, which preparing, training and indexing "
             "need: use Linux, macOS or WSL for them. Reading, evaluating and ranking do not"
         ) from None
-    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from numbers import Integral
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from limerank.errors import SpecError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
+MEMORY_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+MEMORY_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+MEMORY_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class Frozen(BaseModel):
@@ -110,3 +115,25 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _quoted(text: str) -> list[str]:
     """``"'a', 'b' or 'c'"`` -> a, b, c."""
     return re.findall(r"'([^']*)'", text)
+
+
+def memory_bytes(given: int | str) -> int:
+    """Bytes of an amount of memory: their number, or a text such as ``512MiB`` or ``2GiB``.
+
+    Raises:
+        SpecError: it is not an amount of memory.
+    """
+    found = 0
+    if isinstance(given, str):
+        number = given.strip().rstrip("BKMGTIbkmgti")
+        unit = given.strip()[len(number) :].upper()
+        with suppress(ValueError, KeyError, OverflowError):
+            found = int(float(number) * MEMORY_UNITS[unit])
+    elif isinstance(given, Integral) and not isinstance(given, bool):
+        found = int(given)
+    if found < 1:
+        raise SpecError(
+            f"{given!r} is not an amount of memory; expected a value such as 512MiB or 2GiB, or in "
+            "Python a number of bytes"
+        )
+    return found

@@ -16,10 +16,10 @@ import pytest
 from limerank.data.description import load_spec
 from limerank.data.formats import FORMATS, Format
 from limerank.data.prepare import prepare
-from limerank.data.prepare.job import memory_bytes
 from limerank.data.sources import FileRows
 from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import DataError, SpecError
+from limerank.validation import memory_bytes
 
 USERS, ITEMS, EVENTS = 30, 20, 400
 DESCRIPTION: dict[str, Any] = {

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "limerank"
 LAYERS = """
 errors
 progress results locks files parts devices world metrics validation
-storage: uris < systems < logs
+storage: uris < systems < logs manifest cache < publishing fetching < arguments
 kernels
 data: canonical ragged batching pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions

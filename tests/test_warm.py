@@ -181,7 +181,7 @@ def test_a_start_predicts_as_the_earlier_run(clicks, model):
 
 def _start(earlier, old: Dataset, new: Dataset, config) -> warm.Start:
     """The start from a ranker that is in no folder."""
-    trained = Trained(old.path, earlier, TrainConfig(), old.manifest, old.path, "", until=0)
+    trained = Trained(old.path, earlier, TrainConfig(), old.manifest, str(old.path), "", until=0)
     found = numbering(new, DataShape.of(new.manifest), config, trained)
     requests = new.requests_of("train")
     return warm.Start(warm.Parent(trained, None, 0), found, selection(new, requests, 0, 1.0, 0))

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from limerank.cli import errors
+from limerank.cli.uris import with_uris
 
 COMMANDS = (
     "synth",
@@ -38,6 +39,8 @@ COMMANDS = (
     "promote",
     "rollback",
     "report",
+    "publish",
+    "pull",
     "demo",
     "settings",
 )
@@ -58,7 +61,7 @@ def command_of(name: str) -> Any:
     alone = typer.Typer(**STYLE)
     interrupted = getattr(module, "INTERRUPTED", "")
     alone.command(name, cls=getattr(module, "Help", None), epilog=errors.exit_text(interrupted))(
-        getattr(module, name)
+        with_uris(name, getattr(module, name))
     )
     return typer.main.get_command(alone)
 

@@ -96,10 +96,10 @@ def prepare(
     """
     from limerank.data.description import load_spec
     from limerank.data.prepare import prepare as run
-    from limerank.data.prepare.job import memory_bytes
     from limerank.data.readers import LAYOUTS, read
     from limerank.files import check_folder, check_output
     from limerank.storage.uris import is_uri
+    from limerank.validation import memory_bytes
 
     if out is None and write_spec is None:
         raise SpecError("give --out, the output folder (or --write-spec FILE)")

@@ -26,6 +26,7 @@ from limerank.data.ragged import ragged_index
 from limerank.data.summary import DatasetSummary
 from limerank.errors import FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
+from limerank.storage.arguments import READ, with_uris
 
 
 class Dataset:
@@ -35,6 +36,7 @@ class Dataset:
         FormatError: the folder is not a finished dataset of this format version.
     """
 
+    @with_uris(path=READ)
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.manifest = read_json(self.path / MANIFEST, "a dataset")

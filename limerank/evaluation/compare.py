@@ -23,6 +23,7 @@ from limerank.evaluation.predict import Predictions, predict
 from limerank.evaluation.slices import slice_values, slices
 from limerank.results import TableResult, aligned, none_for_nan
 from limerank.runs.folder import load_run
+from limerank.storage.arguments import READ, with_uris
 
 AUC, NDCG = METRICS = "auc", "ndcg@10"
 DEPTH = 10
@@ -172,6 +173,7 @@ def differences(
             yield name, int(chosen.sum()), found
 
 
+@with_uris(ours=READ, theirs=READ, data=READ)
 def compare(
     ours: Runs,
     theirs: Runs,

@@ -33,6 +33,7 @@ from limerank.files import TABLE_ENDINGS, check_output, read_json, write_json, w
 from limerank.results import TableResult, aligned, none_for_nan, rounded
 from limerank.runs.alarms import Alarm, alarm_lines, alarms_of, read_alarms
 from limerank.runs.folder import Run, load_run
+from limerank.storage.arguments import ADDED, NEW_FILE, READ, with_uris
 
 TaskMetrics = Mapping[str, Mapping[str, float]]
 """Task -> metric -> value; NaN where a metric is not defined, such as AUC of one class. In JSON,
@@ -232,6 +233,7 @@ def _line(found: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {rounded(value)}" for name, value in found.items())
 
 
+@with_uris(run=ADDED, data=READ, out=NEW_FILE, predictions=NEW_FILE)
 def evaluate(
     run: str | os.PathLike[str],
     *,

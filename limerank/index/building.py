@@ -38,11 +38,13 @@ from limerank.index.writing import (
 )
 from limerank.progress import Bar
 from limerank.runs.folder import Run, load_run
+from limerank.storage.arguments import NEW_FOLDER, READ, with_uris
 
 SHARD = 1 << 18
 """A build saves its progress after so many items."""
 
 
+@with_uris(run=READ, out=NEW_FOLDER, data=READ, items=READ)
 def build_index(
     run: Run | str | os.PathLike[str],
     out: str | os.PathLike[str],

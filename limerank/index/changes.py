@@ -39,6 +39,7 @@ from limerank.index.writing import (
 )
 from limerank.progress import Bar
 from limerank.runs.model import Trained, load_trained
+from limerank.storage.arguments import CHANGED, READ, with_uris
 
 TAIL = 1 << 16
 """Late ids (added or updated since the last sorting) have a lookup level of their own up to this
@@ -108,6 +109,7 @@ def remove_items(index: IndexPath, ids: Iterable[Any]) -> Change:
     return change_items(None, index, remove=ids)
 
 
+@with_uris(run=READ, index=CHANGED, add=READ, update=READ, put=READ)
 def change_items(
     run: Trained | str | os.PathLike[str] | None,
     index: IndexPath,

@@ -15,8 +15,10 @@ from limerank.index.reading import Index
 from limerank.index.results import Change
 from limerank.index.writing import CHUNK, Files, commit, next_version, sweep, write_lookup, writing
 from limerank.progress import Bar
+from limerank.storage.arguments import CHANGED, with_uris
 
 
+@with_uris(index=CHANGED)
 def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True) -> Change:
     """Rewrite a live index without the old rows of updated items. Row numbers change.
 

@@ -37,6 +37,7 @@ from limerank.ranking.recommender import Recommender
 from limerank.ranking.rules import Rules, rules_of
 from limerank.ranking.scorer import weights_of_tasks
 from limerank.results import Result
+from limerank.storage.arguments import NEW_FILE, with_uris
 
 PART = 8192
 """Users of a part: a killed job repeats about so many at most."""
@@ -73,6 +74,7 @@ class BulkRanking(Result):
         return pl.read_parquet(self.path)
 
 
+@with_uris(out=NEW_FILE)
 def rank_all(
     recommender: Recommender,
     out: str | os.PathLike[str],

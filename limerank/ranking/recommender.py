@@ -46,6 +46,7 @@ from limerank.ranking.rules import Rules, rules_of
 from limerank.ranking.scorer import Scorer, ScorerName, TopK, scorer_for, weights_of_tasks
 from limerank.ranking.similar import SimilarItems, similar_items
 from limerank.runs.folder import Run, load_run
+from limerank.storage.arguments import READ, with_uris
 from limerank.validation import validate
 
 Rows = NDArray[np.int64]
@@ -80,6 +81,7 @@ class Recommender:
         SpecError: threads is not an integer of 1 or more.
     """
 
+    @with_uris(run=READ, index=READ, data=READ, items=READ)
     def __init__(
         self,
         run: Run | str | os.PathLike[str],

@@ -25,11 +25,13 @@ from limerank.report.flow import flow_picture
 from limerank.report.lists import UserLists, user_lists
 from limerank.runs.alarms import alarms_of
 from limerank.runs.folder import Run, load_run
+from limerank.storage.arguments import NEW_FILE, READ, with_uris
 
 USERS = 3
 ITEMS = 5
 
 
+@with_uris(out=NEW_FILE, runs=READ, index=READ)
 def write_report(
     out: str | os.PathLike[str],
     *,

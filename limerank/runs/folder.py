@@ -44,6 +44,8 @@ from limerank.runs.formats import FORMAT
 from limerank.runs.lineage import Ancestor, lineage_texts
 from limerank.runs.model import Trained, encoding_fingerprint, load_trained
 from limerank.runs.tensors import write_tensors
+from limerank.storage.arguments import READ, with_uris
+from limerank.storage.uris import is_uri, name_of
 
 USER_IDS = "users.parquet"
 """The vocabulary of a dataset that a run does not contain."""
@@ -71,7 +73,8 @@ class Run(Trained):
             FingerprintError: the dataset lacks a label or a feature that the run reads.
             FormatError: the folder is not a dataset, or is no longer where it was during training.
         """
-        if data is None and not self.data.exists():
+        here = data is not None or is_uri(self.recorded)
+        if not here and not self.data.exists():
             raise FormatError(
                 f"the dataset that {self.path} was trained on is no longer at {self.data}; "
                 "give its folder (--data), or prepare it again"
@@ -122,7 +125,7 @@ def settings(
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
         "shape": shape.model_dump(mode="json"),
-        "data": str(dataset.path.resolve()),
+        "data": name_of(dataset.path),
         "encoding": encoding_fingerprint(dataset.manifest),
         "until": trained_until(dataset),
         "lineage": lineage_texts(lineage),
@@ -211,6 +214,7 @@ def finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
 
 
+@with_uris(path=READ)
 def load_run(
     path: str | os.PathLike[str], device: str = "cpu", *, user_stage: str | None = None
 ) -> Run:

@@ -28,6 +28,7 @@ from limerank.runs import formats
 from limerank.runs.alarms import is_unfinished
 from limerank.runs.formats import FORMAT, READABLE
 from limerank.runs.lineage import Ancestor, lineage_of, moment_of
+from limerank.storage.fetching import fetch
 from limerank.validation import validate
 
 CHECKSUMS = "checksums.json"
@@ -45,7 +46,7 @@ class Trained:
         ranker: the model with its best weights, in evaluation mode.
         train: how it was trained.
         manifest: the manifest of the dataset it was trained on.
-        data: where that dataset was.
+        recorded: where that dataset was: a folder, or a URI.
         fingerprint: identifies model and encoding; an index stores that of the run that built it.
         sealed: whether all files were compared with the checksums that were written with the
             weights. Runs of early versions have no checksums; a run that is still being trained may
@@ -60,11 +61,20 @@ class Trained:
     ranker: Ranker
     train: TrainConfig
     manifest: dict[str, Any]
-    data: Path
+    recorded: str
     fingerprint: str
     sealed: bool = False
     until: int | None = None
     lineage: tuple[Ancestor, ...] = ()
+
+    @property
+    def data(self) -> Path:
+        """The folder where the dataset was; one of a URI is fetched.
+
+        Raises:
+            StorageError: it cannot be.
+        """
+        return fetch(self.recorded)
 
     @property
     def history(self) -> int:
@@ -167,7 +177,7 @@ def load_trained(
         train = validate(
             TrainConfig, formats.train_settings(config["train"], format), str(path / "config.json")
         )
-        data, encoding = Path(config["data"]), config["encoding"]
+        data, encoding = str(config["data"]), config["encoding"]
         until, lineage = moment_of(config), lineage_of(config)
     except (KeyError, TypeError, ValueError, SpecError) as error:
         raise FormatError(

@@ -158,3 +158,25 @@ def shown(given: object) -> str:
 def joined(folder: Uri, name: str) -> str:
     """A name or pattern relative to a folder as a URI; an absolute one as it is."""
     return name if is_uri(name) or name.startswith("/") else folder.below(name).written()
+
+
+_names: dict[str, str] = {}
+"""Local path -> the URI that it was fetched from, or is published to."""
+
+
+def remember(path: Path, uri: Uri) -> None:
+    """Record which URI a local path stands for."""
+    _names[str(path)] = uri.written()
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """What a path is outside of this machine: its URI where it stands for one, else the absolute
+    path."""
+    return _names.get(os.fspath(path)) or str(Path(path).resolve())
+
+
+def in_terms_of_uris(text: str) -> str:
+    """A message with URIs in place of the local paths that stand for them."""
+    for path in sorted(_names, key=len, reverse=True):
+        text = text.replace(path, _names[path])
+    return text

@@ -36,6 +36,7 @@ from limerank.progress import Bar
 from limerank.runs import selftest
 from limerank.runs.alarms import Alarm
 from limerank.runs.folder import create_run, finite, save_optimiser, save_weights, settings
+from limerank.storage.arguments import NEW_FOLDER, READ, with_uris
 from limerank.training.beginning import begin, share_start
 from limerank.training.checkpoints import Checkpoints, NotFiniteError
 from limerank.training.distributed.tables import full_tables, is_sharded, own_state, shard
@@ -70,6 +71,7 @@ REPORT_SECONDS = 1.0
 """Curves get a point at most this often between validations."""
 
 
+@with_uris(data=READ, out=NEW_FOLDER, start=READ)
 def train(
     data: str | os.PathLike[str] | Dataset,
     out: str | os.PathLike[str],

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from limerank.data.canonical import iso
 from limerank.data.dataset import Dataset
-from limerank.errors import DataError, FormatError, SpecError
+from limerank.errors import DataError, FormatError, SpecError, StorageError
 from limerank.files import read_json
 from limerank.models import Ranker, axes
 from limerank.models.axes import axes_of
@@ -96,7 +96,7 @@ def _until(trained: Trained) -> int | None:
         return trained.until
     try:
         dataset = Dataset(trained.data)
-    except FormatError:
+    except (FormatError, StorageError):
         return None
     if encoding_fingerprint(dataset.manifest) != encoding_fingerprint(trained.manifest):
         return None

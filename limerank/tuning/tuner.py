@@ -31,6 +31,7 @@ from limerank.models.settings_file import write_settings
 from limerank.progress import Bar
 from limerank.runs.alarms import read_alarms
 from limerank.runs.folder import settings
+from limerank.storage.arguments import NEW_FOLDER, READ, with_uris
 from limerank.training.objectives import objective_on
 from limerank.tuning.result import TuningResult
 from limerank.tuning.space import defaults_of, space_of
@@ -45,6 +46,7 @@ FORMAT = 1
 MANIFEST, SETTINGS = "tune.json", "best.json"
 
 
+@with_uris(data=READ, out=NEW_FOLDER)
 def tune(
     data: str | os.PathLike[str] | Dataset,
     out: str | os.PathLike[str],

@@ -15,9 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import datetime
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +36,14 @@ from limerank.data.prepare.writing import EventWriter
 from limerank.data.summary import DatasetSummary
 from limerank.errors import DataError, SpecError
 from limerank.files import new_folder, write_json
+from limerank.storage.arguments import NEW_FOLDER, READ, with_uris
+from limerank.validation import memory_bytes
 
 LIBRARY_BYTES = 320 << 20
 """What Python and the libraries take before any work is done."""
-MEMORY_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-MEMORY_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-MEMORY_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
+@with_uris(out=NEW_FOLDER, extend=READ, encoding=READ)
 def prepare(
     spec: Description,
     out: str | Path,
@@ -131,28 +129,6 @@ def prepare(
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
         found = _prepare(inputs, folder, limit, quiet, earlier, known, start)
     return DatasetSummary.of(found)
-
-
-def memory_bytes(given: int | str) -> int:
-    """Bytes of an amount of memory: their number, or a text such as ``512MiB`` or ``2GiB``.
-
-    Raises:
-        SpecError: it is not an amount of memory.
-    """
-    found = 0
-    if isinstance(given, str):
-        number = given.strip().rstrip("BKMGTIbkmgti")
-        unit = given.strip()[len(number) :].upper()
-        with suppress(ValueError, KeyError, OverflowError):
-            found = int(float(number) * MEMORY_UNITS[unit])
-    elif isinstance(given, Integral) and not isinstance(given, bool):
-        found = int(given)
-    if found < 1:
-        raise SpecError(
-            f"{given!r} is not an amount of memory; expected a value such as 512MiB or 2GiB, or in "
-            "Python a number of bytes"
-        )
-    return found
 
 
 def _prepare(
