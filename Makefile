@@ -25,7 +25,7 @@ BENCHMARKS := prepare synth training distributed small index scorer bulk
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults processes clean distclean settings simulate histories soak power-loss
+.PHONY: help api metrics docs demo demo-small test check lint sanitize types format bench bench-abtest bench-data bench-latency bench-quick bench-serving bench-shop bench-similar bench-tune bench-warmstart constraints faults processes clean distclean settings simulate histories soak failover power-loss
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -98,6 +98,10 @@ soak: $(VENV)/.dev  ## two hours of everything at once, the daily loop included;
 
 histories: $(VENV)/.dev  ## real servers with Valkey under stops, kills, partitions and failovers, each history checked (ARGS="--seeds 0:20 --seconds 60")
 	OMP_NUM_THREADS=1 $(PY) -m histories $(ARGS)
+
+failover: $(VENV)/.dev  ## what a Valkey cluster loses when a replica takes over from a killed primary (two minutes)
+	$(PY) -m benchmarks.failover $(ARGS)
+	$(PY) -m benchmarks.report
 
 power-loss: $(VENV)/.dev  ## all states of the disk after a power loss, all calls that may fail (hours; ARGS="--jobs files", "--states 500")
 	$(PY) -m benchmarks.power $(ARGS)
