@@ -14,6 +14,7 @@ Modules import only from those above::
     proxy       TCP connections that can be cut, held and slowed
     world       runs, indexes and their live items
     processes   servers, stores and replicas as processes
+    cluster     a Valkey cluster as processes, for tests and benchmarks
     clients     clients and what they ask
     nemesis     faults
     running     one history, from the start of its servers to its last answers
