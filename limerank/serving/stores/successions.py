@@ -81,7 +81,7 @@ class Successions:
             found = of(epoch)
             if epoch == self.epoch:
                 return found
-        return of(-1)  # of no epoch: nothing in memory equals it
+        return of(secrets.randbits(62))  # of no epoch: nothing in memory equals it
 
 
 def in_epoch(version: Version, epoch: int) -> Version:
