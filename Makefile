@@ -21,7 +21,7 @@ QUIET := -qq
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist worksteal
 
 # Names of the measurements in benchmarks/, in the order in which they run.
-BENCHMARKS := prepare synth training distributed small index scorer bulk
+BENCHMARKS := prepare synth training distributed small index scorer bulk shards
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

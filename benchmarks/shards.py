@@ -5,19 +5,19 @@
 LIME-MHA with d = 64, all anchored links and random weights; users with histories of 20 events; the
 best 100 of the full catalogue. Servers of the shards and the front are processes of one machine,
 over its loopback interface, one thread per ranking: so S shards have the cores of one machine, and
-nothing is said of the time that more machines save. Every ranking is compared with that of one
+no row shows the time that more machines save. Every ranking is compared with that of one
 scan: the same items with the same values, bit for bit, or there is no row.
 
-Milliseconds are of one ranking from a user's state, one at a time. Processor time is that of a
-ranking in all processes, and of it in the front. Bytes are those of the questions to all shards and
-of all answers.
+Milliseconds are of one ranking from a user's state, one at a time, by one scan and through the
+shards in turn; processor time is that of the front, per ranking. Bytes are those of the questions
+to all shards and of all answers. Other programs used the same two cores: elapsed times are upper
+bounds, and comparable with each other alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import statistics
 import subprocess
@@ -44,7 +44,7 @@ from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer
 from limerank.serving.shards.wire import Answer
 
-K, USERS, WARM = 100, 60, 8
+K, USERS = 100, 60
 LINE = re.compile(r"serving .* on (http://\S+)")
 
 
@@ -61,10 +61,8 @@ class Counting(Shards):
 
 
 @contextlib.contextmanager
-def servers(
-    run: Path, shards: Sequence[Path], store: Path
-) -> Iterator[tuple[list[str], list[int]]]:
-    """The servers of shards; their URLs and process ids."""
+def servers(run: Path, shards: Sequence[Path], store: Path) -> Iterator[list[str]]:
+    """The servers of shards; their URLs."""
     running = []
     try:
         for number, shard in enumerate(shards):
@@ -82,21 +80,12 @@ def servers(
             found = LINE.search(one.stdout.readline())
             assert found is not None
             urls.append(found[1])
-        yield urls, [one.pid for one in running]
+        yield urls
     finally:
         for one in running:
             one.terminate()
         for one in running:
             one.wait()
-
-
-def processor_seconds(pids: Sequence[int]) -> float:
-    """Processor time of other processes so far."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def states(run: Run, index: Index, users: int) -> list[object]:
@@ -113,14 +102,11 @@ def states(run: Run, index: Index, users: int) -> list[object]:
     return found
 
 
-def timed(scorer: Scorer, of: Sequence[object]) -> list[float]:
-    """Milliseconds of each ranking."""
-    taken = []
-    for state in of:
-        started = time.perf_counter()
-        scorer.top(state, K)
-        taken.append(1e3 * (time.perf_counter() - started))
-    return taken
+def timed(scorer: Scorer, state: object) -> tuple[float, float]:
+    """Milliseconds of a ranking, and those of the processor in this process."""
+    started, before = time.perf_counter(), time.process_time()
+    scorer.top(state, K)
+    return 1e3 * (time.perf_counter() - started), 1e3 * (time.process_time() - before)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,12 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             index = Index.open(folder / "index")
             of = states(run, index, USERS)
             alone = scorer_for("auto", run.ranker, index)
-            timed(alone, of[:WARM])
-            before = time.process_time()
-            taken = timed(alone, of)
-            metrics = {"ms": statistics.median(taken)}
-            metrics["cpu_ms"] = 1e3 * (time.process_time() - before) / USERS
-            _write(items, 0, metrics, taken)
             for count in given.shards:
                 measure(folder, run, alone, of, count)
 
@@ -156,7 +136,7 @@ def measure(folder: Path, run: Run, alone: Scorer, of: Sequence[object], count: 
     paths = split_index(folder / "index", count)
     store = folder / f"stores-{count}"
     store.mkdir()
-    with servers(run.path, paths, store) as (urls, pids):
+    with servers(run.path, paths, store) as urls:
         shards = Counting(urls, seconds=60)
         scorer = ShardedScorer(alone, run.fingerprint, shards)
         scorer.check()
@@ -164,23 +144,18 @@ def measure(folder: Path, run: Run, alone: Scorer, of: Sequence[object], count: 
             one, other = alone.top(state, K), scorer.top(state, K)
             assert (one.rows == other.rows).all() and (one.values == other.values).all()
         shards.sent = shards.received = 0
-        of_shards, of_front = processor_seconds(pids), time.process_time()
-        taken = timed(scorer, of)
-        front = 1e3 * (time.process_time() - of_front) / USERS
+        scans, fans = zip(*((timed(alone, one), timed(scorer, one)) for one in of), strict=True)
+        ms, front = ([taken[part] for taken in fans] for part in (0, 1))
         metrics = {
-            "ms": statistics.median(taken),
-            "cpu_ms": front + 1e3 * (processor_seconds(pids) - of_shards) / USERS,
-            "cpu_ms_of_front": front,
+            "ms_of_one_scan": statistics.median(taken for taken, _ in scans),
+            "ms": statistics.median(ms),
+            "cpu_ms_of_front": statistics.mean(front),
             "kb_asked": shards.sent / USERS / 1e3,
             "kb_answered": shards.received / USERS / 1e3,
         }
         shards.close()
-    _write(len(alone), count, metrics, taken)
-
-
-def _write(items: int, shards: int, metrics: dict[str, float], taken: Sequence[float]) -> None:
-    low, high = np.percentile(taken, [5, 95])
-    case = {"model": "lime-mha", "items": items, "shards": shards}
+    low, high = np.percentile(ms, [5, 95])
+    case = {"model": "lime-mha", "items": len(alone), "shards": count}
     write_row("shards", case, metrics, seed=0, repeats=USERS, spread={"ms": [low, high]})
     print(case, metrics, flush=True)
 
