@@ -233,3 +233,29 @@ def test_a_decision_by_the_store_needs_one(live: Path) -> None:
 def test_the_length_of_a_rollout_is_a_duration(live: Path) -> None:
     with pytest.raises(SpecError, match="expected days or hours"):
         load_config(changed(live, publish={"share": 0.1, "after": "1w"}))
+
+
+def test_what_is_live_is_published_with_its_index(config: Path, call: Any, tmp_path: Path) -> None:
+    """A rollout is not; promote and rollback publish what is live then."""
+    uri = f"file://{tmp_path}/storage/live"
+    config.write_text(config.read_text() + f'to = "{uri}"\n')
+    pulled = tmp_path / "pulled"
+
+    def published() -> str:
+        status, _, error = call("pull", uri, "--out", pulled, "--overwrite", "-q")
+        assert status == 0, error
+        run, index = pulled / "run/model.safetensors", pulled / "index/manifest.json"
+        assert index.exists() and not (pulled / "data").exists()
+        (name,) = (
+            one.name
+            for one in (load_config(config).home / "cycles").iterdir()
+            if (one / "run/model.safetensors").read_bytes() == run.read_bytes()
+        )
+        return name
+
+    refresh(load_config(config))
+    assert published() == "000001"
+    assert call("promote", config)[0] == 0
+    assert published() == "000002"
+    assert call("rollback", config)[0] == 0
+    assert published() == "000001"

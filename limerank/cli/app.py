@@ -108,7 +108,9 @@ app = typer.Typer(
     help="""Train a LIME ranker on your own logs, index the catalogue, and rank all of it.
 
 The usual order: **prepare** (your logs, or those of **synth**), **train**, **evaluate**, **index**,
-**rank**. `limerank demo` runs every step on simulated logs in about five minutes.""",
+**rank**. `limerank demo` runs every step on simulated logs in about five minutes.
+
+Paths of datasets, runs, indexes and logs may be URIs such as `s3://bucket/path`.""",
     epilog=f"`limerank COMMAND --help` explains one command.\n\n{errors.exit_text()}",
     **STYLE,
 )

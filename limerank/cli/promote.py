@@ -28,5 +28,6 @@ def promote(
     from limerank.refresh.config import load_config
     from limerank.refresh.cycle import promote as run
 
-    left, found = run(load_config(config).home)
+    settings = load_config(config)
+    left, found = run(settings.home, settings.publish.to)
     print(f"cycle {found} is live for all users, in place of {left}")

@@ -59,6 +59,8 @@ def refresh(
 
         share = 0.1                   # a tenth of the users gets it first, as the arm "new"
 
+        to = "s3://shop/live"         # what is live is published there for limerank pull
+
         decide = "ab"                 # the next cycle decides by what they did; or "person"
 
     Serve what is live: limerank serve --run live/live/run --index live/live/index --watch

@@ -25,5 +25,6 @@ def rollback(
     from limerank.refresh.config import load_config
     from limerank.refresh.cycle import roll_back
 
-    left, found = roll_back(load_config(config).home)
+    settings = load_config(config)
+    left, found = roll_back(settings.home, settings.publish.to)
     print(f"cycle {found} is live for all users, cycle {left} is not")

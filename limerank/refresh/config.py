@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from limerank.data.canonical import duration, milliseconds
 from limerank.errors import DataError, SpecError
 from limerank.models.config import DEFAULT_MODEL, configs_of, train_config_of
+from limerank.storage.uris import parse_uri
 from limerank.validation import Frozen, validate
 
 CONFIG_BYTES = 1 << 20
@@ -97,6 +98,24 @@ class Publish(Frozen):
     """Length of a rollout that "ab" decides, such as "1d" or "48h". It ends earlier where the
     sequential interval of the difference excludes 0. After this time, the new model goes live
     unless it is certainly worse."""
+
+    to: str | None = None
+    """A URI, such as s3://BUCKET/live: the run and the index that are live are published there as
+    one version, in the folders ``run`` and ``index``; limerank pull fetches them."""
+
+    @field_validator("to")
+    @classmethod
+    def _to(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                secret = parse_uri(value).secret
+            except SpecError as error:
+                raise ValueError(f"to: {error}") from None
+            if secret:
+                raise ValueError(
+                    "to has a key or a secret; give credentials by the environment instead"
+                )
+        return value
 
     @field_validator("after")
     @classmethod

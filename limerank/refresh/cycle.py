@@ -29,6 +29,9 @@ from limerank.refresh.rollout import decided, now_ms
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
 from limerank.serving.stores import existing, exists, open_store
+from limerank.storage.manifest import read_manifest
+from limerank.storage.publishing import publish_folder
+from limerank.storage.uris import parse_uri
 from limerank.training.resume import end
 from limerank.training.trainer import train
 from limerank.training.warm import model_name
@@ -57,30 +60,47 @@ def refresh(
     with held_alone(config.home / "lock", f"{config.home} is being refreshed"):
         home = Home(config.home)
         home.settle()
-        if home.rollout is not None and not decided(config, home, say):
-            return None
-        return _Cycle(config, home, home.begin(), say, quiet).run()
+        _send(home, config.publish.to, quiet)  # what an earlier call could not send
+        entry = None
+        if home.rollout is None or decided(config, home, say):
+            entry = _Cycle(config, home, home.begin(), say, quiet).run()
+        _send(home, config.publish.to, quiet)
+        return entry
 
 
-def roll_back(home: Path) -> tuple[str, str]:
+def _send(home: Home, to: str | None, quiet: bool = True) -> None:
+    """Publish the live run and index under a URI, unless they are published there."""
+    if to is None or home.live is None:
+        return
+    uri = parse_uri(to)
+    folder = home.folder(home.live)
+    publish_folder(folder, uri, read_manifest(uri), only=("run", "index"), quiet=quiet)
+
+
+def roll_back(home: Path, to: str | None = None) -> tuple[str, str]:
     """End a rollout, or make the cycle live that was live before: the cycle that users had, and the
-    one that they have.
+    one that they have. What is live then is published under ``to``, if it is given.
 
     Raises:
         FormatError: there is none, or another process runs a cycle.
     """
     with _opened(home) as found:
-        return found.roll_back()
+        done = found.roll_back()
+        _send(found, to)
+        return done
 
 
-def promote(home: Path) -> tuple[str | None, str]:
-    """Give all users the model that is rolled out: the cycle that was live, and the one that is.
+def promote(home: Path, to: str | None = None) -> tuple[str | None, str]:
+    """Give all users the model that is rolled out: the cycle that was live, and the one that is,
+    which is published under ``to``, if it is given.
 
     Raises:
         FormatError: there is no rollout, or another process runs a cycle.
     """
     with _opened(home) as found:
-        return found.promote()
+        done = found.promote()
+        _send(found, to)
+        return done
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from limerank.errors import LimerankError, SpecError
 from limerank.storage.cache import Cache, key_of
 from limerank.storage.fetching import copied, fetch
 from limerank.storage.manifest import MANIFEST, Manifest, read_manifest
-from limerank.storage.publishing import manifest_of, publish_file, publish_folder, require_free
+from limerank.storage.publishing import publish_file, publish_folder, require_free
 from limerank.storage.systems import entry_of, require_writable
 from limerank.storage.uris import (
     Uri,
@@ -187,7 +187,7 @@ class _Output:
             return
         if self.use is Use.NEW_FILE:
             publish_file(self.path, self.uri)
-        elif self.use is Use.NEW_FOLDER or manifest_of(self.path) != self.old:
+        else:
             publish_folder(self.path, self.uri, self.old, quiet=quiet)
         shutil.rmtree(self.folder, ignore_errors=True)
         self._cache.release(self.folder)

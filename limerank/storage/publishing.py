@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,9 +66,19 @@ def require_free(uri: Uri, overwrite: bool) -> Manifest | None:
     return old
 
 
-def publish_folder(folder: Path, uri: Uri, old: Manifest | None, *, quiet: bool) -> Manifest:
-    """Publish a folder in place of the version ``old``; returns the new one."""
-    manifest = manifest_of(folder)
+def publish_folder(
+    folder: Path,
+    uri: Uri,
+    old: Manifest | None,
+    *,
+    only: Sequence[str] | None = None,
+    quiet: bool,
+) -> Manifest:
+    """Publish a folder, or ``only`` these of the folders in it, in place of the version ``old``;
+    returns the new one."""
+    manifest = manifest_of(folder, only)
+    if manifest == old:
+        return manifest
     kind, was = kind_of(manifest), None if old is None else kind_of(old)
     if old is not None and kind != was:
         raise FormatError(
@@ -101,13 +111,15 @@ def publish_folder(folder: Path, uri: Uri, old: Manifest | None, *, quiet: bool)
     return manifest
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """The files of a local folder, with their checksums."""
+def manifest_of(folder: Path, only: Sequence[str] | None = None) -> Manifest:
+    """The files of a local folder, or of ``only`` these of the folders in it, with checksums."""
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected a dataset, a run or an index")
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
+        if only is not None and relative.parts[0] not in only:
+            continue
         if path.is_file() and not any(part.startswith(".") for part in relative.parts):
             files.append(StoredFile(relative.as_posix(), path.stat().st_size, checksum(path)))
     if not files:
