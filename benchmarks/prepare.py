@@ -3,6 +3,7 @@
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml
     python -m benchmarks.prepare --extend 0.01
+    python -m benchmarks.prepare --remote s3://BUCKET/FOLDER --server NAME
 
 The simulated log has integer ids, a request id, a click, a watch time and one event feature. Like
 most logs it is sorted by time: the events of a user are spread over the full file.
@@ -10,6 +11,10 @@ most logs it is sorted by time: the events of a user are spread over the full fi
 ``--extend`` measures a day's step: the last share of the log is added to a dataset of the rest. Its
 processor time stands beside that of preparing the full log, taken in turn: ``cpu_share`` is their
 ratio. Reading costs what the new rows cost; the rest is copying, requests and splits of all events.
+
+``--remote`` reads the log from a storage and from a local disk, in turn; ``server`` says what
+answered. ``cpu_share`` and ``time_share`` are the ratios to the local log, of the processor time of
+``prepare`` and of the time on the clock; the server's own processor time is not in them.
 """
 
 from __future__ import annotations
@@ -187,6 +192,43 @@ def extend(spec: Path, folder: Path, case: dict[str, object], options: argparse.
         write_row("extend", case, metrics, repeats=options.repeats, spread=spread)
 
 
+def remote(spec: Path, folder: Path, case: dict[str, object], options: argparse.Namespace) -> None:
+    """Measure the log on a local disk, and the same log on a storage."""
+    from limerank.storage.publishing import publish_file
+    from limerank.storage.uris import parse_uri
+
+    uri = parse_uri(options.remote)
+    (log,) = folder.glob("log.*")
+    publish_file(log, uri.below(log.name))
+    far = folder / "remote" / "spec.toml"
+    far.parent.mkdir()
+    text = SPEC.format(ending=options.format)
+    far.write_text(text.replace(f'"log*.{options.format}"', f'"{uri.below(log.name).written()}"'))
+    local, away = [], []
+    for _ in range(options.repeats):
+        local.append(measure(spec, folder / "out", options.memory))
+        away.append(measure(far, folder / "out", options.memory))
+
+    def shares(name: str) -> list[float]:
+        return sorted(one[name] / of[name] for one, of in zip(away, local, strict=True))
+
+    cpu, clock = shares("work_cpu_s"), shares("seconds")
+    metrics = {
+        "cpu_share": statistics.median(cpu),
+        "time_share": statistics.median(clock),
+        "local_cpu_s": statistics.median(run["work_cpu_s"] for run in local),
+        "remote_cpu_s": statistics.median(run["work_cpu_s"] for run in away),
+        "local_seconds": statistics.median(run["seconds"] for run in local),
+        "remote_seconds": statistics.median(run["seconds"] for run in away),
+        "mib": log.stat().st_size / 2**20,
+        "peak_rss_mib": max(run["peak_rss_mib"] for run in away),
+    }
+    print(json.dumps({"case": case, "metrics": metrics, "cpu_share": cpu}, indent=2))
+    if not options.dry:
+        spread = {"cpu_share": [cpu[0], cpu[-1]], "time_share": [clock[0], clock[-1]]}
+        write_row("remote", case, metrics, repeats=options.repeats, spread=spread)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--spec", type=Path, help="measure this log instead of a simulated one")
@@ -200,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="folder of the log (default: a temporary one)")
     parser.add_argument("--dry", action="store_true", help="print the row without writing it")
     parser.add_argument("--extend", type=float, help="share of the events that a day adds")
+    parser.add_argument("--remote", help="URI of a folder that the log is copied to")
+    parser.add_argument("--server", default="", help="with --remote: what answers there")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -207,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spec, out = options.child
         child(spec, out, options.memory, options.earlier)
         return
+    if options.remote and (options.extend or options.spec):
+        parser.error("--remote is for the simulated log, without --extend")
     if options.extend and options.spec:
         parser.error("--extend is for the simulated log")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -227,6 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(spec, folder / "earlier", options.memory)
             write_log(folder, new, *log, seed=1, name="log-1", before=old)
             extend(spec, folder, case, options)
+            return
+        if options.remote:
+            case["server"] = options.server
+            remote(spec, folder, case, options)
             return
         runs = [measure(spec, folder / "out", options.memory) for _ in range(options.repeats)]
     speeds = sorted(run["events"] / run["seconds"] for run in runs)

@@ -33,6 +33,7 @@ from benchmarks.warmstart_page import warmstart
 
 MADE_BY = {
     "extend": "prepare",
+    "remote": "prepare",
     "histories": "histories_page",
     "ranking": "index",
     "search": "quality",
