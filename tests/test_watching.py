@@ -6,12 +6,13 @@ import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.telemetry import Numbers
-from limerank.serving.watching import Background, wanted
+from limerank.serving.watching import Background, delay_of, wanted
 
 SECONDS = 0.01
 PATIENCE = 30.0
@@ -166,3 +167,27 @@ def test_a_watched_file_may_name_arms(tmp_path):
         file.write_text(text)
         with pytest.raises(SpecError, match="arms"):
             wanted(file)
+
+
+def test_servers_load_a_change_in_a_wave(tmp_path, monkeypatch):
+    """Each at a moment of its own, within the time that is given."""
+    change = {"run": "a", "index": "b"}
+    delays = [delay_of(f"host-{number}:8000", change, 600.0) for number in range(200)]
+    assert 0 <= min(delays) < 30 and 570 < max(delays) < 600 and len(set(delays)) == 200
+    assert delays[7] == delay_of("host-7:8000", dict(reversed(change.items())), 600.0)
+    assert delay_of("host-7:8000", {"run": "c"}, 600.0) != delays[7]
+    assert delay_of("host-7:8000", change, 0.0) == 0.0
+
+    watch, engine, now = tmp_path / "live.json", Engine(), [1000.0]
+    background = Background(engine, watch, wave=600.0, name="host-7:8000")
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("limerank.serving.watching.time", clock)
+    watch.write_text(json.dumps(change))
+    background._load()
+    now[0] += delays[7] - 0.5
+    background._load()
+    assert not engine.loaded
+    now[0] += 1
+    background._load()
+    background._load()
+    assert engine.loaded == [("a", "b")]

@@ -17,6 +17,7 @@ import json
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,23 @@ class Background:
             JSON file ``{"run": PATH, "index": PATH}``, or one with arms as ``POST
             /v1/admin/reload`` takes them; when it changes, they are loaded.
         seconds: seconds between two attempts.
+        wave: seconds within which servers load a change of what they watch.
+        name: of this server; it decides, with the change, when in the wave it does so.
     """
 
     def __init__(
-        self, engine: Serving, watch: Path | None = None, *, seconds: float = LOOK_SECONDS
+        self,
+        engine: Serving,
+        watch: Path | None = None,
+        *,
+        seconds: float = LOOK_SECONDS,
+        wave: float = 0.0,
+        name: str = "",
     ) -> None:
         self._engine, self._watch, self._seconds = engine, watch, seconds
+        self._wave, self._name = wave, name
+        self._seen: Any = None
+        self._due = 0.0
         self._stop = threading.Event()
         self._loaded = self._form()
         tasks: dict[str, tuple[Callable[[], None], Callable[[], Any]]] = {
@@ -128,6 +140,11 @@ class Background:
     def _load(self) -> None:
         found = wanted(self._watch)
         if found and found != self._loaded:
+            if found != self._seen:
+                self._seen = found
+                self._due = time.monotonic() + delay_of(self._name, found, self._wave)
+            if time.monotonic() < self._due:
+                return
             if "arms" in found:
                 arms = {name: ArmBody.model_validate(of) for name, of in found["arms"].items()}
                 self._engine.reload(None, None, arms=arms)
@@ -137,6 +154,13 @@ class Background:
             else:
                 self._engine.reload(found.get("run"), found.get("index"))
             self._loaded = found
+
+
+def delay_of(name: str, change: Any, wave: float) -> float:
+    """Seconds after which a server loads a change: the same for the same server and change, and
+    spread evenly from 0 to ``wave`` over servers."""
+    text = json.dumps([name, change], sort_keys=True, default=str)
+    return wave * zlib.crc32(text.encode()) / (1 << 32)
 
 
 def arms_at_start(watch: Path | None) -> tuple[ArmSpec, ...]:

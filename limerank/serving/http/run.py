@@ -126,7 +126,12 @@ def serve(
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)  # requests leave few cycles
         sys.setswitchinterval(SWITCH_SECONDS)
-        background = Background(engine, None if watch is None else watch.absolute())
+        background = Background(
+            engine,
+            None if watch is None else watch.absolute(),
+            wave=settings.wave_seconds,
+            name=f"{socket.gethostname()}:{settings.port}",
+        )
         background.start()
         doors = Doors(settings, engine.numbers, files_allowed())
         config = uvicorn.Config(
