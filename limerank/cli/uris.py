@@ -64,10 +64,12 @@ def with_uris(name: str, function: Callable[..., None]) -> Callable[..., None]:
         from limerank.storage.arguments import Use, located
         from limerank.storage.uris import in_terms_of_uris
 
-        if values.get("part") is not None or values.get("join"):
+        shared = ["part", "join", "on", *(["shards"] if name == "index" else [])]
+        options = [f"--{one}" for one in shared if values.get(one) not in (None, False)]
+        if options:
             raise SpecError(
-                "--part and --join need a folder that all processes share; write to it, then "
-                "publish it: limerank publish FOLDER URI"
+                f"{' and '.join(options)}: you need a folder that all processes share; write to it, "
+                "then publish it: limerank publish FOLDER URI"
             )
         quiet = bool(values.get("quiet") or values.get("as_json"))
         kinds = {one: Use[kind] for one, kind in uses.items()}
