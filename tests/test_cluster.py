@@ -158,7 +158,7 @@ def test_arguments_of_the_commands(call, tmp_path, monkeypatch):
         ([*given, "--on", "spark"], "no --on 'spark'; expected one of ray"),
         ([*given, "--on", "ray", "--part", "1/2"], "give --part, or --on"),
         ([*given[:-2], "--on", "ray", "--compact"], "leave out --compact"),
-        ([*given[:3], "s3://shop/index", "--on", "ray"], "--on: you need a folder that all processes"),
+        ([*given[:3], "s3://shop/index", "--on", "ray"], "--on: you need a folder that all"),
         ([*given[:3], "s3://shop/index", "--shards", 2], "--shards: you need a folder that all"),
         ([*ranked, "--user", 1, "--on", "ray"], "go with --all-users"),
         ([*ranked, "--all-users", "--out", file, "--on", "ray", "--join"], "leave out --part"),

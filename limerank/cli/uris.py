@@ -68,8 +68,8 @@ def with_uris(name: str, function: Callable[..., None]) -> Callable[..., None]:
         options = [f"--{one}" for one in shared if values.get(one) not in (None, False)]
         if options:
             raise SpecError(
-                f"{' and '.join(options)}: you need a folder that all processes share; write to it, "
-                "then publish it: limerank publish FOLDER URI"
+                f"{' and '.join(options)}: you need a folder that all processes share; "
+                "write to it, then publish it: limerank publish FOLDER URI"
             )
         quiet = bool(values.get("quiet") or values.get("as_json"))
         kinds = {one: Use[kind] for one, kind in uses.items()}
