@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import valkey
+from typer.testing import CliRunner
 
+from limerank.cli.app import app
 from limerank.data.exposures import pack_exposure
 from limerank.data.packing import pack
 from limerank.errors import FormatError, SpecError, StoreError
@@ -77,7 +79,7 @@ def test_keys_of_format_1_become_keys_of_format_2():
             assert store.items()[0] == 2 and store.identity() == "abc"
             assert store.delete_user(1) and store.delete_user("bob")
             rest = {key.decode() for key in old.client.keys("*")}
-            names = ("items", "changes", "change", "erase", "identity")
+            names = ("items", "changes", "change", "erase", "identity", "lineage")
             wanted = {*store._layout.of_all(*names), "limerank:format", "limerank:buckets"}
             sums = {store._layout.of_bucket(store._layout.bucket(u), "sums")[0] for u in (1, "bob")}
             assert rest == wanted | sums
@@ -167,3 +169,20 @@ def test_a_store_is_copied_into_another(tmp_path):
         source.put_items({7: {"a": 2}})
         assert copy_store(source, target) == (4, 1, 0, 3, 1), "what is equal is skipped"
         assert target.version(2) == version and target.items()[0] == 3
+
+
+def test_the_command_copies_and_says_what_it_does(tmp_path):
+    def run(*words):
+        done = CliRunner().invoke(app, ["store", *map(str, words), "-q"])
+        return done.exit_code, done.output
+
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    with SqliteStore(old) as store:
+        store.append([event(user, at=1) for user in range(3)])
+    status, text = run("copy", old, new)
+    assert status == 0 and "3 new events and 0 new exposures of 3 of 3 users" in text
+    with SqliteStore(new) as store:
+        assert store.counts() == (3, 3)
+    assert run("migrate", old) == (0, f"{old}: an SQLite file needs no migration\n")
+    for wrong in (("move", old), ("copy", old), ("migrate", old, new), ("copy", "none.db", new)):
+        assert run(*wrong)[0] == 2

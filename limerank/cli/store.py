@@ -38,7 +38,8 @@ def store(
 
     **migrate** gives the keys of a Valkey store that an earlier version of limerank wrote the
     present format. Stop the servers that use the store first, and start them again afterwards. Keys
-    are renamed in place: nothing is lost, and no memory is needed. SQLite files need no migration.
+    are renamed in place: no event is lost, and no memory is needed. States are deleted; `limerank
+    states rebuild` computes them. SQLite files need no migration.
 
     **copy** adds the events, features, exposures and live items of a store to another one, such as
     those of a file to a cluster. Servers may use the source meanwhile. To change to the new store
