@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from limerank.data.prepare import prepare
-from limerank.data.sources import find_files
+from limerank.data.sources import find_files, open_files
 from limerank.data.spec import Spec
 from limerank.errors import DataError, SpecError, StorageError
 from limerank.storage import systems
@@ -299,3 +299,13 @@ def test_parts_of_uris() -> None:
     assert parse_uri("s3://b/hour=12%3A00/").path == "hour=12%3A00"
     assert parse_uri("hdfs://name:8020/a%20b").path == "a b"
     assert parse_uri("gs://b").path == ""
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_progress_is_known_while_a_remote_file_is_read(bucket: str, ending: str) -> None:
+    put(bucket, f"log.{ending}", content(rows(0, 60_000), f"log.{ending}"))
+    (source,) = spec_of(f"{bucket}/log.{ending}").events
+    (reader,) = open_files(find_files(source, Path()), source)
+    positions = [reader.rows.position(0) for _ in reader.batches(["item"], 1 << 20)]
+    assert len(positions) > 1 and positions == sorted(positions)
+    assert positions[0] > 0 and positions[-1] <= reader.rows.size

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from limerank.errors import DataError
-from limerank.storage.logs import LogPath, open_stream
+from limerank.storage.logs import LogPath, open_stream, size_of
 
 LONGEST_LINE = 64 << 20
 """Bytes. A longer line means that the file is not text, or has other line ends."""
@@ -31,6 +31,7 @@ class ByteStream:
     def __init__(self, path: LogPath, compression: str | None, encoding: str) -> None:
         self._path = path
         self._raw = open_stream(path)
+        self._size, self._count = size_of(path), 0
         self._stream: Any = self._raw
         if compression:
             self._stream = pa.CompressedInputStream(self._raw, compression)
@@ -54,6 +55,7 @@ class ByteStream:
 
     def _more(self, size: int) -> bytes:
         data = self._stream.read(size)
+        self._count += len(data)
         if not data:
             self._done = True
         if self._decoder is None:
@@ -73,8 +75,11 @@ class ByteStream:
         return data
 
     def position(self) -> float:
-        """How many bytes of the file, as it is on disk, have been read."""
-        return 0.0 if self._raw.closed else float(self._raw.tell())
+        """How many bytes of the file, as it is stored, have been read; of a compressed file on a
+        storage, about so many."""
+        if self._raw.closed:
+            return 0.0
+        return float(self._raw.tell() if self._raw.seekable() else min(self._count, self._size))
 
     def close(self) -> None:
         self._stream.close()
