@@ -31,8 +31,8 @@ ADVICE = {
     "few-links": "a lower learning_rate, or fewer links; if slices with long histories are no "
     "better than those with short ones, histories may not matter in this log",
     "ne": "compare the mean outcomes of the splits (limerank prepare prints them); lower "
-    "table_learning_rate; raise dropout and id_dropout; more data",
-    "below-popularity": "a lower table_learning_rate, a higher id_dropout; check that items and "
+    "table_learning_rate; raise table_accumulator, dropout and id_dropout; more data",
+    "below-popularity": "a higher table_accumulator or id_dropout; check that items and "
     "histories of the split match those of the training window",
     "lists-below-popularity": "item-kNN (limerank train --model item-knn), which is only counted; "
     'a log of positives learns lists (kind = "positive" in the description); a model of '

@@ -296,6 +296,11 @@ class TrainConfig(Frozen):
     table_learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the embedding tables (row-wise Adagrad), scaled likewise. By default
     0.1; with the objective "catalogue" as much as gives 0.0125 for the log's batches."""
+    table_accumulator: float | None = Field(None, ge=0)
+    """Initial accumulator of each table row (row-wise Adagrad), in squared gradients of one
+    impression's loss. Rows that few impressions use stay nearer to their start, so that a log with
+    many rare items is not learned by heart in an epoch; frequent rows hardly notice. By default 9;
+    with the objective "catalogue" 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
     table_weight_decay: float = Field(0.0, ge=0)

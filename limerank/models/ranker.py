@@ -48,7 +48,7 @@ from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
 from limerank.models.neighbours import Neighbours, neighbours_of, with_neighbours
 from limerank.models.noise import hidden_ids, key_of
-from limerank.models.tables import TABLE_STD, EmbeddingTable
+from limerank.models.tables import ID_STD, TABLE_STD, EmbeddingTable
 
 MULTI_HOT_ROWS = 256
 """In training, tables of at most so many event tokens are summed as a product with zeros and
@@ -98,7 +98,7 @@ class ItemTower(nn.Module):
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
-        self.ids = EmbeddingTable(shape.item_ids, config.width)
+        self.ids = EmbeddingTable(shape.item_ids, config.width, ID_STD)
         self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
         self.norm = nn.LayerNorm(config.width)
         self.id_dropout = config.id_dropout

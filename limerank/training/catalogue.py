@@ -60,7 +60,7 @@ number is of models that read a history once for all candidates, the second of t
 for each one (Ranker.pairwise)."""
 BASELINES = "most-popular", "item-knn"
 """Models that validations are compared with."""
-RATES = Rates(0.0075, 0.0125)
+RATES = Rates(0.0075, 0.0125, 0.0)
 """Learning rates of a batch."""
 LEAST, PAIRWISE_LEAST = 512, 128
 """Items that are drawn for a batch even if an epoch then has more pairs, likewise."""
@@ -136,7 +136,7 @@ class Catalogue(Impressions):
         if not self.alone:
             return super().usual_rates()
         scale = rate_scale(self.batch_size)
-        return Rates(RATES.dense / scale, RATES.tables / scale)
+        return RATES._replace(dense=RATES.dense / scale, tables=RATES.tables / scale)
 
     @classmethod
     def tasks(cls, shape: DataShape, config: TrainConfig) -> tuple[Task, ...]:

@@ -112,8 +112,11 @@ class Objective(abc.ABC):
     def rates(self) -> Rates:
         """Learning rates: those of the configuration, or the usual ones."""
         config, usual = self.config, self.usual_rates()
+        start = config.table_accumulator
         return Rates(
-            config.learning_rate or usual.dense, config.table_learning_rate or usual.tables
+            config.learning_rate or usual.dense,
+            config.table_learning_rate or usual.tables,
+            usual.accumulator if start is None else start,
         )
 
     def usual_rates(self) -> Rates:

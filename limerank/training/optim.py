@@ -16,14 +16,24 @@ from limerank.models.tables import EmbeddingTable
 class EmbeddingAdagrad:
     """Adagrad with one number of state per row, for tables with sparse gradients.
 
-    ``s_r += mean(g_r ** 2)``; ``w_r -= rate * g_r / (sqrt(s_r) + eps)``. A step costs what the
-    batch touches: rows without a gradient are neither read nor written.
+    ``s_r += mean(g_r ** 2)``; ``w_r -= rate * g_r / (sqrt(s_r + start) + eps)``. A step costs what
+    the batch touches: rows without a gradient are neither read nor written. Without ``start``, the
+    first gradient of a row moves it as far as any, however small it is: rows that few impressions
+    use become the noise of those impressions.
+
+    Args:
+        tables: weights, [R, d] each.
+        decay: decoupled weight decay.
+        start: the initial accumulator of each row; ``sums`` are without it.
+        eps: keeps the divisor above zero.
     """
 
-    def __init__(self, tables: Iterable[Tensor], decay: float, eps: float = 1e-8) -> None:
+    def __init__(
+        self, tables: Iterable[Tensor], decay: float, start: float = 0.0, eps: float = 1e-8
+    ) -> None:
         self.tables = list(tables)
         self.sums = [table.new_zeros(len(table), requires_grad=False) for table in self.tables]
-        self.decay, self.eps = decay, eps
+        self.decay, self.start, self.eps = decay, start, eps
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -34,7 +44,7 @@ class EmbeddingAdagrad:
             rows, values_rd = grad.indices()[0], grad.values()
             sums = sums_r.index_select(0, rows) + values_rd.square().mean(1)
             sums_r.index_copy_(0, rows, sums)
-            step_rd = values_rd * (-rate / (sums.sqrt() + self.eps))[:, None]
+            step_rd = values_rd * (-rate / ((sums + self.start).sqrt() + self.eps))[:, None]
             if self.decay:
                 step_rd -= rate * self.decay * table.index_select(0, rows)
             table.index_add_(0, rows, step_rd)
@@ -42,10 +52,12 @@ class EmbeddingAdagrad:
 
 class Rates(NamedTuple):
     """Peak learning rates of the dense weights and of the embedding tables, for batches of 1,024
-    impressions; see :func:`rate_scale`."""
+    impressions (see :func:`rate_scale`), and the initial accumulator of the rows of tables, in
+    squared gradients of one impression's loss."""
 
     dense: float = 3e-3
     tables: float = 0.1
+    accumulator: float = 9.0
 
 
 def rate_scale(impressions: int) -> float:
@@ -88,7 +100,9 @@ class Optimiser:
             betas=(0.9, 0.99),
             foreach=True,
         )
-        self.tables = EmbeddingAdagrad(tables, config.table_weight_decay)
+        # The loss is a mean over the batch: one impression's share of its gradient is 1 / n.
+        start = rates.accumulator / impressions**2
+        self.tables = EmbeddingAdagrad(tables, config.table_weight_decay, start)
 
     def share(self, step: int) -> float:
         """The learning rate of a step (0 ..) as a share of its peak: rise, then a cosine to 0."""

@@ -166,6 +166,7 @@ SPACE: dict[str, Range | Around | Quarters] = {
     "batch_size": Around(4),
     "epochs": Around(2),
     "weight_decay": Around(10),
+    "table_accumulator": Choice((0, 1, 3, 9, 30, 100)),
     "table_weight_decay": Choice((0, 0.001, 0.01, 0.1)),
     "history": Quarters(),
     "dropout": Numbers(0, 0.4),
@@ -191,7 +192,9 @@ def defaults_of(model: ModelConfig, config: TrainConfig, dataset: Dataset) -> di
     found = {**config.model_dump(mode="json"), **model.model_dump(mode="json")}
     objective = objective_on(dataset, config)
     found["batch_size"] = objective.batch_size
-    found["learning_rate"], found["table_learning_rate"] = objective.rates
+    rates = objective.rates
+    found["learning_rate"], found["table_learning_rate"] = rates.dense, rates.tables
+    found["table_accumulator"] = rates.accumulator
     found["history"] = config.history or dataset.manifest["spec"]["history"]["length"]
     return found
 
