@@ -121,6 +121,24 @@ def test_options_that_are_local_say_so(call, bucket):
     assert status == 2 and "need a folder that all processes share" in error
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("s3://", "s3:/// has no bucket; expected s3://BUCKET/PATH"),
+        ("s3:///data/shop", "s3:///data/shop has no bucket"),
+        ("file://data/shop", "names the host 'data'; expected file:///PATH"),
+    ],
+)
+@pytest.mark.parametrize("option", [["--out={}"], ["--out", "{}"]])
+def test_a_uri_without_its_bucket_or_with_a_host_is_no_local_folder(
+    call, tmp_path, monkeypatch, given, message, option
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, error = call("synth", *(part.format(given) for part in option), "--users", "5")
+    assert status == 2 and message in error
+    assert not any(tmp_path.iterdir())
+
+
 def test_every_use_names_a_parameter_of_its_command():
     assert USES.keys() <= set(COMMANDS)
     for command, uses in USES.items():

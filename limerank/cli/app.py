@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from limerank.cli import errors
-from limerank.cli.uris import with_uris
+from limerank.cli.uris import require_uris, with_uris
 
 COMMANDS = (
     "synth",
@@ -77,6 +77,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment]  # names to propose
+        require_uris(args[1:])
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

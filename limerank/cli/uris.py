@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def uses_of(command: str, values: Mapping[str, Any]) -> dict[str, str]:
     if command == "evaluate" and values.get("out") is not None:
         uses["run"] = READ
     return uses
+
+
+def require_uris(arguments: Sequence[str]) -> None:
+    """Check the URIs of a command line as they are written: a path keeps one of several slashes,
+    so that ``s3:///name`` would be the bucket ``name``, and ``s3://`` a local folder.
+
+    Raises:
+        SpecError: a URI of a storage has no bucket, names a host, or is not valid otherwise.
+    """
+    for one in arguments:
+        value = re.sub(r"^--[a-z-]+=", "", one)
+        if re.match(r"(s3|gs|hdfs|file)://", value, re.IGNORECASE):
+            from limerank.storage.uris import parse_uri
+
+            parse_uri(value)
 
 
 def with_uris(name: str, function: Callable[..., None]) -> Callable[..., None]:
