@@ -186,3 +186,22 @@ def test_the_command_copies_and_says_what_it_does(tmp_path):
     assert run("migrate", old) == (0, f"{old}: an SQLite file needs no migration\n")
     for wrong in (("move", old), ("copy", old), ("migrate", old, new), ("copy", "none.db", new)):
         assert run(*wrong)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("old.db", "old.db"), "old.db is the store to copy from, too"),
+        (("old.db", "./old.db"), "./old.db is the store to copy from, too"),
+        (("old.db", "new.db", "--buckets", "8"), "--buckets is of Valkey stores; new.db is an SQL"),
+        (("old.db", "valkey://127.0.0.1:1/0", "--buckets", "0"), "0 buckets, expected 1 to"),
+    ],
+)
+def test_a_copy_onto_itself_or_with_options_of_another_store_is_refused(
+    tmp_path, monkeypatch, call, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    SqliteStore(tmp_path / "old.db").close()
+    status, _, error = call("store", "copy", *words, "-q")
+    assert status == 2 and message in error
+    assert not (tmp_path / "new.db").exists()

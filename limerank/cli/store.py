@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -56,6 +57,7 @@ def store(
     """
     from limerank.serving.stores import existing
     from limerank.serving.stores.valkey_layout import BUCKETS
+    from limerank.serving.stores.valkey_server import redacted
 
     check_choice("action", action, ("migrate", "copy"))
     if (action == "copy") == (to is None):
@@ -64,10 +66,16 @@ def store(
             if to is None
             else f"migrate takes one store, got {to} as well"
         )
+    written = store if to is None else to
+    if buckets is not None and "://" not in written:
+        raise SpecError(
+            f"--buckets is of Valkey stores; {redacted(written)} is an SQLite file, which has none"
+        )
+    count = BUCKETS if buckets is None else buckets
     if to is None:
-        _migrate(store, buckets or BUCKETS, quiet)
+        _migrate(store, count, quiet)
     else:
-        _copy(existing(store), to, buckets or BUCKETS, quiet)
+        _copy(existing(store), to, count, quiet)
 
 
 def _migrate(store: str, buckets: int, quiet: bool) -> None:
@@ -88,7 +96,14 @@ def _migrate(store: str, buckets: int, quiet: bool) -> None:
 def _copy(source: str, target: str, buckets: int, quiet: bool) -> None:
     from limerank.serving.copying import copy_store
     from limerank.serving.stores import open_store
+    from limerank.serving.stores.valkey_server import redacted
 
+    if source == target or (
+        "://" not in target and os.path.realpath(source) == os.path.realpath(target)
+    ):
+        raise SpecError(
+            f"{redacted(target)} is the store to copy from, too; give another one to copy to"
+        )
     with open_store(source) as old, open_store(target, buckets=buckets) as new:
         done = copy_store(old, new, quiet=quiet)
         print(
