@@ -139,6 +139,23 @@ def test_a_uri_without_its_bucket_or_with_a_host_is_no_local_folder(
     assert not any(tmp_path.iterdir())
 
 
+def test_publish_and_pull_say_what_is_no_uri_and_what_is_not_there(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("{}")
+    (tmp_path / "file").write_text("text")
+    status, _, error = call("publish", "index", "copies/index", "-q")
+    assert status == 2 and "copies/index is not a URI" in error
+    proposed = f"file://{tmp_path}/copies/index"
+    assert f"such as {proposed} for a folder" in error
+    for name, message in (("none", "is not there"), ("file", "is a file")):
+        status, _, error = call("pull", f"file://{tmp_path}/{name}", "--out", "here", "-q")
+        assert status == 2 and f"{tmp_path}/{name} {message}; expected a folder" in error
+    assert call("publish", "index", proposed, "-q")[0] == 0
+    assert call("pull", proposed, "--out", "here", "-q")[0] == 0
+    assert (tmp_path / "here" / "manifest.json").read_text() == "{}"
+
+
 def test_every_use_names_a_parameter_of_its_command():
     assert USES.keys() <= set(COMMANDS)
     for command, uses in USES.items():

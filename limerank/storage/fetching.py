@@ -188,7 +188,10 @@ def pull(
     check_folder(Path(out), overwrite=overwrite)
     source = fetch(uri, quiet=quiet)
     if not source.is_dir():
-        raise FormatError(f"{shown(uri)} is a file, expected a published folder")
+        what = "is a file" if source.exists() else "is not there"
+        raise FormatError(
+            f"{shown(uri)} {what}; expected a folder that limerank publish FOLDER URI wrote"
+        )
     with new_folder(out, overwrite=overwrite) as folder:
         shutil.copytree(source, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
 

@@ -102,9 +102,16 @@ def parse_uri(given: str) -> Uri:
         before, _, authority = authority.rpartition("@")
         user, colon, password = before.partition(":")
         user, password = unquote(user), unquote(password) if colon else None
-    shown = f"{scheme or '?'}://{authority}/{path}"
+    shown = f"{scheme}://{authority}/{path}"
     if scheme in ("gcs", "s3a", "s3n"):
         raise SpecError(f"{shown}: write {'gs' if scheme == 'gcs' else 's3'}:// for {scheme}://")
+    if not scheme:
+        plain = f"{authority}/{path}"
+        raise SpecError(
+            f"{plain} is not a URI; expected one that begins with "
+            f"{', '.join(f'{one}://' for one in SCHEMES)}, such as "
+            f"{Path(plain).absolute().as_uri()} for a folder of this machine"
+        )
     if scheme not in SCHEMES:
         raise SpecError(
             f"{shown} has the scheme {scheme!r}, expected one of "
