@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
-from benchmarks.costs import costs
 from benchmarks.datasets import prepare_dataset
 from benchmarks.jobs import finish, workers
+from benchmarks.model_costs import costs
 from benchmarks.rows import has_row, write_row
 
 DATASET = "ml1m"

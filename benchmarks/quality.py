@@ -29,9 +29,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.costs import costs
 from benchmarks.datasets import QUICK, WORK, prepare_dataset
 from benchmarks.jobs import Job, finish, workers
+from benchmarks.model_costs import costs
 from benchmarks.rows import has_row, rows, write_row
 from benchmarks.tables import MODELS
 
