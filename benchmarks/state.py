@@ -2,11 +2,13 @@
 
     python -m benchmarks.state                                         # 2,000 users x 200 events
     python -m benchmarks.state --users 1_000_000 --folder /large/disk  # 11 GB, an hour
+    python -m benchmarks.state --valkey            # memory of a Valkey or Redis server alone
 
 The store is filled with the events of 64 users at a time. Then single events of random users are
 measured: appends that are durable when they return, reads of all events of a user, and events per
 second with 1, 8 and 32 writing threads (group commit). Much of it depends on the disk:
-``fsync_ms_p50`` is the time to flush a small file in the same folder.
+``fsync_ms_p50`` is the time to flush a small file in the same folder. With ``--valkey`` the same
+events are written to a Valkey or Redis server, whose ``used_memory`` is read before and after.
 
 User states are those of LIME-MHA with random weights. Measured is the time from a new event in the
 store to a state that can be scored: streaming (``streaming_update``: one event is merged), by a
@@ -30,6 +32,7 @@ import torch
 
 from benchmarks.index import catalogue
 from benchmarks.rows import write_row
+from benchmarks.serving import valkey
 from limerank.data.dataset import Dataset
 from limerank.data.events import Event, event_of
 from limerank.index import Index
@@ -40,7 +43,7 @@ from limerank.progress import Bar
 from limerank.runs.folder import create_run, load_run, save_weights
 from limerank.runs.model import Trained
 from limerank.serving.state import Mode, UserStates
-from limerank.serving.stores import SqliteStore
+from limerank.serving.stores import EventStore, SqliteStore, ValkeyStore
 
 ITEMS = 20_000
 TOGETHER = 64
@@ -55,10 +58,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--valkey", action="store_true", help="measure the memory of Valkey alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="limerank-state-") as name:
         folder = Path(name)
+        if options.valkey:
+            measure_memory(folder, options.users, options.events)
+            return
         measure_store(folder, options)
         for events in (options.events, 10 * options.events):
             measure_states(folder, events, min(options.samples, 200))
@@ -89,15 +96,9 @@ def histories(rng: np.random.Generator, users: range, events: int) -> list[Event
 
 
 def measure_store(folder: Path, options: argparse.Namespace) -> None:
-    rng, users, events = np.random.default_rng(0), options.users, options.events
-    filling = 0.0
-    bar = Bar("filling the store", total=users, unit="users")
-    with SqliteStore(folder / "events.db") as store, bar:
-        for first in range(0, users, TOGETHER):
-            some = range(first, min(first + TOGETHER, users))
-            lot = histories(rng, some, events)
-            filling += once(lambda lot=lot: store.append(lot))  # type: ignore[misc]
-            bar.advance(len(some))
+    users, events = options.users, options.events
+    with SqliteStore(folder / "events.db") as store:
+        filling = fill(store, users, events)
     filled = users * events / filling
     size = (folder / "events.db").stat().st_size  # closed: nothing is left in the log
     with SqliteStore(folder / "events.db") as store:
@@ -111,6 +112,37 @@ def measure_store(folder: Path, options: argparse.Namespace) -> None:
                 "fill_events_per_s": round(filled),
             },
         )
+
+
+def fill(store: EventStore, users: int, events: int) -> float:
+    """Write the events of all users; returns the seconds that the store took."""
+    rng, filling = np.random.default_rng(0), 0.0
+    with Bar("filling the store", total=users, unit="users") as bar:
+        for first in range(0, users, TOGETHER):
+            some = range(first, min(first + TOGETHER, users))
+            lot = histories(rng, some, events)
+            filling += once(lambda lot=lot: store.append(lot))  # type: ignore[misc]
+            bar.advance(len(some))
+    return filling
+
+
+def measure_memory(folder: Path, users: int, events: int) -> None:
+    """Bytes of a Valkey server's memory for each event, its keys and indexes included."""
+    with valkey(folder) as address:
+        if address is None:
+            return
+        from valkey import Valkey
+
+        with ValkeyStore(address) as store, Valkey.from_url(address) as server:
+            before = server.info("memory")["used_memory"]
+            fill(store, users, events)
+            used = server.info("memory")["used_memory"] - before
+            version = server.info("server")["redis_version"]
+    metrics: dict[str, float | str]
+    metrics = {"bytes_per_user": round(used / users), "bytes_per_event": used / users / events}
+    metrics |= {"server": version}
+    case = {"what": "memory", "store": "valkey", "users": users, "events": events}
+    print(write_row("state", case, metrics)["metrics"])
 
 
 def measure_access(
