@@ -15,6 +15,9 @@ from benchmarks.ablations_page import ablations
 from benchmarks.abtest_page import abtest
 from benchmarks.attempts import attempts
 from benchmarks.coldstart_page import coldstart
+from benchmarks.cost_inputs import Assumptions, Measured
+from benchmarks.cost_model import Costs
+from benchmarks.costs_page import page as costs_page
 from benchmarks.exact_page import exact
 from benchmarks.exact_terms_page import exact_terms
 from benchmarks.histories_page import histories
@@ -79,6 +82,9 @@ def main() -> None:
         text = page(list(rows(bench)))
         (DOCS / f"{bench}.md").write_text(text + "\n", encoding="utf-8")
         written.append(bench)
+    costs = costs_page(Costs(Measured.read(), Assumptions()), Measured.sources())
+    (DOCS / "costs.md").write_text(costs + "\n", encoding="utf-8")
+    written = sorted([*written, "costs"])
     index = [
         "# Measurements",
         "",
