@@ -17,7 +17,13 @@ from benchmarks.quality import validated
 from benchmarks.rows import write_row
 from benchmarks.tables import Row, grouped, machines, number, table
 
-SHOWN = ("model", "rate", "table_rate", "epochs")
+SHOWN = {
+    "model": "model",
+    "rate": "learning_rate",
+    "table_rate": "table_learning_rate",
+    "epochs": "epochs",
+}
+"""Name in a row's case -> setting."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     case = {
         "dataset": given.dataset or Path(config["data"]).name,
         "tried": given.description,
-        **{key: settings[key] for key in SHOWN},
+        **{key: settings[name] for key, name in SHOWN.items()},
     }
     metrics = {"metric": name.removeprefix("best_"), "validation": value}
+    if (ne := next(iter(last["metrics"].values())).get("calibrated_ne")) is not None:
+        metrics["calibrated_ne"] = ne
     write_row("attempts", case, metrics, seed=settings["seed"])
     print(case, metrics)
 
@@ -52,6 +60,7 @@ def attempts(found: list[Row]) -> str:
         "Each line is one run, judged by its best validation metric alone. Seeds of one setting",
         "differ by about 0.001 on ml1m, so smaller differences mean little. Results with several",
         "seeds and on the test split are in [quality](quality.md) and [ablations](ablations.md).",
+        "In the descriptions, n is the number of impressions of a batch.",
         "`python -m benchmarks.attempts RUN DESCRIPTION` adds a line.",
         "",
         machines(found)[0],
@@ -62,17 +71,24 @@ def attempts(found: list[Row]) -> str:
         body = [
             [
                 row["case"]["tried"],
-                f"{row['case']['rate']:g}, {row['case']['table_rate']:g}",
+                f"{rate(row['case']['rate'])}, {rate(row['case']['table_rate'])}",
                 str(row["case"]["epochs"]),
                 str(row["seed"]),
                 number(row["metrics"]["validation"]),
+                number(row["metrics"].get("calibrated_ne")),
             ]
             for row in part
         ]
         metric = part[0]["metrics"]["metric"]
         heads = ["attempt", "learning rate, of tables", "epochs", "seed", f"validation {metric}"]
+        heads.append("NE, calibrated")
         lines += ["", f"## {name}", "", *table(heads, body)]
     return "\n".join(lines)
+
+
+def rate(value: float | None) -> str:
+    """A learning rate; "default" where it followed from the log."""
+    return "default" if value is None else f"{value:g}"
 
 
 if __name__ == "__main__":
