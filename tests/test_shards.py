@@ -420,6 +420,7 @@ def test_a_dead_shard_is_named_and_recovers(tmp_path):
         assert text == "shard 2 of 2 cannot be reached; try again, or ask for a partial answer"
         partial = ranked(of.front, user=1, k=ITEMS, partial=True)
         assert partial["missing_shards"] == [2]
+        assert partial["candidates"] == 45, "items that the other shard ranks"
         assert partial["items"] == [
             {**one, "rank": rank}
             for rank, one in enumerate((one for one in full if of.row_of(one["item"]) < 45), 1)
@@ -438,6 +439,20 @@ def test_a_dead_shard_is_named_and_recovers(tmp_path):
         assert of.front.post("/v1/rank", json={"user": 1, "partial": True}).status_code == 503
         with pytest.raises(ShardError):
             of.engine.readiness()
+
+
+def test_a_partial_answer_counts_the_items_that_were_ranked(tmp_path):
+    with fan_out(shop("lime-mha"), tmp_path) as of:
+        ids = [one["item"] for one in ranked(of.one, user=1, k=ITEMS)["items"]]
+        of.stops[1]()
+        of.engine.shards.close()
+        for item in (
+            next(one for one in ids if of.row_of(one) < 45),
+            next(one for one in ids if of.row_of(one) >= 45),
+        ):
+            assert of.front.delete(f"/v1/items/{item}").status_code == 200
+        partial = ranked(of.front, user=1, k=ITEMS, exclude_seen=False, partial=True)
+        assert partial["candidates"] == len(partial["items"]) == 44
 
 
 def test_a_shard_s_route(tmp_path):

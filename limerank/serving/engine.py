@@ -52,7 +52,7 @@ from limerank.serving.messages import (
 from limerank.serving.reading import AT_ONCE, Tally
 from limerank.serving.served import Loader, Served
 from limerank.serving.shards.client import Shards
-from limerank.serving.shards.scorer import ShardedScorer, missing_shards
+from limerank.serving.shards.scorer import ShardedScorer, left_out, missing_shards
 from limerank.serving.state import STATE_BYTES, Mode, Ready
 from limerank.serving.stores import EventStore, Outcome
 from limerank.serving.stores.values import written
@@ -296,7 +296,7 @@ class Serving:
             "user": asked.user,
             "known": ready.known,
             "events": ready.events,
-            "candidates": request.candidates,
+            "candidates": request.candidates - left_out(served.scorer, missing),
             **({} if request.skipped is None else {"skipped": request.skipped}),
             **({"missing_shards": sorted(missing)} if missing else {}),
             "run": served.trained.fingerprint,

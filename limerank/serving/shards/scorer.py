@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,11 @@ def missing_shards(scorer: Scorer, partial: bool) -> Iterator[set[int]]:
             yield missing
     else:
         yield set()
+
+
+def left_out(scorer: Scorer, missing: Collection[int]) -> int:
+    """How many items a ranking of the full catalogue lacks without the shards ``missing``."""
+    return scorer.ranked_by(missing) if isinstance(scorer, ShardedScorer) and missing else 0
 
 
 class ShardedScorer(Scorer):
@@ -70,6 +75,16 @@ class ShardedScorer(Scorer):
             yield missing
         finally:
             self._of_request.missing = None
+
+    def ranked_by(self, numbers: Collection[int]) -> int:
+        """How many items the shards of these numbers rank; hidden ones do not count."""
+        total = 0 if self._total is None else self._total
+        shards = [Part(number, len(self.shards)).range(total) for number in numbers]
+        hidden = np.asarray(self.index.hidden)
+        return sum(
+            len(rows) - int(np.count_nonzero((hidden >= rows.start) & (hidden < rows.stop)))
+            for rows in shards
+        )
 
     def check(self) -> None:
         """Learn which rows the shards rank and hide, of all that answer.
