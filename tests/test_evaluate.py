@@ -377,7 +377,7 @@ def test_missing_output_folders_are_made_and_the_ending_decides_the_format(run, 
 
 
 def test_a_dataset_that_was_moved_is_asked_for(run, data, tmp_path):
-    moved = replace(load_run(run), data=tmp_path / "removed")
+    moved = replace(load_run(run), recorded=str(tmp_path / "removed"))
     with pytest.raises(FormatError, match=r"is no longer at .*removed; give its folder \(--data\)"):
         moved.dataset()
     assert moved.dataset(data).path == data

@@ -918,7 +918,7 @@ class Engine(Stub):
         return lambda *_: self._do(name)
 run.Serving = Engine
 run.open_store = lambda *_: None
-run.Background = lambda *_: SimpleNamespace(start=lambda: None, stop=lambda: None)
+run.Background = lambda *_, **more: SimpleNamespace(start=lambda: None, stop=lambda: None)
 settings = Settings(open=True, port=0, drain_seconds=float(sys.argv[1]))
 run.serve(arms=one_arm(Path("run"), Path("index")), store="events.db", settings=settings)
 """

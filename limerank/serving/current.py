@@ -67,7 +67,7 @@ class Current:
             self.served = self._load(run, index)
         except StoreError as error:  # nothing else is served: follow tries again
             log.error("live items are not ranked yet: %s", error)
-            self.served = self._with_table(self.loader.load(run.resolve(), index.resolve()))
+            self.served = self._with_table(self.loader.load(_target(run), _target(index)))
 
     def _load(self, run: Path, index: Path) -> Served:
         """Load a run and an index, and write the live items into the index, which may already be
@@ -77,7 +77,7 @@ class Current:
             StoreError: another process changes the index for too long, or the store cannot be
                 reached.
         """
-        served = self.loader.load(run.resolve(), index.resolve())
+        served = self.loader.load(_target(run), _target(index))
         try:
             return self._caught_up(served, PATIENCE)
         except DataError as error:
@@ -373,3 +373,11 @@ def _id_of_item(text: str) -> int | str:
         return external_id("item", text)
     except DataError as error:
         raise UnknownError(str(error)) from None
+
+
+def _target(folder: Path) -> Path:
+    """The folder that a link leads to. What leads nowhere stays as it is: loading it says why."""
+    try:
+        return folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links; a name that no file can have
+        return folder
