@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -359,3 +360,25 @@ def test_help_names_every_model(call):
     _, output, _ = call("train", "--help")
     for name in OF_THE_PACKAGE:
         assert re.search(rf"[^-]\b{name}\b", output), name
+
+
+def test_the_next_command_can_be_pasted_where_names_have_spaces(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{n % 9},{n % 7},{1_700_000_000 + 3600 * n},{n % 2}" for n in range(300)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,time,click", *rows]) + "\n")
+    (tmp_path / "spec.toml").write_text(
+        'name = "shop"\n[[events]]\nfiles = ["log.csv"]\ntime = "time"\n'
+        '[[labels]]\nname = "click"\nkind = "binary"\n'
+    )
+
+    def after(*arguments: str) -> list[str]:
+        status, output, error = call(*arguments, "-q")
+        assert status == 0, error
+        return shlex.split(output.rpartition("Next: limerank ")[2])
+
+    data, run, index = "data/my shop", "runs/my shop", "index/my shop"
+    assert after("prepare", "spec.toml", "--out", data)[:2] == ["train", data]
+    trained = after("train", data, "--model", "popularity", "--epochs", "1", "--out", run)
+    assert trained == ["evaluate", f"{run};", "limerank", "index", run, "--out", index]
+    assert after("index", run, "--out", index)[:5] == ["rank", "--run", run, "--index", index]
+    assert after("fill", "my store.db", "--data", data)[-2:] == ["my store.db", "--no-keys"]

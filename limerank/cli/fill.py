@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -55,4 +56,4 @@ def fill(
     print_coverage(done.table)
     if done.note:
         print(f"  warning: {done.note} (--base)")
-    print(f"Next: limerank serve --run RUN --index INDEX --store {opened.address} --no-keys")
+    print(f"Next: limerank serve --run RUN --index INDEX --store {quote(opened.address)} --no-keys")

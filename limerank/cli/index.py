@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -180,7 +181,8 @@ def index(
             run, out, data=data, items=items, merge=merge, overwrite=overwrite, quiet=quiet
         )
         print_coverage(built.item_table)
-        print(f"Next: limerank rank --run {run} --index {out} --user ID -k 20 --explain")
+        names = f"--run {quote(str(run))} --index {quote(str(out))}"
+        print(f"Next: limerank rank {names} --user ID -k 20 --explain")
         return
     from limerank.index import Index
     from limerank.index.changes import change_items

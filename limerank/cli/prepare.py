@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -152,4 +153,5 @@ def prepare(
         quiet=quiet,
     )
     print(summary.text())
-    print(f"\nNext: limerank train {out} --model lime-xor --out runs/{out.name}")
+    data, new = quote(str(out)), quote(f"runs/{out.name}")
+    print(f"\nNext: limerank train {data} --model lime-xor --out {new}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -204,4 +205,5 @@ def train(
         if world.rank:
             return
     print(result.text())
-    print(f"Next: limerank evaluate {out}; limerank index {out} --out index/{out.name}")
+    name, new = quote(str(out)), quote(f"index/{out.name}")
+    print(f"Next: limerank evaluate {name}; limerank index {name} --out {new}")
