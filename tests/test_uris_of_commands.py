@@ -148,7 +148,8 @@ def test_publish_and_pull_say_what_is_no_uri_and_what_is_not_there(call, tmp_pat
     assert status == 2 and "copies/index is not a URI" in error
     proposed = f"file://{tmp_path}/copies/index"
     assert f"such as {proposed} for a folder" in error
-    for name, message in (("none", "is not there"), ("file", "is a file")):
+    wrong = {"none": "is not there", "file": "is a file", "index": "was not published"}
+    for name, message in wrong.items():
         status, _, error = call("pull", f"file://{tmp_path}/{name}", "--out", "here", "-q")
         assert status == 2 and f"{tmp_path}/{name} {message}; expected a folder" in error
     assert call("publish", "index", proposed, "-q")[0] == 0

@@ -186,9 +186,12 @@ def pull(
         StorageError: as for :func:`fetch`.
     """
     check_folder(Path(out), overwrite=overwrite)
+    where = parse_uri(uri)
     source = fetch(uri, quiet=quiet)
-    if not source.is_dir():
-        what = "is a file" if source.exists() else "is not there"
+    published = where.scheme != "file" or (local_path(where) / MANIFEST).exists()
+    if not source.is_dir() or not published:
+        what = "is not there" if not source.exists() else "was not published"
+        what = "is a file" if source.is_file() else what
         raise FormatError(
             f"{shown(uri)} {what}; expected a folder that limerank publish FOLDER URI wrote"
         )
