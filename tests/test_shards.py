@@ -19,6 +19,7 @@ from limerank.errors import FormatError, ShardError, SpecError
 from limerank.index import Index
 from limerank.index.changes import change_items
 from limerank.index.sharding import split_index
+from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import NativeScorer, scorer_for
 from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
@@ -95,6 +96,16 @@ def assert_same(one, other, exact=True):
     else:
         assert len(set(other.rows[0].tolist())) == held.sum()
         np.testing.assert_allclose(other.values[0], one.values[0][held], rtol=1e-5, atol=1e-5)
+
+
+def test_a_shard_alone_ranks_no_catalogue(tmp_path, call):
+    of = shop_of("lime-mha")
+    shutil.copytree(of.index.path, tmp_path / "index")
+    shard = split_index(tmp_path / "index", 2)[1]
+    with pytest.raises(SpecError, match="is shard 2 of 2 of an index and has a part of the items"):
+        Recommender(of.run, shard)
+    status, _, problem = call("similar", str(shard), "1")
+    assert status == 2 and "give the index itself" in problem
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -75,7 +75,9 @@ def similar(
         from limerank.ranking.alike import alike
         from limerank.ranking.similar import similar_items
 
-        of = alike(Index.open(index))
+        opened = Index.open(index)
+        opened.expect_all()
+        of = alike(opened)
         found = [similar_items(of, item, k, exclude=excluded) for item in items]
     if as_json:
         print(json.dumps([one.to_dict() for one in found], indent=2))

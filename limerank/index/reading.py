@@ -259,6 +259,14 @@ class Index:
                 "and split it again"
             )
 
+    def expect_all(self) -> None:
+        """SpecError where this is a shard: its items are a part of the catalogue."""
+        if self.shard is not None:
+            raise SpecError(
+                f"{self.path} is {self.shard} of an index and has a part of the items only: give "
+                "the index itself; servers of shards rank together (limerank serve --shards)"
+            )
+
     def current(self) -> bool:
         """Whether the folder still contains the version that was opened. A server checks it from
         time to time, and opens the new version."""

@@ -78,7 +78,7 @@ class Recommender:
 
     Raises:
         FingerprintError: the index was built by another model.
-        SpecError: threads is not an integer of 1 or more.
+        SpecError: threads is not an integer of 1 or more, or the index is a shard of one.
     """
 
     @with_uris(run=READ, index=READ, data=READ, items=READ)
@@ -98,6 +98,7 @@ class Recommender:
         path = index.path if isinstance(index, Index) else index
         if not isinstance(index, Index) or index.fingerprint != self.run.fingerprint:
             index = Index.open(path, fingerprint=self.run.fingerprint, verify=None)
+        index.expect_all()
         self.index, self.ranker = index, self.run.ranker
         self.tasks = self.ranker.shape.tasks
         self.form = EventForm(self.run.manifest, self.run.path)
