@@ -144,16 +144,20 @@ def test_a_killed_publication_leaves_the_older_version(s3: S3, tmp_path: Path, l
     assert before
 
 
-def test_damaged_bytes_are_found(s3: S3, tmp_path: Path) -> None:
+def test_damaged_bytes_are_found(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{s3.bucket('damaged')}/run"
     publish(folder_of(tmp_path / "a", one="1" * 100), uri)
     manifest = read_manifest(parse_uri(uri))
     assert manifest is not None
     (file,) = (one for one in manifest.files if one.path == "inner/one.txt")
-    for data in (b"1" * 50, b"1" * 99 + b"2"):
+    for data in (b"1" * 50, b"1" * 99 + b"2", b"1" * 101):
         systems.write(parse_uri(uri).below(file.stored), [data])
         with pytest.raises(StorageError, match=rf"one\.txt is damaged: {len(data)} bytes.*again"):
             fetch(uri)
+    monkeypatch.setattr(fetching, "BLOCK", 64)
+    systems.write(parse_uri(uri).below(file.stored), [b"1" * 100_000])
+    with pytest.raises(StorageError, match=r"one\.txt is damaged: 128 bytes"):
+        fetch(uri)  # no more of it is read than shows that it is longer
     systems.write(parse_uri(uri).below(file.stored), [b"1" * 100])
     assert content(fetch(uri))["inner/one.txt"] == "1" * 100
 
