@@ -25,6 +25,7 @@ from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
+from limerank.serving.rebuilding import loaded_states
 from limerank.serving.shards.answering import ShardRanker
 from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer
@@ -104,6 +105,11 @@ def test_a_shard_alone_ranks_no_catalogue(tmp_path, call):
     shard = split_index(tmp_path / "index", 2)[1]
     with pytest.raises(SpecError, match="is shard 2 of 2 of an index and has a part of the items"):
         Recommender(of.run, shard)
+    with (
+        SqliteStore(tmp_path / "events.db") as store,
+        pytest.raises(SpecError, match="give the index itself"),
+    ):
+        loaded_states(store, of.run.path, shard, "window")
     status, _, problem = call("similar", str(shard), "1")
     assert status == 2 and "give the index itself" in problem
 

@@ -42,8 +42,14 @@ class Rebuilt(NamedTuple):
 
 def loaded_states(store: EventStore, run: Path, index: Path, mode: Mode) -> UserStates:
     """The states that a server of this run and index uses. Live items of the store are written into
-    the index first, as that server would do: states belong to the items as they are then."""
-    return Current(Loader(store, mode=mode, memory=0), run, index).served.states
+    the index first, as that server would do: states belong to the items as they are then.
+
+    Raises:
+        SpecError: the index is a shard, whose server has no states.
+    """
+    served = Current(Loader(store, mode=mode, memory=0), run, index).served
+    served.index.expect_all()
+    return served.states
 
 
 def rebuild_states(states: UserStates, part: Part | None = None, *, quiet: bool = True) -> Rebuilt:
