@@ -382,3 +382,6 @@ def test_the_next_command_can_be_pasted_where_names_have_spaces(call, tmp_path, 
     assert trained == ["evaluate", f"{run};", "limerank", "index", run, "--out", index]
     assert after("index", run, "--out", index)[:5] == ["rank", "--run", run, "--index", index]
     assert after("fill", "my store.db", "--data", data)[-2:] == ["my store.db", "--no-keys"]
+    assert after("prepare", "spec.toml", "--write-spec", "my spec.toml")[1] == "my spec.toml"
+    few = ("--users", "20", "--items", "64", "--events", "400")
+    assert after("synth", *few, "--out", "my log")[:2] == ["prepare", "my log/spec.toml"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -100,7 +101,7 @@ def export(
         f"with an event; {done.events:,} other events; {done.users:,} users"
     )
     if done.description is not None:
-        print(f"Next: limerank prepare {done.description} --out DATA")
+        print(f"Next: limerank prepare {quote(str(done.description))} --out DATA")
     print(f"Continue later with --since {done.until}")
 
 

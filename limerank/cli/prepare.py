@@ -137,7 +137,9 @@ def prepare(
         from limerank.data.description import write_spec as write
 
         write(write_spec, spec, base)
-        print(f"{write_spec} written. Next: limerank prepare {write_spec} --out data/NAME")
+        print(
+            f"{write_spec} written. Next: limerank prepare {quote(str(write_spec))} --out data/NAME"
+        )
         return
     assert out is not None
     start = int(since) if since is not None and since.removeprefix("-").isdecimal() else since

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -74,4 +75,5 @@ def states(
         f"{done.written:,} states written for {done.users:,} users; the others were up to date"
         + (f"; {done.damaged:,} users are damaged and left out" if done.damaged else "")
     )
-    print(f"Next: limerank serve --run {run} --index {index} --store {opened.address}")
+    names = f"--run {quote(str(run))} --index {quote(str(index))}"
+    print(f"Next: limerank serve {names} --store {quote(opened.address)}")

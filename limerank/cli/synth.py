@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -103,7 +104,7 @@ def synth(
         print(
             f"{out}: {counts['events']:,} events, {counts['purchase']:,} of them purchases. "
             + (f"HR@10 of the best possible lists: {best:.3f}. " if best is not None else "")
-            + f"Next: limerank prepare {out}/shop.toml --out data/shop"
+            + f"Next: limerank prepare {quote(str(out))}/shop.toml --out data/shop"
         )
         return
     from limerank.data.synthetic import simulate
@@ -111,5 +112,5 @@ def synth(
     made = simulate(out, **given, seed=seed, overwrite=overwrite, quiet=quiet)
     print(
         f"{out}: {made['counts']['events']:,} events. "
-        f"Next: limerank prepare {out}/spec.toml --out data/sim"
+        f"Next: limerank prepare {quote(str(out))}/spec.toml --out data/sim"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -111,8 +112,8 @@ def tune(
         print(json.dumps(result.to_dict()))
         return
     print(result.text())
+    best, usual, chosen = (quote(str(p)) for p in (result.run, out / "defaults", out / "best.json"))
     print(
-        f"Next: limerank evaluate {result.run}; "
-        f"limerank compare {result.run} --with {out / 'defaults'}; "
-        f"limerank train {data} --config {out / 'best.json'} --out RUN"
+        f"Next: limerank evaluate {best}; limerank compare {best} --with {usual}; "
+        f"limerank train {quote(str(data))} --config {chosen} --out RUN"
     )
