@@ -33,7 +33,7 @@ from limerank.training.catalogue import Catalogue, Requests
 from limerank.training.held_out import HeldOut
 from limerank.training.impressions import Impressions
 from limerank.training.negatives import Negatives
-from limerank.training.objectives import objective_of
+from limerank.training.objectives import objective_of, objective_on
 from limerank.training.positives import positives
 from limerank.training.trainer import train
 from tests.worlds import config_of, unsure, write_log, write_positives
@@ -297,6 +297,12 @@ def test_a_training_finds_the_group_of_each_user(data, tmp_path, settings):
     result = trained(data, tmp_path / "run", **settings)
     popular = result.baselines["choice"]["most-popular"]["hr@10"]
     assert result.metrics["choice"]["hr@10"] > 0.55 > 1.5 * popular
+
+
+def test_tables_of_positives_start_without_an_accumulator(data):
+    """Each positive is compared with thousands of items: its gradients have another scale."""
+    assert objective_on(data, TrainConfig()).rates.accumulator == 0
+    assert objective_on(data, TrainConfig(table_accumulator=9)).rates.accumulator == 9
 
 
 @pytest.fixture(scope="module")

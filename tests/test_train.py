@@ -24,8 +24,8 @@ from limerank.models import Ranker, build
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.two_tower import TwoTower
 from limerank.runs.folder import load_run
-from limerank.training.objectives import batch_size
-from limerank.training.optim import Optimiser
+from limerank.training.objectives import batch_size, objective_on
+from limerank.training.optim import EmbeddingAdagrad, Optimiser
 from limerank.training.trainer import train
 from tests.worlds import PLAIN, config_of, prepare_log
 
@@ -357,6 +357,49 @@ def test_rates_grow_with_the_square_root_of_the_batch(data, tmp_path):
         ranker, TrainConfig(learning_rate=0.001, table_learning_rate=0.1), 10, impressions=1024
     )
     assert small.scale * small.config.learning_rate == large.scale * large.config.learning_rate
+
+
+def test_rows_with_few_gradients_stay_near_their_start():
+    """``w -= rate * g / sqrt(sum of g^2 + start)``: the first step of a row is small, and after
+    many gradients the accumulator hardly counts."""
+    table = torch.nn.Parameter(torch.zeros(2, 4, dtype=torch.float64))
+    plain = torch.nn.Parameter(torch.zeros(2, 4, dtype=torch.float64))
+    damped = EmbeddingAdagrad([table], 0.0, start=9.0), EmbeddingAdagrad([plain], 0.0)
+    steps = []
+    for _ in range(400):
+        before = table.detach().clone(), plain.detach().clone()
+        for part in (table, plain):
+            part.grad = torch.sparse_coo_tensor(
+                [[1]], torch.ones(1, 4, dtype=torch.float64), (2, 4), check_invariants=True
+            )
+        for one in damped:
+            one.step(0.1)
+        after = table.detach(), plain.detach()
+        steps.append([float((a - b)[1, 0]) for a, b in zip(before, after, strict=True)])
+    assert not table[0].any() and not plain[0].any(), "rows without a gradient stay"
+    assert steps[0] == pytest.approx([0.1 / 10**0.5, 0.1])
+    assert steps[-1] == pytest.approx([0.1 / 409**0.5, 0.1 / 400**0.5])
+
+
+def test_the_accumulator_is_of_one_impression_s_gradient(data):
+    """The loss is a mean over the batch, so its square falls with the square of the batch."""
+    ranker = build(DataShape.of(Dataset(data).manifest), config_of("two-tower", **MODEL))
+    starts = {
+        n: Optimiser(ranker, TrainConfig(), 10, impressions=n).tables.start for n in (64, 1024)
+    }
+    assert starts == {64: 9 / 64**2, 1024: 9 / 1024**2}
+    objective = objective_on(Dataset(data), TrainConfig())
+    assert objective.rates.accumulator == 9
+    given = objective_on(Dataset(data), TrainConfig(table_accumulator=0.5))
+    assert given.rates.accumulator == 0.5
+
+
+def test_an_item_starts_as_its_content(data):
+    ranker = build(DataShape.of(Dataset(data).manifest), config_of("two-tower", **MODEL))
+    tower = ranker.item_tower
+    assert float(tower.ids.weight.detach().std()) < 0.2 * float(
+        tower.content.table.weight.detach().std()
+    )
 
 
 @pytest.mark.parametrize(("total", "expected"), [(200, 64), (80_000, 200), (10**7, 1024)])

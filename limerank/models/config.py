@@ -300,7 +300,7 @@ class TrainConfig(Frozen):
     """Initial accumulator of each table row (row-wise Adagrad), in squared gradients of one
     impression's loss. Rows that few impressions use stay nearer to their start, so that a log with
     many rare items is not learned by heart in an epoch; frequent rows hardly notice. By default 9;
-    with the objective "catalogue" 0."""
+    where positives are learned alone, with the objective "catalogue", 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay of the dense matrices."""
     table_weight_decay: float = Field(0.0, ge=0)
