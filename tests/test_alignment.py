@@ -10,6 +10,7 @@ import pytest
 
 from limerank.data.alignment import NONE, Alignment, Coded, align, bucket_codes
 from limerank.data.dataset import Dataset
+from limerank.data.history import GAP_EDGES_MS, EventEncoder
 from limerank.data.prepare import prepare
 from tests.worlds import write_log, write_pages
 
@@ -103,6 +104,26 @@ def test_tokens_of_impressions_and_contexts(tmp_path: Path) -> None:
     assert found.impression_tokens[0] == 0
     assert len(found.impression_tokens) == newer.impressions.tokens
     assert found.impression_features[[0, 2]].tolist() == [0, 2]
+
+
+def test_gaps_in_seconds_are_the_first_gap_of_former_datasets(
+    pair: tuple[Dataset, Dataset],
+) -> None:
+    newer, earlier = coded(pair[0]), coded(pair[1])
+    assert newer.encoding["gap_edges_ms"] == list(GAP_EDGES_MS)
+    assert newer.manifest["format"] == 4
+    encoding = {name: of for name, of in earlier.encoding.items() if name != "gap_edges_ms"}
+    former = Coded({**earlier.manifest, "encoding": encoding}, pair[1].path)
+    found = align(newer, former).context_tokens
+    encoders = EventEncoder(newer.encoding, True), EventEncoder(encoding, True)
+    nothing = {name: np.zeros(5, np.int64) for name in encoders[0].context_columns}
+    newest = np.zeros(5, np.int64)
+    time = np.array([0, 1_000, 30_000, 90_000, 7_200_000])
+    tokens = [
+        of.context(nothing, time, newest, np.array([0, 1, 1, 1, 1]))[:, -1] for of in encoders
+    ]
+    assert found[tokens[0]].tolist() == tokens[1].tolist()
+    assert len(set(tokens[0].tolist())) == 5 and len(set(tokens[1].tolist())) == 4
 
 
 def test_a_bucket_is_the_one_that_holds_its_lower_edge() -> None:

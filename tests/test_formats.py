@@ -280,6 +280,7 @@ def test_a_dataset_is_extended(tmp_path):
     new = growing.sources(range(2, 4))
     prepare(growing.DESCRIPTION, second, events=new, extend=first, **growing.tables())
     same(growing.facts(Dataset(second)), facts["second"])
+    assert "gap_edges_ms" not in Dataset(second).encoding, "the edges of the earlier dataset"
 
 
 @pytest.mark.parametrize("by", ["event", "session"])

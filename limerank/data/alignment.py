@@ -204,6 +204,9 @@ def _rows(
 
 def _event_codes(newer: Coded, earlier: Coded, name: str, size: int) -> Codes:
     """Of each code of a column of events the earlier code; ``NONE``: there is none."""
+    if name == "gap":
+        edges = (EventEncoder(one.encoding, clock=True).gap_edges for one in (newer, earlier))
+        return bucket_codes(*(of.tolist() for of in edges))
     kind, _, short = name.partition("_")
     group = {"label": "labels", "feature": "event_features"}.get(kind)
     if group is None:

@@ -58,10 +58,11 @@ from numpy.typing import NDArray
 
 from limerank.errors import FormatError
 
-FORMAT = 3
-"""Version of the folder's format. Version 2 adds impression features, version 3 positive labels; a
-dataset is written in the lowest version that has what it needs."""
-READABLE = (1, 2, 3)
+FORMAT = 4
+"""Version of the folder's format. Version 2 adds impression features, version 3 positive labels,
+version 4 the edges of the time since the newest event; a dataset is written in the lowest version
+that has what it needs."""
+READABLE = (1, 2, 3, 4)
 """Versions that a reader opens; it refuses others."""
 DISPLAY = "display.parquet"
 LOG = "log"

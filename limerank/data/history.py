@@ -19,10 +19,14 @@ RATIO_EDGES = np.array(
 )
 POSITIVE_EDGES = np.array([np.finfo(np.float32).tiny])
 """Weights of positives from weights of 0."""
-GAP_EDGES_MS = np.array(
-    [60e3, 300e3, 900e3, 1800e3, 3600e3, 3 * 3600e3, 8 * 3600e3]
-    + [days * 86400e3 for days in (1, 2, 4, 7, 14, 30, 90, 365)]
+FORMER_GAP_EDGES_MS = (
+    *(minutes * 60e3 for minutes in (1, 5, 15, 30, 60, 180, 480)),
+    *(days * 86400e3 for days in (1, 2, 4, 7, 14, 30, 90, 365)),
 )
+"""Edges of the time since the newest event in datasets of formats 1 to 3."""
+GAP_EDGES_MS = (1e3, 2e3, 5e3, 10e3, 20e3, 40e3, 60e3, 120e3, *FORMER_GAP_EDGES_MS[1:])
+"""Edges of the time since the newest event. Within a session seconds matter: who returns to the
+list after two seconds goes back to another item than who returns after a minute."""
 
 Columns = Mapping[str, NDArray[Any]]
 """Columns of events that are sorted by user, then time: ``item`` i32, ``time`` i64, and the
@@ -72,6 +76,7 @@ class EventEncoder:
                 if label["ratio"]:
                     size = len(RATIO_EDGES) + 2
                     self._columns.append((f"ratio_{label['name']}", RATIO_EDGES, size))
+        self.gap_edges = np.array(encoding.get("gap_edges_ms", FORMER_GAP_EDGES_MS))
         context = []
         for feature in encoding["event_features"]:
             column = f"feature_{feature['name']}"
@@ -85,7 +90,7 @@ class EventEncoder:
         self.tokens = int(self._starts[-1])
         """Rows of the event table."""
         context_sizes = [size for _, size in context]
-        context_sizes += [24, 7, len(GAP_EDGES_MS) + 2] if clock else []
+        context_sizes += [24, 7, len(self.gap_edges) + 2] if clock else []
         self._context_sizes = context_sizes
         self._context_starts = np.concatenate([[0], np.cumsum(context_sizes)]).astype(np.int64)
         self.context_tokens = int(self._context_starts[-1])
@@ -148,7 +153,7 @@ class EventEncoder:
         parts: list[NDArray[Any]] = [columns[column] for column, _ in self._context]
         if self.clock:
             parts += _hour_and_weekday(time)
-            gap = 1 + np.searchsorted(GAP_EDGES_MS, time - newest, side="right")
+            gap = 1 + np.searchsorted(self.gap_edges, time - newest, side="right")
             parts.append(np.where(lengths > 0, gap, 0))
         tokens = np.empty((len(time), len(parts)), dtype=np.int64)
         for position, part in enumerate(parts):
@@ -161,10 +166,10 @@ class EventEncoder:
         if not self.clock:
             return np.inf
         hour = (time // HOUR_MS + 1) * HOUR_MS
-        edge = int(np.searchsorted(GAP_EDGES_MS, time - newest, side="right"))
-        if not length or edge == len(GAP_EDGES_MS):
+        edge = int(np.searchsorted(self.gap_edges, time - newest, side="right"))
+        if not length or edge == len(self.gap_edges):
             return hour
-        return min(hour, newest + float(GAP_EDGES_MS[edge]))
+        return min(hour, newest + float(self.gap_edges[edge]))
 
 
 def _parts(

@@ -10,6 +10,7 @@ from typing import Any
 from limerank.data.canonical import iso
 from limerank.data.coverage import MOSTLY, FeatureCoverage
 from limerank.data.folder import FORMAT, SPLITS
+from limerank.data.history import GAP_EDGES_MS
 from limerank.data.prepare.checks import NEWEST, OLDEST
 from limerank.data.prepare.earlier import text_hash
 from limerank.data.prepare.findings import DUPLICATE
@@ -169,8 +170,9 @@ def manifest_of(
         "coverage": coverage,
         "warnings": warnings + findings.remarks,
     }
+    gap_edges = _gap_edges(spools)
     return {
-        "format": _version(spec, bool(of_impressions)),
+        "format": _version(spec, bool(of_impressions), gap_edges),
         "name": spec.name,
         "clock": spec.clock,
         "spec": spec.model_dump(mode="json"),
@@ -180,6 +182,7 @@ def manifest_of(
             "trained_items": tables.trained_items,
             "labels": labels,
             "event_features": features,
+            **({"gap_edges_ms": gap_edges} if gap_edges else {}),
             **({"impression_features": of_impressions} if of_impressions else {}),
             "anchors": anchors,
             **_vocabularies(spools, folder),
@@ -197,10 +200,23 @@ def manifest_of(
     }
 
 
-def _version(spec: Spec, of_impressions: bool) -> int:
+def _gap_edges(spools: Spooling) -> list[float] | None:
+    """Edges of the time since the newest event, of the dataset that this one continues where there
+    is one; None for the edges of former formats, and without a clock."""
+    if not spools.spec.clock:
+        return None
+    if spools.earlier is None:
+        return list(GAP_EDGES_MS)
+    found: list[float] | None = spools.earlier.manifest["encoding"].get("gap_edges_ms")
+    return found
+
+
+def _version(spec: Spec, of_impressions: bool, gap_edges: list[float] | None) -> int:
     """The format that the dataset needs."""
-    if any(label.kind == "positive" for label in spec.labels):
+    if gap_edges:
         return FORMAT
+    if any(label.kind == "positive" for label in spec.labels):
+        return 3
     return 2 if of_impressions else 1
 
 
