@@ -1,11 +1,11 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 8, today's, has neighbours of items. Format 7 has none, but profiles. Format 6 has none of
-these, but settings of what earlier models did not have: anchored links, collaborative statistics,
-the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one for all
-models: a model ignored the settings that it did not have, ``links`` were the slots of LREA and the
-events of truncated attention, ``positions`` were called ``places``, and a changed LIME was a
-``variant``.
+Format 8, today's, has neighbours of items, and its encoding the edges of the time since the newest
+event. Format 7 has neither, but profiles. Format 6 has none of these, but settings of what earlier
+models did not have: anchored links, collaborative statistics, the evidence of ids. Format 5 has a
+configuration of each model's own. Format 4 had one for all models: a model ignored the settings
+that it did not have, ``links`` were the slots of LREA and the events of truncated attention,
+``positions`` were called ``places``, and a changed LIME was a ``variant``.
 """
 
 from __future__ import annotations
