@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from limerank.data.prepare import prepare
 from limerank.data.sources import find_files, open_files
 from limerank.data.spec import Spec
 from limerank.errors import DataError, SpecError, StorageError
-from limerank.storage import systems
+from limerank.storage import logs, systems
+from limerank.storage.logs import RemoteFile
 from limerank.storage.uris import Uri, parse_uri, shown
 from tests.s3_server import S3
 
@@ -188,6 +190,22 @@ def test_an_extended_dataset_knows_the_remote_files_that_it_has(
     put(bucket, "log/2.csv", content(rows(60), "2.csv").replace(b"0\n", b"1\n"))
     with pytest.raises(DataError, match=r"log/2\.csv has changed since .*--encoding"):
         prepare(spec, tmp_path / "four", extend=tmp_path / "two")
+
+
+def test_a_file_that_was_written_twice_at_the_same_time_has_changed(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = time.time_ns()
+    monkeypatch.setattr(logs, "_file", lambda found: RemoteFile(found.uri, found.size, at))
+    spec = spec_of(f"{bucket}/log/*.csv")
+    put(bucket, "log/1.csv", content(rows(0), "1.csv"))
+    prepare(spec, tmp_path / "one")
+    put(bucket, "log/2.csv", content(rows(60), "2.csv"))
+    summary = prepare(spec, tmp_path / "two", extend=tmp_path / "one")
+    assert summary.manifest["summary"]["added"]["files"] == 1
+    put(bucket, "log/1.csv", content(rows(0), "1.csv").replace(b"0\n", b"1\n"))
+    with pytest.raises(DataError, match=r"log/1\.csv has changed since .*it was written again"):
+        prepare(spec, tmp_path / "three", extend=tmp_path / "two")
 
 
 def test_errors_say_what_is_missing(bucket: str, tmp_path: Path) -> None:

@@ -6,11 +6,15 @@ to it, or corrected in it, would be missed.
 
 Of a file on a storage, not its bytes have the checksum but a sample of them: to read all of it once
 more would take as long as to read the log.
+
+A storage states the time of a change in seconds or milliseconds: a file that was read soon after it
+was written may be written again with the same time. The sample of such a file is compared as well.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +28,9 @@ from limerank.storage.uris import is_uri, parse_uri
 
 SAMPLED = "sample:"
 """Begins the checksum of a sample (:func:`limerank.storage.logs.sampled`)."""
+SOON_NS = 60 * 10**9
+"""After a file on a storage was written, a later write may have the same time, by a coarse clock or
+by one that differs from this machine's."""
 FORMAT = 1
 """Version of the folder ``log`` of a dataset and of the part ``log`` of its manifest."""
 
@@ -37,12 +44,14 @@ class LogFile:
         size: bytes.
         changed: time of its last change, nanoseconds since 1970.
         sha256: of its bytes, in hex, or of a sample of them; None: it changed while it was read.
+        soon: it was read so soon after its last change that a later one may have the same time.
     """
 
     path: str
     size: int
     changed: int
     sha256: str | None = None
+    soon: bool = False
 
     @classmethod
     def of(cls, path: LogPath) -> LogFile:
@@ -63,9 +72,11 @@ class LogFile:
         """The same with its checksum, which has to be computed after it was read."""
         if is_uri(self.path):
             read = RemoteFile(parse_uri(self.path), self.size, self.changed)
-            same = read.now() == read
-            sha256 = _checksum(read, SAMPLED) if same else ""
-            return replace(self, sha256=sha256) if same else self
+            now = time.time_ns()
+            if read.now() != read:
+                return self
+            soon = now - self.changed < SOON_NS
+            return replace(self, sha256=_checksum(read, SAMPLED), soon=soon)
         path = Path(self.path)
         try:
             sha256 = checksum(path)
@@ -76,7 +87,10 @@ class LogFile:
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest has it."""
-        return asdict(self)
+        found = asdict(self)
+        if not self.soon:
+            del found["soon"]
+        return found
 
 
 def sealed(files: Sequence[Sequence[LogFile]]) -> list[list[LogFile]]:
@@ -117,10 +131,12 @@ def new_files(paths: Sequence[LogPath], known: Sequence[LogFile], dataset: Path)
 def _require_same(path: LogPath, then: LogFile, now: LogFile, dataset: Path) -> None:
     """Refuse a file that changed since it was read."""
     if then.sha256 is not None and then.size == now.size:
-        if then.changed == now.changed:
+        unchanged = then.changed == now.changed
+        if unchanged and not then.soon:
             return
         # A sample does not show that all bytes are the same.
-        if not isinstance(path, RemoteFile) and _checksum(path, then.sha256) == then.sha256:
+        compared = unchanged or not isinstance(path, RemoteFile)
+        if compared and _checksum(path, then.sha256) == then.sha256:
             return
     raise _changed(path, then, now, dataset)
 
