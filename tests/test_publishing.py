@@ -72,6 +72,13 @@ def test_a_folder_is_fetched_as_it_was_published(storage: str, tmp_path: Path) -
     assert (fetched / "config.json").stat().st_mode & 0o222 == 0  # versions share files
 
 
+def test_a_file_that_is_written_again_is_fetched_again(s3: S3) -> None:
+    uri = s3.bucket("written-again") + "/description.toml"
+    for text in ("first", "other"):  # of one size, within a second
+        systems.write(parse_uri(uri), [text.encode()])
+        assert fetch(uri).read_text() == text
+
+
 def test_a_new_version_sends_and_fetches_what_differs(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from limerank.errors import FormatError, StorageError
 from limerank.files import check_folder, new_folder
 from limerank.progress import Bar
 from limerank.storage.cache import Cache, key_of
+from limerank.storage.logs import RemoteFile, sampled
 from limerank.storage.manifest import MANIFEST, Manifest, StoredFile, read_manifest
 from limerank.storage.systems import BLOCK, entry_of, open_file, reaching
 from limerank.storage.uris import Uri, is_uri, local_path, parse_uri, remember, shown
@@ -57,8 +58,10 @@ def fetch(uri: str, *, quiet: bool = True) -> Path:
     found = entry_of(where)
     if found is not None and not found.folder:
         name = where.name
-        # The storage gives no checksum: what tells versions apart is their time of change.
-        version = key_of(where, found.size, found.changed)
+        # The storage gives no checksum. Its times may be coarse: a sample tells versions apart that
+        # were written one soon after another.
+        now = RemoteFile(where, found.size, found.changed)
+        version = key_of(where, found.size, found.changed, sampled(now))
         checksum = hashlib.sha256(version.encode()).hexdigest()
         one = Manifest((StoredFile(name, found.size, checksum),))
         return _fetched(where, one, [where], quiet, checked=False)
