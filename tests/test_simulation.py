@@ -26,8 +26,9 @@ from simulation.truth import Truth
 from simulation.valkey_server import SimulatedServer
 from tests.valkey_server import needs_server, server
 
-SLICE = 16
-"""Seeds that the tests run; `make simulate` runs a hundred thousand."""
+SLICE, PART = 160, 8
+"""Seeds that the tests run, half a minute of one core, and of one test; `make simulate` runs a
+hundred thousand."""
 
 
 def setting(**more):
@@ -62,9 +63,9 @@ def error_of(*operations, **more):
     return run_history(History(0, setting(**more), operations)).error
 
 
-@pytest.mark.parametrize("first", range(0, SLICE, 4))
+@pytest.mark.parametrize("first", range(0, SLICE, PART))
 def test_histories(first):
-    for seed in range(first, first + 4):
+    for seed in range(first, first + PART):
         result = run_seed(seed)
         assert not result.error, f"{draw(seed)}\n{result.error}"
         assert result.answers
