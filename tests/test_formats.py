@@ -37,6 +37,7 @@ from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
 from limerank.serving.stores import migrate_store
+from tests.formats import write_e5ca304 as seconds
 from tests.formats import write_f90a578 as growing
 from tests.valkey_server import needs_server, server
 
@@ -281,6 +282,22 @@ def test_a_dataset_is_extended(tmp_path):
     prepare(growing.DESCRIPTION, second, events=new, extend=first, **growing.tables())
     same(growing.facts(Dataset(second)), facts["second"])
     assert "gap_edges_ms" not in Dataset(second).encoding, "the edges of the earlier dataset"
+
+
+def test_a_dataset_with_gaps_in_seconds_and_a_run_with_neighbours_open(tmp_path):
+    folder = FORMATS / "e5ca304"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert Dataset(tmp_path / "data").manifest["format"] == 4
+    expected = json.loads((folder / "expected.json").read_text())
+    same(seconds.facts(tmp_path), expected)
+    kinds = {
+        one["kind"]
+        for answer in expected["ranked"]["native"]
+        for item in answer["items"]
+        for one in item.get("anchored", [])
+    }
+    assert "neighbour" in kinds
 
 
 @pytest.mark.parametrize("by", ["event", "session"])
