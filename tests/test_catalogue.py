@@ -329,6 +329,18 @@ def test_a_training_ends_with_lists_beside_popularity(run):
     assert result.baselines["choice"]["item-knn"]["hr@10"] > popular["hr@10"]
 
 
+def test_a_training_shows_what_it_counts_at_its_end(data, tmp_path, capsys):
+    model = config_of("lime-mha", **SMALL)
+    train(data, tmp_path / "run", model=model, config=TrainConfig(epochs=1), quiet=False)
+    *_, training, comparison, counting = capsys.readouterr().err.splitlines()
+    assert training.startswith("training lime-mha: ")
+    assert comparison == "for comparison, counting most-popular and item-knn"
+    items = data.trained_items + 1
+    assert counting.startswith(f"item-knn: items of the same users: {items} items, ")
+    train(data, tmp_path / "counted", model="item-knn", quiet=False)
+    assert capsys.readouterr().err.startswith(f"item-knn: items of the same users: {items} items, ")
+
+
 def test_lists_show_the_group_of_the_history(run):
     found, index, _ = run
     for scorer in ("model", "native"):

@@ -115,6 +115,31 @@ def test_users_of_a_popular_item_are_drawn_and_counts_scaled(monkeypatch):
     assert found[2] == pytest.approx(1.0) and found[1] == 0.0
 
 
+@pytest.mark.parametrize("most", [1 << 31, 4000, 1500])
+def test_the_time_of_counting_is_bounded(most, monkeypatch):
+    """Of items with many users fewer are drawn, so that all pairs keep to a limit; those of items
+    with few users are all counted, and the counts of the others are scaled."""
+    monkeypatch.setattr(module, "MOST_PAIRS", most)
+    rng = np.random.default_rng(0)
+    events = [(user, item, 1.0) for user in range(400) for item in (1, 2)]
+    events += [(user, 3 + user, 1.0) for user in range(8)]
+    events += [(user, int(rng.integers(20, 30)), 1.0) for user in range(400)]
+    rows = SHAPE.item_ids
+    interacted = module.Interacted.of(CountedEvents(tuple(sorted(events))), rows, 100)
+    n, found, counted = interacted.users_of_items, {}, 0.0
+    for low, _, owner, other, users in module.counted_together(interacted, rows):
+        assert low == 0
+        found = dict(zip(zip(owner, other, strict=True), users[:, 0], strict=True))
+    drawn = module._taken(n, np.bincount(interacted.items, [3.0] * len(interacted.items), rows))
+    for (owner, _), users in found.items():
+        counted += users * drawn[owner] / n[owner]
+    # The drawn users have as many events as all of an item's users on average, about.
+    assert 0.8 * min(most, 400 * 9) < counted < 1.05 * most
+    assert found[1, 2] == found[2, 1] == 400  # of all who are drawn, times all / drawn
+    assert all(found[3 + user, 1] == 1 for user in range(8))
+    assert (drawn[1] < 400) == (most < 3600) and (drawn == np.minimum(n, drawn.max())).all()
+
+
 def test_scores_are_sums_over_the_interactions_of_a_history():
     full = batch([5, 0, 9], [3, 6, 1])
     events = counted_events(users=60, token=int(full.users.tokens[0, 0, 1]))

@@ -136,7 +136,9 @@ def evaluate_lists(
     chosen = draw_requests(dataset, requests, label, seen, most)
     rankers = {ranker.config.model: ranker}
     if peers and len(chosen):
-        rankers |= {name: peer(dataset, name) for name in reversed(FITTED) if name not in rankers}
+        rankers |= {
+            name: peer(dataset, name, quiet) for name in reversed(FITTED) if name not in rankers
+        }
     lists = {
         name: rank_lists(
             one,
@@ -185,9 +187,10 @@ def checked_depths(depths: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(depths)))
 
 
-def peer(dataset: Dataset, name: str) -> Ranker:
-    """A model that is fitted by counting, on the training window of a dataset."""
-    return _peer(dataset.path.resolve(), _version(dataset), name)
+def peer(dataset: Dataset, name: str, quiet: bool = True) -> Ranker:
+    """A model that is fitted by counting, on the training window of a dataset; with progress unless
+    ``quiet``."""
+    return _peer(dataset.path.resolve(), _version(dataset), name, quiet)
 
 
 def _version(dataset: Dataset) -> int:
@@ -195,12 +198,12 @@ def _version(dataset: Dataset) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def _peer(path: Path, version: int, name: str) -> Ranker:
+def _peer(path: Path, version: int, name: str, quiet: bool) -> Ranker:
     """Cached for the evaluations of several runs by one process."""
     dataset = Dataset(path)
     ranker = build(DataShape.of(dataset.manifest), ModelConfig(model=name)).eval()
     with torch.no_grad():
-        ranker.fit(TrainingInteractions(dataset))
+        ranker.fit(TrainingInteractions(dataset), quiet)
     return ranker.requires_grad_(False)
 
 

@@ -20,6 +20,9 @@ PAIRS = 1 << 21
 USERS = 1 << 14
 """Users of an item that its neighbours are counted with, at most: evenly drawn where there are
 more."""
+MOST_PAIRS = 1 << 31
+"""Pairs of events that are counted for all items together, at most: some minutes of one core. Where
+there are more, fewer users of the items with many are drawn."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Together(NamedTuple):
 def counted_together(
     interacted: Interacted, rows: int, groups: NDArray[np.int64] | None = None, of: int = 1
 ) -> Iterator[Together]:
-    """All pairs of items with common users, in parts of about :data:`PAIRS` pairs of events.
+    """All pairs of items with common users, in parts of about :data:`PAIRS` pairs of events, and
+    about :data:`MOST_PAIRS` at most in all. Memory holds some 30 bytes for each pair of a user and
+    an item besides.
 
     Args:
         interacted: users and items.
@@ -102,14 +107,14 @@ def counted_together(
         of: number of groups.
     """
     users, items = interacted.users, interacted.items
-    of_user = np.bincount(users) if len(users) else np.zeros(0, np.int64)
-    first_of_user = np.cumsum(of_user) - of_user
+    of_user = np.bincount(users).astype(np.int32)
+    first_of_user = np.cumsum(of_user, dtype=np.int64) - of_user
     by_item = users[np.argsort(items, kind="stable")]
     n = np.bincount(items, minlength=rows)
     start = np.cumsum(n) - n
-    taken = np.minimum(n, USERS)
-    average = np.add.reduceat(np.append(of_user[by_item], 0), start) if rows else n
-    cost = np.cumsum(np.where(n > 0, average / np.maximum(n, 1) * taken, 0))
+    pairs = np.bincount(items, of_user[users], rows).astype(np.float64, copy=False)
+    taken = _taken(n, pairs)
+    cost = np.cumsum(pairs * (taken / np.maximum(n, 1)))
     low = 0
     while low < rows:
         done = cost[low - 1] if low else 0
@@ -135,6 +140,25 @@ def counted_together(
         together *= (n[owner + low] / taken[owner + low])[:, None]
         yield Together(low, high, owner, of_pair, together)
         low = high
+
+
+def _taken(users: NDArray[np.int64], pairs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many users of each item are counted, i64 [I]: all of them, or the largest number, alike
+    for all items that have more, which keeps to the limits of users and of pairs.
+
+    Args:
+        users: of each item, i64 [I].
+        pairs: of events, that all users of each item make, f64 [I].
+    """
+    of_user = pairs / np.maximum(users, 1)
+    low, high = 1, USERS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if float((of_user * np.minimum(users, middle)).sum()) <= MOST_PAIRS:
+            low = middle
+        else:
+            high = middle - 1
+    return np.minimum(users, low)
 
 
 class Part(NamedTuple):

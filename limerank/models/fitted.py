@@ -72,8 +72,8 @@ class FittedRanker(Ranker):
         nn.init.zeros_(self.out.bias)
 
     @abc.abstractmethod
-    def fit(self, events: TrainingEvents) -> None:
-        """Count; called once, on the processor."""
+    def fit(self, events: TrainingEvents, quiet: bool = True) -> None:
+        """Count; called once, on the processor. ``quiet``: show no progress."""
 
     def begin_step(self, seed: int, step: int) -> None:
         """Nothing: no ids are hidden."""

@@ -32,6 +32,7 @@ from limerank.models.anchors import Anchored
 from limerank.models.config import DataShape
 from limerank.models.cooccurrence import Interacted, Part, best, counted_together
 from limerank.models.fitted import FittedConfig, FittedRanker, RowTerms, Sized, rows_of
+from limerank.progress import Bar
 
 POPULARITY = 1e-3
 """Of popularity in the score: less than a similarity that matters."""
@@ -52,7 +53,8 @@ class ItemKnnConfig(FittedConfig):
     """Interactions after which an interaction of the history counts half."""
     window: int = Field(100, ge=1)
     """Latest different items of a user that are counted in training, at most. Time and memory grow
-    with it."""
+    with it. Time is bounded besides: of items with very many users, evenly drawn ones are counted
+    (16,384, and fewer where all items together would take more than some minutes)."""
 
 
 class Neighbours(Sized):
@@ -116,14 +118,14 @@ class ItemKnn(FittedRanker):
         self.register_buffer("token", torch.tensor(-1))
         """The event token of an interaction; -1: every event is one."""
 
-    def fit(self, events: TrainingEvents) -> None:
+    def fit(self, events: TrainingEvents, quiet: bool = True) -> None:
         rows = self.shape.item_ids
         interacted = Interacted.of(events, rows, self.config.window)
         popularity = interacted.weights
         share = np.log1p(popularity) / max(np.log1p(popularity.max()), 1e-9)
         self.popularity.copy_(torch.from_numpy(POPULARITY * share))
         self.token.fill_(-1 if events.token is None else events.token)
-        found = list(_similar(interacted, rows, self.config))
+        found = list(_similar(interacted, rows, self.config, quiet))
         counts = np.concatenate([np.zeros(0, np.int64), *(part.counts for part in found)])
         self.neighbours.store(
             counts, [part.items for part in found], [part.similarities for part in found]
@@ -152,11 +154,16 @@ class ItemKnn(FittedRanker):
         return self.logits(scores_bm, extra)
 
 
-def _similar(interacted: Interacted, rows: int, config: ItemKnnConfig) -> Iterator[Part]:
+def _similar(
+    interacted: Interacted, rows: int, config: ItemKnnConfig, quiet: bool
+) -> Iterator[Part]:
     """The neighbours of all rows, in parts."""
     n = interacted.users_of_items
-    for low, high, owner, other, together in counted_together(interacted, rows):
-        item = owner + low
-        shared = np.where(item == other, interacted.again[item], together[:, 0])
-        similarity = shared / (np.sqrt(n[item] * n[other]) + config.shrinkage)
-        yield best(owner, other, similarity.astype(np.float32), high - low, config.neighbours)
+    name = f"{config.model}: items of the same users"
+    with Bar(name, total=rows, unit="items", quiet=quiet) as bar:
+        for low, high, owner, other, together in counted_together(interacted, rows):
+            item = owner + low
+            shared = np.where(item == other, interacted.again[item], together[:, 0])
+            similarity = shared / (np.sqrt(n[item] * n[other]) + config.shrinkage)
+            yield best(owner, other, similarity.astype(np.float32), high - low, config.neighbours)
+            bar.advance(high - low)

@@ -42,7 +42,7 @@ class MostPopular(FittedRanker):
         super().__init__(shape, config)
         self.register_buffer("scores", torch.zeros(shape.item_ids))
 
-    def fit(self, events: TrainingEvents) -> None:
+    def fit(self, events: TrainingEvents, quiet: bool = True) -> None:
         counts = torch.zeros(self.shape.item_ids, dtype=torch.float64)
         for block in events.blocks():
             weights = torch.from_numpy(block.weights).double()

@@ -328,9 +328,9 @@ class Ranker(nn.Module, abc.ABC):
         ids alone (limerank.models.noise); without it they are drawn from torch's generator."""
         self.item_tower.step_key = key_of(seed, step)
 
-    def fit(self, events: TrainingEvents) -> None:
-        """Set all weights by counting the events of the training window; only where the model is
-        :attr:`fitted`."""
+    def fit(self, events: TrainingEvents, quiet: bool = True) -> None:
+        """Set all weights by counting the events of the training window, with progress unless
+        ``quiet``; only where the model is :attr:`fitted`."""
         raise NotImplementedError(f"{self.config.model} is trained, not fitted")
 
     def last_layers(self) -> tuple[nn.Linear, ...]:

@@ -20,6 +20,7 @@ Shape letters: B requests, P own candidates of each, S shared items, K logits, T
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -286,11 +287,13 @@ class Catalogue(Impressions):
 
     def baselines(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
         """The lists of models that are fitted by counting, at the same requests."""
+        if not self.quiet:
+            print(f"for comparison, counting {' and '.join(BASELINES)}", file=sys.stderr)
         found: dict[str, dict[str, Mapping[str, float]]] = {task.name: {} for task in self.ranked}
         for name in BASELINES:
             ranker = build(self.shape, config_class(name)(model=name))
             with torch.no_grad():
-                ranker.fit(TrainingInteractions(self.dataset))
+                ranker.fit(TrainingInteractions(self.dataset), self.quiet)
             for task, measured in self.held_out.measure(ranker, self.world).metrics.items():
                 found[task][name] = {at: of for at, of in measured.items() if at != "loss"}
         return found

@@ -35,6 +35,7 @@ def fit(
     device: str,
     listeners: list[Report],
     start: WarmStart | None = None,
+    quiet: bool = True,
 ) -> TrainingResult:
     """Fit a model that is :attr:`~limerank.models.ranker.Ranker.fitted` and write its weights.
 
@@ -43,6 +44,7 @@ def fit(
         shape: of the model.
         listeners: called with the line of ``metrics.jsonl``.
         start: of an earlier run; counts begin again all the same.
+        quiet: show no progress.
 
     Raises:
         DataError: the training or the validation split is empty.
@@ -60,7 +62,7 @@ def fit(
     ranker = build(shape, model)
     started = time.monotonic()
     with torch.no_grad():
-        ranker.fit(TrainingInteractions(dataset))
+        ranker.fit(TrainingInteractions(dataset), quiet)
     seconds = time.monotonic() - started
     ranker.to(device_of(device))
     found = objective.measure(ranker, held_out)

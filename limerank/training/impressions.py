@@ -106,6 +106,7 @@ class Objective(abc.ABC):
         self.statistics: Statistics | None = None
         self.neighbours: list[NeighbourLists] | None = None
         self.world: World = Alone()
+        self.quiet = True
         self.batch_size = batch_size(config, int(self.counts.sum()))
 
     @property

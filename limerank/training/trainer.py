@@ -173,7 +173,7 @@ def train(
             listeners.append(tensorboard_listener(out / "tensorboard"))
         if trainer is None:
             again = None if parent is None else fitted_again(parent, dataset)
-            return fit(dataset, out, shape, model, config, device, listeners, again)
+            return fit(dataset, out, shape, model, config, device, listeners, again, quiet)
         return trainer.run()
 
 
@@ -201,7 +201,7 @@ class Trainer:
         self.device, self.world = device_of(device), world
         self.quiet = quiet = quiet or world.rank > 0
         self.objective = objective_of(config.objective, shape.tasks)(dataset, shape, config)
-        self.objective.world = world
+        self.objective.world, self.objective.quiet = world, quiet
         self.held_out = dataset.requests_of("validation")
         for split, rows in (("training", self.objective.requests), ("validation", self.held_out)):
             if not len(rows):
