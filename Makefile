@@ -96,7 +96,7 @@ soak: $(VENV)/.dev  ## two hours of everything at once, the daily loop included;
 	$(PY) -m benchmarks.soak $(ARGS)
 	$(PY) -m benchmarks.report
 
-histories: $(VENV)/.dev  ## real servers with Valkey under stops, kills, partitions and failovers, each history checked (ARGS="--seeds 0:20 --seconds 60")
+histories: $(VENV)/.dev  ## real servers with Valkey under stops, kills, partitions and failovers, each history checked (ARGS="--seeds 0:20 --store cluster")
 	OMP_NUM_THREADS=1 $(PY) -m histories $(ARGS)
 
 failover: $(VENV)/.dev  ## what a Valkey cluster loses when a replica takes over from a killed primary (two minutes)

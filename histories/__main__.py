@@ -4,7 +4,9 @@ python -m histories --seeds 0:20
 
 Each history runs real servers for ``--seconds``. One with a violation is saved, and
 ``--check FILE`` checks it again. ``--failover`` runs them with a replica that is promoted, and
-counts what that loses. ``--row`` stores a row of the sums,
+counts what that loses; ``--store cluster`` with three primaries, each with a replica, that promote
+replicas themselves. Machines have networks of their own (namespaces) where this system can do that,
+else connections lead through proxies; ``--network`` chooses. ``--row`` stores a row of the sums,
 after each history.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import os
 import signal
 import sys
 import tempfile
@@ -19,9 +22,10 @@ from pathlib import Path
 
 from benchmarks.rows import write_row
 from histories.checking import Found, check
+from histories.namespaces import entered, inside, missing
 from histories.processes import clock_library, store_program
 from histories.record import History, read_history
-from histories.running import draw, run_history
+from histories.running import KindOfNetwork, draw, run_history
 
 BENCH = "histories"
 
@@ -37,27 +41,61 @@ def main() -> int:
         return 2
     if clock_library() is None:
         print("no C compiler is installed: clocks of servers do not jump")
+    given.network = network_of(given.network)
+    if given.network == "namespaces" and not inside():
+        command = entered(["-m", "histories", *sys.argv[1:]])
+        sys.stdout.flush()
+        os.execvp(command[0], command)
     first, last = (int(part) for part in given.seeds.split(":"))
     sums: collections.Counter[str] = collections.Counter()
     for seed in range(first, last):
         history, found = _one(seed, given)
-        path = given.out / f"{given.failover}-{seed}.jsonl"
+        path = given.out / f"{given.store}-{given.network}-{given.failover}-{seed}.jsonl"
         if found.violations or given.save:
             history.write(path)
             print(f"saved: python -m histories --check {path}")
         sums.update(_sums(history, found))
         _report(history, found)
         if given.row:
-            _row(given, first, seed, sums)
+            _row(given, history.setting["slowed_by"], first, seed, sums)
     return 1 if sums["violations"] else 0
 
 
-def _row(given: argparse.Namespace, first: int, last: int, sums: collections.Counter[str]) -> None:
+def network_of(asked: str) -> KindOfNetwork:
+    """The network to use.
+
+    Raises:
+        SystemExit: namespaces were asked for, and cannot be.
+    """
+    if asked == "proxies":
+        return "proxies"
+    why = missing()
+    if asked == "auto" and why:
+        print(f"connections lead through proxies; there are no namespaces: {why}")
+        return "proxies"
+    if why:
+        raise SystemExit(f"--network namespaces: {why}; expected --network proxies here")
+    return "namespaces"
+
+
+def _row(
+    given: argparse.Namespace,
+    slowed_by: str,
+    first: int,
+    last: int,
+    sums: collections.Counter[str],
+) -> None:
     """Store the sums so far."""
     behind = sums["seconds_of_lag"] / max(1, sums["failovers"])
     write_row(
         BENCH,
-        {"failover": given.failover, "seconds": given.seconds},
+        {
+            "store": given.store,
+            "network": given.network,
+            "slowed_by": slowed_by,
+            "failover": given.failover,
+            "seconds": given.seconds,
+        },
         {name: round(value, 1) for name, value in sums.items()}
         | {"seconds_behind": round(behind, 2), "first_seed": first, "last_seed": last},
         packages=("valkey",),
@@ -70,6 +108,10 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, help="that clients ask under faults")
     parser.add_argument("--failover", default="none", choices=("none", "asynchronous", "bounded"),
                         help="how the replica follows that is promoted")  # fmt: skip
+    parser.add_argument("--store", default="one", choices=("one", "cluster"),
+                        help="one server, or a cluster")  # fmt: skip
+    parser.add_argument("--network", default="auto", choices=("auto", "namespaces", "proxies"),
+                        help="what connects the machines")  # fmt: skip
     parser.add_argument("--servers", type=int, default=0, help="2 or 3; drawn if not given")
     parser.add_argument("--out", type=Path, default=Path("build/histories"),
                         help="folder of histories with a violation")  # fmt: skip
@@ -80,7 +122,14 @@ def _parsed() -> argparse.Namespace:
 
 
 def _one(seed: int, given: argparse.Namespace) -> tuple[History, Found]:
-    setting = draw(seed, seconds=given.seconds, failover=given.failover, servers=given.servers)
+    setting = draw(
+        seed,
+        seconds=given.seconds,
+        failover=given.failover,
+        servers=given.servers,
+        store=given.store,
+        network=given.network,
+    )
     print(f"seed {seed}: {setting}", flush=True)
     with tempfile.TemporaryDirectory(prefix="limerank-history-") as folder:
         history = run_history(seed, setting, Path(folder))
@@ -106,6 +155,7 @@ def _sums(history: History, found: Found) -> dict[str, float]:
         "failovers": sum(one.kind == "failover" for one in history.faults),
         "seconds_of_lag": sum(one.end - one.begin for one in history.faults if one.kind == "lag"),
         "seconds_of_faults": sum(one.end - one.begin for one in history.faults),
+        "exports": sum(one.kind == "export" and one.status == "ok" for one in history.calls),
         "compared": found.compared,
         "violations": len(found.violations),
         "events_lost_by_failovers": len(found.lost),

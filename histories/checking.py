@@ -15,8 +15,11 @@ The rules, by name:
 - ``version``: answers of one version of an index have the same live items, with the same values;
 - ``item``: an acknowledged live item is ranked by the server that acknowledged it in every later
   request; at the end all servers agree;
-- ``shown``: an export contains every acknowledged exposure once, and none of deleted users;
-- ``error``: no answer is an error that clients cannot explain by a fault (500, 409, 422);
+- ``shown``: an export contains every exposure once that was acknowledged before it began, and none
+  of deleted users;
+- ``export``: the same of events; beside a complete export nothing remains, of killed ones either;
+- ``error``: no answer is an error that clients cannot explain by a fault (500, 409, 422), and no
+  command ends with one that its user cannot mend (exit status 1);
 - ``end``: when all faults are over, every server answers.
 
 A failover to a replica may lose what was acknowledged before it: that is counted, not a violation.
@@ -25,6 +28,7 @@ What is acknowledged afterwards has to be there.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -418,7 +422,22 @@ class _Checker:
             f"request {latest.number}, a {latest.kind}, was acknowledged by server {latest.server}",
         )
 
-    # Exposures
+    # Exports
+
+    def _export(self, call: Call) -> None:
+        """The events of an export."""
+        if "events" not in call.answer:  # of a history that was saved before they were read
+            return
+        counts = collections.Counter((user, item) for user, item in call.answer["events"])
+        for user in self.items_of:
+            shown = [item for item in self.items_of[user] if counts[user, item]]
+            self._history(call, user, shown)
+        for event, count in counts.items():
+            text = f"the export has the event of the user {event[0]} and the item {event[1]} "
+            self._expect(event in self.sent, "export", call, f"{text}, which nobody sent")
+            self._expect(count == 1, "export", call, f"{text} {count} times")
+        beside = call.answer["beside"]
+        self._expect(not beside, "export", call, f"the export is complete, and left {beside}")
 
     def _exports(self) -> None:
         shown = [call for call in self.calls if call.kind == "logged" and call.status == "ok"]
@@ -464,6 +483,13 @@ class _Checker:
                 "error",
                 call,
                 f"a {call.kind} at server {call.server} was answered by {dict(call.answer)}",
+            )
+            self._expect(
+                call.answer.get("exit", 2) == 2,
+                "error",
+                call,
+                f"a command ended with the exit status {call.answer.get('exit')}: "
+                f"{call.answer.get('error')}",
             )
             if call.last:
                 self._expect(

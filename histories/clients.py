@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from histories.processes import KEY
 from histories.record import Call, Status
 from histories.world import EVENTS, FIRST_LIVE, ITEMS, World
 from simulation.world import columns_of
@@ -50,11 +51,11 @@ class Connection:
     """A connection to a server, opened when it is first needed.
 
     Args:
-        port: of the server on the loopback address, or of what stands before it.
+        address: host and port of the server, or of what stands before it.
     """
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def request(
@@ -69,11 +70,12 @@ class Connection:
         try:
             async with asyncio.timeout(patience):
                 if self._streams is None:
-                    self._streams = await asyncio.open_connection("127.0.0.1", self.port)
+                    self._streams = await asyncio.open_connection(*self.address)
                 reader, writer = self._streams
                 data = b"" if body is None else json.dumps(body).encode()
                 head = (
                     f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+                    f"Authorization: Bearer {KEY}\r\n"
                     f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
                 )
                 sent = True
@@ -165,7 +167,7 @@ class Client:
     Args:
         number: of the client.
         book: what clients share.
-        ports: of each server.
+        addresses: of each server.
         world: what they serve.
         indexes: server -> name of a run -> folder of its index.
         seed: of what it asks.
@@ -175,14 +177,14 @@ class Client:
         self,
         number: int,
         book: Book,
-        ports: Sequence[int],
+        addresses: Sequence[tuple[str, int]],
         world: World,
         indexes: Sequence[Mapping[str, str]],
         seed: int,
     ) -> None:
         self.book, self.world, self._indexes = book, world, indexes
         self._draws = random.Random(f"{seed} client {number}")
-        self._servers = [Connection(port) for port in ports]
+        self._servers = [Connection(one) for one in addresses]
         self._first, self._count = FIRST_LIVE + LIVE * number, 0
         self._item: tuple[int, bool] | None = None
 

@@ -8,45 +8,86 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from histories.processes import store_program
 
 
-class Cluster:
-    """Servers of a cluster on loopback: each primary has an equal part of the slots.
+@dataclass(frozen=True)
+class Node:
+    """A server of a cluster.
 
-    Their map is written before they start, so that they need not find each other.
+    Attributes:
+        port: at which it listens. Other servers of the cluster use the port 10,000 above it.
+        host: the same.
+        announced: host and port at which clients and replicas find it; the above if not given.
+        prefix: words before the command, which run it on another machine.
     """
 
-    def __init__(self, folder: Path, primaries: int, replicas: int = 0, *options: str) -> None:
+    port: int
+    host: str = "127.0.0.1"
+    announced: tuple[str, int] | None = None
+    prefix: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.announced or (self.host, self.port)
+
+
+class Cluster:
+    """Servers of a cluster: each primary has an equal part of the slots.
+
+    Their map is written before they start, so that they need not find each other.
+
+    Args:
+        folder: of their files.
+        primaries: servers that own slots.
+        replicas: of each primary.
+        options: for every server.
+        nodes: the primaries, then the replicas; servers on loopback if not given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        primaries: int,
+        replicas: int = 0,
+        *options: str,
+        nodes: Sequence[Node] = (),
+    ) -> None:
         self.folder, self.options = folder, options
-        self.ports = free_ports(primaries * (1 + replicas))
+        found = nodes or [Node(port) for port in free_ports(primaries * (1 + replicas))]
+        self.nodes = {one.port: one for one in found}
+        self.ports = list(self.nodes)
         self.primaries = self.ports[:primaries]
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        names = {port: f"{port:040x}" for port in self.ports}
         for port in self.ports:
             home = folder / str(port)
-            home.mkdir()
-            lines = []
-            for at, other in enumerate(self.ports):
-                of = self.primaries[at % primaries]
-                role = "master" if other == of else "slave"
-                flags = f"myself,{role}" if other == port else role
-                slots = ""
-                if other == of:
-                    first, last = (16384 * (at + k) // primaries for k in (0, 1))
-                    slots = f" {first}-{last - 1}"
-                lines.append(
-                    f"{names[other]} 127.0.0.1:{other}@{other + 10_000} {flags} "
-                    f"{'-' if other == of else names[of]} 0 0 {at % primaries + 1} connected{slots}"
-                )
+            home.mkdir(parents=True)
+            lines = [self._line(at, one, port) for at, one in enumerate(self.ports)]
             lines.append(f"vars currentEpoch {primaries} lastVoteEpoch 0")
             (home / "nodes.conf").write_text("\n".join(lines) + "\n")
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.primaries)
+        hosts = ",".join(":".join(map(str, self.nodes[one].address)) for one in self.primaries)
         self.url = f"valkey+cluster://{hosts}"
+
+    def _line(self, at: int, port: int, reader: int) -> str:
+        """What the map of a server says of the server ``at``."""
+        primaries = len(self.primaries)
+        of = self.primaries[at % primaries]
+        role = "master" if port == of else "slave"
+        flags = f"myself,{role}" if port == reader else role
+        slots = ""
+        if port == of:
+            first, last = (16384 * (at + k) // primaries for k in (0, 1))
+            slots = f" {first}-{last - 1}"
+        host, shown = self.nodes[port].address
+        return (
+            f"{name_of(port)} {host}:{shown}@{port + 10_000} {flags} "
+            f"{'-' if port == of else name_of(of)} 0 0 {at % primaries + 1} connected{slots}"
+        )
 
     def begin(self) -> None:
         """Start all servers, and wait until they are a cluster."""
@@ -58,9 +99,11 @@ class Cluster:
         """Start the server of a port."""
         program = store_program()
         assert program is not None, "no server is installed"
+        node = self.nodes[port]
         settings = {
             "port": str(port),
-            "bind": "127.0.0.1",
+            "bind": node.host,
+            "protected-mode": "no",
             "dir": str(self.folder / str(port)),
             "cluster-enabled": "yes",
             "cluster-config-file": "nodes.conf",
@@ -69,16 +112,25 @@ class Cluster:
             "appendfsync": "always",
             "save": "",
         }
+        if node.announced is not None:
+            host, shown = node.announced
+            settings |= {
+                "cluster-announce-ip": host,
+                "cluster-announce-port": str(shown),
+                "cluster-announce-bus-port": str(port + 10_000),
+            }
         arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
         self.processes[port] = subprocess.Popen(
-            [program, *arguments, *self.options], stdout=subprocess.DEVNULL
+            [*node.prefix, program, *arguments, *self.options], stdout=subprocess.DEVNULL
         )
 
     def client(self, port: int) -> Any:
         """A client of one server."""
         import valkey
 
-        return valkey.Valkey(host="127.0.0.1", port=port)
+        return valkey.Valkey(
+            host=self.nodes[port].host, port=port, socket_timeout=10, socket_connect_timeout=2
+        )
 
     def wait(self, seconds: float = 30.0) -> None:
         """Wait until all servers that run see the cluster as complete, and replicas follow."""
@@ -86,13 +138,14 @@ class Cluster:
         while time.monotonic() < until:
             with contextlib.suppress(Exception):
                 if all(
-                    map(self._ready, [p for p, one in self.processes.items() if not one.poll()])
+                    map(self.is_ready, [p for p, one in self.processes.items() if not one.poll()])
                 ):
                     return
             time.sleep(0.05)
         raise AssertionError("the cluster is not complete")
 
-    def _ready(self, port: int) -> bool:
+    def is_ready(self, port: int) -> bool:
+        """Whether a server sees the cluster as complete, and follows its primary if it has one."""
         client = self.client(port)
         info = client.info("replication")
         state = client.execute_command("CLUSTER", "INFO")
@@ -105,6 +158,11 @@ class Cluster:
         process = self.processes.pop(port)
         process.kill()
         process.wait()
+
+
+def name_of(port: int) -> str:
+    """The name of the server of a port in its cluster."""
+    return f"{port:040x}"
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,7 +8,9 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from histories.network import Network
 from histories.record import Fault
+from histories.stores import Link, Stores
 
 SHORT, LONG = 0.2, 3.0
 """Seconds that a fault lasts."""
@@ -16,9 +18,20 @@ JUMPS = (-86_400.0, -3600.0, -5.0, 5.0, 3600.0, 86_400.0)
 """Seconds by which the clock of a server jumps."""
 
 
-class Cluster(Protocol):
-    """What faults can be done to."""
+class System(Protocol):
+    """What faults can be done to.
 
+    Attributes:
+        network, stores: see there.
+        servers: how many.
+        now: seconds since the history began.
+        clocks: whether clocks of servers can jump.
+    """
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def stores(self) -> Stores: ...
     @property
     def servers(self) -> int: ...
     @property
@@ -29,34 +42,25 @@ class Cluster(Protocol):
     def resume_server(self, server: int) -> None: ...
     def kill_server(self, server: int) -> bool: ...
     def restart_server(self, server: int) -> None: ...
-    def stop_store(self) -> None: ...
-    def resume_store(self) -> None: ...
-    async def restart_store(self, seconds: float) -> None: ...
     def jump(self, server: int, seconds: float) -> None: ...
-    def disturb(self, link: str, how: str) -> None: ...
-    def heal(self, link: str) -> None: ...
-    async def lag(self, seconds: float) -> None: ...
-    async def fail_over(self) -> None: ...
-    async def rejoin(self) -> None: ...
 
 
-LINKS = ("cut", "hold", "hold requests", "hold answers", "slow", "drop")
-"""What is done to a connection: closed and refused; held in both directions, or in one; slowed;
-closed once."""
+OF_SERVERS = ("stop", "kill", "clock", "client link")
+"""Kinds of faults that no store notices."""
 
 
 class Nemesis:
     """Draws faults and does them.
 
     Args:
-        cluster: to which.
+        system: to which.
         seed: of the faults.
         kinds: names of :data:`KINDS`, to draw from.
     """
 
-    def __init__(self, cluster: Cluster, seed: int, kinds: Sequence[str]) -> None:
-        self._cluster, self._draws = cluster, random.Random(f"{seed} nemesis")
-        self._kinds = [one for one in kinds if one != "clock" or cluster.clocks]
+    def __init__(self, system: System, seed: int, kinds: Sequence[str]) -> None:
+        self._system, self._draws = system, random.Random(f"{seed} nemesis")
+        self._kinds = [one for one in kinds if one != "clock" or system.clocks]
         self.faults: list[Fault] = []
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -71,9 +75,13 @@ class Nemesis:
 
     async def one(self, kind: str, seconds: float, stop: asyncio.Event) -> None:
         """One fault."""
-        begin = self._cluster.now
+        begin = self._system.now
         what = await KINDS[kind](self, seconds, stop)
-        self.faults.append(Fault(kind, what, begin, self._cluster.now))
+        self.faults.append(Fault(kind, what, begin, self._system.now))
+        if kind not in OF_SERVERS:
+            promoted = await self._system.stores.promoted()
+            if promoted:
+                self.faults.append(Fault("failover", promoted, begin, self._system.now))
 
     @staticmethod
     async def _pause(stop: asyncio.Event, seconds: float) -> None:
@@ -81,73 +89,108 @@ class Nemesis:
             await asyncio.wait_for(stop.wait(), seconds)
 
     def _server(self) -> int:
-        return self._draws.randrange(self._cluster.servers)
+        return self._draws.randrange(self._system.servers)
+
+    def _store(self) -> str:
+        return self._draws.choice(self._system.stores.targets())
 
     async def _stopped(self, seconds: float, stop: asyncio.Event) -> str:
         server = self._server()
-        self._cluster.stop_server(server)
+        self._system.stop_server(server)
         await self._pause(stop, seconds)
-        self._cluster.resume_server(server)
+        self._system.resume_server(server)
         return f"server {server} is stopped (SIGSTOP)"
 
     async def _killed(self, seconds: float, stop: asyncio.Event) -> str:
         server = self._server()
-        if not self._cluster.kill_server(server):
+        if not self._system.kill_server(server):
             return f"server {server} starts"
         await self._pause(stop, seconds / 3)
-        self._cluster.restart_server(server)
+        self._system.restart_server(server)
         return f"server {server} is killed, and starts again"
 
     async def _store_stopped(self, seconds: float, stop: asyncio.Event) -> str:
-        self._cluster.stop_store()
+        store = self._store()
+        self._system.stores.stop(store)
         await self._pause(stop, seconds)
-        self._cluster.resume_store()
-        return "the store is stopped (SIGSTOP)"
+        self._system.stores.resume(store)
+        return f"{store} is stopped (SIGSTOP)"
 
     async def _store_killed(self, seconds: float, stop: asyncio.Event) -> str:
-        await self._cluster.restart_store(seconds / 3)
-        return "the store is killed and started"
+        store = self._store()
+        await self._system.stores.restart(store, seconds / 3)
+        return f"{store} is killed and started"
 
     async def _clock(self, seconds: float, stop: asyncio.Event) -> str:
         server, jump = self._server(), self._draws.choice(JUMPS)
-        self._cluster.jump(server, jump)
+        self._system.jump(server, jump)
         await self._pause(stop, seconds)
         return f"the clock of server {server} is {jump:+g} s ahead"
 
-    async def _link(self, link: str, seconds: float, stop: asyncio.Event) -> str:
-        how = self._draws.choice(LINKS)
-        self._cluster.disturb(link, how)
+    async def _link(self, link: Link, seconds: float, stop: asyncio.Event) -> str:
+        how = self._draws.choice(self._system.network.disturbances)
+        self._system.network.disturb(*link, how)
         await self._pause(stop, 0.0 if how == "drop" else seconds)
-        self._cluster.heal(link)
-        return f"{link}: {how}"
+        self._system.network.heal(*link)
+        return f"{link[0]} to {link[1]}: {how}"
 
     async def _store_link(self, seconds: float, stop: asyncio.Event) -> str:
-        return await self._link(f"server {self._server()} to the store", seconds, stop)
+        links = self._system.stores.links(f"server {self._server()}")
+        return await self._link(self._draws.choice(links), seconds, stop)
 
     async def _client_link(self, seconds: float, stop: asyncio.Event) -> str:
-        return await self._link(f"clients to server {self._server()}", seconds, stop)
+        return await self._link(("clients", f"server {self._server()}"), seconds, stop)
+
+    async def _exporter_link(self, seconds: float, stop: asyncio.Event) -> str:
+        links = self._system.stores.links("exporter")
+        return await self._link(self._draws.choice(links), seconds, stop)
 
     async def _partition(self, seconds: float, stop: asyncio.Event) -> str:
-        """All servers lose the store."""
+        """All servers lose the store, or one of its servers."""
         how = self._draws.choice(("cut", "hold"))
-        links = [f"server {one} to the store" for one in range(self._cluster.servers)]
+        of = [self._system.stores.links(f"server {one}") for one in range(self._system.servers)]
+        at = self._draws.randrange(len(of[0]))
+        links = dict.fromkeys(one[at] for one in of)  # servers may share them
         for link in links:
-            self._cluster.disturb(link, how)
+            self._system.network.disturb(*link, how)
         await self._pause(stop, seconds)
         for link in links:
-            self._cluster.heal(link)
-        return f"all servers to the store: {how}"
+            self._system.network.heal(*link)
+        return f"all servers to {of[0][at][1]}: {how}"
+
+    async def _isolated(self, seconds: float, stop: asyncio.Event) -> str:
+        """A machine loses all others."""
+        machines = [f"server {one}" for one in range(self._system.servers)]
+        machine = self._draws.choice((*machines, *self._system.stores.targets()))
+        self._system.network.isolate(machine)
+        await self._pause(stop, seconds)
+        self._system.network.rejoin(machine)
+        return f"{machine} is isolated"
+
+    async def _split(self, seconds: float, stop: asyncio.Event) -> str:
+        """A server and a server of the store are on one side, all others on the other."""
+        store, server = self._store(), f"server {self._server()}"
+        servers = [f"server {one}" for one in range(self._system.servers)]
+        others = {*servers, *self._system.stores.machines, "exporter"} - {store, server}
+        links = [(one, other) for one in (store, server) for other in sorted(others)]
+        for link in links:
+            self._system.network.disturb(*link, "hold")
+        await self._pause(stop, seconds)
+        for link in links:
+            self._system.network.heal(*link)
+        return f"{store} and {server} are separated from all others"
 
     async def _failover(self, seconds: float, stop: asyncio.Event) -> str:
         seconds *= self._draws.choice((0.05, 0.2, 1.0))  # few events of a user are lost, or many
-        begin = self._cluster.now
-        await self._cluster.lag(seconds)
-        self.faults.append(Fault("lag", "the replica loses its primary", begin, self._cluster.now))
-        begin = self._cluster.now
-        await self._cluster.fail_over()
-        self.faults.append(Fault("failover", "the replica is promoted", begin, self._cluster.now))
-        await self._cluster.rejoin()
-        return f"the replica was promoted, {seconds:.2f} s after it had lost its primary"
+        begin = self._system.now
+        await self._system.stores.lag(seconds)
+        self.faults.append(Fault("lag", "a replica loses its primary", begin, self._system.now))
+        begin = self._system.now
+        what = await self._system.stores.fail_over()
+        if what:
+            self.faults.append(Fault("failover", what, begin, self._system.now))
+        await self._system.stores.rejoin()
+        return f"a replica was promoted, {seconds:.2f} s after it had lost its primary"
 
 
 KINDS: dict[str, Callable[[Nemesis, float, asyncio.Event], Awaitable[str]]] = {
@@ -158,7 +201,10 @@ KINDS: dict[str, Callable[[Nemesis, float, asyncio.Event], Awaitable[str]]] = {
     "clock": Nemesis._clock,
     "store link": Nemesis._store_link,
     "client link": Nemesis._client_link,
+    "exporter link": Nemesis._exporter_link,
     "partition": Nemesis._partition,
+    "isolate": Nemesis._isolated,
+    "split": Nemesis._split,
     "replica": Nemesis._failover,
 }
 """Kind of fault -> what does it."""

@@ -19,6 +19,8 @@ from pathlib import Path
 SECONDS = 60.0
 """Seconds that a process may take to start."""
 SOURCE = Path(__file__).with_name("clock.c")
+KEY = "histories-of-clients"
+"""The key of all clients."""
 BUILT = Path(__file__).parents[1] / "build" / "histories"
 
 
@@ -98,13 +100,21 @@ class Process:
 class Store(Process):
     """A Valkey or Redis server that loses nothing that it acknowledged.
 
+    Args:
+        folder: its own folder.
+        bound: host and port at which it listens; a free port of this machine if not given.
+        prefix: words before the command, which run it on another machine.
+
     Attributes:
         port: of the server; it stays.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, bound: tuple[str, int] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         super().__init__(folder)
-        self.port = free_port()
+        self.host, self.port = bound or ("127.0.0.1", free_port())
+        self._prefix = list(prefix)
 
     async def start(self, *options: str) -> None:
         """Start, with its data; further options, such as ``--replicaof``."""
@@ -112,7 +122,8 @@ class Store(Process):
         assert program is not None
         settings = {
             "port": str(self.port),
-            "bind": "127.0.0.1",
+            "bind": "* -::*" if self._prefix else self.host,
+            "protected-mode": "no",
             "dir": str(self.folder),
             "appendonly": "yes",
             "appendfsync": "always",
@@ -122,7 +133,7 @@ class Store(Process):
             "logfile": "store.log",
         }
         given = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        self.begin([program, *given, *options])
+        self.begin([*self._prefix, program, *given, *options])
         limit = asyncio.get_running_loop().time() + SECONDS
         while await self.ask("PING") != "+PONG":
             if asyncio.get_running_loop().time() > limit or not self.alive:
@@ -133,7 +144,7 @@ class Store(Process):
         """The first line of the answer to a command, or of several for INFO; empty: no answer."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(2.0):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                reader, writer = await asyncio.open_connection(self.host, self.port)
                 try:
                     writer.write(command.encode() + b"\r\n")
                     first = (await reader.readline()).decode().strip()
@@ -195,22 +206,29 @@ class Server(Process):
     Args:
         folder: its own folder.
         options: of the command.
+        bound: host and port at which it listens; port 0: another one after each start.
+        prefix: words before the command, which run it on another machine.
 
     Attributes:
-        port: on which it listens; another one after each start. None: it does not run.
+        port: on which it listens. None: it does not run.
         clock: its wall clock.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, options: Sequence[str], bound: tuple[str, int], prefix: Sequence[str]
+    ) -> None:
         super().__init__(folder)
-        self.options = list(options)
+        self.options = ["--host", bound[0], "--port", str(bound[1]), *options]
+        self._prefix = list(prefix)
         self.clock = Clock(folder / "clock")
         self.port: int | None = None
 
     async def start(self) -> bool:
         """Start; returns whether it serves. It does not where its store cannot be reached."""
-        command = [sys.executable, "-m", "limerank", "serve", "--port", "0", *self.options]
-        process = self.begin(command, OMP_NUM_THREADS="1", **self.clock.environment())
+        command = [*self._prefix, sys.executable, "-m", "limerank", "serve", *self.options]
+        process = self.begin(
+            command, OMP_NUM_THREADS="1", LIMERANK_ADMIN_KEYS=KEY, **self.clock.environment()
+        )
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
         found = re.search(r"http://[^:]+:(\d+)", line)

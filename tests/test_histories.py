@@ -232,6 +232,29 @@ def test_an_exposure_that_is_absent_or_counts_twice():
     assert shown() == shown("a.x", "a.x") == shown("a.x", forget=True) == {"shown"}
 
 
+def test_an_export_that_breaks_a_promise():
+    def exported(history, *events, beside=(), **more):
+        answer = {"rankings": [], "events": [["u", one] for one in events], "beside": beside}
+        return history.call("export", {}, answer, **more).rules
+
+    assert not exported(made_up().append(1, 2).append(3, status="unknown"), 1, 2)
+    assert exported(made_up().append(1, 2), 2) == {"event"}
+    assert exported(made_up().append(1), 1, 1) == {"export"}
+    assert exported(made_up().append(1).forget(), 1) == {"forgotten"}
+    assert exported(made_up().append(1), 1, 7) == {"export"}  # 7 was never sent
+    assert exported(made_up(), beside=[".export.partial"]) == {"export"}
+    history = made_up().append(1).failover()
+    assert not exported(history) and history.found.lost == {("u", 1)}
+
+
+def test_a_command_that_ends_with_a_fault_of_its_own():
+    ended = {"status": "fail", "server": -1}
+    assert made_up().call("export", {}, {"exit": 1, "error": "Traceback"}, **ended).rules == {
+        "error"
+    }
+    assert not made_up().call("export", {}, {"exit": 2, "error": "no store"}, **ended).rules
+
+
 # Failovers
 
 
