@@ -4,6 +4,7 @@ and runs of it from a log of positives to a ranking."""
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -409,6 +410,18 @@ def test_positives_of_an_evaluation_are_those_of_its_lists(run):
     measured = evaluate(run[0].path, lists=200)
     assert measured.lists is not None and measured.lists["requests"] > 0
     assert set(measured.tasks["choice"]) == {"auc", "gauc"}
+
+
+def test_an_evaluation_shows_no_task_without_a_value(run):
+    """Positives alone have no AUC: there is nothing that they could rank above."""
+    measured = evaluate(run[0].path, lists=20)
+    undefined = {"choice": {"auc": math.nan, "gauc": math.nan}}
+    slices = [replace(one, tasks=undefined) for one in measured.slices]
+    text = replace(measured, tasks=undefined, slices=tuple(slices)).text()
+    assert "auc" not in text and "slice" not in text and "effective_links" in text
+    assert "seen items in (as limerank rank --seen)" in text
+    legend = replace(measured, tasks=undefined).legend()
+    assert "auc (" not in legend and "ndcg@k (" in legend
 
 
 def test_both_objectives_in_one_model(tmp_path):

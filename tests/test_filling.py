@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,7 +16,7 @@ from limerank.data.description import load_spec
 from limerank.data.events import event_of
 from limerank.data.prepare import prepare
 from limerank.errors import DataError
-from limerank.serving.fill import fill
+from limerank.serving.fill import fill, item_file
 from limerank.serving.state import UserStates
 from limerank.serving.stores import SqliteStore
 from tests.catalogues import folder, shop
@@ -67,6 +69,8 @@ def test_the_command(call, tmp_path):
     )  # fmt: skip
     count = len(of.data.events["item"])
     assert status == 0 and f"{count:,} new of {count:,} events" in output
+    table = shlex.split(output.rpartition("--items ")[2])[0]
+    assert Path(table).samefile(folder() / "plain" / "log" / "items.csv")
     with SqliteStore(tmp_path / "events.db") as store:
         users = pl.read_csv(folder() / "plain" / "log" / "users.csv")
         held = store.held(of.data.user_ids[0])
@@ -178,6 +182,7 @@ def test_an_unreadable_user_table_is_reported_before_anything_is_stored(tmp_path
 
 def test_the_user_table_is_found_by_the_description_or_reported_missing(tmp_path):
     data, _ = log_of_days(tmp_path, "log", 0, 1)
+    assert item_file(data) is None
     with SqliteStore(tmp_path / "events.db") as store:
         done = fill(store, data)
         assert (done.features, done.note) == (2, "")

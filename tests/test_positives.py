@@ -324,7 +324,7 @@ def test_types_from_constants_of_files(tmp_path: Path) -> None:
     sources = [{"time": "time", "constant": {"event": one}} for one in ("view", "purchase")]
     dataset = prepared(tmp_path, parts, {**LABEL, "equals": "purchase"}, events=sources)
     assert dataset.summary.manifest["summary"]["types"] == {"event": {"view": 25, "purchase": 15}}
-    assert "event: view 25, purchase 15" in dataset.summary.text()
+    assert "rows by event: view 25, purchase 15" in dataset.summary.text()
     assert "positives of purchase: event = purchase (weight 1)" in dataset.summary.text()
 
 
@@ -351,6 +351,15 @@ def test_views_and_carts_of_one_moment_are_no_duplicates(tmp_path: Path) -> None
 def test_values_that_no_event_has(tmp_path: Path, rule: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         prepared(tmp_path, log(), {**LABEL, **rule})
+
+
+def test_a_log_without_rows_or_types_is_refused(tmp_path: Path) -> None:
+    label = {**LABEL, "any_of": ["purchase"]}
+    with pytest.raises(DataError, match="no event has a value in the column 'event'; the files"):
+        prepared(tmp_path, log()[:0], label)
+    nothing = log().with_columns(event=pl.lit(None, pl.String))
+    with pytest.raises(DataError, match="no event has a value in the column 'event'; 45 rows were"):
+        prepared(tmp_path, nothing, label)
 
 
 def test_a_value_that_is_absent_beside_others_is_a_warning(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def fill(
     """
     from limerank.data.dataset import Dataset
     from limerank.serving.fill import fill as run
+    from limerank.serving.fill import item_file
     from limerank.serving.stores import open_store
 
     dataset = Dataset(data)  # before a store is made
@@ -56,4 +57,7 @@ def fill(
     print_coverage(done.table)
     if done.note:
         print(f"  warning: {done.note} (--base)")
-    print(f"Next: limerank serve --run RUN --index INDEX --store {quote(opened.address)} --no-keys")
+    items = item_file(dataset)
+    table = "" if items is None else f" --items {quote(str(items))}"
+    place = quote(opened.address)
+    print(f"Next: limerank serve --run RUN --index INDEX --store {place}{table} --no-keys")

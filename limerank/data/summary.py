@@ -172,7 +172,8 @@ class DatasetSummary(TableResult):
         for column, counts in self.manifest["summary"].get("types", {}).items():
             shown = [f"{value} {count:,}" for value, count in counts.items()][:SHOWN_TYPES]
             more = len(counts) - len(shown)
-            lines.append(f"  {column}: {', '.join(shown)}{f' and {more} more' if more else ''}")
+            others = f" and {more} more" if more else ""
+            lines.append(f"  rows by {column}: {', '.join(shown)}{others}")
         for label in map(Label.model_validate, spec["labels"]):
             if label.kind == "positive":
                 lines.append(f"  positives of {label.name}: {label.rule}")

@@ -179,13 +179,15 @@ class Evaluation(TableResult):
         )
 
     def text(self) -> str:
-        """A line of metrics for each task, and a table of slices with each task's first metric."""
-        blocks = [(task, _line(found)) for task, found in self.tasks.items()]
+        """A line of metrics for each task, and a table of slices with each task's first metric;
+        without tasks of which nothing is defined, such as the AUC of positives alone."""
+        defined = self._defined
+        blocks = [(task, _line(found)) for task, found in defined.items()]
         if self.impression_features is not None:
             blocks.append(("features", f"impression features: {USES[self.impression_features]}"))
         if self.effective_links is not None:
             blocks.append(("links", f"effective_links {self.effective_links:.1f}"))
-        heads = [(task, next(iter(found))) for task, found in self.tasks.items() if found]
+        heads = [(task, next(iter(found))) for task, found in defined.items()]
         lists: list[str] = []
         if self.lists is not None:
             lists = list_table(self.model, self.lists, self.peers, self.gains, self.lists_seen)
@@ -195,21 +197,29 @@ class Evaluation(TableResult):
             values = [part.tasks.get(task, {}).get(metric, math.nan) for task, metric in heads]
             name = f"{part.kind} {part.name}"
             rows.append((name, f"{part.impressions:,}", *map(rounded, values)))
+        slices = aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads)))
         return "\n".join(
             [
                 self.caption(),
-                "",
-                *aligned(blocks, "<<", (10,)),
+                *(["", *aligned(blocks, "<<", (10,))] if blocks else []),
                 *lists,
-                "",
-                *aligned(rows, "<" + ">" * (1 + len(heads)), (26, 12, *[16] * len(heads))),
+                *(["", *slices] if heads else []),
                 *(["", *alarm_lines(self.alarms)] if self.alarms else []),
             ]
         )
 
+    @property
+    def _defined(self) -> TaskMetrics:
+        """The tasks of which any metric is defined."""
+        return {
+            task: found
+            for task, found in self.tasks.items()
+            if found and not all(map(math.isnan, found.values()))
+        }
+
     def legend(self) -> str:
         """What the metrics of :meth:`text` mean, to be printed below it."""
-        names = [name for found in self.tasks.values() for name in found]
+        names = [name for found in self._defined.values() for name in found]
         names += [] if self.lists is None else list(self.lists)
         names += [] if self.effective_links is None else ["effective_links"]
         return "\n".join(legend(names))

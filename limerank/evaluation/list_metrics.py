@@ -320,7 +320,8 @@ def list_table(
     """
     requests, positive = lists["requests"], lists.get("requests_with_positive")
     drawn = "" if positive is None or positive <= requests else f" of {positive:,.0f}"
-    which = {"in": "seen items in", "out": "seen items left out", None: "seen items left out"}
+    out = "seen items left out"
+    which = {"in": "seen items in (as limerank rank --seen)", "out": out, None: out}
     lines = [
         f"lists of the full catalogue of {lists['catalogue']:,.0f} items, {requests:,.0f} requests"
         f"{drawn} with a positive, {which[seen]}"

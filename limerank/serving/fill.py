@@ -302,6 +302,18 @@ def _user_table(
     )
 
 
+def item_file(dataset: Dataset) -> Path | None:
+    """The local file of a dataset's item table; None: it has none, or several, or it is not where
+    it was when the dataset was prepared."""
+    try:
+        items = load_spec(dataset.path / "spec.toml").items
+        found = find_files(items, dataset.path) if items is not None and items.files else []
+    except (SpecError, DataError, StorageError):
+        return None
+    files = [Path(os.path.normpath(one)) for one in found if isinstance(one, Path)]
+    return files[0] if len(files) == len(found) == 1 else None
+
+
 def _read_users(table: Table, base: Path) -> tuple[pl.DataFrame, pl.Series]:
     """The user table, and its ids as text."""
     frame, _ = read_table(table, base, table.read)

@@ -176,6 +176,12 @@ class Findings:
             absent = [value for value in named if value.lower() not in known]
             if not absent:
                 continue
+            if not counts:
+                empty = f"{self.rows:,} rows were read" if self.rows else "the files have no rows"
+                raise DataError(
+                    f"label {label.name}: no event has a value in the column {label.column!r}; "
+                    f"{empty}"
+                )
             others = [value for value in counts if value.lower() not in map(str.lower, named)]
             hint = did_you_mean(absent[0], others)
             text = (

@@ -141,6 +141,7 @@ def learn(
             + (" that are positives" if spec.requests_by else "")
             + "; check the split's cut points or shares"
             + (f" (training ends at {iso(splitter.cuts[0])})" if splitter.cuts else "")
+            + (', or split by = "position" if the times are all alike' if splitter.cuts else "")
             + "".join(f"; {hint}" for hint in spools.findings.unit_hints[:1])
         )
     label_means = {name: total / train_shown for name, total in label_sums.items()}
