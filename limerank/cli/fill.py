@@ -59,5 +59,5 @@ def fill(
         print(f"  warning: {done.note} (--base)")
     items = item_file(dataset)
     table = "" if items is None else f" --items {quote(str(items))}"
-    place = quote(opened.address)
-    print(f"Next: limerank serve --run RUN --index INDEX --store {place}{table} --no-keys")
+    store_name = quote(opened.address)
+    print(f"Next: limerank serve --run RUN --index INDEX --store {store_name}{table} --no-keys")
