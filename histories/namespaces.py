@@ -28,7 +28,8 @@ from histories.network import Address
 
 MARK = "LIMERANK_HISTORIES_NAMESPACES"
 """Environment variable of processes in namespaces."""
-FIRST_PORT = 7000
+PORT = 7000
+"""Of the process of each machine."""
 NET = "10.77"
 """Addresses: 10.77.K.1 of the router, 10.77.K.2 of the machine K, 10.77.255.S of services."""
 NARROW = "rate 256kbit burst 4kb latency 2s"
@@ -102,15 +103,13 @@ class Namespaces:
         return ["nsenter", f"--net=/proc/{self._holders[machine].pid}/ns/net", *command]
 
     def bound(self, machine: str) -> Address:
-        return self._host(machine), FIRST_PORT + self._numbers[machine]
+        return self._host(machine), PORT
 
     def listens(self, machine: str, port: int | None) -> None:
-        assert port in (None, self.bound(machine)[1])
+        pass  # its address says it
 
     async def address(self, asker: str, name: str) -> Address:
-        if name in self._services:
-            return self._host(name), self.bound(self._services[name][1])[1]
-        return self.bound(name)
+        return self._host(name), PORT
 
     def give(self, service: str, machine: str) -> None:
         number, _ = self._services.get(service, (1 + len(self._services), ""))
@@ -245,45 +244,64 @@ def _slowed_by() -> str:
 
 
 async def trial() -> None:
-    """Two machines connect, are separated, and are joined again.
+    """Two machines connect, are separated, and are joined again; a service changes its machine.
 
     Raises:
-        RuntimeError: they are not.
+        RuntimeError: they do not.
     """
-    network = Namespaces()
+    network, listening, found = Namespaces(), [], []
     try:
-        await network.start(["clients", "server 0"])
-        host, port = network.bound("server 0")
-        code = (
-            f"import socket; one = socket.create_server(({host!r}, {port})); print(flush=True); "
-            "input()"
-        )
-        listening = subprocess.Popen(
-            network.command("server 0", [sys.executable, "-S", "-c", code]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert listening.stdout is not None
-        listening.stdout.readline()
-        reached = [_reaches((host, port))]
-        network.disturb("clients", "server 0", "hold")
-        reached.append(_reaches((host, port)))
-        network.heal("clients", "server 0")
-        reached.append(_reaches((host, port)))
-        listening.kill()
-        listening.wait()
+        await network.start(["clients", "server 0", "server 1"])
+        for machine in ("server 0", "server 1"):
+            code = LISTENING.format(machine.encode(), network.bound(machine)[1])
+            command = network.command(machine, [sys.executable, "-S", "-c", code])
+            pipe = subprocess.PIPE
+            listening.append(subprocess.Popen(command, stdin=pipe, stdout=pipe))
+            assert listening[-1].stdout is not None
+            listening[-1].stdout.readline()
+        network.give("service", "server 0")
+        for name in ("server 0", "service"):
+            address = await network.address("clients", name)
+            found.append(_answer(address))
+            network.disturb("clients", name, "hold")
+            found.append(_answer(address))
+            network.heal("clients", name)
+            found.append(_answer(address))
+        network.give("service", "server 1")
+        found.append(_answer(address))
+        network.isolate("server 1")
+        found.append(_answer(address))
+        network.rejoin("server 1")
+        found.append(_answer(address))
     finally:
+        for one in listening:
+            one.kill()
+            one.communicate()
         await network.close()
-    if reached != [True, False, True]:
-        raise RuntimeError(f"separated namespaces: expected no connection, got {reached}")
+    expected = [*2 * ["server 0", "", "server 0"], "server 1", "", "server 1"]
+    if found != expected:
+        raise RuntimeError(f"machines in namespaces answer {found}, expected {expected}")
 
 
-def _reaches(address: Address) -> bool:
+LISTENING = """
+import socket
+one = socket.create_server(("", {1}))
+print(flush=True)
+while True:
+    connection, _ = one.accept()
+    connection.sendall({0!r})
+    connection.close()
+"""
+"""A program that answers with its name."""
+
+
+def _answer(address: Address) -> str:
+    """Who answers at an address; empty: nobody within some tenths of a second."""
     try:
-        socket.create_connection(address, timeout=0.3).close()
+        with socket.create_connection(address, timeout=0.3) as one:
+            return one.recv(100).decode()
     except OSError:
-        return False
-    return True
+        return ""
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Network(Protocol):
         """The command that runs a command on a machine."""
 
     def bound(self, machine: str) -> Address:
-        """Where the process of a machine has to listen. Each machine has another port."""
+        """Where the process of a machine has to listen: another host or port for each."""
 
     def listens(self, machine: str, port: int | None) -> None:
         """The process of a machine listens on this port; None: it has ended."""

@@ -195,10 +195,12 @@ class ClusterOfStores:
 
     async def start(self) -> None:
         nodes = []
-        for machine in self.machines:
+        for number, machine in enumerate(self.machines):
             host, port = self._network.bound(machine)
             announced = None
-            if not self._network.pairs:
+            if self._network.pairs:
+                port += number  # the servers of a cluster are known by their ports
+            else:
                 announced = await self._network.address("machines", machine)
             self._network.listens(machine, port)
             nodes.append(Node(port, host, announced, tuple(self._network.command(machine, []))))
