@@ -14,7 +14,7 @@ from limerank.errors import SpecError
 from limerank.models import Ranker, build
 from limerank.models import anchors as module
 from limerank.models.anchors import AnchoredLinks, knots
-from tests.worlds import SHAPE, batch, config_of, unsure
+from tests.worlds import SHAPE, batch, config_of, random_lists, unsure
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TOKENS = SHAPE.item_tokens
@@ -118,7 +118,7 @@ def test_the_user_stage_decides_what_computes_the_links(monkeypatch):
     monkeypatch.setattr(
         ranker.anchors,
         "forward",
-        lambda users, native=False: used.append(native) or forward(users, native),
+        lambda users, candidates, native: used.append(native) or forward(users, candidates, native),
     )
     full = batch([5, 2], [3, 6], items=6)
     with torch.no_grad():
@@ -127,6 +127,26 @@ def test_the_user_stage_decides_what_computes_the_links(monkeypatch):
         torch.testing.assert_close(ranker(full), by_torch, **CLOSE)
         ranker.train()(full)
     assert used == [False, True, False]
+
+
+@pytest.mark.parametrize("neighbours", [0, 4])
+def test_links_of_the_candidates_alone_are_those_of_all_keys(neighbours):
+    ranker = anchored(neighbours=neighbours)
+    if neighbours:
+        ranker.neighbour_table.set(random_lists(SHAPE.item_ids, neighbours))
+    full = batch([5, 0, 9, 1], [3, 6, 1, 2], items=6)
+    users = ranker.completed(full.users)
+    every, few = ranker.anchors(users), ranker.anchors(users, full.candidates)
+    assert 0 < len(few.keys) < len(every.keys)
+    found = []
+    for links in (every, few):
+        z_bmr = ranker.anchors.gathered(links, users.keys, full.candidates)
+        z_bmr.square().sum().backward()
+        found.append((z_bmr, [weight.grad.clone() for weight in ranker.anchors.parameters()]))
+        ranker.zero_grad()
+    torch.testing.assert_close(*found, **CLOSE)
+    none = ranker.anchors(users, full.candidates[:, :0])
+    assert not len(none.keys) and none.offsets.tolist() == [0] * 5
 
 
 def test_candidates_receive_from_exactly_their_keys():

@@ -122,6 +122,23 @@ def test_models_of_positives_have_neighbours():
         ModelConfig(model="most-popular", neighbours=2)
 
 
+def test_items_of_histories_alone_have_no_neighbours():
+    keys = ItemKeys(
+        keys=torch.tensor([3, 20, 21, 4, 22]),
+        shares=torch.ones(5),
+        offsets=torch.tensor([0, 2, 3, 5]),
+        ids=torch.tensor([1, 0, 2]),
+    )
+    lists = random_lists(4, 2)
+    every, first = with_neighbours(keys, lists), with_neighbours(keys, lists, 2)
+    at = int(every.offsets[2])
+    for name in ("keys", "shares"):
+        torch.testing.assert_close(getattr(first, name)[:at], getattr(every, name)[:at])
+    assert first.keys[at:].tolist() == [4, 22, -2]
+    assert first.shares[at:].tolist() == [1, 1, 0]
+    assert first.offsets.tolist() == [*every.offsets[:3].tolist(), at + 3]
+
+
 def test_training_rows_are_given_lists_of_other_folds(data, tmp_path):
     config = TrainConfig(epochs=1, batch_size=64)
     run = train(
@@ -138,7 +155,8 @@ def test_training_rows_are_given_lists_of_other_folds(data, tmp_path):
     plan, folds = objective.plan(0), set()
     for rows, one in zip(plan, objective.batches(plan), strict=True):
         (fold,) = set(folds_of(data.requests["user"][rows]).tolist())
-        expected = with_neighbours(data.batch(rows).users.keys, lists[fold])
+        made = data.batch(rows)
+        expected = with_neighbours(made.users.keys, lists[fold], made.distinct)
         torch.testing.assert_close(one.users.keys.shares, expected.shares)
         folds.add(fold)
     assert len(folds) == FOLDS

@@ -144,6 +144,22 @@ def ragged(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(len(owner), device=counts.device) + (first - ends + counts)[owner], owner
 
 
+def _keys_of(keys: ItemKeys, items: Tensor) -> tuple[Tensor, Tensor]:
+    """Of items i64 [n] the positions of the keys that they receive from, and the number of the item
+    of each, 0 .. n - 1: i64 [T]."""
+    at, spot = ragged(keys.offsets[items], keys.offsets.diff()[items])
+    received = keys.shares[at] != 0
+    return at[received], spot[received]
+
+
+def _contains(ascending: Tensor, values: Tensor) -> Tensor:
+    """Which of the values are among the ascending ones."""
+    if not len(ascending):
+        return torch.zeros_like(values, dtype=torch.bool)
+    found = torch.searchsorted(ascending, values).clamp(max=len(ascending) - 1)
+    return ascending[found] == values
+
+
 def matches(anchored: Anchored, keys: ItemKeys) -> tuple[Tensor, Tensor, Tensor]:
     """Every key that a request's anchored links and an item have in common.
 
@@ -232,11 +248,15 @@ class AnchoredLinks(nn.Module):
             kinds[keys >= self.item_tokens] = 0
         return kinds
 
-    def forward(self, users: Users, native: bool = False) -> Anchored:
+    def forward(
+        self, users: Users, candidates: Tensor | None = None, native: bool = False
+    ) -> Anchored:
         """The links of requests.
 
         Args:
             users: B requests, with the keys of their histories' items.
+            candidates: positions of all items that will receive from them, among those with keys,
+                i64 [B, M]: the links of other keys are left out.
             native: compute them in C++: without gradients, float32 on the processor.
         """
         if native and users.keys is not None:
@@ -244,11 +264,12 @@ class AnchoredLinks(nn.Module):
             histories = (of.items, of.tokens, of.age, of.lengths)
             of_items = (keys.offsets, keys.keys, keys.shares)
             return Anchored(*anchored_links(self.layers(), *histories, *of_items))
-        return self.links_of(self.statistics(users))
+        return self.links_of(self.statistics(users, candidates))
 
-    def statistics(self, users: Users) -> KeyStatistics:
-        """What the histories hold of each key that is anchored."""
-        pairs = self._pairs(users)
+    def statistics(self, users: Users, candidates: Tensor | None = None) -> KeyStatistics:
+        """What the histories hold of each key that is anchored; with candidates i64 [B, M], of each
+        one that these have."""
+        pairs = self._pairs(users, candidates)
         start = pairs.first.nonzero()[:, 0]
         count_v = torch.cat([start, start.new_tensor([len(pairs.key)])]).diff()
         segment = pairs.first.cumsum(0) - 1
@@ -334,7 +355,7 @@ class AnchoredLinks(nn.Module):
         keys, pairs = users.keys, self._pairs(users)
         assert keys is not None
         out = users.age.new_zeros(len(owner_m), self.width)
-        at, spot = ragged(keys.offsets[candidates_m], keys.offsets.diff()[candidates_m])
+        at, spot = _keys_of(keys, candidates_m)
         if not len(at) or not len(pairs.key):
             return out
         key = keys.keys[at]
@@ -372,22 +393,30 @@ class AnchoredLinks(nn.Module):
         )
         return out.index_add(0, spot, links * keys.shares[at][:, None])
 
-    def _pairs(self, users: Users) -> _Pairs:
-        """All pairs of an event and a key of its item, ordered by request, key and event."""
+    def _pairs(self, users: Users, candidates: Tensor | None = None) -> _Pairs:
+        """All pairs of an event and a key of its item (with candidates i64 [B, M], of each key that
+        a candidate of the request has), ordered by request, key and event."""
         keys = users.keys
         if keys is None:
             raise RuntimeError("a model with anchored links needs the keys of the items")
         real = torch.arange(users.items.shape[1], device=users.lengths.device)
         owner_e, position_e = (real < users.lengths[:, None]).nonzero(as_tuple=True)
         item_e = users.items[owner_e, position_e]
-        at, event = ragged(keys.offsets[item_e], keys.offsets.diff()[item_e])
-        key = keys.keys[at]
-        held = self.kind_of(key) >= 0
+        held = self.kind_of(keys.keys) >= 0
         if self.neighbours:  # an event has its own key alone
-            held &= (key >= 0) | (keys.shares[at] == 0)
-        key, event = key[held], event[held]
-        most = int(key.max()) + 1 + self.neighbours if len(key) else 1
+            held &= (keys.keys >= 0) | (keys.shares == 0)
+        own = held.nonzero()[:, 0]
+        first = torch.searchsorted(own, keys.offsets)
+        at, event = ragged(first[item_e], first.diff()[item_e])
+        key = keys.keys[own[at]]
+        most = int(keys.keys.max()) + 1 + self.neighbours if len(keys.keys) else 1
         pairs = _sortable(owner_e[event], key, -self.neighbours, most)
+        if candidates is not None:
+            at, spot = _keys_of(keys, candidates.reshape(-1))
+            owner = spot.div(max(candidates.shape[1], 1), rounding_mode="floor")
+            wanted = _sortable(owner, keys.keys[at], -self.neighbours, most).sort().values
+            held = _contains(wanted, pairs)
+            pairs, event = pairs[held], event[held]
         pair, order = pairs.sort(stable=True)
         first = torch.ones_like(pair, dtype=torch.bool)
         first[1:] = pair[1:] != pair[:-1]
@@ -398,8 +427,10 @@ class AnchoredLinks(nn.Module):
         """The embedded outcome of each pair's event, [P, o]."""
         tokens_bna = users.tokens
         flat = pairs.owner * tokens_bna.shape[1] + pairs.position
-        outcome_eo = self.outcomes(tokens_bna.flatten(0, 1)).sum(1)
-        return outcome_eo[flat]
+        tokens_ea = tokens_bna.flatten(0, 1)
+        if len(flat) < len(tokens_ea):  # fewer pairs than events: no event without one
+            return self.outcomes(tokens_ea[flat]).sum(1)
+        return self.outcomes(tokens_ea).sum(1)[flat]
 
     def of_statistics(
         self,
@@ -450,8 +481,7 @@ class AnchoredLinks(nn.Module):
             all_items = all_items.index_add(0, request * items + item, links)
             return all_items.view(batch, items, self.width)[:, candidates]
         size = candidates.shape[1]
-        flat = candidates.reshape(-1)
-        at, spot = ragged(keys.offsets[flat], keys.offsets.diff()[flat])
+        at, spot = _keys_of(keys, candidates.reshape(-1))
         out = anchored.links.new_zeros(batch * size, self.width)
         if len(at) and len(anchored.keys):
             first = -self.neighbours

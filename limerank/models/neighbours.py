@@ -81,19 +81,24 @@ class Neighbours(nn.Module):
         self.shares.copy_(lists.shares)
 
 
-def with_neighbours(keys: ItemKeys, lists: NeighbourLists) -> ItemKeys:
-    """Keys of U items with those of their neighbours.
+def with_neighbours(
+    keys: ItemKeys, lists: NeighbourLists, candidates: int | None = None
+) -> ItemKeys:
+    """Keys of U items with those of their neighbours, which stand behind all others.
 
     Args:
         keys: with ``ids``.
         lists: of the neighbours.
+        candidates: how many of the items, the first ones, receive from neighbours; all of them when
+            not given. The others are in histories alone.
     """
     ids = keys.ids
     assert ids is not None
-    near_uk, shares_uk = lists.ids[ids].long(), lists.shares[ids]
+    near_uk, shares_uk = lists.ids[ids[:candidates]].long(), lists.shares[ids[:candidates]]
     held_uk, known_u = shares_uk > 0, ids > 0
     own_u = keys.offsets.diff()
-    counts_u = own_u + known_u + held_uk.sum(1)
+    counts_u = own_u + known_u
+    counts_u[:candidates] += held_uk.sum(1)
     ends = counts_u.cumsum(0)
     first_u = ends - counts_u
     made = keys.keys.new_empty(int(ends[-1]) if len(ends) else 0)
@@ -102,7 +107,8 @@ def with_neighbours(keys: ItemKeys, lists: NeighbourLists) -> ItemKeys:
     at = at + torch.repeat_interleave(first_u - keys.offsets[:-1], own_u)
     made[at], shares[at] = keys.keys, keys.shares
     made[(first_u + own_u)[known_u]] = -ids[known_u]
-    rank_uk = held_uk.cumsum(1) - 1 + (first_u + own_u + known_u)[:, None]
+    behind_u = (first_u + own_u + known_u)[:candidates]
+    rank_uk = held_uk.cumsum(1) - 1 + behind_u[:, None]
     made[rank_uk[held_uk]] = -near_uk[held_uk]
     shares[rank_uk[held_uk]] = shares_uk[held_uk].to(shares.dtype)
     return replace(

@@ -388,25 +388,25 @@ class Ranker(nn.Module, abc.ABC):
     def encode_items(self, vectors_ud: Tensor) -> Any:
         """All that scoring needs of each item: a named tuple of tensors [U, x]."""
 
-    def encode_users(self, users: Users, vectors_ud: Tensor) -> Any:
-        """All that scoring needs of each request: a named tuple of tensors [B, ...], and its
-        anchored links.
+    def encode_users(self, users: Users, vectors_ud: Tensor, only: Tensor | None = None) -> Any:
+        """All that scoring needs of requests: a named tuple of tensors [B, ...] and anchored links.
 
         Args:
             users: the requests; ``users.items`` are rows of ``vectors_ud``.
             vectors_ud: item vectors.
+            only: positions of all items that will be scored, i64 [B, M]; any where not given.
         """
         state = self.user_state(users, vectors_ud)
         if self.anchors is None:
             return state
-        return state._replace(anchored=self.anchored_links(users))
+        return state._replace(anchored=self.anchored_links(users, only))
 
-    def anchored_links(self, users: Users) -> Anchored | None:
-        """Anchored links of requests; None for a model without them."""
+    def anchored_links(self, users: Users, only: Tensor | None = None) -> Anchored | None:
+        """Anchored links of requests (see :meth:`encode_users`); None for a model without them."""
         if self.anchors is None:
             return None
         native = self.user_stage.used == "native" and not self.training
-        return self.anchors(self.completed(users), native=native)
+        return self.anchors(self.completed(users), only, native=native)
 
     def completed(self, users: Users) -> Users:
         """Requests whose keys are complete."""
@@ -513,8 +513,9 @@ class Ranker(nn.Module, abc.ABC):
         """Logits [B, M, K] of a batch's candidates; undefined where padded."""
         vectors_ud = self.item_vectors(batch.items)
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
-        state = self.encode_users(batch.users, vectors_ud)
-        extra = self.extra(state, batch.users.keys, batch.candidates, batch.shown)
+        users = self.completed(batch.users)
+        state = self.encode_users(users, vectors_ud, batch.candidates)
+        extra = self.extra(state, users.keys, batch.candidates, batch.shown)
         return self.score(state, terms, extra)
 
 

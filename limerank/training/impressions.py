@@ -306,7 +306,7 @@ class Impressions(Objective):
             given = self.statistics.of_fold(fold, batch.items.ids)
             batch = replace(batch, items=replace(batch.items, statistics=given))
         if self.neighbours is not None:
-            keys = with_neighbours(batch.users.keys, self.neighbours[fold])
+            keys = with_neighbours(batch.users.keys, self.neighbours[fold], batch.distinct)
             batch = replace(batch, users=replace(batch.users, keys=keys))
         return batch
 
