@@ -101,23 +101,19 @@ def test_a_candidate_receives_from_its_neighbours_in_the_history():
     assert len(request) and len(item)
 
 
-def test_models_of_positives_have_neighbours():
-    positive = SHAPE.model_copy(
-        update={"tasks": (SHAPE.tasks[0].model_copy(update={"kind": "positive"}),)}
-    )
-
-    def most(shape: DataShape, **settings: object) -> int:
-        table = build(shape, ModelConfig(**settings)).neighbour_table
+def test_models_with_anchored_links_have_neighbours():
+    def most(**settings: object) -> int:
+        table = build(SHAPE, ModelConfig(**settings)).neighbour_table
         return 0 if table is None else table.ids.shape[1]
 
-    assert most(positive, model="lime-mha") == most(positive, model="lime-xor") == 50
+    assert most(model="lime-mha") == most(model="lime-xor") == 50
     for items, expected in ((100_001, 49), (250_000, 20), (3_000_000, 10)):
-        large = positive.model_copy(update={"item_ids": items, "item_tokens": 1})
+        large = SHAPE.model_copy(update={"item_ids": items, "item_tokens": 1})
         assert neighbours_of(large, ModelConfig(model="lime-mha")) == expected
-    assert most(SHAPE, model="lime-mha") == most(positive, model="two-tower") == 0
-    assert most(positive, model="lime-mha", anchors=()) == 0
-    assert most(positive, model="lime-mha", anchors=(), neighbours=3) == 3
-    assert most(SHAPE, model="two-tower", neighbours=2) == 2
+    assert most(model="lime-mha", anchors=()) == most(model="two-tower") == 0
+    assert most(model="lime-mha", neighbours=0) == 0
+    assert most(model="lime-mha", anchors=(), neighbours=3) == 3
+    assert most(model="two-tower", neighbours=2) == 2
     with pytest.raises(ValueError, match="has no setting neighbours"):
         ModelConfig(model="most-popular", neighbours=2)
 

@@ -138,8 +138,8 @@ class ModelConfig(Frozen):
     neighbours: int | None = Field(0, ge=0)
     """Items that the same users choose, of each item, whose anchored links it receives from as well
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
-    None: in a model that learns positives and has anchored links 50, or fewer (10 at least) where
-    there are more than 100,000 items; else none."""
+    None: where there are anchored links 50, or fewer (10 at least) if there are more than 100,000
+    items; else none."""
 
     impression_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of impressions whose impression features are all hidden in a training step, and share

@@ -64,8 +64,8 @@ class LimeConfig(AttentionConfig):
     neighbours: int | None = Field(None, ge=0)
     """Items that the same users choose, of each item, whose anchored links it receives from as well
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
-    By default, a model that learns positives and has anchored links has 50, or fewer (10 at least)
-    where there are more than 100,000 items; others have none."""
+    By default, a model with anchored links has 50, or fewer (10 at least) where there are more than
+    100,000 items."""
     heads: int = Field(1, ge=1)
     """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
     are cheaper than more heads."""

@@ -31,7 +31,7 @@ from limerank.models.config import DataShape, ModelConfig
 NEIGHBOUR = "neighbour"
 """Kind of an anchored link that belongs to a neighbour of the item."""
 NEIGHBOURS, LEAST = 50, 10
-"""Of an item, at most and at least, where a model that learns positives does not say."""
+"""Of an item, at most and at least, where a model with anchored links does not say."""
 STORED = 5_000_000
 """Neighbours of all items together, about, that decide between these."""
 
@@ -40,8 +40,7 @@ def neighbours_of(shape: DataShape, config: ModelConfig) -> int:
     """Neighbours of an item in a model with this configuration, at most."""
     if config.neighbours is not None:
         return config.neighbours
-    positives = any(task.of_kind.catalogue for task in shape.tasks)
-    if not positives or config.anchors == ():
+    if config.anchors == ():
         return 0
     return min(max(STORED // shape.item_ids, LEAST), NEIGHBOURS)
 
