@@ -72,9 +72,9 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     are heard, is nothing that an index or a scorer knows of. A model with all anchored links has
     neighbours as well."""
     torch.manual_seed(1)
-    if settings.get("anchors", ()) is None:
-        settings = {"neighbours": 4, **settings}
     config = config_of(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
+    if config.neighbours is None and config.anchors != ():
+        config = config.model_copy(update={"neighbours": 4})
     shape = DataShape.of(dataset.manifest)
     with (
         mock.patch.object(Lime, "_start_alike"),
@@ -89,7 +89,7 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
             if name.endswith(ZERO_AT_START):
                 weight.normal_(std=0.3)
     if ranker.neighbour_table is not None:
-        ranker.neighbour_table.set(random_lists(shape.item_ids, settings["neighbours"]))
+        ranker.neighbour_table.set(random_lists(shape.item_ids, config.neighbours))
     path.mkdir(parents=True)
     create_run(path, dataset, shape, config, TrainConfig())
     save_weights(path, ranker)

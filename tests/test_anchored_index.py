@@ -75,10 +75,10 @@ def test_the_index_has_the_keys_of_the_dataset(of):
 
 
 def test_an_index_knows_what_its_model_anchors():
-    items = shop("lime-mha", anchors=("item",)).index.anchors
+    items = shop("lime-mha", anchors=("item",), neighbours=0).index.anchors
     assert items.features == () and items.sets == 1
     assert sets(*items.keys(np.array([4, -1]))) == [[(items.item_tokens + 4, 1.0)], []]
-    group = shop("lime-mha", anchors=("group",))
+    group = shop("lime-mha", anchors=("group",), neighbours=0)
     assert group.index.anchors.codes.shape == (ITEMS, 1)
     first = group.data.encoding["items"]["features"][0]
     assert group.index.anchors.features == ((first["start"], first["size"]),)

@@ -223,11 +223,10 @@ def test_a_request_of_one_s_own():
     assert isinstance(batch.users, Users) and n > 1
     past = Past(batch.users, vectors, list(range(n)), np.arange(n), without)
     items = [f"item {position}" for position in range(batch.distinct)]
-    offsets = batch.users.keys.offsets[: batch.distinct + 1]
+    complete = of.run.ranker.complete(batch.users.keys)
+    offsets = complete.offsets[: batch.distinct + 1]
     held = slice(int(offsets[-1]))
-    keys = ItemKeys(
-        keys=batch.users.keys.keys[held], shares=batch.users.keys.shares[held], offsets=offsets
-    )
+    keys = ItemKeys(keys=complete.keys[held], shares=complete.shares[held], offsets=offsets)
     found = explain(of.run.ranker, past, items, vectors[: batch.distinct], WEIGHTS, keys=keys)
     with torch.inference_mode():
         logits = of.run.ranker(batch)[0]

@@ -34,7 +34,7 @@ LEARNING = {
     "epochs": 12,
     "batch_size": 64,
     "learning_rate": 0.012,
-    "table_learning_rate": 0.4,
+    "table_learning_rate": 0.05,
     "patience": 99,
 }
 QUICK = {"epochs": 3, "batch_size": 64, "patience": 9}

@@ -124,7 +124,7 @@ def test_axes_name_every_dimension_that_follows_from_the_log(model):
         anchors={**SHAPE.anchors, "brand": (12, 5)},
     )
     small = SHAPE.model_copy(update={"impression_tokens": 5, "impression_features": 2})
-    config = config_of(model, **SMALL, anchors=None)
+    config = config_of(model, **SMALL, anchors=None, neighbours=0)
     rankers = [build(one, config) for one in (small, shape)]
     states = [ranker.state_dict() for ranker in rankers]
     axes = axes_of(rankers[0])
