@@ -32,7 +32,16 @@ OWN = {"up": ADDED, "ALERTS": {"alertname", "alertstate"}}
 """Metrics of Prometheus itself."""
 VALUES = {
     "task": set(TASKS),
-    "outcome": {"accepted", "duplicate", "expired", "refused", "answered", "failed", "skipped"},
+    "outcome": {
+        "accepted",
+        "duplicate",
+        "expired",
+        "refused",
+        "answered",
+        "failed",
+        "skipped",
+        "acknowledged",
+    },
     "alertstate": {"firing", "pending"},
     "job": {"limerank"},
 }

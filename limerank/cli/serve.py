@@ -116,6 +116,14 @@ def serve(
             "first: they rank the full catalogue in place of this server.",
         ),
     ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="kafka://HOST:9092,.../TOPIC",
+            help="Event log: a Kafka topic that has each change before the store has it, and "
+            "before it is acknowledged (limerank consume reads it).",
+        ),
+    ] = None,
     setting: Set = None,
 ) -> None:
     """Serve rankings over HTTP. It stores events, accepts new items and returns rankings.
@@ -130,6 +138,10 @@ def serve(
     index on their disk. LIMERANK_SHARD_KEY is the key that they send, with read access to the
     shards.
 
+    With --log, an event is acknowledged when the brokers of a Kafka topic have it and the store has
+    it, too. Needs the extra `kafka`. kafkas:// uses TLS; with kafka://USER@HOST, the password is
+    read from LIMERANK_KAFKA_PASSWORD; settings of librdkafka follow after `?`.
+
     Examples:
 
         limerank serve --run runs/mine --index index/mine --store events.db --no-keys
@@ -139,6 +151,9 @@ def serve(
         limerank serve --arm a=runs/a,index/a,0.9 --arm b=runs/b,index/b,0.1 --no-keys
 
         limerank serve --run runs/mine --index index/mine --shards http://s1:8000,http://s2:8000
+
+        limerank serve --run runs/mine --index index/mine --keys keys.txt
+        --store valkey://10.0.0.1:6379/0 --log kafka://10.0.0.2:9092,10.0.0.3:9092/shop-events
     """
     from pydantic import ValidationError
 
@@ -152,6 +167,7 @@ def serve(
         from limerank.serving.arms import one_arm, parse_arm
         from limerank.serving.http.run import serve as serve_
         from limerank.serving.http.settings import Settings, keys_of_environment
+        from limerank.serving.kafka import parse_log
     except ImportError as error:
         raise SpecError(f'{error}: pip install "limerank[serve]"') from None
 
@@ -199,6 +215,7 @@ def serve(
         watch=watch,
         shards=[] if shards is None else ids(shards),
         shard_key=os.environ.get("LIMERANK_SHARD_KEY", ""),
+        event_log=None if log is None else parse_log(log),
     )
 
 

@@ -168,6 +168,18 @@ class Numbers:
             buckets=SECONDS,
             registry=into,
         )
+        self.log_writes = Counter(
+            "limerank_log_changes",
+            "Changes written to the event log (--log) by outcome: acknowledged, failed.",
+            ["outcome"],
+            registry=into,
+        )
+        self.log_seconds = Histogram(
+            "limerank_log_seconds",
+            "Seconds until the brokers of the event log acknowledged a request's changes.",
+            buckets=SECONDS,
+            registry=into,
+        )
         self.failures = Counter(
             "limerank_background_failures",
             "Failed attempts of background tasks; each is tried again.",
@@ -183,6 +195,12 @@ class Numbers:
         for task in TASKS:  # present from the start, for alarms on their rates
             self.failures.labels(task)
             self.failing.labels(task)
+
+    def log_ended(self, outcome: str, count: int, seconds: float) -> None:
+        """Count changes that were written to the event log."""
+        self.log_writes.labels(outcome).inc(count)
+        if outcome == "acknowledged":
+            self.log_seconds.observe(seconds)
 
     def shard_ended(self, number: int, outcome: str, seconds: float) -> None:
         """Count a question to a shard."""

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 _login = re.compile(r"(\w+://)[^\s/'\"]*@")
 _password = re.compile(r"(?i)((?:password|passwd|secret|token)=)[^&\s'\"]+")
-_address = re.compile(r"\b(?:(?:valkeys?|rediss?)(?:\+cluster)?|unix|file)://[^\s'\"]+")
+_address = re.compile(r"\b(?:(?:valkeys?|rediss?)(?:\+cluster)?|kafkas?|unix|file)://[^\s'\"]+")
 _path = re.compile(r"(?<![\w/.:])(?:~|\.{0,2})/(?:[^\s/'\":;,()]+/)*[^\s/'\":;,()]+")
 LEAST_SECRET = 4
 """Characters of a hidden text, at least: shorter texts are parts of words."""

@@ -27,6 +27,7 @@ from limerank.serving.http.gate import CLOSE_SECONDS
 from limerank.serving.http.lines import log_json
 from limerank.serving.http.private import Private
 from limerank.serving.http.settings import Settings
+from limerank.serving.kafka import EventLog, LogAddress, LoggedStore
 from limerank.serving.state import Mode
 from limerank.serving.stores import MOST_EXPOSURES, open_store
 from limerank.serving.watching import Background, arms_at_start
@@ -53,6 +54,7 @@ def serve(
     watch: Path | None = None,
     shards: Sequence[str] = (),
     shard_key: str = "",
+    event_log: LogAddress | None = None,
 ) -> None:
     """Serve until the process gets a signal to stop; running requests are answered first.
 
@@ -66,6 +68,7 @@ def serve(
             ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded. The arms of a
             folder's ``arms.json`` take the place of ``arms``.
         shards, shard_key: see :class:`~limerank.serving.engine.Serving`.
+        event_log: where each change is acknowledged before it is written to the store.
     """
     arms = checked(arms_at_start(watch) or arms)
     folders = [
@@ -79,8 +82,13 @@ def serve(
     ]
     private = Private.of_store(
         store,
-        secrets=[shard_key, *(key for keys in settings.keys.values() for key in keys)],
+        secrets=[
+            shard_key,
+            *(key for keys in settings.keys.values() for key in keys),
+            *(() if event_log is None else event_log.secrets),
+        ],
         paths=[
+            *(() if event_log is None else event_log.servers.split(",")),
             *shards,
             *(urlsplit(url).netloc for url in shards),
             *(
@@ -104,10 +112,15 @@ def serve(
                     f"{option}: {str(path)!r} is not the folder of a {name}: it has no {file}"
                 )
         log_json(private)
+        opened = open_store(store, most, most_exposures)
+        changes = None
+        if event_log is not None:
+            changes = EventLog(event_log, seconds=settings.log_seconds)
+            opened = LoggedStore(opened, changes)
         engine = Serving(
             None,
             None,
-            open_store(store, most, most_exposures),
+            opened,
             arms=arms,
             salt=salt,
             items=None if items is None else items.absolute(),
@@ -120,6 +133,8 @@ def serve(
             keep=settings.keep_states,
             memory=settings.state_bytes,
         )
+        if changes is not None:
+            changes.observe = engine.numbers.log_ended
         app = application(engine, settings, private)
         # Loaded objects stay: the garbage collector need not visit them.
         gc.collect()

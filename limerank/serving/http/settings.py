@@ -97,6 +97,9 @@ class Settings(Frozen):
     shard_seconds: float = Field(2.0, gt=0)
     """Time limit of the answers of shards (`--shards`). A shard that does not answer in time makes
     a ranking fail, or be partial if the request allows that."""
+    log_seconds: float = Field(5.0, gt=0)
+    """Time limit in which the brokers of an event log (`--log`) acknowledge a change; after it the
+    answer is 503. Keep it below `seconds`."""
     drain_seconds: float = Field(20.0, ge=0)
     """Time limit for shutting down after SIGTERM. Running requests get three quarters of it. Set
     the limit of your process manager higher."""
