@@ -302,10 +302,15 @@ def test_a_seed_gives_one_course_of_faults():
 @needs_server
 @pytest.mark.slow
 def test_a_history_of_two_servers_under_faults(tmp_path):
-    faults = ("stop", "store link", "client link", "stop store", "kill store", "clock")
+    faults = ("stop", "store link", "client link", "exporter link", "isolate", "stop store",
+              "kill store", "clock")  # fmt: skip
     setting = replace(draw(0, seconds=SECONDS, servers=2), faults=faults)
     history = run_history(0, setting, tmp_path)
     found = check(history)
     assert not found.violations, [str(one) for one in found.violations[:5]]
     assert history.faults and found.compared > 100
-    assert {call.kind for call in history.calls if call.status == "ok"} >= {"append", "rank"}
+    assert {call.kind for call in history.calls if call.status == "ok"} >= {
+        "append",
+        "export",
+        "rank",
+    }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -342,8 +340,3 @@ def test_a_killed_export_that_is_called_again_is_complete(tmp_path, monkeypatch)
     assert call.status == "ok" and call.answer["beside"] == []
     assert call.answer["rankings"] == ["r1"]
     assert sorted(call.answer["events"]) == sorted([f"u{n % 9}", n] for n in range(90))
-    book = exporter.book = Book(0)
-    exporter._command[exporter._command.index(str(path))] = str(tmp_path / "absent.db")
-    asyncio.run(exporter.one())
-    assert book.calls[0].status == "fail" and book.calls[0].answer["exit"] == 2
-    assert sys.executable in exporter._command and Path(exporter._out).exists()
