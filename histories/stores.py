@@ -7,13 +7,11 @@ knows. Another kind of store, or of log, is one more class like these.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import signal
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from histories.cluster import Cluster, Node, name_of
 from histories.network import Network
@@ -192,6 +190,14 @@ class ClusterOfStores:
         self._network, self._folder = network, folder
         self._draws = random.Random(f"{seed} cluster")
         self._old, self._new = "", ""
+        self._ports: dict[str, int] = {}
+        self._primaries: frozenset[str] = frozenset()
+        self._running: Cluster | None = None
+
+    @property
+    def _cluster(self) -> Cluster:
+        assert self._running is not None, "the cluster has not started"
+        return self._running
 
     async def start(self) -> None:
         nodes = []
@@ -205,7 +211,7 @@ class ClusterOfStores:
             self._network.listens(machine, port)
             nodes.append(Node(port, host, announced, tuple(self._network.command(machine, []))))
         self._ports = dict(zip(self.machines, (one.port for one in nodes), strict=True))
-        self._cluster = Cluster(self._folder / "cluster", PRIMARIES, 1, nodes=nodes)
+        self._running = Cluster(self._folder / "cluster", PRIMARIES, 1, nodes=nodes)
         await asyncio.to_thread(self._cluster.begin)
         await self.promoted()
 
@@ -232,57 +238,50 @@ class ClusterOfStores:
         self._cluster.start(self._ports[machine])
 
     async def promoted(self) -> str:
-        before = getattr(self, "_seen", None)
-        self._seen: frozenset[str] = frozenset()
+        before, found = self._primaries, [frozenset[str]()]
 
         async def agree() -> bool:
-            first = await asyncio.to_thread(self._primaries)
+            first = await asyncio.to_thread(self._agreed)
             await asyncio.sleep(0.2)  # twice: none of them is about to take over
-            self._seen = await asyncio.to_thread(self._primaries)
-            return bool(first) and first == self._seen
+            found[0] = await asyncio.to_thread(self._agreed)
+            return bool(first) and first == found[0]
 
         await until(agree, "the servers of the cluster do not agree")
-        found = self._seen - (self._seen if before is None else before)
-        return " and ".join(sorted(found)) + " took over" if found else ""
+        self._primaries = found[0]
+        new = sorted(found[0] - before) if before else []
+        return " and ".join(new) + " took over" if new else ""
 
-    def _primaries(self) -> frozenset[str]:
+    def _agreed(self) -> frozenset[str]:
         """The primaries, where all servers see the same ones and no failure; else none."""
-        found: set[frozenset[str]] = set()
+        from valkey.exceptions import ValkeyError
+
+        found = set()
         for port in self._ports.values():
             client = self._cluster.client(port)
-            with contextlib.suppress(Exception):
+            try:
                 if not self._cluster.is_ready(port):
                     return frozenset()
-                nodes = client.execute_command("CLUSTER", "NODES")
+                found.add(self._masters(client.execute_command("CLUSTER NODES")))
+            except (ValkeyError, OSError):
+                return frozenset()  # it does not answer yet
+            finally:
                 client.close()
-                found.add(self._masters(nodes))
-                continue
-            return frozenset()
         return found.pop() if len(found) == 1 else frozenset()
 
-    def _masters(self, nodes: object) -> frozenset[str]:
+    def _masters(self, nodes: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
         """The primaries of the map of a server; none where it sees a failure."""
-        masters = set()
         names = {name_of(port): machine for machine, port in self._ports.items()}
-        if isinstance(nodes, dict):  # the client library has read it
-            lines = [(one["node_id"], one["flags"], one["slots"]) for one in nodes.values()]
-        else:
-            text = nodes.decode() if isinstance(nodes, bytes) else str(nodes)
-            words = [line.split() for line in text.splitlines()]
-            lines = [(one[0], one[2], one[8:]) for one in words]
-        for name, flags, slots in lines:
-            if "fail" in flags or "handshake" in flags:
-                return frozenset()
-            if "master" in flags and slots:
-                masters.add(names[name])
-        return frozenset(masters)
+        if any("fail" in one["flags"] or "handshake" in one["flags"] for one in nodes.values()):
+            return frozenset()
+        owners = [one for one in nodes.values() if "master" in one["flags"] and one["slots"]]
+        return frozenset(names[one["node_id"]] for one in owners)
 
     def _partner(self, machine: str) -> str:
         number = self.machines.index(machine)
         return self.machines[(number + PRIMARIES) % (2 * PRIMARIES)]
 
     async def lag(self, seconds: float) -> None:
-        self._old = self._draws.choice(sorted(self._seen))
+        self._old = self._draws.choice(sorted(self._primaries))
         self._new = self._partner(self._old)
         self.stop(self._new)
         client = self._cluster.client(self._ports[self._old])
@@ -293,24 +292,22 @@ class ClusterOfStores:
     async def fail_over(self) -> str:
         self._cluster.kill(self._ports[self._old])
         self.resume(self._new)
-        limit = time.monotonic() + SETTLING
-        while time.monotonic() < limit:
-            with contextlib.suppress(Exception):
-                client = self._cluster.client(self._ports[self._new])
-                role = await asyncio.to_thread(client.execute_command, "ROLE")
-                client.close()
-                if role[0] == b"master":
-                    return ""
-            await asyncio.sleep(0.05)
-        raise RuntimeError(f"{self._new} does not take over from {self._old}")
+        client = self._cluster.client(self._ports[self._new])
+
+        async def took_over() -> bool:
+            return bool((await asyncio.to_thread(client.execute_command, "ROLE"))[0] == b"master")
+
+        await until(took_over, f"{self._new} does not take over from {self._old}")
+        client.close()
+        return ""
 
     async def rejoin(self) -> None:
         self._cluster.start(self._ports[self._old])
 
     def kill(self) -> None:
-        if hasattr(self, "_cluster"):
-            for port in list(self._cluster.processes):
-                self._cluster.kill(port)
+        if self._running is not None:
+            for port in list(self._running.processes):
+                self._running.kill(port)
 
 
 async def until(done: Callable[[], Awaitable[bool]], what: str) -> None:
