@@ -23,6 +23,7 @@ from benchmarks.exact_terms_page import exact_terms
 from benchmarks.histories_page import histories
 from benchmarks.latency_page import latency
 from benchmarks.lists_page import nextitem, shop
+from benchmarks.negatives_page import negatives
 from benchmarks.peers_page import peers
 from benchmarks.power.page import power
 from benchmarks.quality_page import quality, search
@@ -65,6 +66,7 @@ def main() -> None:
         "fidelity": fidelity,
         "attempts": attempts,
         "histories": histories,
+        "negatives": negatives,
         "nextitem": nextitem,
         "power": power,
         "shop": shop,

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import lists_page, nextitem, shop
+from benchmarks import lists_page, negatives, negatives_page, nextitem, shop
 from benchmarks.rows import rows
 from limerank.cli.demo_kinds import best_lists
 from limerank.data.dataset import Dataset
@@ -42,7 +42,7 @@ def movielens(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (nextitem, shop):
+    for module in (negatives, nextitem, shop):
         monkeypatch.setattr(module, "WORK", tmp_path / "work")
     monkeypatch.setattr("benchmarks.rows.RESULTS", tmp_path / "results")
 
@@ -179,3 +179,58 @@ def test_the_page_of_the_shop_compares_on_the_same_log() -> None:
     ]
     (line,) = [line for line in lists_page.shop(found).splitlines() if line.startswith("| din")]
     assert "| 2.00 | 2.00 |" in line  # the mean of 3 and 1
+
+
+def _negatives(number: int | str, seed: int, test: float, validation: float) -> dict[str, Any]:
+    case = {"dataset": "shop", "model": "lime-mha", "epochs": 1, "negatives": number}
+    metrics = {"train_cpu_seconds": 10.0 + seed, "requests": 30, "validation_requests": 10}
+    for name in ("hr@10", "ndcg@10"):
+        metrics |= {name: test, f"validation_{name}": validation}
+    return {**_row("negatives", "lime-mha", seed, test), "case": case, "metrics": metrics}
+
+
+def test_the_page_on_negatives_compares_each_seed_with_its_full_softmax(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negatives_page, "DOCS", tmp_path)
+    found = [
+        _negatives("all", 0, 0.2, 0.4),  # 0.25 over both splits
+        _negatives("all", 1, 0.1, 0.1),
+        _negatives(100, 0, 0.2, 0.2),
+        _negatives(100, 1, 0.1, 0.1),
+        _negatives(1000, 0, 0.2, 0.4),
+        _negatives(1000, 1, 0.098, 0.098),
+        _negatives(512, 2, 0.3, 0.3),  # its full softmax is not measured yet
+    ]
+    page = negatives_page.negatives(found)
+    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| 100", "| 512", "| 1,000", "| all"]
+    assert [line.split(" | ")[3] for line in lines] == ["0.900", "-", "0.990", "1.000"]
+    assert "0.1750 ± 0.0750" in lines[3] and lines[3].endswith("| 10 | 2 |")
+    assert "From 1,000 negatives on, the share is 0.98 or more." in page
+    assert (tmp_path / "negatives.svg").read_text().startswith("<?xml")
+
+
+def test_negatives_are_measured_by_their_number(
+    movielens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def train_and_rank(folder: Path, run: Path, model: str, seed: int, *rest: Any, **more: Any):
+        trained.append((run.name, model, seed, *rest, more))
+        return {"ndcg@10": 0.1}
+
+    monkeypatch.setattr(nextitem, "train_and_rank", train_and_rank)
+    films = ["--data", str(movielens), "--only", "ml_latest_small", "--seeds", "1"]
+    negatives.main([*films, "--negatives", "5", "0"])
+    settings = {"epochs": 1, "negatives": 5, "history": nextitem.HISTORY}
+    how = {"threads": 1, "seen": "out"}
+    assert trained == [
+        ("ml_latest_small-5-0", "lime-mha", 0, settings, how),
+        ("ml_latest_small-0-0", "lime-mha", 0, {**settings, "negatives": 0}, how),
+    ]
+    found = {row["case"]["negatives"]: row for row in rows("negatives")}
+    assert set(found) == {5, "all"} and found[5]["case"]["epochs"] == 1
+    negatives.main([*films, "--negatives", "5", "0"])  # finished rows are skipped
+    negatives.main(["--only", "ml_latest_small"])  # and so is what has no data
+    assert len(trained) == 2
