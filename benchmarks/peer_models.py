@@ -162,7 +162,7 @@ def item_knn(log: Log, features: str, seed: int) -> Result:
             if len(liked):
                 items = shown.items[part]
                 common = together[items][:, liked].toarray()
-                common[items[:, None] == liked] = 0  # an item is no neighbour of itself
+                common[items[:, None] == liked] = 0  # an item is not similar to itself
                 norm = np.sqrt(popularity[items][:, None] * popularity[liked]) + shrinkage
                 scores[part] = (common / np.maximum(norm, 1e-9)).mean(axis=1)
         return scores

@@ -249,7 +249,7 @@ def test_rows_lie_on_one_process_each(rows, size):
     assert torch.equal(found[0], full) and found[1:] == [None] * (size - 1)
 
 
-def test_neighbouring_rows_are_spread():
+def test_adjacent_rows_are_spread():
     layout = tables.Layout(100_000, 4)
     owners = layout.positions(torch.arange(400)) // layout.block
     assert torch.bincount(owners, minlength=4).tolist() == pytest.approx([100] * 4, abs=5)

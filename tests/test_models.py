@@ -117,7 +117,7 @@ def test_padding_never_enters(ranker):
     torch.testing.assert_close(wide[real], ranker(full)[real], **CLOSE)
 
 
-def test_a_request_does_not_depend_on_its_neighbours(ranker):
+def test_a_request_does_not_depend_on_the_others_of_its_batch(ranker):
     full = batch(LENGTHS, COUNTS)
     together = ranker(full)
     for b, count in enumerate(COUNTS):

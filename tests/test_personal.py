@@ -115,7 +115,7 @@ def test_old_events_of_any_age_and_fast_forgetting(model):
 
 
 @pytest.mark.parametrize("path", _native.paths())
-def test_threads_and_neighbours_change_no_bit(path):
+def test_threads_and_other_requests_change_no_bit(path):
     ranker = ranker_of("lime-xor")
     lengths = [9, 0, 130, 64, 1, 7]
     full = batch(lengths, [2] * len(lengths))

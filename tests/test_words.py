@@ -27,6 +27,7 @@ REPLACED = {
     "people": "users",
     "anew": "again, rebuilt",
     "visitor": "user",
+    "neighbouring": "adjacent",  # neighbours are items that the same users chose
 }
 
 

@@ -67,7 +67,7 @@ def export(
     followed no shown ranking are rows of their own; they enter histories. So the next model also
     learns from what users did not choose.
 
-    Rows belong to the time at which they were shown. Logs of neighbouring times overlap nowhere and
+    Rows belong to the time at which they were shown. Logs of adjacent times overlap nowhere and
     lose nothing: continue with the `--until` of the last export as `--since`. The same part of
     a store gives the same file.
 

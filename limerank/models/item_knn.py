@@ -57,7 +57,7 @@ class ItemKnnConfig(FittedConfig):
     (16,384, and fewer where all items together would take more than some minutes)."""
 
 
-class Neighbours(Sized):
+class SimilarItems(Sized):
     """The most similar items of each row of the id table: ``ends`` i64 [I], ``items`` i32 [P] and
     ``similarities`` f32 [P], row after row."""
 
@@ -113,7 +113,7 @@ class ItemKnn(FittedRanker):
 
     def __init__(self, shape: DataShape, config: ItemKnnConfig) -> None:
         super().__init__(shape, config)
-        self.neighbours = Neighbours(shape.item_ids)
+        self.neighbours = SimilarItems(shape.item_ids)
         self.register_buffer("popularity", torch.zeros(shape.item_ids))
         self.register_buffer("token", torch.tensor(-1))
         """The event token of an interaction; -1: every event is one."""

@@ -2,7 +2,7 @@
 
 Links compare an item with the history through a few directions, anchored links through exact
 matches. Neither compares its vector with those of the items in the history as such, which is what
-item-based neighbours do, and neither knows how a user fares on all items alike. Both follow from
+item-kNN does, and neither knows how a user fares on all items alike. Both follow from
 fading means over the history, with f the weight of an event relative to the next one::
 
     w_fj  = f ** (n - j) / sum over all n events                     f of FADINGS

@@ -212,7 +212,7 @@ def _shown(
     anywhere = (where * np.float32(catalogue.live)).astype(np.int32)
     anywhere = np.minimum(anywhere, catalogue.live - 1)
     item = np.where(choice < SHARE_PERSONAL + SHARE_POPULAR, item, anywhere)
-    # Impressions of a request are adjacent: equal ones are found by comparing neighbours.
+    # Impressions of a request are adjacent: equal ones are found by comparing each with the next.
     twice = np.arange(n)
     key = request_n.astype(np.int64) << 32
     while len(twice):

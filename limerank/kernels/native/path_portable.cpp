@@ -50,7 +50,7 @@ inline std::int32_t signed_part(std::int32_t x, int part) {
     return static_cast<std::int8_t>(static_cast<std::uint32_t>(x) >> (8 * part) & 0xFFu);
 }
 inline I add_bytes(const I& x, const I& y) {
-    return each<I>([&](int i) {  // bytes do not carry into their neighbours
+    return each<I>([&](int i) {  // bytes do not carry into the next ones
         const auto a = static_cast<std::uint32_t>(x[i]), b = static_cast<std::uint32_t>(y[i]);
         return static_cast<std::int32_t>(((a & 0x7F7F7F7Fu) + (b & 0x7F7F7F7Fu)) ^ ((a ^ b) & 0x80808080u));
     });

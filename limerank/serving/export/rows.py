@@ -1,6 +1,6 @@
 """The rows of an exported log: one user at a time.
 
-Two exports of neighbouring times have the same rows as one export of both: a row belongs to the
+Two exports of adjacent times have the same rows as one export of both: a row belongs to the
 time of its exposure, or of its event where it followed none, and both exports join with all that is
 up to a window outside.
 """

@@ -1,7 +1,7 @@
 """An embedding table whose rows lie on several processes: each has a share of them.
 
 Row r of R has the position ``r A mod R``, with A coprime to R, and each process owns a block of
-consecutive positions. So popular items, which often have neighbouring rows, are spread evenly, and
+consecutive positions. So popular items, which often have adjacent rows, are spread evenly, and
 a block is what a checkpoint file contains (limerank.training.distributed.shards).
 
 A step asks the owners for the distinct rows that it reads. What arrives is a leaf of the graph:
