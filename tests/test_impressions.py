@@ -130,7 +130,7 @@ def test_histories_do_not_contain_impression_features(pages, tmp_path):
     one, other = pages.batch(requests), without.batch(requests)
     assert torch.equal(one.users.tokens, other.users.tokens)
     assert other.shown is None
-    assert without.manifest["format"] == 1 and pages.manifest["format"] == 2
+    assert without.manifest["format"] == pages.manifest["format"] == 4
 
 
 def test_datasets_do_not_depend_on_the_size_of_blocks(tmp_path):
@@ -175,9 +175,13 @@ def test_descriptions_refuse_what_impressions_cannot_be(tmp_path):
         prepared(tmp_path / "data", spec)
 
 
-def test_datasets_without_impression_features_are_of_the_first_version(tmp_path):
+def test_a_dataset_without_a_clock_is_of_the_lowest_version_that_it_needs(tmp_path):
+    source = {"files": ["events.parquet"], "order": "time", "request": "request_id"}
+    assert Dataset(prepare_log(tmp_path, events=[source])).manifest["format"] == 1
+
+
+def test_datasets_without_impression_features(tmp_path):
     dataset = Dataset(prepare_log(tmp_path))
-    assert dataset.manifest["format"] == 1
     assert dataset.impressions.columns == () and dataset.impressions.tokens == 0
     assert dataset.batch(dataset.requests_of("test")[:2]).shown is None
 
