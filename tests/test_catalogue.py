@@ -419,6 +419,9 @@ def test_an_evaluation_shows_no_task_without_a_value(run):
     slices = [replace(one, tasks=undefined) for one in measured.slices]
     text = replace(measured, tasks=undefined, slices=tuple(slices)).text()
     assert "auc" not in text and "slice" not in text and "effective_links" in text
+    (repeats,) = [one.impressions for one in slices if one.name == "repeat"]
+    line = f"repeats   {repeats} of {measured.impressions} impressions are of items in the history"
+    assert 0 < repeats < measured.impressions and line in text
     assert "seen items in (as limerank rank --seen)" in text
     legend = replace(measured, tasks=undefined).legend()
     assert "auc (" not in legend and "ndcg@k (" in legend

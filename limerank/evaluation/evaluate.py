@@ -188,6 +188,8 @@ class Evaluation(TableResult):
         if self.effective_links is not None:
             blocks.append(("links", f"effective_links {self.effective_links:.1f}"))
         heads = [(task, next(iter(found))) for task, found in defined.items()]
+        if not heads:
+            blocks += self._repeats()
         lists: list[str] = []
         if self.lists is not None:
             lists = list_table(self.model, self.lists, self.peers, self.gains, self.lists_seen)
@@ -207,6 +209,16 @@ class Evaluation(TableResult):
                 *(["", *alarm_lines(self.alarms)] if self.alarms else []),
             ]
         )
+
+    def _repeats(self) -> list[tuple[str, str]]:
+        """How many of the impressions repeat an item of the history: where there is no table of
+        slices, it says whether lists without seen items could hold them."""
+        counts = {one.name: one.impressions for one in self.slices if one.kind == "candidate"}
+        total = sum(counts.values())
+        if not total:
+            return []
+        text = f"{counts['repeat']:,} of {total:,} impressions are of items in the history"
+        return [("repeats", text)]
 
     @property
     def _defined(self) -> TaskMetrics:
