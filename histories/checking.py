@@ -6,8 +6,8 @@ or never. An answer is a violation only if no such times explain it.
 
 The rules, by name:
 
-- ``event``: an acknowledged event is in every ranking, explanation and description of its user that
-  begins later, unless the user was deleted in between;
+- ``event``: an event that was acknowledged, or that an answer has shown, is in every ranking,
+  explanation and description of its user that begins later, unless the user was deleted in between;
 - ``once``: duplicates count once, in answers to clients and in rankings;
 - ``forgotten``: what was deleted does not return, and nothing appears that nobody sent;
 - ``arm``: a user has the same arm in all answers, and the arm serves one of its runs;
@@ -35,7 +35,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from histories.record import Call, History
+from histories.record import Call, Fault, History
 
 TOLERANCE = 5e-2
 """Of values: the bytes of a user's state are cut in steps that depend on all rows of an index."""
@@ -111,10 +111,25 @@ class _Checker:
                     self.sent[user, item].append(span)
             elif call.kind == "forget":
                 self.forgets[call.asked["user"]].append(span)
+        self.shown = self._shown()
         self.failovers = [one for one in history.faults if one.kind == "failover"]
         self.items_of: dict[str, list[int]] = defaultdict(list)
         for user, item in self.sent:
             self.items_of[user].append(item)
+
+    def _shown(self) -> dict[Event, list[_Span]]:
+        """When answers have shown events: they were stored at a moment of the request."""
+        found: dict[Event, list[_Span]] = defaultdict(list)
+        for call in self.calls:
+            if call.status != "ok":
+                continue
+            if call.kind == "export":
+                seen = [(user, item) for user, item in call.answer.get("events", ())]
+            else:
+                seen = [(call.asked["user"], item) for item in call.answer.get("seen", ())]
+            for event in seen:
+                found[event].append(_Span(call.begin, call.end, "ok", call.number))
+        return found
 
     def check(self) -> Found:
         for call in self.calls:
@@ -133,9 +148,17 @@ class _Checker:
         if not holds:
             self.found.violations.append(Violation(rule, text, call.number))
 
-    def _failover_between(self, since: float, until: float) -> bool:
-        """Whether a failover may have lost what was acknowledged after one time, before another."""
-        return any(one.end > since and one.begin < until for one in self.failovers)
+    def _failover_between(self, since: float, until: float, user: str | None = None) -> bool:
+        """Whether a failover may have lost what was acknowledged after one time, before another: of
+        a user, or of anybody."""
+        return any(
+            one.end > since and one.begin < until and self._concerns(one, user)
+            for one in self.failovers
+        )
+
+    def _concerns(self, failover: Fault, user: str | None) -> bool:
+        shard = self.history.shards.get(user) if user is not None else None
+        return shard is None or not failover.shards or shard in failover.shards
 
     # Events of users
 
@@ -151,12 +174,12 @@ class _Checker:
         """Whether an event was surely stored from one time to another: True, False, or None where
         only a failover can have lost it. A deletion ``besides`` is left out of account."""
         answer: bool | None = False
-        for one in self.sent[event]:
+        for one in (*self.sent[event], *self.shown[event]):
             if one.status != "ok" or one.end > begin:
                 continue
             if self._deleted_after(event[0], one.begin, end, besides):
                 continue
-            if not self._failover_between(one.begin, end):
+            if not self._failover_between(one.begin, end, event[0]):
                 return True
             answer = None
         return answer
@@ -174,7 +197,7 @@ class _Checker:
             ]
             if not over:
                 return True
-            if all(self._failover_between(one.begin, end) for one in over):
+            if all(self._failover_between(one.begin, end, event[0]) for one in over):
                 answer = None
         return answer
 
@@ -192,7 +215,7 @@ class _Checker:
                     "event",
                     call,
                     f"the {call.kind} of the user {user} at server {call.server} lacks the item "
-                    f"{item}, whose event was acknowledged before {call.begin:.3f} s",
+                    f"{item}, whose event was acknowledged or shown before {call.begin:.3f} s",
                 )
         for item in sorted(shown):
             event = (user, item)
@@ -450,7 +473,7 @@ class _Checker:
                 if one.end > call.begin or self._deleted_after(user, one.begin, call.end):
                     continue
                 count = rankings.count(ranking)
-                if not count and self._failover_between(one.begin, call.end):
+                if not count and self._failover_between(one.begin, call.end, user):
                     self.found.exposures.add(ranking)
                     continue
                 self._expect(
@@ -465,7 +488,8 @@ class _Checker:
                     of.status == "ok" and of.begin > one.end and of.end < call.begin
                     for of in self.forgets[one.asked["user"]]
                 )
-                if deleted and not self._failover_between(one.begin, call.end):
+                user = one.asked["user"]
+                if deleted and not self._failover_between(one.begin, call.end, user):
                     self._expect(
                         one.answer["ranking"] not in rankings,
                         "shown",

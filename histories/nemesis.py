@@ -62,6 +62,7 @@ class Nemesis:
         self._system, self._draws = system, random.Random(f"{seed} nemesis")
         self._kinds = [one for one in kinds if one != "clock" or system.clocks]
         self.faults: list[Fault] = []
+        self._killed_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """One fault after another, until it is stopped; the last one is ended."""
@@ -75,13 +76,15 @@ class Nemesis:
 
     async def one(self, kind: str, seconds: float, stop: asyncio.Event) -> None:
         """One fault."""
-        begin = self._system.now
+        begin = self._killed_at = self._system.now
         what = await KINDS[kind](self, seconds, stop)
         self.faults.append(Fault(kind, what, begin, self._system.now))
         if kind not in OF_SERVERS:
-            promoted = await self._system.stores.promoted()
-            if promoted:
-                self.faults.append(Fault("failover", promoted, begin, self._system.now))
+            found = await self._system.stores.promoted()
+            if found.machines:
+                what = " and ".join(found.machines) + " took over"
+                end = self._system.now - found.ago
+                self.faults.append(Fault("failover", what, self._killed_at, end, found.shards))
 
     @staticmethod
     async def _pause(stop: asyncio.Event, seconds: float) -> None:
@@ -185,7 +188,7 @@ class Nemesis:
         begin = self._system.now
         await self._system.stores.lag(seconds)
         self.faults.append(Fault("lag", "a replica loses its primary", begin, self._system.now))
-        begin = self._system.now
+        begin = self._killed_at = self._system.now
         what = await self._system.stores.fail_over()
         if what:
             self.faults.append(Fault("failover", what, begin, self._system.now))

@@ -7,7 +7,7 @@ the order in which they ended.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +48,13 @@ class Call:
 @dataclass(frozen=True)
 class Fault:
     """Something that went wrong, from begin to end in seconds; ``failover``: a replica was
-    promoted in this time."""
+    promoted in this time, of these ``shards`` of a cluster (empty: of all that is stored)."""
 
     kind: str
     what: str
     begin: float
     end: float
+    shards: Sequence[int] = ()
 
 
 @dataclass
@@ -65,6 +66,7 @@ class History:
         setting: what it ran on.
         runs: arm -> fingerprints of the runs that it may serve.
         calls, faults: what took place.
+        shards: user -> number of the shard of a cluster that has the user.
     """
 
     seed: int
@@ -72,11 +74,13 @@ class History:
     runs: Mapping[str, list[str]]
     calls: list[Call] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    shards: Mapping[str, int] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"format": FORMAT, "seed": self.seed, "setting": self.setting, "runs": self.runs}
+        head = {"format": FORMAT, "seed": self.seed, "setting": self.setting, "runs": self.runs,
+                "shards": self.shards}  # fmt: skip
         with open(path, "w", encoding="utf-8") as file:
             for line in (head, *self._lines()):
                 file.write(json.dumps(line) + "\n")
@@ -100,10 +104,12 @@ def read_history(path: Path) -> History:
                 "version of limerank that wrote it"
             )
         history = History(head["seed"], head["setting"], head["runs"])
+        history.shards = head.get("shards", {})
         for line in file:
             one = json.loads(line)
             if "call" in one:
                 history.calls.append(Call(**one["call"]))
             else:
-                history.faults.append(Fault(**one["fault"]))
+                fault = one["fault"]
+                history.faults.append(Fault(**fault | {"shards": tuple(fault.get("shards", ()))}))
     return history

@@ -156,7 +156,9 @@ class _Running:
             await self._start()
             await self._under_faults()
             await self._settle()
-            return self._history()
+            history = self._history()
+            history.shards = await self.stores.shards(self.book.users)
+            return history
         finally:
             await self._end()
 

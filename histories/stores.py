@@ -11,11 +11,13 @@ import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from histories.cluster import Cluster, Node, name_of
 from histories.network import Network
 from histories.processes import Store
+from limerank.serving.stores import open_store
+from limerank.serving.stores.valkey_layout import SLOTS, slot_of
 
 Failover = Literal["none", "asynchronous", "bounded"]
 SETTLING = 90.0
@@ -25,6 +27,20 @@ BOUNDED = {"min-replicas-to-write": "1", "min-replicas-max-lag": "1"}
 PRIMARIES = 3
 Link = tuple[str, str]
 """Names of a machine that asks, and of what it asks."""
+
+
+class Promoted(NamedTuple):
+    """Replicas that took over.
+
+    Attributes:
+        machines: these replicas.
+        shards: their numbers.
+        ago: seconds since all servers agreed about them.
+    """
+
+    machines: tuple[str, ...] = ()
+    shards: tuple[int, ...] = ()
+    ago: float = 0.0
 
 
 class Stores(Protocol):
@@ -61,8 +77,11 @@ class Stores(Protocol):
     async def restart(self, machine: str, seconds: float) -> None:
         """Kill a process, and start it after some time."""
 
-    async def promoted(self) -> str:
-        """Which replicas took over since the last call, when all machines agree; empty: none."""
+    async def promoted(self) -> Promoted:
+        """Which replicas took over since the last call, when all machines agree and work."""
+
+    async def shards(self, users: Sequence[str]) -> dict[str, int]:
+        """The shard of each user; none where one server has all."""
 
     async def lag(self, seconds: float) -> None:
         """A replica loses its primary for some time."""
@@ -131,8 +150,11 @@ class OneStore:
         await asyncio.sleep(seconds)
         await self._store(machine).start()
 
-    async def promoted(self) -> str:
-        return ""
+    async def promoted(self) -> Promoted:
+        return Promoted()
+
+    async def shards(self, users: Sequence[str]) -> dict[str, int]:
+        return {}
 
     async def lag(self, seconds: float) -> None:
         self._network.disturb(*self._replication(), "hold")
@@ -237,41 +259,64 @@ class ClusterOfStores:
         await asyncio.sleep(seconds)
         self._cluster.start(self._ports[machine])
 
-    async def promoted(self) -> str:
+    async def promoted(self) -> Promoted:
         before, found = self._primaries, [frozenset[str]()]
 
         async def agree() -> bool:
-            first = await asyncio.to_thread(self._agreed)
-            await asyncio.sleep(0.2)  # twice: none of them is about to take over
             found[0] = await asyncio.to_thread(self._agreed)
-            return bool(first) and first == found[0]
+            return bool(found[0])
 
-        await until(agree, "the servers of the cluster do not agree")
+        async def healthy() -> bool:
+            done = await asyncio.to_thread(self._agreed, healthy=True)
+            await asyncio.sleep(0.2)  # twice: none of them is about to take over
+            return bool(done) and done == await asyncio.to_thread(self._agreed, healthy=True)
+
+        what = "the servers of the cluster do not agree"
+        await until(agree, what)
+        agreed = asyncio.get_running_loop().time()
+        await until(healthy, what)
+        now = await asyncio.to_thread(self._agreed)
+        if now != found[0]:  # one more took over meanwhile
+            found[0], agreed = now, asyncio.get_running_loop().time()
         self._primaries = found[0]
         new = sorted(found[0] - before) if before else []
-        return " and ".join(new) + " took over" if new else ""
+        shards = tuple(self.machines.index(one) % PRIMARIES for one in new)
+        return Promoted(tuple(new), shards, asyncio.get_running_loop().time() - agreed)
 
-    def _agreed(self) -> frozenset[str]:
-        """The primaries, where all servers see the same ones and no failure; else none."""
+    async def shards(self, users: Sequence[str]) -> dict[str, int]:
+        def found() -> dict[str, int]:
+            with open_store(self._cluster.url) as store:
+                layout = store._layout  # type: ignore[attr-defined]
+            keys = {user: layout.of_user(user, "u")[0] for user in users}
+            return {user: slot_of(key) * PRIMARIES // SLOTS for user, key in keys.items()}
+
+        return await asyncio.to_thread(found)
+
+    def _agreed(self, *, healthy: bool = False) -> frozenset[str]:
+        """The primaries, where all servers see the same ones, and no failure if they have to be
+        ``healthy``; else none."""
         from valkey.exceptions import ValkeyError
 
         found = set()
         for port in self._ports.values():
             client = self._cluster.client(port)
             try:
-                if not self._cluster.is_ready(port):
+                if healthy and not self._cluster.is_ready(port):
                     return frozenset()
-                found.add(self._masters(client.execute_command("CLUSTER NODES")))
+                nodes = client.execute_command("CLUSTER NODES")
+                found.add(self._masters(nodes, healthy=healthy))
             except (ValkeyError, OSError):
                 return frozenset()  # it does not answer yet
             finally:
                 client.close()
         return found.pop() if len(found) == 1 else frozenset()
 
-    def _masters(self, nodes: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    def _masters(self, nodes: Mapping[str, Mapping[str, Any]], *, healthy: bool) -> frozenset[str]:
         """The primaries of the map of a server; none where it sees a failure."""
         names = {name_of(port): machine for machine, port in self._ports.items()}
-        if any("fail" in one["flags"] or "handshake" in one["flags"] for one in nodes.values()):
+        if healthy and any(
+            "fail" in one["flags"] or "handshake" in one["flags"] for one in nodes.values()
+        ):
             return frozenset()
         owners = [one for one in nodes.values() if "master" in one["flags"] and one["slots"]]
         return frozenset(names[one["node_id"]] for one in owners)

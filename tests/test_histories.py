@@ -69,8 +69,8 @@ class MadeUp:
     def put(self, item, kind="put", **more):
         return self.call(kind, {"item": item}, {}, **more)
 
-    def failover(self):
-        self.history.faults.append(Fault("failover", "", self.now, self.now + 1))
+    def failover(self, *shards):
+        self.history.faults.append(Fault("failover", "", self.now, self.now + 1, shards))
         self.now += 1.5
         return self
 
@@ -102,6 +102,15 @@ def test_a_request_without_an_answer_may_have_any_effect():
     history = made_up().append(1).append(2, status="unknown").rank(1)
     assert not history.rules
     assert not history.rank(1, 2).rules and history.found.late == {("u", 2)}
+
+
+def test_an_event_that_was_shown_stays():
+    history = made_up().append(1, status="unknown").rank(1)
+    assert history.rank(known=False).rules == {"event"}
+    history = made_up().append(1, 2).failover().rank(1)
+    assert not history.rules  # which the failover may have lost
+    assert history.rank(2).rules == {"event"}
+    assert not made_up().append(1).rank(1).failover().rank(known=False).rules
 
 
 def test_what_overlaps_may_be_before_or_after():
@@ -271,6 +280,13 @@ def test_what_is_acknowledged_after_a_failover_is_not_lost():
     assert made_up().failover().append(1).rank().rules == {"event"}
     assert made_up().append(1).failover().append(1, accepted=0).rank().rules == {"event"}
     assert made_up().failover().append(1).forget().rank(1).rules == {"forgotten"}
+
+
+def test_a_failover_of_one_shard_loses_nothing_of_another():
+    for shard, rules in ((0, set()), (1, {"event"})):
+        history = made_up().append(1).failover(0).rank(known=False)
+        history.history.shards = {"u": shard}
+        assert history.rules == rules
 
 
 # Files and faults

@@ -16,8 +16,9 @@ from histories.clients import Book
 from histories.exporting import Exporter
 from histories.nemesis import KINDS, OF_SERVERS, Nemesis
 from histories.network import Proxies
+from histories.record import Fault
 from histories.running import FAULTS, draw
-from histories.stores import ClusterOfStores, OneStore
+from histories.stores import ClusterOfStores, OneStore, Promoted
 from histories.world import World
 from limerank.data.events import event_of
 from limerank.data.exposures import exposure_of
@@ -239,7 +240,7 @@ class Undone:
 
     async def promoted(self):
         self.asked += 1
-        return ""
+        return Promoted()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,11 +273,11 @@ def test_a_promotion_that_nobody_asked_for_is_a_failover():
     nemesis = Nemesis(system, 0, ["split"])
 
     async def took_over():
-        return "store 1 took over"
+        return Promoted(("store 4",), (1,), 2.0)
 
-    system.promoted = took_over
+    system.promoted, system.now = took_over, 9.0
     asyncio.run(nemesis.one("split", 0.0, asyncio.Event()))
-    assert [one.kind for one in nemesis.faults] == ["split", "failover"]
+    assert nemesis.faults[1:] == [Fault("failover", "store 4 took over", 9.0, 7.0, (1,))]
 
 
 def test_faults_are_those_that_stores_and_networks_know():
@@ -310,10 +311,15 @@ def test_a_replica_takes_over(kind, tmp_path):
             found = await stores.promoted()
             assert await stores.url("server 0") == url  # clients need not know
             if kind == "one":
-                assert what and not found and before.isdisjoint(stores.targets())
+                assert what and not found.machines and before.isdisjoint(stores.targets())
             else:
-                assert not what and "took over" in found
-            assert not await stores.promoted()
+                assert not what
+                ((new,), (shard,), ago) = found
+                old = f"store {shard}"
+                assert new == f"store {shard + 3}" and {old, new} <= before and ago >= 0
+                shards = await stores.shards([f"u{number}" for number in range(50)])
+                assert set(shards.values()) == {0, 1, 2}
+            assert not (await stores.promoted()).machines
         finally:
             stores.kill()
             await network.close()
