@@ -333,7 +333,11 @@ def test_a_training_ends_with_lists_beside_popularity(run):
 def test_a_training_shows_what_it_counts_at_its_end(data, tmp_path, capsys):
     model = config_of("lime-mha", **SMALL)
     train(data, tmp_path / "run", model=model, config=TrainConfig(epochs=1), quiet=False)
-    *_, training, comparison, counting = capsys.readouterr().err.splitlines()
+    *_, objective, training, comparison, counting = capsys.readouterr().err.splitlines()
+    positive = positives(data, data.requests_of("validation"), ["choice"]).of_requests
+    measured = int((positive > 0).sum())
+    few = f"{measured} requests among all items; so few that one more hit raises HR@10 by "
+    assert objective.endswith(f"{few}{1 / measured:.3f}") and measured < 100
     assert training.startswith("training lime-mha: ")
     assert comparison == "for comparison, counting most-popular and item-knn"
     items = data.trained_items + 1

@@ -61,6 +61,8 @@ number is of models that read a history once for all candidates, the second of t
 for each one (Ranker.pairwise)."""
 BASELINES = "most-popular", "item-knn"
 """Models that validations are compared with."""
+FEW_REQUESTS = 100
+"""Fewer validation requests are too few to choose weights by, and a training says so."""
 RATES = Rates(0.0075, 0.0125, 0.0)
 """Learning rates of a batch."""
 LEAST, PAIRWISE_LEAST = 512, 128
@@ -280,9 +282,13 @@ class Catalogue(Impressions):
         among = f"all {items:,} items"
         if not self.negatives.full:
             among = f"{self.negatives.uniform:,} of {items:,} items and the batch's positives"
+        measured = len(self.held_out.requests)
+        few = ""
+        if measured < FEW_REQUESTS:
+            few = f"; so few that one more hit raises HR@10 by {1 / measured:.3f}"
         return (
             f"objective: catalogue, {self.positives.total:,} positives, each among {among}; "
-            f"validation: {len(self.held_out.requests):,} requests among all items"
+            f"validation: {measured:,} requests among all items{few}"
         )
 
     def baselines(self) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
