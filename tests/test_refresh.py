@@ -68,7 +68,7 @@ def write_config(folder: Path) -> Path:
         "description": "days.toml",
         "model": "lime-mha",
         "train": {"width": 8, "links": 2, "epochs": 1},
-        "gate": {"alarms": False, "tolerance": 0.2},
+        "gate": {"alarms": False, "tolerance": 0.2, "most_ne": 2.0},
         "keep": 2,
     }
     (folder / "refresh.toml").write_text(tomli_w.dumps(values))
