@@ -89,7 +89,7 @@ def histories(found: list[Row]) -> str:
                 [
                     [
                         *_names(row),
-                        f"{row['metrics']['seconds_behind']:.1f}",
+                        _behind(row),
                         *(f"{row['metrics'].get(name, 0):,.0f}" for name in LOSSES),
                     ]
                     for row in replicated
@@ -99,12 +99,13 @@ def histories(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _order(row: Row) -> tuple[int, int, int]:
+def _order(row: Row) -> tuple[int, ...]:
     case = row["case"]
     return (
         list(STORES).index(case["store"]),
         list(FAILOVERS).index(case["failover"]),
         -list(NETWORKS).index(case["network"]),
+        row["metrics"]["first_seed"],
     )
 
 
@@ -113,3 +114,8 @@ def _names(row: Row) -> tuple[str, str, str]:
     case = row["case"]
     failover = "by its servers" if case["store"] == "cluster" else FAILOVERS[case["failover"]]
     return STORES[case["store"]], NETWORKS[case["network"]], failover
+
+
+def _behind(row: Row) -> str:
+    """Seconds that replicas were behind; few of a cluster's were held back before."""
+    return "" if row["case"]["store"] == "cluster" else f"{row['metrics']['seconds_behind']:.1f}"

@@ -98,6 +98,7 @@ def _row(
         },
         {name: round(value, 1) for name, value in sums.items()}
         | {"seconds_behind": round(behind, 2), "first_seed": first, "last_seed": last},
+        seed=first,  # another range is another row
         packages=("valkey",),
     )
 
