@@ -4,6 +4,7 @@ do what the documents say. Needs nginx for some of it: apt-get install nginx-lig
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from limerank.cli.refresh import REFUSED
 from limerank.data.description import load_spec
 from limerank.data.spec import Spec
 from limerank.refresh.config import load_config
+from limerank.serving.kafka import parse_log
 from limerank.serving.stores import ValkeyStore
 from limerank.serving.stores.valkey_server import DURABLE
 from limerank.validation import validate
@@ -242,19 +244,71 @@ def test_the_health_check_asks_the_server():
 def kubernetes() -> dict[str, list[dict[str, Any]]]:
     """Kind -> pods of the manifests."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in ("server.yaml", "refresh.yaml"):
-        for one in yaml.safe_load_all(text_of("kubernetes", name)):
-            of = one["spec"]
-            if one["kind"] == "CronJob":
-                of = of["jobTemplate"]["spec"]
-            if "template" in of:
-                found.setdefault(one["kind"], []).append(of["template"]["spec"])
+    for one in [*objects("server.yaml", "refresh.yaml"), *LARGE]:
+        of = one.get("spec", {})
+        if one["kind"] == "CronJob":
+            of = of["jobTemplate"]["spec"]
+        if "template" in of:
+            found.setdefault(one["kind"], []).append(of["template"]["spec"])
     return found
+
+
+def objects(*names: str, folder: str = ".") -> list[dict[str, Any]]:
+    """Kubernetes objects of some files."""
+    texts = [text_of("kubernetes", folder, name) for name in names]
+    return [one for text in texts for one in yaml.safe_load_all(text)]
+
+
+LARGE = objects("storage.yaml", "shards.yaml", "front.yaml", "consume.yaml", folder="large")
+"""Servers of shards, fronts, and readers of the event log."""
+
+
+def large(kind: str, name: str) -> dict[str, Any]:
+    (found,) = [one for one in LARGE if (one["kind"], one["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def test_shards_fronts_and_readers_fit_together():
+    """Names that refer to each other, numbers that have to agree, options that exist."""
+    shards, front = large("StatefulSet", "limerank-shard"), large("Deployment", "limerank-front")
+    readers = large("StatefulSet", "limerank-consume")
+    for one in (shards, front, readers):
+        labels = one["spec"]["template"]["metadata"]["labels"]
+        assert one["spec"]["selector"]["matchLabels"] == labels
+        service = large("Service", one["spec"].get("serviceName", "limerank-front"))
+        assert service["spec"]["selector"] == labels
+        ports = one["spec"]["template"]["spec"]["containers"][0]["ports"]
+        assert service["spec"]["ports"][0]["targetPort"] == ports[0]["name"]
+        assert service["spec"]["ports"][0]["port"] == ports[0]["containerPort"]
+    (server,) = front["spec"]["template"]["spec"]["containers"]
+    (shard,) = shards["spec"]["template"]["spec"]["containers"]
+    for args in (server["args"], shard["args"]):
+        assert {one.partition("=")[0] for one in args[1:]} <= options_of_serve()
+    count = shards["spec"]["replicas"]
+    urls = [f"http://limerank-shard-{k}.limerank-shard:8000" for k in range(count)]
+    assert f"--shards={','.join(urls)}" in server["args"]
+    (pull,) = shards["spec"]["template"]["spec"]["initContainers"]
+    assert f"-shard-$((POD_INDEX + 1))-of-{count} " in pull["command"][2]
+    (reader,) = readers["spec"]["template"]["spec"]["containers"]
+    command = reader["command"][2].split()
+    assert command[:3] == ["exec", "limerank", "consume"]
+    assert f"1))/{readers['spec']['replicas']}" in command
+    known = {option for one in command_of("consume").params for option in one.opts}
+    assert {one.partition("=")[0] for one in command if one.startswith("--")} <= known
+    build = yaml.safe_load(text_of("kubernetes", "large", "kustomization.yaml"))
+    settings, addresses = build["configMapGenerator"]
+    named = dict(one.split("=", 1) for one in addresses["literals"])
+    assert set(re.findall(r"\$\(([A-Z_]+)\)", str(server["args"]))) == {"STORE", "EVENT_LOG"}
+    assert {"PUBLISHED", "STORE", "EVENT_LOG"} == set(named)
+    assert parse_log(named["EVENT_LOG"].replace("@", ":password@")).topic == "shop-events"
+    spec = load_spec(DEPLOY / "kubernetes" / "large" / settings["files"][0])
+    own = load_spec(DEPLOY / "kubernetes" / "shop.toml")
+    assert (spec.labels, spec.event_features) == (own.labels, own.event_features)
 
 
 def test_pods_are_restricted():
     """What the standard "restricted" of Kubernetes asks for, a read-only root, and limits."""
-    for (pod,) in kubernetes().values():
+    for pod in itertools.chain(*kubernetes().values()):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] == 10001
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -297,15 +351,25 @@ def test_configurations_of_the_pods_are_those_of_the_page():
     assert own == page
 
 
+BUILT = {
+    ".": {
+        "Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "CronJob"
+    },
+    "large": {
+        "Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "StatefulSet",
+        "PodDisruptionBudget",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", BUILT)
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-def test_kustomize_builds_the_manifests():
-    command = ["kubectl", "kustomize", DEPLOY / "kubernetes"]
+def test_kustomize_builds_the_manifests(folder):
+    command = ["kubectl", "kustomize", DEPLOY / "kubernetes" / folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = list(yaml.safe_load_all(done.stdout))
-    assert {one["kind"] for one in built} == {
-        "Namespace", "ConfigMap", "PersistentVolumeClaim", "Deployment", "Service", "CronJob"
-    }  # fmt: skip
+    assert {one["kind"] for one in built} == BUILT[folder]
     images = set(re.findall(r"image: (\S+)", done.stdout))
     assert len(images) == 1 and images.pop().endswith(":1")
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "states",
     "serve",
     "export",
+    "consume",
     "ab",
     "refresh",
     "promote",

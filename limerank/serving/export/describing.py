@@ -14,22 +14,31 @@ POSITION = {"name": "position", "kind": "numeric", "when": "impression", "bias":
 
 
 def description_of(
-    path: Path, columns: Columns, shown: int, events: int, like: Spec | None
+    path: Path,
+    columns: Columns,
+    shown: int,
+    events: int,
+    like: Spec | None,
+    name: str | None = None,
 ) -> Spec:
     """A description of an exported log.
 
     Args:
-        path: the log.
+        path: the log, or a pattern of its files.
         columns: its labels and features.
         shown, events: how many rows of each source it has.
         like: a description whose labels, features and tables it gets; None: labels with values
             other than 0 and 1 are durations, and features with text are categorical.
+        name: of the log; that of its file when not given.
 
     Raises:
         SpecError: the log has no label.
     """
     names = columns.names()
-    values: dict[str, Any] = {"name": path.stem, "events": _sources(path, shown, events, like)}
+    values: dict[str, Any] = {
+        "name": name or path.stem,
+        "events": _sources(path, shown, events, like),
+    }
     if like is None:
         values["labels"] = [
             {"name": name, "kind": "binary" if binary else "duration", "column": column}

@@ -94,7 +94,7 @@ def export(
     if not 0 < window <= LARGEST_TIME / 1e4:
         raise SpecError(f"the window is {window:g} seconds, expected more than 0")
     length = round(1000 * window)
-    spec = None if like is None else _spec(Path(like))
+    spec = None if like is None else spec_like(Path(like))
     described = path.with_suffix(".toml") if describe or like is not None else None
     for file in (path, described):
         if file is not None and file.exists() and not overwrite:
@@ -133,8 +133,8 @@ def export(
     )
 
 
-def _spec(like: Path) -> Spec:
-    """A description, whose tables are found from any folder."""
+def spec_like(like: Path) -> Spec:
+    """The description at a path, or of a dataset; its tables are found from any folder."""
     file = like / "spec.toml" if like.is_dir() else like
     spec = load_spec(file)
     tables = {}

@@ -7,7 +7,7 @@ up to a window outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,23 +60,47 @@ def rows_of(
         window: of the attribution.
         shown: whether exposures become rows; otherwise each event is one.
     """
-    exposures = store.exposures(user, since - window, until + window)
-    events = store.between(user, since - window, until + window)
+    return rows_of_user(
+        store.exposures(user, since - window, until + window),
+        store.between(user, since - window, until + window),
+        window,
+        lambda one: since <= one.time < until,
+        shown=shown,
+    )
+
+
+def rows_of_user(
+    exposures: Sequence[Exposure],
+    events: Sequence[Event],
+    window: int,
+    belongs: Callable[[Event | Exposure], bool],
+    *,
+    shown: bool = True,
+) -> Iterator[Row]:
+    """The rows of one user's exposures and events that belong to a log; the others only decide
+    which exposure an event followed.
+
+    Args:
+        exposures, events: of the user, oldest first.
+        window: of the attribution.
+        belongs: whether an exposure, or an event that followed none, is a row of this log.
+        shown: whether exposures become rows; otherwise each event is one.
+    """
     found = attribute(exposures, events, window)
     if not shown:
         named = {id(one): key[0] for key, of in found.outcomes.items() for one in of}
         arms = {one.ranking: one.arm for one in exposures}
         for event in events:
-            if since <= event.time < until:
+            if belongs(event):
                 ranking = named.get(id(event))
                 yield _event(event, ranking, None if ranking is None else arms[ranking])
         return
     for exposure in exposures:
-        if since <= exposure.time < until:
+        if belongs(exposure):
             for rank, item in enumerate(exposure.items):
                 yield _shown(exposure, rank, found.outcomes.get((exposure.ranking, item), ()))
     for event in found.others:
-        if since <= event.time < until:
+        if belongs(event):
             yield _event(event, event.ranking or None, None)
 
 
