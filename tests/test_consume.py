@@ -315,6 +315,14 @@ def test_a_record_of_a_later_version_stops(topic, store, tmp_path):
     assert content(store)[0] == {}, "nothing of the batch, whose position is not stored"
 
 
+def test_a_topic_that_was_created_again_is_read_from_its_beginning(topic, store, tmp_path):
+    topic.write(event(1, START))
+    with topic.reader() as reader:
+        (partition,) = [one for one in reader.partitions() if reader.ends(one)[1]]
+        reader.commit({partition: 7}, store.identity())
+    assert topic.apply(store, tmp_path).applied.accepted == 1
+
+
 def test_a_search_by_time(topic):
     draw = random.Random(3)
     times = sorted(START + draw.randrange(50) for _ in range(30))
@@ -449,6 +457,16 @@ def test_deleted_users_are_in_no_later_part(topic, tmp_path):
     sliced(topic, tmp_path / "out", tmp_path)
     found = rows(sorted((tmp_path / "out").glob("*.parquet")))
     assert [row[:3] for row in found] == [("1", "5", START + 1), ("2", "5", START)]
+
+
+def test_a_folder_of_another_topic_is_refused(topic, tmp_path):
+    topic.write(event(1, START))
+    (partition,) = {one.partition() for one in messages(topic.servers, topic.name)}
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"part-{partition:05d}-{0:015d}-{5:015d}.parquet").touch()
+    with pytest.raises(FormatError, match="created again"):
+        sliced(topic, out, tmp_path)
 
 
 def test_parts_that_overlap_are_refused(topic, tmp_path):

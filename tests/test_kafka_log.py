@@ -266,6 +266,29 @@ def test_the_queue_is_bounded(tmp_path, monkeypatch):
         assert store.held(1) is None
 
 
+def test_a_client_that_failed_is_replaced(servers, topic):
+    """The client library refuses everything after a fatal error."""
+    log = log_at(servers, topic)
+    of = log._library
+    failed = log._producer
+
+    class Failed:
+        def produce(self, *given, **more):
+            raise of.KafkaException(of.KafkaError(of.KafkaError._FATAL, "fenced", True))
+
+        def __getattr__(self, name):
+            return getattr(failed, name)
+
+    log._producer = Failed()
+    with pytest.raises(StoreError, match="refused a change; try again"):
+        log.write([record_of(event(1, 1))])
+    while log._fatal:  # the thread of the log notices it
+        log._thread.join(0.01)
+    log.write([record_of(event(1, 2))]).result(9)
+    log.close()
+    assert changes_of(servers, topic) == [event(1, 2)]
+
+
 def test_a_closed_log_refuses(servers, topic):
     log = log_at(servers, topic)
     log.close()

@@ -94,6 +94,12 @@ def consume(
             show_default="no limit",
         ),
     ] = None,
+    most_exposures: Annotated[
+        int,
+        typer.Option(
+            help="Maximum number of shown rankings stored per user, as the server has it."
+        ),
+    ] = 1000,
     patience: Annotated[
         float,
         typer.Option(
@@ -156,6 +162,7 @@ def consume(
         slice=slice_,
         rewind=rewind,
         most=most,
+        most_exposures=most_exposures,
         patience=patience,
     )
     stop = threading.Event()

@@ -201,7 +201,10 @@ class Applier:
                 partition,
             )
             return low
-        position = min(stored.position, high)
+        position = stored.position
+        if position > high:
+            log.warning("the topic was created again: it is read from its beginning")
+            return low
         if stored.note != self.identity:
             return self._rewound(partition, position)
         if position < low:

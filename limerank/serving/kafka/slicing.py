@@ -92,7 +92,7 @@ class Slicer:
         rows: their rows.
 
     Raises:
-        FormatError: the parts of the folder overlap or have gaps.
+        FormatError: the parts of the folder overlap, or are of another topic.
         StoreError: the brokers do not answer.
     """
 
@@ -120,8 +120,13 @@ class Slicer:
         self._scanned: dict[int, int] = {}
         ends = ends_of(out)
         for partition in self.partitions:
-            low, _ = reader.ends(partition)
+            low, high = reader.ends(partition)
             position = ends.get(partition, (since or {}).get(partition, low))
+            if position > high:
+                raise FormatError(
+                    f"{out} has partition {partition} up to offset {position}, but the log ends at "
+                    f"{high}: the topic was created again; consume into a new folder"
+                )
             if position < low:
                 log.error(
                     "%d records of partition %d were deleted from the log before they were "

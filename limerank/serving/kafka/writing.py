@@ -51,7 +51,7 @@ class EventLog:
         self.observe: Callable[[str, int, float], None] | None = None
         self._library = library()
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._down = ""
+        self._down, self._fatal = "", False
         self._producer = self._made()
         self._thread = threading.Thread(target=self._poll, name="limerank-event-log", daemon=True)
         self._thread.start()
@@ -153,9 +153,7 @@ class EventLog:
                 "fewer or shorter values"
             )
         if error.fatal() or error.code() == self._library.KafkaError._FATAL:
-            # The client refuses everything from now on: another one takes its place.
-            log.error("the client of the event log failed (%s); a new one takes its place", error)
-            self._producer = self._made()
+            self._fatal = True  # the client refuses everything from now on
         return trouble(self.address, "refused a change; try again", error.str())
 
     def _failed(self, error: Any) -> StoreError:
@@ -182,7 +180,17 @@ class EventLog:
 
     def _poll(self) -> None:
         while not self._closed.is_set():
+            if self._fatal:
+                self._replace()
             self._producer.poll(POLL_SECONDS)
+
+    def _replace(self) -> None:
+        """Take a new client in place of one that failed, whose records end with an error."""
+        log.error("the client of the event log failed (%s); a new one takes its place", self._down)
+        with self._lock:
+            failed, self._producer, self._fatal = self._producer, self._made(), False
+        failed.purge()
+        failed.flush(POLL_SECONDS)
 
     def check(self) -> list[str]:
         """Problems that an operator has to solve, a line each."""
