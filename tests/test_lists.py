@@ -16,7 +16,7 @@ from limerank import metrics
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, SpecError
 from limerank.evaluation.evaluate import Evaluation, evaluate
-from limerank.evaluation.list_metrics import Gain, evaluate_lists, gain, peer
+from limerank.evaluation.list_metrics import Gain, evaluate_lists, gain, list_table, peer
 from limerank.evaluation.lists import ListRequests, Lists, draw_requests, rank_lists
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -293,6 +293,15 @@ def test_an_empty_split_has_no_lists(run, data):
     dataset, ranker = Dataset(data), load_run(run).ranker
     found = evaluate_lists(ranker, dataset, np.zeros(0, np.int64))
     assert found.requests == 0 and not found.metrics and not found.peers
+
+
+def test_lists_without_a_new_item_say_so():
+    counts = {"requests": 0.0, "requests_with_positive": 9.0, "catalogue": 4.0}
+    head, line = list_table("lime-mha", counts, {}, {}, "out")
+    assert head.startswith("lists of the full catalogue of 4 items, 0 requests of 9")
+    assert "items that their users have seen" in line and "--seen in" in line
+    nothing = {**counts, "requests_with_positive": 0.0}
+    assert len(list_table("lime-mha", nothing, {}, {}, "out")) == 1
 
 
 @pytest.mark.parametrize("k", [(), (0,), (10, -1)])

@@ -326,6 +326,11 @@ def list_table(
         f"lists of the full catalogue of {lists['catalogue']:,.0f} items, {requests:,.0f} requests"
         f"{drawn} with a positive, {which[seen]}"
     ]
+    if positive and not requests and seen == "out":
+        lines.append(
+            "  all positives are of items that their users have seen: rank seen items as well "
+            "(--seen in)"
+        )
     rows = {model: lists, **peers}
     depths = dict.fromkeys(int(name.partition("@")[2]) for name in lists if "@" in name)
     for depth in depths:
