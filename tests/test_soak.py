@@ -75,11 +75,13 @@ def test_the_page_of_histories():
               "compared": 5000, "violations": 0, "first_seed": 0, "last_seed": 2,
               "seconds_behind": 1.25, "failovers": 0}  # fmt: skip
     lost = {**counts, "failovers": 4, "events_lost_by_failovers": 12}
+    case = {"store": "one", "network": "proxies", "slowed_by": "proxy", "seconds": 20.0}
     rows = [
-        {"case": {"failover": kind, "seconds": 20.0}, "metrics": metrics, **MACHINE}
-        for kind, metrics in (("bounded", lost), ("none", counts))
+        {"case": {**case, "failover": kind}, "metrics": metrics, **MACHINE}
+        for kind, metrics in (("bounded", {**lost, "exports": 2}), ("none", counts))
     ]
     text = histories(rows)
-    assert "| none | 0 to 2 | 20 | 3 | 1,000 | 7 | 50 | 9 | 5,000 | 0 |" in text
+    assert "| one server | proxies | none | 0 to 2 | 20 | 3 | 1,000 | 7 | 50 | 9 | 0 |" in text
     assert "| to a replica, bounded | 1.2 | 4 | 12 | 0 | 0 | 0 |" in text
+    assert "slowed in proxies by proxies that wait." in text
     assert "**Failovers.**" not in histories(rows[1:])
