@@ -132,11 +132,14 @@ def test_an_isolated_machine_is_reached_by_no_name():
     on_proxies(case)
 
 
-@pytest.mark.skipif(namespaces.missing() != "", reason=namespaces.missing())
 def test_namespaces_are_separated_and_joined():
+    why = namespaces.missing()
+    assert "machines in namespaces answer" not in why  # they can be, and are not right
+    if why:
+        pytest.skip(why)
     code = (
-        "import asyncio; from histories.namespaces import *; asyncio.run(trial())\n"
-        "assert Namespaces().disturbances[:4] == ('cut', 'hold', 'hold requests', 'hold answers')"
+        "from histories.namespaces import Namespaces; found = Namespaces().disturbances\n"
+        "assert found[:4] == ('cut', 'hold', 'hold requests', 'hold answers')"
     )
     subprocess.run(namespaces.entered(["-c", code]), check=True)
 
@@ -330,6 +333,7 @@ def test_a_replica_takes_over(kind, tmp_path):
 # Exports
 
 
+@pytest.mark.slow
 def test_a_killed_export_that_is_called_again_is_complete(tmp_path, monkeypatch):
     path = tmp_path / "events.db"
     with SqliteStore(path) as store:
