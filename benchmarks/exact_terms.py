@@ -1,13 +1,13 @@
-"""What exact matches and collaborative vectors are worth: LIME with and without them, on every log.
+"""What each part beside the links is worth: LIME with its defaults, and without one part, on every
+log.
 
     python -m benchmarks.exact_terms --data FOLDER
     python -m benchmarks.exact_terms --data FOLDER --only synth_sparse --models lime-mha --seeds 1
 
-Anchored links (`model.anchors`) are compared in four forms: none, those of items, those of the
-values of content features, and both. Each is combined with no collaborative vectors and with
-vectors as content (`model.vectors`). All other settings are the defaults of ``limerank train``.
-The form is to be chosen by the validation split; the test split shows what it gives. Finished rows
-are skipped.
+The parts are anchored links of items and of the values of content features, neighbours,
+collaborative vectors, base rates, the profile, and the metric that stops training. All other
+settings are the defaults of ``limerank train``. The form is to be chosen by the validation split;
+the test split shows what it gives. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -25,25 +25,45 @@ from benchmarks.rows import has_row, write_row
 
 BENCH = "exact_terms"
 MODELS = ("lime-mha", "lime-xor")
-ANCHORS = ("none", "ids", "values", "both")
-VECTORS = {"none": 0, "content": 32}
-"""How collaborative vectors enter -> their length."""
+DEFAULTS = "the defaults"
+WITHOUT: dict[str, dict[str, Any]] = {
+    "no anchored links, no neighbours": {"anchors": ()},
+    "no neighbours": {"neighbours": 0},
+    "no vectors": {"vectors": 0},
+    "no vectors, no neighbours": {"vectors": 0, "neighbours": 0},
+    "no base rates": {"base_rates": False},
+    "no profile": {"profile": 0},
+    "none of these": {"anchors": (), "vectors": 0, "base_rates": False, "profile": 0},
+}
+"""Form -> settings that differ from the defaults."""
+ITEMS, VALUES, BY_AUC = "anchored links of items alone", "of values alone", "stopped by AUC"
+FORMS = (DEFAULTS, ITEMS, VALUES, *WITHOUT, BY_AUC)
 
 
-def anchors_of(folder: Path, form: str) -> tuple[str, ...] | None:
-    """The setting ``model.anchors`` of a form of anchored links; None where the dataset has no
-    feature that is anchored."""
+def settings_of(folder: Path, form: str) -> dict[str, Any] | None:
+    """What a form changes in the defaults; None where it is one of the others, because the dataset
+    has no feature that is anchored."""
     from limerank.data.dataset import Dataset
+    from limerank.data.interactions import main_label
     from limerank.models.config import ITEM, DataShape
 
-    features = tuple(DataShape.of(Dataset(folder).manifest).anchors)
-    if form in ("values", "both") and not features:
+    manifest = Dataset(folder).manifest
+    if form == DEFAULTS:
+        return {}
+    if form == BY_AUC:
+        label = main_label(manifest["encoding"]["labels"])
+        assert label is not None
+        return {"metric": f"{label['name']}/auc"}
+    if form in WITHOUT:
+        return WITHOUT[form]
+    features = tuple(DataShape.of(manifest).anchors)
+    if not features:
         return None
-    return {"none": (), "ids": (ITEM,), "values": features, "both": (ITEM, *features)}[form]
+    return {"anchors": (ITEM,) if form == ITEMS else features}
 
 
-def case_of(name: str, model: str, anchors: str, vectors: str) -> dict[str, Any]:
-    return {"dataset": name, "model": model, "anchors": anchors, "vectors": vectors}
+def case_of(name: str, model: str, form: str) -> dict[str, Any]:
+    return {"dataset": name, "model": model, "form": form}
 
 
 def cases(
@@ -53,25 +73,21 @@ def cases(
     for seed in range(seeds):
         for name, folder in folders.items():
             for model in models:
-                for anchors in ANCHORS:
-                    if anchors_of(folder, anchors) is None:
+                for form in FORMS:
+                    if settings_of(folder, form) is None:
                         continue
-                    for vectors in VECTORS:
-                        case = (name, model, anchors, vectors)
-                        if again or not has_row(BENCH, case_of(*case), seed):
-                            yield measure, folder, *case, seed
+                    if again or not has_row(BENCH, case_of(name, model, form), seed):
+                        yield measure, folder, name, model, form, seed
 
 
-def measure(folder: Path, name: str, model: str, anchors: str, vectors: str, seed: int) -> None:
+def measure(folder: Path, name: str, model: str, form: str, seed: int) -> None:
     """One row: train, and read the test split once."""
     log = Log(folder)
-    settings = {"anchors": anchors_of(folder, anchors), "vectors": VECTORS[vectors]}
-    result = peers.ours(name, model, log, peers.PREPARED, seed, settings)
+    result = peers.ours(name, model, log, peers.PREPARED, seed, settings_of(folder, form))
     found = peers.measures(result, log.test)
-    write_row(BENCH, case_of(name, model, anchors, vectors), found, seed=seed)
+    write_row(BENCH, case_of(name, model, form), found, seed=seed)
     print(
-        f"{name} {model} anchors {anchors}, vectors {vectors}, seed {seed}: "
-        f"AUC {found['auc']:.4f}, NE {found['ne']:.4f}",
+        f"{name} {model} {form}, seed {seed}: AUC {found['auc']:.4f}, NE {found['ne']:.4f}",
         flush=True,
     )
 

@@ -1,14 +1,13 @@
-"""The page on what anchored links and collaborative vectors are worth."""
+"""The page on what each part beside the links is worth."""
 
 from __future__ import annotations
 
 import statistics
 
-from benchmarks.exact_terms import ANCHORS, MODELS, VECTORS
+from benchmarks.exact_terms import FORMS, MODELS
 from benchmarks.peers_page import about
 from benchmarks.tables import Row, grouped, machines, spread_of, table
 
-FORMS = [(anchors, vectors) for vectors in VECTORS for anchors in ANCHORS]
 SHOWN = {
     "validation_auc": "AUC, validation",
     "validation_ne": "NE, validation",
@@ -24,16 +23,16 @@ SHOWN = {
 def exact_terms(found: list[Row]) -> str:
     """A section for each log: every form of both models."""
     lines = [
-        "# Exact matches and collaborative vectors",
+        "# What each part is worth",
         "",
-        "What are [anchored links](../model.md) and collaborative vectors worth on a log? Both",
-        "forms of LIME are trained with the defaults of `limerank train`, and with one form of",
-        "anchored links: none, those of items (*ids*), those of the values of content features",
-        "(*values*), or both; with and without collaborative vectors of the items. The choice of",
-        "a form belongs to the validation split. All other columns are of the test split: means",
-        "over seeds, with the largest distance of a seed from the mean. **Repeat** impressions",
-        "show an item that the user's history holds, **new** ones do not. Training times are",
-        "medians, of a machine that also did other work.",
+        "Beside its links, LIME has [anchored links](../model.md#anchored-links) of items and of",
+        "the values of content features, [neighbours](../model.md#neighbours), collaborative",
+        "vectors, base rates and a profile. What is each worth on a log? The models are trained",
+        "with the defaults of `limerank train`, and with one part changed. The choice of a form",
+        "belongs to the validation split (best NE in bold, calibrated as the run is). All other",
+        "columns are of the test split: means over seeds, with the largest distance of a seed",
+        "from the mean. **Repeat** impressions show an item that the user's history holds,",
+        "**new** ones do not. Training times are medians, of a machine that also did other work.",
         "",
         "Reproduce with `python -m benchmarks.exact_terms --data FOLDER`.",
         "",
@@ -49,23 +48,24 @@ def exact_terms(found: list[Row]) -> str:
 
 
 def forms(of_model: list[Row]) -> list[str]:
-    """One model's forms on one log, the best validation AUC in bold."""
-    cells = grouped(of_model, lambda row: (row["case"]["anchors"], row["case"]["vectors"]))
+    """One model's forms on one log, the best validation NE in bold."""
+    cells = grouped(of_model, lambda row: row["case"]["form"])
     validated = {
-        form: statistics.mean(row["metrics"]["validation_auc"] for row in part)
+        form: statistics.mean(row["metrics"]["validation_ne"] for row in part)
         for form, part in cells.items()
     }
-    best = max(validated.values())
+    best = min(validated.values())
 
-    def line(form: tuple[str, str]) -> list[str]:
+    def line(form: str) -> list[str]:
         part = cells[form]
         shown = [spread_of(part, name) for name in SHOWN if name != "train_s"]
         if validated[form] == best:
-            shown[0] = f"**{shown[0]}**"
+            at = list(SHOWN).index("validation_ne")
+            shown[at] = f"**{shown[at]}**"
         seconds = statistics.median(row["metrics"]["train_s"] for row in part)
-        return [*form, str(len(part)), *shown, f"{seconds:,.0f}"]
+        return [form, str(len(part)), *shown, f"{seconds:,.0f}"]
 
     return table(
-        ["anchors", "vectors", "seeds", *SHOWN.values()],
+        ["form", "seeds", *SHOWN.values()],
         [line(form) for form in FORMS if form in cells],
     )

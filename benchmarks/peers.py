@@ -105,8 +105,12 @@ def ours(
     )
     label = main_label(log.dataset)
     values = predicted.values[:, log.dataset.tasks.index(label)].astype(np.float64)
-    found = {f"validation_{key}": last["metrics"][label][key] for key in ("auc", "ne")}
-    found["best_step"] = last["best_step"]
+    validated = last["metrics"][label]
+    found = {
+        "validation_auc": validated["auc"],
+        "validation_ne": validated.get("calibrated_ne", validated["ne"]),
+        "best_step": last["best_step"],
+    }
     return Result(values, float(last["seconds"]), predict_s, found)
 
 

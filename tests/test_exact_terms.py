@@ -1,4 +1,4 @@
-"""The bench of anchored links and vectors covers every form once, and its page shows each."""
+"""The bench of the parts of a model covers every form once, and its page shows each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import datasets, exact_terms, exact_terms_page, peers, quality, quality_page, rows
 from limerank.data.dataset import Dataset
-from limerank.models.config import ITEM, DataShape, ModelConfig
+from limerank.models.config import ITEM, DataShape, ModelConfig, TrainConfig
 from tests.worlds import prepare_log
 
 
@@ -20,21 +20,23 @@ def data(tmp_path_factory) -> Path:
 def test_the_forms_are_settings_of_both_models(data):
     features = tuple(DataShape.of(Dataset(data).manifest).anchors)
     assert features
-    found = {form: exact_terms.anchors_of(data, form) for form in exact_terms.ANCHORS}
-    both = (ITEM, *features)
-    assert found == {"none": (), "ids": (ITEM,), "values": features, "both": both}
+    found = {form: exact_terms.settings_of(data, form) for form in exact_terms.FORMS}
+    assert found[exact_terms.DEFAULTS] == {}
+    assert found[exact_terms.ITEMS] == {"anchors": (ITEM,)}
+    assert found[exact_terms.VALUES] == {"anchors": features}
+    assert TrainConfig(**found.pop(exact_terms.BY_AUC)).metric == "click/auc"
     for model in exact_terms.MODELS:
-        for anchors in found.values():
-            for vectors in exact_terms.VECTORS.values():
-                config = ModelConfig(model=model, anchors=anchors, vectors=vectors)
-                assert (config.anchors, config.vectors) == (anchors, vectors)
+        for settings in found.values():
+            config = ModelConfig(model=model, **settings)
+            assert {name: getattr(config, name) for name in settings} == settings
 
 
 def test_a_log_without_anchored_features_has_no_values(data, monkeypatch):
     shape = DataShape.of(Dataset(data).manifest).model_copy(update={"anchors": {}})
     monkeypatch.setattr(DataShape, "of", lambda manifest: shape)
     jobs = list(exact_terms.cases({"a log": data}, ("lime-mha",), 1, again=True))
-    assert {job[4] for job in jobs} == {"none", "ids"}
+    left_out = {exact_terms.ITEMS, exact_terms.VALUES}
+    assert {job[4] for job in jobs} == set(exact_terms.FORMS) - left_out
 
 
 def test_finished_rows_are_skipped_and_the_page_shows_them(data, tmp_path, monkeypatch):
@@ -43,7 +45,7 @@ def test_finished_rows_are_skipped_and_the_page_shows_them(data, tmp_path, monke
         monkeypatch.setattr(module, "WORK", tmp_path / "work")
     monkeypatch.setattr(peers, "DEFAULTS", {"bf16": False, "epochs": 1, "width": 8, "links": 4})
     jobs = list(exact_terms.cases({"a log": data}, ("lime-mha",), 1))
-    assert len(jobs) == len(exact_terms.ANCHORS) * len(exact_terms.VECTORS)
+    assert len(jobs) == len(exact_terms.FORMS)
     for _, *arguments in (jobs[0], jobs[-1]):
         exact_terms.measure(*arguments)
     waiting = list(exact_terms.cases({"a log": data}, ("lime-mha",), 1))
@@ -53,8 +55,8 @@ def test_finished_rows_are_skipped_and_the_page_shows_them(data, tmp_path, monke
         assert 0 < row["metrics"]["validation_auc"] < 1
         assert row["metrics"]["impressions"] > 0
     page = exact_terms_page.exact_terms(found)
-    assert "| none | none | 1 |" in page and "| both | content | 1 |" in page
-    assert page.count("**0.") == 1  # the best validation AUC
+    assert "| the defaults | 1 |" in page and "| stopped by AUC | 1 |" in page
+    assert page.count("| **") == 2  # the best validation NE: after one epoch both are the same
 
 
 def test_peers_stand_in_the_quality_page_where_the_impressions_are_the_same():
