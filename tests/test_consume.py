@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from urllib.request import urlopen
 
 import polars as pl
 import pytest
@@ -27,7 +28,7 @@ from limerank.serving.export import export
 from limerank.serving.kafka import parse_log
 from limerank.serving.kafka.applying import Applier
 from limerank.serving.kafka.client import library
-from limerank.serving.kafka.consuming import BEGINNING, Consuming, consume
+from limerank.serving.kafka.consuming import BEGINNING, Consuming, Metrics, consume
 from limerank.serving.kafka.dead import DeadLetters
 from limerank.serving.kafka.reading import LogReader
 from limerank.serving.kafka.records import Features, Forget, Item, Record, change_of, record_of
@@ -528,6 +529,29 @@ def test_a_consumer_that_is_killed_goes_on(topic, tmp_path):
             until_end=True,
         )  # fmt: skip
         assert again.applied.records == len(changes) and again.applied.accepted == 0
+
+
+def test_a_consumer_has_metrics(topic, tmp_path):
+    topic.write(event(1, START, "a"), event(1, START, "a"), Record(b"1", b"{}"))
+    metrics = Metrics(0)
+    try:
+        given = Consuming(
+            topic.address, store=str(tmp_path / "e.db"), out=tmp_path / "out", like=like(),
+            dead=tmp_path / "dead",
+        )  # fmt: skip
+        done = consume(given, until_end=True, metrics=metrics)
+        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=9) as answer:
+            lines = set(answer.read().decode().splitlines())
+    finally:
+        metrics.close()
+    assert lines >= {
+        'limerank_consumed_records_total{outcome="accepted"} 1.0',
+        'limerank_consumed_records_total{outcome="duplicates"} 1.0',
+        'limerank_consumed_records_total{outcome="dead"} 1.0',
+        "limerank_consume_up 1.0",
+    }
+    assert any(one.startswith('limerank_consume_behind{target="store"}') for one in lines)
+    assert (done.dead, done.applied.records) == (1, 3)
 
 
 def test_the_help_teaches():
