@@ -73,7 +73,8 @@ def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
     neighbours as well."""
     torch.manual_seed(1)
     config = config_of(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
-    if config.neighbours is None and config.anchors != ():
+    given = "neighbours" in settings
+    if not given and (config.anchors is None or (config.anchors and config.neighbours is None)):
         config = config.model_copy(update={"neighbours": 4})
     shape = DataShape.of(dataset.manifest)
     with (

@@ -273,10 +273,11 @@ def explain(
     ages = past.users.age[0].cpu().numpy()
     anchored: Sequence[tuple[AnchoredEffect, ...]] = [()] * len(items)
     if ranker.anchors is not None and keys is not None:
+        users = ranker.completed(past.users)
         anchored = anchored_effects(
             ranker,
-            past.users,
-            ranker.encode_users(past.users, past.vectors),
+            users,
+            ranker.encode_users(users, past.vectors),
             terms,
             keys,
             weights_k,
