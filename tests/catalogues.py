@@ -66,12 +66,12 @@ def data(**options: object) -> Dataset:
     return Dataset(prepare_log(folder() / name, items=ITEMS, users=30, **options))
 
 
-def make_run(path: Path, dataset: Dataset, **settings: object) -> Run:
+def make_run(path: Path, dataset: Dataset, seed: int = 1, **settings: object) -> Run:
     """A run with random weights, louder than at the start of a training, and by chance alone: how
     links and items are made alike at the start, and from what count of events and what size links
     are heard, is nothing that an index or a scorer knows of. A model with all anchored links has
     neighbours as well."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = config_of(**{"width": 16, "heads": 2, "links": 5, "hidden": 12, **settings})
     given = "neighbours" in settings
     if not given and (config.anchors is None or (config.anchors and config.neighbours is None)):

@@ -258,7 +258,7 @@ def test_new_items_are_ranked_and_may_stand_in_histories(tmp_path):
         "item_id,group,tags,length\n5,g0,t2|t5,15\n1000,g1,t0,20\n1001,g2,t1,30\n"
     )
     build_index(of.run, tmp_path / "index", data=of.data, items=tmp_path / "new.csv", merge=True)
-    recommender = Recommender(of.run, tmp_path / "index", of.data)
+    recommender = Recommender(of.run, tmp_path / "index", of.data, scorer="model")
     ranking = recommender.rank(history=[1000, 5], k=ITEMS + 2)
     assert 1001 in {item.id for item in ranking} and 1000 not in {item.id for item in ranking}
     assert recommender.rank(history=[1000], candidates=[1001, 5], explain=2)[0].because(9) in (
@@ -267,14 +267,14 @@ def test_new_items_are_ranked_and_may_stand_in_histories(tmp_path):
     )
     # An index of new items alone: histories of the log hold items that it lacks.
     build_index(of.run, tmp_path / "alone", items=tmp_path / "new.csv")
-    alone = Recommender(of.run, tmp_path / "alone", of.data)
+    alone = Recommender(of.run, tmp_path / "alone", of.data, scorer="model")
     for user in of.data.user_ids[:4]:
         few = alone.rank(user, exclude_seen=False, candidates=[1000, 1001])
         both = recommender.rank(user, exclude_seen=False, candidates=[1000, 1001])
         assert few.events == both.events > 0
         assert [item.id for item in few] == [item.id for item in both]
         np.testing.assert_allclose(
-            [item.value for item in few], [item.value for item in both], atol=0.1
+            [item.value for item in few], [item.value for item in both], atol=1e-4
         )
 
 

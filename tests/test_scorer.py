@@ -322,6 +322,7 @@ SHAPES = [
     {"links": 1, "heads": 1, "hidden": 3},
     {
         "links": 150,
+        "seed": 2,
         "heads": 8,
         "activation": "relu",
         "anchors": (),
@@ -356,7 +357,7 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
     off = np.abs(scorer.scores(state) - model_scores)
     assert (off <= scorer.logit_bound(state) + 1e-4).all()
     # Anchored links are rounded twice more: their codes, and their rows of the matrix.
-    assert off.max() < (0.06 if of.run.ranker.anchors is None else 0.1) * model_scores.std() + 0.01
+    assert off.max() < (0.05 if of.run.ranker.anchors is None else 0.1) * model_scores.std() + 0.01
     assert np.quantile(off, 0.99) < 0.05 * model_scores.std()
     assert np.sqrt(np.square(off).mean()) < 0.02 * model_scores.std()
 
@@ -456,11 +457,11 @@ def test_a_state_of_zeros_divides_by_nothing():
 
 
 def test_the_report_of_what_quantisation_costs(tmp_path):
-    of = shop("lime-mha")
+    of = shop("lime-mha", neighbours=0)
     report = quantisation_report(of.run, of.index, of.data, depth=10, users=20)
     assert report.users == len(np.unique(of.data.requests["user"][of.data.requests_of("test")]))
     assert report.impressions > 50 and 0 < report.logit_error_rms < report.logit_error_max
-    assert abs(report.tasks[0].lost) < 1e-2 and abs(report.tasks[1].lost) < 1e-2
+    assert abs(report.tasks[0].lost) < 5e-3 and abs(report.tasks[1].lost) < 5e-3
     assert report.overlap > 0.95 and report.overlap_min >= 0.7
     assert list(report.to_dict()) == [
         "requests", "impressions", "users", "logit_error_max", "logit_error_rms", "overlap",
