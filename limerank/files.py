@@ -60,9 +60,9 @@ def new_folder(
             full.
     """
     path = Path(path)
-    with _writes(path):
+    with writes_to(path):
         made = make_folder(path.parent)
-        _sweep(path)
+        sweep_folder(path)
         check_folder(path, overwrite=overwrite, mark=mark)
         held, partial = _partial(path)
     failed = True
@@ -79,7 +79,7 @@ def new_folder(
                 "--overwrite or choose another folder"
             )
         failed = False
-        with _writes(path):
+        with writes_to(path):
             sync_folder(partial)
             _move(partial, path)
     finally:
@@ -97,7 +97,7 @@ def remove_folder(path: Path) -> None:
     what it leaves beside it the next :func:`new_folder` removes."""
     if not path.exists():
         return
-    with _writes(path):
+    with writes_to(path):
         held, partial = _partial(path)
         try:
             path.rename(partial)  # an empty folder, which is replaced
@@ -160,9 +160,20 @@ def _taken(held: LockedFile) -> bool:
         return True
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed processes left beside ``path``, and complete a replacement that was cut
-    short."""
+def sweep_folder(path: Path) -> None:
+    """Remove what killed processes left beside a folder that :func:`new_folder` makes, and complete
+    a replacement that was cut short.
+
+    For commands that go on with a complete folder instead of making a new one: nothing else would
+    remove what was left. Nothing is removed of a process that is alive, nor on a file system
+    without locks.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        OSError: what was left cannot be removed.
+    """
     name = glob.escape(f".{path.name}.partial-")
     for file in path.parent.glob(f"{name}*.lock"):
         try:
@@ -240,8 +251,16 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writes(path: Path) -> Iterator[None]:
-    """Raise errors of the disk as a FormatError that names what cannot be written."""
+def writes_to(path: Path) -> Iterator[None]:
+    """Raise errors of the disk, in the block, as a FormatError that names what cannot be written.
+
+    Args:
+        path: the file or folder that the block writes.
+
+    Raises:
+        FormatError: in place of an OSError: the disk is full or fails, or the path cannot be
+            written to.
+    """
     try:
         yield
     except OSError as error:
@@ -331,7 +350,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         FormatError: the file cannot be written.
     """
     path = Path(path)
-    with _writes(path):
+    with writes_to(path):
         make_folder(path.parent)
         _sweep_files(path)
         held, partial = _partial_file(path)
@@ -342,7 +361,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             if isinstance(error, LimerankError) or (found := disk_error_of(error)) is None:
                 raise
             raise _cannot_write(path, found) from None
-        with _writes(path):
+        with writes_to(path):
             sync_file(partial)
             partial.replace(path)
             sync_directory(path.parent)
@@ -460,20 +479,22 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make the bytes of a file durable."""
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the bytes of a file durable; an OSError names it."""
+    _sync(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a folder durable: those created, renamed or removed there."""
-    if os.name == "nt":
-        return  # Windows cannot open folders, and does not need this
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make the names in a folder durable: those created, renamed or removed there; an OSError names
+    it."""
+    if os.name != "nt":  # Windows cannot open folders, and does not need this
+        _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # of a descriptor, which has no name
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -48,6 +49,23 @@ def start():  # type: ignore[no-untyped-def]
     for one in running:
         if one.process.poll() is None:
             one.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def files_of_at_most():  # type: ignore[no-untyped-def]
+    """A context in which files of this process take so many bytes, as on a full disk (EFBIG)."""
+    import resource
+
+    @contextlib.contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 import socket
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from limerank.cli.errors import outcome
 from limerank.models.registry import OF_THE_PACKAGE
 from tests.worlds import write_csv
 
@@ -289,6 +292,15 @@ def test_an_unexpected_error_is_one_line_and_its_trace_a_file(data, call):
     done = patched("limerank.ranking.recommender:Recommender", "rank", "fail", "--debug", *rank)
     assert "Traceback" in done.stderr and "in patched" in done.stderr
     Path(done.stderr.rsplit("trace is in ", 1)[1].strip().removesuffix(")")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EIO, "check the disk")]
+)
+def test_an_error_of_the_disk_says_what_to_do(code, advice):
+    """One that no writer of the package has put into words, such as that of a library."""
+    status, text = outcome(OSError(code, os.strerror(code), "runs/a"), "train")
+    assert status == 2 and text.startswith(f"runs/a: {os.strerror(code)}; {advice}")
 
 
 def test_what_is_held_at_the_end_is_no_leak(data, call):

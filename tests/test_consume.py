@@ -30,7 +30,7 @@ from limerank.serving.kafka.applying import Applier
 from limerank.serving.kafka.client import library
 from limerank.serving.kafka.consuming import BEGINNING, Consuming, Metrics, consume
 from limerank.serving.kafka.dead import DeadLetters
-from limerank.serving.kafka.reading import LogReader
+from limerank.serving.kafka.reading import Logged, LogReader
 from limerank.serving.kafka.records import Features, Forget, Item, Record, change_of, record_of
 from limerank.serving.kafka.slicing import LATE, Slicer, ends_of
 from limerank.serving.stores import SqliteStore
@@ -307,6 +307,19 @@ def test_what_cannot_be_read_is_skipped_and_counted(topic, store, tmp_path):
     topic.write(Record(b"1", b"[]"))
     with pytest.raises(DataError, match=r"2 records of the event log cannot be read.*dead\.jsonl"):
         topic.apply(store, tmp_path, most_dead=2)
+
+
+def test_a_full_disk_names_the_file_of_dead_letters(tmp_path, files_of_at_most):
+    record = Logged(0, 5, 0, b"1", b"not json")
+    dead = DeadLetters(tmp_path / "dead.jsonl")
+    with (
+        pytest.raises(FormatError, match=r"dead.jsonl cannot be written: .*; free space there"),
+        files_of_at_most(10),
+    ):
+        dead.put(record, DataError("not JSON"))
+    assert dead.count == 0, "it is written when it is read again"
+    dead.put(record, DataError("not JSON"))
+    assert DeadLetters(tmp_path / "dead.jsonl").count == 1
 
 
 def test_a_record_of_a_later_version_stops(topic, store, tmp_path):

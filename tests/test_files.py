@@ -20,7 +20,11 @@ from limerank.files import (
     new_folder,
     read_json,
     remove_folder,
+    sweep_folder,
+    sync_directory,
+    sync_file,
     write_json,
+    writes_to,
 )
 from limerank.locks import held_alone
 from tests.catalogues import shop
@@ -407,3 +411,47 @@ def test_a_folder_is_removed_in_one_step(tmp_path, monkeypatch):
     remove_folder(tmp_path / "out")
     remove_folder(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_beside_a_complete_folder_is_removed(tmp_path):
+    """A command that goes on with the folder makes no new one, which would remove it."""
+    (tmp_path / "out").mkdir()
+    for name in ("out", "other"):
+        (tmp_path / f".{name}.partial-12ab").mkdir()
+        (tmp_path / f".{name}.partial-12ab" / "x").write_text("left")
+        (tmp_path / f".{name}.partial-12ab.lock").touch()
+    (tmp_path / ".out.partial-34cd.lock").touch()
+    with new_folder(tmp_path / "out", overwrite=True) as living:
+        sweep_folder(tmp_path / "out")
+        assert living.exists()
+        others = [".other.partial-12ab", ".other.partial-12ab.lock"]
+        expected = [*others, living.name, f"{living.name}.lock", "out"]
+        assert sorted(os.listdir(tmp_path)) == sorted(expected)
+
+
+@pytest.mark.parametrize("sync", [sync_file, sync_directory])
+def test_a_synchronisation_that_fails_names_what_it_is_of(tmp_path, monkeypatch, sync):
+    def fail(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path if sync is sync_directory else tmp_path / "x"
+    (tmp_path / "x").touch()
+    descriptors = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        sync(path)
+    assert (raised.value.errno, raised.value.filename) == (errno.EIO, str(path))
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) == descriptors, "it is closed all the same"
+
+
+def test_a_block_that_writes_names_the_file_of_its_errors(tmp_path, files_of_at_most):
+    path = tmp_path / "x"
+    with (
+        pytest.raises(FormatError, match="x cannot be written: File too large; free space there"),
+        writes_to(path),
+        files_of_at_most(10),
+    ):
+        path.write_text("more than ten characters")
+    with pytest.raises(FormatError, match="of its own"), writes_to(path):
+        raise FormatError("of its own")

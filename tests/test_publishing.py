@@ -218,6 +218,18 @@ def test_an_interrupted_fetch_continues(
     assert 500 in dict(asked).values()
 
 
+def test_a_full_disk_is_no_error_of_the_storage(tmp_path: Path, files_of_at_most) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "stored").write_bytes(b"1" * 1000)
+    uri, part = parse_uri(f"file://{tmp_path}/stored"), tmp_path / "part"
+    with (
+        pytest.raises(FormatError, match="part cannot be written: File too large; free space"),
+        files_of_at_most(500),
+    ):
+        fetching._receive(uri, part, 1000)
+    fetching._receive(uri, part, 1000)
+    assert part.read_bytes() == b"1" * 1000
+
+
 def test_the_cache_removes_what_was_used_least_recently(
     storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import traceback
 
@@ -42,7 +43,12 @@ def outcome(error: Exception, command: str) -> tuple[int, str]:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         if error.errno in FULL and not names:
             return USAGE, f"the disk is full ({error.strerror}); free some space and try again"
-        return USAGE, ": ".join([*names, error.strerror or str(error) or type(error).__name__])
+        text = ": ".join([*names, error.strerror or str(error) or type(error).__name__])
+        if error.errno in FULL:
+            text += "; free some space there and try again"
+        elif error.errno == errno.EIO:
+            text += "; check the disk and try again"
+        return USAGE, text
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         text = f"not enough memory ({_one_line(error)}); try smaller batches or models"
         return USAGE, text

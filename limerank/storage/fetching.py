@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from limerank.errors import FormatError, StorageError
-from limerank.files import check_folder, new_folder
+from limerank.files import check_folder, new_folder, writes_to
 from limerank.progress import Bar
 from limerank.storage.cache import Cache, key_of
 from limerank.storage.logs import RemoteFile, sampled
@@ -161,9 +161,14 @@ def _fetch(
 
 
 def _receive(uri: Uri, part: Path, size: int) -> str:
-    """Append what is missing of a file; returns the checksum of all its bytes."""
+    """Append what is missing of a file; returns the checksum of all its bytes.
+
+    Raises:
+        StorageError: the storage cannot be read.
+        FormatError: ``part`` cannot be written.
+    """
     digest = hashlib.sha256()
-    with open(part, "a+b") as out:
+    with writes_to(part), open(part, "a+b") as out:
         out.seek(0)
         while block := out.read(BLOCK):
             digest.update(block)
@@ -174,7 +179,8 @@ def _receive(uri: Uri, part: Path, size: int) -> str:
                 # A longer file is damaged: no more of it than shows that.
                 while out.tell() <= size and (block := source.read(BLOCK)):
                     digest.update(block)
-                    out.write(block)
+                    with writes_to(part):  # not an error of the storage
+                        out.write(block)
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from limerank.errors import SpecError
-from limerank.files import sync_directory, sync_file, write_text
+from limerank.files import sync_directory, sync_file, write_text, writes_to
 from limerank.runs.alarms import STATE, Alarm, write_alarms
 from limerank.training.checkpoints import Progress
 from limerank.training.impressions import Examples
@@ -42,26 +42,28 @@ class Curves:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def write(self, line: dict[str, Any], progress: Progress) -> None:
-        """Append a line; ``progress`` counts it."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        """Append a line; ``progress`` counts it. FormatError where the file cannot be written."""
+        with writes_to(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         progress.lines += 1
         for listener in self.listeners:
             listener(line)
 
     def sync(self) -> None:
-        """Make all lines durable."""
-        sync_file(self.path)
+        """Make all lines durable. FormatError where the file cannot be written."""
+        with writes_to(self.path):
+            sync_file(self.path)
 
 
 def finish(run: Path, curves: Curves, alarms: Sequence[Alarm]) -> None:
     """The last step of a training: its alarms, which say that it has ended; and what it would be
-    resumed from is removed."""
+    resumed from is removed. FormatError where the run cannot be written."""
     curves.sync()
-    sync_directory(run)
-    write_alarms(run, alarms)
-    shutil.rmtree(run / STATE)
-    sync_directory(run)
+    with writes_to(run):
+        sync_directory(run)
+        write_alarms(run, alarms)
+        shutil.rmtree(run / STATE)
+        sync_directory(run)
 
 
 class Window:

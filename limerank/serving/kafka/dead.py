@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from limerank.errors import DataError
+from limerank.files import writes_to
 from limerank.serving.kafka.reading import Logged
 
 log = logging.getLogger("limerank.serving.kafka")
@@ -34,15 +35,15 @@ class DeadLetters:
     def __init__(self, path: Path, most: int = MOST) -> None:
         self.path, self.most = path, most
         self._known: set[tuple[int, int]] = set()
+        self._cut_off = False
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     one = json.loads(line)
                     self._known.add((one["partition"], one["offset"]))
                 except (ValueError, KeyError, TypeError):
-                    continue  # a line that was cut off by a kill
-            if not path.read_bytes().endswith(b"\n"):
-                self._write("")
+                    continue  # a line that was cut off by a kill or a full disk
+            self._cut_off = not path.read_bytes().endswith(b"\n")
 
     @property
     def count(self) -> int:
@@ -53,6 +54,7 @@ class DeadLetters:
 
         Raises:
             DataError: there are too many.
+            FormatError: the file cannot be written.
         """
         key = record.partition, record.offset
         if key in self._known:
@@ -83,7 +85,9 @@ class DeadLetters:
         )  # fmt: skip
 
     def _write(self, line: str) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with writes_to(self.path), open(self.path, "a", encoding="utf-8") as file:
+            begin, self._cut_off = "\n" * self._cut_off, True
+            file.write(f"{begin}{line}\n")
             file.flush()
             os.fsync(file.fileno())
+            self._cut_off = False
