@@ -219,8 +219,12 @@ def test_a_cycle_that_breaks_off_is_continued(
             patched.setattr(cycles, step, broken)
             refresh(loaded)
         assert live(loaded.home) == before
+    cycle = loaded.home / "cycles" / "000002"
+    for name in ("data", "run"):  # as a kill behind the last step of each leaves it
+        (cycle / f".{name}.partial-12ab.lock").touch()
     entry = refresh(loaded)
     assert entry is not None and (entry.cycle, entry.outcome) == ("000002", "published")
+    assert [name for name in os.listdir(cycle) if "partial" in name] == []
     assert [one.cycle for one in Home(loaded.home).entries] == ["000001", "000002"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -24,8 +26,10 @@ from limerank.models import Ranker, build
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.two_tower import TwoTower
 from limerank.runs.folder import load_run
+from limerank.training.checkpoints import Progress
 from limerank.training.objectives import batch_size, objective_on
 from limerank.training.optim import EmbeddingAdagrad, Optimiser
+from limerank.training.reporting import Curves, finish
 from limerank.training.trainer import train
 from tests.worlds import PLAIN, config_of, prepare_log
 
@@ -223,6 +227,58 @@ def test_a_training_killed_in_its_last_step_has_ended(data, tmp_path):
         train(data, run, model="two-tower", config={"epochs": 1})
     assert not (run / "trainer").exists()
     assert (run / "model.safetensors").read_bytes() == weights
+
+
+def test_what_a_killed_training_left_beside_its_folder_is_removed_when_it_is_resumed(
+    data, tmp_path
+):
+    def stop(line):
+        raise StoppedError
+
+    model, config = config_of("two-tower", **MODEL), TrainConfig(**QUICK)
+    with pytest.raises(StoppedError):
+        train(data, tmp_path / "run", model=model, config=config, report=stop)
+    (tmp_path / ".run.partial-12ab.lock").touch()
+    (tmp_path / ".run.partial-34cd").mkdir()  # the folder that it replaced
+    (tmp_path / ".run.partial-34cd" / "config.json").write_text("{}")
+    (tmp_path / ".run.partial-34cd.lock").touch()
+    train(data, tmp_path / "run", model=model, config=config)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_full_disk_names_the_curves(tmp_path, files_of_at_most):
+    curves, progress = Curves(tmp_path, []), Progress()
+    with (
+        pytest.raises(FormatError, match=r"metrics.jsonl cannot be written: .*; free space there"),
+        files_of_at_most(10),
+    ):
+        curves.write({"step": 1, "loss": 0.123456}, progress)
+    assert progress.lines == 0
+    curves.resume(progress.lines)
+    curves.write({"step": 1}, progress)
+    assert curves.lines() == [{"step": 1}], "the part of a line is removed"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_disk_that_fails_in_the_last_step_is_named(tmp_path, monkeypatch, folder):
+    run, synced = tmp_path / "run", os.fsync
+    (run / "trainer").mkdir(parents=True)
+    curves = Curves(run, [])
+    curves.write({"step": 1}, Progress())
+
+    def fail(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        synced(descriptor)
+
+    named = run if folder else run / "metrics.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(FormatError, match=f"^{named} cannot be written: .*; check its disk"):
+            finish(run, curves, ())
+    assert not (run / "alarms.json").exists(), "the training has not ended"
+    finish(run, curves, ())
+    assert sorted(os.listdir(run)) == ["alarms.json", "metrics.jsonl"]
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(data, tmp_path):

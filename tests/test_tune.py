@@ -261,6 +261,13 @@ def test_a_search_that_is_killed_continues_with_the_same_trials(data, searched, 
     assert same_trials(search(data, out, trials=4), searched)
 
 
+def test_what_a_killed_search_left_beside_its_folder_is_removed(data, tmp_path):
+    search(data, tmp_path / "tuned", trials=1)
+    (tmp_path / ".tuned.partial-12ab.lock").touch()
+    search(data, tmp_path / "tuned", trials=1)
+    assert os.listdir(tmp_path) == ["tuned"]
+
+
 def test_what_a_full_disk_left_of_a_line_is_removed(data, searched, tmp_path):
     out = tmp_path / "tuned"
     search(data, out, trials=2)

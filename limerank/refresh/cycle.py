@@ -17,7 +17,14 @@ from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FormatError
-from limerank.files import make_folder, read_json, remove_folder, write_json
+from limerank.files import (
+    make_folder,
+    read_json,
+    remove_folder,
+    sweep_folder,
+    write_json,
+    writes_to,
+)
 from limerank.index.building import build_index
 from limerank.locks import held_alone
 from limerank.models.config import configs_of
@@ -226,8 +233,11 @@ class _Cycle:
 
     @contextmanager
     def _step(self, name: str, output: Path) -> Iterator[bool]:
-        """A step, with whether its output is to be made; its time goes into ``cycle.json``."""
+        """A step, with whether its output is to be made; its time goes into ``cycle.json``. Beside
+        an output that is there, what a killed process left is removed."""
         if output.exists():
+            with writes_to(output):
+                sweep_folder(output)
             yield False
             return
         self.say(f"  {name}")

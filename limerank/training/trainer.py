@@ -19,7 +19,7 @@ from limerank.errors import DataError, SpecError, check_names
 from limerank.evaluation import alarms
 from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import effective_links
-from limerank.files import new_folder
+from limerank.files import new_folder, sweep_folder, writes_to
 from limerank.kernels import dispatch
 from limerank.metrics import Affine
 from limerank.models import Ranker, build
@@ -164,6 +164,9 @@ def train(
                 new_folder(out, overwrite=overwrite, mark="config.json") as partial,
             ):
                 create_run(partial, dataset, shape, model, config, lineage)
+        else:
+            with writes_to(out):
+                sweep_folder(out)
         stack.enter_context(training_lock(out))
         stack.enter_context(removed_if_empty(out))
 

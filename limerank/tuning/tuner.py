@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError, check_integer
-from limerank.files import new_folder, read_json, write_json
+from limerank.files import new_folder, read_json, sweep_folder, write_json, writes_to
 from limerank.locks import held_alone
 from limerank.models.config import (
     ModelConfig,
@@ -138,6 +138,8 @@ class Search:
         manifest = self._manifest()
         if self.out.exists() and not overwrite:
             self._check(manifest)
+            with writes_to(self.out):
+                sweep_folder(self.out)
             return
         for lock in sorted((self.out / TRIALS).glob("*.lock")):
             with held_alone(lock, f"another process searches in {self.out}"):
