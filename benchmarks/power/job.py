@@ -30,8 +30,7 @@ class Job(ABC):
     temporary: ClassVar[re.Pattern[str]] = re.compile(r"\.partial|\.fresh|-old|\.rows-|\.live-")
     """Names of files that must not be left when the job is complete."""
     repeats: ClassVar[float] = 0.1
-    """Share of the states of a power loss on which the job is done again, and of the calls of the
-    two slower kinds of faults."""
+    """Share of the states of a power loss on which the job is done again."""
 
     def __init__(self, shared: Path) -> None:
         self.shared = shared

@@ -231,7 +231,8 @@ class PrepareJob(Job):
         )
 
     def tidy(self, root: Path) -> None:
-        self.step(1, root)
+        for number in (1, 2):
+            self.step(number, root)
 
     def version(self, root: Path) -> Any:
         return tuple(self._dataset(root / name) for name in ("first", "second"))
@@ -252,12 +253,18 @@ class TrainJob(Job):
     repeats = 0.02
 
     def step(self, number: int, root: Path) -> None:
-        config = {"epochs": 2, "batch_size": 32, "checkpoint_seconds": 0}
+        self._train(root)
+
+    def tidy(self, root: Path) -> None:
+        self._train(root, overwrite=True)
+
+    def _train(self, root: Path, *, overwrite: bool = False) -> None:
         train(
             dataset_of(self.shared),
             root / "run",
             model={"model": "lime-mha", **TINY},
-            config=config,
+            config={"epochs": 2, "batch_size": 32, "checkpoint_seconds": 0},
+            overwrite=overwrite,
         )
 
     def version(self, root: Path) -> Any:
