@@ -283,7 +283,12 @@ def test_reading_an_index_takes_little() -> None:
     allowed |= {
         f"limerank.index.{name}" for name in ("reading", "format", "lookup", "anchors", "display")
     }
+    # A URI in place of a path: fetched by what knows files and checksums alone.
+    storage = {name for name in SOURCES if name.startswith("limerank.storage")}
+    allowed |= {*storage, "limerank.progress", "limerank.validation"}
     assert reached("limerank.index") <= allowed, sorted(reached("limerank.index") - allowed)
+    of_storage = set().union(*map(reached, storage))
+    assert of_storage <= allowed - {"limerank.kernels", "limerank.index", "limerank.data.canonical"}
     writing = ("items", "building", "writing", "changes", "compaction")
     writers = {f"limerank.index.{name}" for name in writing}
     ranking = (
@@ -385,6 +390,17 @@ def test_public_names_complete_and_misspelt_ones_are_named() -> None:
 def test_command_line_starts_light() -> None:
     """`limerank --help` answers at once: what is heavy is imported by the command that needs it."""
     code = f"import limerank.cli.main, sys; print(*(set({HEAVY}) & sys.modules.keys()))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def test_opening_an_index_starts_light() -> None:
+    """What reaches storages is imported when a path is a URI."""
+    heavy = ("torch", "pyarrow", "pydantic", "rich", "limerank.storage.fetching")
+    code = f"import limerank.index, sys; print(*(set({heavy}) & sys.modules.keys()))"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )

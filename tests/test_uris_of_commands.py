@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import BaseModel
 
 import limerank
 from limerank.cli.app import COMMANDS, command_of
 from limerank.cli.uris import USES
-from limerank.storage import systems
+from limerank.errors import FingerprintError, FormatError, StorageError
+from limerank.storage import systems, uris
 from limerank.storage.fetching import fetch
 from limerank.storage.uris import parse_uri
 from tests.s3_server import S3
@@ -107,9 +113,105 @@ def test_from_a_log_to_rankings_without_a_local_path(bucket, call, tmp_path, mon
     assert len(limerank.Dataset(data).item_ids) == 20
     assert limerank.load_run(trained).fingerprint == recommender.run.fingerprint
     limerank.prepare(f"{bucket}/spec.toml", f"{bucket}/again")
-    assert (fetch(f"{bucket}/again") / "events/item.npy").read_bytes() == (
-        fetch(data) / "events/item.npy"
-    ).read_bytes()
+    limerank.prepare(tomllib.loads(SPEC), f"{bucket}/third", base=Path(bucket))
+    for other in ("again", "third"):
+        assert (fetch(f"{bucket}/{other}") / "events/item.npy").read_bytes() == (
+            fetch(data) / "events/item.npy"
+        ).read_bytes()
+
+
+def popular(folder: Path, **items: list[Any]) -> tuple[Path, Path]:
+    """A run and its index, of a log of 20 items that is prepared without files."""
+    rng = np.random.default_rng(3)
+    log = {
+        "user": rng.integers(0, 12, 400),
+        "item": rng.integers(0, 20, 400),
+        "time": 1_700_000_000 + 3600 * np.arange(400),
+        "click": rng.integers(0, 2, 400),
+    }
+    spec = {
+        "name": "shop",
+        "events": [{"user": "user", "item": "item", "time": "time"}],
+        "labels": [{"name": "click", "kind": "binary"}],
+        "items": {"id": "item", "features": [{"name": "brand", "kind": "categorical"}]},
+    }
+    table = pl.DataFrame({"item": range(20), "brand": [f"b{k % 3}" for k in range(20)], **items})
+    limerank.prepare(spec, folder / "data", events=pl.DataFrame(log), items=table)
+    limerank.train(folder / "data", folder / "run", model="popularity", config={"epochs": 1})
+    limerank.build_index(folder / "run", folder / "index")
+    return folder / "run", folder / "index"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_python_opens_what_is_published(request, tmp_path, monkeypatch, scheme):
+    """An index, a run, a recommender and states by URI, each also as a ``Path`` of it."""
+    monkeypatch.setenv("LIMERANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    if scheme == "s3":
+        base = request.getfixturevalue("s3").bucket("python-opens")
+    else:
+        base = f"file://{tmp_path}/storage"
+    run, index = popular(tmp_path / "here")
+    at_run, at_index = f"{base}/runs/mine", f"{base}/index/mine"
+    limerank.publish(run, at_run)
+    limerank.publish(index, Path(at_index))
+    expected = limerank.Index(index)
+    for given in (at_index, Path(at_index)):
+        for opened in (limerank.Index(given), limerank.Index.open(given, expected.fingerprint)):
+            assert opened.path == fetch(at_index) and opened.path != index
+            np.testing.assert_array_equal(opened.vectors, expected.vectors)
+        trained = limerank.load_run(Path(at_run))
+        assert trained.fingerprint == expected.fingerprint
+        store = limerank.SqliteStore(tmp_path / "events.db")
+        states = limerank.UserStates(at_run, given, store)
+        assert states.ready(None).state is not None
+        store.close()
+    data = tmp_path / "here" / "data"
+    ranked = [
+        limerank.Recommender(*of, data).rank(5, k=7).items
+        for of in ((run, index), (Path(at_run), at_index), (trained, opened))
+    ]
+    assert ranked[0] == ranked[1] == ranked[2]
+    with pytest.raises(FingerprintError, match="was built by the model"):
+        limerank.Index.open(at_index, "another")
+    missing = {"s3": "none is not there.*publish a dataset", "file": "none is not an index"}[scheme]
+    with pytest.raises((StorageError, FormatError), match=missing):
+        limerank.Index(f"{base}/index/none")
+    # What is opened from a URI stands for it: the version there changes, and the cache does not.
+    limerank.remove_items(opened, [3, 4])
+    assert limerank.Index(at_index).items == 18
+    assert opened.items == limerank.Index(opened.path).items == 20
+    limerank.remove_items(opened.path, [5])  # one version after the other
+    assert limerank.Index(at_index).items == 17
+    uris._names.clear()  # as in another process
+    with pytest.raises(FormatError, match=r"is a fetched folder in the cache.*give its URI"):
+        limerank.remove_items(opened.path, [6])
+
+
+LOCAL = {
+    "SqliteStore": {"path"},  # a database is written in place
+    "fetch": {"uri"},  # these two are what the others call
+    "publish": {"folder", "uri"},
+    "load_spec": {"path"},  # read without the cache, with names of files as URIs
+    "prepare": {"base"},  # likewise
+}
+"""Name of Python -> its paths that are not fetched into the cache."""
+
+
+def test_every_path_of_python_may_be_a_uri():
+    for name in limerank.__all__:
+        of = getattr(limerank, name)
+        if isinstance(of, type) and issubclass(of, (Exception, BaseModel)):
+            continue
+        call = of.__init__ if isinstance(of, type) else of
+        paths = {
+            one.name
+            for one in inspect.signature(call).parameters.values()
+            if re.search("Path|ItemSource", str(one.annotation))
+        }
+        if name in ("add_items", "update_items", "put_items", "remove_items"):
+            continue  # they call change_items
+        assert paths - LOCAL.get(name, set()) <= set(getattr(call, "uris", {})), name
 
 
 def test_options_that_are_local_say_so(call, bucket):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limerank.errors import SpecError
+from limerank.storage.uris import as_given, in_terms_of_uris, parse_uri
 
 READ, FOLDER, FILE, CHANGED, ADDED, TEXT = (
     "READ", "NEW_FOLDER", "NEW_FILE", "CHANGED", "ADDED", "TEXT",
@@ -17,6 +18,7 @@ READ, FOLDER, FILE, CHANGED, ADDED, TEXT = (
 """Names of :class:`limerank.storage.arguments.Use`."""
 
 USES: Mapping[str, Mapping[str, str]] = {
+    "synth": {"out": FOLDER},
     "prepare": {"out": FOLDER, "extend": READ, "encoding": READ, "write_spec": FILE},
     "train": {"data": READ, "out": FOLDER, "settings": READ, "start": READ},
     "tune": {"data": READ, "out": FOLDER},
@@ -29,6 +31,7 @@ USES: Mapping[str, Mapping[str, str]] = {
     "rank": {"run": READ, "index": READ, "data": READ, "item_table": READ, "out": FILE},
     "similar": {"index": READ, "run": READ, "item_table": READ},
     "fill": {"data": READ},
+    "states": {"run": READ, "index": READ},
     "serve": {"run": READ, "index": READ, "items": READ, "arm": TEXT},
     "export": {"out": FILE, "like": READ},
     "report": {"runs": READ, "index": READ, "out": FILE},
@@ -57,8 +60,6 @@ def require_uris(arguments: Sequence[str]) -> None:
     for one in arguments:
         value = re.sub(r"^--[a-z-]+=", "", one)
         if re.match(r"(s3|gs|hdfs|file)://", value, re.IGNORECASE):
-            from limerank.storage.uris import parse_uri
-
             parse_uri(value)
 
 
@@ -77,9 +78,9 @@ def with_uris(name: str, function: Callable[..., None]) -> Callable[..., None]:
             function(**values)
             return
         from limerank.storage.arguments import Use, located
-        from limerank.storage.uris import in_terms_of_uris
 
-        shared = ["part", "join", "on", *(["shards"] if name == "index" else [])]
+        shared = [] if name == "states" else ["part", "join", "on"]  # states are in a store
+        shared += ["shards"] if name == "index" else []
         options = [f"--{one}" for one in shared if values.get(one) not in (None, False)]
         if options:
             raise SpecError(
@@ -118,11 +119,7 @@ def _as_given(value: Any) -> Any:
     """Paths as text, with the slashes of URIs."""
     if isinstance(value, (list, tuple)):
         return [_as_given(one) for one in value]
-    if not isinstance(value, Path):
-        return value
-    text = re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", str(value))
-    text = re.sub(r"=(https?):/(?=[^/])", r"=\1://", text)
-    return re.sub(r"^file://(?=[^/])", "file:///", text)
+    return as_given(value) if isinstance(value, Path) else value
 
 
 def _has_uri(value: Any) -> bool:

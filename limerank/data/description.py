@@ -60,17 +60,22 @@ def _stored(given: str) -> Spec:
     if uri.scheme == "file":
         base = local_path(uri).parent
         spec = load_spec(local_path(uri))
-        return _with_files(spec, lambda pattern: absolute_pattern(pattern, base))
+        return with_files(spec, lambda pattern: absolute_pattern(pattern, base))
     try:
         values = tomllib.loads(read(uri, MOST_BYTES).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{uri} is not valid TOML: {error}") from None
     folder = uri.parent
-    return _with_files(validate(Spec, values, str(uri)), lambda pattern: joined(folder, pattern))
+    return with_files(validate(Spec, values, str(uri)), lambda pattern: joined(folder, pattern))
 
 
-def _with_files(spec: Spec, changed: Callable[[str], str]) -> Spec:
-    """A description with other names of files."""
+def with_files(spec: Spec, changed: Callable[[str], str]) -> Spec:
+    """A description with other names of files.
+
+    Args:
+        spec: the description.
+        changed: name or pattern of files -> the new one.
+    """
 
     def of(table: S) -> S:
         return table.model_copy(update={"files": tuple(map(changed, table.files))})

@@ -27,6 +27,7 @@ from limerank.index.format import (
     versioned,
 )
 from limerank.index.lookup import IdLookup, Level
+from limerank.storage.arguments import READ, with_uris
 
 REOPEN = 100
 """Attempts to open an index that changes while it is opened."""
@@ -66,11 +67,17 @@ class Index:
         base: identifies the rows as first written. Versions with the same base agree in every row
             that both have; they differ in added rows, in the lookup and in hidden rows.
 
+    Args:
+        path: the folder, or the URI of a published index, which is fetched into the cache and
+            mapped from there.
+
     Raises:
         FormatError: the folder is not an index or has another format; or a file is missing or
             truncated, or a small file has changed.
+        StorageError: the index cannot be fetched.
     """
 
+    @with_uris(path=READ)
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         manifest = read_manifest(self.path)
@@ -96,7 +103,7 @@ class Index:
         """Open an index.
 
         Args:
-            path: the folder.
+            path: the folder, or its URI.
             fingerprint: of the run that is to use it.
             verify: read everything and compare all checksums; None: only for an index of at most
                 :data:`VERIFIED_BYTES`, where it takes no time. The checksums of the manifest and
@@ -106,6 +113,7 @@ class Index:
             FingerprintError: another model built it.
             FormatError: the folder is not an index or has another format; or a file is missing,
                 truncated or changed.
+            StorageError: the index cannot be fetched.
         """
         index = cls(path)
         if fingerprint is not None and index.fingerprint != fingerprint:

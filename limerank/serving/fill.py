@@ -27,6 +27,7 @@ from limerank.data.spec import Spec, Table
 from limerank.errors import DataError, SpecError, StorageError
 from limerank.progress import Bar
 from limerank.serving.stores import EventStore, Outcome
+from limerank.storage.uris import as_given, is_uri, joined, parse_uri
 from limerank.validation import validate
 
 EVENTS = 8192
@@ -72,8 +73,8 @@ def fill(
     Args:
         store: the event store.
         data: a prepared dataset.
-        base: the folder that the description's paths are relative to, for the user table. When not
-            given, the table is searched where it was when the dataset was prepared.
+        base: the folder, or its URI, that the description's paths are relative to, for the user
+            table. When not given, the table is searched where it was when the dataset was prepared.
         quiet: show no progress.
 
     Raises:
@@ -287,6 +288,10 @@ def _user_table(
             "users have no features in the store: the user table was passed to prepare as a frame; "
             "write it to a file and name the file in the description"
         )
+    if base is not None and is_uri(base):
+        folder = parse_uri(as_given(base))
+        files = tuple(joined(folder, name) for name in spec.users.files)
+        return (spec.users.model_copy(update={"files": files}), Path()), ""
     if base is not None:
         return (spec.users, Path(base)), ""
     try:

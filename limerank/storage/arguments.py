@@ -1,7 +1,8 @@
 """URIs as arguments: what a command or a function reads is fetched before it begins, and what it
 writes is published when it has ended.
 
-Between the two, it sees local paths only. Errors name the URI in place of the local path.
+Between the two, it sees local paths only. Errors name the URI in place of the local path. What
+reaches storages is imported when a URI is given.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from limerank.errors import LimerankError, SpecError
-from limerank.storage.cache import Cache, key_of
-from limerank.storage.fetching import copied, fetch
-from limerank.storage.manifest import MANIFEST, Manifest, read_manifest
-from limerank.storage.publishing import publish_file, publish_folder, require_free
-from limerank.storage.systems import entry_of, require_writable
+from limerank.errors import FormatError, LimerankError, SpecError
 from limerank.storage.uris import (
     Uri,
+    as_given,
     in_terms_of_uris,
     is_uri,
+    known_uri,
     local_path,
     parse_uri,
     remember,
 )
+
+if TYPE_CHECKING:
+    from limerank.storage.manifest import Manifest
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +78,8 @@ def located(
         StorageError: a storage cannot be reached, refuses, or lacks what is read.
         FormatError: an output is published already, and ``overwrite`` is not given.
     """
+    from limerank.storage.manifest import MANIFEST
+
     found = dict(values)
     outputs: list[_Output] = []
     given = {name: use for name, use in uses.items() if _has_uri(values.get(name))}
@@ -86,7 +89,7 @@ def located(
         if use in (Use.READ, Use.TEXT):
             found[name] = _read(value, use, quiet)
             continue
-        uri = parse_uri(os.fspath(value))
+        uri = parse_uri(as_given(value))
         if uri.scheme == "file" and not (local_path(uri) / MANIFEST).exists():
             found[name] = local_path(uri)
             continue
@@ -104,7 +107,11 @@ def located(
 
 
 def with_uris(**uses: Use) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let arguments of a function be URIs; see :func:`located`."""
+    """Let arguments of a function be URIs; see :func:`located`.
+
+    An object with a ``path`` may be given where a folder is changed: what was opened from a URI
+    stands for it. The function has the uses as its attribute ``uris``.
+    """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
@@ -112,22 +119,43 @@ def with_uris(**uses: Use) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             bound = signature.bind_partial(*args, **kwargs)
+            for name in uses.keys() & bound.arguments.keys():
+                if uses[name] is CHANGED:
+                    bound.arguments[name] = _changeable(bound.arguments[name])
             if not any(_has_uri(bound.arguments.get(name)) for name in uses):
-                return function(*args, **kwargs)
+                return function(*bound.args, **bound.kwargs)
             quiet = bool(bound.arguments.get("quiet", True))
             with located(uses, bound.arguments, quiet=quiet) as found:
                 bound.arguments.update(found)
                 return function(*bound.args, **bound.kwargs)
 
+        call.__dict__["uris"] = dict(uses)
         return call
 
     return decorate
 
 
+def _changeable(value: Any) -> Any:
+    """What is changed where a path, or what was opened from it, is given: a fetched folder is a
+    copy in the cache that others read, and stands for its URI."""
+    from limerank.storage.cache import is_fetched
+
+    path = getattr(value, "path", value)
+    if not isinstance(path, (str, os.PathLike)) or is_uri(path) or not is_fetched(path):
+        return value
+    uri = known_uri(path)
+    if uri is None:
+        raise FormatError(
+            f"{path} is a fetched folder in the cache, which others read, and is not changed; give "
+            "its URI, or copy it: limerank pull URI --out FOLDER"
+        )
+    return uri
+
+
 def _has_uri(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_has_uri, value))
-    return isinstance(value, (str, os.PathLike)) and bool(INSIDE.search(os.fspath(value)))
+    return isinstance(value, (str, os.PathLike)) and bool(INSIDE.search(as_given(value)))
 
 
 def _read(value: Any, use: Use, quiet: bool) -> Any:
@@ -137,7 +165,9 @@ def _read(value: Any, use: Use, quiet: bool) -> Any:
         return INSIDE.sub(lambda uri: str(_read(uri[0], Use.READ, quiet)), value)
     if not is_uri(value):
         return Path(value)
-    return fetch(os.fspath(value), quiet=quiet)
+    from limerank.storage.fetching import fetch
+
+    return fetch(value, quiet=quiet)
 
 
 class _Output:
@@ -148,6 +178,12 @@ class _Output:
     """
 
     def __init__(self, uri: Uri, use: Use, overwrite: bool, quiet: bool) -> None:
+        from limerank.storage.cache import Cache, key_of
+        from limerank.storage.fetching import copied, fetch
+        from limerank.storage.manifest import read_manifest
+        from limerank.storage.publishing import require_free
+        from limerank.storage.systems import require_writable
+
         self.uri, self.use = uri, use
         here, everywhere = os.environ.get(LOCAL), os.environ.get(WORLD)
         if here != everywhere:
@@ -178,11 +214,15 @@ class _Output:
         remember(self.path, uri)
 
     def _require_no_file(self, overwrite: bool) -> None:
+        from limerank.storage.systems import entry_of
+
         if not overwrite and self.uri.name.endswith((".parquet", ".csv")) and entry_of(self.uri):
             raise SpecError(f"{self.uri} exists; pass --overwrite or choose another URI")
 
     def publish(self, quiet: bool) -> None:
         """Publish it, unless nothing was written or changed, and remove the local copy."""
+        from limerank.storage.publishing import publish_file, publish_folder
+
         if not self.path.exists():
             return
         if self.use is Use.NEW_FILE:

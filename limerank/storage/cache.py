@@ -186,6 +186,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limerank"
 
 
+def is_fetched(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a fetched folder or file, or below one: its files must not be
+    written to."""
+    return cache_folder() / "fetched" in Path(path).absolute().parents
+
+
 def key_of(*parts: object) -> str:
     """The key of an entry."""
     return hashlib.sha256(json.dumps([str(one) for one in parts]).encode()).hexdigest()[:24]

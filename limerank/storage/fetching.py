@@ -17,7 +17,7 @@ from limerank.storage.cache import Cache, key_of
 from limerank.storage.logs import RemoteFile, sampled
 from limerank.storage.manifest import MANIFEST, Manifest, StoredFile, read_manifest
 from limerank.storage.systems import BLOCK, entry_of, open_file, reaching
-from limerank.storage.uris import Uri, is_uri, local_path, parse_uri, remember, shown
+from limerank.storage.uris import Uri, as_given, is_uri, local_path, parse_uri, remember, shown
 
 THREADS = 8
 """Files that are fetched at the same time."""
@@ -28,7 +28,7 @@ _one_at_a_time = threading.Lock()
 """Of the threads of this process; processes wait for each other by the lock of the entry."""
 
 
-def fetch(uri: str, *, quiet: bool = True) -> Path:
+def fetch(uri: str | os.PathLike[str], *, quiet: bool = True) -> Path:
     """A published folder, or a file, as a local path.
 
     It is fetched into the cache (:mod:`limerank.storage.cache`) unless it is there, and every file
@@ -49,7 +49,7 @@ def fetch(uri: str, *, quiet: bool = True) -> Path:
     """
     if not is_uri(uri):
         return Path(uri)
-    where = parse_uri(uri)
+    where = parse_uri(as_given(uri))
     if where.scheme == "file" and not (local_path(where) / MANIFEST).exists():
         return local_path(where)
     manifest = read_manifest(where)
@@ -187,7 +187,11 @@ def _receive(uri: Uri, part: Path, size: int) -> str:
 
 
 def pull(
-    uri: str, out: str | os.PathLike[str], *, overwrite: bool = False, quiet: bool = True
+    uri: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    quiet: bool = True,
 ) -> None:
     """Copy a published folder to ``out``, which appears, or is replaced, in one step.
 
@@ -196,7 +200,7 @@ def pull(
         StorageError: as for :func:`fetch`.
     """
     check_folder(Path(out), overwrite=overwrite)
-    where = parse_uri(uri)
+    where = parse_uri(as_given(uri))
     source = fetch(uri, quiet=quiet)
     published = where.scheme != "file" or (local_path(where) / MANIFEST).exists()
     if not source.is_dir() or not published:

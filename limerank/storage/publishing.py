@@ -15,7 +15,7 @@ from limerank.files import checksum
 from limerank.progress import Bar
 from limerank.storage.manifest import FILES, MANIFEST, Manifest, StoredFile, read_manifest
 from limerank.storage.systems import BLOCK, Entry, entries, entry_of, remove, write
-from limerank.storage.uris import Uri, parse_uri
+from limerank.storage.uris import Uri, as_given, parse_uri
 
 THREADS = 8
 """Files that are sent at the same time."""
@@ -28,7 +28,7 @@ KINDS = {"dataset.json": "a dataset", "config.json": "a run", "manifest.json": "
 
 def publish(
     folder: str | os.PathLike[str],
-    uri: str,
+    uri: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     quiet: bool = True,
@@ -50,7 +50,7 @@ def publish(
             kind; the folder is missing, or changes meanwhile.
         StorageError: the storage cannot be reached or refuses.
     """
-    where = parse_uri(uri)
+    where = parse_uri(as_given(uri))
     publish_folder(Path(folder), where, require_free(where, overwrite), quiet=quiet)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import parse_qsl, unquote
 
 from limerank.errors import SpecError, did_you_mean
@@ -79,9 +79,19 @@ class Uri:
         return f"{self}?{query}" if query else str(self)
 
 
+def as_given(path: str | os.PathLike[str]) -> str:
+    """A path as text; one that is a ``pathlib.Path`` of a URI has the slashes of the URI again,
+    of which ``Path`` leaves out all but one."""
+    if not isinstance(path, PurePath):
+        return os.fspath(path)
+    text = re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", str(path))
+    text = re.sub(r"=(https?):/(?=[^/])", r"=\1://", text)
+    return re.sub(r"^file://(?=[^/])", "file:///", text)
+
+
 def is_uri(given: object) -> bool:
     """Whether a path is given as a URI."""
-    return isinstance(given, (str, os.PathLike)) and bool(WITH_SCHEME.match(os.fspath(given)))
+    return isinstance(given, (str, os.PathLike)) and bool(WITH_SCHEME.match(as_given(given)))
 
 
 def parse_uri(given: str) -> Uri:
@@ -179,7 +189,12 @@ def remember(path: Path, uri: Uri) -> None:
 def name_of(path: str | os.PathLike[str]) -> str:
     """What a path is outside of this machine: its URI where it stands for one, else the absolute
     path."""
-    return _names.get(os.fspath(path)) or str(Path(path).resolve())
+    return known_uri(path) or str(Path(path).resolve())
+
+
+def known_uri(path: str | os.PathLike[str]) -> str | None:
+    """The URI that a path stands for in this process; None: it stands for none."""
+    return _names.get(os.fspath(path))
 
 
 def in_terms_of_uris(text: str) -> str:

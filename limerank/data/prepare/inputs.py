@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from limerank.data.description import absolute_pattern, load_spec
+from limerank.data.description import absolute_pattern, load_spec, with_files
 from limerank.data.sources import (
     Frame,
     Reader,
@@ -27,7 +27,7 @@ from limerank.data.sources.frames import EXPECTED_FRAME, FrameRows
 from limerank.data.spec import EventSource, Spec, Table
 from limerank.errors import DataError, SpecError
 from limerank.storage.logs import LogPath
-from limerank.storage.uris import is_uri
+from limerank.storage.uris import as_given, is_uri, joined, parse_uri
 from limerank.validation import validate
 
 Description = Spec | Mapping[str, Any] | str | os.PathLike[str]
@@ -107,6 +107,9 @@ def inputs_of(
         DataError: rows are passed as something that is neither a frame nor the name of files.
     """
     described, folder = _description(spec)
+    if base is not None and is_uri(base):
+        on_storage = parse_uri(as_given(base))
+        described = with_files(described, lambda name: joined(on_storage, name))
     frames: list[object | None] = []
     sources: list[EventSource] = []
     for number, (source, given) in enumerate(

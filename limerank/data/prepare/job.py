@@ -84,8 +84,8 @@ def prepare(
             or pattern of files, relative to the working directory. With several ``[[events]]`` in
             the description a list with one of these, or None for its files, for each.
         items, users: the same for the item table and the user table.
-        base: the folder that names of files in the description are relative to. Not given: the
-            folder of the TOML file, else the working directory.
+        base: the folder, or its URI, that names of files in the description are relative to. Not
+            given: the folder of the TOML file, else the working directory.
         extend: a dataset that was prepared earlier from this description. Its events, codes,
             bucket edges and scales are used again, and only rows that it does not have are read:
             files that it has not read, or frames that are passed. New users, items and values get

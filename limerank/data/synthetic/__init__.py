@@ -37,11 +37,13 @@ from limerank.data.synthetic.output import KnownBest, LogWriter, spec_text
 from limerank.data.synthetic.population import SimulatedItems, SimulatedUsers
 from limerank.data.synthetic.world import START_MS, TRAIN, VALIDATION, World, cut_ms, iso_text
 from limerank.progress import Bar
+from limerank.storage.arguments import NEW_FOLDER, with_uris
 from limerank.validation import validate
 
 __all__ = ["simulate"]
 
 
+@with_uris(out=NEW_FOLDER)
 def simulate(
     out: str | os.PathLike[str],
     *,

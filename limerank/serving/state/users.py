@@ -40,6 +40,7 @@ from limerank.serving.state.syncing import EntrySync
 from limerank.serving.state.updating import Mode, Updater
 from limerank.serving.state.user_features import UserFeatureCache
 from limerank.serving.stores import EventStore, Version
+from limerank.storage.arguments import READ, with_uris
 
 STATE_BYTES = 256 << 20
 """Bytes of the states in memory, unless another bound is given."""
@@ -72,9 +73,9 @@ class UserStates:
     anywhere is in the next state: each call asks the store for the user's version.
 
     Args:
-        trained: the model, or its run folder.
-        index: the index with the item vectors of histories, or its folder; :meth:`use_index`
-            replaces it by a newer version.
+        trained: the model, or its run folder or URI.
+        index: the index with the item vectors of histories, or its folder or URI;
+            :meth:`use_index` replaces it by a newer version.
         store: the event store.
         mode: ``window`` or ``streaming``; see the module's docstring.
         length: window: events of a history, at most; the run's own when not given.
@@ -87,6 +88,7 @@ class UserStates:
         FingerprintError: the index was built by another model.
     """
 
+    @with_uris(trained=READ, index=READ)
     def __init__(
         self,
         trained: Trained | str | os.PathLike[str],

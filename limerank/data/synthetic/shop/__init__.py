@@ -53,6 +53,7 @@ from limerank.data.synthetic.shop.truth import (
 from limerank.data.synthetic.shop.world import EVENTS_PER_SESSION, STEP_MS, ShopWorld
 from limerank.errors import SpecError
 from limerank.progress import Bar
+from limerank.storage.arguments import NEW_FOLDER, with_uris
 from limerank.validation import validate
 
 __all__ = ["simulate_shop"]
@@ -70,6 +71,7 @@ LATE_MS = 180_000
 """Between the last event of the log and its end."""
 
 
+@with_uris(out=NEW_FOLDER)
 def simulate_shop(
     out: str | os.PathLike[str],
     *,
