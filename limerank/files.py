@@ -94,10 +94,15 @@ def new_folder(
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, if it is there, in one step: a killed process leaves it or none of it, and
-    what it leaves beside it the next :func:`new_folder` removes."""
-    if not path.exists():
-        return
+    what it leaves beside it the next call removes, or :func:`new_folder` or :func:`sweep_folder`.
+
+    Raises:
+        FormatError: it cannot be removed.
+    """
     with writes_to(path):
+        sweep_folder(path)
+        if not path.exists():
+            return
         held, partial = _partial(path)
         try:
             path.rename(partial)  # an empty folder, which is replaced
@@ -161,8 +166,8 @@ def _taken(held: LockedFile) -> bool:
 
 
 def sweep_folder(path: Path) -> None:
-    """Remove what killed processes left beside a folder that :func:`new_folder` makes, and complete
-    a replacement that was cut short.
+    """Remove what killed processes left beside a folder that :func:`new_folder` makes or
+    :func:`remove_folder` removes, and complete a replacement that was cut short.
 
     For commands that go on with a complete folder instead of making a new one: nothing else would
     remove what was left. Nothing is removed of a process that is alive, nor on a file system

@@ -413,6 +413,20 @@ def test_a_folder_is_removed_in_one_step(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_removal_that_was_cut_short_is_completed_by_the_next(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("a")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files.shutil, "rmtree", killed)
+        remove_folder(tmp_path / "out")
+    assert len(list(tmp_path.iterdir())) == 2, "the folder, under another name, and its lock file"
+    remove_folder(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_killed_process_left_beside_a_complete_folder_is_removed(tmp_path):
     """A command that goes on with the folder makes no new one, which would remove it."""
     (tmp_path / "out").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
@@ -210,6 +211,26 @@ def test_an_index_in_use_is_replaced_by_joined_parts(tmp_path):
         join_parts(run, out)
     assert join_parts(run, out, overwrite=True).version == version + 1
     assert not parts_folder(out).exists()
+
+
+def test_parts_whose_removal_was_cut_short_are_removed_later(tmp_path, monkeypatch):
+    """By the next call for the same index, whichever it is."""
+    run, out = shop("lime-mha").run, tmp_path / "index"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for part in (Part(1, 2), Part(2, 2)):
+        build_part(run, out, part)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shutil, "rmtree", killed)
+        join_parts(run, out)
+    assert len(os.listdir(tmp_path)) == 3, "the index, the folder of parts and its lock file"
+    build_part(run, out, Part(1, 2))
+    assert sorted(os.listdir(tmp_path)) == [parts_folder(out).name, "index"]
+    build_part(run, out, Part(2, 2))
+    join_parts(run, out, overwrite=True)
+    assert os.listdir(tmp_path) == ["index"]
 
 
 def test_the_commands(call, tmp_path):

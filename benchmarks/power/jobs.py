@@ -23,9 +23,11 @@ from limerank.files import new_folder, read_json, write_json, write_text
 from limerank.index.building import build_index
 from limerank.index.changes import add_items, change_items, remove_items
 from limerank.index.compaction import compact_index
+from limerank.index.parts import build_part, join_parts, parts_folder
 from limerank.index.reading import Index
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import build
+from limerank.parts import Part
 from limerank.ranking.bulk import rank_all
 from limerank.ranking.recommender import Recommender
 from limerank.refresh.config import load_config
@@ -207,6 +209,35 @@ class BuildJob(Job):
 
     def version(self, root: Path) -> Any:
         return index_version(root / "index")
+
+
+class PartsJob(Job):
+    """An index whose two parts are built, and then joined."""
+
+    name = "index in parts"
+    steps = 3
+    temporary = re.compile(rf"{Job.temporary.pattern}|\.parts")
+
+    def step(self, number: int, root: Path) -> None:
+        self._step(number, root / "index")
+
+    def tidy(self, root: Path) -> None:
+        for number in range(self.steps):
+            self._step(number, root / "index", overwrite=True)
+
+    def _step(self, number: int, out: Path, *, overwrite: bool = False) -> None:
+        run = run_of(self.shared)
+        if number < 2:
+            build_part(run, out, Part(number + 1, 2), data=dataset_of(self.shared))
+        else:
+            join_parts(run, out, overwrite=overwrite)
+
+    def version(self, root: Path) -> Any:
+        found = index_version(root / "index")
+        if found is not None:
+            return found
+        parts = sorted(parts_folder(root / "index").glob("part-*"))
+        return [(path.name, index_version(path)) for path in parts]
 
 
 class PrepareJob(Job):
@@ -454,6 +485,7 @@ JOBS: Mapping[str, Callable[[Path], Job]] = {
         FilesJob,
         ItemsJob,
         BuildJob,
+        PartsJob,
         PrepareJob,
         TrainJob,
         RefreshJob,

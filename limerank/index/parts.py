@@ -17,7 +17,15 @@ from typing import Any
 
 from limerank.data.dataset import Dataset
 from limerank.errors import FormatError
-from limerank.files import check_output, checksum, new_folder, read_json, remove_folder
+from limerank.files import (
+    check_output,
+    checksum,
+    new_folder,
+    read_json,
+    remove_folder,
+    sweep_folder,
+    writes_to,
+)
 from limerank.index.building import check_index_output, of_dataset, publish, write_index
 from limerank.index.format import Scales
 from limerank.index.gathering import Piece, gather
@@ -103,6 +111,8 @@ def build_part(
     out = Path(out)
     folder = parts_folder(out)
     check_output(folder / PLAN)
+    with writes_to(folder):
+        sweep_folder(folder)  # of a call of join_parts that was killed
     dataset = run.dataset(data) if items is None or merge else None
     job = {
         "fingerprint": run.fingerprint,
