@@ -20,7 +20,7 @@ from limerank.refresh import cycle
 from limerank.refresh.home import Home
 from limerank.runs.folder import load_run
 from limerank.serving.stores import SqliteStore, ValkeyStore
-from limerank.serving.watching import wanted
+from limerank.serving.watched import wanted
 from tests.documents import ROOT, blocks
 from tests.stores import event, exposure
 from tests.valkey_server import Server, needs_server, server

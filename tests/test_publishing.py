@@ -72,6 +72,17 @@ def test_a_folder_is_fetched_as_it_was_published(storage: str, tmp_path: Path) -
     assert (fetched / "config.json").stat().st_mode & 0o222 == 0  # versions share files
 
 
+def test_links_are_published_as_what_they_lead_to(storage: str, tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", one="1")
+    (tmp_path / "live").mkdir()
+    (tmp_path / "live" / "run").symlink_to(tmp_path / "a")
+    (tmp_path / "live" / "index").mkdir()
+    (tmp_path / "live" / "index" / "manifest.json").write_text("{}")
+    publish(tmp_path / "live", storage)
+    expected = {"run/config.json": "{}", "run/inner/one.txt": "1", "index/manifest.json": "{}"}
+    assert content(fetch(storage)) == expected
+
+
 def test_a_file_that_is_written_again_is_fetched_again(s3: S3) -> None:
     uri = s3.bucket("written-again") + "/description.toml"
     for text in ("first", "other"):  # of one size, within a second

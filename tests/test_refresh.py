@@ -26,7 +26,7 @@ from limerank.refresh.gate import worse
 from limerank.refresh.home import Home
 from limerank.runs.folder import load_run
 from limerank.serving.stores import SqliteStore
-from limerank.serving.watching import wanted
+from limerank.serving.watched import wanted
 from tests.stores import event, exposure
 
 START, DAY = 1_700_000_000, 86_400

@@ -25,7 +25,8 @@ from limerank.serving.engine import Serving
 from limerank.serving.messages import Rank
 from limerank.serving.reading import NOTHING, Counts, Reading
 from limerank.serving.stores import SqliteStore
-from limerank.serving.watching import Background, arms_at_start, wanted
+from limerank.serving.watched import arms_at_start, wanted
+from limerank.serving.watching import Background
 from tests.stores import event, exposure
 from tests.test_refresh import changed, write_config, write_day
 

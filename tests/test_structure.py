@@ -41,7 +41,8 @@ training: distributed collaborative neighbours negatives optim positives softmax
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry messages shards < intake exposing reading state copying < served
-    < current interleaving < arms rebuilding < answers < engine watching fill export < kafka < http
+    < current interleaving < arms rebuilding < answers < engine watched < watching fill export
+    < kafka < http
 cluster: work jobs < on_ray
 refresh: config home < checks gate rollout < cycle
 report

@@ -215,8 +215,8 @@ def test_every_path_of_python_may_be_a_uri():
 
 
 def test_options_that_are_local_say_so(call, bucket):
-    status, _, error = call("serve", "--watch", f"{bucket}/live", "--no-keys", "--arm", "a=r,i,1")
-    assert status == 2 and "--watch takes a local path, not a URI" in error
+    status, _, error = call("serve", "--keys", f"{bucket}/keys", "--arm", "a=r,i,1")
+    assert status == 2 and "--keys takes a local path, not a URI" in error
     status, _, error = call(
         "index", "run", "--out", f"{bucket}/index", "--part", "1/2", "--data", "data"
     )

@@ -12,7 +12,8 @@ import pytest
 
 from limerank.errors import FormatError, SpecError, StoreError
 from limerank.serving.telemetry import Numbers
-from limerank.serving.watching import Background, delay_of, wanted
+from limerank.serving.watched import wanted
+from limerank.serving.watching import Background, delay_of
 
 SECONDS = 0.01
 PATIENCE = 30.0

@@ -38,7 +38,7 @@ from limerank.runs.alarms import is_unfinished, read_alarms
 from limerank.runs.folder import Run, create_run, load_run, save_weights
 from limerank.serving.export import export
 from limerank.serving.stores import SqliteStore, State
-from limerank.serving.watching import wanted
+from limerank.serving.watched import wanted
 from limerank.training.trainer import train
 
 START, DAY = 1_700_000_000, 86_400

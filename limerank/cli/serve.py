@@ -104,8 +104,9 @@ def serve(
     watch: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with symbolic links run and index, such as the daily loop's home/live, or "
-            "a JSON file that names both, or arms. The server reloads when they change."
+            help="Folder with run and index, as folders or symbolic links, such as the daily "
+            "loop's home/live; a JSON file that names both, or arms; or the URI of a published "
+            "folder with both. The server reloads when they change."
         ),
     ] = None,
     shards: Annotated[
@@ -148,6 +149,8 @@ def serve(
 
         limerank serve --run runs/mine --index index/mine --keys keys.txt --host 0.0.0.0
 
+        limerank serve --watch s3://shop/live --keys keys.txt --host 0.0.0.0
+
         limerank serve --arm a=runs/a,index/a,0.9 --arm b=runs/b,index/b,0.1 --no-keys
 
         limerank serve --run runs/mine --index index/mine --shards http://s1:8000,http://s2:8000
@@ -158,8 +161,14 @@ def serve(
     from pydantic import ValidationError
 
     check_choice("state", state, ("window", "streaming"))
-    if bool(arm) == (run is not None or index is not None) or (run is None) != (index is None):
+    given_both = run is not None or index is not None
+    if (arm and given_both) or (run is None) != (index is None):
         raise SpecError("give --run and --index, or one --arm NAME=RUN,INDEX,SHARE or several")
+    if not arm and not given_both and watch is None:
+        raise SpecError(
+            "give --run and --index, or one --arm NAME=RUN,INDEX,SHARE or several, or --watch "
+            "with what names them"
+        )
     for name, path in (("--run", run), ("--index", index), ("--items", items), ("--keys", keys)):
         if path is not None and not path.exists():
             raise SpecError(f"{name} {path}: no such file or folder")

@@ -12,8 +12,8 @@ from typing import Any
 from limerank.errors import SpecError
 from limerank.storage.uris import as_given, in_terms_of_uris, parse_uri
 
-READ, FOLDER, FILE, CHANGED, ADDED, TEXT = (
-    "READ", "NEW_FOLDER", "NEW_FILE", "CHANGED", "ADDED", "TEXT",
+READ, FOLDER, FILE, CHANGED, ADDED, TEXT, GIVEN = (
+    "READ", "NEW_FOLDER", "NEW_FILE", "CHANGED", "ADDED", "TEXT", "GIVEN",
 )  # fmt: skip
 """Names of :class:`limerank.storage.arguments.Use`."""
 
@@ -32,7 +32,7 @@ USES: Mapping[str, Mapping[str, str]] = {
     "similar": {"index": READ, "run": READ, "item_table": READ},
     "fill": {"data": READ},
     "states": {"run": READ, "index": READ},
-    "serve": {"run": READ, "index": READ, "items": READ, "arm": TEXT},
+    "serve": {"run": READ, "index": READ, "items": READ, "arm": TEXT, "watch": GIVEN},
     "export": {"out": FILE, "like": READ},
     "report": {"runs": READ, "index": READ, "out": FILE},
 }  # fmt: skip

@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
+import stat
 import time
 import zlib
 from collections import deque
@@ -44,7 +46,9 @@ CHUNK = 16384
 """Items encoded at once."""
 BEHIND = 8
 """Largest number of parts of files that wait to be written."""
-PARTIALS = (".manifest.json.partial-", ".building.json.partial-")
+COPY = ".copy-"
+"""How the names of unfinished copies of files begin."""
+PARTIALS = (".manifest.json.partial-", ".building.json.partial-", COPY)
 RETRY_SECONDS = 0.05
 """Between two attempts to get the lock that another process holds."""
 
@@ -78,6 +82,8 @@ class File:
         self._file = f"{stem}-{version}.{suffix}" if entry is None else str(entry["file"])
         self._shape: tuple[int, ...] | None = None if entry is None else tuple(entry["shape"])
         self._crc = 0 if entry is None else int(entry["crc32"])
+        if entry is not None:
+            _unlinked(folder / self._file)
         flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if entry is None else 0)
         self._descriptor = os.open(folder / self._file, flags, 0o666)
         if self._shape is not None:
@@ -107,6 +113,17 @@ class File:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _unlinked(path: Path) -> None:
+    """Replace a file that other folders have as well, by a link, or that is read-only for that
+    reason, by a copy. Its readers continue to map the old one."""
+    found = path.stat()
+    if found.st_nlink == 1 and found.st_mode & stat.S_IWUSR:
+        return
+    copy = path.with_name(f"{COPY}{path.name}")
+    shutil.copyfile(path, copy)
+    copy.replace(path)
 
 
 class Files:

@@ -22,13 +22,15 @@ from limerank.errors import DataError, FormatError, SpecError, StoreError, Unkno
 from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
 from limerank.index.format import LiveItems
-from limerank.index.writing import BusyError, ReadOnlyError, writing
+from limerank.index.writing import BusyError, ReadOnlyError, disk_error, writing
 from limerank.ranking.item_table import Filters
 from limerank.ranking.request import plain
 from limerank.serving.served import Loader, Served
 from limerank.serving.stores import Id
 from limerank.serving.stores.contract import origin
 from limerank.serving.stores.values import written
+from limerank.storage.cache import is_fetched
+from limerank.storage.fetching import discard, own_copy
 
 log = logging.getLogger("limerank.serving")
 PATIENCE = 20.0
@@ -56,12 +58,14 @@ class Current:
     Attributes:
         folders: the run and the index as they were given. What is served are the targets that
             links among them had then: links may lead to another model at any time.
-        served: what is served.
+        served: what is served. Live items are written into its index; into a copy of one that was
+            fetched from a storage.
     """
 
     def __init__(self, loader: Loader, run: Path, index: Path) -> None:
         self.loader, self.store = loader, loader.store
         self._changing = threading.Lock()
+        self._copies: set[Path] = set()
         self.folders = run.absolute(), index.absolute()
         try:
             self.served = self._load(run, index)
@@ -90,6 +94,7 @@ class Current:
         """Serve this from now on. The caller holds the lock."""
         served.states.use(served.marked)
         self.served = served
+        self._discard_copies(served)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -211,7 +216,7 @@ class Current:
             written(f"items[{position}]", item)  # raises before anything is changed
             given[id] = item
         with self.alone():
-            served = self.served
+            served = self._writable(self.served)
             for position, why in unreadable_items(served.trained, items).items():
                 raise DataError(f"items[{position}]: {why}")
             with self._writing(served):
@@ -232,7 +237,7 @@ class Current:
         """
         self.served.index.expect_own()
         with self.alone():
-            served = self.served
+            served = self._writable(self.served)
             with self._writing(served):
                 index = Index.open(served.index.path, served.trained.fingerprint)
                 row = int(index.ids.find([item])[0])
@@ -244,6 +249,29 @@ class Current:
                 served = self._brought_up(served, index)
             self._use(served)
         return served
+
+    def _writable(self, served: Served) -> Served:
+        """With an index that live items may be written into: of one in the cache, whose files
+        versions and servers share, a copy of this server's own.
+
+        Raises:
+            StoreError: the copy cannot be made.
+        """
+        if not is_fetched(served.index.path):
+            return served
+        try:
+            own = own_copy(served.index.path)
+        except OSError as error:
+            raise disk_error(served.index.path, error) from None
+        self._discard_copies(getattr(self, "served", None))  # what a failed load has left
+        self._copies.add(own)
+        return self.loader.reopened(served, own)
+
+    def _discard_copies(self, served: Served | None) -> None:
+        """Remove all copies of indexes but the one that is served."""
+        for copy in self._copies - ({served.index.path} if served is not None else set()):
+            discard(copy)
+            self._copies.discard(copy)
 
     @contextlib.contextmanager
     def _writing(self, served: Served) -> Iterator[None]:
@@ -274,6 +302,7 @@ class Current:
         if served.index.shard is not None:  # the servers that ask it have the live items
             return served
         if self._lacking(served.index)[1]:
+            served = self._writable(served)
             try:
                 with writing(served.index.path, patience):
                     opened = Index.open(served.index.path, served.trained.fingerprint)

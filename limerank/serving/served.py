@@ -167,9 +167,9 @@ class Loader:
             raise FormatError(f"{run} ranks with numbers that are not finite; train it again")
         return served
 
-    def reopened(self, served: Served) -> Served:
-        """The same run with the newest version of its index."""
-        index = Index.open(served.index.path, served.trained.fingerprint)
+    def reopened(self, served: Served, path: Path | None = None) -> Served:
+        """The same run with the newest version of its index, or of a copy of it at ``path``."""
+        index = Index.open(path or served.index.path, served.trained.fingerprint)
         return replace(
             served,
             marked=served.states.marked(index),

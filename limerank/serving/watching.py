@@ -1,7 +1,8 @@
 """Background tasks of a server, each in a separate thread that runs until the server stops.
 
 - *follow*: use an index that another process changed, and live items that another server stored;
-- *watch*: load another run or index when a watched file or link names it;
+- *watch*: load another run or index when what is watched names it
+  (:mod:`limerank.serving.watched`);
 - *verify*: compare the files of a loaded index with their checksums;
 - *store*: report problems of the event store's settings;
 - *tally*: count what followed the rankings that were shown.
@@ -22,23 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from limerank.data.exposures import ARMS_FILE, MAIN
-from limerank.errors import LimerankError, SpecError
-from limerank.files import require_file
-from limerank.serving.answers import spec_of
-from limerank.serving.arms import ArmSpec
+from limerank.data.exposures import MAIN
+from limerank.errors import FingerprintError, LimerankError
 from limerank.serving.engine import Serving
-from limerank.serving.messages import ArmBody, Reload
+from limerank.serving.messages import ArmBody
+from limerank.serving.watched import LocalWatch, Watched, look_at
 
 log = logging.getLogger("limerank.serving")
 LOOK_SECONDS = 2.0
 """Seconds between two attempts."""
 LONGEST = 30.0
 """Seconds between two attempts after several failures, at most."""
-WATCHED_BYTES = 64 << 10
-"""Bytes of a watched file, at most."""
+REMOTE_SECONDS = 10.0
+"""Seconds between two looks at what is watched on a storage."""
 
 
 class Background:
@@ -46,10 +43,12 @@ class Background:
 
     Args:
         engine: the engine.
-        watch: a folder with the links ``run`` and ``index``, or with a file ``arms.json``; or a
-            JSON file ``{"run": PATH, "index": PATH}``, or one with arms as ``POST
-            /v1/admin/reload`` takes them; when it changes, they are loaded.
+        watch: what is watched, or the path of a folder or a file; when it changes, the run and the
+            index, or the arms, that it names are loaded. What it names now is taken for what is
+            served.
         seconds: seconds between two attempts.
+        remote: seconds between two looks at what is watched on a storage.
+        loaded: what is served, as a look at what is watched saw it, in place of what it names now.
         wave: seconds within which servers load a change of what they watch.
         name: of this server; it decides, with the change, when in the wave it does so.
     """
@@ -57,26 +56,32 @@ class Background:
     def __init__(
         self,
         engine: Serving,
-        watch: Path | None = None,
+        watch: Watched | Path | None = None,
         *,
         seconds: float = LOOK_SECONDS,
+        remote: float = REMOTE_SECONDS,
+        loaded: Any = ...,
         wave: float = 0.0,
         name: str = "",
     ) -> None:
-        self._engine, self._watch, self._seconds = engine, watch, seconds
+        self._engine, self._seconds = engine, seconds
+        self._watch = LocalWatch(watch) if isinstance(watch, Path) else watch
         self._wave, self._name = wave, name
         self._seen: Any = None
         self._due = 0.0
         self._stop = threading.Event()
-        self._loaded = self._form()
-        tasks: dict[str, tuple[Callable[[], None], Callable[[], Any]]] = {
-            "follow": (engine.follow, lambda: None),
-            "verify": (engine.verify, lambda: None),
-            "store": (engine.check_store, lambda: None),
-            "tally": (engine.tally, lambda: None),
+        self._loaded = self._form() if loaded is ... else loaded
+        self._arms = isinstance(self._loaded, dict) and "arms" in self._loaded
+        tasks: dict[str, tuple[Callable[[], None], Callable[[], Any], float]] = {
+            "follow": (self._follow, _nothing, seconds),
+            "verify": (engine.verify, _nothing, seconds),
+            "store": (engine.check_store, _nothing, seconds),
+            "tally": (engine.tally, _nothing, seconds),
         }
-        if watch is not None:
-            tasks["watch"] = (self._load, self._form)
+        if self._watch is not None and self._watch.remote:
+            tasks["watch"] = (self._load, _nothing, remote)  # no look between two attempts
+        elif self._watch is not None:
+            tasks["watch"] = (self._load, self._form, seconds)
         self._threads = [
             threading.Thread(
                 target=self._repeat, args=(name, *of), name=f"limerank {name}", daemon=True
@@ -93,9 +98,11 @@ class Background:
         """Ask the threads to end, without waiting; they are daemons."""
         self._stop.set()
 
-    def _repeat(self, name: str, once: Callable[[], None], form: Callable[[], Any]) -> None:
+    def _repeat(
+        self, name: str, once: Callable[[], None], form: Callable[[], Any], seconds: float
+    ) -> None:
         """Repeat a task; after a failure, run it as soon as the result of ``form`` changes."""
-        numbers, wait = self._engine.numbers, self._seconds
+        numbers, wait = self._engine.numbers, seconds
         tried: tuple[Any] | None = None
         while not self._pause(wait, form, tried):
             tried = (form(),)
@@ -104,7 +111,7 @@ class Background:
             except BaseException as error:
                 numbers.failures.labels(name).inc()
                 numbers.failing.labels(name).set(1)
-                wait = min(2 * wait, max(LONGEST, self._seconds))
+                wait = min(2 * wait, max(LONGEST, seconds))
                 text = error.detail if isinstance(error, LimerankError) else repr(error)
                 log.error(
                     "the task %s failed and is tried again in %g s; the served model stays: %s",
@@ -116,7 +123,7 @@ class Background:
                 error.__traceback__ = None  # its frames refer to loaded data
             else:
                 numbers.failing.labels(name).set(0)
-                wait, tried = self._seconds, None
+                wait, tried = seconds, None
 
     def _pause(self, seconds: float, form: Callable[[], Any], tried: tuple[Any] | None) -> bool:
         """Pause, after a failure until the result of ``form`` changes; returns whether to end."""
@@ -128,32 +135,45 @@ class Background:
                 break
         return self._stop.is_set()
 
+    def _follow(self) -> None:
+        """:meth:`Serving.follow`. An index of another run in the folder of the one that is served
+        is no failure where it is watched: both stay as they are until it is loaded."""
+        try:
+            self._engine.follow()
+        except FingerprintError:
+            if self._watch is None or self._watch.remote or self._form() == self._loaded:
+                raise
+
     # Watching
 
     def _form(self) -> Any:
-        """The watched paths, or the error of reading them, for comparison. Raises nothing."""
-        try:
-            return wanted(self._watch)
-        except BaseException as error:  # noqa: BLE001  (_load raises it again)
-            return repr(error)
+        """What is watched now, for comparison. Raises nothing."""
+        return look_at(self._watch)
 
     def _load(self) -> None:
-        found = wanted(self._watch)
-        if found and found != self._loaded:
-            if found != self._seen:
-                self._seen = found
-                self._due = time.monotonic() + delay_of(self._name, found, self._wave)
+        assert self._watch is not None
+        change = self._watch.look()
+        if change and change != self._loaded:
+            if change != self._seen:
+                self._seen = change
+                self._due = time.monotonic() + delay_of(self._name, change, self._wave)
             if time.monotonic() < self._due:
                 return
+            found = self._watch.paths()
             if "arms" in found:
                 arms = {name: ArmBody.model_validate(of) for name, of in found["arms"].items()}
                 self._engine.reload(None, None, arms=arms)
-            elif isinstance(self._loaded, dict) and "arms" in self._loaded:  # a rollout has ended
+            elif self._arms:  # a rollout has ended
                 one = ArmBody(share=1.0, run=found.get("run"), index=found.get("index"))
                 self._engine.reload(None, None, arms={MAIN: one})
             else:
                 self._engine.reload(found.get("run"), found.get("index"))
-            self._loaded = found
+            self._loaded, self._arms = change, "arms" in found
+            self._watch.served()
+
+
+def _nothing() -> None:
+    """No form: after a failure, a task pauses for the full time."""
 
 
 def delay_of(name: str, change: Any, wave: float) -> float:
@@ -161,63 +181,3 @@ def delay_of(name: str, change: Any, wave: float) -> float:
     spread evenly from 0 to ``wave`` over servers."""
     text = json.dumps([name, change], sort_keys=True, default=str)
     return wave * zlib.crc32(text.encode()) / (1 << 32)
-
-
-def arms_at_start(watch: Path | None) -> tuple[ArmSpec, ...]:
-    """The arms that a watched folder names, for a server that starts during a rollout; none where
-    it names a run and an index.
-
-    Raises:
-        See :func:`wanted`.
-    """
-    if watch is None or not watch.is_dir():
-        return ()
-    named = wanted(watch).get("arms", {})
-    return tuple(spec_of(name, ArmBody.model_validate(of)) for name, of in named.items())
-
-
-def wanted(watch: Path | None) -> dict[str, Any]:
-    """Paths of the run and the index that a watched folder or file names, or its arms.
-
-    Raises:
-        SpecError: the file is not a JSON object of paths.
-        FormatError, OSError: it cannot be read.
-    """
-    if watch is None or not watch.exists():
-        return {}
-    if watch.is_dir():
-        folder = watch.resolve()  # once: what is read of it belongs together
-        if (folder / ARMS_FILE).exists():
-            arms = wanted(folder / ARMS_FILE)["arms"]
-            for arm in arms.values():
-                arm |= {
-                    name: str((folder / arm[name]).resolve())
-                    for name in ("run", "index")
-                    if arm[name] is not None
-                }
-            return {"arms": arms}
-        links = {name: folder / name for name in ("run", "index")}
-        return {name: str(link.resolve()) for name, link in links.items() if link.exists()}
-    require_file(watch)
-    with open(watch, "rb") as file:
-        data = file.read(WATCHED_BYTES + 1)
-    try:
-        found = json.loads(data[:WATCHED_BYTES].decode())
-    except (ValueError, RecursionError) as error:
-        raise SpecError(f"{watch} is not JSON: {error}") from None
-    if isinstance(found, dict) and set(found) == {"arms"}:
-        try:
-            return {"arms": Reload.model_validate(found).model_dump()["arms"]}
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise SpecError(f"{watch}: {where}: {first['msg']}") from None
-    if (
-        not isinstance(found, dict)
-        or set(found) - {"run", "index"}
-        or not all(isinstance(path, str) and path for path in found.values())
-    ):
-        raise SpecError(
-            f'{watch} contains {found!r:.100}, expected {{"run": PATH, "index": PATH}} or one'
-        )
-    return found

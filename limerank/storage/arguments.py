@@ -55,6 +55,8 @@ class Use(Enum):
     """Files are added to a folder, or replaced in it."""
     TEXT = "text"
     """A text contains paths that are read, separated by commas."""
+    GIVEN = "given"
+    """The function itself takes a URI."""
 
 
 READ, NEW_FOLDER, NEW_FILE = Use.READ, Use.NEW_FOLDER, Use.NEW_FILE
@@ -86,6 +88,8 @@ def located(
     # Outputs first: a bucket that cannot be written to is better known before a long download.
     for name, use in sorted(given.items(), key=lambda one: one[1] in (Use.READ, Use.TEXT)):
         value = values[name]
+        if use is Use.GIVEN:
+            continue
         if use in (Use.READ, Use.TEXT):
             found[name] = _read(value, use, quiet)
             continue

@@ -6,6 +6,7 @@
     fetched/KEY.json         its files and their checksums; its time of change is its last use
     fetched/KEY.partial/     what was fetched of it so far
     work/KEY/NAME            an output that is published when it is complete
+    work/own-TOKEN/NAME      a fetched index with the live items of one server
     *.lock                   held by the processes that use the entry beside it
 
 An entry that no process uses is removed when another one needs its space, the one that was used
@@ -19,6 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -37,6 +39,9 @@ SHARE = 0.5
 """Of its disk, that the cache takes at most where no size is given."""
 WORK_SECONDS = 30 * 86_400
 """After so long, an unfinished output that nobody continued is removed."""
+
+OWN = "own-"
+"""How the names of folders begin that one process changes."""
 
 _held: dict[Path, int] = {}
 """Descriptors of the lock files of the entries that this process uses; they are released when it
@@ -142,13 +147,31 @@ class Cache:
             (folder.parent / f"{folder.name}.json").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(f"{folder}.partial", ignore_errors=True)
+            if folder.name.startswith(OWN):  # no other process ever waits for it
+                Path(f"{folder}.lock").unlink(missing_ok=True)
             return True
         return False
 
+    def new_own(self) -> Path:
+        """A folder for a copy that this process changes, which is removed when no process uses it
+        any more; those of processes that have ended are removed now."""
+        self._sweep_work()
+        folder = self.work / f"{OWN}{secrets.token_hex(8)}"
+        self.hold(folder)
+        folder.mkdir()
+        return folder
+
+    def remove_own(self, folder: Path) -> None:
+        """Remove such a folder. What is mapped of it stays mapped."""
+        self.release(folder)
+        self._remove(folder)
+
     def _sweep_work(self) -> None:
         for folder in self.work.iterdir():
-            old = folder.is_dir() and folder.stat().st_mtime < time.time() - WORK_SECONDS
-            if old and folder not in _held:
+            if not folder.is_dir() or folder in _held:
+                continue
+            own = folder.name.startswith(OWN)
+            if own or folder.stat().st_mtime < time.time() - WORK_SECONDS:
                 self._remove(folder)
 
     @contextlib.contextmanager
@@ -189,7 +212,7 @@ def cache_folder() -> Path:
 def is_fetched(path: str | os.PathLike[str]) -> bool:
     """Whether a path is that of a fetched folder or file, or below one: its files must not be
     written to."""
-    return cache_folder() / "fetched" in Path(path).absolute().parents
+    return (cache_folder() / "fetched").resolve() in Path(path).resolve().parents
 
 
 def key_of(*parts: object) -> str:

@@ -213,17 +213,40 @@ def pull(
         shutil.copytree(source, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
+def own_copy(path: Path) -> Path:
+    """A copy of a fetched folder that this process may change: its files are links, which are
+    replaced and never written to (:mod:`limerank.index.writing` does so). See :func:`discard`."""
+    folder = Cache().new_own()
+    own = folder / path.name
+    copied(path, own, linked=True)
+    (own / ".lock").unlink(missing_ok=True)  # a lock is of one folder
+    return own
+
+
+def discard(path: Path) -> None:
+    """Remove what :func:`own_copy` made. What is mapped of it stays mapped."""
+    Cache().remove_own(path.parent)
+
+
 def copied(path: Path, target: Path, *, linked: bool) -> None:
     """A copy of a fetched folder that may be changed.
 
     Args:
         path: the fetched folder.
         target: the copy, which does not exist.
-        linked: files are links, which may be replaced but not written to.
+        linked: files are links, where the file system has them, which may be replaced but not
+            written to.
     """
     if not path.is_dir():
         raise FormatError(f"{path} is a file, expected a folder")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(path, partial, copy_function=os.link if linked else shutil.copyfile)
+    shutil.copytree(path, partial, copy_function=_linked if linked else shutil.copyfile)
     partial.rename(target)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

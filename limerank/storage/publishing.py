@@ -40,7 +40,8 @@ def publish(
     killed. The layout is described in :mod:`limerank.storage.manifest`.
 
     Args:
-        folder: a local folder. Hidden files in it are left out.
+        folder: a local folder. Hidden files in it are left out. Links in it, such as ``run`` and
+            ``index`` of a folder that a server watches, are published as what they lead to.
         uri: ``s3://BUCKET/PATH`` or of another storage.
         overwrite: replace what was published there.
         quiet: show no progress.
@@ -116,7 +117,9 @@ def manifest_of(folder: Path, only: Sequence[str] | None = None) -> Manifest:
     if not folder.is_dir():
         raise FormatError(f"{folder} is not a folder; expected a dataset, a run or an index")
     files = []
-    for path in sorted(folder.rglob("*")):
+    # A link to a folder is followed here, and not below: links there may lead in a circle.
+    linked = [path for one in folder.iterdir() if one.is_symlink() for path in one.rglob("*")]
+    for path in sorted([*folder.rglob("*"), *linked]):
         relative = path.relative_to(folder)
         if only is not None and relative.parts[0] not in only:
             continue

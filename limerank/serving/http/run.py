@@ -30,7 +30,9 @@ from limerank.serving.http.settings import Settings
 from limerank.serving.kafka import EventLog, LogAddress, LoggedStore
 from limerank.serving.state import Mode
 from limerank.serving.stores import MOST_EXPOSURES, open_store
-from limerank.serving.watching import Background, arms_at_start
+from limerank.serving.watched import first_arms, look_at, watch_of
+from limerank.serving.watching import Background
+from limerank.storage.uris import is_uri, shown
 
 log = logging.getLogger("limerank.serving")
 SWITCH_SECONDS = 0.001
@@ -51,7 +53,7 @@ def serve(
     threads: int = 1,
     most: int | None = None,
     most_exposures: int = MOST_EXPOSURES,
-    watch: Path | None = None,
+    watch: str | Path | None = None,
     shards: Sequence[str] = (),
     shard_key: str = "",
     event_log: LogAddress | None = None,
@@ -64,13 +66,19 @@ def serve(
         settings: keys, limits, times.
         most: events stored of a user, at most; all when not given.
         most_exposures: exposures stored of a user, at most.
-        watch: a folder with the links ``run`` and ``index``, or a JSON file
-            ``{"run": PATH, "index": PATH}``; when the paths change, they are loaded. The arms of a
-            folder's ``arms.json`` take the place of ``arms``.
+        watch: a path or a URI that names a run and an index, or arms; see
+            :mod:`limerank.serving.watched`. When they change, they are loaded. The arms of a
+            folder's ``arms.json`` take the place of ``arms``; where there are no ``arms``, the
+            server begins with what is watched.
         shards, shard_key: see :class:`~limerank.serving.engine.Serving`.
         event_log: where each change is acknowledged before it is written to the store.
     """
-    arms = checked(arms_at_start(watch) or arms)
+    watched = None if watch is None else watch_of(watch)
+    # Before anything is loaded: what changes meanwhile is loaded afterwards. Arms that are given
+    # are served until a storage was asked.
+    remote = watched is not None and watched.remote
+    loaded = None if watched is None or (remote and arms) else look_at(watched)
+    arms = checked(first_arms(watched, tuple(arms)))
     folders = [
         (spec.name, name, path, file)
         for spec in arms
@@ -90,13 +98,14 @@ def serve(
         paths=[
             *(() if event_log is None else event_log.servers.split(",")),
             *shards,
+            *(() if watch is None or not is_uri(watch) else (str(watch), shown(watch))),
             *(urlsplit(url).netloc for url in shards),
             *(
                 text
                 for path in (
                     *(path for _, _, path, _ in folders),
                     items,
-                    watch,
+                    None if watch is None or is_uri(watch) else Path(watch),
                     None if "://" in store else Path(store),
                 )
                 if path is not None
@@ -143,7 +152,9 @@ def serve(
         sys.setswitchinterval(SWITCH_SECONDS)
         background = Background(
             engine,
-            None if watch is None else watch.absolute(),
+            watched,
+            remote=settings.watch_seconds,
+            loaded=loaded,
             wave=settings.wave_seconds,
             name=f"{socket.gethostname()}:{settings.port}",
         )

@@ -88,6 +88,9 @@ class Settings(Frozen):
     wave_seconds: float = Field(0.0, ge=0, le=86_400)
     """Time within which servers load a change of what they watch (`--watch`), each at a moment that
     follows from its host name, its port and the change, so that not all do at once. 0: at once."""
+    watch_seconds: float = Field(10.0, ge=0.1, le=86_400)
+    """Time between two looks at what is watched under a URI (`--watch s3://...`). Folders and files
+    of the machine are looked at every two seconds."""
     keep_states: bool = False
     """Whether states of users are also written to the event store, after every 32 changes of a
     user. A server that starts then reads them, and not all events of each user."""
