@@ -268,14 +268,30 @@ def test_what_a_killed_search_left_beside_its_folder_is_removed(data, tmp_path):
     assert os.listdir(tmp_path) == ["tuned"]
 
 
-def test_what_a_full_disk_left_of_a_line_is_removed(data, searched, tmp_path):
+@pytest.mark.parametrize("torn", [False, True], ids=["full disk", "power loss"])
+def test_what_is_left_of_a_line_is_removed(data, searched, tmp_path, torn):
+    """A full disk has its begin, a power loss some of its sectors."""
     out = tmp_path / "tuned"
     search(data, out, trials=2)
     complete = (out / "study.jsonl").read_bytes()
     with open(out / "study.jsonl", "ab") as file:
-        file.write(complete.splitlines()[-1][:40])
+        line = complete.splitlines(keepends=True)[-1]
+        file.write(bytes(512) + line[len(line) // 2 :] if torn else line[:40])
     assert same_trials(search(data, out, trials=4), searched)
     assert (out / "study.jsonl").read_bytes().startswith(complete)
+
+
+def test_a_full_disk_names_the_study(tmp_path, files_of_at_most):
+    journal = tmp_path / "study.jsonl"
+    backend = study_module._backend_of(journal)
+    backend.append_logs([{"a": 1}])
+    with (
+        pytest.raises(FormatError, match=r"study.jsonl cannot be written: .*; free space there"),
+        files_of_at_most(12),
+    ):
+        backend.append_logs([{"b": "x" * 100}])
+    backend.append_logs([{"c": 3}])
+    assert list(backend.read_logs(0)) == [{"a": 1}, {"c": 3}]
 
 
 def test_a_damaged_study_is_refused(data, tmp_path):

@@ -40,6 +40,8 @@ from limerank.serving.export import export
 from limerank.serving.stores import SqliteStore, State
 from limerank.serving.watched import wanted
 from limerank.training.trainer import train
+from limerank.tuning.result import TuningResult
+from limerank.tuning.tuner import tune
 
 START, DAY = 1_700_000_000, 86_400
 TINY = {"width": 8, "links": 2, "heads": 1, "hidden": 8}
@@ -318,6 +320,41 @@ class TrainJob(Job):
         return run.fingerprint, [one.name for one in alarms]
 
 
+class SearchJob(Job):
+    """A search for settings: a trial, and one more."""
+
+    name = "search"
+    steps = 2
+    temporary = re.compile(rf"{Job.temporary.pattern}|\.new")
+    repeats = 0.02
+
+    def step(self, number: int, root: Path) -> None:
+        found = self._search(root, trials=number + 1)
+        assert [one.state for one in found.trials] == ["finished"] * (number + 1), found
+
+    def tidy(self, root: Path) -> None:
+        self._search(root, trials=self.steps, overwrite=True)
+
+    def _search(self, root: Path, *, trials: int, overwrite: bool = False) -> TuningResult:
+        return tune(
+            dataset_of(self.shared),
+            root / "search",
+            model={"model": "popularity", "width": 8, "hidden": 4},
+            config={"epochs": 1, "batch_size": 64, "metric": "click/ne"},
+            trials=trials,
+            overwrite=overwrite,
+        )
+
+    def version(self, root: Path) -> Any:
+        path = root / "search"
+        if not (path / "best.json").exists():
+            return None
+        run = load_run(path / "best")
+        if not selftest.passes(run) or read_alarms(path / "best") is None:
+            raise MixtureError("the best trial has not ended, or not these weights")
+        return read_json(path / "best.json", "settings")
+
+
 class RefreshJob(Job):
     """The daily loop: a first cycle, a second one, and a rollback."""
 
@@ -488,6 +525,7 @@ JOBS: Mapping[str, Callable[[Path], Job]] = {
         PartsJob,
         PrepareJob,
         TrainJob,
+        SearchJob,
         RefreshJob,
         ExportJob,
         RankJob,

@@ -15,17 +15,19 @@ one that was interrupted: the next process takes it up, and its training resumes
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from limerank.errors import FormatError, SpecError
+from limerank.files import sync_directory, writes_to
 from limerank.locks import held_alone
 from limerank.tuning.result import Trial
 
@@ -80,7 +82,6 @@ class Study:
     ) -> None:
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
 
         self.out, self.seed, self.sample = out, seed, sample
         self.sign = 1 if higher_is_better else -1
@@ -88,9 +89,7 @@ class Study:
         journal = out / JOURNAL
         with _quiet_optuna(), self._alone():
             try:
-                self.storage = JournalStorage(
-                    JournalFileBackend(str(journal), lock_obj=_lock_of(journal))
-                )
+                self.storage = JournalStorage(_backend_of(journal))
                 self.study = optuna.create_study(
                     storage=self.storage,
                     study_name=NAME,
@@ -107,6 +106,8 @@ class Study:
                     f"{journal} is damaged ({error}); restore it, or pass --overwrite to search "
                     "from the start"
                 ) from None
+            with writes_to(out):
+                sync_directory(out)
             self._tidy()
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
@@ -237,19 +238,38 @@ class Study:
 def _link(link: Path, number: int) -> None:
     """Let a relative link point to the run folder of a trial, in one step."""
     target = f"{TRIALS}/{number}"
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)  # of a killed process
     if link.is_symlink() and os.readlink(link) == target:
         return
-    new = link.with_name(f".{link.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(target, target_is_directory=True)
-    new.replace(link)
+    with writes_to(link):
+        new.symlink_to(target, target_is_directory=True)
+        new.replace(link)
+        sync_directory(link.parent)  # before the run folder that it pointed to is removed
+
+
+def _backend_of(journal: Path) -> Any:
+    """Optuna's journal in a file, whose errors of the disk name it."""
+    from optuna.storages.journal import JournalFileBackend
+
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with writes_to(journal):
+                super().append_logs(logs)
+
+    lock = _lock_of(journal)
+    if journal.exists():
+        with writes_to(journal):  # it is read before the first line is appended
+            lock.acquire()
+            lock.release()
+    return Backend(str(journal), lock_obj=lock)
 
 
 def _lock_of(journal: Path) -> Any:
     """The lock of Optuna's journal.
 
-    Unlike Optuna's own, it ends with the process that holds it. What a killed process, or a full
-    disk, left of a line is removed.
+    Unlike Optuna's own, it ends with the process that holds it. What a killed process, a full disk
+    or a power loss left of a line is removed.
     """
     from optuna.storages.journal import JournalFileOpenLock
 
@@ -271,20 +291,31 @@ def _lock_of(journal: Path) -> Any:
 
 
 def _without_rest(journal: Path) -> None:
-    """Remove what follows the last complete line."""
+    """Remove what follows the last complete line, and this line where it is not JSON: a power loss
+    may leave a part of the sectors that were written last."""
     size = journal.stat().st_size
     with open(journal, "rb+") as file:
-        end = size
-        while end:
-            start = max(end - 4096, 0)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
+        end = _after_newline(file, size)
+        begin = _after_newline(file, max(end - 1, 0))
+        file.seek(begin)
+        try:
+            json.loads(file.read(end - begin) or b"null")
+        except ValueError:
+            end = begin
         if end < size:
             file.truncate(end)
+
+
+def _after_newline(file: BinaryIO, end: int) -> int:
+    """The position behind the last newline before ``end``; 0 where there is none."""
+    while end:
+        start = max(end - 4096, 0)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 @contextmanager
