@@ -43,7 +43,7 @@ tuning: result space < study training < tuner
 serving: stores telemetry messages shards < intake exposing reading state copying < served
     < current interleaving < arms rebuilding < answers < engine watched < watching fill export
     < kafka < http
-cluster: work jobs < on_ray
+cluster: work jobs < training < on_ray
 refresh: config home < checks gate rollout < cycle
 report
 cli

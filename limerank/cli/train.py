@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from limerank.cli.options import (
     assignments,
     use_threads,
 )
-from limerank.errors import SpecError
+from limerank.errors import SpecError, check_choice
 
 INTERRUPTED = "run the same command again to resume from the last checkpoint"
 
@@ -118,6 +119,29 @@ def train(
             help="With several processes: how long one waits for another one that does not answer.",
         ),
     ] = 600.0,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="ray",
+            help="Train by several processes on a Ray cluster: the one of RAY_ADDRESS, or one on "
+            'this machine. Needs the extra: pip install "limerank[ray]".',
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[:THREADS]", help="With --on: number of processes, and the cores of each."
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries",
+            help="With --on: how often the training goes on from its last checkpoint after a "
+            "process has ended.",
+        ),
+    ] = 3,
     quiet: Quiet = False,
 ) -> None:
     """Train a ranker.
@@ -136,7 +160,8 @@ def train(
     Several processes share the work where torchrun starts them: each one computes a part of every
     batch, and the run is the one that a single process would train. The run folder must be on a
     file system that all of them share. Run the same command again, with any number of processes,
-    to resume.
+    to resume. With --on ray, Ray starts them, and all again from the last checkpoint where one of
+    them ends.
 
     Examples:
 
@@ -149,10 +174,17 @@ def train(
         limerank train data/today --from runs/yesterday --out runs/today
 
         torchrun --nproc-per-node 2 -m limerank train data/mine --out runs/mine
+
+        limerank train data/mine --out runs/mine --on ray --workers 4:8
     """
+    if on is None and workers is not None:
+        raise SpecError(
+            "--workers goes with --on ray; torchrun starts processes by its own options"
+        )
+    size, cores = _workers(on, workers, threads)
     from limerank.models.config import DEFAULT_MODEL, ModelConfig, TrainConfig, configs_of
     from limerank.models.settings_file import read_settings
-    from limerank.training.distributed.group import own_device, processes
+    from limerank.training.distributed.group import launched, own_device, processes
     from limerank.training.trainer import train as run
     from limerank.training.warm import model_name
 
@@ -188,6 +220,32 @@ def train(
         of_model = {"model": model_config.model}
         of_model |= {name: value for name, value in settings_given.items() if name in own}
         of_training = {name: value for name, value in settings_given.items() if name not in own}
+    name, new = quote(str(out)), quote(f"index/{out.name}")
+    following = f"Next: limerank evaluate {name}; limerank index {name} --out {new}"
+    if on is not None:
+        from limerank.cluster.on_ray import RayTraining
+        from limerank.cluster.training import train_together
+
+        if launched():
+            raise SpecError(
+                "--on ray starts the processes itself: call the command without torchrun"
+            )
+        if isinstance(of_training, TrainConfig):
+            of_training = of_training.model_dump(mode="json")
+        if isinstance(of_model, ModelConfig):
+            of_model = of_model.model_dump(mode="json")
+        job: dict[str, Any] = {
+            "data": str(data.absolute()),
+            "out": str(out.absolute()),
+            "model": of_model,
+        }
+        job |= {"start": None if start is None else str(start.absolute()), "config": of_training}
+        job |= {"device": device, "overwrite": overwrite, "tensorboard": tensorboard}
+        job |= {"quiet": quiet, "collective_seconds": collective_seconds}
+        with RayTraining(size, cores, 1 if device.startswith("cuda") else 0) as cluster:
+            print(train_together(cluster.begin, job, size, retries=retries))
+        print(following)
+        return
     use_threads(threads)
     with processes(device, collective_seconds) as world:
         result = run(
@@ -205,5 +263,27 @@ def train(
         if world.rank:
             return
     print(result.text())
-    name, new = quote(str(out)), quote(f"index/{out.name}")
-    print(f"Next: limerank evaluate {name}; limerank index {name} --out {new}")
+    print(following)
+
+
+def _workers(on: str | None, workers: str | None, threads: int | None) -> tuple[int, int]:
+    """Number of processes, and cores of each, of ``--workers`` and ``--threads``.
+
+    Raises:
+        SpecError: they are not valid, or there is no such engine.
+    """
+    if on is None:
+        return 1, 1
+    check_choice("--on", on, ("ray",))
+    found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?", workers or "")
+    if found is None or int(found[1]) < 1 or int(found[2] or 1) < 1:
+        raise SpecError(
+            f"--workers is {workers}, expected N or N:THREADS, such as 4:8 for four processes with "
+            "eight cores each"
+        )
+    if found[2] is not None and threads is not None:
+        raise SpecError(f"--workers {workers} gives the threads of a process: leave --threads out")
+    cores = int(found[2] or (1 if threads is None else threads))
+    if cores < 1:
+        raise SpecError(f"--threads is {threads}, expected 1 or more")
+    return int(found[1]), cores
