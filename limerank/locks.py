@@ -12,6 +12,10 @@ from typing import IO, Any
 from limerank.errors import FormatError
 
 
+class HeldError(FormatError):
+    """Another process holds the lock."""
+
+
 class LockedFile:
     """A file that this process has open, to be locked where the file system can.
 
@@ -77,7 +81,8 @@ def held_alone(path: str | os.PathLike[str], whose: str, *, wait: bool = False) 
         wait: wait while another process holds it.
 
     Raises:
-        FormatError: another process holds it, and ``wait`` is false; or the file cannot be written.
+        HeldError: another process holds it, and ``wait`` is false.
+        FormatError: the file cannot be written.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -86,7 +91,7 @@ def held_alone(path: str | os.PathLike[str], whose: str, *, wait: bool = False) 
                 lock(file, wait=wait)
             except BlockingIOError:
                 file.seek(0)
-                raise FormatError(
+                raise HeldError(
                     f"{whose} (process {file.read().strip() or 'unknown'}); wait for it or stop "
                     "it, or choose another folder"
                 ) from None

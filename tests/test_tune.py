@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -403,6 +405,24 @@ def test_a_trial_of_another_process_is_left_to_it(data, searched, tmp_path, monk
         with pytest.raises(FormatError, match="another process searches in"):
             search(data, out, overwrite=True)
     assert search(data, out, trials=4).trials[2].settings == searched.trials[2].settings
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_lock_file_that_cannot_be_written_is_named(data, searched, tmp_path, monkeypatch):
+    """It does not mean that another process trains the trial."""
+    write, failed = os.write, []
+
+    def fail(descriptor, text):
+        if not failed and os.readlink(f"/proc/self/fd/{descriptor}").endswith("trials/1.lock"):
+            failed.append(text)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return write(descriptor, text)
+
+    with monkeypatch.context() as patched, pytest.raises(FormatError) as raised:
+        patched.setattr(os, "write", fail)
+        search(data, tmp_path / "tuned", trials=4)
+    assert re.search(r"trials/1.lock cannot be written \(.*\).*check the disk", str(raised.value))
+    assert same_trials(search(data, tmp_path / "tuned", trials=4), searched)
 
 
 def test_two_processes_may_begin_one_search(data, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ import numpy as np
 
 from limerank.errors import FormatError, SpecError
 from limerank.files import sync_directory, writes_to
-from limerank.locks import held_alone
+from limerank.locks import HeldError, held_alone
 from limerank.tuning.result import Trial
 
 if TYPE_CHECKING:
@@ -156,11 +156,12 @@ class Study:
         return trial
 
     def _take(self, number: int, held: ExitStack) -> bool:
-        """Whether no other process trains this trial; it is then held for this one."""
+        """Whether no other process trains this trial; it is then held for this one. FormatError
+        where its lock file cannot be written."""
         try:
             lock = self.run_of(number).with_suffix(".lock")
             held.enter_context(held_alone(lock, "another process trains it"))
-        except FormatError:
+        except HeldError:
             return False
         return True
 
