@@ -26,7 +26,7 @@ from limerank.models import Ranker, build
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.two_tower import TwoTower
 from limerank.runs.folder import load_run
-from limerank.training.checkpoints import Progress
+from limerank.training.checkpoints import Checkpoints, Progress
 from limerank.training.objectives import batch_size, objective_on
 from limerank.training.optim import EmbeddingAdagrad, Optimiser
 from limerank.training.reporting import Curves, finish
@@ -257,6 +257,30 @@ def test_a_full_disk_names_the_curves(tmp_path, files_of_at_most):
     curves.resume(progress.lines)
     curves.write({"step": 1}, progress)
     assert curves.lines() == [{"step": 1}], "the part of a line is removed"
+
+
+def test_lines_that_a_checkpoint_counts_are_on_the_disk_before_it(data, tmp_path, monkeypatch):
+    """Else a power loss takes them, and the resumed training lacks its best validation."""
+    run, fsync, save = tmp_path / "run", os.fsync, Checkpoints.save
+    durable, checked = [0], []
+
+    def synced(descriptor):
+        found, curves = os.fstat(descriptor), run / "metrics.jsonl"
+        if curves.exists() and found.st_ino == curves.stat().st_ino:
+            durable.append(found.st_size)
+        fsync(descriptor)
+
+    def saved(checkpoints, progress):
+        lines = (run / "metrics.jsonl").read_bytes()
+        checked.append((progress.lines, lines[: durable[-1]].count(b"\n")))
+        save(checkpoints, progress)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    config = TrainConfig(epochs=2, batch_size=64, checkpoint_seconds=0.0)
+    train(data, run, model=config_of("two-tower", **MODEL), config=config)
+    assert checked and checked[-1][0] > 0
+    assert all(counted == on_disk for counted, on_disk in checked), checked
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -381,6 +381,8 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        if self._writes:
+            self.curves.sync()  # the checkpoint counts its lines, which a power loss must not take
         try:
             self.checkpoints.save(self.progress)
         except NotFiniteError as error:
