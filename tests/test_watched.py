@@ -148,7 +148,11 @@ def test_a_damaged_version_and_a_storage_that_is_away_stop_nothing(engine, tmp_p
     shutil.rmtree(tmp_path / "new" / "index")
     (tmp_path / "new" / "notes.txt").write_text("none")
     publish(tmp_path / "new", uri, overwrite=True)
-    with pytest.raises(FormatError, match=r"has neither run and index nor arms\.json"):
+    with pytest.raises(FormatError, match=r"has neither run nor index, expected a folder publ"):
+        background._load()
+    shutil.copytree(shop("lime-xor").run.path, tmp_path / "new" / "run")
+    publish(tmp_path / "new", uri, overwrite=True)
+    with pytest.raises(FormatError, match=r"has run, expected a folder published with run and"):
         background._load()
     assert model_of(engine) == "two-tower"
 
@@ -230,6 +234,12 @@ def test_arms_may_be_published(engine, tmp_path) -> None:
     publish(folder, uri)
     background = Background(engine, watch_of(uri), loaded=None)
     background._load()
+    assert {arm.name for arm in engine.arms.arms.values()} == {"a", "b"}
+    del arms["b"]["run"]
+    (folder / "arms.json").write_text(json.dumps({"arms": arms}))
+    publish(folder, uri, overwrite=True)
+    with pytest.raises(FormatError, match=r"has the arm 'b' without a run or an index, expected"):
+        background._load()
     assert {arm.name for arm in engine.arms.arms.values()} == {"a", "b"}
     (folder / "arms.json").unlink()
     publish(folder, uri, overwrite=True)

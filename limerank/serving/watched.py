@@ -141,12 +141,19 @@ class StoredWatch:
             _release(self._fetched)
         self._fetched = folder
         found = wanted(folder)
-        if not found:
+        if "arms" not in found and found.keys() != {"run", "index"}:
             raise FormatError(
-                f"{self.uri} has neither run and index nor {ARMS_FILE}, expected a published "
-                "folder with them: limerank publish FOLDER URI, or `to` in [publish] of the daily "
-                "loop"
+                f"{self.uri} has {' and '.join(found) or 'neither run nor index'}, expected a "
+                f"folder published with run and index, or {ARMS_FILE}: limerank publish DIR URI, "
+                "or `to` in [publish] of the daily loop"
             )
+        for name, arm in found.get("arms", {}).items():
+            if not arm.get("interleave") and not (arm["run"] and arm["index"]):
+                raise FormatError(
+                    f"{ARMS_FILE} of {self.uri} has the arm {name!r} without a run or an index, "
+                    "expected both: those of an earlier version may leave the cache; publish "
+                    "folders for it"
+                )
         return found
 
     def served(self) -> None:
