@@ -240,6 +240,28 @@ def test_a_search_cut_off_in_its_third_trial_continues_with_the_same_trials(
     assert {path.name for path in (tmp_path / "tuned" / "trials").iterdir()} == expected
 
 
+def test_a_search_cut_off_while_it_draws_continues_with_the_same_trials(
+    data, searched, tmp_path, monkeypatch
+):
+    """Some settings of the trial are stored, the others are drawn when it goes on."""
+    suggest, drawn = Numbers.suggest, []
+
+    def cut(self, trial, name):
+        found = suggest(self, trial, name)
+        if trial.number == 2:
+            drawn.append(name)
+            if len(drawn) == 2:
+                raise InterruptError
+        return found
+
+    monkeypatch.setattr(Numbers, "suggest", cut)
+    with pytest.raises(InterruptError):
+        search(data, tmp_path / "tuned", trials=4)
+    monkeypatch.undo()
+    assert len(drawn) == 2
+    assert same_trials(search(data, tmp_path / "tuned", trials=4), searched)
+
+
 SCRIPT = """
 import sys
 import torch

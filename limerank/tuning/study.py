@@ -42,6 +42,8 @@ RANDOM_TRIALS = 8
 UNPRUNED_TRIALS, PEERS = 4, 3
 """No trial is pruned before so many have finished, and before so many have a value at its share of
 the epochs."""
+FIXED = "fixed_params"
+"""Attribute of an Optuna trial: parameters that are not drawn."""
 RESULT = "result"
 """Attribute of an Optuna trial: how it ended, see :class:`~limerank.tuning.result.Trial`."""
 
@@ -138,8 +140,27 @@ class Study:
                 known = self.storage.get_trial_id_from_study_id_trial_number(
                     study_id, frozen.number
                 )
+                if FIXED not in frozen.system_attrs:
+                    self.storage.set_trial_system_attr(known, FIXED, self._drawn(frozen.number))
                 return optuna.Trial(self.study, known)
         return None
+
+    def _drawn(self, number: int) -> dict[str, Any]:
+        """The parameters of a trial, as they were drawn when it began: it may have been interrupted
+        when only some of them were stored, and a sampler draws them one after the other."""
+        import optuna
+
+        before = [
+            one
+            for one in self.study.get_trials()
+            if one.number < number and one.state.is_finished()
+        ]
+        again = optuna.create_study(direction=self.study.direction, sampler=self.study.sampler)
+        again.add_trials(before)
+        trial = again.ask()
+        self.sample(trial)
+        self._seeded(number)
+        return dict(trial.params)
 
     def _new(self, held: ExitStack, most: int) -> optuna.Trial | None:
         import optuna
