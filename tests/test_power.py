@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.power.disk import SECTOR, Disk
+from benchmarks.power.page import power
 from benchmarks.power.shim import Call, available, compiled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,26 @@ def test_a_writer_that_does_not_synchronise_is_found(tmp_path):
     assert "1 steps were acknowledged, found the version of [0]" in errors, done.stderr
     assert "found the version of none" in errors, "a name without its bytes"
     assert "the error does not name the file" in errors
+
+
+def test_the_page_says_where_states_and_faults_are_a_sample():
+    def row(job, states, drawn, faults, possible):
+        metrics = {"calls": 70, "states_opened": states, "states_done_again": 9, "failures": 0}
+        metrics |= {"states_drawn": drawn, "faults_injected": faults, "faults_possible": possible}
+        versions = {"python": "3.11"}
+        machine = {"processor": "one", "cores": 2}
+        return {
+            "case": {"job": job}, "metrics": metrics, "machine": machine, "versions": versions,
+            "commit": "12ab",
+        }  # fmt: skip
+
+    page = power([row("files", 114, 0, 276, 276), row("training", 1000, 1, 80, 1280)])
+    lines = [line for line in page.splitlines() if line.startswith("| ")][2:]
+    assert lines == [
+        "| files | 70 | 114 | 9 | 276 | 0 |",
+        "| training | 70 | 1,000 (drawn) | 9 | 80 of 1,280 | 0 |",
+        "| all | 140 | 1,114 | 18 | 356 of 1,556 | 0 |",
+    ]
 
 
 def disk_of(folder, *calls):
