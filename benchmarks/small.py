@@ -32,7 +32,7 @@ from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.evaluation.evaluate import evaluate
 from limerank.metrics import auc
-from limerank.models import ranker
+from limerank.models import towers
 from limerank.models.config import ModelConfig, TrainConfig
 from limerank.models.tables import TABLE_STD
 from limerank.training.trainer import train
@@ -57,7 +57,7 @@ SPEC = {
     },
     "split": {"validation_from": VALIDATION, "test_from": TEST},
 }
-STARTS = {"default": ranker.OUTCOME_STD, "as small as other embeddings": TABLE_STD}
+STARTS = {"default": towers.OUTCOME_STD, "as small as other embeddings": TABLE_STD}
 """Standard deviation of the initial outcome embeddings."""
 
 
@@ -126,7 +126,7 @@ def measure(folder: Path, model: str, start: str, seeds: int) -> None:
     found = []
     for seed in range(seeds):
         run = folder / f"{model}-{start}-{seed}"
-        with mock.patch.object(ranker, "OUTCOME_STD", STARTS[start]):
+        with mock.patch.object(towers, "OUTCOME_STD", STARTS[start]):
             train(
                 folder / "data",
                 run,

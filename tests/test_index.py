@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limerank.data.canonical import external_id
+from limerank.data.counters import COUNTERS
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -95,7 +96,7 @@ def test_it_takes_no_more_bytes_than_it_says():
     index = shop("lime-mha", anchors=()).index
     held = sum(path.stat().st_size for path in index.path.iterdir() if path.suffix != ".json")
     c, g, d = index.weights.shape[1], index.terms.shape[1], index.vectors.shape[1]
-    assert held == ITEMS * (c + g + 4 * d + 8 + 8 + 4)
+    assert held == ITEMS * (c + g + 4 * d + 4 * len(COUNTERS) + 8 + 8 + 4)
 
 
 def test_ids_are_found(copy):

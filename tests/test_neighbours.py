@@ -38,7 +38,7 @@ def test_keys_of_neighbours_stand_behind_an_item_s_own():
     assert found.keys.tolist() == [3, 100, -2, -3, 101, 5, 102, -1, -2, -3]
     expected = [0.5, 1.0, 0.0, 0.7, 1.0, 1.0, 1.0, 0.0, 0.9, 0.4]
     assert found.shares.tolist() == pytest.approx(expected)
-    assert found.offsets.tolist() == [0, 4, 5, 10] and found.ids is None
+    assert found.offsets.tolist() == [0, 4, 5, 10] and found.complete
 
 
 def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch):

@@ -80,8 +80,9 @@ def logits(of: Shop, ready, index=None):
     items = of.data.item_batch(rows)
     index_rows = (index or of.index).ids.find(of.data.item_ids[rows])
     keys = item_keys(items.content, of.data.anchored, index_rows)
+    counted = torch.from_numpy(np.array((index or of.index).counters[index_rows]))
     with torch.inference_mode():
-        extra = ranker.extra(ready.state, keys, torch.arange(25))
+        extra = ranker.extra(ready.state, keys, torch.arange(25), counted=counted)
         return ranker.score(ready.state, ranker.encode_items(ranker.item_vectors(items)), extra)
 
 

@@ -58,11 +58,14 @@ class Items(_Movable):
         content: their features.
         statistics: collaborative statistics that training rows are given, f32 [n, S]; None: those
             of the model (limerank.training.collaborative).
+        counted: counters that an index gives them, f32 [n, F]; None: those of the model
+            (limerank.data.counters).
     """
 
     ids: Tensor
     content: Features
     statistics: Tensor | None = None
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,16 @@ class ItemKeys(_Movable):
             item with the number i; below 0 those of neighbours (limerank.models.neighbours).
         shares: the weight of each, f32 [T].
         offsets: where each item's keys begin and, last, end, i64 [n + 1].
-        ids: the items' rows of the id table, i64 [n], by which models add the keys of neighbours;
-            None: they are there.
+        ids: the items' rows of the id table, i64 [n]; None: of items of an index, whose keys are
+            complete.
+        complete: whether the keys of neighbours, which models add by ``ids``, are there.
     """
 
     keys: Tensor
     shares: Tensor
     offsets: Tensor
     ids: Tensor | None = None
+    complete: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +178,8 @@ class Batch(_Movable):
         shown: impression features [B, M, F], unknown where padded; None where there are none.
         shared: positions among ``items`` of further candidates, the same for all requests, i64 [S];
             None where there are none.
+        counted: counters of the candidates at the time of the request, f32 [B, M, F]; None: those
+            that the model has of them (limerank.data.counters).
     """
 
     items: Items
@@ -183,6 +190,7 @@ class Batch(_Movable):
     labels: Tensor
     shown: Impressions | None = None
     shared: Tensor | None = None
+    counted: Tensor | None = None
 
     @property
     def real(self) -> Tensor:
@@ -223,6 +231,7 @@ class Sequences(_Movable):
         shown: impression features [M, F]; None where there are none.
         shared: positions among ``items`` of further candidates, the same for all impressions,
             i64 [S]; None where there are none.
+        counted: as in a batch, f32 [M, F].
     """
 
     items: Items
@@ -235,6 +244,7 @@ class Sequences(_Movable):
     labels: Tensor
     shown: Impressions | None = None
     shared: Tensor | None = None
+    counted: Tensor | None = None
 
     def take(self, rows: Tensor) -> Sequences:
         """Some of the impressions, by position i64 [n], ascending."""
@@ -246,6 +256,7 @@ class Sequences(_Movable):
             candidates=self.candidates[rows],
             labels=self.labels[rows],
             shown=None if self.shown is None else self.shown.take(rows),
+            counted=None if self.counted is None else self.counted[rows],
         )
 
     @property

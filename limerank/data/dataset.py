@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from limerank.data.batch import Batch, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
+from limerank.data.counters import ItemCounters, counted_label
 from limerank.data.features import FeatureTable, anchored_tokens, item_keys
 from limerank.data.folder import DISPLAY, MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
@@ -24,7 +25,7 @@ from limerank.data.impressions import ImpressionEncoder
 from limerank.data.pipeline import ahead
 from limerank.data.ragged import ragged_index
 from limerank.data.summary import DatasetSummary
-from limerank.errors import FormatError, UnknownError, did_you_mean
+from limerank.errors import DataError, FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
 from limerank.storage.arguments import READ, with_uris
 
@@ -85,6 +86,18 @@ class Dataset:
                 f"{did_you_mean(split, SPLITS)}"
             )
         return np.flatnonzero(self.requests["split"] == SPLITS.index(split))
+
+    @cached_property
+    def counters(self) -> ItemCounters | None:
+        """Counters of its items, from the impressions of all splits; None where the log has no
+        clock or no binary label."""
+        label = counted_label(self.encoding["labels"])
+        if label is None or not self.clock:
+            return None
+        rows = self.impression_rows(np.arange(len(self.requests["first"])))
+        positive = np.asarray(self.events[f"label_{label['name']}"][rows]) > 0
+        times = np.asarray(self.events["time"][rows])
+        return ItemCounters(self.events["item"][rows], times, positive, label["mean"])
 
     @cached_property
     def summary(self) -> DatasetSummary:
@@ -154,6 +167,7 @@ class Dataset:
         requests: NDArray[np.int64],
         length: int | None = None,
         shared: NDArray[np.int64] | None = None,
+        counted: bool = False,
     ) -> Batch:
         """The requests with histories of at most ``length`` events and all their impressions.
 
@@ -161,6 +175,7 @@ class Dataset:
             requests: rows of requests.
             length: the dataset's where not given.
             shared: item rows of further candidates, the same for all requests.
+            counted: with the candidates' counters at the time of each request, where there are any.
         """
         columns = self.requests
         history = latest(
@@ -211,10 +226,14 @@ class Dataset:
             labels=torch.from_numpy(labels),
             shown=self._shown(at, real),
             shared=None if shared is None else torch.from_numpy(candidate_positions[own:]),
+            counted=self.counted_at(candidates, requests[:, None]) if counted else None,
         )
 
     def sequences(
-        self, requests: NDArray[np.int64], shared: NDArray[np.int64] | None = None
+        self,
+        requests: NDArray[np.int64],
+        shared: NDArray[np.int64] | None = None,
+        counted: bool = False,
     ) -> Sequences:
         """The requests' impressions, each with exactly the events before it: consecutive requests
         of a user share one full history up to the last impression.
@@ -222,6 +241,8 @@ class Dataset:
         Args:
             requests: rows of requests.
             shared: item rows of further candidates, the same for all impressions.
+            counted: with the candidates' counters at the time of each one's request, where there
+                are any.
         """
         columns = self.requests
         user = columns["user"][requests].astype(np.int64)
@@ -261,6 +282,7 @@ class Dataset:
             prefix,
         )
         labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
+        of_request = np.repeat(requests, columns["count"][requests])
         of_items = self.item_batch(items)
         return Sequences(
             items=of_items,
@@ -279,6 +301,7 @@ class Dataset:
             labels=torch.from_numpy(labels.astype(np.float32)),
             shown=self._shown(row),
             shared=None if shared is None else torch.from_numpy(candidates[len(row) :]),
+            counted=self.counted_at(self.events["item"][row], of_request) if counted else None,
         )
 
     def _shown(
@@ -290,6 +313,24 @@ class Dataset:
         columns = {name: self.events[name][rows] for name in self.impressions.columns}
         shown = self.impressions.encode(columns)
         return shown if real is None else shown.where(torch.from_numpy(real[..., None]))
+
+    def counted_at(self, items: NDArray[np.integer], requests: NDArray[np.int64]) -> torch.Tensor:
+        """Counters of items at the times of requests, f32 [..., F].
+
+        Args:
+            items: item rows.
+            requests: rows of requests, of a shape that broadcasts with that of ``items``.
+
+        Raises:
+            DataError: the log has none, see :attr:`counters`.
+        """
+        if self.counters is None:
+            raise DataError(
+                f"{self.path} has no counters of items: its log has no times, or no binary label"
+            )
+        times = self.events["time"][self.requests["first"][requests]]
+        items, times = np.broadcast_arrays(items, times)
+        return torch.from_numpy(self.counters.at(items, times))
 
     def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
         """Event rows of the impressions of these requests, request by request."""
@@ -324,10 +365,14 @@ class Dataset:
         plan = plan_batches(counts, lengths, impressions, users, generator, together)
         return [requests[rows] for rows in plan]
 
-    def batches(self, plan: list[NDArray[np.int64]], length: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, plan: list[NDArray[np.int64]], length: int | None = None, counted: bool = False
+    ) -> Iterator[Batch]:
         """The planned batches; each is made while the one before is in use."""
-        return ahead(self.batch(requests, length) for requests in plan)
+        return ahead(self.batch(requests, length, counted=counted) for requests in plan)
 
-    def sequence_batches(self, plan: list[NDArray[np.int64]]) -> Iterator[Sequences]:
+    def sequence_batches(
+        self, plan: list[NDArray[np.int64]], counted: bool = False
+    ) -> Iterator[Sequences]:
         """The same with exact histories."""
-        return ahead(map(self.sequences, plan))
+        return ahead(self.sequences(requests, counted=counted) for requests in plan)

@@ -119,7 +119,11 @@ def take_keys(keys: ItemKeys, positions: NDArray[np.int64]) -> ItemKeys:
     if keys.ids is not None:
         ids = torch.cat([keys.ids, keys.ids.new_zeros(1)])[torch.from_numpy(positions)]
     return ItemKeys(
-        keys=keys.keys[at], shares=keys.shares[at], offsets=torch.from_numpy(offsets), ids=ids
+        keys=keys.keys[at],
+        shares=keys.shares[at],
+        offsets=torch.from_numpy(offsets),
+        ids=ids,
+        complete=keys.complete,
     )
 
 

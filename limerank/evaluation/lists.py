@@ -211,7 +211,8 @@ def rank_lists(
             size = max(1, LIST_NUMBERS // (max(len(dataset.items), 1) * ranker.scratch(state)))
             for at in range(0, len(part), size):
                 some = part[at : at + size]
-                values_bi = catalogue.scores(part_of(state, slice(at, at + size)), output)
+                own = part_of(state, slice(at, at + size))
+                values_bi = catalogue.scores(own, some, output)
                 keys_bi = order_keys(values_bi)
                 keys_bi[:, hidden] = ABSENT
                 for keys_i, request in zip(keys_bi, some.tolist(), strict=True):
@@ -219,8 +220,8 @@ def rank_lists(
                     seen = seen_items(dataset, request)
                     if requests.seen == "out":
                         keys_i[torch.from_numpy(seen.astype(np.int64))] = ABSENT
-                    own = slice(requests.offsets[row], requests.offsets[row + 1])
-                    ranks[own] = _ranks(keys_i, requests.relevant[own])
+                    held = slice(requests.offsets[row], requests.offsets[row + 1])
+                    ranks[held] = _ranks(keys_i, requests.relevant[held])
                     best = keys_i.topk(depth).values
                     rows = of_keys(best)[0].numpy()
                     top[row] = np.where(best.numpy() == ABSENT, -1, rows)
@@ -263,8 +264,21 @@ class _Catalogue:
             keys = self.dataset.item_keys(np.arange(items)).to(self.device)
             self.keys = ranker.complete(keys)
 
-    def scores(self, state: object, output: int) -> torch.Tensor:
-        """One output of the logits of some requests for all items, f32 [B, I], on the processor."""
-        extra = self.ranker.extra(state, self.keys, self.rows)
+    def scores(self, state: object, requests: NDArray[np.int64], output: int) -> torch.Tensor:
+        """One output of the logits of some requests for all items, f32 [B, I], on the processor.
+
+        Args:
+            state: of the requests.
+            requests: their rows.
+            output: position of the output.
+        """
+        extra = self.ranker.extra(state, self.keys, self.rows, counted=self._counted(requests))
         logits: torch.Tensor = self.ranker.score(state, self.terms, extra)
         return logits[..., output].float().cpu()
+
+    def _counted(self, requests: NDArray[np.int64]) -> torch.Tensor | None:
+        """Counters of all items at the times of requests, f32 [B, I, F]."""
+        if self.ranker.counters is None:
+            return None
+        items = np.arange(len(self.dataset.items))[None]
+        return self.dataset.counted_at(items, requests[:, None]).to(self.device)

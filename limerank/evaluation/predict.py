@@ -91,7 +91,9 @@ def predict(
         torch.inference_mode(),
         Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
     ):
-        for part, batch in zip(own, dataset.batches(own, history), strict=True):
+        for part, batch in zip(
+            own, dataset.batches(own, history, ranker.counters is not None), strict=True
+        ):
             if batch.shown is not None and not visible.all():
                 batch = replace(batch, shown=batch.shown.where(visible))
             batch = batch.to(device)

@@ -13,6 +13,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from limerank.data.counters import COUNTERS
 from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, make_folder, read_json, sync_directory, write_json
@@ -89,7 +90,8 @@ def build_index(
     table = None if items is None else of_source(run, items)
     if table is None or merge:
         dataset = run.dataset(data)
-        parts.append(of_dataset(dataset, None if table is None else table.ids))
+        without = None if table is None else table.ids
+        parts.append(of_dataset(dataset, without, counted=run.ranker.counters is not None))
     if table is not None:
         parts.append(table)
 
@@ -180,6 +182,8 @@ def write_index(
                     files.append("weights.u8", weights.cpu().numpy())
                     files.append("terms.i8", terms.cpu().numpy())
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
+                if ranker.counters is not None:
+                    files.append("counters.f32", np.zeros((0, len(COUNTERS)), np.float32))
                 if ranker.anchors is not None:
                     begin_sets(files, ranker.anchors.features)
                 entries = files.entries()
@@ -284,14 +288,31 @@ def _unfinished(
     return None
 
 
-def of_dataset(dataset: Dataset, without: NDArray[Any] | None = None) -> SourceItems:
-    """All items of a dataset, except those ``without``: external ids."""
+def of_dataset(
+    dataset: Dataset, without: NDArray[Any] | None = None, *, counted: bool = False
+) -> SourceItems:
+    """All items of a dataset.
+
+    Args:
+        dataset: whose items they are.
+        without: external ids of items to leave out.
+        counted: whether they have the counters of the end of its log, where it has counters.
+    """
     rows = np.arange(len(dataset.items), dtype=np.int64)
     codes = dataset.item_codes(rows)
     if without is not None:
         here, there = pl.Series(dataset.item_ids), pl.Series(without)
         if here.dtype == there.dtype:  # the types differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
+    latest = None
+    if counted and dataset.counters is not None:
+        latest = dataset.counters.latest(np.arange(len(dataset.items)))
     return SourceItems(
-        dataset.item_ids, codes, dataset.items, dataset.candidate, rows, display=dataset.display
+        dataset.item_ids,
+        codes,
+        dataset.items,
+        dataset.candidate,
+        rows,
+        display=dataset.display,
+        counted=latest,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ def _changed(
     version = next_version(path, old.version)
     encoder = None
     if run is not None:
+        parts = {name: _with_counters(part, run, old) for name, part in parts.items()}
         links = run.ranker.anchors
         old.expect_anchors(None if links is None else links.features)
         encoder = Encoder(run.ranker, old.scales, sets_of(run.ranker, path, manifest["files"]))
@@ -244,6 +246,16 @@ def _changed(
         advice=advice_of(manifest, share),
         tables=tuple(part.coverage for part in parts.values() if part.coverage is not None),
     )
+
+
+def _with_counters(part: SourceItems, run: Trained, old: Index) -> SourceItems:
+    """Items with the counters that the index has of them; of new ones, with those of the model."""
+    if run.ranker.counters is None or old.counters is None:
+        return part
+    counted = run.ranker.counters.values.cpu().numpy()[part.codes]
+    rows = old.ids.find(part.ids)
+    counted[rows >= 0] = old.counters[rows[rows >= 0]]
+    return replace(part, counted=counted)
 
 
 def unreadable_items(run: Trained, items: Sequence[Mapping[str, Any]]) -> dict[int, str]:

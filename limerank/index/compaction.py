@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from limerank.index.anchors import compacted
 from limerank.index.changes import IndexPath
+from limerank.index.gathering import COPIED
 from limerank.index.lookup import Level, level_of
 from limerank.index.reading import Index
 from limerank.index.results import Change
@@ -41,7 +42,7 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
         removed = np.zeros(0, np.int32) if forget else old.removed
         retained = np.setdiff1d(newest, old.removed) if forget else newest
         version, manifest = next_version(path, old.version), dict(old.manifest)
-        arrays = {"vectors.f32": old.vectors, "weights.u8": old.weights, "terms.i8": old.terms}
+        arrays = {name: old.arrays.get(name) for name in COPIED}
         numbers, tables = (None, {}) if old.anchors is None else compacted(old.anchors, retained)
         with (
             Files(path, version) as files,

@@ -10,6 +10,8 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     vectors.f32       [n, d]   output of the item tower, for histories and reference scoring
     weights.u8        [n, C + S]   link weights, then keys; LIME only
     terms.i8          [n, g]   the item's part of the head's first layer; LIME only
+    counters.f32      [n, N]   counters of the items (limerank.data.counters), which the terms
+                               contain; models with counters only
     anchor_codes.i32  [n, F]   per anchored feature, the number of the item's set of values; 0 where
                                none is known; models with anchored links only, as are
     anchor_tokens.i32, anchor_shares.f32, anchor_ends.i64      of all sets, one after another: rows
@@ -31,8 +33,8 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
 The manifest's ``anchors`` has the first row and number of rows of each anchored feature in the
 content table, and the size of that table; null without anchored links. ``keys`` is S.
 
-Format 4 has neither keys nor columns that are shown, and format 3 no anchored features either. An
-index of these formats stays in it when it changes.
+Format 5 has no counters, format 4 neither keys nor columns that are shown, and format 3 no anchored
+features either. An index of these formats stays in it when it changes.
 
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
@@ -89,14 +91,15 @@ from numpy.typing import NDArray
 from limerank.errors import FormatError
 from limerank.files import read_json
 
-FORMAT = 5
-OPENED = (3, 4, FORMAT)
+FORMAT = 6
+OPENED = (3, 4, 5, FORMAT)
 """Formats that this version opens and changes."""
 
 DTYPES = {
     "vectors.f32": "<f4",
     "weights.u8": "|u1",
     "terms.i8": "|i1",
+    "counters.f32": "<f4",
     "anchor_codes.i32": "<i4",
     "anchor_tokens.i32": "<i4",
     "anchor_shares.f32": "<f4",
@@ -117,6 +120,7 @@ PER_ROW = (
     "vectors.f32",
     "weights.u8",
     "terms.i8",
+    "counters.f32",
     "anchor_codes.i32",
     "display_ends.i64",
     "ids.i64",

@@ -19,7 +19,7 @@ from limerank.progress import Bar
 
 BLOCK = 1 << 16
 """Rows that are copied at once."""
-COPIED = ("vectors.f32", "weights.u8", "terms.i8")
+COPIED = ("vectors.f32", "weights.u8", "terms.i8", "counters.f32")
 """Arrays whose rows are copied as they are."""
 
 
@@ -126,7 +126,7 @@ def _begin(files: Files, pieces: Sequence[Piece]) -> None:
                 for text in piece.index.display.texts(range(piece.first, piece.end))
             ]
         )
-    for name in ("weights.u8", "terms.i8", "vectors.f32"):
+    for name in ("weights.u8", "terms.i8", "vectors.f32", "counters.f32"):
         rows = pieces[0].array(name)
         if rows is not None:
             files.append(name, rows[:0])

@@ -60,6 +60,7 @@ class SourceItems:
         rows: the rows that are wanted.
         coverage: how a table in a file fits the run; None where items came from elsewhere.
         display: what is shown of each row: column -> texts; empty where nothing is.
+        counted: counters of all rows, f32 [n, F]; None: those of the model.
     """
 
     ids: NDArray[Any]
@@ -69,6 +70,7 @@ class SourceItems:
     rows: NDArray[np.int64]
     coverage: TableCoverage | None = None
     display: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    counted: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,7 +91,11 @@ class SourceItems:
     def items(self, positions: NDArray[np.int64] | slice) -> Items:
         """The inputs of the item tower for some of the wanted rows."""
         rows = self.rows[positions]
-        return Items(ids=torch.from_numpy(self.codes[rows]), content=self.content.take(rows))
+        return Items(
+            ids=torch.from_numpy(self.codes[rows]),
+            content=self.content.take(rows),
+            counted=None if self.counted is None else torch.from_numpy(self.counted[rows]),
+        )
 
     def chunks(self, size: int, first: int = 0) -> Iterator[Items]:
         """Yield the wanted rows from ``first`` on, ``size`` at a time."""
@@ -103,7 +109,9 @@ class SourceItems:
         ids = self.ids
         if ids.dtype.kind not in "iu":
             ids = np.frombuffer("\0".join(map(str, ids)).encode(), dtype=np.uint8)
-        arrays = (ids, self.codes, self.candidate, self.rows)
+        arrays = [ids, self.codes, self.candidate, self.rows]
+        if self.counted is not None:
+            arrays.append(self.counted)
         for name, values in self.display.items():
             found = zlib.crc32("\0".join([name, *values]).encode(), found)
         for part in (*arrays, content.tokens, content.weights, content.offsets, content.numeric):

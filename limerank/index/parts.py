@@ -130,7 +130,8 @@ def build_part(
     table = None if items is None else read_source(run, items)
     of_data = None
     if dataset is not None:
-        of_data = of_dataset(dataset, None if table is None else table.ids)
+        without = None if table is None else table.ids
+        of_data = of_dataset(dataset, without, counted=run.ranker.counters is not None)
     catalogue = Catalogue(of_data, table)
     if plan is None:
         scales = scales_of(run.ranker, catalogue.sample()).to_dict() if run.ranker.folds else None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.counters import COUNTERS
 from limerank.errors import FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index.anchors import Anchors
 from limerank.index.display import Display
@@ -155,6 +156,9 @@ class Index:
             self.removed = self._ascending("removed_rows.i32")
             self.weights: NDArray[np.uint8] | None = arrays.get("weights.u8")
             self.terms: NDArray[np.int8] | None = arrays.get("terms.i8")
+            self.counters: NDArray[np.float32] | None = arrays.get("counters.f32")
+            if self.counters is not None and self.counters.shape[1] != len(COUNTERS):
+                raise ValueError(f"counters has the shape {self.counters.shape}")
             self.scales: Scales | None = None
             if self.weights is not None and self.terms is not None:
                 self.scales = Scales.of(manifest["scales"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from limerank.index.format import Scales
 from limerank.index.items import SourceItems
-from limerank.index.writing import CHUNK, columns_of, refuse_nan
+from limerank.index.writing import CHUNK, columns_of, counted_by, encoded, refuse_nan
 from limerank.models import Ranker
 
 SAMPLE = 1 << 16
@@ -43,7 +43,7 @@ def scales_of(ranker: Ranker, sample: Sequence[SourceItems]) -> Scales:
         for items in part.chunks(CHUNK):
             vectors_ud = ranker.item_vectors(items.to(device)).float()
             refuse_nan(vectors_ud)
-            found = columns_of(ranker.encode_items(vectors_ud))
+            found = encoded(ranker, vectors_ud, counted_by(ranker, items))
             new_low, new_high = [x.amin(0) for x in found], [x.amax(0) for x in found]
             low = [torch.minimum(*pair) for pair in zip(low or new_low, new_low, strict=True)]
             high = [torch.maximum(*pair) for pair in zip(high or new_high, new_high, strict=True)]

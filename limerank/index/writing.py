@@ -341,6 +341,9 @@ class Encoder:
         if not torch.isfinite(found_ud.sum()):
             refuse_nan(found_ud)
         rows: dict[str, NDArray[Any]] = {"vectors.f32": found_ud.cpu().numpy()}
+        counted = counted_by(self.ranker, items)
+        if counted is not None:
+            rows["counters.f32"] = counted.cpu().numpy()
         if self.sets is not None:
             content = items.content
             keys = ItemKeys(
@@ -354,7 +357,7 @@ class Encoder:
         if self.scales is None:
             return rows
         assert self.ranker.folds
-        weights_uc, terms_ug = columns_of(self.ranker.encode_items(found_ud))
+        weights_uc, terms_ug = encoded(self.ranker, found_ud, counted)
         w_uc, w_excess = self._quantised(weights_uc, self._low_c, self._step_c, 0, 255)
         t_ug, t_excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)
         rows["weights.u8"] = w_uc.to(torch.uint8).cpu().numpy()
@@ -384,6 +387,25 @@ class Encoder:
                 self.clamped += int(((codes < least) | (codes > most)).sum())
                 excess = (beyond * step).cpu().numpy()
         return codes.clamp_(least, most), excess
+
+
+def counted_by(ranker: Ranker, items: Items) -> Tensor | None:
+    """The counters that an index holds of items, f32 [U, F]: their own, or those of the model; None
+    for a model without counters."""
+    if ranker.counters is None:
+        return None
+    values = ranker.counters.values
+    return (
+        values[items.ids.to(values.device)] if items.counted is None else items.counted.to(values)
+    )
+
+
+def encoded(ranker: Ranker, vectors_ud: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What :func:`columns_of` gives of items, with what their counters [U, F] add to the terms."""
+    weights_uc, terms_ug = columns_of(ranker.encode_items(vectors_ud))
+    if ranker.counters is not None and counted is not None:
+        terms_ug = terms_ug + ranker.counters(counted)
+    return weights_uc, terms_ug
 
 
 def columns_of(terms: Any) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,12 @@ from torch import nn
 
 from limerank.models.anchors import AnchoredLinks
 from limerank.models.config import HeadConfig
+from limerank.models.counters import CounterTower
 from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
 from limerank.models.profile import Profile
-from limerank.models.ranker import EventTower, ItemTower, Ranker, UserTower
+from limerank.models.ranker import Ranker
+from limerank.models.towers import EventTower, ItemTower, UserTower
 
 ITEMS = "items"
 """Rows of the id table: an item of the training window each, row 0 for all others."""
@@ -96,6 +98,12 @@ def _of_module(part: nn.Module, added: tuple[Axis, ...]) -> Axes:
             "table.weight": ((Axis(IMPRESSION_TOKENS),),),
             "from_tokens.weight": (added,),
             "from_numbers.weight": (added, (Axis(IMPRESSION_NUMBERS),)),
+        }
+    if isinstance(part, CounterTower):
+        return {
+            "values": ((Axis(ITEMS),),),
+            "from_buckets.weight": (added,),
+            "from_numbers.weight": (added,),
         }
     if isinstance(part, Head):
         return {"out.weight": ((Axis(OUTPUTS),),), "out.bias": ((Axis(OUTPUTS),),)}

@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from limerank.data.counters import counted_label
 from limerank.data.features import anchors_of
 from limerank.data.history import EventEncoder
 from limerank.data.impressions import ImpressionEncoder
@@ -46,6 +47,8 @@ class DataShape(Frozen):
     impression_tokens: int = 0
     """Rows of the impression table; 0: the dataset has no impression features."""
     impression_features: int = 0
+    counted: bool = False
+    """Whether the dataset has counters of items."""
     anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Anchored features of items: name -> first row and number of rows in the content table."""
 
@@ -89,6 +92,7 @@ class DataShape(Frozen):
             clock=manifest["clock"],
             impression_tokens=impressions.tokens,
             impression_features=len(impressions.features),
+            counted=manifest["clock"] and counted_label(encoding["labels"]) is not None,
             anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
@@ -140,6 +144,14 @@ class ModelConfig(Frozen):
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
     None: where there are anchored links 50, or fewer (10 at least) if there are more than 100,000
     items; else none."""
+
+    counters: bool = False
+    """Whether the counters of an item at the time of the request are among the inputs: its rate of
+    the first binary label, its impressions, both of the latest day alone, and the time since it was
+    first shown (limerank.data.counters). Only where the log has times and such a label, with the
+    objective "impressions"."""
+    counter_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of counters that are hidden one by one in a training step."""
 
     impression_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of impressions whose impression features are all hidden in a training step, and share

@@ -44,6 +44,8 @@ class FittedConfig(ModelConfig):
             "anchor_width",
             "anchor_dropout",
             "neighbours",
+            "counters",
+            "counter_dropout",
             "impression_dropout",
         }
     )
@@ -66,7 +68,7 @@ class FittedRanker(Ranker):
         self.shape, self.config = shape, config
         self.user_stage = dispatch.Choice("user stage", "torch", "the definition")
         self.anchors = self.neighbour_table = None
-        self.impressions = None
+        self.impressions = self.counters = None
         self.out = nn.Linear(1, shape.outputs)
         nn.init.ones_(self.out.weight)
         nn.init.zeros_(self.out.bias)

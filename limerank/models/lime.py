@@ -263,7 +263,10 @@ class Lime(Ranker):
     ) -> Tensor:
         """As in every model; in training, hidden units are dropped once for all candidates of a
         request, and only logits are stored for the backward pass."""
-        if not self._fused(state) or type(terms) is not LinkTerms:
+        fused = (
+            self._fused(state) and self.counters is None
+        )  # a model of impressions alone has some
+        if not fused or type(terms) is not LinkTerms:
             return super().score_shared(state, terms, keys, candidates)
         batch, own = len(state.links), LinkTerms(*(part[candidates] for part in terms))
         folded_bjg = self.fold(state) + state.head[:, None] / self.config.heads
@@ -344,6 +347,8 @@ class LimeMha(Lime):
             head_mg = head_mg + self.from_anchors(z_mr)
         if self.impressions is not None and batch.shown is not None:
             head_mg = head_mg + self.impressions(batch.shown)
+        if self.counters is not None:
+            head_mg = head_mg + self.counters(self.counted_of(batch))
         links_mhle = split_heads(links_mld, self.config.heads)
         w_mhl = terms.weights.unflatten(-1, self.link_shape)
         o_md = torch.einsum("mhl,mhle->mhe", w_mhl.to(links_mhle.dtype), links_mhle).flatten(-2)

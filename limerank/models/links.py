@@ -66,6 +66,11 @@ class LimeConfig(AttentionConfig):
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
     By default, a model with anchored links has 50, or fewer (10 at least) where there are more than
     100,000 items."""
+    counters: bool = True
+    """Whether the counters of an item at the time of the request are among the inputs: its rate of
+    the first binary label, its impressions, both of the latest day alone, and the time since it was
+    first shown (limerank.data.counters). Only where the log has times and such a label, with the
+    objective "impressions"."""
     heads: int = Field(1, ge=1)
     """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
     are cheaper than more heads."""

@@ -110,6 +110,5 @@ def with_neighbours(
     rank_uk = held_uk.cumsum(1) - 1 + behind_u[:, None]
     made[rank_uk[held_uk]] = -near_uk[held_uk]
     shares[rank_uk[held_uk]] = shares_uk[held_uk].to(shares.dtype)
-    return replace(
-        keys, keys=made, shares=shares, offsets=torch.cat([ends.new_zeros(1), ends]), ids=None
-    )
+    offsets = torch.cat([ends.new_zeros(1), ends])
+    return replace(keys, keys=made, shares=shares, offsets=offsets, complete=True)

@@ -1,4 +1,4 @@
-"""The contract of every ranker, and the towers that rankers share.
+"""The contract of every ranker.
 
 A ranker splits scoring so that each part is computed as rarely as possible::
 
@@ -7,12 +7,13 @@ A ranker splits scoring so that each part is computed as rarely as possible::
     state   = ranker.encode_users(users, vectors)    # once per request: its part of the scoring
     logits  = ranker.score(state, terms, extra)      # once per candidate
 
-and ``ranker(batch)`` is exactly that, for training. ``extra`` are additions to the first-layer sums
-that are zero for most pairs of a request and an item: what :meth:`Ranker.extra` gives of the
-request's anchored links (limerank.models.anchors) and of the candidates' impression features.
+and ``ranker(batch)`` is exactly that, for training. ``extra`` are additions to the first-layer
+sums: what :meth:`Ranker.extra` gives of the request's anchored links (limerank.models.anchors), of
+the candidates' impression features, and of their counters at the time of the request
+(limerank.models.counters).
 
 Shape letters: B requests, N history positions, M candidates, U items, d width, H heads, l links,
-h hidden units, g first-layer outputs (2 h when gated, else h), K logits, A tokens per event,
+h hidden units, g first-layer outputs (2 h when gated, else h), K logits, F features or counters,
 s numbers that extra adds to: g, or K in models without the shared head.
 """
 
@@ -30,7 +31,6 @@ from torch.nn import functional as F
 
 from limerank.data.batch import (
     Batch,
-    Features,
     Impressions,
     ItemKeys,
     Items,
@@ -40,153 +40,15 @@ from limerank.data.batch import (
 )
 from limerank.errors import SpecError
 from limerank.kernels import dispatch
-from limerank.kernels.dispatch import fast_inference
 from limerank.metrics import Affine
 from limerank.models.anchors import Anchored, AnchoredLinks
 from limerank.models.config import DataShape, HeadConfig, ModelConfig
+from limerank.models.counters import CounterTower
 from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
 from limerank.models.neighbours import Neighbours, neighbours_of, with_neighbours
-from limerank.models.noise import hidden_ids, key_of
-from limerank.models.tables import ID_STD, TABLE_STD, EmbeddingTable
-
-MULTI_HOT_ROWS = 256
-"""In training, tables of at most so many event tokens are summed as a product with zeros and
-ones."""
-OUTCOME_STD = 0.5
-"""Spread of the embedded outcome of an event, beside an item vector of spread 1: a click on an
-item and its mere impression differ from the first step on. From 0.1, training on a small log ends
-before they do."""
-
-
-class Content(nn.Module):
-    """Sum of the token embeddings of a row and a linear map of its numbers: Features -> [n, d]."""
-
-    def __init__(self, tokens: int, numeric: int, width: int) -> None:
-        super().__init__()
-        self.table = EmbeddingTable(max(tokens, 1), width)
-        self.numeric = nn.Linear(numeric, width, bias=False) if numeric else None
-        if self.numeric is not None:
-            nn.init.normal_(self.numeric.weight, std=TABLE_STD)
-
-    def forward(self, features: Features) -> Tensor:
-        vectors_nd = F.embedding_bag(
-            features.tokens,
-            self.table.weight,
-            features.offsets,
-            mode="sum",
-            sparse=True,
-            per_sample_weights=features.weights.to(self.table.weight.dtype),
-            include_last_offset=True,
-        )
-        if self.numeric is not None:
-            vectors_nd = vectors_nd + self.numeric(features.numeric)
-        return vectors_nd
-
-
-class ItemTower(nn.Module):
-    """t = LN(id embedding + content): Items -> [U, d].
-
-    In training the id is hidden at random, so that an unseen id is the same as a dropped one.
-    """
-
-    id_shares: Tensor
-    """Of each row of the id table, the factor of its embedding, f32: n / (n + k) of an item with n
-    impressions in training; with ``id_evidence``."""
-    statistics: Tensor | None
-    """Collaborative statistics of each row, f32 [item ids, S] (limerank.training.collaborative)."""
-
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
-        super().__init__()
-        self.ids = EmbeddingTable(shape.item_ids, config.width, ID_STD)
-        self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
-        self.norm = nn.LayerNorm(config.width)
-        self.id_dropout = config.id_dropout
-        self.id_evidence = config.id_evidence
-        if self.id_evidence:
-            self.register_buffer("id_shares", torch.ones(shape.item_ids))
-        numbers = config.vectors + (2 if config.base_rates else 0)
-        empty = torch.zeros(shape.item_ids, numbers) if numbers else None
-        self.register_buffer("statistics", empty)
-        if numbers:
-            with torch.random.fork_rng(devices=[]):
-                self.of_statistics = nn.Linear(numbers, config.width, bias=False)
-                nn.init.normal_(self.of_statistics.weight, std=TABLE_STD)
-        self.step_key: int | None = None
-        """Decides which ids are hidden; see :meth:`Ranker.begin_step`."""
-
-    def forward(self, items: Items) -> Tensor:
-        ids = items.ids
-        if self.training and self.id_dropout:
-            key = int(torch.randint(2**63 - 1, ())) if self.step_key is None else self.step_key
-            ids = ids * ~hidden_ids(ids, self.id_dropout, key)
-        of_ids = self.ids(ids)
-        if self.id_evidence:
-            of_ids = of_ids * self.id_shares[ids][:, None]
-        sums_ud = of_ids + self.content(items.content)
-        if self.statistics is not None:
-            given = self.statistics[ids] if items.statistics is None else items.statistics
-            if items.statistics is not None:
-                given = given * (ids > 0)[:, None]
-            sums_ud = sums_ud + self.of_statistics(given)
-        vectors_ud: Tensor = self.norm(sums_ud)
-        return vectors_ud
-
-
-class EventTower(nn.Module):
-    """e = item vector + embeddings of its outcome and its age: -> [B, N, d]."""
-
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
-        super().__init__()
-        self.table = nn.Embedding(shape.event_tokens, config.width)
-        nn.init.normal_(self.table.weight, std=OUTCOME_STD)
-
-    def forward(self, users: Users, vectors_ud: Tensor) -> Tensor:
-        return _sum(F.embedding(users.items, vectors_ud), self._outcomes(users, self.table.weight))
-
-    def through(self, linear: nn.Linear, users: Users, vectors_ud: Tensor) -> Tensor:
-        """``linear(self(users, vectors_ud))`` as [B, N, x], multiplied once per item."""
-        items_ux = F.linear(vectors_ud, linear.weight, linear.bias)
-        table_ax = F.linear(self.table.weight, linear.weight)
-        return _sum(F.embedding(users.items, items_ux), self._outcomes(users, table_ax))
-
-    def _outcomes(self, users: Users, table_ax: Tensor) -> Tensor:
-        """Sum of each event's rows of a table: [B, N, x]."""
-        batch, length, tokens = users.tokens.shape
-        rows_na = users.tokens.reshape(batch * length, tokens)
-        if not fast_inference() and len(table_ax) <= MULTI_HOT_ROWS:
-            # Tokens of different features never coincide: counts are 0 or 1. A product with them
-            # has a far cheaper backward than a bag of embeddings.
-            hot_nt = table_ax.new_zeros(len(rows_na), len(table_ax)).scatter_(1, rows_na, 1.0)
-            sums_nx = hot_nt @ table_ax
-        else:
-            sums_nx = F.embedding_bag(rows_na, table_ax, mode="sum")
-        return sums_nx.view(batch, length, table_ax.shape[1])
-
-
-def _sum(new: Tensor, more: Tensor) -> Tensor:
-    """Their sum, in the memory of ``new`` if no gradients are recorded."""
-    return new + more if torch.is_grad_enabled() else new.add_(more)
-
-
-class UserTower(nn.Module):
-    """The user's own features -> u [B, d], and the request's context -> c [B, d]."""
-
-    def __init__(self, shape: DataShape, config: ModelConfig) -> None:
-        super().__init__()
-        self.content = Content(shape.user_tokens, shape.user_numeric, config.width)
-        self.norm = nn.LayerNorm(config.width)
-        self.context = nn.Embedding(max(shape.context_tokens, 1), config.width)
-        nn.init.normal_(self.context.weight, std=TABLE_STD)
-
-    def forward(self, users: Users) -> tuple[Tensor, Tensor]:
-        return self.norm(self.content(users.features)), self.contexts(users.context)
-
-    def contexts(self, tokens_bc: Tensor) -> Tensor:
-        """c [B, d] of contexts i64 [B, C]."""
-        if tokens_bc.shape[1]:
-            return F.embedding_bag(tokens_bc, self.context.weight, mode="sum")
-        return self.context.weight.new_zeros(len(tokens_bc), self.context.weight.shape[1])
+from limerank.models.noise import key_of
+from limerank.models.towers import EventTower, ItemTower, UserTower
 
 
 class Ranker(nn.Module, abc.ABC):
@@ -243,6 +105,10 @@ class Ranker(nn.Module, abc.ABC):
                 )
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)
+        self.counters: CounterTower | None = None
+        if config.counters and shape.counted:
+            with torch.random.fork_rng(devices=[]):
+                self.counters = CounterTower(shape.item_ids, self.added, config.counter_dropout)
         self.impressions: ImpressionTower | None = None
         if shape.impression_tokens:
             with torch.random.fork_rng(devices=[]):
@@ -257,9 +123,12 @@ class Ranker(nn.Module, abc.ABC):
 
     def adding_layers(self) -> tuple[nn.Linear, ...]:
         """The linear layers, without bias, whose sum ``extra`` is."""
-        tower = self.impressions
-        layers = () if tower is None else (tower.from_tokens, tower.from_numbers)
-        return layers if self.anchors is None else (self.from_anchors, *layers)
+        layers: list[nn.Linear] = [] if self.anchors is None else [self.from_anchors]
+        if self.impressions is not None:
+            layers += [self.impressions.from_tokens, self.impressions.from_numbers]
+        if self.counters is not None:
+            layers += [self.counters.from_buckets, self.counters.from_numbers]
+        return tuple(layers)
 
     def item_vectors(self, items: Items) -> Tensor:
         """Item tower: t, [U, d]."""
@@ -268,7 +137,7 @@ class Ranker(nn.Module, abc.ABC):
 
     def complete(self, keys: ItemKeys) -> ItemKeys:
         """Keys of items, with those of their neighbours where the model has some."""
-        if self.neighbour_table is None or keys.ids is None:
+        if self.neighbour_table is None or keys.ids is None or keys.complete:
             return keys
         return with_neighbours(keys, self.neighbour_table.lists)
 
@@ -453,9 +322,10 @@ class Ranker(nn.Module, abc.ABC):
         keys: ItemKeys | None,
         candidates: Tensor,
         shown: Impressions | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor | None:
-        """What a request's anchored links and impression features add for its candidates,
-        [B, M, s]; None for nothing.
+        """What a request's anchored links, impression features and counters add for its candidates,
+        [B, M, s] (or [1, M, s], the same for everyone); None for nothing.
 
         Args:
             state: of :meth:`encode_users`.
@@ -463,6 +333,8 @@ class Ranker(nn.Module, abc.ABC):
             candidates: positions of the candidates among these items, i64 [B, M]; or [M], the same
                 for everyone.
             shown: impression features of the candidates, [B, M, F]; None: unknown.
+            counted: counters of the candidates, f32 [B, M, F] or [M, F]; None: those that the model
+                has of the items, by the ids of ``keys``.
         """
         anchored: Anchored | None = state.anchored
         added: Tensor | None = None
@@ -471,7 +343,21 @@ class Ranker(nn.Module, abc.ABC):
             added = self.from_anchors(of)
         if self.impressions is not None and shown is not None:
             added = plus(self.impressions(shown), added)
+        if self.counters is not None:
+            if counted is None:
+                if keys is None or keys.ids is None:
+                    raise RuntimeError("a model with counters needs those of the candidates")
+                counted = self.counters.values[keys.ids[candidates]]
+            of_items = self.counters(counted)
+            added = plus(of_items if of_items.dim() == 3 else of_items[None], added)
         return added
+
+    def counted_of(self, batch: Batch | Sequences) -> Tensor | None:
+        """Counters of the candidates of a batch, f32 [..., F]: its own, or those that the model has
+        of the items; None for a model without counters."""
+        if self.counters is None or batch.counted is not None:
+            return batch.counted
+        return self.counters.values[batch.items.ids[batch.candidates]]
 
     def added_by(self, shown: Impressions | None) -> Tensor | None:
         """What impression features [M, F] of candidates add for every request, [1, M, s]."""
@@ -515,7 +401,8 @@ class Ranker(nn.Module, abc.ABC):
         terms = gather(self.encode_items(vectors_ud[: batch.distinct]), batch.candidates)
         users = self.completed(batch.users)
         state = self.encode_users(users, vectors_ud, batch.candidates)
-        extra = self.extra(state, users.keys, batch.candidates, batch.shown)
+        counted = self.counted_of(batch)
+        extra = self.extra(state, users.keys, batch.candidates, batch.shown, counted)
         return self.score(state, terms, extra)
 
 

@@ -101,6 +101,7 @@ def anchored_effects(
     state: Any,
     terms: Any,
     keys: ItemKeys,
+    counted: Tensor | None,
     weights_k: Tensor,
     besides: Tensor | None,
     items: Sequence[Any],
@@ -118,6 +119,7 @@ def anchored_effects(
         state: its state.
         terms: of the items, [M, ...].
         keys: of the items.
+        counted: counters of the items, as for ``Ranker.extra``.
         weights_k: of the tasks' logits in the ranking value, f32 [K].
         besides: what is added to the items' first-layer sums besides anchored links, [1, M, s].
         items: external ids of the items.
@@ -129,7 +131,7 @@ def anchored_effects(
     links, count = ranker.anchors, len(items)
     assert links is not None and users.keys is not None
     at = torch.arange(count, device=keys.keys.device)
-    extra = added(ranker.extra(state, keys, at), besides)
+    extra = added(ranker.extra(state, keys, at, counted=counted), besides)
     assert extra is not None
     value_m = ranker.score(state, terms, extra)[0] @ weights_k
     held = state.anchored.keys

@@ -222,6 +222,7 @@ def explain(
     shown: Impressions | None = None,
     features: Sequence[str] = (),
     keys: ItemKeys | None = None,
+    counted: Tensor | None = None,
     names: AnchorNames | None = None,
     effects: int = 512,
 ) -> list[Explanation]:
@@ -235,6 +236,8 @@ def explain(
         weights: of the tasks' logits in the ranking value, [K].
         shown: impression features of the items, [M, F], and ``features``: their names.
         keys: of the items; for a model with anchored links.
+        counted: counters of the items, f32 [M, F], of a model that has counters; None: those that
+            it has of the items of ``keys``.
         names: of the values of anchored features.
         effects: compute the effects of at most so many events, those with the largest shares.
     """
@@ -248,7 +251,7 @@ def explain(
     def values(users: Users, shown: Impressions | None) -> Tensor:
         """Ranking values [B, M]."""
         state = ranker.encode_users(users, past.vectors)
-        extra = added(ranker.extra(state, keys, at), ranker.added_by(shown))
+        extra = added(ranker.extra(state, keys, at, counted=counted), ranker.added_by(shown))
         return ranker.score(state, terms, extra) @ weights_k
 
     value_m = values(past.users, shown)[0]
@@ -280,6 +283,7 @@ def explain(
             ranker.encode_users(users, past.vectors),
             terms,
             keys,
+            counted,
             weights_k,
             ranker.added_by(shown),
             items,

@@ -259,6 +259,10 @@ class RankingFlow:
         keys = None
         if self.ranker.anchors is not None:
             keys = index_keys(self.index, rows).to(past.vectors.device)
+        counted = None
+        if self.index.counters is not None:
+            counted = torch.from_numpy(np.array(self.index.counters[rows]))
+            counted = counted.to(past.vectors.device)
         found = explain(
             self.ranker,
             past,
@@ -268,6 +272,7 @@ class RankingFlow:
             shown=shown,
             features=list(self.form.impressions.features),
             keys=keys,
+            counted=counted,
             names=self.names,
         )
         titles = self.titles([*past.items, *map(plain, ids)])

@@ -1,11 +1,12 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 8, today's, has neighbours of items, and its encoding the edges of the time since the newest
-event. Format 7 has neither, but profiles. Format 6 has none of these, but settings of what earlier
-models did not have: anchored links, collaborative statistics, the evidence of ids. Format 5 has a
-configuration of each model's own. Format 4 had one for all models: a model ignored the settings
-that it did not have, ``links`` were the slots of LREA and the events of truncated attention,
-``positions`` were called ``places``, and a changed LIME was a ``variant``.
+Format 9, today's, has counters of items. Format 8 has none, but neighbours of items, and its
+encoding the edges of the time since the newest event. Format 7 has neither, but profiles. Format 6
+has none of these, but settings of what earlier models did not have: anchored links, collaborative
+statistics, the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one
+for all models: a model ignored the settings that it did not have, ``links`` were the slots of LREA
+and the events of truncated attention, ``positions`` were called ``places``, and a changed LIME was
+a ``variant``.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from limerank.errors import FormatError
 from limerank.models.config import config_class
 from limerank.models.registry import MODELS
 
-FORMAT = 8
-READABLE = (4, 5, 6, 7, 8)
+FORMAT = 9
+READABLE = (4, 5, 6, 7, 8, 9)
 ABSENT: dict[str, Any] = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
 """Settings of models in formats 4 and 5, which had none of these."""
 NO_PROFILE: dict[str, Any] = {"profile": 0}
 """Settings of models in formats 4 to 6; where a model has this setting."""
 NO_NEIGHBOURS: dict[str, Any] = {"neighbours": 0}
 """Settings of models in formats 4 to 7."""
+NO_COUNTERS: dict[str, Any] = {"counters": False}
+"""Settings of models in formats 4 to 8."""
 TRAINING = {
     "impressions": "batch_size",
     "rate": "learning_rate",
@@ -68,6 +71,8 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         settings = {**{key: value for key, value in NO_PROFILE.items() if key in known}, **settings}
     if format < 8:
         settings = {**NO_NEIGHBOURS, **settings}
+    if format < 9:
+        settings = {**NO_COUNTERS, **settings}
     return settings
 
 

@@ -3,6 +3,7 @@ neighbours of its items, and the weights of the run that it starts from."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from limerank.world import World
 
 SAMPLED = 256
 """Histories, about, whose events' ages set starting values; see Ranker.start_at."""
+COUNTED = 4096
+"""Requests, about, whose counters set the buckets of a model."""
 
 
 def begin(
@@ -51,6 +54,14 @@ def begin(
         found = statistics(objective.dataset, width, rates, quiet, earlier)
         tower.statistics.copy_(found.of_all)
         objective.statistics = found
+    if ranker.counters is not None:
+        counters = objective.dataset.counters
+        assert counters is not None  # DataShape.counted
+        if start is None or not start.has_counters:
+            ranker.counters.fit(_counted(objective))
+        ranker.counters.values[1:] = torch.from_numpy(
+            counters.latest(np.arange(objective.dataset.trained_items))
+        )
     if ranker.neighbour_table is not None:
         most = ranker.neighbour_table.ids.shape[1]
         lists = neighbour_lists(objective.dataset, most, quiet)
@@ -70,6 +81,14 @@ def share_start(world: World, ranker: Ranker, objective: Objective) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.copy_(world.from_first(tensor))
+
+
+def _counted(objective: Objective) -> Tensor:
+    """Counters [n, F] of impressions of the training split."""
+    rows = objective.requests
+    batch = objective.dataset.batch(rows[:: max(len(rows) // COUNTED, 1)], 1, counted=True)
+    assert batch.counted is not None
+    return batch.counted[batch.real]
 
 
 def _ages(objective: Objective, config: TrainConfig) -> Tensor:

@@ -37,7 +37,7 @@ from limerank.data.interactions import TrainingInteractions, event_counts
 from limerank.data.pipeline import ahead
 from limerank.errors import DataError, SpecError
 from limerank.models import Ranker, build
-from limerank.models.config import DataShape, TrainConfig, config_class
+from limerank.models.config import DataShape, ModelConfig, TrainConfig, config_class
 from limerank.models.ranker import gather
 from limerank.models.registry import Model
 from limerank.models.tasks import Task, columns
@@ -150,6 +150,11 @@ class Catalogue(Impressions):
                 'objective out, or describe what users chose as a label with kind = "positive"'
             )
         return shape.tasks
+
+    @classmethod
+    def model_shape(cls, shape: DataShape, model: ModelConfig, config: TrainConfig) -> DataShape:
+        found = super().model_shape(shape, model, config)
+        return found.model_copy(update={"counted": False})  # of items that were shown
 
     def check(self, model: Model, held_out: Rows) -> None:
         super().check(model, held_out)

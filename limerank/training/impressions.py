@@ -24,7 +24,7 @@ from limerank.evaluation.measures import calibration, task_metrics
 from limerank.evaluation.predict import predict
 from limerank.metrics import Affine
 from limerank.models import Ranker
-from limerank.models.config import DataShape, TrainConfig
+from limerank.models.config import DataShape, ModelConfig, TrainConfig
 from limerank.models.neighbours import NeighbourLists, with_neighbours
 from limerank.models.registry import MODELS, Model
 from limerank.models.tasks import Task, columns, stopping_metric, task_losses
@@ -140,6 +140,16 @@ class Objective(abc.ABC):
                 'negatives teach nothing; leave objective out, or set objective = "catalogue"'
             )
         return found
+
+    @classmethod
+    def model_shape(cls, shape: DataShape, model: ModelConfig, config: TrainConfig) -> DataShape:
+        """The shape of a model that is trained for this on a dataset of some shape.
+
+        Raises:
+            SpecError: see :meth:`tasks`.
+        """
+        counted = shape.counted and model.counters
+        return shape.model_copy(update={"tasks": cls.tasks(shape, config), "counted": counted})
 
     def learn_from(self, requests: Rows) -> None:
         """Leave all other requests out of :attr:`requests`, after :meth:`check`. What is counted in
@@ -291,9 +301,11 @@ class Impressions(Objective):
     def batches(self, plan: Sequence[Rows]) -> Iterator[Examples]:
         own = [self.part(rows) for rows in plan]
         if self.config.exact:
-            yield from map(self.with_statistics, self.dataset.sequence_batches(own), own)
+            yield from map(
+                self.with_statistics, self.dataset.sequence_batches(own, self.shape.counted), own
+            )
         else:
-            made = self.dataset.batches(own, self.config.history)
+            made = self.dataset.batches(own, self.config.history, self.shape.counted)
             yield from map(self.with_statistics, made, own)
 
     def with_statistics(self, batch: Any, rows: Rows) -> Any:

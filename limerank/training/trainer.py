@@ -136,8 +136,7 @@ def train(
     lineage = () if parent is None else parent.lineage
     name = objective_name(config.objective, shape.tasks)
     config = config.model_copy(update={"objective": name})
-    tasks = objective_of(name, shape.tasks).tasks(shape, config)
-    shape = shape.model_copy(update={"tasks": tasks})
+    shape = objective_of(name, shape.tasks).model_shape(shape, model, config)
     model = model.model_copy(update={"neighbours": neighbours_of(shape, model)})
     world = world or Alone()
     fresh = decided(world, lambda: not out.exists() or overwrite)

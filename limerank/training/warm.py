@@ -201,6 +201,11 @@ class Start:
     numbering: Numbering
     chosen: Selection
 
+    @property
+    def has_counters(self) -> bool:
+        """Whether the model of the run has counters, whose buckets go on."""
+        return self.parent.trained.ranker.counters is not None
+
     @classmethod
     def of(
         cls,

@@ -65,17 +65,28 @@ class ModelScorer(ChunkedScorer):
         return logits
 
     def _linked(self, state: Any, rows: slice | Rows, device: torch.device) -> Tensor | None:
-        """What the anchored links of requests add for rows, [B, m, s]."""
-        if state.anchored is None:
+        """What the anchored links of requests, and the counters of rows, add, [B or 1, m, s]."""
+        counted = self._counted(rows, device)
+        if state.anchored is None and counted is None:
             return None
         if isinstance(rows, slice) or rows.ndim == 1:
             keys = item_keys(self.index, rows)
-            at = torch.arange(0 if keys is None else len(keys.offsets) - 1)
+            count = (
+                len(range(*rows.indices(len(self.index)))) if isinstance(rows, slice) else len(rows)
+            )
+            at = torch.arange(count)
         else:
             distinct, positions = np.unique(rows, return_inverse=True)
             keys = item_keys(self.index, distinct)
             at = torch.from_numpy(positions.reshape(rows.shape))
-        return self.ranker.extra(state, None if keys is None else keys.to(device), at.to(device))
+        keys = None if keys is None else keys.to(device)
+        return self.ranker.extra(state, keys, at.to(device), counted=counted)
+
+    def _counted(self, rows: slice | Rows, device: torch.device) -> Tensor | None:
+        """Counters of rows, f32 [..., F]; None for a model without counters."""
+        if self.ranker.counters is None or self.index.counters is None:
+            return None
+        return torch.from_numpy(np.array(self.index.counters[rows])).to(device)
 
 
 def _take(terms: Any, rows: slice) -> Any:
