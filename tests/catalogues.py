@@ -35,6 +35,11 @@ class Shop:
     run: Run
     index: Index
 
+    def counted(self, rows: np.ndarray | slice = slice(None)) -> torch.Tensor | None:
+        """Counters of index rows; None for a model without counters."""
+        counters = self.index.counters
+        return None if counters is None else torch.from_numpy(np.array(counters[rows]))
+
     def requests(self, count: int = 12) -> np.ndarray:
         """Requests of all lengths, the empty history included."""
         lengths = self.data.requests["history_end"] - self.data.requests["history_start"]
@@ -91,6 +96,10 @@ def make_run(path: Path, dataset: Dataset, seed: int = 1, **settings: object) ->
                 weight.normal_(std=0.3)
     if ranker.neighbour_table is not None:
         ranker.neighbour_table.set(random_lists(shape.item_ids, config.neighbours))
+    if ranker.counters is not None:
+        counted = torch.from_numpy(dataset.counters.latest(np.arange(dataset.trained_items)))
+        ranker.counters.fit(counted)
+        ranker.counters.values[1:] = counted
     path.mkdir(parents=True)
     create_run(path, dataset, shape, config, TrainConfig())
     save_weights(path, ranker)

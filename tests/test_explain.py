@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from limerank.data.batch import ItemKeys, Users
+from limerank.data.batch import Users
 from limerank.models.ranker import gather
 from limerank.ranking.explain import Past, explain
 from limerank.ranking.recommender import Recommender
@@ -68,7 +68,7 @@ def test_effects_are_what_the_model_says_without_the_event(of):
 
     def values(users, vectors):
         state = ranker.encode_users(users, vectors)
-        extra = ranker.extra(state, keys, torch.arange(len(rows)))
+        extra = ranker.extra(state, keys, torch.arange(len(rows)), counted=of.counted(rows))
         return ranker.score(state, terms, extra)[0, :, 0].numpy()
 
     with torch.inference_mode():
@@ -153,8 +153,9 @@ def test_effects_of_some_events_only(of):
     past = recommender._past(log, user, recommender._end(log, recommender._log_end), {})
     vectors = torch.from_numpy(np.array(of.index.vectors[:3]))
     keys = None if of.run.ranker.anchors is None else index_keys(of.index, np.arange(3))
+    given = {"keys": keys, "counted": of.counted(np.arange(3))}
     (first, *_), (some, *_) = (
-        explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, keys=keys, effects=count)
+        explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, **given, effects=count)
         for count in (99, 6)
     )
     known = [event for event in some.events if not np.isnan(event.effect)]
@@ -162,7 +163,7 @@ def test_effects_of_some_events_only(of):
     for event in known:
         assert event.effect == pytest.approx(first.events[event.position].effect, abs=1e-5)
     assert sum(event.share for event in some.events) == pytest.approx(1)
-    none = explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, keys=keys, effects=0)[0]
+    none = explain(of.run.ranker, past, [0, 1, 2], vectors, WEIGHTS, **given, effects=0)[0]
     assert all(np.isnan(event.effect) for event in none.events) and none.reasons() == []
     assert sum(event.share for event in none.events) == pytest.approx(1)
 
@@ -226,7 +227,9 @@ def test_a_request_of_one_s_own():
     complete = of.run.ranker.complete(batch.users.keys)
     offsets = complete.offsets[: batch.distinct + 1]
     held = slice(int(offsets[-1]))
-    keys = ItemKeys(keys=complete.keys[held], shares=complete.shares[held], offsets=offsets)
+    ids = batch.items.ids[: batch.distinct]
+    keys = replace(complete, keys=complete.keys[held], shares=complete.shares[held])
+    keys = replace(keys, offsets=offsets, ids=ids, complete=True)
     found = explain(of.run.ranker, past, items, vectors[: batch.distinct], WEIGHTS, keys=keys)
     with torch.inference_mode():
         logits = of.run.ranker(batch)[0]

@@ -66,10 +66,11 @@ def test_vectors_are_the_item_tower_s(model):
 def test_codes_are_within_half_a_step(model):
     index, ranker = shop(model).index, shop(model).run.ranker
     with torch.inference_mode():
-        terms = ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
+        vectors = torch.from_numpy(np.array(index.vectors))
+        terms = writing.encoded(ranker, vectors, shop(model).counted())
     scales = index.scales
     assert index.weights.dtype == np.uint8 and index.terms.dtype == np.int8
-    weights, head = (part.numpy() for part in writing.columns_of(terms))
+    weights, head = (part.numpy() for part in terms)
     slack = 1e-5
     assert (abs(scales.weights(index.weights) - weights) <= scales.weight_step / 2 + slack).all()
     assert (abs(scales.terms(index.terms) - head) <= scales.term_step / 2 + slack).all()

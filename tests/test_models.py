@@ -159,7 +159,8 @@ def test_a_calibration_is_an_affine_map_of_the_logits_and_leaves_no_trace(ranker
         assert len(before) - 6 <= unchanged < len(before)
     expected = logits * torch.tensor([0.4, 2.0]) + torch.tensor([-1.5, 0.7])
     torch.testing.assert_close(found, expected, **CLOSE)
-    assert torch.equal(found[:, 0].argsort(stable=True), logits[:, 0].argsort(stable=True))
+    # Impressions of one item in one request have equal logits, but for the last bit.
+    assert (found[logits[:, 0].argsort(stable=True), 0].diff() > -1e-6).all()
     assert all(torch.equal(before[name], weight) for name, weight in ranker.state_dict().items())
 
 

@@ -342,7 +342,7 @@ def test_the_quantised_scorer_is_within_its_bound(model, settings):
         terms = ranker.encode_items(torch.from_numpy(np.array(of.index.vectors)))
         exact = terms.weights @ ranker.fold(state) + terms.head + state.head[:, None]
         keys, all_items = item_keys(of.index, slice(None)), torch.arange(ITEMS)
-        exact = plus(exact, ranker.extra(state, keys, all_items))
+        exact = plus(exact, ranker.extra(state, keys, all_items, counted=of.counted()))
         # The head is what both share: look at the sums that go into it.
         sums = []
         ranker.head.register_forward_pre_hook(lambda _, given: sums.append(given[0]))

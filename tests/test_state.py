@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def logits(of: Shop, ready, index=None):
     items = of.data.item_batch(rows)
     index_rows = (index or of.index).ids.find(of.data.item_ids[rows])
     keys = item_keys(items.content, of.data.anchored, index_rows)
-    counted = torch.from_numpy(np.array((index or of.index).counters[index_rows]))
+    counted = (of if index is None else replace(of, index=index)).counted(index_rows)
     with torch.inference_mode():
         extra = ranker.extra(ready.state, keys, torch.arange(25), counted=counted)
         return ranker.score(ready.state, ranker.encode_items(ranker.item_vectors(items)), extra)
@@ -661,7 +662,9 @@ def test_explanations_read_the_same_events(store):
     assert past.items == [event.item for event in events[-20:]]
     vectors = torch.from_numpy(np.array(of.index.vectors[:2]))
     weights, keys = np.array([1, 0], np.float32), index_keys(of.index, np.arange(2))
-    (first, _) = explain(of.run.ranker, past, ["a", "b"], vectors, weights, keys=keys)
+    (first, _) = explain(
+        of.run.ranker, past, ["a", "b"], vectors, weights, keys=keys, counted=of.counted([0, 1])
+    )
     assert sum(event.share for event in first.events) == pytest.approx(1, abs=1e-4)
     assert states.past("nobody").items == []
 

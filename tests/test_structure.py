@@ -27,7 +27,7 @@ errors
 progress results locks files parts devices world metrics validation
 storage: uris < systems < logs manifest cache < publishing fetching < arguments
 kernels
-data: canonical ragged batching pipeline folder formats < protocol labels < spec
+data: canonical ragged batching counters pipeline folder formats < protocol labels < spec
     < description sources display < encoding < history batch events features summary < impressions
     < event_log packing alignment exposures < dataset synthetic coverage attribution
     < interactions recoded prepare readers

@@ -151,7 +151,13 @@ def batch(
     )
 
 
-ZERO_AT_START = ("from_anchors.weight", "profile.mix.weight", "profile.network.2.weight")
+ZERO_AT_START = (
+    "from_anchors.weight",
+    "profile.mix.weight",
+    "profile.network.2.weight",
+    "counters.from_buckets.weight",
+    "counters.from_numbers.weight",
+)
 
 
 def random_lists(items: int, most: int) -> NeighbourLists:

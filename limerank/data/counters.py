@@ -11,8 +11,9 @@ of the first day, a future. Counters are of the hours before a request alone. Of
   that of the item and less it;
 - ``age``: log2 of 1 + the hours since its first impression; 0 where it was not shown yet.
 
-Time is counted in hours since 1970: a request sees what happened in hours before its own, so that
-a server which refreshes its counters every hour sees the same.
+They are refreshed every so many hours, counted from 1970: a request sees the impressions before the
+latest refresh. A model that is trained with counters of the day before thus sees what an index has
+that is built every night.
 """
 
 from __future__ import annotations
@@ -94,13 +95,22 @@ class ItemCounters:
         self._positive = np.concatenate([[0], np.cumsum(of_hour)])
 
     def latest(self, items: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Counters of items [n] in the hour after the last impression, f32 [n, F]."""
+        """Counters of items [n] after the hour of the last impression, f32 [n, F]."""
         end = (self._first + self._hours - 1) * HOUR
         return self.at(items, np.full(len(items), end))
 
-    def at(self, items: NDArray[np.integer], times: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Counters of items at times, milliseconds since 1970; arrays of one shape -> [..., F]."""
-        hour = np.clip(times // HOUR - self._first, 0, self._hours - 1)
+    def at(
+        self, items: NDArray[np.integer], times: NDArray[np.int64], every: int = 1
+    ) -> NDArray[np.float32]:
+        """Counters of items at times, f32 [..., F].
+
+        Args:
+            items: item rows.
+            times: milliseconds since 1970, of the same shape.
+            every: hours from one refresh to the next.
+        """
+        hour = times // HOUR // every * every
+        hour = np.clip(hour - self._first, 0, self._hours - 1)
         base = items.astype(np.int64) * self._hours
         start, end = (np.searchsorted(self._keys, key) for key in (base, base + hour))
         day = np.searchsorted(self._keys, base + np.maximum(hour - DAY, 0))

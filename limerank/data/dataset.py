@@ -167,7 +167,7 @@ class Dataset:
         requests: NDArray[np.int64],
         length: int | None = None,
         shared: NDArray[np.int64] | None = None,
-        counted: bool = False,
+        counted: int = 0,
     ) -> Batch:
         """The requests with histories of at most ``length`` events and all their impressions.
 
@@ -175,7 +175,8 @@ class Dataset:
             requests: rows of requests.
             length: the dataset's where not given.
             shared: item rows of further candidates, the same for all requests.
-            counted: with the candidates' counters at the time of each request, where there are any.
+            counted: hours from one refresh of counters to the next, for a batch with those of the
+                candidates at the time of each request; 0: without.
         """
         columns = self.requests
         history = latest(
@@ -226,14 +227,14 @@ class Dataset:
             labels=torch.from_numpy(labels),
             shown=self._shown(at, real),
             shared=None if shared is None else torch.from_numpy(candidate_positions[own:]),
-            counted=self.counted_at(candidates, requests[:, None]) if counted else None,
+            counted=self.counted_at(candidates, requests[:, None], counted) if counted else None,
         )
 
     def sequences(
         self,
         requests: NDArray[np.int64],
         shared: NDArray[np.int64] | None = None,
-        counted: bool = False,
+        counted: int = 0,
     ) -> Sequences:
         """The requests' impressions, each with exactly the events before it: consecutive requests
         of a user share one full history up to the last impression.
@@ -241,8 +242,7 @@ class Dataset:
         Args:
             requests: rows of requests.
             shared: item rows of further candidates, the same for all impressions.
-            counted: with the candidates' counters at the time of each one's request, where there
-                are any.
+            counted: as for :meth:`batch`.
         """
         columns = self.requests
         user = columns["user"][requests].astype(np.int64)
@@ -282,7 +282,10 @@ class Dataset:
             prefix,
         )
         labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
-        of_request = np.repeat(requests, columns["count"][requests])
+        of_items_m, of_request = (
+            self.events["item"][row],
+            np.repeat(requests, columns["count"][requests]),
+        )
         of_items = self.item_batch(items)
         return Sequences(
             items=of_items,
@@ -301,7 +304,7 @@ class Dataset:
             labels=torch.from_numpy(labels.astype(np.float32)),
             shown=self._shown(row),
             shared=None if shared is None else torch.from_numpy(candidates[len(row) :]),
-            counted=self.counted_at(self.events["item"][row], of_request) if counted else None,
+            counted=self.counted_at(of_items_m, of_request, counted) if counted else None,
         )
 
     def _shown(
@@ -314,12 +317,15 @@ class Dataset:
         shown = self.impressions.encode(columns)
         return shown if real is None else shown.where(torch.from_numpy(real[..., None]))
 
-    def counted_at(self, items: NDArray[np.integer], requests: NDArray[np.int64]) -> torch.Tensor:
+    def counted_at(
+        self, items: NDArray[np.integer], requests: NDArray[np.int64], every: int
+    ) -> torch.Tensor:
         """Counters of items at the times of requests, f32 [..., F].
 
         Args:
             items: item rows.
             requests: rows of requests, of a shape that broadcasts with that of ``items``.
+            every: hours from one refresh of counters to the next.
 
         Raises:
             DataError: the log has none, see :attr:`counters`.
@@ -330,7 +336,7 @@ class Dataset:
             )
         times = self.events["time"][self.requests["first"][requests]]
         items, times = np.broadcast_arrays(items, times)
-        return torch.from_numpy(self.counters.at(items, times))
+        return torch.from_numpy(self.counters.at(items, times, every))
 
     def impression_rows(self, requests: NDArray[np.int64]) -> NDArray[np.int64]:
         """Event rows of the impressions of these requests, request by request."""
@@ -366,13 +372,13 @@ class Dataset:
         return [requests[rows] for rows in plan]
 
     def batches(
-        self, plan: list[NDArray[np.int64]], length: int | None = None, counted: bool = False
+        self, plan: list[NDArray[np.int64]], length: int | None = None, counted: int = 0
     ) -> Iterator[Batch]:
         """The planned batches; each is made while the one before is in use."""
         return ahead(self.batch(requests, length, counted=counted) for requests in plan)
 
     def sequence_batches(
-        self, plan: list[NDArray[np.int64]], counted: bool = False
+        self, plan: list[NDArray[np.int64]], counted: int = 0
     ) -> Iterator[Sequences]:
         """The same with exact histories."""
         return ahead(self.sequences(requests, counted=counted) for requests in plan)

@@ -281,4 +281,5 @@ class _Catalogue:
         if self.ranker.counters is None:
             return None
         items = np.arange(len(self.dataset.items))[None]
-        return self.dataset.counted_at(items, requests[:, None]).to(self.device)
+        hours = self.ranker.config.counter_hours
+        return self.dataset.counted_at(items, requests[:, None], hours).to(self.device)

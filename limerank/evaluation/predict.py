@@ -86,14 +86,13 @@ def predict(
         labels[at[:, None], labelled] = found[:, len(tasks) :].numpy()[:, label_columns]
 
     own = dealt(plan, world)
+    hours = 0 if ranker.counters is None else ranker.config.counter_hours
     found, uses = [], []
     with (
         torch.inference_mode(),
         Bar("scoring", total=total, unit="impressions", quiet=quiet) as bar,
     ):
-        for part, batch in zip(
-            own, dataset.batches(own, history, ranker.counters is not None), strict=True
-        ):
+        for part, batch in zip(own, dataset.batches(own, history, hours), strict=True):
             if batch.shown is not None and not visible.all():
                 batch = replace(batch, shown=batch.shown.where(visible))
             batch = batch.to(device)

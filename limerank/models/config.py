@@ -47,8 +47,8 @@ class DataShape(Frozen):
     impression_tokens: int = 0
     """Rows of the impression table; 0: the dataset has no impression features."""
     impression_features: int = 0
-    counted: bool = False
-    """Whether the dataset has counters of items."""
+    counted: int = 0
+    """Hours from one refresh of the items' counters to the next; 0: there are none."""
     anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Anchored features of items: name -> first row and number of rows in the content table."""
 
@@ -92,7 +92,7 @@ class DataShape(Frozen):
             clock=manifest["clock"],
             impression_tokens=impressions.tokens,
             impression_features=len(impressions.features),
-            counted=manifest["clock"] and counted_label(encoding["labels"]) is not None,
+            counted=int(manifest["clock"] and counted_label(encoding["labels"]) is not None),
             anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
@@ -145,11 +145,13 @@ class ModelConfig(Frozen):
     None: where there are anchored links 50, or fewer (10 at least) if there are more than 100,000
     items; else none."""
 
-    counters: bool = False
-    """Whether the counters of an item at the time of the request are among the inputs: its rate of
-    the first binary label, its impressions, both of the latest day alone, and the time since it was
-    first shown (limerank.data.counters). Only where the log has times and such a label, with the
-    objective "impressions"."""
+    counter_hours: int = Field(0, ge=0)
+    """Hours from one refresh of the items' counters to the next; 0: no counters. A model with
+    counters knows what is popular now: an item's rate of the first binary label, its impressions,
+    both of the latest 24 hours alone, and the time since it was first shown
+    (limerank.data.counters). They are part of the index: choose how often the index is built from
+    the latest log. Only where the log has times and such a label, with the objective
+    "impressions"."""
     counter_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of counters that are hidden one by one in a training step."""
 

@@ -44,7 +44,7 @@ class FittedConfig(ModelConfig):
             "anchor_width",
             "anchor_dropout",
             "neighbours",
-            "counters",
+            "counter_hours",
             "counter_dropout",
             "impression_dropout",
         }

@@ -106,7 +106,7 @@ class Ranker(nn.Module, abc.ABC):
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)
         self.counters: CounterTower | None = None
-        if config.counters and shape.counted:
+        if config.counter_hours and shape.counted:
             with torch.random.fork_rng(devices=[]):
                 self.counters = CounterTower(shape.item_ids, self.added, config.counter_dropout)
         self.impressions: ImpressionTower | None = None

@@ -28,7 +28,7 @@ NO_PROFILE: dict[str, Any] = {"profile": 0}
 """Settings of models in formats 4 to 6; where a model has this setting."""
 NO_NEIGHBOURS: dict[str, Any] = {"neighbours": 0}
 """Settings of models in formats 4 to 7."""
-NO_COUNTERS: dict[str, Any] = {"counters": False}
+NO_COUNTERS: dict[str, Any] = {"counter_hours": 0}
 """Settings of models in formats 4 to 8."""
 TRAINING = {
     "impressions": "batch_size",

@@ -58,7 +58,7 @@ def begin(
         counters = objective.dataset.counters
         assert counters is not None  # DataShape.counted
         if start is None or not start.has_counters:
-            ranker.counters.fit(_counted(objective))
+            ranker.counters.fit(_counted(objective, model.counter_hours))
         ranker.counters.values[1:] = torch.from_numpy(
             counters.latest(np.arange(objective.dataset.trained_items))
         )
@@ -83,10 +83,10 @@ def share_start(world: World, ranker: Ranker, objective: Objective) -> None:
             tensor.copy_(world.from_first(tensor))
 
 
-def _counted(objective: Objective) -> Tensor:
-    """Counters [n, F] of impressions of the training split."""
+def _counted(objective: Objective, hours: int) -> Tensor:
+    """Counters [n, F] of impressions of the training split, refreshed every so many hours."""
     rows = objective.requests
-    batch = objective.dataset.batch(rows[:: max(len(rows) // COUNTED, 1)], 1, counted=True)
+    batch = objective.dataset.batch(rows[:: max(len(rows) // COUNTED, 1)], 1, counted=hours)
     assert batch.counted is not None
     return batch.counted[batch.real]
 

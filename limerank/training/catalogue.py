@@ -154,7 +154,7 @@ class Catalogue(Impressions):
     @classmethod
     def model_shape(cls, shape: DataShape, model: ModelConfig, config: TrainConfig) -> DataShape:
         found = super().model_shape(shape, model, config)
-        return found.model_copy(update={"counted": False})  # of items that were shown
+        return found.model_copy(update={"counted": 0})  # of items that were shown
 
     def check(self, model: Model, held_out: Rows) -> None:
         super().check(model, held_out)

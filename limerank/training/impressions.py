@@ -148,7 +148,7 @@ class Objective(abc.ABC):
         Raises:
             SpecError: see :meth:`tasks`.
         """
-        counted = shape.counted and model.counters
+        counted = model.counter_hours if shape.counted else 0
         return shape.model_copy(update={"tasks": cls.tasks(shape, config), "counted": counted})
 
     def learn_from(self, requests: Rows) -> None:
