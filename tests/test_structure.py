@@ -280,7 +280,7 @@ def test_serving_never_reaches_the_logs() -> None:
 def test_reading_an_index_takes_little() -> None:
     """What opens an index needs neither models nor data, and never reaches what writes one."""
     allowed = {f"limerank.{name}" for name in ("errors", "files", "locks", "kernels", "index")}
-    allowed |= {"limerank.data.canonical", "limerank.data.ragged"}
+    allowed |= {f"limerank.data.{name}" for name in ("canonical", "ragged", "counters")}
     allowed |= {
         f"limerank.index.{name}" for name in ("reading", "format", "lookup", "anchors", "display")
     }
