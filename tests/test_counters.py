@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from limerank.data.counters import COUNTERS, DAY, HOUR, SMOOTHING, ItemCounters
+from limerank.data.counters import COUNTERS, DAY, HOUR, SMOOTHING, Block, ItemCounters
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -71,7 +71,11 @@ def by_hand(items, times, positive, item, time, every):
 )
 def test_counters_are_what_the_module_says(log, every, asked):
     items, times, positive = log
-    counters = ItemCounters(items, times, positive, MEAN)
+    blocks = [
+        Block(items[some], times[some], positive[some]) for some in (slice(0, 7), slice(7, None))
+    ]
+    span = (int(times.min(initial=0)), int(times.max(initial=-HOUR)))
+    counters = ItemCounters(blocks, MEAN, span)
     end = int(times.max(initial=-HOUR)) // HOUR + 1  # time stands still after the last impression
     rows, at = (np.array(part, np.int64) for part in zip(*asked, strict=True))
     at = np.minimum(at, end * HOUR)

@@ -18,9 +18,9 @@ that is built every night.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,32 +67,46 @@ class Counts:
         return np.stack(found, -1).astype(np.float32)
 
 
+class Block(NamedTuple):
+    """Impressions: their items' rows, i64 or i32 [n]; milliseconds since 1970, i64 [n]; and whether
+    the label is positive, bool [n]."""
+
+    items: NDArray[np.integer]
+    times: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+
+
 class ItemCounters:
     """Counters of all items of a log at any hour.
 
+    Memory holds four numbers of each distinct pair of an item and an hour with an impression, and a
+    block at a time.
+
     Args:
-        items: item row of each impression, i64 [n].
-        times: milliseconds since 1970 of each, i64 [n].
-        positive: whether its label is positive, bool [n].
+        blocks: all impressions of the log, in any order.
         mean: of the label.
+        span: milliseconds since 1970 of the first impression and of the last, or earlier and later.
     """
 
-    def __init__(
-        self,
-        items: NDArray[np.integer],
-        times: NDArray[np.int64],
-        positive: NDArray[np.bool_],
-        mean: float,
-    ) -> None:
+    def __init__(self, blocks: Iterable[Block], mean: float, span: tuple[int, int]) -> None:
         self.mean = mean
-        hours = times // HOUR
-        self._first = int(hours.min(initial=0)) if len(hours) else 0
-        self._hours = (int(hours.max()) - self._first + 2) if len(hours) else 1
-        keys = items.astype(np.int64) * self._hours + (hours - self._first)
-        self._keys, at, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        of_hour = np.bincount(at, weights=positive, minlength=len(counts)).astype(np.int64)
-        self._shown = np.concatenate([[0], np.cumsum(counts)])
-        self._positive = np.concatenate([[0], np.cumsum(of_hour)])
+        self._first = span[0] // HOUR
+        self._hours = span[1] // HOUR - self._first + 2
+        keys: list[NDArray[np.int64]] = []
+        counts: list[NDArray[np.int64]] = []
+        for block in blocks:
+            hours = block.times // HOUR - self._first
+            of_block = block.items.astype(np.int64) * self._hours + hours
+            distinct, at, shown = np.unique(of_block, return_inverse=True, return_counts=True)
+            positive = np.bincount(at, weights=block.positive, minlength=len(distinct))
+            keys.append(distinct)
+            counts.append(np.stack([shown, positive.astype(np.int64)]))
+        none = np.zeros(0, np.int64)
+        self._keys, at = np.unique(np.concatenate([none, *keys]), return_inverse=True)
+        totals = np.zeros((2, len(self._keys) + 1), np.int64)
+        for total, own in zip(totals, np.concatenate([totals[:, :0], *counts], 1), strict=True):
+            np.add.at(total[1:], at, own)
+        self._shown, self._positive = totals.cumsum(1)
 
     def latest(self, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """Counters of items [n] after the hour of the last impression, f32 [n, F]."""

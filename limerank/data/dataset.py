@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from limerank.data.batch import Batch, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
-from limerank.data.counters import ItemCounters, counted_label
+from limerank.data.counters import Block, ItemCounters, counted_label
 from limerank.data.features import FeatureTable, anchored_tokens, item_keys
 from limerank.data.folder import DISPLAY, MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
@@ -28,6 +28,9 @@ from limerank.data.summary import DatasetSummary
 from limerank.errors import DataError, FormatError, UnknownError, did_you_mean
 from limerank.files import read_json
 from limerank.storage.arguments import READ, with_uris
+
+COUNTED = 1 << 22
+"""Impressions that are counted at once."""
 
 
 class Dataset:
@@ -94,10 +97,19 @@ class Dataset:
         label = counted_label(self.encoding["labels"])
         if label is None or not self.clock:
             return None
-        rows = self.impression_rows(np.arange(len(self.requests["first"])))
-        positive = np.asarray(self.events[f"label_{label['name']}"][rows]) > 0
-        times = np.asarray(self.events["time"][rows])
-        return ItemCounters(self.events["item"][rows], times, positive, label["mean"])
+        times = self.events["time"]
+        span = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+        return ItemCounters(self._impressions(f"label_{label['name']}"), label["mean"], span)
+
+    def _impressions(self, label: str) -> Iterator[Block]:
+        """All impressions with one of the labels, about :data:`COUNTED` at a time."""
+        ends = np.cumsum(self.requests["count"], dtype=np.int64)
+        total = int(ends[-1]) if len(ends) else 0
+        cuts = np.searchsorted(ends, np.arange(COUNTED, total, COUNTED))
+        for some in np.split(np.arange(len(ends)), cuts):
+            rows = self.impression_rows(some)
+            positive = np.asarray(self.events[label][rows]) > 0
+            yield Block(self.events["item"][rows], self.events["time"][rows], positive)
 
     @cached_property
     def summary(self) -> DatasetSummary:
