@@ -3,11 +3,12 @@ log.
 
     python -m benchmarks.exact_terms --data FOLDER
     python -m benchmarks.exact_terms --data FOLDER --only synth_sparse --models lime-mha --seeds 1
+    python -m benchmarks.exact_terms --data FOLDER --form "no counters" --form "the defaults"
 
 The parts are anchored links of items and of the values of content features, neighbours,
-collaborative vectors, base rates, the profile, and the metric that stops training. All other
-settings are the defaults of ``limerank train``. The form is to be chosen by the validation split;
-the test split shows what it gives. Finished rows are skipped.
+collaborative vectors, base rates, counters, the profile, and the metric that stops training. All
+other settings are the defaults of ``limerank train``. The form is to be chosen by the validation
+split; the test split shows what it gives. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -32,8 +33,16 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "no vectors": {"vectors": 0},
     "no vectors, no neighbours": {"vectors": 0, "neighbours": 0},
     "no base rates": {"base_rates": False},
+    "no counters": {"counter_hours": 0},
+    "counters of the hour": {"counter_hours": 1},
     "no profile": {"profile": 0},
-    "none of these": {"anchors": (), "vectors": 0, "base_rates": False, "profile": 0},
+    "none of these": {
+        "anchors": (),
+        "vectors": 0,
+        "base_rates": False,
+        "counter_hours": 0,
+        "profile": 0,
+    },
 }
 """Form -> settings that differ from the defaults."""
 ITEMS, VALUES, BY_AUC = "anchored links of items alone", "of values alone", "stopped by AUC"
@@ -67,13 +76,17 @@ def case_of(name: str, model: str, form: str) -> dict[str, Any]:
 
 
 def cases(
-    folders: dict[str, Path], models: tuple[str, ...], seeds: int, again: bool = False
+    folders: dict[str, Path],
+    models: tuple[str, ...],
+    seeds: int,
+    again: bool = False,
+    forms: tuple[str, ...] = FORMS,
 ) -> Iterator[Job]:
     """What has no row yet, the first seed of everything first; everything, with ``again``."""
     for seed in range(seeds):
         for name, folder in folders.items():
             for model in models:
-                for form in FORMS:
+                for form in forms:
                     if settings_of(folder, form) is None:
                         continue
                     if again or not has_row(BENCH, case_of(name, model, form), seed):
@@ -101,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--only", choices=(*LOGS, QUICK), action="append", help="this log only (repeatable)"
     )
     parser.add_argument("--models", choices=MODELS, action="append", help="this model only")
+    parser.add_argument("--form", choices=FORMS, action="append", help="this form only")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... up to so many")
     parser.add_argument("--again", action="store_true", help="measure what has a row, too")
     parser.add_argument("--processes", type=int, default=2, help="models at a time, a thread each")
@@ -110,9 +124,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.only or LOGS:
         if (folder := prepare_dataset(name, given.data)) is not None:
             folders[name] = folder
-    models = tuple(given.models or MODELS)
+    models, forms = tuple(given.models or MODELS), tuple(given.form or FORMS)
     with workers(given.processes) as pool:
-        finish(pool, "models", cases(folders, models, given.seeds, given.again))
+        finish(pool, "models", cases(folders, models, given.seeds, given.again, forms))
 
 
 if __name__ == "__main__":
