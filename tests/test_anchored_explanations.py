@@ -54,7 +54,8 @@ def test_an_effect_is_the_value_minus_that_without_the_link(explained):
         state = ranker.encode_users(past.users, past.vectors)
 
         def values(changed):
-            extra = ranker.extra(changed, keys, torch.arange(len(rows)))
+            every = torch.arange(len(rows))
+            extra = ranker.extra(changed, keys, every, counted=of.counted(rows))
             return ranker.score(changed, terms, extra)[0] @ torch.from_numpy(WEIGHTS)
 
         full, anchored = values(state), state.anchored

@@ -455,7 +455,8 @@ def test_both_objectives_in_one_model(tmp_path):
     assert {"loss_click", "loss_watch", "loss_taken"} <= set(lines[0])
     assert len(result.calibration) == 3 and list(result.calibration[2]) == [1.0, 0.0]
     data = Dataset(tmp_path / "data")
-    shape = DataShape.of(data.manifest)
+    assert load_run(tmp_path / "run").ranker.counters is None
+    shape = load_run(tmp_path / "run").ranker.shape
     made = objective(data, shape, negatives=0)
     ranker = ranker_of(shape).train()
     (batch,) = made.batches([made.requests[:6]])

@@ -48,7 +48,7 @@ from tests.worlds import config_of, prepare_log, write_pages, write_positives
 
 SMALL = {"width": 8, "links": 4, "hidden": 6, "heads": 2, "blocks": 2}
 STILL = {name: 0.0 for name in ("dropout", "anchor_dropout", "profile_dropout")}
-STILL["impression_dropout"] = 0.0
+STILL["impression_dropout"] = STILL["counter_dropout"] = 0.0
 STEPS = 5
 WEIGHTS = 1e-11
 """Largest difference of a weight in float64: orders of sums, and what Adam makes of it."""

@@ -57,7 +57,7 @@ def test_each_impression_is_scored_once(run, data):
         predicted.labels[:, 0], dataset.events["label_click"][predicted.rows]
     )
     for request in requests[:7]:
-        batch = dataset.batch(np.array([request]))
+        batch = dataset.batch(np.array([request]), counted=24)
         with torch.inference_mode():
             alone = predictions(loaded.ranker(batch)[0], loaded.ranker.shape.tasks)
         np.testing.assert_allclose(

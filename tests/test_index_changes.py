@@ -31,7 +31,7 @@ from limerank.index.changes import (
 )
 from limerank.index.compaction import compact_index
 from limerank.index.items import of_source
-from limerank.index.writing import columns_of, writing
+from limerank.index.writing import columns_of, encoded, writing
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.scorer import ModelScorer, QuantisedScorer
 from limerank.runs.folder import load_run
@@ -228,11 +228,14 @@ def test_values_beyond_the_range_are_clamped_and_reported(tmp_path):
     index = Index.open(live, verify=True)
     assert index.manifest["clamped"] > 0 and index.scales.weight_excess.max() > 0
     with torch.inference_mode():
-        terms = of.run.ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
+        vectors = torch.from_numpy(np.array(index.vectors))
+        terms = of.run.ranker.encode_items(vectors)
+        counted = torch.from_numpy(np.array(index.counters))
+        weights, heads = encoded(of.run.ranker, vectors, counted)
     scales = index.scales
     for coded, true, error in (
-        (scales.weights(index.weights), columns_of(terms)[0], scales.weight_error),
-        (scales.terms(index.terms), terms.head, scales.term_error),
+        (scales.weights(index.weights), weights, scales.weight_error),
+        (scales.terms(index.terms), heads, scales.term_error),
     ):
         assert (abs(coded - true.numpy()) <= error + 1e-5).all()
     away = abs(index.weights - scales.weight_mean)[:, : -index.keys].sum(1)
@@ -241,7 +244,7 @@ def test_values_beyond_the_range_are_clamped_and_reported(tmp_path):
     state, scorer = of.state(4), QuantisedScorer(of.run.ranker, index)
     bound = scorer.bound(state)
     with torch.inference_mode():
-        exact = terms.weights @ of.run.ranker.fold(state) + terms.head + state.head[:, None]
+        exact = terms.weights @ of.run.ranker.fold(state) + heads + state.head[:, None]
         folded = scorer._requests(state)
         codes = torch.from_numpy(index.weights[:, : -index.keys].astype(np.float32))
         head = torch.from_numpy(index.terms.astype(np.float32) * scales.term_step)
@@ -533,13 +536,14 @@ def test_scales_come_from_a_sample_of_many(tmp_path, monkeypatch):
     index = Index.open(tmp_path / "index", verify=True)
     scales = index.scales
     with torch.inference_mode():
-        terms = of.run.ranker.encode_items(torch.from_numpy(np.array(index.vectors)))
-    weights = columns_of(terms)[0].numpy()
+        counted = torch.from_numpy(np.array(index.counters))
+        terms = encoded(of.run.ranker, torch.from_numpy(np.array(index.vectors)), counted)
+    weights = terms[0].numpy()
     sample = weights[::5]
     np.testing.assert_allclose(scales.weight_low, sample.min(0), atol=1e-6)
     assert 0 < index.manifest["clamped"] < 0.2 * (index.weights.size + index.terms.size)
     assert (abs(scales.weights(index.weights) - weights) <= scales.weight_error + 1e-6).all()
-    assert (abs(scales.terms(index.terms) - terms.head.numpy()) <= scales.term_error + 1e-6).all()
+    assert (abs(scales.terms(index.terms) - terms[1].numpy()) <= scales.term_error + 1e-6).all()
 
 
 # Several processes

@@ -25,6 +25,7 @@ from limerank.models.config import TrainConfig
 from limerank.ranking.scorer import ModelScorer
 from limerank.runs.folder import load_run
 from limerank.training.trainer import train
+from tests.catalogues import counted_at_the_end
 from tests.worlds import config_of, prepare_log
 
 DEPTHS = (1, 3, 10)
@@ -103,7 +104,9 @@ def test_metrics_are_their_plain_definitions(run, data, model, seen):
             batch = dataset.batch(np.array([request]))
             state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
             keys = dataset.item_keys(np.arange(len(dataset.items)))
-            extra = ranker.extra(state, keys, torch.arange(len(dataset.items)))
+            items = np.arange(len(dataset.items))
+            counted = dataset.counted_at(items, np.array([request]), 24)
+            extra = ranker.extra(state, keys, torch.from_numpy(items), counted=counted)
             scores[request] = ranker.score(state, terms, extra)[0, :, 0].numpy()
     result = evaluate_lists(ranker, dataset, requests, depths=DEPTHS, seen=seen, peers=False)
     for depth in DEPTHS:
@@ -139,7 +142,8 @@ def test_peers_stand_beside_the_model(run, data, tmp_path):
     assert "item-knn" not in without.text()
 
 
-def test_an_index_ranks_what_is_measured(run, data, tmp_path):
+def test_an_index_ranks_what_is_measured(run, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Dataset, "counted_at", counted_at_the_end)
     loaded, dataset = load_run(run), Dataset(data)
     build_index(loaded, tmp_path / "index", data=dataset)
     index = Index.open(tmp_path / "index", fingerprint=loaded.fingerprint)

@@ -27,7 +27,7 @@ from limerank.index.building import build_index
 from limerank.models.tasks import predictions
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.results import Ranked, Ranking
-from tests.catalogues import ITEMS, MODELS, data, folder, make_run, shop
+from tests.catalogues import ITEMS, MODELS, counted_at_the_end, data, folder, make_run, shop
 
 
 @pytest.fixture(params=[*MODELS, "anchored"])
@@ -59,8 +59,9 @@ def same(one, other):
 # The keystone: a ranking is what evaluation computes
 
 
-def test_a_ranking_as_of_a_request_is_what_evaluation_computed(of, recommender):
+def test_a_ranking_as_of_a_request_is_what_evaluation_computed(of, recommender, monkeypatch):
     """Ask at the time of the test split's requests: the same history, context and scores."""
+    monkeypatch.setattr(Dataset, "counted_at", counted_at_the_end)
     requests = of.data.requests_of("test")
     predicted = predict(of.run.ranker, of.data, requests)
     checked = 0

@@ -36,7 +36,13 @@ SHAPE = DataShape(
 )
 
 
-PLAIN = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
+PLAIN = {
+    "anchors": (),
+    "vectors": 0,
+    "base_rates": False,
+    "id_evidence": 0.0,
+    "counter_hours": 0,
+}
 """A model without what is made of a log before it is trained."""
 ANCHORED = anchored_tokens(
     {
