@@ -294,10 +294,8 @@ class Dataset:
             prefix,
         )
         labels = np.stack([self.events[f"label_{task}"][row] for task in self.tasks], axis=-1)
-        of_items_m, of_request = (
-            self.events["item"][row],
-            np.repeat(requests, columns["count"][requests]),
-        )
+        of_request = np.repeat(requests, columns["count"][requests])
+        item_m = self.events["item"][row]
         of_items = self.item_batch(items)
         return Sequences(
             items=of_items,
@@ -316,7 +314,7 @@ class Dataset:
             labels=torch.from_numpy(labels.astype(np.float32)),
             shown=self._shown(row),
             shared=None if shared is None else torch.from_numpy(candidates[len(row) :]),
-            counted=self.counted_at(of_items_m, of_request, counted) if counted else None,
+            counted=self.counted_at(item_m, of_request, counted) if counted else None,
         )
 
     def _shown(
