@@ -93,7 +93,7 @@ def test_errors_that_would_come_again_end_the_training(job):
 
 def test_processes_that_hang_after_one_failed_are_not_waited_for(job, monkeypatch):
     monkeypatch.setattr(training, "LINGER_SECONDS", 0.0)
-    of = Here([(1, RuntimeError("gone")), None], [(0, "done")])
+    of = Here([(1, RuntimeError("ended")), None], [(0, "done")])
     assert train_together(of.begin, job, 2, stream=io.StringIO()) == "done"
     assert of.stopped == 2
 
