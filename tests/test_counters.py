@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from limerank.data.counters import COUNTERS, DAY, HOUR, SMOOTHING, Block, ItemCounters
+from limerank.data.counters import (
+    COUNTERS,
+    DAY,
+    DELAY,
+    HOUR,
+    SMOOTHING,
+    Block,
+    Hourly,
+    ItemCounters,
+    due,
+    merged,
+)
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -37,9 +48,8 @@ def logit(p):
     return np.log(p / (1 - p))
 
 
-def by_hand(items, times, positive, item, time, every):
-    """The definition, one impression at a time."""
-    now = time // HOUR // every * every
+def by_hand(items, times, positive, item, now):
+    """The definition, one impression at a time; ``now`` is an hour."""
     seen = [(t // HOUR, y) for i, t, y in zip(items, times, positive, strict=True) if i == item]
     seen = [(hour, y) for hour, y in seen if hour < now]
     day = [(hour, y) for hour, y in seen if hour >= now - DAY]
@@ -74,17 +84,50 @@ def test_counters_are_what_the_module_says(log, every, asked):
     blocks = [
         Block(items[some], times[some], positive[some]) for some in (slice(0, 7), slice(7, None))
     ]
-    span = (int(times.min(initial=0)), int(times.max(initial=-HOUR)))
-    counters = ItemCounters(blocks, MEAN, span)
     end = int(times.max(initial=-HOUR)) // HOUR + 1  # time stands still after the last impression
+    counters = ItemCounters(merged(map(Hourly.of, blocks)), MEAN, end)
     rows, at = (np.array(part, np.int64) for part in zip(*asked, strict=True))
-    at = np.minimum(at, end * HOUR)
     found = counters.at(rows, at, every)
     for one, item, time in zip(found, rows, at, strict=True):
-        expected = by_hand(items, times, positive, item, time, every)
+        now = min(time // HOUR // every * every - DELAY, end)
+        expected = by_hand(items, times, positive, item, now)
         np.testing.assert_allclose(one, expected, atol=1e-5)
-    latest = [by_hand(items, times, positive, item, end * HOUR, 1) for item in range(5)]
+    latest = [by_hand(items, times, positive, item, end) for item in range(5)]
     np.testing.assert_allclose(counters.latest(np.arange(5)), latest, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), logs=st.lists(st.integers(0, 30), min_size=1, max_size=4))
+def test_counting_goes_on_from_what_is_recent(data, logs):
+    """What an index holds of a log, and all later impressions, are enough: step by step, the
+    counters are those of all impressions."""
+    parts, end, now = [], 0, 0
+    recent, rows = merged([]), np.array([3, 0, 1, 5])
+    for n in logs:
+        hours = np.array(data.draw(st.lists(st.integers(0, 40), min_size=n, max_size=n)), np.int64)
+        items = np.array(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)), np.int64)
+        positive = data.draw(arrays.arrays(np.bool_, n))
+        block = Block(items, (now + hours) * HOUR, positive)
+        parts.append(Hourly.of(block))
+        end = now + int(hours.max(initial=0)) + 1
+        whole = ItemCounters(merged(parts), MEAN, end)
+        # The index has its own rows.
+        own = np.full(6, 9)
+        own[rows] = np.arange(len(rows))
+        known = np.isin(parts[-1].rows, rows)
+        more = Hourly(own[parts[-1].rows[known]], *(of[known] for of in parts[-1][1:]))
+        short = ItemCounters(merged([recent, more]), MEAN, end)
+        positions = np.arange(len(rows))
+        np.testing.assert_allclose(short.latest(positions), whole.latest(rows), atol=1e-6)
+        recent = short.recent(positions)
+        assert (recent.hours >= end - DAY).sum() + len(rows) >= len(recent.rows)
+        now = end
+
+
+def test_the_next_refresh():
+    assert due(10 * HOUR, 1) == 10 and due(10 * HOUR + HOUR - 1, 1) == 10
+    # Counters of the day: at midnight, what was before 23 hours is known.
+    assert due(47 * HOUR, 24) == 47 and due(47 * HOUR - 1, 24) == 23
 
 
 def test_a_batch_sees_nothing_since_the_refresh(tmp_path):
@@ -193,12 +236,17 @@ def test_an_unseen_item_was_never_shown():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A dataset of all but the last day, a run on it and its index; and the dataset of all days.
-    The last impression before that day is of the hour before it."""
+    The last impression before that day is of the last hour that is counted at midnight."""
     folder = tmp_path_factory.mktemp("counted")
     spec = write_log(folder / "log", users=60)
     log = pl.read_parquet(folder / "log" / "events.parquet")
     last = log.select(pl.col("time").max() // 86_400 * 86_400).item()
-    late = log.filter(pl.col("time") < last).tail(1).with_columns(time=pl.lit(last - 600, pl.Int64))
+    log = log.filter((pl.col("time") < last - 3600) | (pl.col("time") >= last))
+    late = (
+        log.filter(pl.col("time") < last)
+        .tail(1)
+        .with_columns(time=pl.lit(last - 3600 - 600, pl.Int64))
+    )
     log = pl.concat([log, late.with_columns(request_id=pl.lit(9_999_999, pl.Int64))])
     log.filter(pl.col("time") < last).write_parquet(folder / "log" / "events.parquet")
     prepare(load_spec(spec), folder / "before", base=spec.parent)
@@ -207,7 +255,7 @@ def trained(tmp_path_factory):
     train(
         folder / "before",
         folder / "run",
-        model=config_of("lime-mha", width=16, hidden=8, links=4),
+        model=config_of("lime-mha", width=16, hidden=8, links=4, counter_hours=24),
         config={"epochs": 2, "batch_size": 32},
     )
     build_index(folder / "run", folder / "index")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from limerank.serving.engine import Serving
+from limerank.serving.feed import Feed
 from limerank.serving.reading import Tally, read
 from limerank.serving.stores import SqliteStore
 from tests.stores import event, exposure
@@ -107,9 +108,9 @@ def test_interleaving_credits_the_team_of_each_item(store):
 @pytest.mark.parametrize("seed", range(3))
 def test_live_counts_equal_a_reading_of_the_store(store, seed, monkeypatch):
     """Counted bit by bit, in the order of arrival; each exposure once, when its window is over."""
-    monkeypatch.setattr("limerank.serving.reading.AT_ONCE", 7)
+    monkeypatch.setattr("limerank.serving.feed.AT_ONCE", 7)
     populate(store, seed)
-    tally = Tally(store, WINDOW)
+    tally = Tally(Feed(store, WINDOW))
     late = exposure(0, 30 * HOUR, "a.new", [1], arm="a")
     store.show([late])
     now = 30 * HOUR + 1
@@ -129,20 +130,20 @@ def test_live_counts_equal_a_reading_of_the_store(store, seed, monkeypatch):
 
 def test_an_exposure_of_the_future_does_not_hold_up_others(store):
     store.show([exposure(1, 99 * HOUR, "a.1"), exposure(2, 5, "a.2")])
-    tally = Tally(store, WINDOW)
+    tally = Tally(Feed(store, WINDOW))
     assert tally.advance(HOUR) == 2 and tally.users == 2
 
 
 def test_a_tally_is_bounded(store, monkeypatch):
     monkeypatch.setattr("limerank.serving.reading.MOST_TALLIED", 2)
     store.show([exposure(user, user, "a.1") for user in range(5)])
-    tally = Tally(store, WINDOW)
+    tally = Tally(Feed(store, WINDOW))
     assert tally.advance(HOUR) == 5 and (tally.users, tally.uncounted) == (2, 3)
 
 
 def test_shares_that_change_begin_the_sample_ratio_again(store):
     store.show([exposure(1, 1, "a.1", arm="a")])
-    tally = Tally(store, WINDOW)
+    tally = Tally(Feed(store, WINDOW))
     tally.advance(HOUR)
     tally.shares_changed()
     store.show([exposure(1, 2, "b.1", arm="b"), exposure(2, 2, "b.1", arm="b")])

@@ -40,9 +40,9 @@ training: distributed collaborative neighbours negatives optim positives softmax
     < impressions result numbering < held_out < catalogue < objectives < step < checkpoints
     < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
-serving: stores telemetry messages shards < intake exposing reading state copying < served
-    < current interleaving < arms rebuilding < answers < engine watched < watching fill export
-    < kafka < http
+serving: stores telemetry messages shards < feed < intake exposing reading counting state copying
+    < served < current interleaving < arms rebuilding < answers < engine watched < watching fill
+    export < kafka < http
 cluster: work jobs < training < on_ray
 refresh: config home < checks gate rollout < cycle
 report

@@ -11,9 +11,10 @@ of the first day, a future. Counters are of the hours before a request alone. Of
   that of the item and less it;
 - ``age``: log2 of 1 + the hours since its first impression; 0 where it was not shown yet.
 
-They are refreshed every so many hours, counted from 1970: a request sees the impressions before the
-latest refresh. A model that is trained with counters of the day before thus sees what an index has
-that is built every night.
+They are refreshed every so many hours, counted from 1970: a request sees the impressions that were
+at least :data:`DELAY` hours before the latest refresh, whose outcomes are known by then. A model
+whose counters are refreshed every hour thus sees in training what a server counts, and one whose
+counters are refreshed every day what an index has that is built every night.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.ragged import ragged_index
+
 COUNTERS = ("rate", "count", "rate_day", "count_day", "age")
 """Names of the counters, F of them."""
 SMOOTHING = 20.0
@@ -33,6 +36,9 @@ HOUR = 3_600_000
 """Milliseconds of the unit of time."""
 DAY = 24
 """Hours that ``rate_day`` and ``count_day`` are of."""
+DELAY = 1
+"""Hours before a refresh whose impressions are not counted yet, as what follows an impression does
+so within the window of the attribution (limerank.data.attribution)."""
 
 
 @dataclass(frozen=True)
@@ -76,68 +82,136 @@ class Block(NamedTuple):
     positive: NDArray[np.bool_]
 
 
+class Hourly(NamedTuple):
+    """Impressions by item and hour: each pair of a row and an hour (since 1970) once, ascending,
+    with its impressions and those with a positive label. All i64 [m]."""
+
+    rows: NDArray[np.int64]
+    hours: NDArray[np.int64]
+    shown: NDArray[np.int64]
+    positive: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, block: Block) -> Hourly:
+        """Those of some impressions."""
+        each = np.ones(len(block.items), np.int64)
+        rows, positive = (of.astype(np.int64) for of in (block.items, block.positive))
+        return merged([cls(rows, block.times // HOUR, each, positive)])
+
+    def take(self, rows: NDArray[np.integer]) -> Hourly:
+        """Those of some rows; a row is its position among them."""
+        first, end = (np.searchsorted(self.rows, rows, side) for side in ("left", "right"))
+        at = ragged_index(first, end - first)
+        positions = np.repeat(np.arange(len(rows)), end - first)
+        return Hourly(positions, self.hours[at], self.shown[at], self.positive[at])
+
+
+def merged(parts: Iterable[Hourly]) -> Hourly:
+    """The sums of several, in which pairs may be in any order, and more than once."""
+    found = [np.concatenate([np.zeros(0, np.int64), *of]) for of in zip(*parts, strict=True)]
+    rows, hours, shown, positive = found or [np.zeros(0, np.int64)] * 4
+    if not len(rows):
+        return Hourly(rows, hours, shown, positive)
+    first = hours.min()
+    span = hours.max() - first + 1
+    keys, at = np.unique(rows * span + (hours - first), return_inverse=True)
+    sums = np.zeros((2, len(keys)), np.int64)
+    np.add.at(sums[0], at, shown)
+    np.add.at(sums[1], at, positive)
+    return Hourly(keys // span, keys % span + first, *sums)
+
+
 class ItemCounters:
     """Counters of all items of a log at any hour.
 
-    Memory holds four numbers of each distinct pair of an item and an hour with an impression, and a
-    block at a time.
+    Memory has four numbers of each distinct pair of an item and an hour with an impression.
 
     Args:
-        blocks: all impressions of the log, in any order.
+        hourly: all impressions.
         mean: of the label.
-        span: milliseconds since 1970 of the first impression and of the last, or earlier and later.
+        end: an hour since 1970 after that of the last impression; time stands still then.
     """
 
-    def __init__(self, blocks: Iterable[Block], mean: float, span: tuple[int, int]) -> None:
-        self.mean = mean
-        self._first = span[0] // HOUR
-        self._hours = span[1] // HOUR - self._first + 2
-        keys: list[NDArray[np.int64]] = []
-        counts: list[NDArray[np.int64]] = []
-        for block in blocks:
-            hours = block.times // HOUR - self._first
-            of_block = block.items.astype(np.int64) * self._hours + hours
-            distinct, at, shown = np.unique(of_block, return_inverse=True, return_counts=True)
-            positive = np.bincount(at, weights=block.positive, minlength=len(distinct))
-            keys.append(distinct)
-            counts.append(np.stack([shown, positive.astype(np.int64)]))
-        none = np.zeros(0, np.int64)
-        self._keys, at = np.unique(np.concatenate([none, *keys]), return_inverse=True)
-        totals = np.zeros((2, len(self._keys) + 1), np.int64)
-        for total, own in zip(totals, np.concatenate([totals[:, :0], *counts], 1), strict=True):
-            np.add.at(total[1:], at, own)
-        self._shown, self._positive = totals.cumsum(1)
+    def __init__(self, hourly: Hourly, mean: float, end: int) -> None:
+        self.mean, self.end = mean, end
+        self._of = hourly
+        self._first = int(hourly.hours.min(initial=end))
+        self._span = end - self._first + 1
+        self._keys = hourly.rows * self._span + (hourly.hours - self._first)
+        none = np.zeros(1, np.int64)
+        self._shown = np.concatenate([none, hourly.shown]).cumsum()
+        self._positive = np.concatenate([none, hourly.positive]).cumsum()
 
     def latest(self, items: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Counters of items [n] after the hour of the last impression, f32 [n, F]."""
-        end = (self._first + self._hours - 1) * HOUR
-        return self.at(items, np.full(len(items), end))
+        """Counters of items [n] at the end, f32 [n, F]."""
+        return self.counted(items, np.full(len(items), self.end))
 
     def at(
         self, items: NDArray[np.integer], times: NDArray[np.int64], every: int = 1
     ) -> NDArray[np.float32]:
-        """Counters of items at times, f32 [..., F].
+        """Counters that requests see, f32 [..., F].
 
         Args:
             items: item rows.
-            times: milliseconds since 1970, of the same shape.
+            times: of the requests, milliseconds since 1970, of the same shape.
             every: hours from one refresh to the next.
         """
-        hour = times // HOUR // every * every
-        hour = np.clip(hour - self._first, 0, self._hours - 1)
-        base = items.astype(np.int64) * self._hours
-        start, end = (np.searchsorted(self._keys, key) for key in (base, base + hour))
-        day = np.searchsorted(self._keys, base + np.maximum(hour - DAY, 0))
+        return self.counted(items, times // HOUR // every * every - DELAY)
+
+    def counted(self, items: NDArray[np.integer], hours: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Counters of items, of what was before hours since 1970, f32 [..., F]."""
+        hour = np.clip(hours - self._first, 0, self._span - 1)
+        start, day, end = self._range(items, hour)
         seen = end > start
-        first = self._keys[np.minimum(start, len(self._keys) - 1)] - base if len(self._keys) else 0
+        first = self._keys[np.minimum(start, len(self._keys) - 1)] if len(self._keys) else start
+        age = hour - (first - items.astype(np.int64) * self._span)
         counts = Counts(
             self._shown[end] - self._shown[start],
             self._positive[end] - self._positive[start],
             self._shown[end] - self._shown[day],
             self._positive[end] - self._positive[day],
-            np.where(seen, hour - first, 0),
+            np.where(seen, age, 0),
         )
         return counts.values(self.mean)
+
+    def recent(self, items: NDArray[np.integer]) -> Hourly:
+        """All that counters of items at the end, and later, need; a row is a position among the
+        items. Of each item, what is older than a day has the hour of its first impression."""
+        hour = np.full(len(items), self._span - 1)
+        start, day, end = self._range(items, hour)
+        rows = np.flatnonzero(day > start)
+        first, last = start[rows], day[rows]
+        old = Hourly(
+            rows,
+            self._of.hours[first],
+            self._shown[last] - self._shown[first],
+            self._positive[last] - self._positive[first],
+        )
+        at = ragged_index(day, end - day)
+        new = Hourly(np.repeat(np.arange(len(items)), end - day), *(x[at] for x in self._of[1:]))
+        return merged([old, new])
+
+    def _range(
+        self, items: NDArray[np.integer], hour: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of each item, where its impressions begin, those of the day before an hour, and those of
+        the hour itself; the hour is counted from the first."""
+        base = items.astype(np.int64) * self._span
+        start, end = (np.searchsorted(self._keys, key) for key in (base, base + hour))
+        day = np.searchsorted(self._keys, base + np.maximum(hour - DAY, 0))
+        return start, day, end
+
+
+def due(settled: int, every: int) -> int:
+    """The hour since 1970 of the latest refresh whose counters can be made: they contain the
+    impressions before that hour.
+
+    Args:
+        settled: milliseconds since 1970 up to which all impressions, and what followed them, are
+            known.
+        every: hours from one refresh to the next.
+    """
+    return (settled // HOUR + DELAY) // every * every - DELAY
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from limerank.data.batch import Batch, Impressions, ItemKeys, Items, Sequences, Users
 from limerank.data.batching import distinct_items, plan_batches
-from limerank.data.counters import Block, ItemCounters, counted_label
+from limerank.data.counters import (
+    HOUR,
+    Block,
+    Hourly,
+    ItemCounters,
+    counted_label,
+    merged,
+)
 from limerank.data.features import FeatureTable, anchored_tokens, item_keys
 from limerank.data.folder import DISPLAY, MANIFEST, READABLE, SPLITS, open_array
 from limerank.data.history import EventEncoder, latest
@@ -98,8 +105,9 @@ class Dataset:
         if label is None or not self.clock:
             return None
         times = self.events["time"]
-        span = (int(times.min()), int(times.max())) if len(times) else (0, 0)
-        return ItemCounters(self._impressions(f"label_{label['name']}"), label["mean"], span)
+        end = int(times.max()) // HOUR + 1 if len(times) else 0
+        hourly = merged(map(Hourly.of, self._impressions(f"label_{label['name']}")))
+        return ItemCounters(hourly, label["mean"], end)
 
     def _impressions(self, label: str) -> Iterator[Block]:
         """All impressions with one of the labels, about :data:`COUNTED` at a time."""

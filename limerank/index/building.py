@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from limerank.data.dataset import Dataset
 from limerank.errors import DataError, FormatError, SpecError
 from limerank.files import check_output, make_folder, read_json, sync_directory, write_json
 from limerank.index.display import displayed_columns
-from limerank.index.format import DTYPES, FORMAT, Scales
+from limerank.index.format import DTYPES, FORMAT, Counted, Scales
 from limerank.index.items import ItemSource, SourceItems, of_source
 from limerank.index.lookup import Level, level_of
 from limerank.index.results import IndexBuild
@@ -65,7 +66,9 @@ def build_index(
     Args:
         run: whose model encodes; its fingerprint goes into the index.
         data: the dataset whose items are encoded, in its order, including items that training has
-            not seen; the dataset that the run was trained on when not given.
+            not seen; the dataset that the run was trained on when not given. Counters are those of
+            the end of its log; items of a table alone have those of the training's end, unless a
+            dataset is given.
         items: a table of items instead, in the layout of the run's item table (CSV, TSV or
             Parquet), or mappings of its columns to values: a newer catalogue, or new items alone.
             Items that training has seen are encoded with what it learned of them, other items by
@@ -88,12 +91,13 @@ def build_index(
     exists = check_index_output(out, overwrite)
     parts: list[SourceItems] = []
     table = None if items is None else of_source(run, items)
-    if table is None or merge:
-        dataset = run.dataset(data)
+    dataset = run.dataset(data) if items is None or merge or data is not None else None
+    counted = run.ranker.counters is not None
+    if dataset is not None and (table is None or merge):
         without = None if table is None else table.ids
-        parts.append(of_dataset(dataset, without, counted=run.ranker.counters is not None))
+        parts.append(of_dataset(dataset, without, counted=counted))
     if table is not None:
-        parts.append(table)
+        parts.append(table if dataset is None or not counted else counted_in(dataset, table))
 
     def write(folder: Path) -> dict[str, Any]:
         state = _unfinished(folder, run, parts, overwrite)
@@ -168,6 +172,7 @@ def write_index(
     """
     total = sum(map(len, parts))
     ranker, shown = run.ranker, displayed_columns(run.manifest)
+    counted = None if ranker.counters is None else until_of(parts)
     with torch.inference_mode():
         if state is None:
             version = next_version(folder)
@@ -184,6 +189,8 @@ def write_index(
                 files.append("vectors.f32", np.zeros((0, ranker.config.width), np.float32))
                 if ranker.counters is not None:
                     files.append("counters.f32", np.zeros((0, len(COUNTERS)), np.float32))
+                    if counted is not None:
+                        _write_counts(files, parts)
                 if ranker.anchors is not None:
                     begin_sets(files, ranker.anchors.features)
                 entries = files.entries()
@@ -223,6 +230,7 @@ def write_index(
         "scales": state["scales"],
         "anchors": None if ranker.anchors is None else anchors_entry(ranker.anchors),
         "keys": ranker.keys,
+        "counted": None if counted is None else asdict(counted),
         **({"display": shown} if shown else {}),
         "built": state["files"]["vectors.f32"]["crc32"],
         "files": state["files"],
@@ -238,6 +246,19 @@ def _write_ids(files: Files, parts: Sequence[SourceItems]) -> None:
     write_lookup(files, level_of(values), Level(none, none.astype(np.int32)))
     files.write("hidden_rows.i32", np.flatnonzero(~offered))
     files.write("removed_rows.i32", none)
+
+
+def until_of(parts: Sequence[SourceItems]) -> Counted | None:
+    """Which impressions the counters of all items contain; None where that is not known of some, or
+    differs."""
+    found = {part.until for part in parts}
+    return found.pop() if len(found) == 1 else None
+
+
+def _write_counts(files: Files, parts: Sequence[SourceItems]) -> None:
+    for part in parts:
+        assert part.hourly is not None  # until_of
+        files.append_counts(part.hourly.take(part.rows), len(part))
 
 
 def _keep(folder: Path, state: dict[str, Any]) -> None:
@@ -304,15 +325,31 @@ def of_dataset(
         here, there = pl.Series(dataset.item_ids), pl.Series(without)
         if here.dtype == there.dtype:  # the types differ only where one is empty
             rows = rows[~here.is_in(there.implode()).to_numpy()]
-    latest = None
-    if counted and dataset.counters is not None:
-        latest = dataset.counters.latest(np.arange(len(dataset.items)))
-    return SourceItems(
+    found = SourceItems(
         dataset.item_ids,
         codes,
         dataset.items,
         dataset.candidate,
         rows,
         display=dataset.display,
-        counted=latest,
     )
+    if not counted or dataset.counters is None:
+        return found
+    return found.with_counters(dataset.counters, np.arange(len(dataset.items)))
+
+
+def counted_in(dataset: Dataset, table: SourceItems) -> SourceItems:
+    """A table's items with the counters of the end of a dataset's log, where it has counters."""
+    if dataset.counters is None:
+        return table
+    return table.with_counters(dataset.counters, rows_in(dataset, table.ids))
+
+
+def rows_in(dataset: Dataset, ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Item rows of external ids; of one that the dataset lacks, the number of its items."""
+    known, wanted = pl.Series("id", dataset.item_ids), pl.Series("id", ids)
+    if known.dtype != wanted.dtype:  # the types differ only where one is empty
+        return np.full(len(ids), len(known), np.int64)
+    rows = pl.DataFrame([known, pl.Series("row", np.arange(len(known)))])
+    found = pl.DataFrame([wanted]).join(rows, on="id", how="left", maintain_order="left")["row"]
+    return found.fill_null(len(known)).to_numpy().astype(np.int64)

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from limerank.data.counters import ItemCounters
 from limerank.errors import DataError, FormatError, LimerankError, SpecError, UnknownError
 from limerank.index.format import LiveItems
 from limerank.index.items import ItemSource, SourceItems, of_source
@@ -212,6 +213,10 @@ def _changed(
             bar.advance(len(items.ids))
         if count:
             files.append_ids(ids)
+            if old.counted is not None:
+                for part in parts.values():
+                    assert part.hourly is not None  # _with_counters
+                    files.append_counts(part.hourly.take(part.rows), len(part))
             if old.display is not None:
                 columns = old.display.columns
                 shown = [text for part in parts.values() for text in part.displayed(columns)]
@@ -249,12 +254,19 @@ def _changed(
 
 
 def _with_counters(part: SourceItems, run: Trained, old: Index) -> SourceItems:
-    """Items with the counters that the index has of them; of new ones, with those of the model."""
+    """Items with the counters that the index has of them; of new ones, with those of the model, or
+    none where the index has what is counted."""
     if run.ranker.counters is None or old.counters is None:
         return part
-    counted = run.ranker.counters.values.cpu().numpy()[part.codes]
     rows = old.ids.find(part.ids)
-    counted[rows >= 0] = old.counters[rows[rows >= 0]]
+    held = np.flatnonzero(rows >= 0)
+    if old.counted is not None:
+        counters = ItemCounters(old.hourly(rows[held]), old.counted.mean, old.counted.hour)
+        positions = np.full(len(rows), len(held))
+        positions[held] = np.arange(len(held))
+        return part.with_counters(counters, positions)
+    counted = run.ranker.counters.values.cpu().numpy()[part.codes]
+    counted[held] = old.counters[rows[held]]
     return replace(part, counted=counted)
 
 

@@ -56,6 +56,8 @@ def compact_index(index: IndexPath, *, forget: bool = False, quiet: bool = True)
                 if old.anchors is not None and numbers is not None:
                     files.append("anchor_codes.i32", numbers[old.anchors.codes[rows]])
                 files.append_ids(np.asarray(old.ids[rows]))
+                if old.counted is not None:
+                    files.append_counts(old.hourly(rows), len(rows))
                 if old.display is not None:
                     files.append_display(old.display.texts(rows))
                 bar.advance(len(rows))

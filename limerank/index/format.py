@@ -12,6 +12,9 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
     terms.i8          [n, g]   the item's part of the head's first layer; LIME only
     counters.f32      [n, N]   counters of the items (limerank.data.counters), which the terms
                                contain; models with counters only
+    counts.i32, count_ends.i64      what the counters count: hour since 1970, impressions and
+                               positive ones, [c, 3], row after row, and the end of each; where the
+                               manifest has ``counted``
     anchor_codes.i32  [n, F]   per anchored feature, the number of the item's set of values; 0 where
                                none is known; models with anchored links only, as are
     anchor_tokens.i32, anchor_shares.f32, anchor_ends.i64      of all sets, one after another: rows
@@ -33,8 +36,11 @@ after row; a name carries the version that began the file, as in ``vectors-1.f32
 The manifest's ``anchors`` has the first row and number of rows of each anchored feature in the
 content table, and the size of that table; null without anchored links. ``keys`` is S.
 
-Format 5 has no counters, format 4 neither keys nor columns that are shown, and format 3 no anchored
-features either. An index of these formats stays in it when it changes.
+``counted`` (see :class:`Counted`) says which impressions the counters contain. It is null where the
+index does not have what they count, as that of a table of items alone.
+
+Format 6 has no counts, format 5 no counters either, format 4 neither keys nor columns that are
+shown, and format 3 no anchored features. An index of these formats stays in it when it changes.
 
 Where live items of an event store were put into the index, the manifest also names the store, and
 the last of its changes that is included (``live``, see :class:`LiveItems`).
@@ -56,6 +62,8 @@ overwritten, and a removed file lasts as long as a process has it mapped.
 - The row of a removed item is hidden. Its id is still found, so that histories which contain the
   item can be encoded; no ranking contains it. Added again, the item gets a new row.
 - Compacting rewrites all files without superseded rows. Row numbers change.
+- Counting again (:mod:`limerank.index.counting`) writes new counters, counts and terms, of the same
+  rows.
 
 **Quantisation**, both affine per column, with scales that the manifest holds::
 
@@ -91,8 +99,8 @@ from numpy.typing import NDArray
 from limerank.errors import FormatError
 from limerank.files import read_json
 
-FORMAT = 6
-OPENED = (3, 4, 5, FORMAT)
+FORMAT = 7
+OPENED = (3, 4, 5, 6, FORMAT)
 """Formats that this version opens and changes."""
 
 DTYPES = {
@@ -100,6 +108,8 @@ DTYPES = {
     "weights.u8": "|u1",
     "terms.i8": "|i1",
     "counters.f32": "<f4",
+    "counts.i32": "<i4",
+    "count_ends.i64": "<i8",
     "anchor_codes.i32": "<i4",
     "anchor_tokens.i32": "<i4",
     "anchor_shares.f32": "<f4",
@@ -121,6 +131,7 @@ PER_ROW = (
     "weights.u8",
     "terms.i8",
     "counters.f32",
+    "count_ends.i64",
     "anchor_codes.i32",
     "display_ends.i64",
     "ids.i64",
@@ -233,6 +244,28 @@ class LiveItems:
         """As the manifest has it."""
         some = list(self.skipped.items())[:SKIPPED]
         return {"store": self.store, "change": self.change, "skipped": dict(some)}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Which impressions the counters of an index contain.
+
+    Attributes:
+        hour: those before this hour since 1970.
+        mean: of the label.
+        live: whether a server has counted some of them.
+    """
+
+    hour: int
+    mean: float
+    live: bool = False
+
+    @classmethod
+    def from_manifest(cls, values: Any) -> Counted | None:
+        """From the manifest; None where the index has no counts."""
+        if values is None:
+            return None
+        return cls(int(values["hour"]), float(values["mean"]), bool(values["live"]))
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ def gather(folder: Path, pieces: Sequence[Piece], what: str, quiet: bool) -> dic
         "scales": None if scales is None else scales.to_dict(),
         "anchors": manifest.get("anchors"),
         "keys": manifest.get("keys", 0),
+        "counted": manifest.get("counted"),
         **({"display": manifest["display"]} if "display" in manifest else {}),
         "built": entries["vectors.f32"]["crc32"],
         "files": entries,
@@ -126,6 +127,10 @@ def _begin(files: Files, pieces: Sequence[Piece]) -> None:
                 for text in piece.index.display.texts(range(piece.first, piece.end))
             ]
         )
+    if pieces[0].index.counted is not None:
+        for piece in pieces:
+            own = np.arange(piece.first, piece.end)
+            files.append_counts(piece.index.hourly(own), len(piece))
     for name in ("weights.u8", "terms.i8", "vectors.f32", "counters.f32"):
         rows = pieces[0].array(name)
         if rows is not None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from limerank.data.batch import Items
 from limerank.data.canonical import id_integers, id_texts
+from limerank.data.counters import Hourly, ItemCounters
 from limerank.data.coverage import TableCoverage, cover_table
 from limerank.data.display import texts
 from limerank.data.encoding import (
@@ -37,6 +38,7 @@ from limerank.data.features import FeatureTable
 from limerank.data.sources import in_one_file, read_table
 from limerank.data.spec import Spec, Table
 from limerank.errors import DataError, FormatError, SpecError
+from limerank.index.format import Counted
 from limerank.runs.model import Trained
 from limerank.validation import validate
 
@@ -61,6 +63,8 @@ class SourceItems:
         coverage: how a table in a file fits the run; None where items came from elsewhere.
         display: what is shown of each row: column -> texts; empty where nothing is.
         counted: counters of all rows, f32 [n, F]; None: those of the model.
+        hourly: what these count; None where that is not known.
+        until: which impressions they contain; None where that is not known.
     """
 
     ids: NDArray[Any]
@@ -71,6 +75,8 @@ class SourceItems:
     coverage: TableCoverage | None = None
     display: Mapping[str, Sequence[str]] = field(default_factory=dict)
     counted: NDArray[np.float32] | None = None
+    hourly: Hourly | None = None
+    until: Counted | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,6 +93,20 @@ class SourceItems:
     def wanted(self) -> NDArray[Any]:
         """External ids of the wanted rows."""
         return self.ids[self.rows]
+
+    def with_counters(self, counters: ItemCounters, rows: NDArray[np.integer]) -> SourceItems:
+        """With counters.
+
+        Args:
+            counters: of a log, at its end.
+            rows: of the items in it, [n]; a row that it lacks was never shown.
+        """
+        return replace(
+            self,
+            counted=counters.latest(rows),
+            hourly=counters.recent(rows),
+            until=Counted(counters.end, counters.mean),
+        )
 
     def items(self, positions: NDArray[np.int64] | slice) -> Items:
         """The inputs of the item tower for some of the wanted rows."""

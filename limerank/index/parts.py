@@ -26,7 +26,13 @@ from limerank.files import (
     sweep_folder,
     writes_to,
 )
-from limerank.index.building import check_index_output, of_dataset, publish, write_index
+from limerank.index.building import (
+    check_index_output,
+    counted_in,
+    of_dataset,
+    publish,
+    write_index,
+)
 from limerank.index.format import Scales
 from limerank.index.gathering import Piece, gather
 from limerank.index.items import SourceItems, SourceTable, read_source
@@ -50,10 +56,12 @@ class Catalogue:
     Attributes:
         dataset: the items of a dataset, without those of the table; None where there are none.
         table: a table in a file; None where there is none.
+        counted: whose counters the items of the table get; None: those of the model.
     """
 
     dataset: SourceItems | None
     table: SourceTable | None
+    counted: Dataset | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -67,7 +75,8 @@ class Catalogue:
         if self.dataset is not None:
             found.append(replace(self.dataset, rows=self.dataset.rows[wanted.pop(0)]))
         if self.table is not None:
-            found.append(self.table.take(wanted.pop(0)))
+            some = self.table.take(wanted.pop(0))
+            found.append(some if self.counted is None else counted_in(self.counted, some))
         return found
 
     def sample(self) -> list[SourceItems]:
@@ -113,7 +122,7 @@ def build_part(
     check_output(folder / PLAN)
     with writes_to(folder):
         sweep_folder(folder)  # of a call of join_parts that was killed
-    dataset = run.dataset(data) if items is None or merge else None
+    dataset = run.dataset(data) if items is None or merge or data is not None else None
     job = {
         "fingerprint": run.fingerprint,
         "parts": part.of,
@@ -128,11 +137,12 @@ def build_part(
         if complete is not None:
             return IndexPart(complete.path, part, len(complete), False)
     table = None if items is None else read_source(run, items)
+    counted = run.ranker.counters is not None
     of_data = None
-    if dataset is not None:
+    if dataset is not None and (table is None or merge):
         without = None if table is None else table.ids
-        of_data = of_dataset(dataset, without, counted=run.ranker.counters is not None)
-    catalogue = Catalogue(of_data, table)
+        of_data = of_dataset(dataset, without, counted=counted)
+    catalogue = Catalogue(of_data, table, dataset if counted else None)
     if plan is None:
         scales = scales_of(run.ranker, catalogue.sample()).to_dict() if run.ranker.folds else None
         plan = settled(folder / PLAN, {"format": FORMAT, "job": job, "scales": scales})

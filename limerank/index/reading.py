@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limerank.data.counters import COUNTERS
+from limerank.data.counters import COUNTERS, Hourly
+from limerank.data.ragged import ragged_index
 from limerank.errors import FingerprintError, FormatError, SpecError, UnknownError
 from limerank.index.anchors import Anchors
 from limerank.index.display import Display
@@ -21,6 +22,7 @@ from limerank.index.format import (
     DTYPES,
     PER_ROW,
     SMALL,
+    Counted,
     LiveItems,
     Scales,
     Shard,
@@ -56,6 +58,9 @@ class Index:
         weights: u8 [n, C + S], link weights and then keys; None for models without links.
         keys: numbers of a key, S; 0 for models without profiles.
         terms: i8 [n, g]; None for models without links.
+        counters: of each row, f32 [n, N]; None for models without counters.
+        counted: which impressions these contain; None where the index does not have what they
+            count.
         scales: of weights and terms.
         anchors: the items' anchored values; None for models without anchored links.
         display: what is shown of each row; None where the description has no ``display``.
@@ -159,6 +164,9 @@ class Index:
             self.counters: NDArray[np.float32] | None = arrays.get("counters.f32")
             if self.counters is not None and self.counters.shape[1] != len(COUNTERS):
                 raise ValueError(f"counters has the shape {self.counters.shape}")
+            self.counted = Counted.from_manifest(manifest.get("counted"))
+            if self.counted is not None:
+                _check_counts(arrays["counts.i32"], arrays["count_ends.i64"])
             self.scales: Scales | None = None
             if self.weights is not None and self.terms is not None:
                 self.scales = Scales.of(manifest["scales"])
@@ -244,6 +252,16 @@ class Index:
             raise UnknownError(f"the index {self.path} has no item {id!r}")
         return row
 
+    def hourly(self, rows: NDArray[np.integer] | None = None) -> Hourly:
+        """What the counters of some rows count, or those of all; a row is its position among them.
+        Only where :attr:`counted` is not None."""
+        counts, ends = self.arrays["counts.i32"], self.arrays["count_ends.i64"]
+        lengths = np.diff(ends, prepend=0)
+        wanted = np.arange(len(self)) if rows is None else np.asarray(rows)
+        lengths, starts = lengths[wanted], ends[wanted] - lengths[wanted]
+        found = counts[ragged_index(starts, lengths)].astype(np.int64)
+        return Hourly(np.repeat(np.arange(len(wanted)), lengths), *found.T)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all its files."""
@@ -288,3 +306,10 @@ class Index:
         """Compare every file with its checksum; FormatError where one has changed."""
         for name, array in self.arrays.items():
             self._check(name, array)
+
+
+def _check_counts(counts: NDArray[Any], ends: NDArray[Any]) -> None:
+    """ValueError where counts do not fit together."""
+    last = int(ends[-1]) if len(ends) else 0
+    if counts.ndim != 2 or counts.shape[1] != 3 or ends.ndim != 1 or last != len(counts):
+        raise ValueError(f"counts have the shape {counts.shape} and end at {last}")

@@ -33,8 +33,9 @@ def sample_of(parts: Sequence[SourceItems]) -> list[SourceItems]:
 
 @torch.inference_mode()
 def scales_of(ranker: Ranker, sample: Sequence[SourceItems]) -> Scales:
-    """Scales from the ranges of columns over the items of a sample. Those of terms include the
-    range over the same items as if they were never shown, since new items will come."""
+    """Scales from the ranges of columns over the items of a sample. Counters change later, and new
+    items come: so the ranges of terms include those of the same items as if they were never shown,
+    and of each with the counters of some others."""
     device = next(ranker.parameters()).device
     low: list[Tensor] = []
     high: list[Tensor] = []
@@ -44,12 +45,15 @@ def scales_of(ranker: Ranker, sample: Sequence[SourceItems]) -> Scales:
         for items in part.chunks(CHUNK):
             vectors_ud = ranker.item_vectors(items.to(device)).float()
             refuse_nan(vectors_ud)
-            found = encoded(ranker, vectors_ud, counted_by(ranker, items))
+            counted = counted_by(ranker, items)
+            found = encoded(ranker, vectors_ud, counted)
             new_low, new_high = [x.amin(0) for x in found], [x.amax(0) for x in found]
-            if ranker.counters is not None:
-                new = encoded(ranker, vectors_ud, ranker.counters.values[:1])[1]
-                new_low[1] = torch.minimum(new_low[1], new.amin(0))
-                new_high[1] = torch.maximum(new_high[1], new.amax(0))
+            if ranker.counters is not None and counted is not None:
+                others = [counted.roll(shift, 0) for shift in (1, len(counted) // 2)]
+                for other in (ranker.counters.values[:1], *others):
+                    new = encoded(ranker, vectors_ud, other)[1]
+                    new_low[1] = torch.minimum(new_low[1], new.amin(0))
+                    new_high[1] = torch.maximum(new_high[1], new.amax(0))
             low = [torch.minimum(*pair) for pair in zip(low or new_low, new_low, strict=True)]
             high = [torch.maximum(*pair) for pair in zip(high or new_high, new_high, strict=True)]
             new_sums = found[0].sum(0, dtype=torch.float64).cpu().numpy()

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from limerank.data.batch import ItemKeys, Items
+from limerank.data.counters import Hourly
 from limerank.errors import DataError, FormatError, LimerankError, StoreError
 from limerank.files import FULL, sync_directory, write_json
 from limerank.index.anchors import SetEncoder
@@ -147,7 +148,7 @@ class Files:
         self._wait(BEHIND)
 
     def write(self, name: str, array: NDArray[Any]) -> None:
-        """Write an array to a new file, which replaces its old one."""
+        """Write an array to a new file, which replaces its old one; it may grow then."""
         self._open[name] = File(self.folder, name, self.version)
         self.append(name, array)
 
@@ -157,15 +158,20 @@ class Files:
         if ends is None:
             self.append("ids.i64", values)
         else:
-            self._append_texts("ids.utf8", values, "id_ends.i64", ends)
+            self._append_ragged("ids.utf8", values, "id_ends.i64", ends)
 
     def append_display(self, texts: Sequence[str]) -> None:
         """Add what is shown of items; see :class:`limerank.index.display.Display`."""
         values, ends = flattened(np.array(texts, dtype=object))
         assert ends is not None
-        self._append_texts("display.utf8", values, "display_ends.i64", ends)
+        self._append_ragged("display.utf8", values, "display_ends.i64", ends)
 
-    def _append_texts(
+    def append_counts(self, hourly: Hourly, rows: int) -> None:
+        """Add what the counters of the next rows count."""
+        ends = np.searchsorted(hourly.rows, np.arange(rows), "right")
+        self._append_ragged("counts.i32", np.stack(hourly[1:], -1), "count_ends.i64", ends)
+
+    def _append_ragged(
         self, name: str, values: NDArray[Any], ends_name: str, ends: NDArray[np.int64]
     ) -> None:
         self._wait(0)
@@ -359,9 +365,8 @@ class Encoder:
         assert self.ranker.folds
         weights_uc, terms_ug = encoded(self.ranker, found_ud, counted)
         w_uc, w_excess = self._quantised(weights_uc, self._low_c, self._step_c, 0, 255)
-        t_ug, t_excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)
         rows["weights.u8"] = w_uc.to(torch.uint8).cpu().numpy()
-        rows["terms.i8"] = t_ug.to(torch.int8).cpu().numpy()
+        rows["terms.i8"] = self._codes_of_terms(terms_ug)
         of_links = w_uc.shape[1] - self.ranker.keys
         off_uc = w_uc.sub_(self._mean_c).abs_()[:, :of_links]
         spread = off_uc.sum(1).amax() if len(w_uc) else 0.0
@@ -369,9 +374,20 @@ class Encoder:
             self.scales,
             weight_spread=max(self.scales.weight_spread, float(spread)),
             weight_excess=np.maximum(self.scales.weight_excess, w_excess),
-            term_excess=np.maximum(self.scales.term_excess, t_excess),
         )
         return rows
+
+    def terms(self, vectors_ud: Tensor, counted: Tensor) -> NDArray[np.int8]:
+        """Codes of the terms alone, of items with these vectors and counters."""
+        of = (part.to(self._device) for part in (vectors_ud, counted))
+        return self._codes_of_terms(encoded(self.ranker, *of)[1])
+
+    def _codes_of_terms(self, terms_ug: Tensor) -> NDArray[np.int8]:
+        assert self.scales is not None
+        t_ug, excess = self._quantised(terms_ug, self._middle_g, self._step_g, -127, 127)
+        self.scales = replace(self.scales, term_excess=np.maximum(self.scales.term_excess, excess))
+        codes: NDArray[np.int8] = t_ug.to(torch.int8).cpu().numpy()
+        return codes
 
     def _quantised(
         self, values: Tensor, offset: Tensor, step: Tensor, least: int, most: int

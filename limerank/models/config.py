@@ -149,9 +149,9 @@ class ModelConfig(Frozen):
     """Hours from one refresh of the items' counters to the next; 0: no counters. A model with
     counters knows what is popular now: an item's rate of the first binary label, its impressions,
     both of the latest 24 hours alone, and the time since it was first shown
-    (limerank.data.counters). They are part of the index: choose how often the index is built from
-    the latest log. Only where the log has times and such a label, with the objective
-    "impressions"."""
+    (limerank.data.counters). They are part of the index: a server that is given what was shown
+    refreshes them; else the index has those of the log that it is built from. Only where the log
+    has times and such a label, with the objective "impressions"."""
     counter_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of counters that are hidden one by one in a training step."""
 

@@ -66,13 +66,13 @@ class LimeConfig(AttentionConfig):
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
     By default, a model with anchored links has 50, or fewer (10 at least) where there are more than
     100,000 items."""
-    counter_hours: int = Field(24, ge=0)
+    counter_hours: int = Field(1, ge=0)
     """Hours from one refresh of the items' counters to the next; 0: no counters. A model with
     counters knows what is popular now: an item's rate of the first binary label, its impressions,
     both of the latest 24 hours alone, and the time since it was first shown
-    (limerank.data.counters). They are part of the index: choose how often the index is built from
-    the latest log. Only where the log has times and such a label, with the objective
-    "impressions"."""
+    (limerank.data.counters). They are part of the index: a server that is given what was shown
+    refreshes them; else the index has those of the log that it is built from. Only where the log
+    has times and such a label, with the objective "impressions"."""
     heads: int = Field(1, ge=1)
     """Attention heads, H; they divide the width. An item has H times ``links`` weights: more links
     are cheaper than more heads."""

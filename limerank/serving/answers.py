@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import Gauge
 
+from limerank.data.counters import HOUR
 from limerank.data.encoding import read_vocabulary
 from limerank.errors import SpecError
 from limerank.kernels.dispatch import inference
@@ -18,6 +19,7 @@ from limerank.ranking.explain import Explanation
 from limerank.ranking.request import plain
 from limerank.ranking.scorer import NativeScorer
 from limerank.serving.arms import Arms, ArmSpec
+from limerank.serving.counting import ItemCounts
 from limerank.serving.interleaving import team_draft
 from limerank.serving.messages import ArmBody
 from limerank.serving.reading import Tally
@@ -73,6 +75,7 @@ def described(served: Served, threads: int) -> dict[str, Any]:
             if not one["bias"]
         ],
         "clock": served.states.form.clock,
+        "counters": _counters(served),
         "index_check": served.check.state,
         "live_items": unranked(served),
         "dispatch": dispatch(served, threads),
@@ -116,6 +119,7 @@ def arms_of(arms: Arms) -> list[dict[str, Any]]:
                 "index_version": served.index.version,
                 "items": served.rankable,
                 "loaded": served.loaded,
+                "counters": _counters(served),
                 "index_check": served.check.state,
                 "live_items": unranked(served),
             }
@@ -161,7 +165,16 @@ def interleaved(
     return {"items": items, "milliseconds": taken}
 
 
-def show_served(numbers: Numbers, arms: Arms) -> None:
+def _counters(served: Served) -> dict[str, Any] | None:
+    """What the counters of an index contain; None where it has no counts."""
+    counted = served.index.counted
+    if counted is None:
+        return None
+    hours = served.trained.ranker.config.counter_hours
+    return {"until": counted.hour * HOUR, "live": counted.live, "hours": hours}
+
+
+def show_served(numbers: Numbers, arms: Arms, counts: ItemCounts) -> None:
     """Bring the gauges of models and indexes up to date."""
     served, index = arms.main.current.served, arms.main.current.served.index
     checks = [current.served.check.state for current in arms.currents]
@@ -174,6 +187,8 @@ def show_served(numbers: Numbers, arms: Arms) -> None:
     numbers.model.clear()
     numbers.arm_share.clear()
     numbers.arm_model.clear()
+    numbers.counters_until.clear()
+    numbers.counters_left_out.set(counts.left_out)
     for arm in arms.arms.values():
         numbers.arm_share.labels(arm.name).set(arm.share)
         for current in arm.models:
@@ -181,6 +196,8 @@ def show_served(numbers: Numbers, arms: Arms) -> None:
             name = of.trained.ranker.config.model
             numbers.model.labels(of.trained.fingerprint, name).set(1)
             numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(of.index.version)
+            if of.index.counted is not None:
+                numbers.counters_until.labels(arm.name).set(of.index.counted.hour * HOUR / 1000)
 
 
 def show_outcomes(numbers: Numbers, tally: Tally, arms: Arms) -> None:

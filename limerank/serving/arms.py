@@ -29,6 +29,7 @@ from typing import Any
 from limerank.data.canonical import external_id
 from limerank.data.exposures import MAIN, MOST_ARMS, arm_name
 from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
+from limerank.serving.counting import ItemCounts
 from limerank.serving.current import Added, Current
 from limerank.serving.served import Loader, Served
 
@@ -293,6 +294,13 @@ class Arms:
             log.info("arms", extra={"shares": shares})
 
     # All arms
+
+    def count_again(self, counts: ItemCounts) -> None:
+        """Count impressions of items, and bring the counters of all indexes up to date; see
+        :meth:`Current.count_again`."""
+        first = [current.count_again(counts) for current in self.currents]
+        counts.need(min((hour for hour in first if hour is not None), default=None))
+        counts.advance()
 
     def follow(self) -> None:
         """:meth:`Current.follow` of all."""

@@ -18,13 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from limerank.data.canonical import external_id, json_value
+from limerank.data.counters import counted_label, due
 from limerank.errors import DataError, FormatError, SpecError, StoreError, UnknownError
 from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
+from limerank.index.counting import count_again
 from limerank.index.format import LiveItems
 from limerank.index.writing import BusyError, ReadOnlyError, disk_error, writing
 from limerank.ranking.item_table import Filters
 from limerank.ranking.request import plain
+from limerank.serving.counting import ItemCounts
 from limerank.serving.served import Loader, Served
 from limerank.serving.stores import Id
 from limerank.serving.stores.contract import origin
@@ -66,6 +69,7 @@ class Current:
         self.loader, self.store = loader, loader.store
         self._changing = threading.Lock()
         self._copies: set[Path] = set()
+        self._fixed: Path | None = None
         self.folders = run.absolute(), index.absolute()
         try:
             self.served = self._load(run, index)
@@ -186,6 +190,52 @@ class Current:
                 self._use(newer)
         finally:
             self._changing.release()
+
+    # Counters
+
+    def count_again(self, counts: ItemCounts) -> int | None:
+        """Write impressions since the index was built into its counters, when the next refresh that
+        the model was trained with is due.
+
+        Args:
+            counts: of the store.
+
+        Returns:
+            The hour since 1970 from which the index needs counts; None where it needs none: its
+            model has no counters, it was built without what they count, it is a shard or split into
+            shards, or its folder is read-only.
+        """
+        served = self.served
+        counted, every = served.index.counted, served.trained.ranker.config.counter_hours
+        path = served.index.path
+        if counted is None or served.index.shard is not None or self.loader.shards is not None:
+            return None
+        if path == self._fixed:
+            return None
+        hour = due(counts.settled, every)
+        if counts.first is None or counts.first > counted.hour or hour <= counted.hour:
+            return counted.hour
+        label = counted_label(served.trained.manifest["encoding"]["labels"])
+        assert label is not None  # DataShape.counted
+        shown = counts.shown(label["name"], counted.hour, hour)
+        if not shown.ids and not counted.live:
+            return counted.hour  # perhaps nobody logs what was shown: time alone changes nothing
+        with self.alone():
+            if served is not self.served:
+                return counted.hour  # the next call sees what is served now
+            try:
+                served = self._writable(served)
+                with self._writing(served):
+                    index = Index.open(served.index.path, served.trained.fingerprint)
+                    if index.counted is not None and index.counted.hour < hour:
+                        count_again(served.trained, served.index.path, shown, hour)
+            except ReadOnlyError as error:
+                log.error("counters of items stay those of the log: %s", error)
+                self._fixed = path
+                return None
+            self._use(self._with_table(self.loader.reopened(served)))
+        log.info("counters of items are refreshed", extra={"impressions": int(shown.shown.sum())})
+        return hour
 
     # Items
 

@@ -38,8 +38,10 @@ from limerank.serving.answers import (
     unranked,
 )
 from limerank.serving.arms import Arm, Arms, ArmSpec, one_arm
+from limerank.serving.counting import ItemCounts
 from limerank.serving.current import Current
 from limerank.serving.exposing import Exposing, arm_of, new_ranking
+from limerank.serving.feed import Feed
 from limerank.serving.intake import Accepted, AnyForm, Intake
 from limerank.serving.messages import (
     ArmBody,
@@ -49,7 +51,7 @@ from limerank.serving.messages import (
     Shown,
     UserRequest,
 )
-from limerank.serving.reading import AT_ONCE, Tally
+from limerank.serving.reading import Tally
 from limerank.serving.served import Loader, Served
 from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer, left_out, missing_shards
@@ -61,8 +63,6 @@ from limerank.validation import validate
 
 log = logging.getLogger("limerank.serving")
 Answer = dict[str, Any] | Future[dict[str, Any]]
-TALLIES = 2
-"""Times that one background step counts some exposures, at most."""
 BRIEF_ITEMS, BRIEF_RANKED, BRIEF_EVENTS, BRIEF_NAMES = 2048, 256, 16, 64
 """Limits of a request that is answered on the event loop: candidates, ranked items, events, and
 names in one object."""
@@ -91,6 +91,7 @@ class Serving:
         intake: how events reach the store; a source beside HTTP calls it, too.
         exposing: how exposures reach the store.
         outcomes: live counts of what followed exposures.
+        counts: impressions of items, for the counters of the indexes.
         numbers: the metrics.
     """
 
@@ -135,7 +136,8 @@ class Serving:
             raise
         self.intake = Intake(store, lambda: AnyForm(self._forms()), self.numbers)
         self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
-        self.outcomes = Tally(store, window, clocked=self._served.states.form.clock)
+        feeds = [Feed(store, window, clocked=self._served.states.form.clock) for _ in range(2)]
+        self.outcomes, self.counts = Tally(feeds[0]), ItemCounts(feeds[1])
         log.info("computing: %s", json.dumps(self.dispatch()))
 
     @property
@@ -197,9 +199,7 @@ class Serving:
 
     def tally(self) -> None:
         """Count outcomes of exposures whose window is over."""
-        for _ in range(TALLIES):
-            if self.outcomes.advance() < AT_ONCE:
-                break
+        self.outcomes.step()
 
     # Rankings
 
@@ -521,7 +521,7 @@ class Serving:
             StoreError, FormatError: the store cannot be reached; its gauges keep their last values.
         """
         numbers = self.numbers
-        show_served(numbers, self.arms)
+        show_served(numbers, self.arms, self.counts)
         if self.shards is not None:
             with contextlib.suppress(ShardError):
                 self._down()

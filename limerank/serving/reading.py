@@ -31,13 +31,14 @@ from limerank.metrics.experiments import (
     sequential_difference,
     sequential_mean,
 )
+from limerank.serving.feed import AT_ONCE, Feed
 from limerank.serving.stores import EventStore, Id
 
 Key = tuple[str, ...]
 """A count of a user: (label,), or (label, team, other team): outcomes of one team of an interleaved
 ranking less those of the other."""
-AT_ONCE = 1000
-"""Exposures that one call of :meth:`Tally.advance` counts, at most."""
+TALLIES = 2
+"""Times that one step counts some exposures, at most."""
 MOST_TALLIED = 100_000
 """Users whose counts a tally has; later ones are not counted, which it reports."""
 
@@ -235,17 +236,12 @@ class Tally:
     :attr:`reading` while they hold :attr:`lock`.
 
     Args:
-        store: the event store.
-        window: seconds from an exposure to an outcome, at most.
-        clocked: whether the log's times are milliseconds since 1970; an exposure is counted when
-            its window is over. In a log with an order alone it is counted at once.
+        feed: of the store, for this alone.
     """
 
-    def __init__(self, store: EventStore, window: float = WINDOW, *, clocked: bool = True) -> None:
-        self.store, self._length, self._clocked = store, round(1000 * window), clocked
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
         self.reading, self.uncounted, self.lock = Reading(), 0, threading.Lock()
-        self._since = dict.fromkeys(range(store.parts), 0)
-        self._open: dict[int, int] = {}
         self._users: dict[Id, dict[str, Counts]] = {}
 
     @property
@@ -258,29 +254,17 @@ class Tally:
         self.reading.fresh = {}
 
     def advance(self, now: int | None = None) -> int:
-        """Count exposures whose window is over, in their order of arrival within each part of the
-        store; at most about :data:`AT_ONCE`. Returns how many."""
-        now = int(clock.time() * 1000) if now is None else now
-        # A part is read again when the window of its first uncounted exposure is over.
-        since = {
-            part: change for part, change in self._since.items() if self._open.get(part, now) <= now
-        }
-        self._open = {part: over for part, over in self._open.items() if over > now}
-        last, found = self.store.shown(since, AT_ONCE)
-        by_user: dict[Id, list[Exposure]] = {}
-        for part, change, one in found:
-            if part in self._open:
-                continue
-            # The clock of a client may be ahead: such an exposure does not hold up the others.
-            if self._clocked and now - self._length < one.time <= now:
-                last[part] = change - 1
-                self._open[part] = one.time + self._length
-                continue
-            by_user.setdefault(one.user, []).append(one)
+        """Count the next exposures of the feed. Returns how many."""
+        by_user = self._feed.take(now)
         for user, exposures in by_user.items():
             self._count(user, exposures)
-        self._since |= last
         return sum(map(len, by_user.values()))
+
+    def step(self) -> None:
+        """Count some exposures of the feed: as many as a background step may."""
+        for _ in range(TALLIES):
+            if self.advance() < AT_ONCE:
+                break
 
     def forget(self, user: Id) -> None:
         """Take a deleted user out of all counts."""
@@ -299,11 +283,7 @@ class Tally:
             held = self._users[user] = {}
             fresh = self.reading.fresh
             fresh[exposures[0].arm] = fresh.get(exposures[0].arm, 0) + 1
-        low = min(one.time for one in exposures) - self._length
-        high = max(one.time for one in exposures) + self._length + 1
-        around = self.store.exposures(user, low, high)
-        events = self.store.between(user, low, high)
-        outcomes = attribute(around, events, self._length).outcomes
+        outcomes = self._feed.outcomes(user, exposures)
         with self.lock:
             for arm, more in counts_of(exposures, outcomes).items():
                 old = held.get(arm, NOTHING)

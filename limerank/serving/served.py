@@ -18,6 +18,7 @@ import numpy as np
 
 from limerank.errors import FormatError
 from limerank.index import Index
+from limerank.index.format import PER_ROW
 from limerank.ranking.anchored import AnchorNames
 from limerank.ranking.flow import RankingFlow
 from limerank.ranking.item_table import Filters, ItemTable
@@ -175,8 +176,8 @@ class Loader:
             marked=served.states.marked(index),
             scorer=self._scorer(served.trained, index),
             filters=Filters(served.items, index),
-            # Versions of one base share their older rows, whose files do not change.
-            check=served.check if index.base == served.index.base else Check(),
+            # Versions of the same files share their older rows, whose bytes do not change.
+            check=served.check if _same_files(index, served.index) else Check(),
         )
 
     def _scorer(self, trained: Trained, index: Index) -> Scorer:
@@ -200,3 +201,9 @@ class Loader:
             log.info("%s", line)
         for warning in fit.warnings():
             log.warning("%s: %s", self.items, warning)
+
+
+def _same_files(one: Index, other: Index) -> bool:
+    """Whether all files with rows of two versions of an index are the same, or longer."""
+    first, second = one.manifest["files"], other.manifest["files"]
+    return all(first[name]["file"] == second[name]["file"] for name in PER_ROW if name in first)

@@ -6,7 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-TASKS = ("follow", "watch", "verify", "store", "tally")
+TASKS = ("follow", "watch", "verify", "store", "tally", "count")
 """Background tasks, see :mod:`limerank.serving.watching`."""
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -97,6 +97,17 @@ class Numbers:
         self.arm_uncounted = Gauge(
             "limerank_arm_uncounted",
             "Rankings that are not counted, since too many users are.",
+            registry=into,
+        )
+        self.counters_until = Gauge(
+            "limerank_counters_until_seconds",
+            "Unix time up to which the counters of an arm's index have impressions.",
+            ["arm"],
+            registry=into,
+        )
+        self.counters_left_out = Gauge(
+            "limerank_counters_left_out",
+            "Impressions that are not in the counters, since too many items were shown.",
             registry=into,
         )
         self.users = Gauge("limerank_users", "Users in the store.", registry=into)

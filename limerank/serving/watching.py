@@ -5,7 +5,8 @@
   (:mod:`limerank.serving.watched`);
 - *verify*: compare the files of a loaded index with their checksums;
 - *store*: report problems of the event store's settings;
-- *tally*: count what followed the rankings that were shown.
+- *tally*: count what followed the rankings that were shown;
+- *count*: count impressions of items, and refresh the counters of the indexes.
 
 An attempt that raises is logged with its trace and counted
 (``limerank_background_failures_total``). The next attempt follows after a growing pause of at most
@@ -77,6 +78,7 @@ class Background:
             "verify": (engine.verify, _nothing, seconds),
             "store": (engine.check_store, _nothing, seconds),
             "tally": (engine.tally, _nothing, seconds),
+            "count": (lambda: engine.arms.count_again(engine.counts), _nothing, seconds),
         }
         if self._watch is not None and self._watch.remote:
             tasks["watch"] = (self._load, _nothing, remote)  # no look between two attempts

@@ -174,7 +174,7 @@ SPACE: dict[str, Range | Around | Quarters] = {
     "id_evidence": Choice((0, 3, 10, 30)),
     "vectors": Choice((0, 16, 32, 64)),
     "base_rates": Choice((False, True)),
-    "counter_hours": Choice((0, 24)),
+    "counter_hours": Choice((0, 1)),
     "anchors": Named((("none", []), ("items", ["item"]), ("all", None))),
     "width": Integers(32, 128, 32),
     "hidden": Integers(16, 64, 16),

@@ -1,0 +1,132 @@
+"""Impressions of items by hour, counted while a server runs, for the counters of its indexes.
+
+An index has the impressions of the log that it was built from. :class:`ItemCounts` counts later
+ones from the store, each when its window is over, and says up to which time none is left out.
+:meth:`~limerank.serving.current.Current.count_again` writes what an index lacks into it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time as clock
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from limerank.data.counters import HOUR
+from limerank.data.events import Event
+from limerank.data.exposures import Exposure
+from limerank.index.counting import Shown
+from limerank.serving.feed import Feed
+from limerank.serving.stores import Id
+
+log = logging.getLogger("limerank.serving")
+MOST_COUNTED = 2_000_000
+"""Pairs of an item and an hour that are in memory at most; 400 bytes each, about."""
+SECONDS = 0.5
+"""That one call of :meth:`ItemCounts.advance` takes, about, where much is to be counted."""
+MARKS = 24 * 14
+"""Hours whose place in the store is known, at most: an index that was built from an earlier log
+needs their impressions again."""
+
+
+class ItemCounts:
+    """Impressions by item and hour. One thread calls it.
+
+    Args:
+        feed: of the store, for this alone.
+
+    Attributes:
+        first: hours since 1970 before this one are not counted: all indexes have them. None: no
+            index asks for counts, and nothing is read.
+        left_out: impressions that were not counted, since too many pairs were in memory.
+    """
+
+    def __init__(self, feed: Feed) -> None:
+        self.first: int | None = None
+        self.left_out = 0
+        self._feed = feed
+        self._pairs: dict[tuple[Id, int], dict[str, int]] = {}
+        self._marks: deque[tuple[int, Mapping[int, int]]] = deque(maxlen=MARKS)
+
+    def __len__(self) -> int:
+        """Pairs of an item and an hour."""
+        return len(self._pairs)
+
+    @property
+    def settled(self) -> int:
+        """Milliseconds since 1970; all earlier impressions, from :attr:`first` on, are counted."""
+        return self._feed.settled
+
+    def need(self, first: int | None) -> None:
+        """State the first hour whose impressions some index needs; None: no index needs any."""
+        if first is None:
+            self._pairs.clear()
+        elif self.first is None or first < self.first:
+            self._pairs.clear()
+            while self._marks and self._marks[-1][0] > first:
+                self._marks.pop()
+            none = dict.fromkeys(self._feed.since, 0)
+            self._feed.restart(self._marks[-1][1] if self._marks else none)
+        elif first > self.first:
+            self._pairs = {key: of for key, of in self._pairs.items() if key[1] >= first}
+        self.first = first
+
+    def advance(self, now: int | None = None) -> None:
+        """Count what is over, for some time at most."""
+        if self.first is None or not self._feed.clocked:
+            return
+        until = clock.monotonic() + SECONDS
+        while clock.monotonic() < until:
+            before = self._feed.since
+            for user, exposures in self._feed.take(now).items():
+                wanted = [one for one in exposures if one.time // HOUR >= self.first]
+                if wanted:
+                    self._add(wanted, self._feed.outcomes(user, wanted))
+            self._mark()
+            if self._feed.since == before:
+                return
+
+    def shown(self, label: str, first: int, end: int) -> Shown:
+        """All impressions of the hours ``first`` <= hour < ``end``, positive by a label."""
+        some = [(*key, of) for key, of in self._pairs.items() if first <= key[1] < end]
+        return Shown(
+            [item for item, _, _ in some],
+            np.array([hour for _, hour, _ in some], np.int64),
+            np.array([of[""] for *_, of in some], np.int64),
+            np.array([of.get(label, 0) for *_, of in some], np.int64),
+        )
+
+    def _mark(self) -> None:
+        """Note how far the store was read before the first exposure of an hour."""
+        hour = self._feed.latest // HOUR + 1
+        if self._marks and self._marks[-1][0] == hour:
+            self._marks.pop()
+        self._marks.append((hour, self._feed.since))
+
+    def _add(
+        self, exposures: Sequence[Exposure], outcomes: Mapping[tuple[str, Id], Sequence[Event]]
+    ) -> None:
+        for one in exposures:
+            for item in one.items:
+                key = (item, one.time // HOUR)
+                pair = self._pairs.get(key)
+                if pair is None:
+                    if len(self._pairs) >= MOST_COUNTED:
+                        self._leave_out()
+                        continue
+                    pair = self._pairs[key] = {"": 0}
+                pair[""] += 1
+                events = outcomes.get((one.ranking, item), ())
+                for label in {name for of in events for name, at in of.labels.items() if at > 0}:
+                    pair[label] = pair.get(label, 0) + 1
+
+    def _leave_out(self) -> None:
+        if not self.left_out:
+            log.warning(
+                "counters of items: more than %d pairs of an item and an hour wait for the next "
+                "refresh; other items are not counted until then",
+                MOST_COUNTED,
+            )
+        self.left_out += 1
