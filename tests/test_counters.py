@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_counting_goes_on_from_what_is_recent(data, logs):
         block = Block(items, (now + hours) * HOUR, positive)
         parts.append(Hourly.of(block))
         end = now + int(hours.max(initial=0)) + 1
-        whole = ItemCounters(merged(parts), MEAN, end)
+        full = ItemCounters(merged(parts), MEAN, end)
         # The index has its own rows.
         own = np.full(6, 9)
         own[rows] = np.arange(len(rows))
@@ -118,7 +119,7 @@ def test_counting_goes_on_from_what_is_recent(data, logs):
         more = Hourly(own[parts[-1].rows[known]], *(of[known] for of in parts[-1][1:]))
         short = ItemCounters(merged([recent, more]), MEAN, end)
         positions = np.arange(len(rows))
-        np.testing.assert_allclose(short.latest(positions), whole.latest(rows), atol=1e-6)
+        np.testing.assert_allclose(short.latest(positions), full.latest(rows), atol=1e-6)
         recent = short.recent(positions)
         assert (recent.hours >= end - DAY).sum() + len(rows) >= len(recent.rows)
         now = end
@@ -389,3 +390,19 @@ def test_a_model_may_do_without(tmp_path):
     build_index(tmp_path / "run", tmp_path / "index")
     assert load_run(tmp_path / "run").ranker.counters is None
     assert Index.open(tmp_path / "index").counters is None
+
+
+def test_counters_that_begin_with_the_dataset_raise_an_alarm(trained, tmp_path):
+    folder = tmp_path / "log"
+    shutil.copytree(trained / "log", folder)
+    log = pl.read_parquet(folder / "events.parquet")
+    late = log.filter(pl.col("time") >= log["time"].quantile(0.9))
+    late.write_parquet(folder / "events.parquet")
+    prepare(load_spec(folder / "spec.toml"), tmp_path / "late", base=folder)
+    alarms = {}
+    for name in ("late", "all"):
+        data = (tmp_path if name == "late" else trained) / name
+        found = evaluate(trained / "run", data=data, lists=0, out=tmp_path / f"{name}.json")
+        alarms[name] = {one.name: one.message for one in found.alarms}
+    assert "counters of items begin with this dataset" in alarms["late"]["counters"]
+    assert "counters" not in alarms["all"]

@@ -76,10 +76,16 @@ def test_codes_are_within_half_a_step(model):
     assert (abs(scales.terms(index.terms) - head) <= scales.term_step / 2 + slack).all()
     # Each column uses all of its codes.
     assert (index.weights.min(0) == 0).all() and (index.weights.max(0) == 255).all()
-    # Items that were never shown are within the range as well.
+    # Items that were never shown, or that have counters of others, are within the range as well.
+    counted = shop(model).counted()
+    others = [counted.roll(shift, 0) for shift in (1, len(counted) // 2)]
     with torch.inference_mode():
-        new = writing.encoded(ranker, vectors, torch.zeros(1, len(COUNTERS)))[1].numpy()
-    codes = np.concatenate([index.terms, np.round((new - scales.term_middle) / scales.term_step)])
+        new = [
+            writing.encoded(ranker, vectors, other)[1].numpy()
+            for other in (torch.zeros(1, len(COUNTERS)), *others)
+        ]
+    codes = [np.round((one - scales.term_middle) / scales.term_step) for one in new]
+    codes = np.concatenate([index.terms, *codes])
     assert (codes.min(0) == -127).all() and (codes.max(0) == 127).all()
     np.testing.assert_allclose(scales.weight_mean, index.weights.mean(0), atol=0.6)
     assert index.keys == ranker.config.profile > 0
@@ -101,7 +107,8 @@ def test_it_takes_no_more_bytes_than_it_says():
     index = shop("lime-mha", anchors=()).index
     held = sum(path.stat().st_size for path in index.path.iterdir() if path.suffix != ".json")
     c, g, d = index.weights.shape[1], index.terms.shape[1], index.vectors.shape[1]
-    assert held == ITEMS * (c + g + 4 * d + 4 * len(COUNTERS) + 8 + 8 + 4)
+    counts = 12 * len(index.arrays["counts.i32"]) + 8 * ITEMS
+    assert held == ITEMS * (c + g + 4 * d + 4 * len(COUNTERS) + 8 + 8 + 4) + counts
 
 
 def test_ids_are_found(copy):

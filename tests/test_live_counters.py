@@ -147,8 +147,8 @@ def test_items_that_are_put_compacted_or_split_keep_their_counts(made, index):
         found = Index.open(index, verify=True)
         ids = [id for id in np.asarray(found.ids[:]).tolist() if id != 999_999]
         rows = found.ids.find(ids)
-        places = {id: place for place, id in enumerate(made.all.item_ids.tolist())}
-        at = np.array([places[id] for id in ids])
+        positions = {id: position for position, id in enumerate(made.all.item_ids.tolist())}
+        at = np.array([positions[id] for id in ids])
         hours = np.full(len(at), found.counted.hour)
         wanted = made.all.counters.counted(at, hours)
         np.testing.assert_allclose(found.counters[rows], wanted, atol=1e-5)
@@ -162,11 +162,11 @@ def test_items_that_are_put_compacted_or_split_keep_their_counts(made, index):
 
 
 def test_parts_are_joined_to_the_index_of_one_build(made, tmp_path):
-    whole = build_index(made.run, tmp_path / "whole")
+    full = build_index(made.run, tmp_path / "full")
     for number in (1, 2):
         build_part(made.run, tmp_path / "joined", Part(number, 2))
     join_parts(made.run, tmp_path / "joined")
-    one, other = Index.open(whole.path), Index.open(tmp_path / "joined")
+    one, other = Index.open(full.path), Index.open(tmp_path / "joined")
     assert one.manifest == other.manifest
     for name, array in one.arrays.items():
         assert np.array_equal(array, other.arrays[name]), name
@@ -184,8 +184,8 @@ def test_a_table_gets_the_counters_of_a_dataset(made, tmp_path):
         assert found.counted.hour == made.all.counters.end
         ids = pl.read_csv(items)["item_id"].to_list()
         rows, known = found.ids.find(ids), np.isin(ids, made.all.item_ids)
-        places = {id: place for place, id in enumerate(made.all.item_ids.tolist())}
-        at = np.array([places.get(id, len(places)) for id in ids])
+        positions = {id: position for position, id in enumerate(made.all.item_ids.tolist())}
+        at = np.array([positions.get(id, len(positions)) for id in ids])
         assert known.any()
         np.testing.assert_array_equal(found.counters[rows], made.all.counters.latest(at))
 
@@ -333,7 +333,7 @@ def test_the_counters_wait_for_what_is_not_over(world, made):
     assert world.until(hour + 1).counted.hour == hour
 
 
-def test_too_many_items_are_left_out_and_said(world, made, monkeypatch, caplog):
+def test_too_many_items_are_left_out_and_logged(world, made, monkeypatch, caplog):
     monkeypatch.setattr("limerank.serving.counting.MOST_COUNTED", 4)
     world.until(made.built + 1)
     world.show(made.built, made.built + 24)

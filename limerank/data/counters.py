@@ -202,6 +202,11 @@ class ItemCounters:
         return start, day, end
 
 
+def impressions_of(counters: NDArray[np.float32]) -> float:
+    """Impressions of all items together, from their counters [n, F]."""
+    return float((np.exp2(counters[:, COUNTERS.index("count")].astype(np.float64)) - 1).sum())
+
+
 def due(settled: int, every: int) -> int:
     """The hour since 1970 of the latest refresh whose counters can be made: they contain the
     impressions before that hour.

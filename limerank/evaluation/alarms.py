@@ -18,6 +18,9 @@ validation split."""
 MOST_LOST = 0.01
 """An alarm is raised where the validation metric gets worse than its best by more than this share,
 while the training loss still falls."""
+LEAST_COUNTED = 0.25
+"""An alarm is raised where counters have fewer than this share of the impressions that they had at
+the end of training."""
 UNKNOWN = 0.01
 """A feature with a smaller share of known values counts as one that nothing matched."""
 
@@ -48,6 +51,8 @@ ADVICE = {
     "no-gain": "check that the new part of the log is complete and labelled as before (limerank "
     "prepare prints the means of labels); a lower learning_rate; more replay; if it stays, train "
     "without --from",
+    "counters": "a dataset that has the earlier log as well: limerank prepare --extend, which adds "
+    "the new part of the log to the dataset of before",
     "overfitting": "fewer epochs, so that the learning rate decays earlier; a higher dropout, "
     "id_dropout or weight_decay",
     "unmatched": "compare the notation of ids and values in both files (limerank prepare shows "
@@ -108,6 +113,25 @@ def measured(
                 )
             )
     return found
+
+
+def counted(split: str, trained: float, held: float) -> list[Alarm]:
+    """Alarm "counters": in the measured log, items have hardly been shown.
+
+    Args:
+        split: that was measured.
+        trained: impressions that the counters of all items had at the end of training.
+        held: those that they have at the middle of the measured requests.
+    """
+    if held >= LEAST_COUNTED * trained:
+        return []
+    return [
+        _alarm(
+            "counters",
+            f"counters of items begin with this dataset: at the middle of the {split} split they "
+            f"have {held:,.0f} impressions; at the end of training they had {trained:,.0f}",
+        )
+    ]
 
 
 def listed(split: str, model: str, lists: ListEvaluation) -> list[Alarm]:

@@ -13,10 +13,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from limerank.data.counters import impressions_of
 from limerank.data.dataset import Dataset
 from limerank.data.impressions import Use
 from limerank.errors import FormatError, SpecError, check_choice
-from limerank.evaluation.alarms import listed, measured
+from limerank.evaluation.alarms import counted, listed, measured
 from limerank.evaluation.legend import legend
 from limerank.evaluation.list_metrics import (
     Gain,
@@ -30,6 +31,7 @@ from limerank.evaluation.popularity import popularity
 from limerank.evaluation.predict import Predictions, effective_links, predict
 from limerank.evaluation.slices import column, slice_values, slices
 from limerank.files import TABLE_ENDINGS, check_output, read_json, write_json, write_table
+from limerank.models.ranker import Ranker
 from limerank.results import TableResult, aligned, none_for_nan, rounded
 from limerank.runs.alarms import Alarm, alarm_lines, alarms_of, read_alarms
 from limerank.runs.folder import Run, load_run
@@ -412,9 +414,22 @@ def _alarms(
     if requests is not None:
         means = popularity(dataset, requests, run.ranker.shape.tasks)
         found = measured(split, metrics, means, use, None if shape is None else shape[1])
+        found += _counted(run.ranker, dataset, split, requests)
     names = {one.name for one in found}
     earlier = read_alarms(run.path) or ()
     return (*found, *(one for one in earlier if one.name not in names))
+
+
+def _counted(
+    ranker: Ranker, dataset: Dataset, split: str, requests: NDArray[np.int64]
+) -> list[Alarm]:
+    if ranker.counters is None or dataset.counters is None:
+        return []
+    times = dataset.events["time"][dataset.requests["first"][requests]]
+    items = np.arange(len(dataset.items))
+    middle = np.full(len(items), np.sort(times)[len(times) // 2])
+    held = impressions_of(dataset.counters.at(items, middle))
+    return counted(split, impressions_of(ranker.counters.values.cpu().numpy()), held)
 
 
 def _file_name(split: str, history: int | None, at_least: int, impression_features: Use) -> str:
