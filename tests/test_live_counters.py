@@ -13,6 +13,7 @@ import pytest
 from limerank.data.counters import DELAY, HOUR
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
+from limerank.errors import StoreError
 from limerank.evaluation.predict import predict
 from limerank.index import Index
 from limerank.index.building import build_index
@@ -134,10 +135,10 @@ def test_counts_of_unknown_items_are_left_out_and_a_reader_keeps_its_version(mad
 def test_items_that_are_put_compacted_or_split_keep_their_counts(made, index):
     end = made.built + 9
     opened = Index.open(index)
-    known, gone = np.asarray(opened.ids[[3, 5]]).tolist()
+    known, removed = np.asarray(opened.ids[[3, 5]]).tolist()
     row = {"group": "g1", "tags": "t0", "length": 12.0}
     put_items(made.run, index, [{"item_id": known, **row}, {"item_id": 999_999, **row}])
-    remove_items(index, [gone])
+    remove_items(index, [removed])
     counted(made, index, 0, end)
     put_items(made.run, index, [{"item_id": known, **row, "length": 3.0}])
     for step in ("put", "compacted"):
@@ -371,3 +372,22 @@ def test_a_server_says_what_its_counters_contain(world, made):
 
 def metrics(world):
     return world.engine.numbers.text().decode()
+
+
+def test_a_failing_store_makes_nothing_count_twice(world, made, monkeypatch):
+    hour = made.first + 9
+    world.until(made.built + 1)
+    world.show(made.built, hour)
+    between, calls = world.store.between, []
+
+    def failing(*given):
+        calls.append(given)
+        if len(calls) in (2, 5):
+            raise StoreError("the disk fails")
+        return between(*given)
+
+    monkeypatch.setattr(world.store, "between", failing)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            world.until(hour)
+    world.check(world.until(hour), hour - DELAY)

@@ -67,8 +67,11 @@ class ItemCounts:
             self._pairs.clear()
             while self._marks and self._marks[-1][0] > first:
                 self._marks.pop()
-            none = dict.fromkeys(self._feed.since, 0)
-            self._feed.restart(self._marks[-1][1] if self._marks else none)
+            if self._marks:
+                hour, since = self._marks[-1]
+                self._feed.restart(since, hour * HOUR - 1)
+            else:
+                self._feed.restart(dict.fromkeys(self._feed.since, 0))
         elif first > self.first:
             self._pairs = {key: of for key, of in self._pairs.items() if key[1] >= first}
         self.first = first
@@ -80,10 +83,16 @@ class ItemCounts:
         until = clock.monotonic() + SECONDS
         while clock.monotonic() < until:
             before = self._feed.since
-            for user, exposures in self._feed.take(now).items():
-                wanted = [one for one in exposures if one.time // HOUR >= self.first]
-                if wanted:
-                    self._add(wanted, self._feed.outcomes(user, wanted))
+            with self._feed.taking(now) as by_user:
+                wanted = {
+                    user: [one for one in exposures if one.time // HOUR >= self.first]
+                    for user, exposures in by_user.items()
+                }
+                followed = [
+                    (some, self._feed.outcomes(user, some)) for user, some in wanted.items() if some
+                ]
+                for some, outcomes in followed:
+                    self._add(some, outcomes)
             self._mark()
             if self._feed.since == before:
                 return

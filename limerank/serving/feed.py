@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from limerank.data.attribution import WINDOW, attribute
 from limerank.data.canonical import LARGEST_TIME
@@ -12,7 +13,7 @@ from limerank.data.exposures import Exposure
 from limerank.serving.stores import EventStore, Id
 
 AT_ONCE = 1000
-"""Exposures that one call of :meth:`Feed.take` reads, about."""
+"""Exposures that one call of :meth:`Feed.taking` reads, about."""
 
 
 class Feed:
@@ -35,10 +36,13 @@ class Feed:
         self.since: Mapping[int, int] = {}
         self.restart(dict.fromkeys(range(store.parts), 0))
 
-    def restart(self, since: Mapping[int, int]) -> None:
-        """Continue after other changes, see :attr:`since`."""
-        self.since = dict(since)
-        self.latest = -LARGEST_TIME
+    def restart(self, since: Mapping[int, int], latest: int = -LARGEST_TIME) -> None:
+        """Continue after other changes.
+
+        Args:
+            since, latest: see the attributes.
+        """
+        self.since, self.latest = dict(since), latest
         self._open: dict[int, int] = {}
         self._reached = dict.fromkeys(since, -LARGEST_TIME)
 
@@ -48,35 +52,38 @@ class Feed:
         a log with an order alone is."""
         return min(self._reached.values()) if self.clocked else -LARGEST_TIME
 
-    def take(self, now: int | None = None) -> dict[Id, list[Exposure]]:
-        """The next exposures whose window is over, by user; about :data:`AT_ONCE` at most."""
+    @contextmanager
+    def taking(self, now: int | None = None) -> Iterator[dict[Id, list[Exposure]]]:
+        """The next exposures whose window is over, by user; about :data:`AT_ONCE` at most. If the
+        block raises, the next call has them again."""
         now = int(clock.time() * 1000) if now is None else now
-        over = now - self._length
+        over, latest, reached = now - self._length, self.latest, dict(self._reached)
         # A part is read again when the window of its first exposure that is left is over.
         since = {
             part: change for part, change in self.since.items() if self._open.get(part, now) <= now
         }
-        self._open = {part: end for part, end in self._open.items() if end > now}
+        waiting = {part: end for part, end in self._open.items() if end > now}
         last, found = self.store.shown(since, AT_ONCE)
         by_user: dict[Id, list[Exposure]] = {}
         for part, change, one in found:
-            if part in self._open:
+            if part in waiting:
                 continue
             # The clock of a client may be ahead: such an exposure does not hold up the others.
             if self.clocked and over < one.time <= now:
                 last[part] = change - 1
-                self._open[part] = one.time + self._length
-                self._reached[part] = one.time
+                waiting[part] = one.time + self._length
+                reached[part] = one.time
                 continue
             by_user.setdefault(one.user, []).append(one)
             time = min(one.time, over)
-            self.latest = max(self.latest, time)
-            self._reached[part] = max(self._reached[part], time)
+            latest = max(latest, time)
+            reached[part] = max(reached[part], time)
         for part, change in since.items():
-            if part not in self._open and last[part] == change:
-                self._reached[part] = over
-        self.since = {**self.since, **last}
-        return by_user
+            if part not in waiting and last[part] == change:
+                reached[part] = over
+        yield by_user
+        self.since, self.latest = {**self.since, **last}, latest
+        self._open, self._reached = waiting, reached
 
     def outcomes(
         self, user: Id, exposures: Sequence[Exposure]

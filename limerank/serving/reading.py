@@ -255,9 +255,13 @@ class Tally:
 
     def advance(self, now: int | None = None) -> int:
         """Count the next exposures of the feed. Returns how many."""
-        by_user = self._feed.take(now)
-        for user, exposures in by_user.items():
-            self._count(user, exposures)
+        with self._feed.taking(now) as by_user:
+            followed = [
+                (user, exposures, self._feed.outcomes(user, exposures))
+                for user, exposures in by_user.items()
+            ]
+            for user, exposures, outcomes in followed:
+                self._count(user, exposures, outcomes)
         return sum(map(len, by_user.values()))
 
     def step(self) -> None:
@@ -274,7 +278,12 @@ class Tally:
             for arm, counts in held.items():
                 self.reading.change(arm, counts, NOTHING)
 
-    def _count(self, user: Id, exposures: list[Exposure]) -> None:
+    def _count(
+        self,
+        user: Id,
+        exposures: Sequence[Exposure],
+        outcomes: Mapping[tuple[str, Id], Sequence[Event]],
+    ) -> None:
         held = self._users.get(user)
         if held is None:
             if len(self._users) >= MOST_TALLIED:
@@ -283,7 +292,6 @@ class Tally:
             held = self._users[user] = {}
             fresh = self.reading.fresh
             fresh[exposures[0].arm] = fresh.get(exposures[0].arm, 0) + 1
-        outcomes = self._feed.outcomes(user, exposures)
         with self.lock:
             for arm, more in counts_of(exposures, outcomes).items():
                 old = held.get(arm, NOTHING)
