@@ -16,6 +16,11 @@ What a competent person writes in an afternoon, computed from a prepared dataset
 - the similarity of the candidate to the history (:class:`Similarity`): cosines of 32-dimensional
   vectors, a truncated SVD of which users had a positive label on which items.
 
+A third form adds what this package's models have by default:
+
+- the counters of the candidate (:class:`Lately`): its rate, its impressions, both of the latest
+  day, and its age, as of the hour before the request.
+
 Nothing of the request itself or of later events enters:
 
 - History features read the events strictly before the request: the history that models read, but
@@ -53,6 +58,7 @@ from benchmarks.peer_statistics import (
     vectors,
 )
 from limerank.data.canonical import DAY_MS, HOUR_MS
+from limerank.data.counters import COUNTERS
 from limerank.data.dataset import Dataset
 from limerank.data.folder import SPLITS
 
@@ -199,6 +205,22 @@ class Features:
             same = (of_candidate == codes[items]) & (of_candidate > 0)
             found.append(matches(same, labels, decay))
         return np.hstack(found)
+
+
+class Lately:
+    """The counters of impressions' items, see :mod:`limerank.data.counters`.
+
+    Args:
+        dataset: a prepared dataset with a clock and a binary label.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def table(self, shown: Impressions) -> tuple[list[str], Floats]:
+        """Names [F] and values f32 [n, F] of the counters."""
+        names = [f"counter {name}" for name in COUNTERS]
+        return names, self.dataset.counted_at(shown.items, shown.requests, 1).numpy()
 
 
 class Similarity:

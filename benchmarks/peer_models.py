@@ -177,12 +177,14 @@ def item_knn(log: Log, features: str, seed: int) -> Result:
 def als(log: Log, features: str, seed: int) -> Result:
     from implicit.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
 
     def fit(setting: dict[str, float]) -> Any:
-        model = AlternatingLeastSquares(
-            factors=ALS_FACTORS, num_threads=1, random_state=seed, use_gpu=False, **setting
-        )
-        model.fit(log.positives, show_progress=False)
+        with threadpool_limits(1, "blas"):  # implicit asks for it
+            model = AlternatingLeastSquares(
+                factors=ALS_FACTORS, num_threads=1, random_state=seed, use_gpu=False, **setting
+            )
+            model.fit(log.positives, show_progress=False)
         return model
 
     def score(model: Any, shown: Impressions) -> Values:

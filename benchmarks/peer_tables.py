@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks import peer_features, peer_statistics
 from benchmarks.datasets import WORK
-from benchmarks.peer_features import Encoding, Features, Similarity
+from benchmarks.peer_features import Encoding, Features, Lately, Similarity
 from benchmarks.peer_statistics import Floats, impressions_of, main_label
 from limerank.data.dataset import Dataset
 
@@ -34,6 +34,12 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 ROUNDS, PATIENCE = 2000, 50
 """Trees at most, and trees without a lower log loss on validation after which boosting stops."""
 ENCODINGS: tuple[Encoding, ...] = ("folds", "before")
+ADDED = {
+    "all": ("similarity",),
+    "without similarity": (),
+    "all and counters": ("similarity", "counters"),
+}
+"""Features -> the groups that are added to those of the rates."""
 SPLIT_NAMES = ("train", "validation", "test")
 
 
@@ -82,16 +88,18 @@ def columns(dataset: Dataset, what: str) -> tuple[list[str], dict[str, Floats], 
     """Names, values by split, and seconds of a group of features: made, or read where they were.
 
     Args:
-        what: "similarity", or the encoding of rates of all other features.
+        what: "similarity", "counters", or the encoding of rates of all other features.
     """
     file = stored(dataset, f"{what}.npz")
     if not file.exists():
         start = time.perf_counter()
-        made = (
-            Similarity(dataset)
-            if what == "similarity"
-            else Features(dataset, encoding="folds" if what == "folds" else "before")
-        )
+        made: Features | Similarity | Lately
+        if what == "similarity":
+            made = Similarity(dataset)
+        elif what == "counters":
+            made = Lately(dataset)
+        else:
+            made = Features(dataset, encoding="folds" if what == "folds" else "before")
         found: dict[str, Any] = {}
         seconds = []
         for split in SPLIT_NAMES:
@@ -110,11 +118,11 @@ def columns(dataset: Dataset, what: str) -> tuple[list[str], dict[str, Floats], 
 
 @lru_cache(maxsize=2)
 def tables(folder: Path, features: str, encoding: Encoding) -> Tables:
-    """LightGBM's inputs; ``features`` is "all" or "without similarity"."""
+    """LightGBM's inputs; ``features`` is one of :data:`ADDED`."""
     dataset = Dataset(folder)
     names, values, seconds = columns(dataset, encoding)
-    if features == "all":
-        more, others, other_seconds = columns(dataset, "similarity")
+    for what in ADDED[features]:
+        more, others, other_seconds = columns(dataset, what)
         names = names + more
         values = {split: np.hstack([values[split], others[split]]) for split in values}
         seconds = [a + b for a, b in zip(seconds, other_seconds, strict=True)]

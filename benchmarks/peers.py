@@ -21,8 +21,8 @@ over all of them, and apart for *repeats* (the user's history holds the candidat
     from the history before the request. Regularisation and weight by validation.
 ``lightgbm``
     Gradient-boosted trees on the features of ``benchmarks.peer_features``, with and without the
-    similarity features; leaves, learning rate, feature fraction and the encoding of rates by
-    validation, stopped early by the log loss there.
+    similarity features, and with counters of items besides; leaves, learning rate, feature
+    fraction and the encoding of rates by validation, stopped early by the log loss there.
 ours
     With the defaults of ``limerank train``; nothing is tuned.
 
@@ -50,8 +50,10 @@ from benchmarks.datasets import LOGS, QUICK, WORK, prepare_dataset, truth_file
 from benchmarks.jobs import Job, finish, workers
 from benchmarks.peer_models import PEERS, Log, Result, clocked
 from benchmarks.peer_statistics import Impressions, main_label
+from benchmarks.peer_tables import ADDED
 from benchmarks.rows import has_row, rows, write_row
 from limerank import metrics
+from limerank.data.dataset import Dataset
 from limerank.evaluation.bootstrap import paired_auc
 
 SMALL = ("mind_sample", "kuairand_slice", "ml_latest_small", "synth_short")
@@ -65,7 +67,7 @@ FEATURES = {
     "user-item mean": ("item and user rates",),
     "item-knn": ("positives",),
     "als": ("positives",),
-    "lightgbm": ("all", "without similarity"),
+    "lightgbm": tuple(ADDED),
     TRUTH: ("simulation",),
 }
 """Peer -> what it is given; a row each."""
@@ -192,6 +194,8 @@ def jobs(
             if model == TRUTH and truth_file(name) is None:
                 continue
             for features in FEATURES.get(model, (PREPARED,)):
+                if features.endswith("counters") and Dataset(folder).counters is None:
+                    continue
                 for seed in range(seeds if model in SEEDED or model in OURS else 1):
                     if again or not has_row("peers", case_of(name, model, features), seed):
                         yield measure, name, folder, model, features, seed

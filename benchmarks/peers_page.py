@@ -54,7 +54,8 @@ def peers(every: list[Row]) -> str:
         "  computed from the history before the request.",
         "- **LightGBM**: boosted trees on the hand-made features of",
         "  `benchmarks/peer_features.py`: rates, counts, exact matches with the history, and",
-        "  similarity of co-occurrence vectors; once with all of them and once without similarity.",
+        "  similarity of co-occurrence vectors; with all of them, without similarity, and with all",
+        "  and the counters of items that our models have by default.",
         "- **Our models** have the defaults of `limerank train`; nothing is tuned for a dataset.",
         "- **truth**, of simulated logs: the probability by which the log was drawn.",
         "",
@@ -96,7 +97,7 @@ def models(found: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 def title(model: str, features: str) -> str:
     """The name of a line; peers that come in two forms name theirs."""
     name = NAMES.get(model, model)
-    return f"{name}, {features}" if features == "without similarity" else name
+    return f"{name}, {features}" if model == "lightgbm" and features != "all" else name
 
 
 def median(rows: list[Row], name: str) -> str:

@@ -22,6 +22,7 @@ from benchmarks.peer_statistics import (
     vectors,
 )
 from benchmarks.peers import measures
+from limerank.data.counters import COUNTERS
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -279,6 +280,11 @@ def test_stored_tables_are_what_was_made(log, tmp_path, monkeypatch, encoding):
     without = peer_tables.tables(log[0], "without similarity", encoding)
     assert without.names == names
     assert len(list(tmp_path.rglob("*.npz"))) == 2
+    counted = peer_tables.tables(log[0], "all and counters", encoding)
+    assert counted.names[-len(COUNTERS) :] == [f"counter {name}" for name in COUNTERS]
+    shown = impressions_of(dataset, "test")
+    expected = dataset.counted_at(shown.items, shown.requests, 1)
+    np.testing.assert_array_equal(counted.values["test"][:, -len(COUNTERS) :], expected)
 
 
 def test_the_logistic_curve_recovers_a_curve():
