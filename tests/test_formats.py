@@ -29,6 +29,7 @@ from limerank import (
     load_run,
     load_spec,
     prepare,
+    put_items,
     train,
 )
 from limerank.evaluation.predict import predict
@@ -37,8 +38,10 @@ from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
 from limerank.serving.stores import migrate_store
+from tests.formats import write_db0d66d as lately
 from tests.formats import write_e5ca304 as seconds
 from tests.formats import write_f90a578 as growing
+from tests.stores import exposure
 from tests.valkey_server import needs_server, server
 
 FORMATS = Path(__file__).parent / "formats"
@@ -298,6 +301,28 @@ def test_a_dataset_with_gaps_in_seconds_and_a_run_with_neighbours_open(tmp_path)
         for one in item.get("anchored", [])
     }
     assert "neighbour" in kinds
+
+
+def test_an_index_with_counters_and_no_counts_opens_changes_and_stays(tmp_path):
+    """Its counters are those that it was built with, whatever a server counts."""
+    folder = FORMATS / "db0d66d"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = json.loads((folder / "expected.json").read_text())
+    index = tmp_path / "index"
+    assert Index.open(index).manifest["format"] == 6 and Index.open(index).counted is None
+    same(lately.facts(tmp_path), expected["built"])
+    engine = Serving(tmp_path / "run", index, SqliteStore(tmp_path / "events.db"))
+    engine.store.show([exposure(f"u{k}", 1_760_000_000_000 + k, f"main.{k}") for k in range(4)])
+    for _ in range(2):
+        engine.arms.count_again(engine.counts)
+    assert engine.counts.first is None and engine.model()["counters"] is None
+    engine.close()
+    put_items(tmp_path / "run", index, lately.PUT)
+    assert Index.open(index, verify=True).manifest["format"] == 6
+    same(lately.facts(tmp_path), expected["put"])
+    compact_index(index)
+    assert Index.open(index, verify=True).counters is not None
 
 
 @pytest.mark.parametrize("by", ["event", "session"])
