@@ -71,7 +71,7 @@ def test_the_index_has_the_keys_of_the_dataset(of):
     codes = of.index.anchors.codes_of(some)
     assert codes.keys[codes.offsets[1] - 1] == of.index.anchors.sets + 7
     assert codes.offsets[2] == codes.offsets[1]
-    assert of.index.manifest["format"] == 6
+    assert of.index.manifest["format"] == 7
 
 
 def test_an_index_knows_what_its_model_anchors():

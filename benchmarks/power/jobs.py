@@ -23,8 +23,10 @@ from limerank.files import new_folder, read_json, write_json, write_text
 from limerank.index.building import build_index
 from limerank.index.changes import add_items, change_items, remove_items
 from limerank.index.compaction import compact_index
+from limerank.index.counting import Shown, count_again
 from limerank.index.parts import build_part, join_parts, parts_folder
 from limerank.index.reading import Index
+from limerank.index.writing import writing
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import build
 from limerank.parts import Part
@@ -117,8 +119,9 @@ def index_version(path: Path) -> Any:
     if not path.exists():
         return None
     index = Index.open(path, verify=True)
-    parts = (index.vectors, index.weights, index.terms)
+    parts = (index.vectors, index.weights, index.terms, index.counters, *index.hourly())
     return (
+        index.counted,
         index.items,
         index.ids[:].tolist(),
         index.ids.find(range(60)).tolist(),
@@ -170,10 +173,11 @@ class FilesJob(Job):
 
 
 class ItemsJob(Job):
-    """A live index: items are added, updated and removed, and it is compacted."""
+    """A live index: items are added, updated and removed, counters are refreshed, and it is
+    compacted."""
 
     name = "index changes"
-    steps = 4
+    steps = 5
 
     def set_up(self, root: Path) -> None:
         build_index(run_of(self.shared), root / "index", data=dataset_of(self.shared))
@@ -188,6 +192,11 @@ class ItemsJob(Job):
             )
         elif number == 2:
             remove_items(path, [40, 5])
+        elif number == 3:
+            hour = START // 3600 + 60
+            shown = Shown([3, 42], *np.array([[hour, hour], [9, 4], [2, 0]]))
+            with writing(path):
+                count_again(run, path, shown, hour + 1)
         else:
             compact_index(path)
 
