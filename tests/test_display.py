@@ -77,7 +77,7 @@ def test_a_dataset_and_an_index_hold_what_is_shown(folder):
     assert shown(index, ids) == list(map(expected, ids))
     assert index.display.columns == ("title", "image")
     assert index.display.of([-1, 0]) == [{}, expected(int(index.ids[0]))]
-    assert index.manifest["format"] == 6
+    assert index.manifest["format"] == 7
 
 
 def test_no_model_reads_what_is_shown(folder, tmp_path):
@@ -91,7 +91,7 @@ def test_no_model_reads_what_is_shown(folder, tmp_path):
     one, other = (load_run(path / "run").ranker.state_dict() for path in (folder, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
     plain = Index.open(tmp_path / "index")
-    assert plain.display is None and plain.manifest["format"] == 6
+    assert plain.display is None and plain.manifest["format"] == 7
     ranking = Recommender(tmp_path / "run", tmp_path / "index").rank(1, k=2)
     assert "display" not in ranking.to_dict()["items"][0]
 
@@ -168,7 +168,7 @@ def test_changes_of_an_index_change_what_is_shown(folder, tmp_path):
             expected(6),
         ]
         compact_index(path)
-    assert read_json(path / "manifest.json", "an index")["format"] == 6
+    assert read_json(path / "manifest.json", "an index")["format"] == 7
 
 
 def test_display_is_for_the_item_table():

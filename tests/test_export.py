@@ -308,7 +308,7 @@ def test_a_day_without_events_has_the_columns_of_the_description(store, tmp_path
 
 
 def test_a_log_never_appears_without_its_description(store, tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device", "log.toml")
 
     store.append([event(at=5, labels={"click": 1})])

@@ -19,10 +19,12 @@ import limerank
 from limerank.cli.app import COMMANDS, command_of
 from limerank.cli.uris import USES
 from limerank.errors import FingerprintError, FormatError, StorageError
+from limerank.serving.stores import SqliteStore
 from limerank.storage import systems, uris
 from limerank.storage.fetching import fetch
 from limerank.storage.uris import parse_uri
 from tests.s3_server import S3
+from tests.stores import event, exposure
 
 SPEC = """
 name = "shop"
@@ -263,3 +265,22 @@ def test_every_use_names_a_parameter_of_its_command():
     assert USES.keys() <= set(COMMANDS)
     for command, uses in USES.items():
         assert uses.keys() <= {one.name for one in command_of(command).params}
+
+
+def test_a_description_is_published_beside_the_log_that_it_describes(bucket, call, tmp_path):
+    with SqliteStore(tmp_path / "events.db") as store:
+        store.show([exposure(k, 1_700_000_000_000 + k, f"main.{k}") for k in range(5)])
+        store.append([event(k, 1_700_000_001_000 + k, labels={"click": 1.0}) for k in range(3)])
+    out = f"{bucket}/days/first.parquet"
+    export = ("export", "--store", str(tmp_path / "events.db"), "--out", out, "--describe", "-q")
+    assert call(*export)[0] == 0
+    written = systems.read(parse_uri(f"{bucket}/days/first.toml"), 1 << 16).decode()
+    assert '"first.parquet"' in written and str(tmp_path) not in written
+    status, _, _ = call("prepare", f"{bucket}/days/first.toml", "--out", str(tmp_path / "data"))
+    assert status == 0
+    # Neither file is replaced without being asked for.
+    assert call(*export)[0] == 2
+    systems.remove(parse_uri(out))
+    status, _, error = call(*export)
+    assert status == 2 and "first.toml exists" in error
+    assert call(*export, "--overwrite")[0] == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,11 +96,17 @@ def absolute_pattern(pattern: str, base: Path) -> str:
     return str(Path(glob.escape(str(base.resolve()))) / pattern)
 
 
-def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
+def write_spec(path: str | Path, spec: Spec, base: Path, beside: Collection[str] = ()) -> None:
     """Write a description as TOML that can be read from any folder.
 
     Names of files become absolute patterns: relative ones are taken from ``base``, whose own name
     is escaped. A comment names the sources whose rows were passed as frames.
+
+    Args:
+        path: the TOML file.
+        spec: the description.
+        base: the folder that relative names are taken from.
+        beside: names of files beside the TOML file, which stay as they are: both may be moved.
     """
     import tomli_w
 
@@ -110,7 +116,9 @@ def write_spec(path: str | Path, spec: Spec, base: Path) -> None:
     notes = ""
     for name, argument, table in named:
         if table.get("files"):
-            table["files"] = [absolute_pattern(file, base) for file in table["files"]]
+            table["files"] = [
+                file if file in beside else absolute_pattern(file, base) for file in table["files"]
+            ]
         else:
             notes += (
                 f"# {name}: its rows were a frame; pass them again with "

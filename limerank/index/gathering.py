@@ -127,14 +127,14 @@ def _begin(files: Files, pieces: Sequence[Piece]) -> None:
                 for text in piece.index.display.texts(range(piece.first, piece.end))
             ]
         )
-    if pieces[0].index.counted is not None:
-        for piece in pieces:
-            own = np.arange(piece.first, piece.end)
-            files.append_counts(piece.index.hourly(own), len(piece))
     for name in ("weights.u8", "terms.i8", "vectors.f32", "counters.f32"):
         rows = pieces[0].array(name)
         if rows is not None:
             files.append(name, rows[:0])
+    if pieces[0].index.counted is not None:
+        for piece in pieces:
+            own = np.arange(piece.first, piece.end)
+            files.append_counts(piece.index.hourly(own), len(piece))
 
 
 def _joined_sets(files: Files, sets: SetEncoder, index: Index) -> NDArray[np.int32]:

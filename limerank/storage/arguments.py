@@ -218,10 +218,15 @@ class _Output:
         remember(self.path, uri)
 
     def _require_no_file(self, overwrite: bool) -> None:
+        self.overwrite = overwrite
+        if self.uri.name.endswith((".parquet", ".csv", ".jsonl")):
+            self._require_free(self.uri)
+
+    def _require_free(self, uri: Uri) -> None:
         from limerank.storage.systems import entry_of
 
-        if not overwrite and self.uri.name.endswith((".parquet", ".csv")) and entry_of(self.uri):
-            raise SpecError(f"{self.uri} exists; pass --overwrite or choose another URI")
+        if not self.overwrite and entry_of(uri):
+            raise SpecError(f"{uri} exists; pass --overwrite or choose another URI")
 
     def publish(self, quiet: bool) -> None:
         """Publish it, unless nothing was written or changed, and remove the local copy."""
@@ -230,6 +235,16 @@ class _Output:
         if not self.path.exists():
             return
         if self.use is Use.NEW_FILE:
+            # What is written beside it, such as a description, and then the file itself.
+            beside = [
+                path
+                for path in sorted(self.folder.iterdir())
+                if path.is_file() and path != self.path and not path.name.startswith(".")
+            ]
+            for path in beside:
+                self._require_free(self.uri.parent.below(path.name))
+            for path in beside:
+                publish_file(path, self.uri.parent.below(path.name))
             publish_file(self.path, self.uri)
         else:
             publish_folder(self.path, self.uri, self.old, quiet=quiet)

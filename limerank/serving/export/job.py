@@ -19,6 +19,7 @@ from limerank.serving.export.columns import spooled, writer_of
 from limerank.serving.export.describing import description_of, expected, positives
 from limerank.serving.export.rows import Row, rows_of
 from limerank.serving.stores import EventStore
+from limerank.storage.uris import known_uri
 
 
 class Exported(NamedTuple):
@@ -120,7 +121,8 @@ def export(
         write(partial, spool)
         if described is not None:  # a log never appears without its description
             found = description_of(path, spool.columns, counts.shown, counts.events, spec)
-            write_spec(described, found, path.parent)
+            published = known_uri(path) is not None  # both files, beside each other
+            write_spec(described, found, path.parent, [path.name] if published else ())
     return Exported(
         counts.users,
         counts.rankings,
