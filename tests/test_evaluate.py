@@ -57,7 +57,8 @@ def test_each_impression_is_scored_once(run, data):
         predicted.labels[:, 0], dataset.events["label_click"][predicted.rows]
     )
     for request in requests[:7]:
-        batch = dataset.batch(np.array([request]), counted=24)
+        hours = loaded.ranker.config.counter_hours if loaded.ranker.counters else 0
+        batch = dataset.batch(np.array([request]), counted=hours)
         with torch.inference_mode():
             alone = predictions(loaded.ranker(batch)[0], loaded.ranker.shape.tasks)
         np.testing.assert_allclose(
