@@ -316,7 +316,7 @@ def test_an_index_with_counters_and_no_counts_opens_changes_and_stays(tmp_path):
     engine.store.show([exposure(f"u{k}", 1_760_000_000_000 + k, f"main.{k}") for k in range(4)])
     for _ in range(2):
         engine.arms.count_again(engine.counts)
-    assert engine.counts.first is None and engine.model()["counters"] is None
+    assert not engine.counts.needed and engine.model()["counters"] is None
     engine.close()
     put_items(tmp_path / "run", index, lately.PUT)
     assert Index.open(index, verify=True).manifest["format"] == 6

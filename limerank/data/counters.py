@@ -130,10 +130,13 @@ class ItemCounters:
         hourly: all impressions.
         mean: of the label.
         end: an hour since 1970 after that of the last impression; time stands still then.
+        after: milliseconds since 1970: impressions up to this time are among them, later ones are
+            not; the end of the hour before ``end`` when not given.
     """
 
-    def __init__(self, hourly: Hourly, mean: float, end: int) -> None:
+    def __init__(self, hourly: Hourly, mean: float, end: int, *, after: int | None = None) -> None:
         self.mean, self.end = mean, end
+        self.after = end * HOUR - 1 if after is None else after
         self._of = hourly
         self._first = int(hourly.hours.min(initial=end))
         self._span = end - self._first + 1

@@ -105,9 +105,9 @@ class Dataset:
         if label is None or not self.clock:
             return None
         times = self.events["time"]
-        end = int(times.max()) // HOUR + 1 if len(times) else 0
+        last = int(times.max()) if len(times) else -1
         hourly = merged(map(Hourly.of, self._impressions(f"label_{label['name']}")))
-        return ItemCounters(hourly, label["mean"], end)
+        return ItemCounters(hourly, label["mean"], last // HOUR + 1, after=last)
 
     def _impressions(self, label: str) -> Iterator[Block]:
         """All impressions with one of the labels, about :data:`COUNTED` at a time."""

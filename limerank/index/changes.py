@@ -261,7 +261,8 @@ def _with_counters(part: SourceItems, run: Trained, old: Index) -> SourceItems:
     rows = old.ids.find(part.ids)
     held = np.flatnonzero(rows >= 0)
     if old.counted is not None:
-        counters = ItemCounters(old.hourly(rows[held]), old.counted.mean, old.counted.hour)
+        of = old.counted
+        counters = ItemCounters(old.hourly(rows[held]), of.mean, of.hour, after=of.after)
         positions = np.full(len(rows), len(held))
         positions[held] = np.arange(len(held))
         return part.with_counters(counters, positions)

@@ -44,9 +44,9 @@ def count_again(run: Trained, path: Path, shown: Shown, hour: int) -> Change:
     Args:
         run: that built the index.
         path: the index; its manifest has ``counted``.
-        shown: impressions. Those before ``counted.hour`` are in the index already, those from
-            ``hour`` on are not counted yet, and those of unknown items are left out.
-        hour: since 1970, after ``counted.hour``: counters are those of this time.
+        shown: impressions later than ``counted.after`` and before ``hour``, all of them; those of
+            unknown items are left out.
+        hour: since 1970, ``counted.hour`` or later: counters are those of this time.
 
     Raises:
         FingerprintError, FormatError: as for :class:`~limerank.index.Index`.
@@ -56,7 +56,7 @@ def count_again(run: Trained, path: Path, shown: Shown, hour: int) -> Change:
     counted, ranker = old.counted, run.ranker
     assert counted is not None and ranker.counters is not None
     rows = old.ids.find(shown.ids)
-    new = (rows >= 0) & (shown.hours >= counted.hour) & (shown.hours < hour)
+    new = rows >= 0
     more = Hourly(rows[new].astype(np.int64), *(of[new] for of in shown[1:]))
     counters = ItemCounters(merged([old.hourly(), more]), counted.mean, hour)
     manifest = dict(old.manifest)
@@ -78,7 +78,7 @@ def count_again(run: Trained, path: Path, shown: Shown, hour: int) -> Change:
     if encoder.scales is not None:
         manifest["scales"] = encoder.scales.to_dict()
     manifest |= {"version": version, "clamped": max(manifest["clamped"], encoder.clamped)}
-    manifest["counted"] = asdict(Counted(hour, counted.mean, live=True))
+    manifest["counted"] = asdict(Counted(counters.after, hour, counted.mean, live=True))
     manifest = commit(path, manifest)
     sweep(path, manifest)
     share = encoder.clamped / max(encoder.codes, 1)

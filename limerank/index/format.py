@@ -251,11 +251,13 @@ class Counted:
     """Which impressions the counters of an index contain.
 
     Attributes:
-        hour: those before this hour since 1970.
+        after: those up to this time, in milliseconds since 1970; a log seldom ends with an hour.
+        hour: since 1970; the counters are those of its beginning.
         mean: of the label.
         live: whether a server has counted some of them.
     """
 
+    after: int
     hour: int
     mean: float
     live: bool = False
@@ -265,7 +267,8 @@ class Counted:
         """From the manifest; None where the index has no counts."""
         if values is None:
             return None
-        return cls(int(values["hour"]), float(values["mean"]), bool(values["live"]))
+        after, hour = int(values["after"]), int(values["hour"])
+        return cls(after, hour, float(values["mean"]), bool(values["live"]))
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class SourceItems:
             self,
             counted=counters.latest(rows),
             hourly=counters.recent(rows),
-            until=Counted(counters.end, counters.mean),
+            until=Counted(counters.after, counters.end, counters.mean),
         )
 
     def items(self, positions: NDArray[np.int64] | slice) -> Items:

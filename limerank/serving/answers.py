@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from prometheus_client import Gauge
 
-from limerank.data.counters import HOUR
 from limerank.data.encoding import read_vocabulary
 from limerank.errors import SpecError
 from limerank.kernels.dispatch import inference
@@ -171,7 +170,7 @@ def _counters(served: Served) -> dict[str, Any] | None:
     if counted is None:
         return None
     hours = served.trained.ranker.config.counter_hours
-    return {"until": counted.hour * HOUR, "live": counted.live, "hours": hours}
+    return {"until": counted.after, "live": counted.live, "hours": hours}
 
 
 def show_served(numbers: Numbers, arms: Arms, counts: ItemCounts) -> None:
@@ -197,7 +196,7 @@ def show_served(numbers: Numbers, arms: Arms, counts: ItemCounts) -> None:
             numbers.model.labels(of.trained.fingerprint, name).set(1)
             numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(of.index.version)
             if of.index.counted is not None:
-                numbers.counters_until.labels(arm.name).set(of.index.counted.hour * HOUR / 1000)
+                numbers.counters_until.labels(arm.name).set(of.index.counted.after / 1000)
 
 
 def show_outcomes(numbers: Numbers, tally: Tally, arms: Arms) -> None:

@@ -298,8 +298,8 @@ class Arms:
     def count_again(self, counts: ItemCounts) -> None:
         """Count impressions of items, and bring the counters of all indexes up to date; see
         :meth:`Current.count_again`."""
-        first = [current.count_again(counts) for current in self.currents]
-        counts.need(min((hour for hour in first if hour is not None), default=None))
+        after = [current.count_again(counts) for current in self.currents]
+        counts.need(time for time in after if time is not None)
         counts.advance()
 
     def follow(self) -> None:

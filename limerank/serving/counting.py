@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time as clock
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,54 +38,67 @@ class ItemCounts:
         feed: of the store, for this alone.
 
     Attributes:
-        first: hours since 1970 before this one are not counted: all indexes have them. None: no
-            index asks for counts, and nothing is read.
+        needed: milliseconds since 1970, of each index: it lacks the impressions after this time.
+            Earlier ones than all of these are not counted, and nothing is read where it is empty.
         left_out: impressions that were not counted, since too many pairs were in memory.
     """
 
     def __init__(self, feed: Feed) -> None:
-        self.first: int | None = None
+        self.needed: frozenset[int] = frozenset()
         self.left_out = 0
         self._feed = feed
+        self._cuts: frozenset[int] = frozenset()
         self._pairs: dict[tuple[Id, int], dict[str, int]] = {}
         self._marks: deque[tuple[int, Mapping[int, int]]] = deque(maxlen=MARKS)
 
     def __len__(self) -> int:
-        """Pairs of an item and an hour."""
+        """Pairs of an item and an hour, or a part of it."""
         return len(self._pairs)
 
     @property
     def settled(self) -> int:
-        """Milliseconds since 1970; all earlier impressions, from :attr:`first` on, are counted."""
+        """Milliseconds since 1970; all earlier impressions that an index lacks are counted."""
         return self._feed.settled
 
-    def need(self, first: int | None) -> None:
-        """State the first hour whose impressions some index needs; None: no index needs any."""
-        if first is None:
+    def need(self, after: Iterable[int]) -> None:
+        """State after which times indexes lack impressions, see :attr:`needed`."""
+        needed = frozenset(after)
+        if not needed:
             self._pairs.clear()
-        elif self.first is None or first < self.first:
-            self._pairs.clear()
-            while self._marks and self._marks[-1][0] > first:
-                self._marks.pop()
-            if self._marks:
-                hour, since = self._marks[-1]
-                self._feed.restart(since, hour * HOUR - 1)
-            else:
-                self._feed.restart(dict.fromkeys(self._feed.since, 0))
-        elif first > self.first:
+        elif (
+            not self.needed
+            or min(needed) < min(self.needed)
+            or any((time + 1) % HOUR for time in needed - self._cuts)
+        ):
+            self._begin(needed)
+        else:
+            first = min(needed)
             self._pairs = {key: of for key, of in self._pairs.items() if key[1] >= first}
-        self.first = first
+        self.needed = needed
+
+    def _begin(self, needed: frozenset[int]) -> None:
+        """Count from the first of these times on. Hours are cut at each of them, so that what each
+        index lacks can be told apart."""
+        self._pairs.clear()
+        self._cuts = needed
+        while self._marks and self._marks[-1][0] * HOUR > min(needed) + 1:
+            self._marks.pop()
+        if self._marks:
+            hour, since = self._marks[-1]
+            self._feed.restart(since, hour * HOUR - 1)
+        else:
+            self._feed.restart(dict.fromkeys(self._feed.since, 0))
 
     def advance(self, now: int | None = None) -> None:
         """Count what is over, for some time at most."""
-        if self.first is None or not self._feed.clocked:
+        if not self.needed or not self._feed.clocked:
             return
-        until = clock.monotonic() + SECONDS
+        first, until = min(self.needed), clock.monotonic() + SECONDS
         while clock.monotonic() < until:
             before = self._feed.since
             with self._feed.taking(now) as by_user:
                 wanted = {
-                    user: [one for one in exposures if one.time // HOUR >= self.first]
+                    user: [one for one in exposures if one.time > first]
                     for user, exposures in by_user.items()
                 }
                 followed = [
@@ -97,9 +110,14 @@ class ItemCounts:
             if self._feed.since == before:
                 return
 
-    def shown(self, label: str, first: int, end: int) -> Shown:
-        """All impressions of the hours ``first`` <= hour < ``end``, positive by a label."""
-        some = [(*key, of) for key, of in self._pairs.items() if first <= key[1] < end]
+    def shown(self, label: str, after: int, end: int) -> Shown:
+        """All impressions after a time, one of :attr:`needed`, and before the hour ``end``;
+        positive by a label."""
+        some = [
+            (item, (cut + 1) // HOUR, of)
+            for (item, cut), of in self._pairs.items()
+            if cut >= after and (cut + 1) // HOUR < end
+        ]
         return Shown(
             [item for item, _, _ in some],
             np.array([hour for _, hour, _ in some], np.int64),
@@ -118,8 +136,10 @@ class ItemCounts:
         self, exposures: Sequence[Exposure], outcomes: Mapping[tuple[str, Id], Sequence[Event]]
     ) -> None:
         for one in exposures:
+            begin = one.time // HOUR * HOUR - 1
+            cut = max([begin, *(time for time in self._cuts if time < one.time)])
             for item in one.items:
-                key = (item, one.time // HOUR)
+                key = (item, cut)
                 pair = self._pairs.get(key)
                 if pair is None:
                     if len(self._pairs) >= MOST_COUNTED:

@@ -201,9 +201,9 @@ class Current:
             counts: of the store.
 
         Returns:
-            The hour since 1970 from which the index needs counts; None where it needs none: its
-            model has no counters, it was built without what they count, it is a shard or split into
-            shards, or its folder is read-only.
+            The time after which the index lacks impressions, in milliseconds since 1970; None where
+            it gets none: its model has no counters, it was built without what they count, it is a
+            shard or split into shards, or its folder is read-only.
         """
         served = self.served
         counted, every = served.index.counted, served.trained.ranker.config.counter_hours
@@ -213,29 +213,31 @@ class Current:
         if path == self._fixed:
             return None
         hour = due(counts.settled, every)
-        if counts.first is None or counts.first > counted.hour or hour <= counted.hour:
-            return counted.hour
+        # An index that was just built has the last hour of its log in part.
+        if counted.after not in counts.needed or hour < counted.hour + counted.live:
+            return counted.after
         label = counted_label(served.trained.manifest["encoding"]["labels"])
         assert label is not None  # DataShape.counted
-        shown = counts.shown(label["name"], counted.hour, hour)
+        shown = counts.shown(label["name"], counted.after, hour)
         if not shown.ids and not counted.live:
-            return counted.hour  # perhaps nobody logs what was shown: time alone changes nothing
+            return counted.after  # perhaps nobody logs what was shown: time alone changes nothing
         with self.alone():
             if served is not self.served:
-                return counted.hour  # the next call sees what is served now
+                return counted.after  # the next call sees what is served now
             try:
                 served = self._writable(served)
                 with self._writing(served):
                     index = Index.open(served.index.path, served.trained.fingerprint)
-                    if index.counted is not None and index.counted.hour < hour:
+                    if index.counted == counted:
                         count_again(served.trained, served.index.path, shown, hour)
             except ReadOnlyError as error:
                 log.error("counters of items stay those of the log: %s", error)
                 self._fixed = path
                 return None
-            self._use(self._with_table(self.loader.reopened(served)))
+            served = self._with_table(self.loader.reopened(served))
+            self._use(served)
         log.info("counters of items are refreshed", extra={"impressions": int(shown.shown.sum())})
-        return hour
+        return None if served.index.counted is None else served.index.counted.after
 
     # Items
 
