@@ -78,7 +78,7 @@ class ItemCounts:
 
     def _begin(self, needed: frozenset[int]) -> None:
         """Count from the first of these times on. Hours are cut at each of them, so that what each
-        index lacks can be told apart."""
+        index lacks can be distinguished."""
         self._pairs.clear()
         self._cuts = needed
         while self._marks and self._marks[-1][0] * HOUR > min(needed) + 1:
