@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,6 +211,8 @@ class World:
         self.made, self.index, self.now = made, index, made.built * HOUR
         clock = SimpleNamespace(time=lambda: self.now / 1000)
         monkeypatch.setattr("limerank.serving.feed.clock", clock)
+        clock.monotonic = time.monotonic
+        monkeypatch.setattr("limerank.serving.counting.clock", clock)
         self.store = store
         self.engine = self.start()
 
@@ -400,3 +403,16 @@ def test_a_failing_store_makes_nothing_count_twice(world, made, monkeypatch):
         with pytest.raises(StoreError):
             world.until(hour)
     world.check(world.until(hour), hour - DELAY)
+
+
+def test_what_is_dated_far_ahead_is_not_counted(world, made):
+    world.until(made.built)
+    later = (made.built + 900) * HOUR
+    world.store.show([exposure(k, later + k, f"main.{k}", [3, 4]) for k in range(20)])
+    world.store.show([exposure(1, made.built * HOUR + 1, "main.now", [3])])
+    world.until(made.built + 3)
+    assert len(world.engine.counts) <= 1
+    index = world.until(made.built + 905)
+    opened = Index.open(made.folder / "index")
+    row = opened.row_of(3)
+    assert index.hourly([row]).shown.sum() == opened.hourly([row]).shown.sum() + 1
