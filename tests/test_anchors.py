@@ -69,13 +69,19 @@ def definition(links: AnchoredLinks, users: Users, b: int, length: int, key: int
         *weights_at(math.log2(length - events[-1]), module.AGO),
         *weights_at(math.log2(1 + 1440 * age), module.AGES),
     ]
+    if links.positive is not None:
+        positive = [n for n in range(length) if links.positive in users.tokens[b, n]]
+        d = events[-1] - positive[-1] if positive else 0
+        signed = math.copysign(math.log2(1 + abs(d)), d)
+        scales += [bool(positive) * w for w in weights_at(signed, module.SINCE)]
     x = torch.cat([mean, faded, outcomes[-1], torch.tensor(scales)])
     x = x * n / (n + links.log_prior[int(kind == 0)].exp())
     return links.maps[0 if kind == 0 else 1](x) * links.scales[kind]
 
 
-def test_links_equal_their_definition():
-    ranker = anchored()
+@pytest.mark.parametrize("since_positive", [True, False])
+def test_links_equal_their_definition(since_positive):
+    ranker = anchored(since_positive=since_positive)
     full = batch([5, 0, 9, 1], [3, 6, 1, 2], items=6, width=2)
     users, links = full.users, ranker.anchors
     found = links(users)
@@ -95,9 +101,11 @@ def test_links_equal_their_definition():
 
 @pytest.mark.parametrize("lengths", [[5, 0, 9, 1], [0], [70, 3, 64], [1500]], ids=str)
 @pytest.mark.parametrize("names", [None, ("item",), ("colour",), ("size", "item")])
-def test_the_links_in_cpp_are_those_of_torch(lengths, names):
+@pytest.mark.parametrize("since_positive", [True, False])
+def test_the_links_in_cpp_are_those_of_torch(lengths, names, since_positive):
     torch.manual_seed(0)
-    config = config_of("lime-mha", width=16, heads=2, links=5, anchors=names, anchor_width=3)
+    more = {"anchor_width": 3, "since_positive": since_positive}
+    config = config_of("lime-mha", width=16, heads=2, links=5, anchors=names, **more)
     ranker = build(SHAPE, config).eval()
     unsure(ranker)
     with torch.no_grad():

@@ -851,11 +851,13 @@ def test_states_are_what_their_bytes_say(items, heads, order):
     keys = KeyTable(
         np.arange(heads), texts, np.arange(heads), *np.arange(3 * rows).reshape(3, rows),
         np.random.default_rng(heads).normal(size=(rows, 3, 8)).astype(np.float32),
+        5 * heads,
     )  # fmt: skip
     means = Means(torch.randn(1, 3, 8), torch.randn(1, 3, 4, heads)) if heads else None
     stream = Stream(carry, 7, 2, 90, (-5, order), seen, keys, means)
     found = Stream.unpack(stream.pack())
     assert (found.keys.texts, len(found.keys)) == (texts, rows)
+    assert found.keys.positive == 5 * heads
     assert (found.means is None) == (means is None)
     for own, part in zip(found.means or (), means or (), strict=True):
         assert torch.equal(own, part)
@@ -864,7 +866,7 @@ def test_states_are_what_their_bytes_say(items, heads, order):
     assert found.newest == (-5, order) and found.seen.texts == seen.texts
     window = Window(b"packed", 3, seen)
     assert Window.unpack(window.pack()).pack() == window.pack()
-    with pytest.raises(FormatError, match="expected b'LRSS' of 3"):
+    with pytest.raises(FormatError, match="expected b'LRSS' of 4"):
         Stream.unpack(window.pack())
 
 
@@ -923,7 +925,7 @@ def test_after_a_late_event_a_stream_with_anchored_links_is_computed_again(store
     torch.testing.assert_close(logits(of, found), logits(of, fresh), **TOLERANCE)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_stream_of_an_earlier_format_is_computed_again(store, version):
     of = shop("lime-mha")
     events = events_of(of.data, 0)
@@ -934,7 +936,7 @@ def test_a_stream_of_an_earlier_format_is_computed_again(store, version):
     held = store.state(user, states.kind)
     body = held.data[:4] + bytes([version]) + held.data[5:-4]
     old = body + zlib.crc32(body).to_bytes(4, "little")
-    with pytest.raises(FormatError, match=rf"version {version}, expected b'LRSS' of 3"):
+    with pytest.raises(FormatError, match=rf"version {version}, expected b'LRSS' of 4"):
         Stream.unpack(old)
     assert store.put_state(user, states.kind, State(held.fingerprint, held.version, old))
     fresh = UserStates(of.run, of.index, store, mode="streaming")

@@ -28,6 +28,7 @@ SHAPE = DataShape(
     event_tokens=9,
     context_tokens=5,
     clock=True,
+    positive=3,
     tasks=(
         Task(name="click", kind="binary", mean=0.4),
         Task(name="watch", kind="duration", mean=12.0),

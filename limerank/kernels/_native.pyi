@@ -34,6 +34,8 @@ def anchored_links(
     counts: NDArray[np.float32],
     ago: NDArray[np.float32],
     ages: NDArray[np.float32],
+    since: NDArray[np.float32],
+    positive: int,
     per_day: float,
     threads: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...

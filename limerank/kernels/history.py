@@ -34,7 +34,9 @@ class LinkLayers(NamedTuple):
         scales: of items and of each feature, f32 [1 + features].
         neighbours: whether the last one of the features is that of neighbours, with keys below 0.
         fading: weight of an event relative to the next one.
-        knots: of log2 of counts, of events since, and of the age.
+        knots: of log2 of counts, of events since, of the age, and of events from the newest
+            positive one.
+        positive: the event token of a positive outcome; -1: links do not know which events are.
         per_day: what an age is multiplied by.
     """
 
@@ -47,7 +49,8 @@ class LinkLayers(NamedTuple):
     scales: Tensor
     neighbours: bool
     fading: float
-    knots: tuple[Sequence[float], Sequence[float], Sequence[float]]
+    knots: tuple[Sequence[float], Sequence[float], Sequence[float], Sequence[float]]
+    positive: int
     per_day: float
 
 
@@ -74,7 +77,7 @@ def anchored_links(
         shares: of each key, f32.
     """
     first, bias, second = ([_array(x) for x in of] for of in zip(*layers.networks, strict=True))
-    of_counts, of_ago, of_ages = layers.knots
+    of_counts, of_ago, of_ages, of_since = layers.knots
     offsets, of_links, links = _native.anchored_links(
         _array(items),
         _array(tokens),
@@ -97,6 +100,8 @@ def anchored_links(
         np.array(of_counts, np.float32),
         np.array(of_ago, np.float32),
         np.array(of_ages, np.float32),
+        np.array(of_since, np.float32),
+        layers.positive,
         layers.per_day,
         torch.get_num_threads(),
     )

@@ -14,7 +14,10 @@ the history has no event with v:
 - the outcome of the newest event with v, the mean outcome, and the mean that weighs each event by
   :data:`FADING` for every later one with v;
 - how many events there were, how many events ago and how long ago the newest one was: positions on
-  logarithmic scales, as weights of the two nearest knots.
+  logarithmic scales, as weights of the two nearest knots;
+- where the log has a binary label: how many events after the user's newest positive event, or
+  before it, the newest one with v was, on a scale of the same kind in both directions. What was
+  seen since the last purchase says more than what led to it. Zero without a positive event.
 
 All are scaled by the evidence n / (n + k). ``A_z`` starts at zero: a model begins as it is without
 anchored links. Items have a network of their own; features share one, and each has a learned scale.
@@ -32,6 +35,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limerank.data.batch import ItemKeys, Users
 from limerank.kernels.history import LinkLayers, anchored_links
@@ -52,6 +56,8 @@ AGO = 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
 """Knots of log2(1 + events since)."""
 AGES = 0.0, 2.0, 4.0, 6.0, 9.0, 11.0, 13.0, 15.0, 17.0
 """Knots of log2(1 + minutes since); days of 1,440 minutes."""
+SINCE = -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
+"""Knots of sign(d) log2(1 + |d|) of d events after the newest positive one."""
 MINUTES = 1440.0
 PRIORS = torch.tensor([1, 0, 2])
 """The entry of ``log_prior`` of each network: of items, features and neighbours."""
@@ -103,6 +109,9 @@ class KeyStatistics(NamedTuple):
         ago: events of the history since it, i64 [V].
         age: days (events, where the log has no clock) from it to the newest event of the history,
             f32 [V].
+        positive: events of each history up to its newest positive one, that one included, i64 [B];
+            0: none.
+        events: events of each history, i64 [B].
     """
 
     offsets: Tensor
@@ -113,6 +122,8 @@ class KeyStatistics(NamedTuple):
     newest: Tensor
     ago: Tensor
     age: Tensor
+    positive: Tensor
+    events: Tensor
 
 
 class _Pairs(NamedTuple):
@@ -187,16 +198,27 @@ def knots(x: Tensor, at: tuple[float, ...]) -> Tensor:
     return up - down
 
 
+def _since(number: Tensor, positive: Tensor) -> Tensor:
+    """Events from number ``positive`` of a history to another one, f32; NaN where ``positive`` is
+    0: none is."""
+    return (number - positive).float().where(positive > 0, math.nan)
+
+
 def _sortable(owners: Tensor, keys: Tensor, first: int, most: int) -> Tensor:
     """One number for each pair of a request and a key in ``first .. first + most - 1``, ascending
     with both."""
     return owners * most + (keys - first)
 
 
-def _map(width: int) -> nn.Sequential:
+def signed(x: Tensor) -> Tensor:
+    """sign(x) log2(1 + |x|)."""
+    return x.sign() * (1 + x.abs()).log2()
+
+
+def _map(statistics: int, width: int) -> nn.Sequential:
     """The network from statistics to the numbers of a link."""
     return nn.Sequential(
-        nn.Linear(STATISTICS, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=False)
+        nn.Linear(statistics, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, width, bias=False)
     )
 
 
@@ -211,6 +233,7 @@ class AnchoredLinks(nn.Module):
         width: numbers of a link, r.
         dropout: share of the statistics that a training step drops.
         neighbours: rows of the id table, where items receive from their neighbours; 0: they do not.
+        positive: the event token of a positive outcome; None: links do not know which events are.
 
     Attributes:
         features: first row and number of rows of each anchored feature and, last, the first key and
@@ -226,15 +249,17 @@ class AnchoredLinks(nn.Module):
         width: int,
         dropout: float,
         neighbours: int = 0,
+        positive: int | None = None,
     ) -> None:
         super().__init__()
         self.item_tokens, self.items, self.width = item_tokens, items, width
-        self.neighbours = neighbours
+        self.neighbours, self.positive = neighbours, positive
         self.outcomes = nn.Embedding(event_tokens, OUTCOMES)
         nn.init.normal_(self.outcomes.weight, std=0.5)
         networks = 3 if neighbours else 2
         self.log_prior = nn.Parameter(torch.full((networks,), math.log(START_EVENTS)))
-        self.maps = nn.ModuleList(_map(width) for _ in range(networks))
+        statistics = STATISTICS + (0 if positive is None else len(SINCE))
+        self.maps = nn.ModuleList(_map(statistics, width) for _ in range(networks))
         self.scales = nn.Parameter(torch.ones(len(features) + 1))
         self.dropout = nn.Dropout(dropout)
         self.features = (*features, (-neighbours, neighbours)) if neighbours else features
@@ -288,14 +313,29 @@ class AnchoredLinks(nn.Module):
             outcome_po[newest],
             users.lengths[owner] - 1 - position,
             users.age[owner, position],
+            F.pad(self._positives(users), (1, 0)).amax(1),
+            users.lengths,
         )
+
+    def _positives(self, users: Users) -> Tensor:
+        """Of each positive event, the events of its history up to it, that one included; 0 of all
+        others: i64 [B, N]."""
+        size = users.items.shape[1]
+        number = torch.arange(1, size + 1, device=users.lengths.device).expand(users.items.shape)
+        if self.positive is None:
+            return torch.zeros_like(number)
+        held = (users.tokens == self.positive).any(-1) & (number <= users.lengths[:, None])
+        return number * held
 
     def links_of(self, statistics: KeyStatistics) -> Anchored:
         """The links of requests with these statistics."""
-        offsets, keys, counts, sums, faded, newest, ago, age = statistics
+        offsets, keys, counts, sums, faded, newest, ago, age, positive, events = statistics
         n = counts.to(sums.dtype)
         mean, fading = sums / n[:, None], faded / fading_sum(n)[:, None]
-        return Anchored(offsets, keys, self.of_statistics(keys, n, mean, fading, newest, ago, age))
+        owner = torch.repeat_interleave(offsets.diff())
+        since = _since(events[owner] - ago, positive[owner])
+        links = self.of_statistics(keys, n, mean, fading, newest, ago, age, since)
+        return Anchored(offsets, keys, links)
 
     def layers(self) -> LinkLayers:
         """The parameters and constants of :meth:`forward`."""
@@ -315,7 +355,8 @@ class AnchoredLinks(nn.Module):
             scales=self._scales(),
             neighbours=self.neighbours > 0,
             fading=FADING,
-            knots=(COUNTS, AGO, AGES),
+            knots=(COUNTS, AGO, AGES, SINCE),
+            positive=-1 if self.positive is None else self.positive,
             per_day=MINUTES,
         )
 
@@ -382,6 +423,7 @@ class AnchoredLinks(nn.Module):
             weight = FADING**later * (later < count).to(n.dtype)
             faded = faded + weight[:, None] * outcome_po[(newest - later).clamp(min=0)]
         end = prefix_m[spot] - 1
+        positive = F.pad(self._positives(users).cummax(1).values, (1, 0))[owner, end + 1]
         links = self.of_statistics(
             key,
             n,
@@ -390,6 +432,7 @@ class AnchoredLinks(nn.Module):
             outcome_po[newest],
             end - position,
             users.age[owner, position] - users.age[owner, end],
+            _since(position + 1, positive),
         )
         return out.index_add(0, spot, links * keys.shares[at][:, None])
 
@@ -441,6 +484,7 @@ class AnchoredLinks(nn.Module):
         newest: Tensor,
         ago: Tensor,
         age: Tensor,
+        since: Tensor,
     ) -> Tensor:
         """z [V, r] of V pairs of a request and a key in its history.
 
@@ -450,6 +494,8 @@ class AnchoredLinks(nn.Module):
             mean, faded, newest: their mean outcome, the fading mean, the newest one, f32 [V, o].
             ago: events since the newest of them, [V].
             age: days (events, where the log has no clock) since it, f32 [V].
+            since: events from the newest positive one to it, negative where it was before, f32 [V];
+                NaN: none is positive.
         """
         kind = self.kind_of(key)
         network = torch.where(key < 0, 2, (kind > 0).long())
@@ -458,6 +504,9 @@ class AnchoredLinks(nn.Module):
             knots((1 + ago.to(n.dtype)).log2(), AGO),
             knots((1 + MINUTES * age).log2(), AGES),
         ]
+        if self.positive is not None:
+            known = ~since.isnan()
+            scales.append(knots(signed(since.where(known, 0.0)), SINCE) * known[:, None])
         x = torch.cat([mean, faded, newest, *scales], 1)
         evidence = n / (n + self.log_prior.exp()[PRIORS.to(key.device)[network]])
         x = self.dropout(x * evidence[:, None])

@@ -49,6 +49,8 @@ class DataShape(Frozen):
     impression_features: int = 0
     counted: int = 0
     """Hours from one refresh of the items' counters to the next; 0: there are none."""
+    positive: int | None = None
+    """The event token of a positive outcome of the first binary label; None: there is none."""
     anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Anchored features of items: name -> first row and number of rows in the content table."""
 
@@ -93,12 +95,18 @@ class DataShape(Frozen):
             impression_tokens=impressions.tokens,
             impression_features=len(impressions.features),
             counted=int(manifest["clock"] and counted_label(encoding["labels"]) is not None),
+            positive=_positive(encoder, encoding["labels"]),
             anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
                 for label in encoding["labels"]
             ),
         )
+
+
+def _positive(encoder: EventEncoder, labels: Any) -> int | None:
+    label = counted_label(labels)
+    return None if label is None else encoder.token(f"label_{label['name']}", 1)
 
 
 class ModelConfig(Frozen):
@@ -139,6 +147,9 @@ class ModelConfig(Frozen):
     """Numbers of an anchored link."""
     anchor_dropout: float = Field(0.2, ge=0, lt=1)
     """Share of the statistics of anchored links that a training step drops."""
+    since_positive: bool = True
+    """Whether anchored links know how many events after the user's newest positive one, or before
+    it, an item was seen. Only where the log has a binary label."""
     neighbours: int | None = Field(0, ge=0)
     """Items that the same users choose, of each item, whose anchored links it receives from as well
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.

@@ -45,6 +45,7 @@ class FittedConfig(ModelConfig):
             "anchor_dropout",
             "neighbours",
             "counter_hours",
+            "since_positive",
             "counter_dropout",
             "impression_dropout",
         }

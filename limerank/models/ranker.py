@@ -102,6 +102,7 @@ class Ranker(nn.Module, abc.ABC):
                     config.anchor_width,
                     config.anchor_dropout,
                     shape.item_ids if most else 0,
+                    shape.positive if config.since_positive else None,
                 )
                 self.from_anchors = nn.Linear(config.anchor_width, self.added, bias=False)
             nn.init.zeros_(self.from_anchors.weight)

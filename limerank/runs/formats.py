@@ -1,6 +1,7 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 9, today's, has counters of items. Format 8 has none, but neighbours of items, and its
+Format 10, today's, has anchored links that know the newest positive event. Format 9 has none of
+these, but counters of items. Format 8 has none, but neighbours of items, and its
 encoding the edges of the time since the newest event. Format 7 has neither, but profiles. Format 6
 has none of these, but settings of what earlier models did not have: anchored links, collaborative
 statistics, the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one
@@ -20,8 +21,8 @@ from limerank.errors import FormatError
 from limerank.models.config import config_class
 from limerank.models.registry import MODELS
 
-FORMAT = 9
-READABLE = (4, 5, 6, 7, 8, 9)
+FORMAT = 10
+READABLE = (4, 5, 6, 7, 8, 9, 10)
 ABSENT: dict[str, Any] = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
 """Settings of models in formats 4 and 5, which had none of these."""
 NO_PROFILE: dict[str, Any] = {"profile": 0}
@@ -30,6 +31,8 @@ NO_NEIGHBOURS: dict[str, Any] = {"neighbours": 0}
 """Settings of models in formats 4 to 7."""
 NO_COUNTERS: dict[str, Any] = {"counter_hours": 0}
 """Settings of models in formats 4 to 8."""
+NO_POSITIVE: dict[str, Any] = {"since_positive": False}
+"""Settings of models in formats 4 to 9."""
 TRAINING = {
     "impressions": "batch_size",
     "rate": "learning_rate",
@@ -73,6 +76,8 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         settings = {**NO_NEIGHBOURS, **settings}
     if format < 9:
         settings = {**NO_COUNTERS, **settings}
+    if format < 10:
+        settings = {**NO_POSITIVE, **settings}
     return settings
 
 

@@ -151,18 +151,22 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                          std::int64_t item_tokens, In<float, 2> outcomes, In<float, 1> prior,
                          const std::vector<In<float, 2>>& first, const std::vector<In<float, 1>>& bias,
                          const std::vector<In<float, 2>>& second, In<float, 1> scales, bool neighbours, float fading,
-                         In<float, 1> counts, In<float, 1> ago, In<float, 1> ages, float per_day, int threads) {
+                         In<float, 1> counts, In<float, 1> ago, In<float, 1> ages, In<float, 1> since,
+                         std::int64_t positive, float per_day, int threads) {
     const std::size_t batch = items.shape(0), width = items.shape(1), each = tokens.shape(2);
     const std::size_t maps = neighbours ? 3 : 2;
     expect(first.size() == maps && bias.size() == maps && second.size() == maps,
            "expected networks of items, of values and, where there are some, of neighbours");
     const auto o = static_cast<int>(outcomes.shape(1)), links = static_cast<int>(second[0].shape(0));
-    const auto statistics = static_cast<int>(3 * outcomes.shape(1) + counts.size() + ago.size() + ages.size());
+    const bool known_positive = positive >= 0;
+    const auto statistics = static_cast<int>(3 * outcomes.shape(1) + counts.size() + ago.size() + ages.size() +
+                                             (known_positive ? since.size() : 0));
     const auto kinds = static_cast<int>(features.shape(0)) + 1;
     expect(tokens.shape(0) == batch && tokens.shape(1) == width && age.shape(0) == batch &&
                age.shape(1) == width && lengths.shape(0) == batch,
            "the parts of the histories do not fit together");
-    expect(key_offsets.shape(0) >= 1 && features.shape(1) == 2 && counts.size() && ago.size() && ages.size(),
+    expect(key_offsets.shape(0) >= 1 && features.shape(1) == 2 && counts.size() && ago.size() && ages.size() &&
+               since.size(),
            "the keys of the items are not complete");
     expect(links >= 1 && statistics <= MOST_STATISTICS && prior.shape(0) == maps && static_cast<int>(scales.shape(0)) == kinds,
            "the layers of the anchored links do not fit together");
@@ -201,6 +205,7 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
         const Scale of_count = {counts.data(), static_cast<int>(counts.size())};
         const Scale of_ago = {ago.data(), static_cast<int>(ago.size())};
         const Scale of_age = {ages.data(), static_cast<int>(ages.size())};
+        const Scale of_since = {since.data(), static_cast<int>(since.size())};
         // Of the networks; the priors begin with that of values.
         const float odds[3] = {std::exp(prior.data()[1]), std::exp(prior.data()[0]), neighbours ? std::exp(prior.data()[2]) : 0.0f};
         std::vector<float> logs(width + 2, 0.0f), fades(width + 1, 1.0f);
@@ -215,10 +220,13 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                 const std::size_t begin = static_cast<std::size_t>(b) * width;
                 pairs.clear();
                 std::fill(outcome.begin(), outcome.end(), 0.0f);
+                std::int64_t newest_positive = -1;
                 for (std::size_t n = 0; n < length; n++) {
                     float* to = outcome.data() + n * static_cast<std::size_t>(o);
                     for (std::size_t a = 0; a < each; a++) {
-                        const float* of = outcomes.data() + tokens.data()[(begin + n) * each + a] * o;
+                        const std::int64_t token = tokens.data()[(begin + n) * each + a];
+                        if (token == positive) newest_positive = static_cast<std::int64_t>(n);
+                        const float* of = outcomes.data() + token * o;
                         for (int j = 0; j < o; j++) to[j] += of[j];
                     }
                     const std::int64_t item = items.data()[begin + n];
@@ -278,6 +286,11 @@ nb::tuple anchored_links(In<std::int64_t, 2> items, In<std::int64_t, 3> tokens, 
                     knot(of_count, n < logs.size() ? logs[n] : std::log2(static_cast<float>(n)));
                     knot(of_ago, logs[length - event]);
                     knot(of_age, std::log2(1 + per_day * age.data()[begin + event]));
+                    if (known_positive && newest_positive >= 0) {
+                        const std::int64_t after = static_cast<std::int64_t>(event) - newest_positive;
+                        const float scale = logs[static_cast<std::size_t>(after < 0 ? 1 - after : 1 + after)];
+                        knot(of_since, after < 0 ? -scale : scale);
+                    }
                     const float count = static_cast<float>(n);
                     const float evidence = count / (count + odds[map]);
                     through(net, held, evidence, scales.data()[pairs[at].kind], z.data());
@@ -309,7 +322,7 @@ void add_anchored_links(nb::module_& m) {
           nb::arg("item_tokens"), nb::arg("outcomes").noconvert(), nb::arg("prior").noconvert(),
           nb::arg("first"), nb::arg("bias"), nb::arg("second"), nb::arg("scales").noconvert(),
           nb::arg("neighbours"), nb::arg("fading"), nb::arg("counts").noconvert(), nb::arg("ago").noconvert(),
-          nb::arg("ages").noconvert(), nb::arg("per_day"), nb::arg("threads"),
+          nb::arg("ages").noconvert(), nb::arg("since").noconvert(), nb::arg("positive"), nb::arg("per_day"), nb::arg("threads"),
           "The anchored links of histories: offsets [B + 1], keys [V] and links [V, r].");
 }
 

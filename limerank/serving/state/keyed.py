@@ -13,7 +13,7 @@ events: 0.7 MB for the items, and as much for each anchored feature whose values
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ CHUNK = 1024
 """Events that are merged into a stream at once."""
 REMEMBERED = 4096
 """Events after which a key without another event may be dropped."""
-SIZES = struct.Struct("<IIII")
+SIZES = struct.Struct("<IIIIq")
 
 Integers = NDArray[np.int64]
 
@@ -49,6 +49,7 @@ class KeyTable:
         numbers: events of the history up to the newest with the key, that one included, i64 [V].
         times: time of that event, i64 [V].
         outcomes: sum, fading sum and newest of the embedded outcomes, f32 [V, 3, o].
+        positive: events of the history up to its newest positive one, that one included; 0: none.
     """
 
     integers: Integers = field(default_factory=_none)
@@ -60,6 +61,7 @@ class KeyTable:
     outcomes: NDArray[np.float32] = field(
         default_factory=lambda: np.zeros((0, 3, OUTCOMES), np.float32)
     )
+    positive: int = 0
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -76,8 +78,10 @@ class KeyTable:
             index: finds items by external id, and external ids by row.
             item_tokens: rows of the content table: the key of row i is ``item_tokens + i``.
         """
+        newest_positive = int(later.positive)
+        positive = events + newest_positive if newest_positive else self.positive
         if not len(later.keys):
-            return self
+            return replace(self, positive=positive)
         keys, rows = self._keys(index, item_tokens)
         new, n = later.keys.cpu().numpy(), later.counts.cpu().numpy()
         every = np.union1d(keys, new)
@@ -95,7 +99,8 @@ class KeyTable:
         position = len(times) - 1 - later.ago.cpu().numpy()
         counts[new_at] += n
         numbers[new_at], at[new_at] = events + 1 + position, times[position]
-        return self._of(every, counts, numbers, at, outcomes, index, item_tokens)
+        found = self._of(every, counts, numbers, at, outcomes, index, item_tokens)
+        return replace(found, positive=positive)
 
     def remembered(self, events: int) -> KeyTable:
         """Without the keys that the latest :data:`REMEMBERED` of so many events lack."""
@@ -112,6 +117,7 @@ class KeyTable:
             self.numbers[recent],
             self.times[recent],
             self.outcomes[recent],
+            self.positive,
         )
 
     def statistics(
@@ -123,10 +129,11 @@ class KeyTable:
         age = (newest - self.times[rows]) / DAY_MS if clock else ago
         sums, faded, last = np.moveaxis(self.outcomes[rows], 1, 0)
         parts = (np.array([0, len(keys)]), keys, self.counts[rows], sums, faded, last, ago)
+        of_all = (np.array([self.positive]), np.array([events]))
         return KeyStatistics(
             *(
                 torch.from_numpy(np.ascontiguousarray(part)).to(device)
-                for part in (*parts, age.astype(np.float32))
+                for part in (*parts, age.astype(np.float32), *of_all)
             )
         )
 
@@ -174,7 +181,7 @@ class KeyTable:
         arrays = (self.integers, self.tokens, self.counts, self.numbers, self.times)
         return b"".join(
             (
-                SIZES.pack(len(self.integers), len(texts), len(self.tokens), width),
+                SIZES.pack(len(self.integers), len(texts), len(self.tokens), width, self.positive),
                 texts,
                 *(part.astype("<i8").tobytes() for part in arrays),
                 self.outcomes.astype("<f4").tobytes(),
@@ -184,7 +191,7 @@ class KeyTable:
     @classmethod
     def unpack(cls, data: bytes) -> tuple[KeyTable, int]:
         """Read what :meth:`pack` wrote at the start of ``data``, and how many bytes it takes."""
-        integers, size, tokens, width = SIZES.unpack_from(data)
+        integers, size, tokens, width, positive = SIZES.unpack_from(data)
         at = SIZES.size + size
         texts = tuple(data[SIZES.size : at].decode().split("\0")) if size else ()
         rows, parts = integers + len(texts) + tokens, []
@@ -195,7 +202,7 @@ class KeyTable:
         at += outcomes.nbytes
         ids, values, counts, numbers, times = parts
         outcomes = outcomes.reshape(rows, 3, width)
-        return cls(ids, texts, values, counts, numbers, times, outcomes), at
+        return cls(ids, texts, values, counts, numbers, times, outcomes, positive), at
 
     @property
     def nbytes(self) -> int:

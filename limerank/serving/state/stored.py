@@ -37,7 +37,7 @@ from limerank.models.profile import Means
 from limerank.serving.state.keyed import KeyTable
 
 WINDOW_VERSION = 1
-STREAM_VERSION = 3
+STREAM_VERSION = 4
 Rows = NDArray[np.int64]
 HEADER = struct.Struct("<4sB")
 SHAPE = struct.Struct("<IIIqqqqBd")
