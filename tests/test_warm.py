@@ -120,6 +120,7 @@ def test_axes_name_every_dimension_that_follows_from_the_log(model):
         impression_tokens=7,
         impression_features=3,
         clock=True,
+        positive=11,
         tasks=(*SHAPE.tasks, Task(name="like", kind="binary", mean=0.1)),
         anchors={**SHAPE.anchors, "brand": (12, 5)},
     )

@@ -56,7 +56,8 @@ AGO = 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
 """Knots of log2(1 + events since)."""
 AGES = 0.0, 2.0, 4.0, 6.0, 9.0, 11.0, 13.0, 15.0, 17.0
 """Knots of log2(1 + minutes since); days of 1,440 minutes."""
-SINCE = -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0
+FROM = 1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 8.0
+SINCE = (*(-at for at in reversed(FROM)), 0.0, *FROM)
 """Knots of sign(d) log2(1 + |d|) of d events after the newest positive one."""
 MINUTES = 1440.0
 PRIORS = torch.tensor([1, 0, 2])
