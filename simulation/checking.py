@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from limerank.data.exposures import Exposure
+from limerank.serving.feed import Feed
 from limerank.serving.messages import EventMessage, Rank
 from limerank.serving.reading import Tally, read
 from limerank.serving.stores import EventStore, Id
@@ -384,7 +385,7 @@ class Checks:
                 users.setdefault(one.arm, []).append(user)
         expected = {arm: (len(of), len(set(of))) for arm, of in users.items()}
         later = self.scheduler.now + 30 * DAY
-        tally = Tally(store)
+        tally = Tally(Feed(store))
         while tally.advance(later):
             pass
         for reading in (tally.reading, read(store, until=later)):
