@@ -71,8 +71,7 @@ class ItemCounts:
             or any((time + 1) % HOUR for time in needed - self._cuts)
         ):
             self._begin(needed)
-        else:
-            first = min(needed)
+        elif (first := min(needed)) > min(self.needed):
             self._pairs = {key: of for key, of in self._pairs.items() if key[1] >= first}
         self.needed = needed
 
