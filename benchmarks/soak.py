@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import statistics
 import subprocess
@@ -202,14 +201,15 @@ def soak(folder: Path, url: str, process: Path, given: argparse.Namespace) -> No
             stop.wait(60.0)
             found = tallies.take()
             taken = sorted(found.taken)
-            pages = int((process / "statm").read_text().split()[1])
+            held = memory_of(process)
             row = write_row(
                 BENCH,
                 {**case, "minute": minute},
                 {
                     "requests": sum(found.kinds.values()),
                     "failed": len(found.failed),
-                    "rss_mib": pages * resource.getpagesize() / (1 << 20),
+                    "rss_mib": held["VmRSS"],
+                    "own_mib": held["RssAnon"],
                     "threads": len(list((process / "task").iterdir())),
                     "files": len(list((process / "fd").iterdir())),
                     "store_mib": (folder / "events.db").stat().st_size / (1 << 20),
@@ -230,18 +230,28 @@ def soak(folder: Path, url: str, process: Path, given: argparse.Namespace) -> No
     print(verdict(of)["text"])
 
 
+def memory_of(process: Path) -> dict[str, float]:
+    """MiB of a process: in all (``VmRSS``), and without mapped files (``RssAnon``), whose pages the
+    system takes back when it needs them."""
+    lines = (process / "status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return {name: int(found[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")}
+
+
 def verdict(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Whether memory and latency were constant, from the rows of the minutes.
 
     Returns:
-        ``constant``, the two ratios ``memory`` and ``latency`` of the last third of the minutes to
-        the first, ``failed`` requests, and a ``text`` that says so.
+        ``constant``, the two ratios ``memory`` (without mapped files, where the rows have it) and
+        ``latency`` of the last third of the minutes to the first, ``failed`` requests, and a
+        ``text`` that says so.
     """
     ordered = sorted(found, key=lambda row: row["case"]["minute"])
     ordered = ordered[min(WARM, len(ordered) // 3) :]
     third = max(1, len(ordered) // 3)
     ratios = {}
-    for name, metric in (("memory", "rss_mib"), ("latency", "ms_p99")):
+    memory = "own_mib" if all("own_mib" in row["metrics"] for row in ordered) else "rss_mib"
+    for name, metric in (("memory", memory), ("latency", "ms_p99")):
         first, last = (
             statistics.median(row["metrics"][metric] for row in part)
             for part in (ordered[:third], ordered[-third:])

@@ -18,7 +18,8 @@ def soak(found: list[Row]) -> str:
         "",
         "One server and the daily loop, with days of some minutes, on the same cores: rankings",
         "(most logged as shown), events, explanations, live items, deleted users, exports,",
-        "trainings, published models and reloads. Reproduce with `make soak`.",
+        "trainings, published models and reloads. Memory includes mapped files (indexes,",
+        "libraries), own memory does not. Reproduce with `make soak`.",
         "",
         *machines(found),
     ]
@@ -36,8 +37,8 @@ def soak(found: list[Row]) -> str:
             f"second, a day of the loop every {case['day']:g} minutes. {verdict(of)['text']}",
             "",
             *table(
-                ["minutes", "requests", "failed", "memory, MiB", "threads", "files", "store, MiB",
-                 "published", "p50, ms", "p99, ms"],
+                ["minutes", "requests", "failed", "memory, MiB", "own, MiB", "threads", "files",
+                 "store, MiB", "published", "p50, ms", "p99, ms"],
                 [_line(part) for part in parts],
             ),
         ]  # fmt: skip
@@ -59,6 +60,7 @@ def _line(part: list[Row]) -> list[str]:
         total("requests"),
         total("failed"),
         middle("rss_mib", "{:,.0f}"),
+        middle("own_mib", "{:,.0f}") if all("own_mib" in one for one in metrics) else "-",
         middle("threads", "{:.0f}"),
         middle("files", "{:.0f}"),
         middle("store_mib", "{:.1f}"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from benchmarks.histories_page import histories
-from benchmarks.soak import verdict
+from benchmarks.soak import memory_of, verdict
 from benchmarks.soak_page import soak
 
 MACHINE = {
@@ -64,10 +66,23 @@ def test_a_warm_up_is_no_growth():
     assert verdict(rows)["constant"]
 
 
+def test_mapped_files_are_no_growth():
+    rows = minutes(memory=0.5)
+    for row in rows:
+        row["metrics"]["own_mib"] = 200.0
+    assert verdict(rows)["constant"]
+    rows[-1]["metrics"]["own_mib"] = 200.0
+    for row in rows[60:]:
+        row["metrics"]["own_mib"] = 300.0
+    assert not verdict(rows)["constant"]
+    own = memory_of(Path("/proc/self")) if Path("/proc/self/status").exists() else None
+    assert own is None or 1 < own["RssAnon"] <= own["VmRSS"]
+
+
 def test_the_page_of_soaks():
     text = soak([*minutes(10, failed=2), *reversed(minutes(120))])
     assert text.index("## 120 minutes") < text.index("## 10 minutes")
-    assert "| 1 to 5 | 500 | 0 | 400 |" in text and "2 requests failed" in text
+    assert "| 1 to 5 | 500 | 0 | 400 | - |" in text and "2 requests failed" in text
 
 
 def test_the_page_of_histories():
