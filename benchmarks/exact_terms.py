@@ -6,8 +6,8 @@ log.
     python -m benchmarks.exact_terms --data FOLDER --form "no counters" --form "the defaults"
 
 The parts are anchored links of items and of the values of content features, neighbours,
-collaborative vectors, base rates, counters, the profile, and the metric that stops training. All
-other settings are the defaults of ``limerank train``. The form is to be chosen by the validation
+collaborative vectors, base rates, counters, the newest positive event of anchored links, the
+profile, and the metric that stops training. All other settings are the defaults of ``limerank train``. The form is to be chosen by the validation
 split; the test split shows what it gives. Finished rows are skipped.
 """
 
@@ -34,7 +34,8 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "no vectors, no neighbours": {"vectors": 0, "neighbours": 0},
     "no base rates": {"base_rates": False},
     "no counters": {"counter_hours": 0},
-    "counters of the hour": {"counter_hours": 1},
+    "counters of the day": {"counter_hours": 24},
+    "no newest positive": {"since_positive": False},
     "no profile": {"profile": 0},
     "none of these": {
         "anchors": (),
