@@ -7,8 +7,9 @@ log.
 
 The parts are anchored links of items and of the values of content features, neighbours,
 collaborative vectors, base rates, counters, the newest positive event of anchored links, the
-profile, and the metric that stops training. All other settings are the defaults of ``limerank train``. The form is to be chosen by the validation
-split; the test split shows what it gives. Finished rows are skipped.
+profile, and the metric that stops training. All other settings are the defaults of ``limerank
+train``. The form is to be chosen by the validation split; the test split shows what it gives.
+Finished rows are skipped.
 """
 
 from __future__ import annotations
