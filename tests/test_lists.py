@@ -105,7 +105,8 @@ def test_metrics_are_their_plain_definitions(run, data, model, seen):
             state = ranker.encode_users(batch.users, ranker.item_vectors(batch.items))
             keys = dataset.item_keys(np.arange(len(dataset.items)))
             items = np.arange(len(dataset.items))
-            counted = dataset.counted_at(items, np.array([request]), 24)
+            hours = ranker.config.counter_hours if ranker.counters else 24
+            counted = dataset.counted_at(items, np.array([request]), hours)
             extra = ranker.extra(state, keys, torch.from_numpy(items), counted=counted)
             scores[request] = ranker.score(state, terms, extra)[0, :, 0].numpy()
     result = evaluate_lists(ranker, dataset, requests, depths=DEPTHS, seen=seen, peers=False)
