@@ -416,3 +416,55 @@ def test_what_is_dated_far_ahead_is_not_counted(world, made):
     opened = Index.open(made.folder / "index")
     row = opened.row_of(3)
     assert index.hourly([row]).shown.sum() == opened.hourly([row]).shown.sum() + 1
+
+
+def test_a_backlog_is_not_settled_before_it_is_read(world, made, monkeypatch):
+    """Nor by an exposure from a fast clock, or by one in another order."""
+    hour = made.first + 9
+    world.store.show([exposure(1, (made.built + 90_000) * HOUR, "main.far", [3])])
+    world.store.show([exposure(2, (hour - 3) * HOUR, "main.early", [3])])
+    world.show(0, hour)
+    monkeypatch.setattr("limerank.serving.feed.AT_ONCE", 2)
+    monkeypatch.setattr("limerank.serving.counting.SECONDS", 0.0)  # one look each
+    world.now, counts = hour * HOUR, world.engine.counts
+    monkeypatch.setattr(world.engine.counts, "advance", lambda now=None: None)
+    world.engine.arms.count_again(counts)
+    monkeypatch.undo()
+    monkeypatch.setattr("limerank.serving.feed.AT_ONCE", 2)
+    feed = counts._feed
+    for _ in range(3):
+        with feed.taking(world.now):
+            pass
+        assert feed.settled < 0
+    while feed.settled < 0:
+        with feed.taking(world.now):
+            pass
+    assert feed.settled >= (hour - 1) * HOUR
+
+
+def test_a_clock_that_is_a_little_ahead_loses_no_outcome(world, made):
+    at = made.built * HOUR + HOUR // 2
+    world.until(made.built)
+    world.now = at
+    world.store.show([exposure(1, at + 2000, "main.a", [3])])
+    world.engine.arms.count_again(world.engine.counts)
+    world.store.append([event(1, at + 5000, "click", 3, labels={"click": 1.0})])
+    before = Index.open(made.folder / "index")
+    row = before.row_of(3)
+    index = world.until(made.built + 3)
+    assert index.counted.live
+    for name in ("shown", "positive"):
+        found, old = (getattr(of.hourly([row]), name).sum() for of in (index, before))
+        assert found == old + 1, name
+
+
+def test_an_arm_that_cannot_be_refreshed_does_not_hold_up_the_others(world, made, monkeypatch):
+    def fail(counts):
+        raise StoreError("its disk is full")
+
+    world.show(0, made.first + 5)
+    monkeypatch.setattr(world.engine.current, "count_again", fail)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="its disk is full"):
+            world.until(made.first + 6)
+    assert len(world.engine.counts) > 0

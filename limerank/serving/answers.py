@@ -189,14 +189,15 @@ def show_served(numbers: Numbers, arms: Arms, counts: ItemCounts) -> None:
     numbers.counters_until.clear()
     numbers.counters_left_out.set(counts.left_out)
     for arm in arms.arms.values():
+        counted = [current.served.index.counted for current in arm.models]
+        if after := [one.after for one in counted if one is not None]:
+            numbers.counters_until.labels(arm.name).set(min(after) / 1000)
         numbers.arm_share.labels(arm.name).set(arm.share)
         for current in arm.models:
             of = current.served
             name = of.trained.ranker.config.model
             numbers.model.labels(of.trained.fingerprint, name).set(1)
             numbers.arm_model.labels(arm.name, of.trained.fingerprint, name).set(of.index.version)
-            if of.index.counted is not None:
-                numbers.counters_until.labels(arm.name).set(of.index.counted.after / 1000)
 
 
 def show_outcomes(numbers: Numbers, tally: Tally, arms: Arms) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from limerank.data.canonical import external_id
 from limerank.data.exposures import MAIN, MOST_ARMS, arm_name
-from limerank.errors import DataError, SpecError, UnknownError, did_you_mean
+from limerank.errors import DataError, LimerankError, SpecError, UnknownError, did_you_mean
 from limerank.serving.counting import ItemCounts
 from limerank.serving.current import Added, Current
 from limerank.serving.served import Loader, Served
@@ -297,10 +297,20 @@ class Arms:
 
     def count_again(self, counts: ItemCounts) -> None:
         """Count impressions of items, and bring the counters of all indexes up to date; see
-        :meth:`Current.count_again`."""
-        after = [current.count_again(counts) for current in self.currents]
+        :meth:`Current.count_again`. An index that cannot be changed does not hold up the others:
+        its error is raised at last."""
+        after, errors = [], []
+        for current in self.currents:
+            try:
+                after.append(current.count_again(counts))
+            except LimerankError as error:
+                errors.append(error)
+                counted = current.served.index.counted
+                after.append(None if counted is None else counted.after)
         counts.need(time for time in after if time is not None)
         counts.advance()
+        if errors:
+            raise errors[0]
 
     def follow(self) -> None:
         """:meth:`Current.follow` of all."""

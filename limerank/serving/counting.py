@@ -89,12 +89,11 @@ class ItemCounts:
             self._feed.restart(dict.fromkeys(self._feed.since, 0))
 
     def advance(self, now: int | None = None) -> None:
-        """Count what is over, for some time at most. What a client dates further ahead than an hour
-        is not counted: it would stay in memory until then."""
+        """Count what is over, for some time at most. What a client dates ahead is not counted."""
         if not self.needed or not self._feed.clocked:
             return
         first, until = min(self.needed), clock.monotonic() + SECONDS
-        last = (int(clock.time() * 1000) if now is None else now) + HOUR
+        last = int(clock.time() * 1000) if now is None else now
         while clock.monotonic() < until:
             before = self._feed.since
             with self._feed.taking(now) as by_user:

@@ -14,6 +14,14 @@ from limerank.serving.stores import EventStore, Id
 
 AT_ONCE = 1000
 """Exposures that one call of :meth:`Feed.taking` reads, about."""
+AHEAD = 300_000
+"""Milliseconds by which the clock of a client may be ahead. An exposure of a later time is taken at
+once, and does not hold up the others: see :func:`dated_ahead`."""
+
+
+def dated_ahead(now: int) -> int:
+    """Milliseconds since 1970: an exposure of a later time has a wrong time."""
+    return now + AHEAD
 
 
 class Feed:
@@ -58,6 +66,7 @@ class Feed:
         block raises, the next call has them again."""
         now = int(clock.time() * 1000) if now is None else now
         over, latest, reached = now - self._length, self.latest, dict(self._reached)
+        ahead = dated_ahead(now)
         # A part is read again when the window of its first exposure that is left is over.
         since = {
             part: change for part, change in self.since.items() if self._open.get(part, now) <= now
@@ -68,16 +77,14 @@ class Feed:
         for part, change, one in found:
             if part in waiting:
                 continue
-            # The clock of a client may be ahead: such an exposure does not hold up the others.
-            if self.clocked and over < one.time <= now:
+            if self.clocked and over < one.time <= ahead:
                 last[part] = change - 1
                 waiting[part] = one.time + self._length
                 reached[part] = one.time
                 continue
             by_user.setdefault(one.user, []).append(one)
-            time = min(one.time, over)
-            latest = max(latest, time)
-            reached[part] = max(reached[part], time)
+            latest = max(latest, min(one.time, over))
+        # A part that has more is not settled: its exposures may be in any order of time.
         for part, change in since.items():
             if part not in waiting and last[part] == change:
                 reached[part] = over

@@ -84,7 +84,7 @@ class Settings(Frozen):
     the answer is 429."""
     outcome_seconds: float = Field(3600.0, gt=0)
     """Time after a ranking was shown in which events count as its outcomes, for the live numbers of
-    arms. Rankings are counted when it is over."""
+    arms and the counters of items. Rankings are counted when it is over."""
     wave_seconds: float = Field(0.0, ge=0, le=86_400)
     """Time within which servers load a change of what they watch (`--watch`), each at a moment that
     follows from its host name, its port and the change, so that not all do at once. 0: at once."""
