@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from limerank.data.batch import Batch, Sequences, Users
+from limerank.data.dataset import Dataset
 from limerank.errors import SpecError
 from limerank.models import Ranker, build
 from limerank.models import anchors as module
 from limerank.models.anchors import AnchoredLinks, knots
-from tests.worlds import SHAPE, batch, config_of, random_lists, unsure
+from limerank.models.config import DataShape
+from tests.worlds import SHAPE, batch, config_of, prepare_log, random_lists, unsure
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TOKENS = SHAPE.item_tokens
@@ -262,3 +264,13 @@ def test_knots_are_a_piecewise_linear_scale():
     torch.testing.assert_close(
         knots(x, at), torch.tensor([weights_at(float(one), at) for one in x])
     )
+
+
+def test_a_history_of_positives_alone_has_no_newest_one_to_speak_of(tmp_path):
+    found = {}
+    for keep in (None, "click"):
+        history = {"length": 20} | ({} if keep is None else {"keep": keep})
+        data = prepare_log(tmp_path / str(keep), history=history)
+        found[keep] = DataShape.of(Dataset(data).manifest).positive
+    assert found["click"] is None and found[None] is not None
+    assert Dataset(data).encoder.token("label_click", 1) == found[None]

@@ -50,7 +50,8 @@ class DataShape(Frozen):
     counted: int = 0
     """Hours from one refresh of the items' counters to the next; 0: there are none."""
     positive: int | None = None
-    """The event token of a positive outcome of the first binary label; None: there is none."""
+    """The event token of a positive outcome of the first binary label; None: there is none, or all
+    events of histories are positive."""
     anchors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Anchored features of items: name -> first row and number of rows in the content table."""
 
@@ -95,7 +96,7 @@ class DataShape(Frozen):
             impression_tokens=impressions.tokens,
             impression_features=len(impressions.features),
             counted=int(manifest["clock"] and counted_label(encoding["labels"]) is not None),
-            positive=_positive(encoder, encoding["labels"]),
+            positive=_positive(encoder, manifest),
             anchors=anchors_of(encoding),
             tasks=tuple(
                 Task(name=label["name"], kind=label["kind"], mean=label["mean"])
@@ -104,9 +105,11 @@ class DataShape(Frozen):
         )
 
 
-def _positive(encoder: EventEncoder, labels: Any) -> int | None:
-    label = counted_label(labels)
-    return None if label is None else encoder.token(f"label_{label['name']}", 1)
+def _positive(encoder: EventEncoder, manifest: Mapping[str, Any]) -> int | None:
+    label = counted_label(manifest["encoding"]["labels"])
+    if label is None or manifest["spec"]["history"]["keep"] == label["name"]:
+        return None  # histories hold positive events alone
+    return encoder.token(f"label_{label['name']}", 1)
 
 
 class ModelConfig(Frozen):
@@ -149,7 +152,7 @@ class ModelConfig(Frozen):
     """Share of the statistics of anchored links that a training step drops."""
     since_positive: bool = True
     """Whether anchored links know how many events after the user's newest positive one, or before
-    it, an item was seen. Only where the log has a binary label."""
+    it, an item was seen. Only where the log has a binary label, and histories other events too."""
     neighbours: int | None = Field(0, ge=0)
     """Items that the same users choose, of each item, whose anchored links it receives from as well
     (limerank.models.neighbours); 0: none. They take 8 bytes each, and in training six times that.
