@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from types import SimpleNamespace
@@ -23,11 +22,12 @@ from limerank.index.compaction import compact_index
 from limerank.index.counting import Shown, count_again
 from limerank.index.parts import build_part, join_parts
 from limerank.index.sharding import split_index
-from limerank.index.writing import writing
+from limerank.index.writing import ReadOnlyError, writing
 from limerank.parts import Part
 from limerank.ranking.recommender import Recommender
 from limerank.runs.folder import load_run
 from limerank.serving.engine import Serving
+from limerank.serving.feed import Feed
 from limerank.serving.stores import SqliteStore
 from limerank.training.trainer import train
 from tests.stores import event, exposure
@@ -356,17 +356,20 @@ def test_too_many_items_are_left_out_and_logged(world, made, monkeypatch, caplog
     assert f"limerank_counters_left_out {world.engine.counts.left_out:.1f}" in metrics(world)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder")
-def test_an_index_that_may_not_be_changed_stays_as_it_is(world, made, caplog):
-    world.index.chmod(0o555)
-    try:
-        world.show(made.built, made.built + 5)
-        before = world.engine.current.served.index
-        assert world.until(made.built + 6) is before
-        assert "stay those of the log" in caplog.text
-        assert world.until(made.built + 7) is before
-    finally:
-        world.index.chmod(0o755)
+def test_an_index_that_may_not_be_changed_stays_as_it_is(world, made, monkeypatch, caplog):
+    asked = []
+
+    def refused(*given):
+        asked.append(given)
+        raise ReadOnlyError("the index cannot be changed: make it writable")
+
+    monkeypatch.setattr("limerank.serving.current.writing", refused)
+    world.show(0, made.built + 5)
+    before = world.engine.current.served.index
+    for hour in (6, 7):
+        assert world.until(made.built + hour) is before
+    assert len(asked) == 1 and "stay those of the log" in caplog.text
+    assert not world.engine.counts.needed
 
 
 def test_a_server_says_what_its_counters_contain(world, made):
@@ -425,19 +428,13 @@ def test_a_backlog_is_not_settled_before_it_is_read(world, made, monkeypatch):
     world.store.show([exposure(2, (hour - 3) * HOUR, "main.early", [3])])
     world.show(0, hour)
     monkeypatch.setattr("limerank.serving.feed.AT_ONCE", 2)
-    monkeypatch.setattr("limerank.serving.counting.SECONDS", 0.0)  # one look each
-    world.now, counts = hour * HOUR, world.engine.counts
-    monkeypatch.setattr(world.engine.counts, "advance", lambda now=None: None)
-    world.engine.arms.count_again(counts)
-    monkeypatch.undo()
-    monkeypatch.setattr("limerank.serving.feed.AT_ONCE", 2)
-    feed = counts._feed
+    feed, now = Feed(world.store, WINDOW), hour * HOUR
     for _ in range(3):
-        with feed.taking(world.now):
+        with feed.taking(now):
             pass
         assert feed.settled < 0
     while feed.settled < 0:
-        with feed.taking(world.now):
+        with feed.taking(now):
             pass
     assert feed.settled >= (hour - 1) * HOUR
 
@@ -468,3 +465,13 @@ def test_an_arm_that_cannot_be_refreshed_does_not_hold_up_the_others(world, made
         with pytest.raises(StoreError, match="its disk is full"):
             world.until(made.first + 6)
     assert len(world.engine.counts) > 0
+
+
+def test_counters_beyond_the_scales_of_the_index_are_logged(world, made, monkeypatch, caplog):
+    world.until(made.built)
+    world.show(0, made.first + 5)
+    for name in ("serving.current", "index.results"):
+        monkeypatch.setattr(f"limerank.{name}.CLAMPED_SHARE", -1.0)
+    world.until(made.first + 6)
+    assert "counters of items: 0.0 % of the new" in caplog.text
+    assert "build the index again" in caplog.text

@@ -142,7 +142,7 @@ def advice_of(manifest: Mapping[str, Any], clamped: float) -> tuple[str, ...]:
     advice = []
     if clamped > CLAMPED_SHARE:
         advice.append(
-            f"{100 * clamped:.1f} % of the new items' codes lie out of the range that the index "
+            f"{100 * clamped:.1f} % of the new codes lie out of the range that the index "
             "was built for, and were clamped to it; build the index again from the full catalogue"
         )
     if manifest["superseded"] > SUPERSEDED_SHARE * max(manifest["rows"], 1):

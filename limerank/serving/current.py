@@ -24,6 +24,7 @@ from limerank.index import Index
 from limerank.index.changes import put_live_items, unreadable_items
 from limerank.index.counting import count_again
 from limerank.index.format import LiveItems
+from limerank.index.results import CLAMPED_SHARE
 from limerank.index.writing import BusyError, ReadOnlyError, disk_error, writing
 from limerank.ranking.item_table import Filters
 from limerank.ranking.request import plain
@@ -229,7 +230,9 @@ class Current:
                 with self._writing(served):
                     index = Index.open(served.index.path, served.trained.fingerprint)
                     if index.counted == counted:
-                        count_again(served.trained, served.index.path, shown, hour)
+                        done = count_again(served.trained, served.index.path, shown, hour)
+                        if done.clamped > CLAMPED_SHARE:
+                            log.warning("counters of items: %s", "; ".join(done.advice))
             except ReadOnlyError as error:
                 log.error("counters of items stay those of the log: %s", error)
                 self._fixed = path

@@ -15,13 +15,8 @@ from limerank.serving.stores import EventStore, Id
 AT_ONCE = 1000
 """Exposures that one call of :meth:`Feed.taking` reads, about."""
 AHEAD = 300_000
-"""Milliseconds by which the clock of a client may be ahead. An exposure of a later time is taken at
-once, and does not hold up the others: see :func:`dated_ahead`."""
-
-
-def dated_ahead(now: int) -> int:
-    """Milliseconds since 1970: an exposure of a later time has a wrong time."""
-    return now + AHEAD
+"""Milliseconds by which the clock of a client may be ahead. An exposure of a later time has a wrong
+time: it is taken at once, so that it does not hold up the others."""
 
 
 class Feed:
@@ -66,7 +61,6 @@ class Feed:
         block raises, the next call has them again."""
         now = int(clock.time() * 1000) if now is None else now
         over, latest, reached = now - self._length, self.latest, dict(self._reached)
-        ahead = dated_ahead(now)
         # A part is read again when the window of its first exposure that is left is over.
         since = {
             part: change for part, change in self.since.items() if self._open.get(part, now) <= now
@@ -77,7 +71,7 @@ class Feed:
         for part, change, one in found:
             if part in waiting:
                 continue
-            if self.clocked and over < one.time <= ahead:
+            if self.clocked and over < one.time <= now + AHEAD:
                 last[part] = change - 1
                 waiting[part] = one.time + self._length
                 reached[part] = one.time
