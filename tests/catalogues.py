@@ -79,6 +79,12 @@ def data(**options: object) -> Dataset:
     return Dataset(prepare_log(folder() / name, items=ITEMS, users=30, **options))
 
 
+def plain_log() -> Path:
+    """The folder of the log that ``data()`` was prepared from."""
+    data()
+    return folder() / "plain" / "log"
+
+
 def make_run(path: Path, dataset: Dataset, seed: int = 1, **settings: object) -> Run:
     """A run with random weights, louder than at the start of a training, and by chance alone: how
     links and items are made alike at the start, and from what count of events and what size links

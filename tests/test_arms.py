@@ -17,7 +17,7 @@ from limerank.serving.current import Current
 from limerank.serving.engine import Serving
 from limerank.serving.interleaving import team_draft
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import folder, shop
+from tests.catalogues import plain_log, shop
 from tests.test_server import client_of
 
 START = 1_700_000_000_000
@@ -144,7 +144,7 @@ def engine(tmp_path):
         SqliteStore(tmp_path / "events.db"),
         arms=specs(tmp_path, ("a", 0.5), ("b", 0.5)),
         salt="test",
-        items=folder() / "plain" / "log" / "items.csv",
+        items=plain_log() / "items.csv",
     )
     yield engine
     engine.close()
@@ -314,7 +314,7 @@ def test_one_arm_answers_as_the_model_alone(tmp_path):
     of = shop("lime-mha")
     shutil.copytree(of.index.path, tmp_path / "index")
     store = SqliteStore(tmp_path / "events.db")
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     alone = Serving(of.run.path, tmp_path / "index", store, items=items)
     two = Serving(
         None, None, store, items=items, arms=specs(tmp_path, ("a", 0.5), ("b", 0.5)), salt="s"

@@ -20,7 +20,7 @@ from limerank.ranking.item_table import ItemTable
 from limerank.runs.model import load_trained
 from limerank.serving.fill import fill
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import folder, shop
+from tests.catalogues import plain_log, shop
 
 FEATURES = (
     Feature(name="genre", kind="categorical", split="|"),
@@ -88,7 +88,7 @@ def test_shares_are_0_or_100_only_where_they_are(part: int, total: int, text: st
 
 
 def other_ids(path: Path) -> Path:
-    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    items = pl.read_csv(plain_log() / "items.csv")
     name = "item" if "item" in items.columns else items.columns[0]
     items.with_columns(("SKU-" + pl.col(name).cast(pl.String)).alias(name)).write_csv(path)
     return path
@@ -100,7 +100,7 @@ def text_shop(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> None:
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     built = build_index(text_shop.run, tmp_path / "index", items=items)
     found = built.item_table
     assert found is not None
@@ -113,7 +113,7 @@ def test_an_index_says_how_its_table_fits(text_shop: Any, tmp_path: Path) -> Non
 def test_tables_of_some_items_are_warned_of_where_their_ids_look_otherwise(
     text_shop: Any, tmp_path: Path, call: Any
 ) -> None:
-    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    items = pl.read_csv(plain_log() / "items.csv")
     build_index(text_shop.run, tmp_path / "index", data=text_shop.data)
     id = text_shop.run.manifest["spec"]["items"]["id"]
     new = pl.col(id) + 5000
@@ -137,7 +137,7 @@ def test_a_server_says_how_its_table_fits(
 ) -> None:
     trained = load_trained(text_shop.run.path)
     index = Index.open(text_shop.index.path)
-    good = ItemTable(trained, folder() / "plain" / "log" / "items.csv").coverage(trained, index)
+    good = ItemTable(trained, plain_log() / "items.csv").coverage(trained, index)
     assert good is not None
     assert good.matched == good.ids == index.items
     assert good.warnings() == []
@@ -152,7 +152,7 @@ def test_a_server_says_how_its_table_fits(
 
 def test_fill_says_how_the_user_table_fits(text_shop: Any, tmp_path: Path) -> None:
     with SqliteStore(tmp_path / "events.db") as store:
-        done = fill(store, text_shop.data, base=folder() / "plain" / "log")
+        done = fill(store, text_shop.data, base=plain_log())
     assert done.table is not None
     assert done.table.matched == done.features > 0
     assert done.table.warnings() == []

@@ -23,7 +23,7 @@ from limerank.serving.engine import BRIEF_ITEMS, BRIEF_RANKED, Serving
 from limerank.serving.messages import EventMessage, Explain, Rank
 from limerank.serving.state import syncing
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import ITEMS, file_of, folder, make_run, shop
+from tests.catalogues import ITEMS, file_of, folder, make_run, plain_log, shop
 
 START = 1_700_000_000_000
 PATIENCE = 30.0
@@ -41,7 +41,7 @@ def engine(tmp_path):
         of.run.path,
         tmp_path / "index",
         SqliteStore(tmp_path / "events.db"),
-        items=folder() / "plain" / "log" / "items.csv",
+        items=plain_log() / "items.csv",
     )
     yield engine
     engine.close()

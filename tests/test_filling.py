@@ -19,7 +19,7 @@ from limerank.errors import DataError
 from limerank.serving.fill import fill, item_file
 from limerank.serving.state import UserStates
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import folder, shop
+from tests.catalogues import plain_log, shop
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from tests.catalogues import folder, shop
 def test_the_store_s_users_are_the_log_s(model, anchors, tmp_path):
     of = shop(model, anchors=anchors)
     with SqliteStore(tmp_path / "events.db") as store:
-        done = fill(store, of.data, base=folder() / "plain" / "log")
+        done = fill(store, of.data, base=plain_log())
         assert done.users == len(of.data.user_ids)
         assert done.events == done.accepted == len(of.data.events["item"])
         assert fill(store, of.data).accepted == 0, "filling again changes nothing"
@@ -65,14 +65,14 @@ def test_the_command(call, tmp_path):
     of = shop("lime-mha")
     status, output, _ = call(
         "fill", tmp_path / "events.db", "--data", of.data.path, "--quiet",
-        "--base", folder() / "plain" / "log",
+        "--base", plain_log(),
     )  # fmt: skip
     count = len(of.data.events["item"])
     assert status == 0 and f"{count:,} new of {count:,} events" in output
     table = shlex.split(output.rpartition("--items ")[2])[0]
-    assert Path(table).samefile(folder() / "plain" / "log" / "items.csv")
+    assert Path(table).samefile(plain_log() / "items.csv")
     with SqliteStore(tmp_path / "events.db") as store:
-        users = pl.read_csv(folder() / "plain" / "log" / "users.csv")
+        users = pl.read_csv(plain_log() / "users.csv")
         held = store.held(of.data.user_ids[0])
         assert held.features.keys() <= set(users.columns)
 

@@ -16,7 +16,7 @@ from limerank.serving.engine import Serving
 from limerank.serving.fill import fill
 from limerank.serving.messages import Explain, Rank
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import ITEMS, MODELS, folder, shop
+from tests.catalogues import ITEMS, MODELS, plain_log, shop
 
 
 @pytest.fixture(params=MODELS)
@@ -24,7 +24,7 @@ def both(request, tmp_path):
     of = shop(request.param)
     shutil.copytree(of.index.path, tmp_path / "index")
     store = SqliteStore(tmp_path / "events.db")
-    fill(store, of.data, base=folder() / "plain" / "log")
+    fill(store, of.data, base=plain_log())
     engine = Serving(of.run.path, tmp_path / "index", store)
     yield Recommender(of.run, of.index, of.data), engine
     engine.close()

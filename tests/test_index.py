@@ -37,6 +37,7 @@ from tests.catalogues import (
     folder,
     forge,
     make_run,
+    plain_log,
     shop,
 )
 from tests.worlds import write_log
@@ -169,7 +170,7 @@ def test_an_id_twice_is_an_error(tmp_path):
     with pytest.raises(DataError, match="7, 9"):
         IdLookup.of(np.array([7, 9, 7, 9, 9, 1]))
     of = shop("two-tower")
-    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    items = pl.read_csv(plain_log() / "items.csv")
     pl.concat([items, items[3:4]]).write_csv(tmp_path / "twice.csv")
     with pytest.raises(DataError, match="more than once: 3"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "twice.csv")
@@ -430,7 +431,7 @@ def test_tables_that_cannot_be_used(tmp_path, table):
 
 def test_no_items_at_all(tmp_path, monkeypatch):
     of = shop("lime-mha")
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     pl.read_csv(items)[:0].write_csv(tmp_path / "none.csv")
     with pytest.raises(DataError, match="no rows"):
         build_index(of.run, tmp_path / "index", items=tmp_path / "none.csv")

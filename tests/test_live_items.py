@@ -25,7 +25,7 @@ from limerank.serving import current as current_module
 from limerank.serving.engine import Serving
 from limerank.serving.messages import Rank
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import folder, make_run, shop
+from tests.catalogues import folder, make_run, plain_log, shop
 
 COLUMNS = {"group": "g1", "tags": "t1|t2", "length": 12.0}
 
@@ -42,7 +42,7 @@ def serving(location, store, name="index", of=None, **options):
         of.run.path,
         location / name,
         SqliteStore(store),
-        items=folder() / "plain" / "log" / "items.csv",
+        items=plain_log() / "items.csv",
         **options,
     )
 

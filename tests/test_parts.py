@@ -22,7 +22,7 @@ from limerank.index.building import build_index
 from limerank.index.parts import build_part, join_parts, parts_folder
 from limerank.parts import Part, parse_part, settled
 from limerank.validation import validate
-from tests.catalogues import MODELS, data, file_of, folder, make_run, shop
+from tests.catalogues import MODELS, data, file_of, make_run, plain_log, shop
 from tests.worlds import write_log
 
 CHUNK = 16
@@ -42,7 +42,7 @@ def small_chunks(monkeypatch):
 @pytest.fixture
 def table(tmp_path):
     """A newer item table: some items of the dataset changed, and new ones."""
-    items = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    items = pl.read_csv(plain_log() / "items.csv")
     new = items[:40].with_columns(pl.col("item_id") + 500)
     path = tmp_path / "items.csv"
     pl.concat([items[20:57], new]).write_csv(path)

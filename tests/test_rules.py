@@ -20,7 +20,7 @@ from limerank.ranking.rules import POOL, Rules, read_rules, rules_of
 from limerank.serving.engine import Serving
 from limerank.serving.messages import Rank
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import ITEMS, folder, shop
+from tests.catalogues import ITEMS, plain_log, shop
 
 USER = 3
 
@@ -34,7 +34,7 @@ def recommender(model: str = "lime-mha") -> Recommender:
 
 @cache
 def features() -> dict[int, dict[str, object]]:
-    table = pl.read_csv(folder() / "plain" / "log" / "items.csv").to_dicts()
+    table = pl.read_csv(plain_log() / "items.csv").to_dicts()
     return {
         one["item_id"]: {
             "group": {one["group"]},
@@ -209,7 +209,7 @@ def test_a_list_by_rules_is_that_of_a_loop_over_everything(rules, k, least):
 
 def test_every_form_of_a_condition(tmp_path):
     """On an item table with gaps, given by hand."""
-    table = pl.read_csv(folder() / "plain" / "log" / "items.csv")
+    table = pl.read_csv(plain_log() / "items.csv")
     table = table.with_columns(
         group=pl.when(pl.col("item_id") < 9).then(None).otherwise(pl.col("group")),
         length=pl.when(pl.col("item_id") == 20).then(None).otherwise(pl.col("length")),
@@ -315,7 +315,7 @@ def engine_of(of, path):
     import shutil
 
     shutil.copytree(of.index.path, path / "index")
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     return Serving(of.run.path, path / "index", SqliteStore(path / "events.db"), items=items)
 
 

@@ -23,7 +23,7 @@ from limerank.ranking.scorer import (
 )
 from limerank.ranking.scorer.anchored import CodedLinks, Postings, item_keys
 from limerank.ranking.scorer.quantised import integer_products
-from tests.catalogues import ITEMS, MODELS, SCORERS, folder, make_scorer, shop
+from tests.catalogues import ITEMS, MODELS, SCORERS, make_scorer, plain_log, shop
 
 TASKS = 2
 ANCHORED = {"anchors": None}
@@ -213,7 +213,7 @@ def test_an_index_without_items(tmp_path, monkeypatch):
     of = shop("lime-mha")
     read = items_module.read_table
     monkeypatch.setattr(items_module, "read_table", lambda *given: (read(*given)[0][:0], 0))
-    build_index(of.run, tmp_path / "index", items=folder() / "plain" / "log" / "items.csv")
+    build_index(of.run, tmp_path / "index", items=plain_log() / "items.csv")
     index = Index.open(tmp_path / "index")
     for scorer in (
         ModelScorer(of.run.ranker, index),

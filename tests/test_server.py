@@ -25,7 +25,7 @@ from limerank.serving.http.openapi import describe, reference
 from limerank.serving.http.routes import OPERATIONS
 from limerank.serving.http.settings import Settings, keys_of_environment
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import ITEMS, folder, make_run, shop
+from tests.catalogues import ITEMS, make_run, plain_log, shop
 from tests.documents import ROOT, blocks
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
@@ -43,7 +43,7 @@ def engine_of(of, position, **options):
         of.run.path,
         position / "index",
         SqliteStore(position / "events.db"),
-        items=folder() / "plain" / "log" / "items.csv",
+        items=plain_log() / "items.csv",
         **options,
     )
 

@@ -31,7 +31,7 @@ from limerank.serving.shards.client import Shards
 from limerank.serving.shards.scorer import ShardedScorer
 from limerank.serving.shards.wire import Answer, Question, state_of, tensors_of
 from limerank.serving.stores import SqliteStore
-from tests.catalogues import ITEMS, MODELS, folder, shop
+from tests.catalogues import ITEMS, MODELS, plain_log, shop
 
 KEYS = {"read": ("r" * 20,), "write": ("w" * 20,), "admin": ("a" * 20,)}
 START = 1_700_000_000_000
@@ -320,7 +320,7 @@ def serving(engine, **settings):
 
 
 def engine_of(of, index, store, **options):
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     return Serving(of.run.path, index, SqliteStore(store), items=items, **options)
 
 

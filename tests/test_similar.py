@@ -25,7 +25,7 @@ from limerank.ranking.similar import similar_items
 from limerank.serving.engine import Serving
 from limerank.serving.stores import SqliteStore
 from limerank.training.trainer import train
-from tests.catalogues import ITEMS, folder, shop
+from tests.catalogues import ITEMS, plain_log, shop
 from tests.worlds import config_of, write_positives
 
 GROUPS = 4
@@ -188,7 +188,7 @@ def test_the_command_needs_the_index_alone(positives):
 def test_live_items_are_similar_at_once_and_removed_ones_are_not(tmp_path):
     of = shop("lime-mha")
     shutil.copytree(of.index.path, tmp_path / "index")
-    items = folder() / "plain" / "log" / "items.csv"
+    items = plain_log() / "items.csv"
     store = SqliteStore(tmp_path / "events.db")
     engine = Serving(of.run.path, tmp_path / "index", store, items=items)
     before = engine.similar("7", 5, None, [])
