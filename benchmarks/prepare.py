@@ -3,6 +3,7 @@
     python -m benchmarks.prepare --events 20_000_000
     python -m benchmarks.prepare --spec logs/spec.toml
     python -m benchmarks.prepare --extend 0.01
+    python -m benchmarks.prepare --parts 4 --format csv
     python -m benchmarks.prepare --remote s3://BUCKET/FOLDER --server NAME
 
 The simulated log has integer ids, a request id, a click, a watch time and one event feature. Like
@@ -11,6 +12,11 @@ most logs it is sorted by time: the events of a user are spread over the full fi
 ``--extend`` measures a day's step: the last share of the log is added to a dataset of the rest. Its
 processor time stands beside that of preparing the full log, taken in turn: ``cpu_share`` is their
 ratio. Reading costs what the new rows cost; the rest is copying, requests and splits of all events.
+
+``--parts`` reads a log of as many files in parts, one after the other, and joins them.
+``part_share`` is the processor time of the largest part as a share of that of one process that
+prepares the full log, ``join_share`` that of joining: with a machine for each part the log takes
+the sum of both. ``work_share`` is what all parts and joining cost together.
 
 ``--remote`` reads the log from a storage and from a local disk, in turn; ``server`` says what
 answered. ``cpu_share`` and ``time_share`` are the ratios to the local log, of the processor time of
@@ -137,30 +143,42 @@ def write_log(
     return spec
 
 
-def measure(spec: Path, out: Path, memory: int, earlier: Path | None = None) -> dict[str, float]:
-    """Run ``prepare`` in a process of its own: events, seconds and peak memory."""
+def measure(
+    spec: Path, out: Path, memory: int, earlier: Path | None = None, part: str | None = None
+) -> dict[str, float]:
+    """Run ``prepare`` in a process of its own: events, seconds and peak memory.
+
+    Args:
+        spec, out, memory: of it.
+        earlier: the dataset that is extended.
+        part: "K/N" reads a part, "join" joins all.
+    """
     command = [sys.executable, "-m", "benchmarks.prepare", "--child", str(spec), str(out)]
     command += [] if earlier is None else ["--earlier", str(earlier)]
+    command += [] if part is None else ["--part", part]
     done = subprocess.run([*command, "--memory", str(memory)], check=True, stdout=subprocess.PIPE)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
 
-def child(spec: Path, out: Path, memory: int, earlier: Path | None) -> None:
-    from limerank.data.description import load_spec
+def child(spec: Path, out: Path, memory: int, earlier: Path | None, part: str | None) -> None:
     from limerank.data.prepare import prepare
+    from limerank.data.prepare.parts import join_prepared, prepare_part
+    from limerank.data.summary import DatasetSummary
+    from limerank.parts import parse_part
 
     before, work = time.perf_counter(), time.process_time()
-    summary = prepare(
-        load_spec(spec), out, base=spec.parent, extend=earlier, memory=memory, overwrite=True
-    )
+    found: DatasetSummary | None = None
+    if part is None:
+        found = prepare(spec, out, extend=earlier, memory=memory, overwrite=True)
+    elif part == "join":
+        found = join_prepared(spec, out, memory=memory, overwrite=True)
+    else:
+        prepare_part(spec, out, parse_part(part), memory=memory)
     seconds, work = time.perf_counter() - before, time.process_time() - work
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    result = {
-        "events": summary.events,
-        "rows": summary.rows,
-        "users": summary.users,
-        "items": summary.items,
+    counts = ("events", "rows", "users", "items")
+    result = {name: getattr(found, name) for name in counts if found is not None} | {
         "seconds": seconds,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "work_cpu_s": work,  # without starting Python and importing the package
@@ -190,6 +208,36 @@ def extend(spec: Path, folder: Path, case: dict[str, object], options: argparse.
     if not options.dry:
         spread = {"cpu_share": [shares[0], shares[-1]]}
         write_row("extend", case, metrics, repeats=options.repeats, spread=spread)
+
+
+def in_parts(
+    spec: Path, folder: Path, case: dict[str, object], options: argparse.Namespace
+) -> None:
+    """Measure the full log by one process, and by parts that are joined."""
+    full, largest, joined, sums = [], [], [], []
+    for _ in range(options.repeats):
+        one = measure(spec, folder / "one", options.memory)
+        out, of = folder / "out", options.parts
+        parts = [measure(spec, out, options.memory, part=f"{k}/{of}") for k in range(1, of + 1)]
+        join = measure(spec, out, options.memory, part="join")
+        largest.append(max(of_part["work_cpu_s"] for of_part in parts))
+        full.append(one["work_cpu_s"])
+        joined.append(join["work_cpu_s"])
+        sums.append(sum(of_part["work_cpu_s"] for of_part in [*parts, join]))
+    shares = {
+        name: sorted(some / whole for some, whole in zip(of, full, strict=True))
+        for name, of in (("part_share", largest), ("join_share", joined), ("work_share", sums))
+    }
+    metrics = {name: statistics.median(of) for name, of in shares.items()}
+    metrics |= {
+        "full_cpu_s": statistics.median(full),
+        "join_cpu_s": statistics.median(joined),
+        "join_peak_rss_mib": join["peak_rss_mib"],
+    }
+    print(json.dumps({"case": case, "metrics": metrics, **shares}, indent=2))
+    if not options.dry:
+        spread = {name: [of[0], of[-1]] for name, of in shares.items()}
+        write_row("parted", case, metrics, repeats=options.repeats, spread=spread)
 
 
 def remote(spec: Path, folder: Path, case: dict[str, object], options: argparse.Namespace) -> None:
@@ -242,19 +290,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="folder of the log (default: a temporary one)")
     parser.add_argument("--dry", action="store_true", help="print the row without writing it")
     parser.add_argument("--extend", type=float, help="share of the events that a day adds")
+    parser.add_argument("--parts", type=int, help="number of files, each read as a part")
     parser.add_argument("--remote", help="URI of a folder that the log is copied to")
     parser.add_argument("--server", default="", help="with --remote: what answers there")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         spec, out = options.child
-        child(spec, out, options.memory, options.earlier)
+        child(spec, out, options.memory, options.earlier, options.part)
         return
     if options.remote and (options.extend or options.spec):
         parser.error("--remote is for the simulated log, without --extend")
-    if options.extend and options.spec:
-        parser.error("--extend is for the simulated log")
+    if (options.extend or options.parts) and options.spec:
+        parser.error("--extend and --parts are for the simulated log")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         spec = options.spec
@@ -273,6 +323,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(spec, folder / "earlier", options.memory)
             write_log(folder, new, *log, seed=1, name="log-1", before=old)
             extend(spec, folder, case, options)
+            return
+        if options.parts:
+            for number in range(1, options.parts):
+                more = options.events * number
+                write_log(folder, old, *log, seed=number, name=f"log-{number}", before=more)
+            case |= {"events": options.events * options.parts, "parts": options.parts}
+            in_parts(spec, folder, case, options)
             return
         if options.remote:
             case["server"] = options.server

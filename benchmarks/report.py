@@ -37,6 +37,7 @@ from benchmarks.warmstart_page import warmstart
 
 MADE_BY = {
     "extend": "prepare",
+    "parted": "prepare",
     "remote": "prepare",
     "histories": "histories_page",
     "ranking": "index",

@@ -42,6 +42,11 @@ class Part:
         """Its share of ``count`` things in order: contiguous, and even but for one."""
         return range((self.number - 1) * count // self.of, self.number * count // self.of)
 
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return f"part-{self.number:07d}-of-{self.of:07d}"
+
 
 def parse_part(text: str) -> Part:
     """A part from ``K/N``.
@@ -57,6 +62,11 @@ def parse_part(text: str) -> Part:
             "third of 16"
         )
     return part
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the parts of a folder are until they are joined."""
+    return out.with_name(f".{out.name}.parts")
 
 
 def settled(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from limerank.cluster.on_ray import RayWorkers
 from limerank.errors import DataError, FormatError, SpecError, StoreError
 from limerank.index import writing
 from limerank.index.building import build_index
-from limerank.index.parts import join_parts, parts_folder
-from limerank.parts import Part
+from limerank.index.parts import join_parts
+from limerank.parts import Part, parts_folder
 from limerank.ranking import bulk
 from limerank.ranking.bulk import join_ranked, rank_all
 from limerank.ranking.recommender import Recommender

@@ -401,13 +401,13 @@ def test_partitions_that_turn_out_too_large_are_divided(
     more = {**EVENTS, "files": ["lists.parquet"], "lists": True, "constant": {"click": 1}}
     spec = make_spec(events=[{**EVENTS, "files": ["log.parquet"]}, more])
     one = run(tmp_path, spec)
-    make = Spooling._make_spools
+    make = Spooling.make_spools
 
     def limited(spools: Spooling) -> None:
         make(spools)
         spools.part_limit = 100
 
-    monkeypatch.setattr(Spooling, "_make_spools", limited)
+    monkeypatch.setattr(Spooling, "make_spools", limited)
     same(one.path, run(tmp_path, spec).path)
 
 

@@ -19,8 +19,8 @@ from limerank.files import read_json, write_json
 from limerank.index import Index, writing
 from limerank.index import parts as index_parts
 from limerank.index.building import build_index
-from limerank.index.parts import build_part, join_parts, parts_folder
-from limerank.parts import Part, parse_part, settled
+from limerank.index.parts import build_part, join_parts
+from limerank.parts import Part, parse_part, parts_folder, settled
 from limerank.validation import validate
 from tests.catalogues import MODELS, data, file_of, make_run, plain_log, shop
 from tests.worlds import write_log

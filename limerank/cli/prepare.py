@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from limerank.cli.options import Overwrite, Quiet, assignments
+from limerank.cli.options import (
+    Join,
+    On,
+    Overwrite,
+    PartOption,
+    Parts,
+    Quiet,
+    Retries,
+    assignments,
+    run_on,
+)
 from limerank.errors import SpecError, did_you_mean
+from limerank.parts import parse_part
 
 INTERRUPTED = "nothing was written; run the same command again to start over"
 
@@ -62,6 +73,11 @@ def prepare(
         Path | None,
         typer.Option(help="For a public layout: only write its description, for editing."),
     ] = None,
+    part: PartOption = None,
+    join: Join = False,
+    on: On = None,
+    parts: Parts = 16,
+    retries: Retries = 3,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -83,6 +99,11 @@ def prepare(
     that yesterday's models can rank and be trained further. The rule of [split] applies to the
     extended log: by default its newest part is the test split. --since drops old events.
 
+    A large log is read in parts, by any number of processes and machines that share the folder:
+    each calls the command with --part K/N, and --join ends it. The dataset is, byte for byte, the
+    one that a single process prepares. A part is a range of the log's files; one that is complete
+    is not read again, so a failed one is repeated by calling all of them again.
+
     Examples:
 
         limerank prepare spec.toml --out data/mine
@@ -90,6 +111,12 @@ def prepare(
         limerank prepare spec.toml --extend data/monday --since 2026-09-01 --out data/tuesday
 
         limerank prepare s3://shop/spec.toml --out data/mine
+
+        seq 16 | xargs -P 4 -I K limerank prepare spec.toml --out data/mine --part K/16
+
+        limerank prepare spec.toml --out data/mine --join
+
+        limerank prepare spec.toml --out data/mine --on ray --parts 64
 
         limerank prepare retailrocket FOLDER --out data/shop -o target=addtocart,transaction
 
@@ -105,9 +132,12 @@ def prepare(
     if out is None and write_spec is None:
         raise SpecError("give --out, the output folder (or --write-spec FILE)")
     limit = memory_bytes(memory)
+    in_parts = part is not None or join or on is not None
+    if in_parts:
+        _check_parts(part, join, on, source in LAYOUTS or write_spec is not None, overwrite)
     if write_spec is not None:
         check_output(write_spec, (".toml",))
-    elif out is not None:  # before converting files
+    elif out is not None and part is None:  # before converting files
         check_folder(out, overwrite=overwrite, mark="dataset.json")
     if source in LAYOUTS:
         if directory is None:
@@ -143,17 +173,60 @@ def prepare(
         return
     assert out is not None
     start = int(since) if since is not None and since.removeprefix("-").isdecimal() else since
-    summary = run(
-        spec,
-        out,
-        base=base,
-        extend=extend,
-        encoding=encoding,
-        since=start,
-        memory=limit,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
+    given: dict[str, Any] = {
+        "extend": extend,
+        "encoding": encoding,
+        "since": start,
+        "memory": limit,
+    }
+    if part is not None:
+        from limerank.data.prepare.parts import prepare_part
+
+        print(prepare_part(source, out, parse_part(part), **given, quiet=quiet).text())
+        return
+    if on is not None:
+        _read_on(on, source, out, given, parts, retries, quiet)
+    if in_parts:
+        from limerank.data.prepare.parts import join_prepared
+
+        summary = join_prepared(source, out, **given, overwrite=overwrite, quiet=quiet)
+    else:
+        summary = run(spec, out, base=base, **given, overwrite=overwrite, quiet=quiet)
     print(summary.text())
     data, new = quote(str(out)), quote(f"runs/{out.name}")
     print(f"\nNext: limerank train {data} --model lime-xor --out {new}")
+
+
+def _check_parts(
+    part: str | None, join: bool, on: str | None, without_parts: bool, overwrite: bool
+) -> None:
+    """Refuse options that do not go together."""
+    given = [
+        option
+        for option, value in (("--part", part), ("--join", join), ("--on", on))
+        if value not in (None, False)
+    ]
+    if len(given) > 1:
+        raise SpecError(f"{' and '.join(given)} are given, expected one of them")
+    if without_parts:
+        raise SpecError(
+            f"{given[0]} goes with a description: write the one of a public layout with "
+            "--write-spec FILE first, and prepare FILE in parts"
+        )
+    if part is not None and overwrite:
+        raise SpecError("--overwrite goes with --join, which replaces the dataset; not with --part")
+
+
+def _read_on(
+    on: str, source: str, out: Path, given: dict[str, Any], parts: int, retries: int, quiet: bool
+) -> None:
+    """Read all parts on a cluster; those again that took ids for integers which are text."""
+    from limerank.data.prepare.parts import missing_parts
+    from limerank.storage.uris import is_uri
+
+    spec = source if is_uri(source) else Path(source)
+    job = {"command": "prepare", "spec": spec, "out": out, **given}
+    for _ in ("integers", "text items", "text users"):
+        run_on(on, job, parts, retries, quiet)
+        if not missing_parts(out):
+            return

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from limerank.data.prepare.parts import prepare_part
 from limerank.index.parts import build_part
 from limerank.parts import Part
 from limerank.ranking.bulk import rank_part
@@ -18,12 +19,14 @@ def compute(job: Mapping[str, Any], part: Part) -> None:
     """Compute a part; nothing where it is complete.
 
     Raises:
-        LimerankError: see :func:`~limerank.index.parts.build_part` and
-            :func:`~limerank.ranking.bulk.rank_part`.
+        LimerankError: see :func:`~limerank.data.prepare.parts.prepare_part`,
+            :func:`~limerank.index.parts.build_part` and :func:`~limerank.ranking.bulk.rank_part`.
     """
     given = dict(job)
     command, out = given.pop("command"), given.pop("out")
-    if command == "index":
+    if command == "prepare":
+        prepare_part(given.pop("spec"), out, part, **given)
+    elif command == "index":
         build_part(_run(given.pop("run")), out, part, **given)
     else:
         assert command == "rank"

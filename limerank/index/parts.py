@@ -40,7 +40,14 @@ from limerank.index.reading import Index
 from limerank.index.results import IndexBuild, IndexPart
 from limerank.index.scaling import sampled, scales_of
 from limerank.index.writing import chunk_rows, commit, sweep
-from limerank.parts import Part, check_complete, check_same, digest_of, settled
+from limerank.parts import (
+    Part,
+    check_complete,
+    check_same,
+    digest_of,
+    parts_folder,
+    settled,
+)
 from limerank.runs.folder import Run, load_run
 
 FORMAT = 1
@@ -149,7 +156,7 @@ def build_part(
         check_same(folder, plan["job"], job)
     chosen = catalogue.take(chunk_rows(catalogue.lengths, part.number, part.of))
     own = None if plan["scales"] is None else Scales.of(plan["scales"])
-    path = folder / _name(part)
+    path = folder / part.folder
     try:
         with new_folder(path, mark="manifest.json") as fresh:
             manifest = write_index(fresh, run, chosen, None, quiet, own)
@@ -211,11 +218,6 @@ def join_parts(
     return IndexBuild.of(out, manifest, None)
 
 
-def parts_folder(out: Path) -> Path:
-    """Where the parts of an index are until they are joined."""
-    return out.with_name(f".{out.name}.parts")
-
-
 def read_plan(folder: Path) -> dict[str, Any]:
     """The plan of a folder of parts.
 
@@ -231,10 +233,6 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
-def _name(part: Part) -> str:
-    return f"part-{part.number:07d}-of-{part.of:07d}"
-
-
 def _part_of(folder: Path, plan: dict[str, Any], number: int) -> Index | None:
     """A part that is complete; None where it is not.
 
@@ -242,7 +240,7 @@ def _part_of(folder: Path, plan: dict[str, Any], number: int) -> Index | None:
         FormatError: it is damaged, or was built with another plan.
     """
     part = Part(number, int(plan["job"]["parts"]))
-    path = folder / _name(part)
+    path = folder / part.folder
     if not path.exists():
         return None
     found = Index(path)

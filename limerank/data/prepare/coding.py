@@ -37,11 +37,12 @@ class RowCoder:
         hashed: whether keys of request ids are hashes of text.
         item_range: the least and the greatest code of an item.
         reading: the name of the file or frame that is read, for examples.
+        findings: what is read, and what is wrong with it.
     """
 
     def __init__(self, sources: OpenSources, findings: Findings) -> None:
         spec = sources.spec
-        self._spec, self._findings = spec, findings
+        self._spec, self.findings = spec, findings
         self._requests_given = any(source.request is not None for source in spec.events)
         self.reading, self.hashed = "", False
         earlier = sources.earlier
@@ -102,8 +103,8 @@ class RowCoder:
     ) -> dict[str, Array]:
         """The columns of a batch's good rows; the others are counted by reason."""
         n = len(frame)
-        self._findings.rows += n
-        good = Good(n, self._findings.bad, self._findings.examples, self.reading)
+        self.findings.rows += n
+        good = Good(n, self.findings.bad, self.findings.examples, self.reading)
         good.check(known, "missing user id")
         items, known = self.items.codes(frame[source.item])
         good.check(known, "missing item id")
@@ -125,7 +126,7 @@ class RowCoder:
             values = self._column(frame, source, label.column or source.user)
             if label.typed and label.column not in counted:
                 counted.add(label.column)
-                self._findings.add_types(label.column, values)
+                self.findings.add_types(label.column, values)
             length = None if label.of is None else self._column(frame, source, label.of)
             columns |= label_columns(label, values, length, good)
         given_features = self._spec.features_of(source)
@@ -135,7 +136,7 @@ class RowCoder:
                 dtype = self.dtypes[f"feature_{feature.name}"]
                 columns[f"feature_{feature.name}"] = np.full(n, missing, dtype)
                 continue
-            self._findings.feature_rows[feature.name] += n
+            self.findings.feature_rows[feature.name] += n
             values = self._column(frame, source, feature.column)
             if feature.kind == "numeric":
                 columns[f"feature_{feature.name}"] = as_float32(numbers(values))
@@ -144,8 +145,8 @@ class RowCoder:
                 codes = self._feature_codes(feature, values)
                 columns[f"feature_{feature.name}"] = codes
                 found = int(np.count_nonzero(codes != self.missing(feature)))
-                self._findings.present[feature.name] += found
-                self._findings.parsed[feature.name] += found
+                self.findings.present[feature.name] += found
+                self.findings.parsed[feature.name] += found
         if good.mask is not None:
             columns = {name: array[good.mask] for name, array in columns.items()}
         self._widen(columns["item"])
@@ -156,8 +157,8 @@ class RowCoder:
     ) -> dict[str, Array]:
         """The good rows of a batch whose rows are lists of items."""
         n = len(frame)
-        self._findings.rows += n
-        good = Good(n, self._findings.bad, self._findings.examples, self.reading)
+        self.findings.rows += n
+        good = Good(n, self.findings.bad, self.findings.examples, self.reading)
         good.check(known, "missing user id")
         given = frame[source.time or source.order or ""]
         times, known = times_of(given, source)
@@ -170,7 +171,7 @@ class RowCoder:
             lists = lists.cast(pl.String).str.strip_chars().str.split(source.list_split)
         lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
         flat = lists.filter(pl.Series(lengths > 0)).explode()
-        self._findings.note("missing item ids within lists", flat.null_count())
+        self.findings.note("missing item ids within lists", flat.null_count())
         items, known = self.items.codes(flat)
         row = np.repeat(np.arange(n), lengths)
         if known is not None:
@@ -220,7 +221,7 @@ class RowCoder:
         )
         unknown = values.filter(codes == NO_SPLIT).drop_nulls()
         if len(unknown):
-            self._findings.add_splits(unknown, self._spec.split)
+            self.findings.add_splits(unknown, self._spec.split)
         return codes.to_numpy()
 
     def missing(self, feature: Feature) -> int:
@@ -252,15 +253,15 @@ class RowCoder:
         """Count the values of a numeric event feature, and those that are numbers."""
         readable = np.isfinite(found)
         count = int(np.count_nonzero(readable))
-        self._findings.parsed[feature.name] += count
+        self.findings.parsed[feature.name] += count
         if values.dtype != pl.String or count == len(values):
-            self._findings.present[feature.name] += count
+            self.findings.present[feature.name] += count
             return
         given, readable = presence(values)
-        self._findings.present[feature.name] += int(given.sum())
+        self.findings.present[feature.name] += int(given.sum())
         unread = given & ~readable
-        if feature.name not in self._findings.unread and unread.any():
-            self._findings.unread[feature.name] = str(values[int(np.flatnonzero(unread)[0])])
+        if feature.name not in self.findings.unread and unread.any():
+            self.findings.unread[feature.name] = str(values[int(np.flatnonzero(unread)[0])])
 
 
 def _refuse_brackets(lists: pl.Series) -> None:

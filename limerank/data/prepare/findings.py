@@ -12,6 +12,7 @@ from limerank.data.canonical import categories
 from limerank.data.labels import Label
 from limerank.data.protocol import SPLIT_NAMES, Split
 from limerank.data.sources import Reader, Selection
+from limerank.data.spec import EventSource
 from limerank.errors import DataError, did_you_mean
 
 MOST_SPLITS = 50
@@ -75,6 +76,29 @@ class Findings:
             self.present[name] += feature["present"]
             self.parsed[name] += feature["parsed"]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, for :meth:`add`."""
+        return dict(vars(self))
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Add what reading the next file found, from its :meth:`to_dict`.
+
+        Raises:
+            DataError: a column of event types has too many values.
+        """
+        self.rows += other["rows"]
+        for name in ("bad", "noted", "feature_rows", "present", "parsed", "splits"):
+            getattr(self, name).update(other[name])
+        for reason, example in other["examples"].items():
+            self.examples.setdefault(reason, example)
+        for feature, value in other["unread"].items():
+            self.unread.setdefault(feature, value)
+        self.remarks += other["remarks"]
+        self.unit_hints += other["unit_hints"]
+        for column, counts in other["types"].items():
+            self.types.setdefault(column, Counter()).update(counts)
+            self._check_types(column)
+
     def note(self, what: str, count: int) -> None:
         """Add to a count of ``noted``."""
         if count:
@@ -96,28 +120,30 @@ class Findings:
         self.note(f"{what}: unparsable lines", reader.rows.bad_lines)
         self._remark(reader, f"{what}: unparsable lines", rows + reader.rows.bad_lines)
 
-    def check_where(self, readers: Sequence[Reader], rows: int) -> None:
+    def check_where(
+        self, source: EventSource, values: Sequence[Mapping[str, Counter[str]]], rows: int
+    ) -> None:
         """Take note of the values of ``where`` that no row of a source has.
 
         Args:
-            readers: of the source, which have been read.
+            values: of each of its files, rows by value of each column of ``where``.
             rows: how many rows were selected.
 
         Raises:
             DataError: none was.
         """
-        total = Selection(readers[0].source)
-        for reader in readers:
-            for column, counts in reader.selection.values.items():
+        total = Selection(source)
+        for of_file in values:
+            for column, counts in of_file.items():
                 total.values[column].update(counts)
         absent = total.absent()
         if total.where and rows == 0:
             named = " and ".join(f"{one} = {', '.join(total.where[one])}" for one in total.where)
             raise DataError(
-                f"{readers[0].source.shown_name}: no row has {named} (where); "
+                f"{source.shown_name}: no row has {named} (where); "
                 f"{'; '.join(absent) or 'no row has all of them'}"
             )
-        self.remarks += [f"{readers[0].source.shown_name}: {text}" for text in absent]
+        self.remarks += [f"{source.shown_name}: {text}" for text in absent]
 
     def _remark(self, reader: Reader, bad: str, rows: int) -> None:
         self.remarks += reader.rows.remarks
@@ -152,6 +178,10 @@ class Findings:
         for value, count in zip(categories(found["value"]), found["rows"], strict=True):
             if value is not None:
                 counts[value] += count
+        self._check_types(column)
+
+    def _check_types(self, column: str) -> None:
+        counts = self.types[column]
         if len(counts) > MOST_TYPES:
             raise DataError(
                 f"column {column!r} has more than {MOST_TYPES:,} values, such as "

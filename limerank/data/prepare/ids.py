@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,11 @@ class Ids:
         form: what brings a series to the form of :mod:`limerank.data.canonical`, as text.
         known: texts in that form, each once, that have the codes 0, 1, ... already.
         integers: the known ones as integers: then :meth:`values` are integers where all texts are.
+
+    Attributes:
+        known: how many texts were known at the beginning.
+        learned: for each call that had new texts: how many there were as written, and how many more
+            their canonical forms are. They have the next codes, in this order.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Ids:
         """For each text as written: the code of its canonical form; -1 where it has none."""
         self._moved = False
         """Whether any text is written otherwise than its canonical form."""
+        self.known = 0 if known is None else len(known)
+        self.learned: list[tuple[int, int]] = []
         if known is not None:
             self._held = known.cast(self._type)
             self._canonical = np.arange(len(known))
@@ -101,12 +108,31 @@ class Ids:
         formed = self._form(texts)
         if formed is texts:
             self._canonical = np.concatenate([self._canonical, new])
+            self.learned.append((len(new), 0))
             return
         codes = formed.cast(self._type).to_physical().cast(pl.Int64).fill_null(-1).to_numpy()
         self._moved = self._moved or not np.array_equal(codes, new)
         # A form that is new itself has a number behind these, and is its own form.
         more = np.arange(count, max(count, int(codes.max(initial=-1)) + 1))
         self._canonical = np.concatenate([self._canonical, codes, more])
+        self.learned.append((len(new), len(more)))
+
+    def texts(self) -> pl.Series:
+        """The texts that :attr:`learned` counts, by code."""
+        return self._texts(np.arange(self.known, len(self._canonical)))
+
+    def learn_again(self, texts: pl.Series, learned: Sequence[Sequence[int]]) -> Array:
+        """Learn what other ids have learned, as if their rows came next here; returns the code that
+        each of the texts has here, -1 where it has none.
+
+        Args:
+            texts, learned: of those ids.
+        """
+        at = 0
+        for written, more in learned:
+            self.of_text(texts[at : at + written])
+            at += written + more
+        return self.of_text(texts).cast(pl.Int64).fill_null(-1).to_numpy()
 
     def values(self, codes: Array) -> pl.Series:
         """The ids that have these codes."""

@@ -19,14 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from limerank.data.canonical import milliseconds
 from limerank.data.description import write_spec
 from limerank.data.folder import LOG, MANIFEST
 from limerank.data.prepare.anchoring import choose_anchors
-from limerank.data.prepare.earlier import Earlier, EarlierEvents
-from limerank.data.prepare.inputs import Description, Input, Inputs, inputs_of
+from limerank.data.prepare.asked import asked_of
+from limerank.data.prepare.inputs import Description, Input
 from limerank.data.prepare.learning import learn
-from limerank.data.prepare.logfiles import sealed
 from limerank.data.prepare.manifest import manifest_of
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.splitting import Splitter
@@ -34,13 +32,8 @@ from limerank.data.prepare.spooling import Spooling
 from limerank.data.prepare.tables import TableWriter
 from limerank.data.prepare.writing import EventWriter
 from limerank.data.summary import DatasetSummary
-from limerank.errors import DataError, SpecError
 from limerank.files import new_folder, write_json
 from limerank.storage.arguments import NEW_FOLDER, READ, with_uris
-from limerank.validation import memory_bytes
-
-LIBRARY_BYTES = 320 << 20
-"""What Python and the libraries take before any work is done."""
 
 
 @with_uris(out=NEW_FOLDER, extend=READ, encoding=READ)
@@ -111,44 +104,32 @@ def prepare(
         FormatError: ``out`` exists and ``overwrite`` is false; or ``extend`` or ``encoding`` is
             not a dataset that can be used for it.
     """
-    limit = memory_bytes(memory)
-    inputs = inputs_of(spec, base, events=events, items=items, users=users)
-    if extend is not None and encoding is not None:
-        raise SpecError("give extend, which uses the encoding of a dataset as well, or encoding")
-    source = extend if encoding is None else encoding
-    earlier = None if source is None else Earlier(source)
-    known = None
-    if earlier is not None:
-        if earlier.manifest["clock"] != inputs.spec.clock:
-            raise DataError(
-                f"{earlier.path} has {'times' if earlier.manifest['clock'] else 'only an order'}, "
-                f"the description {'times' if inputs.spec.clock else 'only an order'}"
-            )
-        known = None if extend is None else EarlierEvents(earlier, inputs.spec)
-    start = None if since is None else milliseconds(since)
+    asked = asked_of(
+        spec,
+        base,
+        events=events,
+        items=items,
+        users=users,
+        extend=extend,
+        encoding=encoding,
+        since=since,
+        memory=memory,
+    )
     with new_folder(out, overwrite=overwrite, mark=MANIFEST) as folder:
-        found = _prepare(inputs, folder, limit, quiet, earlier, known, start)
+        spools = Spooling(asked, folder / "work", quiet)
+        spools.read()
+        found = write_dataset(spools, folder)
     return DatasetSummary.of(found)
 
 
-def _prepare(
-    inputs: Inputs,
-    folder: Path,
-    memory: int,
-    quiet: bool,
-    earlier: Earlier | None,
-    known: EarlierEvents | None,
-    since: int | None,
-) -> dict[str, Any]:
-    """Fill the dataset's folder; returns the manifest."""
-    room = max(memory - LIBRARY_BYTES, memory // 8)
-    table_limit = max(memory >> 8, 1 << 16)  # codes in a smaller range are counted in tables
-    spools = Spooling(inputs, folder / "work", room, quiet, earlier, known)
-    spools.read()
+def write_dataset(spools: Spooling, folder: Path) -> dict[str, Any]:
+    """Sort and encode the events of spools, and fill the dataset's folder; returns the manifest."""
+    asked, quiet = spools.asked, spools.quiet
+    inputs, earlier, table_limit = asked.inputs, asked.earlier, asked.table_limit
     (folder / LOG).mkdir()
-    events = SortedEvents(spools, folder, since)
+    events = SortedEvents(spools, folder)
     with ThreadPoolExecutor(1) as aside:
-        files = aside.submit(sealed, spools.sources.files)
+        files = aside.submit(spools.sealed_files)
         events.sort(aside)
         splitter = Splitter(inputs.spec, events, table_limit)
         learned = learn(spools, events, splitter, folder, table_limit, quiet)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from limerank.data.labels import columns_of
+from limerank.data.prepare.asked import BATCH_BYTES, Asked
 from limerank.data.prepare.checks import require_time_format
-from limerank.data.prepare.earlier import Earlier, EarlierEvents
 from limerank.data.prepare.ids import Ids, TextIdsError
-from limerank.data.prepare.inputs import Inputs
 from limerank.data.prepare.logfiles import LogFile, new_files
 from limerank.data.sources import Reader, wanted_of_table
 from limerank.data.spec import EventFeature, EventSource
 from limerank.errors import DataError, did_you_mean
-
-BATCH_BYTES = 24 << 20
 
 
 class OpenSources:
@@ -36,10 +34,10 @@ class OpenSources:
         SpecError: a source has neither files nor a frame.
     """
 
-    def __init__(
-        self, inputs: Inputs, earlier: Earlier | None = None, events: EarlierEvents | None = None
-    ) -> None:
-        """``earlier`` gives codes, and files whose ``events`` are known already are not opened."""
+    def __init__(self, asked: Asked, integral: Sequence[bool] | None = None) -> None:
+        """Files whose events an earlier dataset has are not opened. ``integral`` is given where it
+        is known."""
+        inputs, earlier, events = asked.inputs, asked.earlier, asked.events
         self.spec, self.earlier = inputs.spec, earlier
         paths = [inputs.event_files(number) for number in range(len(inputs.spec.events))]
         if events is not None:
@@ -73,8 +71,10 @@ class OpenSources:
                 may_be_integers[1].append(_may_be_integers(reader, source.user))
         # Codes that are known already are those of texts.
         self.integral = [all(each) and earlier is None for each in may_be_integers]
+        if integral is not None:
+            self.integral = list(integral)
         for k, table in enumerate(tables):
-            if table is not None and self.integral[k]:
+            if table is not None and self.integral[k] and integral is None:
                 ids = Ids(False)
                 try:
                     for reader in self.table_readers[k]:

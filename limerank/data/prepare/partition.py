@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -181,13 +181,19 @@ class Spool:
         folder = self.folder / f"{part}-split"
         finer = Spool(folder, self.dtypes, bits, skip=self.skip + self.bits, ragged=self.ragged)
         if self.rows[part]:
-            with open(self._path(part), "rb", buffering=0) as file:
-                while len(counts := np.fromfile(file, np.int64, len(self.dtypes))):
-                    columns = zip(self.dtypes.items(), counts.tolist(), strict=True)
-                    finer.add({name: np.fromfile(file, t, n) for (name, t), n in columns})
+            for columns in blocks(self._path(part), self.dtypes):
+                finer.add(columns)
             self._path(part).unlink()
         finer.close()
         return finer
+
+
+def blocks(path: Path, dtypes: Mapping[str, DTypeLike]) -> Iterator[dict[str, Array]]:
+    """The rows of one file of a :class:`Spool`, as they were added."""
+    with open(path, "rb", buffering=0) as file:
+        while len(counts := np.fromfile(file, np.int64, len(dtypes))):
+            columns = zip(dtypes.items(), counts.tolist(), strict=True)
+            yield {name: np.fromfile(file, dtype, n) for (name, dtype), n in columns}
 
 
 def _write_all(descriptor: int, arrays: list[Array]) -> None:

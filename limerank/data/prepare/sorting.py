@@ -86,10 +86,9 @@ class SortedEvents:
         gaps: between consecutive impressions without a request id.
     """
 
-    def __init__(self, spools: Spooling, folder: Path, since: int | None = None) -> None:
-        """``folder`` is that of the dataset: it takes the columns that are part of it. Events
-        before the time ``since`` are left out."""
-        self._spools, self._folder, self._since = spools, folder, since
+    def __init__(self, spools: Spooling, folder: Path) -> None:
+        """``folder`` is that of the dataset: it takes the columns that are part of it."""
+        self._spools, self._folder, self._since = spools, folder, spools.asked.since
         self._spec, self._work = spools.spec, spools.work
         self._room, self._quiet = spools.room, spools.quiet
         self.some_hidden, self.requests_given = spools.some_hidden, spools.requests_given

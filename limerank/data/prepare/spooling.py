@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 
 from limerank.data.canonical import iso
 from limerank.data.pipeline import ahead
+from limerank.data.prepare.asked import Asked
 from limerank.data.prepare.checks import UNITS, better_unit, seem_written
 from limerank.data.prepare.coding import RowCoder
-from limerank.data.prepare.earlier import Earlier, EarlierEvents
 from limerank.data.prepare.findings import Findings
 from limerank.data.prepare.ids import Mask, TextIdsError
-from limerank.data.prepare.inputs import Inputs
-from limerank.data.prepare.opening import BATCH_BYTES, OpenSources
+from limerank.data.prepare.logfiles import LogFile, sealed
+from limerank.data.prepare.opening import OpenSources
 from limerank.data.prepare.partition import Array, Spool
 from limerank.data.sources import Reader
 from limerank.data.spec import EventSource
@@ -33,6 +34,7 @@ class Spooling:
     """Reads and checks the events of all sources; then they are in spools, in no order yet.
 
     Attributes:
+        asked: what is to be prepared.
         sources: the open files and frames.
         coder: the codes of ids and values.
         findings: what was read, and what was wrong with it.
@@ -53,21 +55,12 @@ class Spooling:
     coder: RowCoder
     read_rows: int
 
-    def __init__(
-        self,
-        inputs: Inputs,
-        work: Path,
-        room: int,
-        quiet: bool,
-        earlier: Earlier | None = None,
-        events: EarlierEvents | None = None,
-    ) -> None:
-        """``work`` takes the spools, ``room`` is the memory in bytes that all may take, and codes
-        are those of ``earlier``, where it is given; files of its ``events`` are not read."""
-        spec = inputs.spec
-        self.spec, self.work, self.room, self.quiet = spec, work, room, quiet
-        self.earlier, self.earlier_events = earlier, events
-        self.sources = OpenSources(inputs, earlier, events)
+    def __init__(self, asked: Asked, work: Path, quiet: bool) -> None:
+        """``work`` takes the spools."""
+        spec = asked.inputs.spec
+        self.asked, self.spec, self.work, self.quiet = asked, spec, work, quiet
+        self.room, self.earlier, self.earlier_events = asked.room, asked.earlier, asked.events
+        self.sources = self.opened()
         self.findings = Findings()
         self.requests_given = any(source.request is not None for source in spec.events)
         self.shown_sources = np.array([source.shown for source in spec.events])
@@ -76,22 +69,17 @@ class Spooling:
         )
         self.some_hidden = self.history_only or not bool(self.shown_sources.all())
 
+    def opened(self) -> OpenSources:
+        """The sources, open."""
+        return OpenSources(self.asked)
+
     def read(self) -> None:
         """Spool all events.
 
         Raises:
             DataError: a file cannot be read, or too many rows are bad.
         """
-        while True:
-            self.findings = Findings()
-            self.coder = RowCoder(self.sources, self.findings)
-            try:
-                self._spool_events()
-                break
-            except TextIdsError as found:
-                self.sources.integral[0 if found.ids is self.coder.items else 1] = False
-                self._close_spools()
-                shutil.rmtree(self.work)
+        self.spool_events()
         self.findings.check_splits(self.spec.split)
         self.read_rows = self.findings.rows
         if self.earlier_events is not None:
@@ -103,41 +91,76 @@ class Spooling:
             self.findings.note_unread(label, [one for of in self.sources.readers for one in of])
         self.findings.check_share(self.spec.checks.max_bad_share)
 
-    def _spool_events(self) -> None:
-        spec, coder, findings = self.spec, self.coder, self.findings
-        self._make_spools()
-        opened = list(zip(spec.events, self.sources.readers, strict=True))
-        total = sum(reader.rows.size for _, readers in opened for reader in readers)
+    def spool_events(self) -> None:
+        """Spool the events, from the beginning once more where ids turn out to be text."""
+        while True:
+            self.findings = Findings()
+            self.coder = RowCoder(self.sources, self.findings)
+            try:
+                self.make_spools()
+                self.fill_spools()
+                self._close_spools()
+                return
+            except TextIdsError as found:
+                self.ids_are_text(0 if found.ids is self.coder.items else 1)
+                self._close_spools()
+                shutil.rmtree(self.work)
+
+    def ids_are_text(self, which: int) -> None:
+        """Take note that ids of items (0) or of users (1) are text."""
+        self.sources.integral[which] = False
+
+    def fill_spools(self) -> None:
+        """Read all rows of all sources."""
+        findings = self.findings
+        total = sum(reader.rows.size for of in self.sources.readers for reader in of)
         with Bar("reading", total=total, unit="bytes", quiet=self.quiet) as bar:
-            for number, (source, readers) in enumerate(opened):
-                code = coder.lists if source.lists else coder.events
+            for number, readers in enumerate(self.sources.readers):
                 begin = findings.rows
-                spool = self.lists if source.lists else self.spool
-                assert spool is not None
                 for reader in readers:
-                    before = findings.rows
-                    coder.reading = reader.name
-                    done = 0.0
-                    # Three steps, each in its own thread: decode, check, spool.
-                    frames = ahead(self._with_users(reader, source))
-                    with reader.named():
-                        for columns in ahead(code(*one, source, number) for one in frames):
-                            spool.add(columns)
-                            at = reader.rows.position(findings.rows - before)
-                            bar.advance(at - done, note=f"{findings.rows:,} rows")
-                            done = at
-                    bar.advance(reader.rows.size - done)
-                    findings.remark_events(reader, before)
-                if readers and self.earlier_events is None:  # a day may have no such rows
-                    findings.check_where(readers, findings.rows - begin)
-        self._close_spools()
+                    self.read_rows_of(reader, number, bar)
+                self.check_where([reader.selection.values for reader in readers], number, begin)
+
+    def check_where(
+        self, values: Sequence[Mapping[str, Counter[str]]], number: int, begin: int
+    ) -> None:
+        """Check that a source has the values of its ``where``.
+
+        Args:
+            values: of each of its files, rows by value.
+            number: of the source.
+            begin: how many rows were read before it.
+        """
+        if values and self.earlier_events is None:  # a day may have no such rows
+            rows = self.findings.rows - begin
+            self.findings.check_where(self.spec.events[number], values, rows)
+
+    def read_rows_of(self, reader: Reader, number: int, bar: Bar) -> None:
+        """Read a file or frame of a source of events."""
+        source, coder, findings = self.spec.events[number], self.coder, self.findings
+        code = coder.lists if source.lists else coder.events
+        spool = self.lists if source.lists else self.spool
+        assert spool is not None
+        before = findings.rows
+        coder.reading = reader.name
+        done = 0.0
+        # Three steps, each in its own thread: decode, check, spool.
+        frames = ahead(self._with_users(reader, source))
+        with reader.named():
+            for columns in ahead(code(*one, source, number) for one in frames):
+                spool.add(columns)
+                at = reader.rows.position(findings.rows - before)
+                bar.advance(at - done, note=f"{findings.rows:,} rows")
+                done = at
+        bar.advance(reader.rows.size - done)
+        findings.remark_events(reader, before)
 
     def _with_users(
         self, reader: Reader, source: EventSource
     ) -> Iterator[tuple[pl.DataFrame, Array, Mask]]:
         """A file's batches, each with its users' codes and which of them are known."""
         first = True
-        for frame in reader.batches(self.sources.columns(source), self.batch_bytes):
+        for frame in reader.batches(self.sources.columns(source), self.asked.batch_bytes):
             if first and source.time is not None:
                 self._check_unit(reader, source, frame[source.time])
                 first = False
@@ -174,20 +197,25 @@ class Spooling:
             shown = shown & np.any([weight > 0 for weight in weights], 0)
         return shown
 
-    def _make_spools(self) -> None:
-        """Spools with enough partitions that sorting three of them at once fits the memory."""
+    def sealed_files(self) -> list[list[LogFile]]:
+        """The files of each source, with their checksums."""
+        return sealed(self.sources.files)
+
+    def make_spools(self, bits: int | None = None) -> None:
+        """Spools with ``2**bits`` partitions; by default enough of them that sorting three at once
+        fits the memory."""
         rows = 0.0
         for source, readers in zip(self.spec.events, self.sources.readers, strict=True):
             for reader in readers:
                 known = reader.rows.count is not None
                 rows += reader.rows.estimated_count * (40 if source.lists and known else 1)
-        self.batch_bytes = min(max(self.room // 64, 1 << 20), BATCH_BYTES)
         row_bytes = sum(np.dtype(dtype).itemsize for dtype in self.coder.dtypes.values())
         limit = max(self.room // (3 * (4 * row_bytes + 100)), 1 << 12)
         self.part_limit = limit
-        bits = 0
-        while bits < 8 and rows / (1 << bits) > min(limit // 2, PARTITION_ROWS):
-            bits += 1
+        if bits is None:
+            bits = 0
+            while bits < 8 and rows / (1 << bits) > min(limit // 2, PARTITION_ROWS):
+                bits += 1
         self.spool = Spool(self.work / "events", self.coder.dtypes, bits)
         self.lists = None
         if any(source.lists for source in self.spec.events):

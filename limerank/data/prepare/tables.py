@@ -12,9 +12,9 @@ from limerank.data.coverage import TableCoverage, cover_features
 from limerank.data.display import texts
 from limerank.data.encoding import Encoding, candidates, encode, fit
 from limerank.data.folder import DISPLAY, LOG
+from limerank.data.prepare.asked import BATCH_BYTES
 from limerank.data.prepare.ids import CodeMap, Ids
 from limerank.data.prepare.learning import Learned, write_vocabulary
-from limerank.data.prepare.opening import BATCH_BYTES
 from limerank.data.prepare.partition import Array, NpyWriter
 from limerank.data.prepare.sorting import SortedEvents
 from limerank.data.prepare.spooling import Spooling
