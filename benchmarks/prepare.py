@@ -225,7 +225,7 @@ def in_parts(
         joined.append(join["work_cpu_s"])
         sums.append(sum(of_part["work_cpu_s"] for of_part in [*parts, join]))
     shares = {
-        name: sorted(some / whole for some, whole in zip(of, full, strict=True))
+        name: sorted(some / all_of_it for some, all_of_it in zip(of, full, strict=True))
         for name, of in (("part_share", largest), ("join_share", joined), ("work_share", sums))
     }
     metrics = {name: statistics.median(of) for name, of in shares.items()}

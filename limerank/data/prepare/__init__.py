@@ -10,7 +10,7 @@ are grouped to requests (``gaps``, ``requests``), and events are assigned to spl
 A dataset that is extended gives its codes and events (``earlier``); only files that it has not read
 are opened (``logfiles``), and their sorted events are merged with its own (``merging``).
 
-Several processes read a log in ``parts``, which are joined.
+Several processes read a log in ``parts``, which are joined (``plan``, ``parted``).
 """
 
 from limerank.data.prepare.job import prepare
