@@ -24,12 +24,12 @@ from limerank.index.building import build_index
 from limerank.index.changes import add_items, change_items, remove_items
 from limerank.index.compaction import compact_index
 from limerank.index.counting import Shown, count_again
-from limerank.index.parts import build_part, join_parts, parts_folder
+from limerank.index.parts import build_part, join_parts
 from limerank.index.reading import Index
 from limerank.index.writing import writing
 from limerank.models.config import DataShape, TrainConfig
 from limerank.models.registry import build
-from limerank.parts import Part
+from limerank.parts import Part, parts_folder
 from limerank.ranking.bulk import rank_all
 from limerank.ranking.recommender import Recommender
 from limerank.refresh.config import load_config
