@@ -7,9 +7,9 @@ log.
 
 The parts are anchored links of items and of the values of content features, neighbours,
 collaborative vectors, base rates, counters, the newest positive event of anchored links, the
-profile, and the metric that stops training. All other settings are the defaults of ``limerank
-train``. The form is to be chosen by the validation split; the test split shows what it gives.
-Finished rows are skipped.
+profile, curves of numeric features, and the metric that stops training. All other settings are the
+defaults of ``limerank train``. The form is to be chosen by the validation split; the test split
+shows what it gives. Finished rows are skipped.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "counters of the day": {"counter_hours": 24},
     "no newest positive": {"since_positive": False},
     "no profile": {"profile": 0},
+    "no curves": {"curves": False},
     "none of these": {
         "anchors": (),
         "vectors": 0,
         "base_rates": False,
         "counter_hours": 0,
         "profile": 0,
+        "curves": False,
     },
 }
 """Form -> settings that differ from the defaults."""

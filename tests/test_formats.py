@@ -38,6 +38,7 @@ from limerank.serving.engine import Serving
 from limerank.serving.http.app import application
 from limerank.serving.http.settings import Settings
 from limerank.serving.stores import migrate_store
+from tests.formats import write_08d6c7f as lately_priced
 from tests.formats import write_db0d66d as lately
 from tests.formats import write_e5ca304 as seconds
 from tests.formats import write_f90a578 as growing
@@ -246,7 +247,8 @@ def test_a_server_answers_from_a_valkey_store(written, mode, tmp_path):
 
 
 def test_the_fixtures_stay_small():
-    assert sum(path.stat().st_size for path in FORMATS.rglob("*") if path.is_file()) < 600_000
+    files = [path for path in FORMATS.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert sum(path.stat().st_size for path in files) < 600_000
 
 
 @pytest.mark.parametrize("format", formats.READABLE)
@@ -323,6 +325,21 @@ def test_an_index_with_counters_and_no_counts_opens_changes_and_stays(tmp_path):
     same(lately.facts(tmp_path), expected["put"])
     compact_index(index)
     assert Index.open(index, verify=True).counters is not None
+
+
+def test_a_run_without_curves_opens(tmp_path):
+    """Its numeric feature enters by a straight line, as it was trained."""
+    folder = FORMATS / "08d6c7f"
+    with tarfile.open(folder / "written.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = load_run(tmp_path / "run")
+    assert not run.ranker.config.curves and run.ranker.item_tower.content.curves is None
+    same(lately.facts(tmp_path), json.loads((folder / "expected.json").read_text()))
+    priced = lately_priced.described()
+    later = lately_priced.log().head(300)
+    prepare(priced, tmp_path / "later", events=later, items=lately_priced.priced())
+    train(tmp_path / "later", tmp_path / "next", start=tmp_path / "run", config={"epochs": 1})
+    assert not load_run(tmp_path / "next").ranker.config.curves
 
 
 @pytest.mark.parametrize("by", ["event", "session"])

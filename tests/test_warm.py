@@ -506,7 +506,7 @@ def test_a_training_that_gains_nothing_keeps_the_weights_and_says_so(days, yeste
     assert [one.name for one in found] == ["no-gain"]
     assert "click/auc 0.8123, which the weights of runs/old have" in found[0].message
     assert not unimproved("runs/old", "click/auc", 0.8123, 40)
-    far = {"learning_rate": 3.0, "table_learning_rate": 30.0}
+    far = {"learning_rate": 3.0, "table_learning_rate": 30.0, "metric": "click/ne"}
     result = train(days[1], tmp_path / "run", start=yesterday, config=far)
     assert result.best_step == 0
     assert result.best == result.start.value

@@ -16,6 +16,7 @@ from torch import nn
 from limerank.models.anchors import AnchoredLinks
 from limerank.models.config import HeadConfig
 from limerank.models.counters import CounterTower
+from limerank.models.curves import KNOTS
 from limerank.models.head import Head
 from limerank.models.impressions import ImpressionTower
 from limerank.models.profile import Profile
@@ -24,9 +25,9 @@ from limerank.models.towers import EventTower, ItemTower, UserTower
 
 ITEMS = "items"
 """Rows of the id table: an item of the training window each, row 0 for all others."""
-ITEM_TOKENS, ITEM_NUMBERS = "item tokens", "item numbers"
-"""Rows of the table of the items' content, and its numbers."""
-USER_TOKENS, USER_NUMBERS = "user tokens", "user numbers"
+ITEM_TOKENS, ITEM_NUMBERS, ITEM_CURVES = "item tokens", "item numbers", "item curves"
+"""Rows of the table of the items' content, its numbers, and those of them that have curves."""
+USER_TOKENS, USER_NUMBERS, USER_CURVES = "user tokens", "user numbers", "user curves"
 """The same of users."""
 EVENT_TOKENS, CONTEXT_TOKENS = "event tokens", "context tokens"
 """Rows of the tables of outcomes and of contexts."""
@@ -79,11 +80,13 @@ def _of_module(part: nn.Module, added: tuple[Axis, ...]) -> Axes:
             "statistics": (rows,),
             "content.table.weight": ((Axis(ITEM_TOKENS),),),
             "content.numeric.weight": ((), (Axis(ITEM_NUMBERS),)),
+            **_of_curves(ITEM_CURVES),
         }
     if isinstance(part, UserTower):
         return {
             "content.table.weight": ((Axis(USER_TOKENS),),),
             "content.numeric.weight": ((), (Axis(USER_NUMBERS),)),
+            **_of_curves(USER_CURVES),
             "context.weight": ((Axis(CONTEXT_TOKENS),),),
         }
     if isinstance(part, EventTower):
@@ -108,3 +111,11 @@ def _of_module(part: nn.Module, added: tuple[Axis, ...]) -> Axes:
     if isinstance(part, Head):
         return {"out.weight": ((Axis(OUTPUTS),),), "out.bias": ((Axis(OUTPUTS),),)}
     return {}
+
+
+def _of_curves(features: str) -> Axes:
+    """Of a tower's curves, in the order of its numeric features."""
+    return {
+        "content.curves.knots": ((Axis(features),),),
+        "content.curves.out.weight": ((), (Axis(features, KNOTS),)),
+    }

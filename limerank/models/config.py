@@ -38,8 +38,13 @@ class DataShape(Frozen):
     """Items of the training window, and one row for all others."""
     item_tokens: int
     item_numeric: int
+    item_numbers: tuple[int, ...] = ()
+    """Those of the ``item_numeric`` numbers that are numeric features; the others are parts of text
+    vectors."""
     user_tokens: int
     user_numeric: int
+    user_numbers: tuple[int, ...] = ()
+    """The same of users."""
     event_tokens: int
     context_tokens: int
     clock: bool
@@ -88,8 +93,10 @@ class DataShape(Frozen):
             item_ids=encoding["trained_items"] + 1,
             item_tokens=encoding["items"]["tokens"],
             item_numeric=encoding["items"]["numeric"],
+            item_numbers=_numbers(encoding["items"]),
             user_tokens=encoding["users"]["tokens"],
             user_numeric=encoding["users"]["numeric"],
+            user_numbers=_numbers(encoding["users"]),
             event_tokens=encoder.tokens,
             context_tokens=encoder.context_tokens,
             clock=manifest["clock"],
@@ -103,6 +110,10 @@ class DataShape(Frozen):
                 for label in encoding["labels"]
             ),
         )
+
+
+def _numbers(content: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(one["column"] for one in content["features"] if one["kind"] == "numeric")
 
 
 def _positive(encoder: EventEncoder, manifest: Mapping[str, Any]) -> int | None:
@@ -140,6 +151,9 @@ class ModelConfig(Frozen):
     """Numbers of an item's collaborative vector (limerank.training.collaborative); 0: none."""
     base_rates: bool = True
     """Whether an item's smoothed rate of the main label and its count are among its inputs."""
+    curves: bool = True
+    """Whether numeric features of items and users enter by piecewise linear curves as well, and not
+    by straight lines alone (limerank.models.curves)."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of hidden units that a training step drops (head, feed-forward layers, attention
     output). Raise it if the validation metric falls while the training loss still improves."""

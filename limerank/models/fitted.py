@@ -46,6 +46,7 @@ class FittedConfig(ModelConfig):
             "neighbours",
             "counter_hours",
             "since_positive",
+            "curves",
             "counter_dropout",
             "impression_dropout",
         }

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from limerank.data.batch import Features, Items, Users
 from limerank.kernels.dispatch import fast_inference
 from limerank.models.config import DataShape, ModelConfig
+from limerank.models.curves import Curves
 from limerank.models.noise import hidden_ids
 from limerank.models.tables import ID_STD, TABLE_STD, EmbeddingTable
 
@@ -26,14 +27,23 @@ before they do."""
 
 
 class Content(nn.Module):
-    """Sum of the token embeddings of a row and a linear map of its numbers: Features -> [n, d]."""
+    """Sum of the token embeddings of a row, a linear map of its numbers, and curves of some:
+    Features -> [n, d].
 
-    def __init__(self, tokens: int, numeric: int, width: int) -> None:
+    Args:
+        tokens: rows of the table.
+        numeric: numbers of a row.
+        width: d.
+        curved: those of the numbers that have curves.
+    """
+
+    def __init__(self, tokens: int, numeric: int, width: int, curved: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.table = EmbeddingTable(max(tokens, 1), width)
         self.numeric = nn.Linear(numeric, width, bias=False) if numeric else None
         if self.numeric is not None:
             nn.init.normal_(self.numeric.weight, std=TABLE_STD)
+        self.curves = Curves(curved, width) if curved else None
 
     def forward(self, features: Features) -> Tensor:
         vectors_nd = F.embedding_bag(
@@ -47,6 +57,8 @@ class Content(nn.Module):
         )
         if self.numeric is not None:
             vectors_nd = vectors_nd + self.numeric(features.numeric)
+        if self.curves is not None:
+            vectors_nd = vectors_nd + self.curves(features.numeric)
         return vectors_nd
 
 
@@ -65,7 +77,8 @@ class ItemTower(nn.Module):
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
         self.ids = EmbeddingTable(shape.item_ids, config.width, ID_STD)
-        self.content = Content(shape.item_tokens, shape.item_numeric, config.width)
+        curved = shape.item_numbers if config.curves else ()
+        self.content = Content(shape.item_tokens, shape.item_numeric, config.width, curved)
         self.norm = nn.LayerNorm(config.width)
         self.id_dropout = config.id_dropout
         self.id_evidence = config.id_evidence
@@ -140,7 +153,8 @@ class UserTower(nn.Module):
 
     def __init__(self, shape: DataShape, config: ModelConfig) -> None:
         super().__init__()
-        self.content = Content(shape.user_tokens, shape.user_numeric, config.width)
+        curved = shape.user_numbers if config.curves else ()
+        self.content = Content(shape.user_tokens, shape.user_numeric, config.width, curved)
         self.norm = nn.LayerNorm(config.width)
         self.context = nn.Embedding(max(shape.context_tokens, 1), config.width)
         nn.init.normal_(self.context.weight, std=TABLE_STD)

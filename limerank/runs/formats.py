@@ -1,8 +1,9 @@
 """Run formats: settings and weights of earlier versions by their names of today.
 
-Format 10, today's, has anchored links that know the newest positive event. Format 9 has none of
-these, but counters of items. Format 8 has none, but neighbours of items, and its
-encoding the edges of the time since the newest event. Format 7 has neither, but profiles. Format 6
+Format 11, today's, has curves of numeric features. Format 10 has none, but anchored links that know
+the newest positive event. Format 9 has none of these, but counters of items. Format 8 has none, but
+neighbours of items, and its encoding the edges of the time since the newest event. Format 7 has
+neither, but profiles. Format 6
 has none of these, but settings of what earlier models did not have: anchored links, collaborative
 statistics, the evidence of ids. Format 5 has a configuration of each model's own. Format 4 had one
 for all models: a model ignored the settings that it did not have, ``links`` were the slots of LREA
@@ -21,8 +22,8 @@ from limerank.errors import FormatError
 from limerank.models.config import config_class
 from limerank.models.registry import MODELS
 
-FORMAT = 10
-READABLE = (4, 5, 6, 7, 8, 9, 10)
+FORMAT = 11
+READABLE = (4, 5, 6, 7, 8, 9, 10, 11)
 ABSENT: dict[str, Any] = {"anchors": (), "vectors": 0, "base_rates": False, "id_evidence": 0.0}
 """Settings of models in formats 4 and 5, which had none of these."""
 NO_PROFILE: dict[str, Any] = {"profile": 0}
@@ -33,6 +34,8 @@ NO_COUNTERS: dict[str, Any] = {"counter_hours": 0}
 """Settings of models in formats 4 to 8."""
 NO_POSITIVE: dict[str, Any] = {"since_positive": False}
 """Settings of models in formats 4 to 9."""
+NO_CURVES: dict[str, Any] = {"curves": False}
+"""Settings of models in formats 4 to 10; where a model has this setting."""
 TRAINING = {
     "impressions": "batch_size",
     "rate": "learning_rate",
@@ -78,6 +81,8 @@ def model_settings(stored: Mapping[str, Any], format: int) -> dict[str, Any]:
         settings = {**NO_COUNTERS, **settings}
     if format < 10:
         settings = {**NO_POSITIVE, **settings}
+    if format < 11:
+        settings = {**NO_CURVES, **settings}
     return settings
 
 

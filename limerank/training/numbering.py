@@ -77,6 +77,8 @@ def numbering(
         axes.IMPRESSION_TOKENS: _of_values(found.impression_tokens, ()),
         axes.ITEM_NUMBERS: _of_numbers(new["items"]["features"], old["items"]["features"]),
         axes.USER_NUMBERS: _of_numbers(new["users"]["features"], old["users"]["features"]),
+        axes.ITEM_CURVES: _of_curves(new["items"]["features"], old["items"]["features"]),
+        axes.USER_CURVES: _of_curves(new["users"]["features"], old["users"]["features"]),
         axes.IMPRESSION_NUMBERS: _of_impressions(new, old),
         axes.ANCHORS: Sources.of(np.array([_position(one, anchors[1]) for one in anchors[0]])),
         axes.OUTPUTS: _of_tasks(now.tasks, before.tasks),
@@ -90,6 +92,8 @@ def numbering(
         axes.IMPRESSION_TOKENS: before.impression_tokens,
         axes.ITEM_NUMBERS: before.item_numeric,
         axes.USER_NUMBERS: before.user_numeric,
+        axes.ITEM_CURVES: len(before.item_numbers),
+        axes.USER_CURVES: len(before.user_numbers),
         axes.IMPRESSION_NUMBERS: before.impression_features,
         axes.ANCHORS: len(anchors[1]),
         axes.OUTPUTS: before.outputs,
@@ -151,6 +155,25 @@ def _of_numbers(new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any
             at += range(entry["column"], entry["column"] + width)
             scale += [one["std"] / entry["std"]] * width
     return _scaled(at, scale)
+
+
+def _of_curves(new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]]) -> Sources:
+    """Of the curves of a table. Knots are numbers as they are normalised: a feature that another
+    dataset normalises otherwise starts from zero."""
+    before, now = ([one for one in of if one["kind"] == "numeric"] for of in (old, new))
+    alike = ("name", "transform", "mean", "std")
+    at = [
+        next(
+            (
+                number
+                for number, other in enumerate(before)
+                if all(one.get(name) == other.get(name) for name in alike)
+            ),
+            NOTHING,
+        )
+        for one in now
+    ]
+    return Sources.of(np.array(at, dtype=np.int64))
 
 
 def _of_impressions(new: Mapping[str, Any], old: Mapping[str, Any]) -> Sources:
