@@ -242,6 +242,7 @@ KINDS: dict[str, tuple[float, Draw]] = {
     "restart": (0.5, Drawing.nothing),
     "restart_store": (0.4, Drawing.nothing),
     "tick": (1.5, Drawing.tick),
+    "count": (1.0, Drawing.nothing),
 }
 """Kinds of operations: how often they are drawn, and how their values are drawn."""
 

@@ -22,7 +22,7 @@ from unittest import mock
 from limerank.errors import StoreError, UnknownError
 from limerank.index import changes, writing
 from limerank.index.compaction import compact_index
-from limerank.serving import arms, current, exposing, reading, served
+from limerank.serving import arms, counting, current, exposing, feed, reading, served
 from limerank.serving.arms import ArmSpec
 from limerank.serving.engine import Serving
 from limerank.serving.messages import ArmBody, EventMessage, Explain, Rank, Shown
@@ -30,7 +30,7 @@ from limerank.serving.state import users
 from limerank.serving.stores import EventStore, sqlite, sqlite_changes
 from limerank.serving.stores import valkey as valkey_store
 from simulation.checking import SALT, Checks, MismatchError
-from simulation.operations import USERS, History, Operation
+from simulation.operations import DAY, USERS, History, Operation
 from simulation.scheduler import Lock, Scheduler, Task
 from simulation.stores import Network, SimulatedSqliteStore, SimulatedValkeyStore
 from simulation.truth import Truth
@@ -39,6 +39,8 @@ from simulation.world import OF_MODE, Oracle, World, columns_of, item_source, tr
 
 TRIES = 3
 """Times that a client sends events, at most."""
+REFRESHES = 6
+"""Calls after which a server has refreshed the counters of all of its indexes, at the end."""
 LOCKING = (users, current, arms)
 """Modules whose locks are held across round trips."""
 
@@ -48,12 +50,14 @@ class Server:
 
     Attributes:
         engine: None while it is starting.
+        counting: one thread of a server counts impressions.
         configurations: arms that it may serve, with the steps of the operation that changed them.
     """
 
     def __init__(self, number: int, simulation: Simulation) -> None:
         self.number, self._simulation = number, simulation
         self.engine: Serving | None = None
+        self.counting = Lock(simulation.scheduler)
         self.store: EventStore | None = None
 
     def start(self) -> None:
@@ -79,7 +83,7 @@ class Server:
 
     def end(self) -> None:
         """End the process."""
-        self.engine = None
+        self.engine, self.counting = None, Lock(self._simulation.scheduler)
         if self.store is not None:
             self.store.close()
             self.store = None
@@ -99,7 +103,12 @@ class Simulation:
         self.history, self.world, self.folder = history, world, folder
         setting = history.setting
         self.scheduler = Scheduler(random.Random(setting.turns), world.begin)
-        self.truth = Truth(lambda: self.scheduler.step, setting.most, setting.most_exposures)
+        self.truth = Truth(
+            lambda: self.scheduler.step,
+            lambda: self.scheduler.now,
+            setting.most,
+            setting.most_exposures,
+        )
         self.checks = Checks(history.setting, self.scheduler, self.truth, oracle)
         self.valkey = SimulatedServer(lambda: self.scheduler.now / 1000)
         self.servers = [Server(number, self) for number in range(setting.servers)]
@@ -174,7 +183,7 @@ class Simulation:
                 return
             self.scheduler.wait(lambda: server.engine is not None)
             assert server.engine is not None
-            Running(self, server.engine, operation, task).run()
+            Running(self, server, operation, task).run()
 
         task = self.scheduler.spawn(name, work, server)
         if operation.kind != "restart":  # a server that does not start is not a finding
@@ -224,6 +233,20 @@ class Simulation:
         store = self.servers[0].store
         assert store is not None
         self.checks.store(store)
+        self._finish_counting()
+
+    def _finish_counting(self) -> None:
+        """Refresh the counters of all indexes when all windows are over."""
+        self.scheduler.advance(3 * DAY)
+        for number, server in enumerate(self.servers):
+            for _ in range(REFRESHES):
+                self._spawn(f"end count {number}", Operation("count", number), server)
+                self.scheduler.run()
+                self._raise()
+            assert server.engine is not None
+            for one in server.engine.arms.currents:
+                name = self.world.names[one.served.trained.fingerprint]
+                self.checks.counters(name, one.served.index)
 
     def _raise(self) -> None:
         if self.failures:
@@ -235,11 +258,11 @@ class Running:
     """One operation of a server."""
 
     def __init__(
-        self, simulation: Simulation, engine: Serving, operation: Operation, task: Task
+        self, simulation: Simulation, server: Server, operation: Operation, task: Task
     ) -> None:
-        self.simulation, self.engine, self.operation, self.task = (
-            simulation, engine, operation, task
-        )  # fmt: skip
+        assert server.engine is not None
+        self.simulation, self.server, self.engine = simulation, server, server.engine
+        self.operation, self.task = operation, task
         self.checks, self.scheduler = simulation.checks, simulation.scheduler
         self.values = operation.values
 
@@ -327,6 +350,10 @@ class Running:
         self.engine.follow()
         self.checks.followed(self.operation, self.first)
 
+    def count(self) -> None:
+        with self.server.counting, contextlib.suppress(writing.BusyError):
+            self.engine.arms.count_again(self.engine.counts)
+
     def rebuild(self) -> None:
         for one in self.engine.arms.currents:
             one.served.states.rebuild([self.values["user"]])
@@ -356,7 +383,7 @@ def deterministic(scheduler: Scheduler, seed: int, skew: Callable[[], int]) -> I
     def seconds() -> float:
         return (scheduler.now + skew()) / 1000
 
-    clock = SimpleNamespace(time=seconds, perf_counter=seconds)
+    clock = SimpleNamespace(time=seconds, perf_counter=seconds, monotonic=seconds)
     waiting = SimpleNamespace(monotonic=seconds, sleep=scheduler.sleep)
     threads = SimpleNamespace(Lock=lambda: Lock(scheduler))
     secrets = Secrets(seed)
@@ -367,7 +394,7 @@ def deterministic(scheduler: Scheduler, seed: int, skew: Callable[[], int]) -> I
 
         for module in LOCKING:
             patch(module, "threading", threads)
-        for timed in (users, exposing, reading):
+        for timed in (users, exposing, reading, counting, feed):
             patch(timed, "clock", clock)
         patch(writing, "time", waiting)
         for drawing in (exposing, sqlite, sqlite_changes, valkey_store):

@@ -73,7 +73,7 @@ class Truth:
     """What has to be true.
 
     Args:
-        step: tells the present step.
+        step, now: tell the present step, and the present time in milliseconds since 1970.
         most: events of a user, at most; None: all.
         most_exposures: exposures of a user, at most.
 
@@ -81,10 +81,19 @@ class Truth:
         catalogue: the live items.
         appended: calls of :meth:`append` so far: step, events, and the outcome of each.
         shown: the same of :meth:`show`.
+        exposures: every exposure that was stored, with the time at which it was.
     """
 
-    def __init__(self, step: Callable[[], int], most: int | None, most_exposures: int) -> None:
-        self._step, self.most, self.most_exposures = step, most, most_exposures
+    def __init__(
+        self,
+        step: Callable[[], int],
+        now: Callable[[], int],
+        most: int | None,
+        most_exposures: int,
+    ) -> None:
+        self._step, self._now = step, now
+        self.most, self.most_exposures = most, most_exposures
+        self.exposures: list[tuple[int, Exposure]] = []
         self.users: dict[Id, Past[UserForm | None]] = {}
         self.catalogue: Past[Catalogue] = Past({})
         self.appended: list[tuple[int, Sequence[Event], list[str]]] = []
@@ -131,8 +140,10 @@ class Truth:
             held.setdefault(one.ranking, one)
             ordered = sorted(held.values(), key=lambda other: (other.time, other.ranking))
             latest = tuple(ordered[-self.most_exposures :])
-            if outcome == ACCEPTED and one not in latest:
-                outcome = EXPIRED
+            if outcome == ACCEPTED:
+                self.exposures.append((self._now(), one))
+                if one not in latest:
+                    outcome = EXPIRED
             self._change(one.user, replace(before, exposures=latest))
             outcomes.append(outcome)
         self.shown.append((self._step(), exposures, outcomes))

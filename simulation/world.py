@@ -35,8 +35,8 @@ from limerank.serving.state.stage import UserStage
 from limerank.serving.state.user_features import UserFeatureCache
 from limerank.serving.stores import Id
 from simulation.truth import VARIANT
-from tests.catalogues import make_run
-from tests.worlds import prepare_log
+from tests import catalogues
+from tests.worlds import ZERO_AT_START, prepare_log
 
 ITEMS, LENGTH = 12, 6
 """Items of the log; events of a window."""
@@ -49,10 +49,13 @@ ALL = 1_000_000
 REMEMBERED = 100_000
 """Results of an oracle that are remembered."""
 MODELS: dict[str, dict[str, Any]] = {
-    "mha": {"model": "lime-mha", "links": 3},
-    "mha-more-links": {"model": "lime-mha", "links": 4},
-    "xor": {"model": "lime-xor", "links": 3},
+    "mha": {"model": "lime-mha", "links": 3, "counter_hours": 1},
+    "mha-more-links": {"model": "lime-mha", "links": 4, "counter_hours": 0},
+    "xor": {"model": "lime-xor", "links": 3, "counter_hours": 2},
 }
+SILENT = tuple(name for name in ZERO_AT_START if "counters" not in name)
+"""Weights that get random values. Those of counters stay zero: rankings do not depend on them, so
+that an oracle need not know when a server refreshed them."""
 OF_MODE: dict[Mode, tuple[str, str]] = {
     "streaming": ("mha", "mha-more-links"),
     "window": ("xor", "mha"),
@@ -87,6 +90,11 @@ class World:
     def index(self, name: str) -> Path:
         """The index as it was built; servers change copies of it."""
         return self.folder / f"index-{name}"
+
+    @functools.cache  # noqa: B019 (one world lives as long as the process)
+    def opened_index(self, name: str) -> Index:
+        """The index as it was built, open."""
+        return Index.open(self.index(name), trained(self.run(name)).fingerprint)
 
     @functools.cached_property
     def names(self) -> dict[str, str]:
@@ -141,7 +149,8 @@ def world() -> World:
     folder = scratch()
     data = Dataset(prepare_log(folder, items=ITEMS, users=10, history={"length": LENGTH}))
     for name, settings in MODELS.items():
-        run = make_run(folder / f"run-{name}", data, width=8, hidden=6, **settings)
+        with mock.patch.object(catalogues, "ZERO_AT_START", SILENT):
+            run = catalogues.make_run(folder / f"run-{name}", data, width=8, hidden=6, **settings)
         build_index(run, folder / f"index-{name}", data=data)
     return World(folder, int(data.manifest["summary"]["time"]["last"]))
 

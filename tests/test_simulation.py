@@ -10,7 +10,9 @@ import pytest
 
 from limerank.data.events import event_of
 from limerank.data.exposures import exposure_of
+from limerank.index.format import Counted
 from limerank.serving.arms import Arms
+from limerank.serving.counting import ItemCounts
 from limerank.serving.current import Current
 from limerank.serving.state.syncing import EntrySync
 from limerank.serving.stores import SqliteStore, ValkeyStore, valkey_scripts
@@ -157,6 +159,45 @@ def test_it_finds_a_forgotten_user():
     assert not error_of(*history)
     with mock.patch.object(SqliteStore, "delete_user", lambda self, user: True):
         assert "deleted" in error_of(*history)
+
+
+def shown(*items, at=0, ranking="r", time=1000):
+    return Operation(
+        "shown", at, {"user": 1, "ranking": ranking, "items": list(items), "time": time}
+    )
+
+
+def test_it_finds_an_impression_that_counts_twice():
+    """In an index that two servers share: each has counted it, and one writes it."""
+    tick = Operation("tick", 0, {"milliseconds": 3 * 3_600_000})
+    counts = [Operation("count", number) for number in (0, 1, 0, 1)]
+    history = (shown(0, 1, 2), tick, *counts, tick, *counts)
+    assert not error_of(*history)
+
+    with mock.patch.object(Counted, "__eq__", lambda self, other: True):
+        assert "later impressions of the item" in error_of(*history)
+
+
+def test_it_finds_an_impression_that_no_index_counts():
+    """Read before its window was over, and not once more."""
+    history = (shown(0, 1, 2), Operation("count", 0), Operation("count", 0))
+    assert not error_of(*history)
+    with mock.patch.object(ItemCounts, "_add", lambda self, exposures, outcomes: None):
+        assert "has counted 0 later impressions" in error_of(*history)
+
+
+def test_an_event_that_is_sent_twice_at_once_is_a_duplicate_even_where_it_is_lost():
+    """Both in one step of the store, and the user has newer events already."""
+    newer = [event(item=number, time=1000 * number, id=f"n{number}") for number in range(1, 6)]
+    old = event(item=9, time=-1000, id="old")
+    history = (
+        append(*newer),
+        append(old, overlaps=0),
+        append(old, overlaps=0),
+        append(old, event(item=8, time=9000, id="new")),
+    )
+    for turns in range(8):
+        assert not error_of(*history, most=5, turns=turns)
 
 
 def test_a_failing_history_is_shrunk():
