@@ -285,7 +285,7 @@ def calls(seed):
 @pytest.mark.parametrize("most", [None, 4])
 def test_the_simulated_server_answers_like_a_real_one(most, monkeypatch):
     scheduler = Scheduler(random.Random(0), 0)
-    truth = Truth(lambda: scheduler.step, most, 3)
+    truth = Truth(lambda: scheduler.step, lambda: scheduler.now, most, 3)
     network = Network(scheduler, SimulatedServer(lambda: 0.0))
     options = {"most": most, "most_exposures": 3}
     # The answers do not depend on the disk, and a call fails that it holds up for five seconds.
