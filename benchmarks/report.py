@@ -18,6 +18,7 @@ from benchmarks.coldstart_page import coldstart
 from benchmarks.cost_inputs import Assumptions, Measured
 from benchmarks.cost_model import Costs
 from benchmarks.costs_page import page as costs_page
+from benchmarks.defaults_page import defaults
 from benchmarks.exact_page import exact
 from benchmarks.exact_terms_page import exact_terms
 from benchmarks.histories_page import histories
@@ -58,6 +59,7 @@ def main() -> None:
         "search": search,
         "peers": peers,
         "coldstart": coldstart,
+        "defaults": defaults,
         "exact": exact,
         "exact_terms": exact_terms,
         "ablations": ablations,
