@@ -239,6 +239,17 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
         },
         "40m",
     ),
+    "LimerankEventLog": (
+        {'limerank_log_changes_total{outcome="failed",instance="a"}': "0+2x90"},
+        "6m",
+    ),
+    "LimerankCountersOld": (
+        {
+            'limerank_counters_until_seconds{arm="main",instance="a"}': "0x500",
+            'limerank_exposures_total{arm="main",outcome="accepted",instance="a"}': "0+9x500",
+        },
+        "430m",
+    ),
     "LimerankConnections": (
         {'limerank_connections_closed_total{reason="no room",instance="a"}': "0+1x90"},
         "12m",
@@ -265,6 +276,10 @@ GOOD = {
     'limerank_intake_events_total{outcome="accepted",instance="a"}': "0+90x200",
     'limerank_intake_events_total{outcome="refused",instance="a"}': "0+1x200",
     'limerank_connections_closed_total{reason="no room",instance="a"}': "0x200",
+    'limerank_log_changes_total{outcome="acknowledged",instance="a"}': "0+90x200",
+    'limerank_log_changes_total{outcome="failed",instance="a"}': "0x200",
+    'limerank_counters_until_seconds{arm="main",instance="a"}': "-7200+60x200",
+    'limerank_exposures_total{arm="main",outcome="accepted",instance="a"}': "0+9x200",
 }
 """A healthy server."""
 FRESH = {
