@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.soak import verdict
+from benchmarks.soak import WARM, verdict
 from benchmarks.tables import Row, grouped, machines, table
 
 PARTS = 24
@@ -34,7 +34,8 @@ def soak(found: list[Row]) -> str:
             f"## {len(of)} minutes",
             "",
             f"{case['users']:,} users, {case['items']:,} items, {case['rate']:g} requests a",
-            f"second, a day of the loop every {case['day']:g} minutes. {verdict(of)['text']}",
+            f"second, a day of the loop every {case['day']:g} minutes. {verdict(of)['text']}"
+            f"{_growth(of)}",
             "",
             *table(
                 ["minutes", "requests", "failed", "memory, MiB", "own, MiB", "threads", "files",
@@ -43,6 +44,22 @@ def soak(found: list[Row]) -> str:
             ),
         ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _growth(of: list[Row]) -> str:
+    """How own memory went on in both halves of a run, when caches were full."""
+    own = [row["metrics"].get("own_mib") for row in of[WARM:]]
+    if None in own or len(own) < 2:
+        return ""
+    first, half, last = own[0], own[len(own) // 2], own[-1]
+    middle = len(of) // 2
+    loads = [
+        sum(row["metrics"]["published"] for row in part) for part in (of[:middle], of[middle:])
+    ]
+    return (
+        f" Own memory changed by {half - first:+.1f} MiB in the first half, with {loads[0]} loaded "
+        f"models, and by {last - half:+.1f} MiB in the second, with {loads[1]}."
+    )
 
 
 def _line(part: list[Row]) -> list[str]:
