@@ -23,10 +23,14 @@ def curves(columns: tuple[int, ...] = (0,), width: int = 3) -> Curves:
     return made
 
 
+def fit(made: Curves, numbers: torch.Tensor) -> None:
+    made.fit(numbers.numpy(), np.arange(len(numbers)))
+
+
 def test_a_curve_is_linear_between_knots_and_constant_beyond() -> None:
     made = curves((2, 0))
     numbers = torch.randn(500, 3)
-    made.fit(numbers)
+    fit(made, numbers)
     knots = made.knots.numpy()
     np.testing.assert_allclose(knots[0], np.quantile(numbers[:, 2], np.linspace(0, 1, KNOTS)))
     given = torch.cat([numbers, 9 * torch.randn(100, 3)])
@@ -45,7 +49,7 @@ def test_values_that_many_rows_share_have_vectors_of_their_own() -> None:
     """Half of the rows are 0, a quarter each 1 and 2: a step between them, not a slope."""
     made = curves()
     numbers = torch.tensor([0.0] * 50 + [1.0] * 25 + [2.0] * 25)[:, None]
-    made.fit(numbers)
+    fit(made, numbers)
     with torch.no_grad():
         vectors = made(torch.tensor([[0.0], [1.0], [2.0]]))
     assert torch.isfinite(vectors).all()
@@ -55,19 +59,19 @@ def test_values_that_many_rows_share_have_vectors_of_their_own() -> None:
 def test_knots_are_set_once() -> None:
     """Those of a run that is trained further stay; a feature without any gets its own."""
     made = curves((0, 1))
-    made.fit(torch.zeros(0, 2))
+    fit(made, torch.zeros(0, 2))
     assert not made.knots.any()
-    made.fit(torch.stack([torch.arange(9.0), torch.ones(9)], 1))
+    fit(made, torch.stack([torch.arange(9.0), torch.ones(9)], 1))
     before = made.knots.clone()
     assert before[1].tolist() == [1.0] * KNOTS
-    made.fit(torch.stack([torch.arange(9.0) * 5, torch.arange(9.0)], 1))
+    fit(made, torch.stack([torch.arange(9.0) * 5, torch.arange(9.0)], 1))
     assert torch.equal(made.knots[0], before[0])
     assert made.knots[1].tolist() == pytest.approx(np.linspace(0, 8, KNOTS).tolist())
 
 
 def test_many_rows_are_sampled() -> None:
     made = curves()
-    made.fit(torch.arange(3.0 * SAMPLED)[:, None])
+    fit(made, torch.arange(3.0 * SAMPLED)[:, None])
     assert made.knots[0].tolist() == pytest.approx(
         np.linspace(0, 3 * SAMPLED, KNOTS).tolist(), abs=10
     )
@@ -111,7 +115,7 @@ def test_a_range_is_learned() -> None:
     """What is liked at middling prices alone, which a straight line cannot say."""
     made, prices = curves(width=1), torch.linspace(-2, 2, 400)[:, None]
     liked = (prices.abs() < 0.7).float()
-    made.fit(prices)
+    fit(made, prices)
     optimiser = torch.optim.Adam(made.parameters(), lr=0.1)
     for _ in range(200):
         optimiser.zero_grad()
@@ -130,6 +134,12 @@ def test_only_numeric_features_have_curves(data: Path) -> None:
         assert ranker.user_tower.content.curves is None
 
 
+def knots_of(run: Path) -> torch.Tensor:
+    made = load_run(run).ranker.item_tower.content.curves
+    assert made is not None
+    return made.knots
+
+
 def test_a_run_that_is_trained_further_keeps_its_knots(data: Path, tmp_path: Path) -> None:
     """A feature that the earlier log did not have gets knots from the later one."""
     train(data, tmp_path / "first", model=MODEL, config={"epochs": 1})
@@ -139,10 +149,7 @@ def test_a_run_that_is_trained_further_keeps_its_knots(data: Path, tmp_path: Pat
     later = log(4000).with_columns(pl.col("time") + 1000)
     prepare(spec, tmp_path / "data", events=later, items=more, encoding=data)
     train(tmp_path / "data", tmp_path / "second", start=tmp_path / "first", config={"epochs": 1})
-    first, second = (
-        load_run(tmp_path / name).ranker.item_tower.content.curves.knots
-        for name in ("first", "second")
-    )
+    first, second = (knots_of(tmp_path / name) for name in ("first", "second"))
     names = [one["name"] for one in Dataset(tmp_path / "data").encoding["items"]["features"]]
     assert torch.equal(second[names.index("price")], first[0])
     assert second[names.index("stars")].diff().min() >= 0

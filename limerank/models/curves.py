@@ -11,7 +11,11 @@ Shape letters: n rows, N numbers of the table, F numeric features, K knots, d wi
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 KNOTS = 16
@@ -28,6 +32,9 @@ class Curves(nn.Module):
     Args:
         columns: those that are numeric features, F of N.
         width: d.
+
+    Attributes:
+        columns: the same.
     """
 
     knots: Tensor
@@ -35,18 +42,24 @@ class Curves(nn.Module):
 
     def __init__(self, columns: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self._columns = list(columns)
+        self.columns = list(columns)
         self.register_buffer("knots", torch.zeros(len(columns), KNOTS))
         with torch.random.fork_rng(devices=[]):
             self.out = nn.Linear(len(columns) * KNOTS, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
     @torch.no_grad()
-    def fit(self, numbers_nf: Tensor) -> None:
-        """Set knots that are not set yet by the numbers of some rows, f32 [n, N]."""
-        some_nf = numbers_nf[:: max(len(numbers_nf) // SAMPLED, 1), self._columns].double()
-        if not len(some_nf):
+    def fit(self, numbers: NDArray[np.float32], rows: NDArray[np.integer[Any]]) -> None:
+        """Set knots that are not set yet by some rows of a table's numbers.
+
+        Args:
+            numbers: of all rows, [rows, N], which may be larger than memory.
+            rows: which of them are seen, i64 [n]; about :data:`SAMPLED` are read.
+        """
+        some = rows[:: max(len(rows) // SAMPLED, 1)]
+        if not len(some):
             return
+        some_nf = torch.from_numpy(numbers[some[:, None], self.columns]).double()
         shares = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
         found = torch.stack([torch.quantile(some_n, shares) for some_n in some_nf.T])
         new = self.knots[:, 0] == self.knots[:, -1]
@@ -54,7 +67,7 @@ class Curves(nn.Module):
 
     def forward(self, numbers_nf: Tensor) -> Tensor:
         first_f, last_f = self.knots[:, 0], self.knots[:, -1]
-        x_nf1 = numbers_nf[:, self._columns].clamp(first_f, last_f)[..., None]
+        x_nf1 = numbers_nf[:, self.columns].clamp(first_f, last_f)[..., None]
         gaps = self.knots.diff().clamp(min=CLOSE)
         low = ((x_nf1 - self.knots[:, :-1]) / gaps).clamp(0, 1)
         ends = torch.ones_like(x_nf1)

@@ -45,10 +45,10 @@ def begin(
     tower, model = ranker.item_tower, ranker.config
     dataset = objective.dataset
     if (curves := tower.content.curves) is not None:
-        curves.fit(torch.from_numpy(np.array(dataset.items.numeric[: dataset.trained_items])))
+        curves.fit(dataset.items.numeric, np.arange(dataset.trained_items))
     if (curves := ranker.user_tower.content.curves) is not None:
         users = np.unique(dataset.requests["user"][objective.requests])
-        curves.fit(torch.from_numpy(dataset.users.numeric[users]))
+        curves.fit(dataset.users.numeric, users)
     if model.id_evidence:
         counts = torch.from_numpy(objective.item_counts.astype("float32"))
         if start is not None:
