@@ -97,6 +97,21 @@ def settled(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     return read_json(path, "a job in parts")
 
 
+def read_plan(path: Path, what: str, format: int) -> dict[str, Any]:
+    """What :func:`settled` has written, with its ``format`` and its ``job``.
+
+    Raises:
+        FormatError: it is damaged, or of another version.
+    """
+    plan = read_json(path, what)
+    if plan.get("format") != format or not isinstance(plan.get("job"), dict):
+        raise FormatError(
+            f"{path} has format {plan.get('format')!r:.40}, expected {format}; remove "
+            f"{path.parent}, and run all parts again with this version"
+        )
+    return plan
+
+
 def check_same(folder: Path, held: Mapping[str, Any], job: Mapping[str, Any]) -> None:
     """Refuse a part of another job.
 

@@ -280,7 +280,7 @@ def test_on_workers(days: Path, tmp_path: Path) -> None:
     def fails(number: int) -> None:
         if number not in failed:
             failed.add(number)
-            raise RuntimeError("the machine is gone")
+            raise RuntimeError("the machine has ended")
 
     job = {"command": "prepare", "spec": str(days / "spec.toml"), "out": str(tmp_path / "joined")}
     run_parts(lambda job: Here(job, 3, fails), job, 3)

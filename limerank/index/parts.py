@@ -21,7 +21,6 @@ from limerank.files import (
     check_output,
     checksum,
     new_folder,
-    read_json,
     remove_folder,
     sweep_folder,
     writes_to,
@@ -46,6 +45,7 @@ from limerank.parts import (
     check_same,
     digest_of,
     parts_folder,
+    read_plan,
     settled,
 )
 from limerank.runs.folder import Run, load_run
@@ -138,7 +138,7 @@ def build_part(
     }
     plan = None
     if (folder / PLAN).exists():
-        plan = read_plan(folder)
+        plan = read_plan(folder / PLAN, "an index in parts", FORMAT)
         check_same(folder, plan["job"], job)
         complete = _part_of(folder, plan, part.number)
         if complete is not None:
@@ -197,7 +197,7 @@ def join_parts(
     folder = parts_folder(out)
     if not (folder / PLAN).exists():
         raise FormatError(f"{folder} has no parts to join; build them with --part K/N first")
-    plan = read_plan(folder)
+    plan = read_plan(folder / PLAN, "an index in parts", FORMAT)
     check_same(
         folder, {"fingerprint": plan["job"]["fingerprint"]}, {"fingerprint": run.fingerprint}
     )
@@ -216,21 +216,6 @@ def join_parts(
     manifest = publish(out, exists, write)
     remove_folder(folder)
     return IndexBuild.of(out, manifest, None)
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The plan of a folder of parts.
-
-    Raises:
-        FormatError: it is damaged, or of another version.
-    """
-    plan = read_json(folder / PLAN, "an index in parts")
-    if plan.get("format") != FORMAT or not isinstance(plan.get("job"), dict):
-        raise FormatError(
-            f"{folder / PLAN} has format {plan.get('format')!r:.40}, expected {FORMAT}; remove "
-            f"{folder}, and build the parts again with this version"
-        )
-    return plan
 
 
 def _part_of(folder: Path, plan: dict[str, Any], number: int) -> Index | None:

@@ -38,6 +38,9 @@ from limerank.parts import Part
 from limerank.results import Result
 from limerank.storage.arguments import READ, with_uris
 
+ATTEMPTS = 4
+"""To read a part: other parts may find meanwhile that ids of items, and then of users, are text."""
+
 
 @dataclass(frozen=True, repr=False)
 class PreparedPart(Result):
@@ -100,7 +103,7 @@ def prepare_part(
     _require_files(asked)
     parts = Parts.begun(asked, Path(out), part.of)
     path = parts.folder / part.folder
-    while True:
+    for _ in range(ATTEMPTS):
         held = parts.complete(part.number)
         if held is not None:
             return PreparedPart(path, part, len(held["files"]), _rows(held), False)
@@ -118,6 +121,7 @@ def prepare_part(
             continue
         if parts.complete(part.number) is not None:
             return PreparedPart(path, part, len(chosen), _rows(written), True)
+    raise FormatError(f"{path} was replaced by other processes meanwhile; run --part {part} again")
 
 
 def missing_parts(out: str | os.PathLike[str]) -> list[int]:

@@ -17,7 +17,15 @@ from limerank.files import (
     sync_directory,
     writes_to,
 )
-from limerank.parts import Part, check_complete, check_same, digest_of, parts_folder, settled
+from limerank.parts import (
+    Part,
+    check_complete,
+    check_same,
+    digest_of,
+    parts_folder,
+    read_plan,
+    settled,
+)
 
 FORMAT = 1
 """Version of the folder of parts."""
@@ -51,7 +59,7 @@ class Parts:
         with writes_to(folder):
             sweep_folder(folder)  # of a call of join_prepared that was killed
         if (folder / PLAN).exists():
-            plan = read_plan(folder)
+            plan = read_plan(folder / PLAN, "a log in parts", FORMAT)
         else:
             sources = OpenSources(asked)
             job = _job(asked, sources.files, of)
@@ -72,7 +80,7 @@ class Parts:
         folder = parts_folder(out)
         if not (folder / PLAN).exists():
             raise FormatError(f"{folder} has no parts to join; read them with --part K/N first")
-        return cls(folder, read_plan(folder))
+        return cls(folder, read_plan(folder / PLAN, "a log in parts", FORMAT))
 
     @property
     def integral(self) -> list[bool]:
@@ -152,18 +160,3 @@ def _job(asked: Asked, files: Sequence[Sequence[LogFile]], of: int) -> dict[str,
         "since": asked.since,
         "memory": asked.memory,
     }
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The plan of a folder of parts.
-
-    Raises:
-        FormatError: it is damaged, or of another version.
-    """
-    plan = read_json(folder / PLAN, "a log in parts")
-    if plan.get("format") != FORMAT or not isinstance(plan.get("job"), dict):
-        raise FormatError(
-            f"{folder / PLAN} has format {plan.get('format')!r:.40}, expected {FORMAT}; remove "
-            f"{folder}, and read the parts again with this version"
-        )
-    return plan
