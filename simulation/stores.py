@@ -39,6 +39,8 @@ from simulation.truth import Truth
 from simulation.valkey_server import SimulatedServer
 
 LOST, UNANSWERED, LATE = FAULTS = ("lost", "unanswered", "late")
+BUCKETS = 16
+"""Of users. Histories have a few users, and each bucket costs each reading of all of them."""
 ADDRESS = "valkey://simulated:6379/0"
 Effect = Callable[[], object] | None
 
@@ -218,7 +220,7 @@ class SimulatedValkeyStore(Watched, ValkeyStore):
                 return cls(connection_class=Connection, network=network)
 
         with mock.patch.object(valkey, "BlockingConnectionPool", Pool):
-            super().__init__(ADDRESS, most=most, most_exposures=most_exposures)
+            super().__init__(ADDRESS, most=most, most_exposures=most_exposures, buckets=BUCKETS)
 
     def _without_waiting(self, work: Any, given: Any) -> Any:
         task = self.scheduler.current
