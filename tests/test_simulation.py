@@ -102,6 +102,15 @@ def test_all_arms_rank_an_item_that_was_acknowledged():
         assert not error_of(*history, *ranks, arms=arms, store="valkey", turns=turns)
 
 
+def test_a_description_of_a_user_is_of_one_state_of_the_store():
+    """Between the ids of the latest events and the events, all of them were dropped."""
+    reading = Operation("user", 1, {"user": 1}, overlaps=5)
+    more = [event(item=item, time=1000 + item) for item in (2, 4, 5, 8, 9)]
+    for turns in range(20):
+        history = (append(event(item=0)), reading, append(*more))
+        assert not error_of(*history, most=5, store="valkey", turns=turns)
+
+
 # Faults that are planted have to be found
 
 

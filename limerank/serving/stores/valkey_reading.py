@@ -54,17 +54,9 @@ class ValkeyReads(EventStore):
 
     def exposures(self, user: Id, since: int, until: int) -> list[Exposure]:
         user = external_id("user", user)
-        times, data = self._keys(user, "xy")
         with self._server.as_store_errors():
-            found = _scored(
-                self._server.command("ZRANGEBYSCORE", times, since, f"({until}", "WITHSCORES")
-            )
-            packed = self._values(data, found)
-        return [
-            unpack_exposure(value, user, time, id.decode())
-            for (id, time), value in zip(found, packed, strict=True)
-            if value is not None  # dropped in between
-        ]
+            found = self._found(user, "xy", "ZRANGEBYSCORE", since, f"({until}")
+        return [unpack_exposure(value, user, time, id.decode()) for id, time, value in found]
 
     def exposure_count(self, user: Id) -> int:
         (key,) = self._keys(external_id("user", user), "x")
@@ -106,20 +98,33 @@ class ValkeyReads(EventStore):
 
     def between(self, user: Id, since: int, until: int) -> list[Event]:
         user = external_id("user", user)
-        times, data = self._keys(user, "te")
         events: list[Event] = []
         with self._server.as_store_errors():
             for at in itertools.count(0, PART):
-                found = _scored(
-                    self._server.command(
-                        *("ZRANGEBYSCORE", times, since, f"({until}"),
-                        *("WITHSCORES", "LIMIT", at, PART),
-                    )
-                )
-                events += self._unpacked(user, data, found)
+                found = self._found(user, "te", "ZRANGEBYSCORE", since, f"({until}", at, PART)
+                events += _unpacked(user, found)
                 if len(found) < PART:
                     break
         return events
+
+    def _found(
+        self,
+        user: Id,
+        names: str,
+        order: str,
+        first: int | str,
+        last: int | str,
+        offset: int = 0,
+        limit: int = -1,
+    ) -> list[tuple[bytes, int, bytes]]:
+        """Id, time and bytes of a user's events or exposures of some time, of one state of the
+        store: between two round trips all of them might be dropped."""
+        keys, asked = self._keys(user, names), [order, first, last, offset, limit]
+        found = self._server.script(scripts.FOUND, keys, asked)
+        return [
+            (id, int(float(time)), value)
+            for id, time, value in zip(found[::3], found[1::3], found[2::3], strict=True)
+        ]
 
     def _values(self, key: str, found: Sequence[tuple[bytes, int]]) -> list[Any]:
         """Values of a hash; None: dropped since."""
@@ -127,14 +132,6 @@ class ValkeyReads(EventStore):
             return []
         values: list[Any] = self._server.command("HMGET", key, *[id for id, _ in found])
         return values
-
-    def _unpacked(self, user: Id, key: str, found: Sequence[tuple[bytes, int]]) -> list[Event]:
-        """Events of a user by id and time."""
-        return [
-            unpack(value.partition(b"|")[2], user, time, id)
-            for (id, time), value in zip(found, self._values(key, found), strict=True)
-            if value is not None  # dropped in between
-        ]
 
     def version(self, user: Id) -> Version | None:
         (key,) = self._keys(external_id("user", user), "u")
@@ -211,15 +208,10 @@ class ValkeyReads(EventStore):
         count = count if self.most is None else min(count, self.most)
         if count < 1:
             return []
-        times, data = self._keys(user, "te")
+        end = "+inf" if before is None else f"({before}"
         with self._server.as_store_errors():
-            end = "+inf" if before is None else f"({before}"
-            found = _scored(
-                self._server.command(
-                    *("ZREVRANGEBYSCORE", times, end, "-inf", "WITHSCORES", "LIMIT", 0, count)
-                )
-            )
-            return self._unpacked(user, data, found[::-1])
+            found = self._found(user, "te", "ZREVRANGEBYSCORE", end, "-inf", 0, count)
+        return _unpacked(user, found[::-1])
 
     def state(self, user: Id, kind: str) -> State | None:
         (key,) = self._keys(external_id("user", user), "s")
@@ -322,3 +314,8 @@ def _scored(found: Sequence[bytes]) -> list[tuple[bytes, int]]:
     return [
         (member, int(float(score))) for member, score in zip(found[::2], found[1::2], strict=True)
     ]
+
+
+def _unpacked(user: Id, found: Sequence[tuple[bytes, int, bytes]]) -> list[Event]:
+    """Events of a user by id, time and bytes."""
+    return [unpack(value.partition(b"|")[2], user, time, id) for id, time, value in found]

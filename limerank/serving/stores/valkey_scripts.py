@@ -158,6 +158,22 @@ else
 end
 return out
 """
+# KEYS: t:, e: or x:, y:. ARGV: a command that lists members by score, first, last, offset and limit.
+# Returns id, time and bytes of each.
+FOUND = """
+local out = {}
+local found = redis.call(
+  ARGV[1], KEYS[1], ARGV[2], ARGV[3], 'WITHSCORES', 'LIMIT', ARGV[4], ARGV[5])
+for at = 1, #found, 2 do
+  local value = redis.call('HGET', KEYS[2], found[at])
+  if value then
+    out[#out + 1] = found[at]
+    out[#out + 1] = found[at + 1]
+    out[#out + 1] = value
+  end
+end
+return out
+"""
 # KEYS: names, sums, shown, then u:, c:, x:, y: of each exposure. ARGV: most, then user, birth,
 # ranking, time and bytes of each exposure.
 # Returns the outcome of each: 0 duplicate, 1 accepted, 2 expired.
