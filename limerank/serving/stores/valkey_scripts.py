@@ -158,7 +158,7 @@ else
 end
 return out
 """
-# KEYS: t:, e: or x:, y:. ARGV: a command that lists members by score, first, last, offset and limit.
+# KEYS: t:, e: or x:, y:. ARGV: a command that lists members by score, first, last, offset, limit.
 # Returns id, time and bytes of each.
 FOUND = """
 local out = {}
