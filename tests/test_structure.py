@@ -36,9 +36,9 @@ runs: alarms folder model formats lineage tensors < selftest
 index evaluation
 ranking: scorer anchored conditions alike < explain item_table rules < request < ruled similar
     < flow results < recommender < bulk fidelity
-training: distributed collaborative neighbours negatives optim positives softmax replay renumbering
-    < impressions result numbering < held_out < catalogue < objectives < step < checkpoints
-    < reporting resume warm < beginning fitting < trainer
+training: distributed collaborative nearest neighbours negatives optim positives softmax replay
+    renumbering < impressions result numbering < held_out < catalogue < objectives < step
+    < checkpoints < reporting resume warm < beginning fitting < trainer
 tuning: result space < study training < tuner
 serving: stores telemetry messages shards < feed < intake exposing reading counting state copying
     < served < current interleaving < arms rebuilding < answers < engine watched < watching fill

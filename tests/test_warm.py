@@ -31,7 +31,7 @@ from limerank.models.tasks import Task
 from limerank.runs.folder import load_optimiser, load_run
 from limerank.runs.model import Trained
 from limerank.training import warm
-from limerank.training.collaborative import FADING, statistics, turned_onto
+from limerank.training.collaborative import FADING, FOLDS, statistics, turned_onto
 from limerank.training.neighbours import neighbour_lists
 from limerank.training.numbering import numbering
 from limerank.training.renumbering import NEW, NOTHING, Sources, renumbered
@@ -381,7 +381,9 @@ def test_positives_of_the_catalogue(model, tmp_path):
     assert old.ranker.config.neighbours == new.ranker.config.neighbours
     assert new.ranker.config.neighbours == (50 if model == "lime-mha" else 0)
     if model == "lime-mha":  # counted in the new dataset
-        lists = neighbour_lists(new.dataset(), 50)[-1]
+        width = new.ranker.config.vectors
+        vectors = new.ranker.item_tower.statistics[:, -width:].expand(FOLDS + 1, -1, -1)
+        lists = neighbour_lists(new.dataset(), 50, vectors)[-1]
         assert torch.equal(new.ranker.neighbour_table.ids, lists.ids) and lists.shares.any()
     assert result.start.value >= result.best
     assert load_run(tmp_path / "next").train.negatives == 20

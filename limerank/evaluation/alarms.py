@@ -90,7 +90,7 @@ def measured(
             _alarm(
                 "few-links",
                 f"items of the {split} split use {effective_links:.1f} of {links} links: the links "
-                "collapsed, and histories hardly count",
+                "collapsed, and histories count through anchored links and the profile, if at all",
             )
         )
     for task, values in metrics.items():

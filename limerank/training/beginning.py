@@ -69,8 +69,10 @@ def begin(
             counters.latest(np.arange(objective.dataset.trained_items))
         )
     if ranker.neighbour_table is not None:
-        most = ranker.neighbour_table.ids.shape[1]
-        lists = neighbour_lists(objective.dataset, most, quiet)
+        most, vectors = ranker.neighbour_table.ids.shape[1], None
+        if objective.statistics is not None and model.vectors:
+            vectors = objective.statistics.values[..., -model.vectors :]
+        lists = neighbour_lists(objective.dataset, most, vectors, quiet)
         ranker.neighbour_table.set(lists[-1])
         objective.neighbours = lists
 

@@ -1,11 +1,15 @@
 """Which items the same users of the training window chose: the neighbours that models are given.
 
-With ``n_i`` the users who interacted with item i and ``C_ij`` those who interacted with both,
+With ``n_i`` the users who interacted with item i, ``C_ij`` those who interacted with both, and
+``s_ij`` the similarity of the collaborative vectors of the two (limerank.training.nearest),
 
-    similarity(i, j) = C_ij / (sqrt(n_i n_j) + k)          where C_ij is at least 2
+    similarity(i, j) = (C_ij + k r s_ij) / (sqrt(n_i n_j) + k)
 
-and an item's neighbours are the most similar other items. Shares are similarities divided by twice
-their mean over all lists, so that they do not depend on how sparse the log is.
+and an item's neighbours are the most similar ones of those of which ``C_ij`` is at least 2, most of
+all, and of those whose vectors are nearest. The ``k`` added users say what the vectors say. Where
+users have few events, few pairs of items have two users in common, and the vectors say most of
+what there is to know. Shares are similarities divided by twice their mean over all lists, so that
+they do not depend on how sparse the log is.
 
 A pair of items that a user chose is no news about that user. So, as with collaborative vectors
 (limerank.training.collaborative), the training rows of a fold of users get lists of the users of
@@ -20,6 +24,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.data.interactions import TrainingInteractions
@@ -27,22 +32,29 @@ from limerank.models.cooccurrence import Interacted, best, counted_together
 from limerank.models.neighbours import NeighbourLists
 from limerank.progress import Bar
 from limerank.training.collaborative import FOLDS, folds_of
+from limerank.training.nearest import nearest
 
 WINDOW = 100
 """Latest different items of a user that are counted."""
 FEW = 10.0
-"""k: added to the norm of a similarity, so that rare items which two users share by chance are not
-the most similar ones."""
+"""k: users that are added to those of a pair, so that rare items which two users share by chance
+are not the most similar ones."""
+BY_VECTORS = 0.4
+"""r: similarity of two items whose vectors are the same, by the users that are added."""
 LEAST = 2
 """Users that neighbours have in common, at least."""
 
 
-def neighbour_lists(dataset: Dataset, most: int, quiet: bool = True) -> list[NeighbourLists]:
+def neighbour_lists(
+    dataset: Dataset, most: int, vectors: Tensor | None = None, quiet: bool = True
+) -> list[NeighbourLists]:
     """What the training rows of each fold are given and, last, the lists of all users.
 
     Args:
         dataset: whose training window is counted.
         most: neighbours of an item, at most.
+        vectors: collaborative vectors by folds and of all users, by row of the id table, f32
+            [folds + 1, items + 1, d]; None: lists hold only items with users in common.
         quiet: show no progress.
     """
     rows = dataset.trained_items + 1
@@ -70,6 +82,8 @@ def neighbour_lists(dataset: Dataset, most: int, quiet: bool = True) -> list[Nei
                     ids[fold, low:high], shares[fold, low:high], i, j.astype(np.int32), similarity
                 )
             bar.advance(high - low)
+    if vectors is not None:
+        _with_vectors(ids, shares, np.vstack([total - of_fold.T, total]), vectors, quiet)
     of_all = shares[-1][shares[-1] > 0]
     if len(of_all):
         shares /= 2 * of_all.mean(dtype=np.float64)
@@ -93,3 +107,35 @@ def _store(
     position = np.arange(len(at)) - np.repeat(np.cumsum(found.counts) - found.counts, found.counts)
     ids[at, position] = found.items[order]
     shares[at, position] = found.similarities[order]
+
+
+def _with_vectors(
+    ids: NDArray[np.int32],
+    shares: NDArray[np.float32],
+    users: NDArray[np.float64],
+    vectors: Tensor,
+    quiet: bool,
+) -> None:
+    """Add to the lists what vectors say of the items in them, and the items with the nearest ones.
+
+    Args:
+        users: of each item, in each fold, f64 [folds, items].
+    """
+    folds, rows, most = ids.shape
+    known = [torch.from_numpy(of_fold) for of_fold in ids.copy()]
+    users_fi = torch.from_numpy(users)
+    with Bar("nearest items", total=folds * rows, unit="items", quiet=quiet) as bar:
+        for found in nearest(vectors, known, most):
+            fold, own = found.fold, found.rows
+            listed = known[fold][own].long()
+            counted = torch.from_numpy(shares[fold, own.numpy()])
+            products = torch.einsum("nkd,nd->nk", vectors[fold, listed], vectors[fold, own])
+            said = torch.cat([products.clamp(min=0) / vectors.shape[-1], found.similarities], 1)
+            others = torch.cat([listed, found.others], 1)
+            both = (users_fi[fold, own, None] * users_fi[fold, others]).sqrt() + FEW
+            similarity = BY_VECTORS * FEW * said / both.float()
+            similarity[:, :most] = (similarity[:, :most] + counted) * (counted > 0)
+            best, at = similarity.topk(most, 1)
+            shares[fold, own.numpy()] = best.numpy()
+            ids[fold, own.numpy()] = (others.gather(1, at) * (best > 0)).numpy()
+            bar.advance(len(own))
