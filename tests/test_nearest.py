@@ -99,13 +99,13 @@ def test_lists_hold_what_users_and_vectors_say(data, most):
     for fold in reversed(range(FOLDS + 1)):
         users = chosen[folds != fold]
         together, n = users.T @ users, users.sum(0)
-        said = (of[fold] @ of[fold].T / of.shape[-1]).clamp(min=0).numpy()
+        alike = (of[fold] @ of[fold].T / of.shape[-1]).clamp(min=0).numpy()
         norm = np.sqrt(np.outer(n, n)) + FEW
         for row in range(rows):
             counted = plain[fold].ids[row][plain[fold].shares[row] > 0].numpy()
-            expected = BY_VECTORS * FEW * said[row] / norm[row]
+            expected = BY_VECTORS * FEW * alike[row] / norm[row]
             expected[counted] += together[row, counted] / norm[row, counted]
-            near = np.argsort(-said[row])
+            near = np.argsort(-alike[row])
             near = near[~np.isin(near, [row, *counted])][:most]
             expected[~np.isin(np.arange(rows), [*counted, *near])] = 0
             best = -np.sort(-expected)[:most]

@@ -130,10 +130,10 @@ def _with_vectors(
             listed = known[fold][own].long()
             counted = torch.from_numpy(shares[fold, own.numpy()])
             products = torch.einsum("nkd,nd->nk", vectors[fold, listed], vectors[fold, own])
-            said = torch.cat([products.clamp(min=0) / vectors.shape[-1], found.similarities], 1)
+            alike = torch.cat([products.clamp(min=0) / vectors.shape[-1], found.similarities], 1)
             others = torch.cat([listed, found.others], 1)
             both = (users_fi[fold, own, None] * users_fi[fold, others]).sqrt() + FEW
-            similarity = BY_VECTORS * FEW * said / both.float()
+            similarity = BY_VECTORS * FEW * alike / both.float()
             similarity[:, :most] = (similarity[:, :most] + counted) * (counted > 0)
             best, at = similarity.topk(most, 1)
             shares[fold, own.numpy()] = best.numpy()
