@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import peer_features, peer_statistics
+from benchmarks import peer_features, peer_statistics, peer_values
 from benchmarks.datasets import WORK
 from benchmarks.peer_features import Encoding, Features, Lately, Similarity
 from benchmarks.peer_statistics import Floats, impressions_of, main_label
+from benchmarks.peer_values import LatelyOfValues
 from limerank.data.dataset import Dataset
 
 FITTED: dict[str, Any] = {"objective": "binary", "min_data_in_leaf": 100}
@@ -38,6 +39,7 @@ ADDED = {
     "all": ("similarity",),
     "without similarity": (),
     "all and counters": ("similarity", "counters"),
+    "all and counters of values": ("similarity", "counters", "counters of values"),
 }
 """Features -> the groups that are added to those of the rates."""
 SPLIT_NAMES = ("train", "validation", "test")
@@ -46,7 +48,8 @@ SPLIT_NAMES = ("train", "validation", "test")
 def stored(dataset: Dataset, what: str) -> Path:
     """Where something that is made of a dataset lies."""
     digest = hashlib.sha256((dataset.path / "dataset.json").read_bytes())
-    for module in (peer_features, peer_statistics):
+    more = (peer_values,) if "of-values" in what else ()
+    for module in (peer_features, peer_statistics, *more):
         digest.update(inspect.getsource(module).encode())
     digest.update(repr((FITTED, SETTINGS, ROUNDS, PATIENCE)).encode())
     return WORK / "peers" / "tables" / f"{dataset.path.name}-{digest.hexdigest()[:12]}-{what}"
@@ -88,16 +91,19 @@ def columns(dataset: Dataset, what: str) -> tuple[list[str], dict[str, Floats], 
     """Names, values by split, and seconds of a group of features: made, or read where they were.
 
     Args:
-        what: "similarity", "counters", or the encoding of rates of all other features.
+        what: "similarity", "counters", "counters of values", or the encoding of the rates of all
+            other features.
     """
-    file = stored(dataset, f"{what}.npz")
+    file = stored(dataset, f"{what.replace(' ', '-')}.npz")
     if not file.exists():
         start = time.perf_counter()
-        made: Features | Similarity | Lately
+        made: Features | Similarity | Lately | LatelyOfValues
         if what == "similarity":
             made = Similarity(dataset)
         elif what == "counters":
             made = Lately(dataset)
+        elif what == "counters of values":
+            made = LatelyOfValues(dataset)
         else:
             made = Features(dataset, encoding="folds" if what == "folds" else "before")
         found: dict[str, Any] = {}

@@ -21,8 +21,9 @@ over all of them, and apart for *repeats* (the user's history holds the candidat
     from the history before the request. Regularisation and weight by validation.
 ``lightgbm``
     Gradient-boosted trees on the features of ``benchmarks.peer_features``, with and without the
-    similarity features, and with counters of items besides; leaves, learning rate, feature
-    fraction and the encoding of rates by validation, stopped early by the log loss there.
+    similarity features, and with counters of items, and of values, besides; leaves, learning
+    rate, feature fraction and the encoding of rates by validation, stopped early by the log loss
+    there.
 ours
     With the defaults of ``limerank train``; nothing is tuned.
 
@@ -194,7 +195,7 @@ def jobs(
             if model == TRUTH and truth_file(name) is None:
                 continue
             for features in FEATURES.get(model, (PREPARED,)):
-                if features.endswith("counters") and Dataset(folder).counters is None:
+                if "counters" in features and Dataset(folder).counters is None:
                     continue
                 for seed in range(seeds if model in SEEDED or model in OURS else 1):
                     if again or not has_row("peers", case_of(name, model, features), seed):

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks import datasets, peer_tables, peers, peers_page, rows
+from benchmarks import datasets, peer_tables, peer_values, peers, peers_page, rows
 from benchmarks.peer_features import HALF_LIFE, Features, Similarity
 from benchmarks.peer_models import PEERS, Log, logistic_curve, sigmoid
 from benchmarks.peer_statistics import (
@@ -21,8 +21,9 @@ from benchmarks.peer_statistics import (
     positives,
     vectors,
 )
+from benchmarks.peer_values import LatelyOfValues
 from benchmarks.peers import measures
-from limerank.data.counters import COUNTERS
+from limerank.data.counters import COUNTERS, DELAY, HOUR
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
 from limerank.data.prepare import prepare
@@ -285,6 +286,22 @@ def test_stored_tables_are_what_was_made(log, tmp_path, monkeypatch, encoding):
     shown = impressions_of(dataset, "test")
     expected = dataset.counted_at(shown.items, shown.requests, 1)
     np.testing.assert_array_equal(counted.values["test"][:, -len(COUNTERS) :], expected)
+
+
+def test_counters_of_values_count_all_items_with_the_value(log, monkeypatch):
+    dataset = Dataset(log[0])
+    shown, items = impressions_of(dataset, "test"), len(dataset.items)
+    codes = {"own": np.arange(items), "one": np.ones(items, dtype=np.int64)}
+    monkeypatch.setattr(peer_values, "first_values", lambda *given: codes)
+    names, values = LatelyOfValues(dataset).table(shown)
+    assert names == [f"counter {name} of {of}" for of in codes for name in COUNTERS]
+    own, one = np.hsplit(values, 2)
+    np.testing.assert_array_equal(own, dataset.counted_at(shown.items, shown.requests, 1))
+    rows = dataset.impression_rows(np.arange(len(dataset.requests["count"])))
+    at = dataset.events["time"][dataset.requests["first"][shown.requests]]
+    hours = dataset.events["time"][rows] // HOUR
+    before = np.searchsorted(np.sort(hours), at // HOUR - DELAY)
+    np.testing.assert_allclose(one[:, COUNTERS.index("count")], np.log2(1 + before), rtol=1e-6)
 
 
 def test_the_logistic_curve_recovers_a_curve():
