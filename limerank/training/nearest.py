@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COMPARED = 1 << 31
-"""Pairs of items that are compared for all folds together, about: half a minute of one core."""
+"""Pairs of items that are compared for all folds together, about: a minute of one core, and two
+where there are groups."""
 ITEMS = 1 << 18
 """Items that are compared, at most: those with the longest vectors, which tell most."""
 AT_ONCE = 1 << 22
