@@ -32,7 +32,7 @@ from limerank.models.cooccurrence import Interacted, best, counted_together
 from limerank.models.neighbours import NeighbourLists
 from limerank.progress import Bar
 from limerank.training.collaborative import FOLDS, folds_of
-from limerank.training.nearest import nearest
+from limerank.training.nearest import ITEMS, nearest
 
 WINDOW = 100
 """Latest different items of a user that are counted."""
@@ -121,10 +121,11 @@ def _with_vectors(
     Args:
         users: of each item, in each fold, f64 [folds, items].
     """
-    folds, rows, most = ids.shape
-    known = [torch.from_numpy(of_fold) for of_fold in ids.copy()]
+    most = ids.shape[-1]
+    known = [torch.from_numpy(of_fold) for of_fold in ids]  # each row is read before it is written
     users_fi = torch.from_numpy(users)
-    with Bar("nearest items", total=folds * rows, unit="items", quiet=quiet) as bar:
+    compared = min(int(vectors[-1].any(-1).sum()), ITEMS)
+    with Bar("nearest items", total=compared, unit="items", quiet=quiet) as bar:
         for found in nearest(vectors, known, most):
             fold, own = found.fold, found.rows
             listed = known[fold][own].long()
@@ -135,7 +136,7 @@ def _with_vectors(
             both = (users_fi[fold, own, None] * users_fi[fold, others]).sqrt() + FEW
             similarity = BY_VECTORS * FEW * alike / both.float()
             similarity[:, :most] = (similarity[:, :most] + counted) * (counted > 0)
-            best, at = similarity.topk(most, 1)
-            shares[fold, own.numpy()] = best.numpy()
-            ids[fold, own.numpy()] = (others.gather(1, at) * (best > 0)).numpy()
-            bar.advance(len(own))
+            largest, at = similarity.topk(most, 1)
+            shares[fold, own.numpy()] = largest.numpy()
+            ids[fold, own.numpy()] = (others.gather(1, at) * (largest > 0)).numpy()
+            bar.advance(len(own) * (fold == len(ids) - 1))
