@@ -24,6 +24,8 @@ from limerank.files import make_folder, read_json, sync_directory, sync_file, wr
 
 MOST_PARTS = 1_000_000
 """Parts of a job, at most."""
+DIGEST = "digest"
+"""Key of a file's digest of all its other keys."""
 SHOWN = 20
 """Missing parts that a message lists, at most."""
 
@@ -65,7 +67,13 @@ def parse_part(text: str) -> Part:
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the parts of a folder are until they are joined."""
+    """Where the parts of a folder are until they are joined.
+
+    Raises:
+        SpecError: nothing can stand beside it.
+    """
+    if out.name in ("", ".."):
+        raise SpecError(f"{str(out)!r} is no new folder, which parts could stand beside; name one")
     return out.with_name(f".{out.name}.parts")
 
 
@@ -97,17 +105,47 @@ def settled(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     return read_json(path, "a job in parts")
 
 
+def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its digest, by which :func:`read_sealed` tells that it is as it was written."""
+    return {**about, DIGEST: digest_of(about)}
+
+
+def read_sealed(path: Path, what: str, advice: str) -> dict[str, Any]:
+    """What :func:`sealed` gave, without the digest.
+
+    Args:
+        path: of the JSON file.
+        what: the expected folder, for messages.
+        advice: what to do where the file is damaged.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    try:
+        found = read_json(path, what)
+    except FormatError as error:
+        raise FormatError(f"{error}. {advice}") from None
+    digest = found.pop(DIGEST, None)
+    if digest != digest_of(found):
+        raise FormatError(f"{path} is damaged: it is not as it was written. {advice}")
+    return found
+
+
 def read_plan(path: Path, what: str, format: int) -> dict[str, Any]:
     """What :func:`settled` has written, with its ``format`` and its ``job``.
 
     Raises:
         FormatError: it is damaged, or of another version.
     """
-    plan = read_json(path, what)
+    start_over = f"Remove {path.parent}, and run all parts again"
+    try:
+        plan = read_json(path, what)
+    except FormatError as error:
+        raise FormatError(f"{error}. {start_over}") from None
     if plan.get("format") != format or not isinstance(plan.get("job"), dict):
         raise FormatError(
-            f"{path} has format {plan.get('format')!r:.40}, expected {format}; remove "
-            f"{path.parent}, and run all parts again with this version"
+            f"{path} has format {plan.get('format')!r:.40}, expected {format}. {start_over} with "
+            "this version"
         )
     return plan
 

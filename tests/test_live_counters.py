@@ -455,6 +455,39 @@ def test_a_clock_that_is_a_little_ahead_loses_no_outcome(world, made):
         assert found == old + 1, name
 
 
+def test_an_exposure_from_a_fast_clock_does_not_end_an_hour_that_goes_on(world, made):
+    """Counters would be of an hour whose other exposures are still to come."""
+    hour, minute = made.built + 2, HOUR // 60
+    world.until(hour)
+    row = Index.open(made.folder / "index").row_of(3)
+    before = world.engine.current.served.index.hourly([row]).shown.sum()
+    world.now = hour * HOUR + 56 * minute
+    world.store.show([exposure(1, world.now + 4 * minute + 1, "main.ahead", [3])])
+    for k in range(20):
+        world.engine.arms.count_again(world.engine.counts)
+        counted = world.engine.current.served.index.counted
+        assert counted.hour <= world.now // HOUR
+        if world.now < (hour + 1) * HOUR - minute:
+            world.now += minute
+            world.store.show([exposure(2, world.now, f"main.{k}", [3])])
+        else:
+            world.now += HOUR // 4
+    assert world.engine.current.served.index.hourly([row]).shown.sum() == before + 4
+
+
+def test_items_that_no_index_has_do_not_displace_others(world, made, monkeypatch):
+    monkeypatch.setattr("limerank.serving.counting.MOST_COUNTED", 50)
+    world.until(made.built + 1)
+    at = (made.built + 1) * HOUR
+    world.store.show([exposure(1, at, "main.unknown", list(range(900_000, 900_060)))])
+    world.store.show([exposure(1, at + 1, "main.known", [3, 4])])
+    row = Index.open(made.folder / "index").row_of(3)
+    before = Index.open(made.folder / "index").hourly([row]).shown.sum()
+    index = world.until(made.built + 4)
+    assert index.hourly([row]).shown.sum() == before + 1
+    assert world.engine.counts.left_out == 50  # those that were in memory when there was no room
+
+
 def test_an_arm_that_cannot_be_refreshed_does_not_hold_up_the_others(world, made, monkeypatch):
     def fail(counts):
         raise StoreError("its disk is full")

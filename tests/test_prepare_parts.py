@@ -259,6 +259,65 @@ def test_a_log_that_changes_meanwhile(tmp_path: Path) -> None:
         prepare_part(spec, tmp_path / "joined", Part(2, 2), base=tmp_path)
 
 
+ITEM_TABLE = {"items": {"files": ["items.csv"], "id": "item_id"}}
+
+
+@pytest.mark.parametrize("changed", ["0\n1\n2\nSKU-7\n", "0\n1\n", "9\n8\n7\n"])
+def test_a_table_that_changes_meanwhile(tmp_path: Path, changed: str) -> None:
+    spec = {**small_log(tmp_path, rows_of(1)), **ITEM_TABLE}
+    (tmp_path / "items.csv").write_text("item_id\n0\n1\n2\n")
+    out = tmp_path / "joined"
+    prepare_part(spec, out, Part(1, 1), base=tmp_path)
+    (tmp_path / "items.csv").write_text(f"item_id\n{changed}")
+    with pytest.raises(FormatError, match=r"another job \(tables "):
+        join_prepared(spec, out, base=tmp_path)
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_parts_stand_beside_a_folder(
+    days: Path, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((SpecError, FormatError), match=r"other contents|is no new folder"):
+        prepare_part(days / "spec.toml", out, Part(1, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_folder_that_cannot_be_replaced_is_not_read(days: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FormatError, match="is a file"):
+        prepare_part(days / "spec.toml", tmp_path / "file", Part(1, 2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(FormatError, match="has other contents"):
+        prepare_part(days / "spec.toml", tmp_path / "mine", Part(1, 2))
+
+
+@pytest.mark.parametrize("name", ["part.json", "plan.json"])
+def test_a_damaged_record_of_parts(days: Path, tmp_path: Path, name: str) -> None:
+    """Whatever is wrong with it, the message says what to remove and what to run."""
+    spec, out = days / "spec.toml", tmp_path / "joined"
+    for number in (1, 2):
+        prepare_part(spec, out, Part(number, 2))
+    file = parts_folder(out) / name
+    again = r"\. Remove .*\.joined\.parts, and run all parts again"
+    if name == "part.json":
+        file = parts_folder(out) / Part(2, 2).folder / name
+        again = r"\. Remove .*part-0000002-of-0000002, and run --part 2/2 again"
+    written = json.loads(file.read_text())
+    broken = ["", "[]", json.dumps(written)[:-9], "\0"]
+    if name == "part.json":
+        broken += [json.dumps({**written, key: 7}) for key in written]
+        broken += [json.dumps({k: v for k, v in written.items() if k != key}) for key in written]
+    for text in broken:
+        file.write_text(text)
+        for call in (lambda: join_prepared(spec, out), lambda: prepare_part(spec, out, Part(2, 2))):
+            with pytest.raises(FormatError, match=again):
+                call()
+    file.write_text(json.dumps(written))
+    join_prepared(spec, out)
+
+
 def test_bad_rows_of_all_parts_count(tmp_path: Path) -> None:
     """The share of bad rows is that of the log, and the message is that of one process."""
     bad = [("", *row[1:]) for row in rows_of(2)[:150]]
@@ -293,7 +352,9 @@ def test_the_plan_of_another_version(days: Path, tmp_path: Path) -> None:
     prepare_part(days / "spec.toml", out, Part(1, 1))
     plan = parts_folder(out) / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "format": 9}))
-    with pytest.raises(FormatError, match="has format 9, expected 1; remove"):
+    with pytest.raises(
+        FormatError, match=r"has format 9, expected 1. Remove .* run all parts again with"
+    ):
         join_prepared(days / "spec.toml", out)
 
 

@@ -21,7 +21,7 @@ import hashlib
 import logging
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from limerank.errors import DataError, LimerankError, SpecError, UnknownError, d
 from limerank.serving.counting import ItemCounts
 from limerank.serving.current import Added, Current
 from limerank.serving.served import Loader, Served
+from limerank.serving.stores import Id
 
 log = logging.getLogger("limerank.serving")
 LEAST_SHARE = 1e-6
@@ -294,6 +295,14 @@ class Arms:
             log.info("arms", extra={"shares": shares})
 
     # All arms
+
+    def unknown(self, items: Collection[Id]) -> set[Id]:
+        """Those of some items that no index has."""
+        left = list(items)
+        for current in self.currents:
+            found = current.served.index.ids.find(left)
+            left = [item for item, row in zip(left, found, strict=True) if row < 0]
+        return set(left)
 
     def count_again(self, counts: ItemCounts) -> None:
         """Count impressions of items, and bring the counters of all indexes up to date; see

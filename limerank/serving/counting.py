@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time as clock
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,8 @@ class ItemCounts:
 
     Args:
         feed: of the store, for this alone.
+        unknown: those of some items that no index has; their impressions are forgotten where there
+            are too many pairs.
 
     Attributes:
         needed: milliseconds since 1970, of each index: it lacks the impressions after this time.
@@ -43,7 +45,10 @@ class ItemCounts:
         left_out: impressions that were not counted, since too many pairs were in memory.
     """
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(
+        self, feed: Feed, unknown: Callable[[Collection[Id]], Iterable[Id]] = lambda items: ()
+    ) -> None:
+        self._unknown = unknown
         self.needed: frozenset[int] = frozenset()
         self.left_out = 0
         self._feed = feed
@@ -142,7 +147,7 @@ class ItemCounts:
                 key = (item, cut)
                 pair = self._pairs.get(key)
                 if pair is None:
-                    if len(self._pairs) >= MOST_COUNTED:
+                    if len(self._pairs) >= MOST_COUNTED and not self._drop_unknown():
                         self._leave_out()
                         continue
                     pair = self._pairs[key] = {"": 0}
@@ -150,6 +155,13 @@ class ItemCounts:
                 events = outcomes.get((one.ranking, item), ())
                 for label in {name for of in events for name, at in of.labels.items() if at > 0}:
                     pair[label] = pair.get(label, 0) + 1
+
+    def _drop_unknown(self) -> bool:
+        """Forget impressions of items that no index has; whether there were any."""
+        unknown = set(self._unknown({item for item, _ in self._pairs}))
+        for key in [key for key in self._pairs if key[0] in unknown]:
+            self.left_out += self._pairs.pop(key)[""]
+        return bool(unknown)
 
     def _leave_out(self) -> None:
         if not self.left_out:

@@ -137,7 +137,7 @@ class Serving:
         self.intake = Intake(store, lambda: AnyForm(self._forms()), self.numbers)
         self.exposing = Exposing(store, lambda: self._served.states.form, self.numbers)
         feeds = [Feed(store, window, clocked=self._served.states.form.clock) for _ in range(2)]
-        self.outcomes, self.counts = Tally(feeds[0]), ItemCounts(feeds[1])
+        self.outcomes, self.counts = Tally(feeds[0]), ItemCounts(feeds[1], self.arms.unknown)
         log.info("computing: %s", json.dumps(self.dispatch()))
 
     @property

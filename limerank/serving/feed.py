@@ -74,7 +74,7 @@ class Feed:
             if self.clocked and over < one.time <= now + AHEAD:
                 last[part] = change - 1
                 waiting[part] = one.time + self._length
-                reached[part] = one.time
+                reached[part] = min(one.time, now)
                 continue
             by_user.setdefault(one.user, []).append(one)
             latest = max(latest, min(one.time, over))

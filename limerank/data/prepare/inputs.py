@@ -67,6 +67,12 @@ class Inputs:
             return open_files(files, source, self.base)
         return self._open(source, frame, "events" if len(self.events) == 1 else f"events.{number}")
 
+    def table_files(self, what: str) -> list[LogPath]:
+        """The files of the table ``"items"`` or ``"users"``; empty where it is not described, or
+        its rows are a frame."""
+        table = self.spec.items if what == "items" else self.spec.users
+        return [] if table is None or not table.files else find_files(table, self.base)
+
     def table_readers(self, what: str) -> list[Reader]:
         """Readers of the table ``"items"`` or ``"users"``; empty where it is not described."""
         table = self.spec.items if what == "items" else self.spec.users

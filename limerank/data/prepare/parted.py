@@ -26,7 +26,7 @@ from limerank.files import (
     make_folder,
     write_json,
 )
-from limerank.parts import Part, digest_of
+from limerank.parts import Part, digest_of, sealed
 from limerank.progress import Bar
 
 EVENTS, LISTS, TEXTS = "spools/events/0.bin", "spools/lists/0.bin", "texts/{}.parquet"
@@ -119,7 +119,7 @@ class PartSpooling(Spooling):
             "learned": learned,
             "checksums": {str(path.relative_to(folder)): checksum(path) for path in files},
         }
-        write_json(folder / OF_PART, about)
+        write_json(folder / OF_PART, sealed(about))
         return about
 
 

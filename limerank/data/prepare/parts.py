@@ -101,6 +101,7 @@ def prepare_part(
     """
     asked = asked_of(spec, base, extend=extend, encoding=encoding, since=since, memory=memory)
     _require_files(asked)
+    check_folder(Path(out), overwrite=True, mark=MANIFEST)
     parts = Parts.begun(asked, Path(out), part.of)
     path = parts.folder / part.folder
     for _ in range(ATTEMPTS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from limerank.data.prepare.opening import OpenSources
 from limerank.errors import FormatError
 from limerank.files import (
     check_output,
-    read_json,
     sweep_folder,
     sync_directory,
     writes_to,
@@ -24,6 +23,7 @@ from limerank.parts import (
     digest_of,
     parts_folder,
     read_plan,
+    read_sealed,
     settled,
 )
 
@@ -117,11 +117,11 @@ class Parts:
         path = self.folder / part.folder
         if not path.exists():
             return None
-        found = read_json(path / OF_PART, "a part of a log")
+        again = f"Remove {path}, and run --part {part} again"
+        found = read_sealed(path / OF_PART, "a part of a log", again)
         if found.get("plan") != self._digest:
             raise FormatError(
-                f"{path} was read for another plan than {self.folder / PLAN}; remove it and run "
-                f"--part {part} again"
+                f"{path} was read for another plan than {self.folder / PLAN}. {again}"
             )
         return found if found["integral"] == self.integral else None
 
@@ -154,9 +154,16 @@ def _job(asked: Asked, files: Sequence[Sequence[LogFile]], of: int) -> dict[str,
     return {
         "parts": of,
         "description": digest_of(asked.inputs.spec.model_dump(mode="json")),
-        "files": digest_of([[one.to_dict() for one in of_source] for of_source in files]),
+        "files": _digest_of_files(files),
+        "tables": _digest_of_files(
+            [map(LogFile.of, asked.inputs.table_files(what)) for what in ("items", "users")]
+        ),
         "earlier": None if earlier is None else digest_of(earlier.manifest),
         "extend": asked.events is not None,
         "since": asked.since,
         "memory": asked.memory,
     }
+
+
+def _digest_of_files(files: Iterable[Iterable[LogFile]]) -> str:
+    return digest_of([[one.to_dict() for one in of_source] for of_source in files])
