@@ -148,6 +148,30 @@ def test_a_broken_day_does_not_go_live(config: Path, changes: Any, reason: str) 
     assert entry is not None and entry.outcome == "published"
 
 
+def test_a_first_model_that_is_refused_is_trained_again(config: Path, call: Any) -> None:
+    """With other settings, or on a log that was corrected, although no day is new."""
+    changed(config, gate={"most_ne": 0.1})
+    for _ in range(2):
+        status, out, _ = call("refresh", config)
+        assert status == 3 and "No model is live. Correct what the reasons name" in out
+    assert "no model is live: it is trained once more" in out
+    changed(config, gate={"alarms": False, "most_ne": 2.0})
+    assert call("refresh", config)[0] == 0
+    home = Home(load_config(config).home)
+    assert home.live == "000003" and live(home.path)
+    assert call("refresh", config)[0] == 0 and home.live == "000003"
+
+
+def test_a_day_in_another_unit_of_time(config: Path) -> None:
+    loaded = load_config(config)
+    refresh(loaded)
+    write_day(config.parent / "log", 2, time=(START + 2 * DAY) // 1000)
+    entry = refresh(loaded)
+    assert entry is not None and entry.outcome == "refused"
+    assert "is their time in the unit of the others?" in entry.reasons[0]
+    assert "which end at 20" in entry.reasons[0]
+
+
 def test_a_day_that_cannot_be_prepared_changes_nothing(config: Path, call: Any) -> None:
     assert call("refresh", config, "--quiet")[0] == 0
     before = live(load_config(config).home)

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -28,7 +29,14 @@ Config = type[BaseModel]
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "pattern": "like"}
 """Constraints of a field that its type text shows."""
 
-SCALARS: Mapping[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text"}
+SCALARS: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Any: "value",
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ def sections(topic: str = "") -> list[Section]:
     """The sections of the reference.
 
     Args:
-        topic: "training", "models", a model's name, "tune", "dataset" or "server"; empty: all.
+        topic: "training", "models", a model's name, "tune", "dataset", "refresh" or "server";
+            empty: all.
 
     Raises:
         SpecError: there is no such topic.
@@ -96,7 +105,7 @@ def sections(topic: str = "") -> list[Section]:
     from limerank.models.registry import FITTED
     from limerank.models.registry import OF_THE_PACKAGE as MODELS
 
-    topics = ("training", "models", *MODELS, *FITTED, "tune", "dataset", "server")
+    topics = ("training", "models", *MODELS, *FITTED, "tune", "dataset", "refresh", "server")
     if topic:
         check_choice("topic", topic, topics)
     found = []
@@ -110,6 +119,8 @@ def sections(topic: str = "") -> list[Section]:
         found.append(searched())
     if topic in ("", "dataset"):
         found += dataset()
+    if topic in ("", "refresh"):
+        found += daily_loop()
     if topic in ("", "server"):
         found.append(server())
     return found
@@ -165,11 +176,23 @@ def _list_of(owners: list[str], everyone: list[str]) -> str:
 
 
 def dataset() -> list[Section]:
-    """Settings of a dataset description, one section for each TOML table."""
+    """Settings of a dataset description."""
     from limerank.data.spec import Spec
 
-    names: dict[Config, list[str]] = {Spec: []}
-    todo: list[tuple[str, Config]] = [("", Spec)]
+    return _of_file(Spec, "Dataset description")
+
+
+def daily_loop() -> list[Section]:
+    """Settings of ``limerank refresh``."""
+    from limerank.refresh.config import RefreshConfig
+
+    return _of_file(RefreshConfig, "Daily loop")
+
+
+def _of_file(root: Config, what: str) -> list[Section]:
+    """Settings of a TOML file, one section for each of its tables."""
+    names: dict[Config, list[str]] = {root: []}
+    todo: list[tuple[str, Config]] = [("", root)]
     while todo:
         prefix, config = todo.pop(0)
         for field_name, field in config.model_fields.items():
@@ -182,9 +205,7 @@ def dataset() -> list[Section]:
     for config, tables in names.items():
         title = " and ".join(f"`{name}`" for name in tables) or "the file itself"
         text = inspect.cleandoc(config.__doc__ or "").partition("\n\n")[0]
-        found.append(
-            Section(f"Dataset description: {title}", _plain(text), tuple(settings_of(config)), {})
-        )
+        found.append(Section(f"{what}: {title}", _plain(text), tuple(settings_of(config)), {}))
     return found
 
 
@@ -246,7 +267,8 @@ def markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Every setting of training, of the models, of a dataset description and of a server.",
+        "Every setting of training, of the models, of a dataset description, of the daily loop and",
+        "of a server.",
         "This page is generated from the code: `make settings` writes it, and",
         "`limerank settings` prints it.",
     ]

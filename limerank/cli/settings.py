@@ -11,7 +11,8 @@ def settings(
     topic: Annotated[
         str,
         typer.Argument(
-            help="training, models, the name of a model, dataset or server.", show_default="all"
+            help="training, models, the name of a model, tune, dataset, refresh or server.",
+            show_default="all",
         ),
     ] = "",
     markdown: Annotated[
@@ -23,6 +24,8 @@ def settings(
     Examples:
 
         limerank settings lime-mha
+
+        limerank settings refresh
 
         limerank settings server
     """

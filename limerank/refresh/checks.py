@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limerank.data.canonical import iso
 from limerank.data.dataset import Dataset
 from limerank.refresh.config import DataChecks
 
@@ -41,24 +42,28 @@ def check_data(dataset: Dataset, before: Dataset, checks: DataChecks) -> list[st
             values = np.asarray(dataset.events[name][block])
             earlier.add(name, values[~new])
             latest.add(name, values[new])
-    found = _of_rows(dataset, events, checks)
+    found = _of_rows(dataset, events, newest, checks)
     for name in _columns(dataset):
         if min(earlier.rows[name], latest.rows[name]) >= LEAST_ROWS:
             found += _of_column(name, earlier, latest, checks)
     return found
 
 
-def _of_rows(dataset: Dataset, events: int, checks: DataChecks) -> list[str]:
+def _of_rows(dataset: Dataset, events: int, newest: int, checks: DataChecks) -> list[str]:
     found = []
-    if events < checks.least_events:
-        found.append(
-            f"the log has {events:,} events that are newer than those of the dataset before, "
-            f"expected at least {checks.least_events:,} (data.least_events): is the export "
-            "complete?"
-        )
     summary = dataset.manifest["summary"]
     added = summary.get("added", {}).get("rows", summary["rows"])
     dropped = sum(summary["dropped"].values())
+    if events < checks.least_events:
+        older, end = added - dropped - events, iso(newest) if dataset.clock else f"{newest:,}"
+        why = "is the export complete?"
+        if older > 0:
+            why = f"{older:,} of the new rows are older; is their time in the unit of the others?"
+        found.append(
+            f"the log has {events:,} events that are newer than those of the dataset before, "
+            f"which end at {end}; expected at least {checks.least_events:,} "
+            f"(data.least_events): {why}"
+        )
     if added and dropped > checks.most_dropped * added:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["dropped"].items())
         found.append(

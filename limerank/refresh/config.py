@@ -143,6 +143,7 @@ class RefreshConfig(Frozen):
     """How far back the dataset reaches before the newest event of the dataset before it, such as
     "60d" or "48h"; all of the log by default."""
     model: str = DEFAULT_MODEL
+    """The model that is trained, as of ``limerank train --model``."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Settings of the model and of a training from scratch, as of ``limerank train --set``."""
     warm: dict[str, Any] = Field(default_factory=dict)
@@ -150,8 +151,11 @@ class RefreshConfig(Frozen):
     scratch_every: int = Field(0, ge=0)
     """Every so many cycles the model is trained from scratch; 0: never again after the first."""
     data: DataChecks = DataChecks()
+    """What the new part of a log must show."""
     gate: Gate = Gate()
+    """What a new model must show."""
     publish: Publish = Publish()
+    """How a new model goes live."""
     keep: int = Field(3, ge=2, le=1000)
     """Published cycles whose run and index are retained, for rollbacks; the live one among them."""
     memory: str = "2GiB"

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from limerank.data.canonical import LARGEST_TIME
+from limerank.data.canonical import LARGEST_TIME, iso
 from limerank.data.dataset import Dataset
 from limerank.data.description import load_spec
+from limerank.data.exposures import MAIN
 from limerank.data.prepare import prepare
 from limerank.errors import DataError, FormatError
 from limerank.files import (
@@ -31,7 +32,7 @@ from limerank.models.config import configs_of
 from limerank.refresh.checks import check_data
 from limerank.refresh.config import Export, RefreshConfig
 from limerank.refresh.gate import Verdict, judge
-from limerank.refresh.home import Entry, Home, Rollout, now
+from limerank.refresh.home import NEW, Entry, Home, Rollout, now
 from limerank.refresh.rollout import decided, now_ms
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
@@ -140,11 +141,14 @@ class _Cycle:
             if todo:
                 self._prepare(before, data)
         dataset = Dataset(data)
-        if before is not None and not dataset.manifest["summary"]["added"]["rows"]:
+        added = before is None or dataset.manifest["summary"]["added"]["rows"] > 0
+        if not added and current is not None:
             self.home.drop(self.name)
             self.say("nothing is new in the log; nothing was changed")
             return None
-        if before is not None:
+        if not added:
+            self.say("  nothing is new in the log, but no model is live: it is trained once more")
+        elif before is not None:
             reasons = check_data(dataset, Dataset(before), self.config.data)
             if reasons:
                 return self._finish("refused", reasons, data=False)
@@ -265,6 +269,17 @@ class _Cycle:
         self.say(f"  {outcome}" + (f" to {share:.0%} of the users" if rollout else ""))
         for reason in entry.reasons:
             self.say(f"    {reason}")
+        if rollout is not None:
+            store = "STORE" if self.config.export is None else self.config.export.store
+            self.say(
+                f"  Compare both: limerank ab --store {store} --share {MAIN}={1 - share:g} "
+                f"--share {NEW}={share:g} --since {iso(rollout.since)}"
+            )
+        if outcome == "refused" and self.home.live is None:
+            self.say(
+                "  No model is live. Correct what the reasons name, or the settings; then run the "
+                "same command again"
+            )
         return entry
 
 
