@@ -23,7 +23,7 @@ from simulation.operations import History, Operation, Setting, draw
 from simulation.running import Secrets
 from simulation.scheduler import Scheduler
 from simulation.shrinking import shrunk
-from simulation.stores import Network, SimulatedValkeyStore
+from simulation.stores import BUCKETS, Network, SimulatedValkeyStore
 from simulation.truth import Truth
 from simulation.valkey_server import SimulatedServer
 from tests.valkey_server import needs_server, server
@@ -278,7 +278,7 @@ def calls(seed):
                 ("between", (user, 2, at)),
                 ("show", ([shown],)),
                 ("exposures", (user, 0, at)),
-                ("shown", (dict.fromkeys(range(256), 0), 3 * 256)),
+                ("shown", (dict.fromkeys(range(BUCKETS), 0), 3 * BUCKETS)),
                 ("set_features", (user, {"country": f"c{at}"})),
                 ("delete_user", (user,)),
                 ("named", ("", 9)),
@@ -300,7 +300,7 @@ def test_the_simulated_server_answers_like_a_real_one(most, monkeypatch):
     # The answers do not depend on the disk, and a call fails that it holds up for five seconds.
     with (
         server("--appendonly", "no", "--appendfsync", "no") as running,
-        ValkeyStore(running.url, durable=False, **options) as real,
+        ValkeyStore(running.url, durable=False, buckets=BUCKETS, **options) as real,
     ):
         simulated = SimulatedValkeyStore(truth, network, most, 3)
         before = {}
