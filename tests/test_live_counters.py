@@ -483,9 +483,17 @@ def test_items_that_no_index_has_do_not_displace_others(world, made, monkeypatch
     world.store.show([exposure(1, at + 1, "main.known", [3, 4])])
     row = Index.open(made.folder / "index").row_of(3)
     before = Index.open(made.folder / "index").hourly([row]).shown.sum()
+    looked = []
+
+    def unknown(items):
+        looked.append(len(items))
+        return world.engine.arms.unknown(items)
+
+    monkeypatch.setattr(world.engine.counts, "_unknown", unknown)
     index = world.until(made.built + 4)
     assert index.hourly([row]).shown.sum() == before + 1
-    assert world.engine.counts.left_out == 50  # those that were in memory when there was no room
+    assert world.engine.counts.left_out == 60
+    assert [size for size in looked if size > 1] == [50]  # all pairs are looked at once
 
 
 def test_an_arm_that_cannot_be_refreshed_does_not_hold_up_the_others(world, made, monkeypatch):

@@ -47,8 +47,11 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_day(one / "log", 2)
     config.write_text(config.read_text() + "\n[publish]\nshare = 0.25\n")
     shutil.copytree(one, two, symlinks=True)
-    entry = refresh(load_config(two / config.name))
+    lines: list[str] = []
+    entry = refresh(load_config(two / config.name), say=lines.append)
     assert entry is not None and (entry.cycle, entry.outcome) == ("000002", "rolling out")
+    command = "limerank ab --store STORE --share main=0.75 --share new=0.25 --since 20"
+    assert command in lines[-1]
     return one, two
 
 

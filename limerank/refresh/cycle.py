@@ -37,6 +37,7 @@ from limerank.refresh.rollout import decided, now_ms
 from limerank.runs.alarms import read_alarms
 from limerank.serving.export import export as write_export
 from limerank.serving.stores import existing, exists, open_store
+from limerank.serving.stores.valkey_server import redacted
 from limerank.storage.manifest import read_manifest
 from limerank.storage.publishing import publish_folder
 from limerank.storage.uris import parse_uri
@@ -270,7 +271,8 @@ class _Cycle:
         for reason in entry.reasons:
             self.say(f"    {reason}")
         if rollout is not None:
-            store = "STORE" if self.config.export is None else self.config.export.store
+            export = self.config.export
+            store = "STORE" if export is None else redacted(export.store)
             self.say(
                 f"  Compare both: limerank ab --store {store} --share {MAIN}={1 - share:g} "
                 f"--share {NEW}={share:g} --since {iso(rollout.since)}"

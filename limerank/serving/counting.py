@@ -46,7 +46,7 @@ class ItemCounts:
     """
 
     def __init__(
-        self, feed: Feed, unknown: Callable[[Collection[Id]], Iterable[Id]] = lambda items: ()
+        self, feed: Feed, unknown: Callable[[Collection[Id]], Collection[Id]] = lambda items: ()
     ) -> None:
         self._unknown = unknown
         self.needed: frozenset[int] = frozenset()
@@ -54,6 +54,9 @@ class ItemCounts:
         self._feed = feed
         self._cuts: frozenset[int] = frozenset()
         self._pairs: dict[tuple[Id, int], dict[str, int]] = {}
+        self._sifted = False
+        """Whether there were too many pairs since they were last dropped: only items that an index
+        has get new ones then."""
         self._marks: deque[tuple[int, Mapping[int, int]]] = deque(maxlen=MARKS)
 
     def __len__(self) -> int:
@@ -68,6 +71,7 @@ class ItemCounts:
     def need(self, after: Iterable[int]) -> None:
         """State after which times indexes lack impressions, see :attr:`needed`."""
         needed = frozenset(after)
+        self._sifted = self._sifted and needed == self.needed
         if not needed:
             self._pairs.clear()
         elif (
@@ -147,7 +151,7 @@ class ItemCounts:
                 key = (item, cut)
                 pair = self._pairs.get(key)
                 if pair is None:
-                    if len(self._pairs) >= MOST_COUNTED and not self._drop_unknown():
+                    if not self._has_room(item):
                         self._leave_out()
                         continue
                     pair = self._pairs[key] = {"": 0}
@@ -156,18 +160,23 @@ class ItemCounts:
                 for label in {name for of in events for name, at in of.labels.items() if at > 0}:
                     pair[label] = pair.get(label, 0) + 1
 
-    def _drop_unknown(self) -> bool:
-        """Forget impressions of items that no index has; whether there were any."""
-        unknown = set(self._unknown({item for item, _ in self._pairs}))
-        for key in [key for key in self._pairs if key[0] in unknown]:
-            self.left_out += self._pairs.pop(key)[""]
-        return bool(unknown)
+    def _has_room(self, item: Id) -> bool:
+        """Whether a new pair of an item may be in memory. Impressions of items that no index has
+        are forgotten once there are too many pairs; all pairs are looked at only once."""
+        if len(self._pairs) >= MOST_COUNTED and not self._sifted:
+            self._sifted = True
+            unknown = set(self._unknown({one for one, _ in self._pairs}))
+            for key in [key for key in self._pairs if key[0] in unknown]:
+                self._leave_out(self._pairs.pop(key)[""])
+        if self._sifted and self._unknown([item]):
+            return False
+        return len(self._pairs) < MOST_COUNTED
 
-    def _leave_out(self) -> None:
+    def _leave_out(self, impressions: int = 1) -> None:
         if not self.left_out:
             log.warning(
                 "counters of items: more than %d pairs of an item and an hour wait for the next "
                 "refresh; other items are not counted until then",
                 MOST_COUNTED,
             )
-        self.left_out += 1
+        self.left_out += impressions
