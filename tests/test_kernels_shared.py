@@ -23,7 +23,8 @@ def test_shared_logits(gated, batch, candidates, block, monkeypatch):
         torch.randn(candidates, sums),
         torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
         torch.randint(0, candidates, (added,)),
-        torch.randn(added, sums),
+        torch.randn(added, 4),
+        torch.randn(sums, 4),
         torch.randn(batch, outputs, hidden),
     ]
     weight = torch.randn(batch, candidates, outputs)
@@ -39,7 +40,8 @@ def test_shared_logits(gated, batch, candidates, block, monkeypatch):
 
 def test_without_additions():
     own = torch.rand(4, 5), torch.randn(2, 5, 6), torch.randn(4, 6)
-    none = torch.zeros(3, dtype=torch.long), torch.zeros(0, dtype=torch.long), torch.zeros(0, 6)
+    none = torch.zeros(3, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    none += torch.zeros(0, 4), torch.randn(6, 4)
     out = torch.randn(2, 1, 3)
     found = shared.shared_logits(*own, *none, out)
     torch.testing.assert_close(found, reference.shared_logits(*own, *none, out))

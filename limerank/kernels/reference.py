@@ -84,13 +84,14 @@ def shared_logits(
     head_mg: Tensor,
     offsets: Tensor,
     candidate_n: Tensor,
-    added_ng: Tensor,
+    links_nr: Tensor,
+    layer_gr: Tensor,
     out_bkh: Tensor,
 ) -> Tensor:
     """See limerank.kernels.shared."""
     sums_bmg = torch.einsum("mj,bjg->bmg", weights_mj, folded_bjg) + head_mg
     request_n = torch.repeat_interleave(offsets.diff())
-    sums_bmg = sums_bmg.index_put((request_n, candidate_n), added_ng, accumulate=True)
+    sums_bmg = sums_bmg.index_put((request_n, candidate_n), links_nr @ layer_gr.T, accumulate=True)
     a_bmh = sums_bmg[..., : out_bkh.shape[-1]].relu()
     if a_bmh.shape != sums_bmg.shape:
         a_bmh = a_bmh * sums_bmg[..., out_bkh.shape[-1] :]

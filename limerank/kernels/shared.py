@@ -2,10 +2,11 @@
 
 The definition is ``reference.shared_logits``. Nothing of the size requests times candidates times
 units is stored: :data:`CANDIDATES` candidates of a request are computed at a time, in memory that
-stays in the processor's cache, and the backward pass computes them again.
+stays in the processor's cache, and the backward pass computes them again. Anchored links are summed
+by candidate before the first layer, so that the cost of a request hardly depends on how many match.
 
 Shape letters: B requests, M candidates, j shares of an item, h hidden units, g first-layer sums
-(2 h when gated, else h), K logits, n additions.
+(2 h when gated, else h), K logits, n matches of an anchored link, r numbers of such a link.
 """
 
 from __future__ import annotations
@@ -25,23 +26,25 @@ def shared_logits(
     head_mg: Tensor,
     offsets: Tensor,
     candidate_n: Tensor,
-    added_ng: Tensor,
+    links_nr: Tensor,
+    layer_gr: Tensor,
     out_bkh: Tensor,
 ) -> Tensor:
     """f32 [B, M, K]: ``(relu(a) * gate) out_b`` of the first-layer sums ``weights folded_b + head +
-    additions``, whose halves are a and gate; of g = h sums, ``relu(a) out_b``.
+    layer (sum of links)``, whose halves are a and gate; of g = h sums, ``relu(a) out_b``.
 
     Args:
         weights_mj: shares of each candidate.
         folded_bjg: what each request has for a share.
         head_mg: of each candidate.
-        offsets: where the additions of each request begin and, last, end, i64 [B + 1].
-        candidate_n: the candidate of each addition, i64; a candidate may have several.
-        added_ng: additions to its sums.
+        offsets: where the matches of each request begin and, last, end, i64 [B + 1].
+        candidate_n: the candidate of each match, i64; a candidate may have several.
+        links_nr: the anchored link of each match, times its share.
+        layer_gr: the first layer of anchored links.
         out_bkh: weights of the last layer, of each request.
     """
     found: Tensor = _SharedLogits.apply(
-        weights_mj, folded_bjg, head_mg, offsets, candidate_n, added_ng, out_bkh
+        weights_mj, folded_bjg, head_mg, offsets, candidate_n, links_nr, layer_gr, out_bkh
     )
     return found
 
@@ -49,14 +52,16 @@ def shared_logits(
 class _SharedLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
-        weights_mj, folded_bjg, head_mg, offsets, candidate_n, added_ng, out_bkh = given
+        weights_mj, folded_bjg, head_mg, offsets, candidate_n, links_nr, layer_gr, out_bkh = given
         ctx.save_for_backward(*given)
         batch, outputs, hidden = out_bkh.shape
         logits = head_mg.new_empty(batch, len(head_mg), outputs)
-        for at, low, high in _requests(offsets):
+        for at, matches in enumerate(_matches(offsets)):
+            links_mr = _by_candidate(len(head_mg), candidate_n[matches], links_nr[matches])
             for some in _blocks(len(head_mg)):
                 sums = torch.addmm(head_mg[some], weights_mj[some], folded_bjg[at])
-                _add(sums, some, candidate_n[low:high], added_ng[low:high])
+                if links_mr is not None:
+                    sums.addmm_(links_mr[some], layer_gr.T)
                 z = sums[:, :hidden].clamp_min(0)
                 if sums.shape[1] > hidden:
                     z *= sums[:, hidden:]
@@ -65,16 +70,21 @@ class _SharedLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
-        weights_mj, folded_bjg, head_mg, offsets, candidate_n, added_ng, out_bkh = ctx.saved_tensors
+        (weights_mj, folded_bjg, head_mg, offsets, candidate_n, links_nr, layer_gr, out_bkh) = (
+            ctx.saved_tensors
+        )
         (of_logits,) = of_output
         hidden = out_bkh.shape[2]
         of_weights, of_head = torch.zeros_like(weights_mj), torch.zeros_like(head_mg)
         of_folded, of_out = torch.zeros_like(folded_bjg), torch.zeros_like(out_bkh)
-        of_added = torch.zeros_like(added_ng)
-        for at, low, high in _requests(offsets):
+        of_links, of_layer = torch.zeros_like(links_nr), torch.zeros_like(layer_gr)
+        for at, matches in enumerate(_matches(offsets)):
+            links_mr = _by_candidate(len(head_mg), candidate_n[matches], links_nr[matches])
+            of_links_mr = None if links_mr is None else torch.empty_like(links_mr)
             for some in _blocks(len(head_mg)):
                 sums = torch.addmm(head_mg[some], weights_mj[some], folded_bjg[at])
-                _add(sums, some, candidate_n[low:high], added_ng[low:high])
+                if links_mr is not None:
+                    sums.addmm_(links_mr[some], layer_gr.T)
                 of_mk = of_logits[at, some]
                 of_z = of_mk @ out_bkh[at]
                 a = sums[:, :hidden].clamp_min(0)
@@ -90,31 +100,25 @@ class _SharedLogits(torch.autograd.Function):
                 of_weights[some].addmm_(sums, folded_bjg[at].T)
                 of_folded[at].addmm_(weights_mj[some].T, sums)
                 of_head[some] += sums
-                _take(of_added[low:high], some, candidate_n[low:high], sums)
-        return of_weights, of_folded, of_head, None, None, of_added, of_out
+                if links_mr is not None and of_links_mr is not None:
+                    of_layer.addmm_(sums.T, links_mr[some])
+                    torch.mm(sums, layer_gr, out=of_links_mr[some])
+            if of_links_mr is not None:
+                torch.index_select(of_links_mr, 0, candidate_n[matches], out=of_links[matches])
+        return of_weights, of_folded, of_head, None, None, of_links, of_layer, of_out
 
 
-def _requests(offsets: Tensor) -> list[tuple[int, int, int]]:
-    """Number, first and last addition of each request."""
-    bounds = offsets.tolist()
-    return [(at, low, high) for at, (low, high) in enumerate(pairwise(bounds))]
+def _matches(offsets: Tensor) -> list[slice]:
+    """Of each request."""
+    return [slice(low, high) for low, high in pairwise(offsets.tolist())]
 
 
 def _blocks(candidates: int) -> list[slice]:
     return [slice(at, at + CANDIDATES) for at in range(0, candidates, CANDIDATES)]
 
 
-def _add(sums: Tensor, some: slice, candidate_n: Tensor, added_ng: Tensor) -> None:
-    """Add to the sums of a block what its candidates have."""
-    inside = (candidate_n >= some.start) & (candidate_n < some.start + len(sums))
-    rows = inside.nonzero()[:, 0]
-    if len(rows):
-        sums.index_add_(0, candidate_n[rows] - some.start, added_ng[rows])
-
-
-def _take(of_added: Tensor, some: slice, candidate_n: Tensor, of_sums: Tensor) -> None:
-    """Gradients of a block's additions."""
-    inside = (candidate_n >= some.start) & (candidate_n < some.start + len(of_sums))
-    rows = inside.nonzero()[:, 0]
-    if len(rows):
-        of_added[rows] = of_sums[candidate_n[rows] - some.start]
+def _by_candidate(candidates: int, candidate_n: Tensor, links_nr: Tensor) -> Tensor | None:
+    """Sums of the links that match a candidate, [M, r]; None where none does."""
+    if not len(candidate_n):
+        return None
+    return links_nr.new_zeros(candidates, links_nr.shape[1]).index_add_(0, candidate_n, links_nr)

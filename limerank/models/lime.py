@@ -270,11 +270,11 @@ class Lime(Ranker):
             return super().score_shared(state, terms, keys, candidates)
         batch, own = len(state.links), LinkTerms(*(part[candidates] for part in terms))
         folded_bjg = self.fold(state) + state.head[:, None] / self.config.heads
-        added = self._shared_anchors(state, keys, candidates, len(terms.weights))
+        matched = self._shared_anchors(state, keys, candidates, len(terms.weights))
         out = self.head.out
         units_bkh = self.head.dropout(out.weight.new_ones(batch, 1, out.in_features))
         logits = shared_logits(
-            own.weights, folded_bjg, own.head, *added, (units_bkh * out.weight).contiguous()
+            own.weights, folded_bjg, own.head, *matched, (units_bkh * out.weight).contiguous()
         )
         return plus(logits + out.bias, self.alike(state, own))
 
@@ -289,13 +289,13 @@ class Lime(Ranker):
 
     def _shared_anchors(
         self, state: LinkState, keys: ItemKeys | None, candidates: Tensor, items: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What anchored links add to shared candidates: where the additions of each request begin
-        and end, the candidate of each, and its sums."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Anchored links of shared candidates: where the matches of each request begin and end, the
+        candidate and the link of each one, and the first layer."""
         batch = len(state.links)
         if self.anchors is None or state.anchored is None or keys is None:
-            none = candidates.new_zeros(batch + 1), candidates[:0]
-            return *none, state.head.new_zeros(0, self.added)
+            none = state.head.new_zeros(0, 1), state.head.new_zeros(self.added, 1)
+            return candidates.new_zeros(batch + 1), candidates[:0], *none
         request, item, links = matches(state.anchored, self.complete(keys))
         position = candidates.new_full((items + 1,), -1)
         position[candidates] = torch.arange(len(candidates), device=candidates.device)
@@ -303,7 +303,7 @@ class Lime(Ranker):
         held = (candidate >= 0).nonzero()[:, 0]
         counts = torch.bincount(request[held], minlength=batch)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return offsets, candidate[held], self.from_anchors(links[held])
+        return offsets, candidate[held], links[held], self.from_anchors.weight
 
     def shared_scratch(self, state: LinkState) -> int:
         return 4 * self.shape.outputs if self._fused(state) else super().shared_scratch(state)
