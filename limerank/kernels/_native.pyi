@@ -39,6 +39,22 @@ def anchored_links(
     per_day: float,
     threads: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...
+def give_links(
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+    shares: NDArray[np.float32],
+    links: NDArray[np.float32],
+    sums: NDArray[np.float32],
+) -> None: ...
+def take_links(
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+    shares: NDArray[np.float32],
+    of_sums: NDArray[np.float32],
+    of_links: NDArray[np.float32],
+) -> None: ...
 
 class Requests:
     def __len__(self) -> int: ...

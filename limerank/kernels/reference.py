@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from limerank.kernels.ragged import ragged
+from limerank.kernels.shared import Matches
+
 
 def link_attention(
     q_bhle: Tensor,
@@ -82,16 +85,20 @@ def shared_logits(
     weights_mj: Tensor,
     folded_bjg: Tensor,
     head_mg: Tensor,
-    offsets: Tensor,
-    candidate_n: Tensor,
-    links_nr: Tensor,
-    layer_gr: Tensor,
+    matches: Matches | None,
+    layer_gr: Tensor | None,
     out_bkh: Tensor,
 ) -> Tensor:
     """See limerank.kernels.shared."""
     sums_bmg = torch.einsum("mj,bjg->bmg", weights_mj, folded_bjg) + head_mg
-    request_n = torch.repeat_interleave(offsets.diff())
-    sums_bmg = sums_bmg.index_put((request_n, candidate_n), links_nr @ layer_gr.T, accumulate=True)
+    if matches is not None and layer_gr is not None:
+        key, link = ragged(matches.low, matches.high - matches.low)
+        candidate = matches.candidates[key].long()
+        held = candidate >= 0
+        request = torch.repeat_interleave(matches.offsets.diff())[link]
+        added_ng = (matches.links[link] * matches.shares[key][:, None]) @ layer_gr.T
+        at = request[held], candidate[held]
+        sums_bmg = sums_bmg.index_put(at, added_ng[held], accumulate=True)
     a_bmh = sums_bmg[..., : out_bkh.shape[-1]].relu()
     if a_bmh.shape != sums_bmg.shape:
         a_bmh = a_bmh * sums_bmg[..., out_bkh.shape[-1] :]

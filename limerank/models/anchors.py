@@ -39,6 +39,7 @@ from torch.nn import functional as F
 
 from limerank.data.batch import ItemKeys, Users
 from limerank.kernels.history import LinkLayers, anchored_links
+from limerank.kernels.ragged import ragged
 
 OUTCOMES = 8
 """Numbers of an embedded outcome, o."""
@@ -149,13 +150,6 @@ def fading_weights(fading: Tensor | float, later: Tensor) -> Tensor:
     return torch.where(weights < 1e-20, 0.0, weights)
 
 
-def ragged(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``first[i] .. first[i] + counts[i] - 1`` of all i, and the i of each: i64 [T]."""
-    owner = torch.repeat_interleave(counts)
-    ends = counts.cumsum(0)
-    return torch.arange(len(owner), device=counts.device) + (first - ends + counts)[owner], owner
-
-
 def _keys_of(keys: ItemKeys, items: Tensor) -> tuple[Tensor, Tensor]:
     """Of items i64 [n] the positions of the keys that they receive from, and the number of the item
     of each, 0 .. n - 1: i64 [T]."""
@@ -178,14 +172,20 @@ def matches(anchored: Anchored, keys: ItemKeys) -> tuple[Tensor, Tensor, Tensor]
     Returns:
         The request and the position of the item, i64 [P], and the link times the share, [P, r].
     """
-    ordered, order = keys.keys.sort(stable=True)
-    low = torch.searchsorted(ordered, anchored.keys)
-    high = torch.searchsorted(ordered, anchored.keys, right=True)
+    order, low, high = key_ranges(anchored, keys)
     at, link = ragged(low, high - low)
     at = order[at]
     request = torch.repeat_interleave(anchored.offsets.diff())[link]
     item = torch.repeat_interleave(keys.offsets.diff())[at]
     return request, item, anchored.links[link] * keys.shares[at][:, None]
+
+
+def key_ranges(anchored: Anchored, keys: ItemKeys) -> tuple[Tensor, Tensor, Tensor]:
+    """The keys of items in ascending order, i64 [T], and which of them each link has: from the
+    first one to the one before the last, i64 [V] each."""
+    ordered, order = keys.keys.sort(stable=True)
+    low = torch.searchsorted(ordered, anchored.keys)
+    return order, low, torch.searchsorted(ordered, anchored.keys, right=True)
 
 
 def knots(x: Tensor, at: tuple[float, ...]) -> Tensor:

@@ -29,8 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from limerank.data.batch import ItemKeys, Sequences, Users
 from limerank.kernels.personal import Personaliser, Stage, affine
 from limerank.kernels.prefix import Carry, nothing_yet, prefix_attention
-from limerank.kernels.shared import shared_logits
-from limerank.models.anchors import matches
+from limerank.kernels.shared import Matches, shared_logits
+from limerank.models.anchors import key_ranges
 from limerank.models.config import DataShape
 from limerank.models.layers import (
     join_heads,
@@ -270,11 +270,12 @@ class Lime(Ranker):
             return super().score_shared(state, terms, keys, candidates)
         batch, own = len(state.links), LinkTerms(*(part[candidates] for part in terms))
         folded_bjg = self.fold(state) + state.head[:, None] / self.config.heads
-        matched = self._shared_anchors(state, keys, candidates, len(terms.weights))
+        matches = self._shared_links(state, keys, candidates, len(terms.weights))
+        layer = None if matches is None else self.from_anchors.weight
         out = self.head.out
         units_bkh = self.head.dropout(out.weight.new_ones(batch, 1, out.in_features))
         logits = shared_logits(
-            own.weights, folded_bjg, own.head, *matched, (units_bkh * out.weight).contiguous()
+            own.weights, folded_bjg, own.head, matches, layer, (units_bkh * out.weight).contiguous()
         )
         return plus(logits + out.bias, self.alike(state, own))
 
@@ -287,23 +288,20 @@ class Lime(Ranker):
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def _shared_anchors(
+    def _shared_links(
         self, state: LinkState, keys: ItemKeys | None, candidates: Tensor, items: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Anchored links of shared candidates: where the matches of each request begin and end, the
-        candidate and the link of each one, and the first layer."""
-        batch = len(state.links)
+    ) -> Matches | None:
+        """Anchored links of shared candidates."""
         if self.anchors is None or state.anchored is None or keys is None:
-            none = state.head.new_zeros(0, 1), state.head.new_zeros(self.added, 1)
-            return candidates.new_zeros(batch + 1), candidates[:0], *none
-        request, item, links = matches(state.anchored, self.complete(keys))
+            return None
+        complete = self.complete(keys)
+        order, low, high = key_ranges(state.anchored, complete)
         position = candidates.new_full((items + 1,), -1)
         position[candidates] = torch.arange(len(candidates), device=candidates.device)
-        candidate = position[item.clamp(max=items)]
-        held = (candidate >= 0).nonzero()[:, 0]
-        counts = torch.bincount(request[held], minlength=batch)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return offsets, candidate[held], links[held], self.from_anchors.weight
+        item = torch.repeat_interleave(complete.offsets.diff())[order]
+        candidate = position[item.clamp(max=items)].int()
+        offsets, links = state.anchored.offsets, state.anchored.links
+        return Matches(offsets, low, high, candidate, complete.shares[order].to(links), links)
 
     def shared_scratch(self, state: LinkState) -> int:
         return 4 * self.shape.outputs if self._fused(state) else super().shared_scratch(state)

@@ -22,8 +22,8 @@ from torch import Tensor
 from limerank.data.batch import ItemKeys, Users
 from limerank.data.encoding import read_vocabulary, read_vocabulary_ids
 from limerank.data.features import anchors_of
+from limerank.kernels.ragged import ragged
 from limerank.models import Ranker
-from limerank.models.anchors import ragged
 from limerank.models.config import ITEM
 from limerank.models.neighbours import NEIGHBOUR
 from limerank.runs.model import Trained

@@ -663,4 +663,5 @@ NB_MODULE(_native, m) {
     add_personaliser(m);
     add_anchored_links(m);
     add_profiles(m);
+    add_matches(m);
 }
