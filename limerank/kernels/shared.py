@@ -148,7 +148,8 @@ class _Own(NamedTuple):
             return None
         sums = self.links.new_zeros(candidates, self.links.shape[1])
         if self._native:
-            _native.give_links(*(_array(one) for one in self), _array(sums))
+            low, high, entries, shares, links = map(_array, self)
+            _native.give_links(low, high, entries, shares, links, _array(sums))
             return sums
         candidate, key, link = self._pairs()
         return sums.index_add_(0, candidate, self.links[link] * self.shares[key][:, None])
@@ -157,9 +158,8 @@ class _Own(NamedTuple):
         """Of the links, [v, r], from those of the sums."""
         of_links = torch.zeros_like(self.links)
         if self._native:
-            _native.take_links(
-                *(_array(one) for one in self[:-1]), _array(of_sums), _array(of_links)
-            )
+            low, high, entries, shares, _ = map(_array, self)
+            _native.take_links(low, high, entries, shares, _array(of_sums), _array(of_links))
             return of_links
         candidate, key, link = self._pairs()
         return of_links.index_add_(0, link, of_sums[candidate] * self.shares[key][:, None])
