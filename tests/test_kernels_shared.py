@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -26,16 +28,20 @@ def matches_of(batch, candidates, width, dtype):
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["native", "torch"])
+@pytest.mark.parametrize("path", _native.shared_paths())
 @pytest.mark.parametrize("width", [8, 3])
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize(("batch", "candidates", "block"), [(3, 63, 99), (1, 1, 99), (4, 63, 10)])
-def test_shared_logits(gated, batch, candidates, block, width, dtype, monkeypatch):
-    """Sums of 5 shares, 7 links and 3 units: 1e-5 in float32, 1e-12 in float64 cover the order of
-    additions."""
-    monkeypatch.setattr(shared, "CANDIDATES", block)
+@pytest.mark.parametrize(
+    ("batch", "candidates", "hidden", "threads"), [(3, 63, 3, 1), (1, 1, 32, 1), (4, 700, 20, 3)]
+)
+def test_shared_logits(batch, candidates, hidden, threads, gated, width, path, monkeypatch):
+    """The definition is computed in float64; single precision of sums of 700 candidates is 1e-5 of
+    the largest number."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for name in ("shared_logits", "shared_gradients"):
+        monkeypatch.setattr(_native, name, partial(getattr(_native, name), path=path))
     torch.manual_seed(1)
-    hidden, outputs = 3, 2
+    outputs, dtype = 2, torch.float64
     sums = 2 * hidden if gated else hidden
     given = [
         torch.rand(candidates, 5, dtype=dtype),
@@ -45,21 +51,23 @@ def test_shared_logits(gated, batch, candidates, block, width, dtype, monkeypatc
         torch.randn(sums, width, dtype=dtype),
         torch.randn(batch, outputs, hidden, dtype=dtype),
     ]
-    constant = given[7]  # shares are data
+    shares = given[7]
     weight = torch.randn(batch, candidates, outputs, dtype=dtype)
     found = []
-    for function in (shared.shared_logits, reference.shared_logits):
+    for function, to in ((shared.shared_logits, torch.float32), (reference.shared_logits, dtype)):
         own = [
-            one.clone().requires_grad_(one.is_floating_point() and one is not constant)
+            (one.to(to) if one.is_floating_point() else one)
+            .clone()
+            .requires_grad_(one.is_floating_point() and one is not shares)
             for one in given
         ]
         logits = function(*own[:3], shared.Matches(*own[3:9]), *own[9:])
-        (logits * weight).sum().backward()
-        found.append([logits, *(one.grad for one in own if one.requires_grad)])
-    bound = 1e-5 if dtype == torch.float32 else 1e-12
+        (logits * weight.to(to)).sum().backward()
+        found.append([logits.detach(), *(one.grad for one in own if one.requires_grad)])
     assert len(found[0]) == 7
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=bound, rtol=bound)
+        bound = 1e-5 * float(other.abs().max())
+        torch.testing.assert_close(one.double(), other, atol=bound, rtol=0)
 
 
 def test_without_anchored_links():
@@ -69,32 +77,48 @@ def test_without_anchored_links():
     torch.testing.assert_close(found, reference.shared_logits(*own, None, None, out))
 
 
+def test_without_candidates():
+    own = torch.rand(0, 5), torch.randn(2, 5, 6).requires_grad_(), torch.randn(0, 6)
+    found = shared.shared_logits(*own, None, None, torch.randn(2, 1, 3))
+    assert found.shape == (2, 0, 1)
+    found.sum().backward()
+    assert not own[1].grad.any()
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "message"),
+    ("changed", "message"),
     [
-        ([0, -1], [1, 1], "outside the keys"),
-        ([0, 2], [1, 1], "outside the keys"),
-        ([0, 0], [1, 4], "outside the keys"),
-        ([0], [1], "a range for each link"),
+        ({"low": [0, -1]}, "outside the keys"),
+        ({"low": [0, 2]}, "outside the keys"),
+        ({"high": [1, 4]}, "outside the keys"),
+        ({"low": [0]}, "a range for each link"),
+        ({"offsets": [0, 3, 2]}, "do not ascend"),
+        ({"offsets": [0, 1, 1]}, "not those of the links"),
+        ({"offsets": [0, 2]}, "offsets of each request"),
+        ({"shares": [1.0]}, "a share for each key"),
     ],
 )
-def test_ranges_are_checked(low, high, message):
-    low, high = torch.tensor(low), torch.tensor(high)
-    candidates, shares = torch.tensor([0, 1, -1], dtype=torch.int32), torch.ones(3)
-    links, sums = torch.ones(2, 8), torch.zeros(2, 8)
-    given = [one.numpy() for one in (low, high, candidates, shares)]
+def test_matches_are_checked(changed, message):
+    given = {
+        "offsets": [0, 1, 2],
+        "low": [0, 1],
+        "high": [1, 1],
+        "candidates": torch.tensor([0, 1, -1], dtype=torch.int32),
+        "shares": [1.0, 1.0, 1.0],
+        "links": torch.ones(2, 8),
+    }
+    matches = shared.Matches(*(torch.as_tensor(one) for one in (given | changed).values()))
+    own = torch.rand(4, 5), torch.randn(2, 5, 6), torch.randn(4, 6)
     with pytest.raises(ValueError, match=message):
-        _native.give_links(*given, links.numpy(), sums.numpy())
-    with pytest.raises(ValueError, match=message):
-        _native.take_links(*given, sums.numpy(), links.numpy())
+        shared.shared_logits(*own, matches, torch.ones(6, 8), torch.randn(2, 1, 3))
 
 
 def test_candidates_that_do_not_exist_receive_nothing():
-    low, high = torch.tensor([0]), torch.tensor([4])
-    candidates = torch.tensor([1, -1, 2, 2**31 - 1], dtype=torch.int32)
-    links, sums = torch.ones(1, 8), torch.zeros(2, 8)
-    given = [one.numpy() for one in (low, high, candidates, torch.ones(4))]
-    _native.give_links(*given, links.numpy(), sums.numpy())
-    assert sums.sum(1).tolist() == [0.0, 8.0]
-    _native.take_links(*given, sums.numpy(), links.numpy())
-    assert links[0].tolist() == [1.0] * 8
+    entries = torch.tensor([1, -1, 2, 2**31 - 1], dtype=torch.int32)
+    one = torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([4]), entries, torch.ones(4)
+    links, layer = torch.ones(1, 8).requires_grad_(), torch.ones(1, 8)
+    own = torch.zeros(2, 5), torch.zeros(1, 5, 1), torch.zeros(2, 1)
+    found = shared.shared_logits(*own, shared.Matches(*one, links), layer, torch.ones(1, 1, 1))
+    assert found.flatten().tolist() == [0.0, 8.0]
+    found.sum().backward()
+    assert links.grad.tolist() == [[1.0] * 8]

@@ -39,22 +39,38 @@ def anchored_links(
     per_day: float,
     threads: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]: ...
-def give_links(
+def shared_paths() -> list[str]: ...
+def shared_logits(
+    weights: NDArray[np.float32],
+    folded: NDArray[np.float32],
+    head: NDArray[np.float32],
+    offsets: NDArray[np.int64],
     low: NDArray[np.int64],
     high: NDArray[np.int64],
-    candidates: NDArray[np.int32],
+    entries: NDArray[np.int32],
     shares: NDArray[np.float32],
     links: NDArray[np.float32],
-    sums: NDArray[np.float32],
-) -> None: ...
-def take_links(
+    layer: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+    path: str | None = None,
+) -> NDArray[np.float32]: ...
+def shared_gradients(
+    of_logits: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    folded: NDArray[np.float32],
+    head: NDArray[np.float32],
+    offsets: NDArray[np.int64],
     low: NDArray[np.int64],
     high: NDArray[np.int64],
-    candidates: NDArray[np.int32],
+    entries: NDArray[np.int32],
     shares: NDArray[np.float32],
-    of_sums: NDArray[np.float32],
-    of_links: NDArray[np.float32],
-) -> None: ...
+    links: NDArray[np.float32],
+    layer: NDArray[np.float32],
+    out: NDArray[np.float32],
+    threads: int,
+    path: str | None = None,
+) -> tuple[NDArray[np.float32], ...]: ...
 
 class Requests:
     def __len__(self) -> int: ...

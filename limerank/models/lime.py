@@ -285,6 +285,7 @@ class Lime(Ranker):
             torch.is_grad_enabled()
             and self.config.activation == "relu"
             and state.links.device.type == "cpu"
+            and state.links.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
         )
 

@@ -663,5 +663,5 @@ NB_MODULE(_native, m) {
     add_personaliser(m);
     add_anchored_links(m);
     add_profiles(m);
-    add_matches(m);
+    add_shared_logits(m);
 }

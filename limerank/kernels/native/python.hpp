@@ -108,6 +108,6 @@ void in_threads(std::int64_t count, std::int64_t step, std::int64_t least, int t
 void add_personaliser(nb::module_& m);
 void add_anchored_links(nb::module_& m);
 void add_profiles(nb::module_& m);
-void add_matches(nb::module_& m);
+void add_shared_logits(nb::module_& m);
 
 }  // namespace limerank
