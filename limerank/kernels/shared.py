@@ -78,13 +78,13 @@ class _SharedLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
         ctx.save_for_backward(*given)
-        arrays = tuple(map(_array, given))
-        return torch.from_numpy(_native.shared_logits(*arrays, threads=torch.get_num_threads()))
+        arguments = *map(_array, given), torch.get_num_threads()
+        return torch.from_numpy(_native.shared_logits(*arguments))
 
     @staticmethod
     def backward(ctx: Any, *of_output: Tensor) -> tuple[Tensor | None, ...]:
-        arrays = tuple(map(_array, (*of_output, *ctx.saved_tensors)))
-        found = _native.shared_gradients(*arrays, threads=torch.get_num_threads())
+        arguments = *map(_array, (*of_output, *ctx.saved_tensors)), torch.get_num_threads()
+        found = _native.shared_gradients(*arguments)
         of_weights, of_folded, of_head, of_links, of_layer, of_out = map(torch.from_numpy, found)
         return of_weights, of_folded, of_head, *[None] * 5, of_links, of_layer, of_out
 
