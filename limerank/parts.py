@@ -92,17 +92,17 @@ def settled(path: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         make_folder(path.parent)
         fresh = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
         try:
-            fresh.write_text(json.dumps(job, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            fresh.write_text(json.dumps(sealed(job), indent=2, ensure_ascii=False) + "\n", "utf-8")
             sync_file(fresh)
             with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(fresh, path)
         except OSError:
             if not path.exists():  # a file system without links: the last of several wins
-                write_json(path, dict(job))
+                write_json(path, sealed(job))
         finally:
             fresh.unlink(missing_ok=True)
         sync_directory(path.parent)
-    return read_json(path, "a job in parts")
+    return read_sealed(path, "a job in parts", _start_over(path))
 
 
 def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def read_plan(path: Path, what: str, format: int) -> dict[str, Any]:
     Raises:
         FormatError: it is damaged, or of another version.
     """
-    start_over = f"Remove {path.parent}, and run all parts again"
+    start_over = _start_over(path)
     try:
         plan = read_json(path, what)
     except FormatError as error:
@@ -147,7 +147,11 @@ def read_plan(path: Path, what: str, format: int) -> dict[str, Any]:
             f"{path} has format {plan.get('format')!r:.40}, expected {format}. {start_over} with "
             "this version"
         )
-    return plan
+    return read_sealed(path, what, start_over)
+
+
+def _start_over(path: Path) -> str:
+    return f"Remove {path.parent}, and run all parts again"
 
 
 def check_same(folder: Path, held: Mapping[str, Any], job: Mapping[str, Any]) -> None:

@@ -15,12 +15,12 @@ from limerank.data.dataset import Dataset
 from limerank.data.prepare import prepare
 from limerank.data.spec import Spec
 from limerank.errors import DataError, FormatError, SpecError
-from limerank.files import read_json, write_json
+from limerank.files import write_json
 from limerank.index import Index, writing
 from limerank.index import parts as index_parts
 from limerank.index.building import build_index
 from limerank.index.parts import build_part, join_parts
-from limerank.parts import Part, parse_part, parts_folder, settled
+from limerank.parts import Part, parse_part, parts_folder, read_sealed, sealed, settled
 from limerank.validation import validate
 from tests.catalogues import MODELS, data, file_of, make_run, plain_log, shop
 from tests.worlds import write_log
@@ -170,14 +170,17 @@ def test_parts_with_other_scales_or_damage_are_refused(tmp_path):
         build_part(run, out, Part(number, 2), data=data())
     shutil.copytree(parts_folder(out), tmp_path / "copy")
     plan = parts_folder(out) / "plan.json"
-    held = read_json(plan, "a plan")
-    write_json(plan, {**held, "scales": {**held["scales"], "weight_spread": 1.0}})
+    held = read_sealed(plan, "a plan", "")
+    write_json(plan, sealed({**held, "scales": {**held["scales"], "weight_spread": 1.0}}))
     with pytest.raises(FormatError, match=r"other scales or items .* run --part 1/2 again"):
         join_parts(run, out)
     write_json(plan, {**held, "format": 9})
-    with pytest.raises(FormatError, match="has format 9, expected 1"):
+    with pytest.raises(FormatError, match="has format 9, expected 2"):
         build_part(run, out, Part(1, 2), data=data())
-    write_json(plan, held)
+    write_json(plan, {**sealed(held), "job": {**held["job"], "items": "other"}})
+    with pytest.raises(FormatError, match=r"plan.json is damaged: .* run all parts again"):
+        build_part(run, out, Part(1, 2), data=data())
+    write_json(plan, sealed(held))
     (path,) = parts_folder(out).glob("part-*2-of-*")
     file = file_of(path, "vectors.f32")
     file.write_bytes(file.read_bytes()[:-1] + b"\x00")

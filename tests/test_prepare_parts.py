@@ -251,11 +251,21 @@ def test_a_damaged_part(days: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_log_that_changes_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "log-1.csv").write_text("user,item,time,click\n1,1,1,1\n"),
+         "log-1.csv has changed"),
+        (lambda folder: (folder / "log-2.csv").write_text("user,item,time,click\n1,1,1,1\n"),
+         "log-2.csv is new"),
+        (lambda folder: (folder / "log-1.csv").unlink(), "log-1.csv is missing"),
+    ],
+)  # fmt: skip
+def test_a_log_that_changes_meanwhile(tmp_path: Path, change: Any, message: str) -> None:
     spec = small_log(tmp_path, rows_of(1), rows_of(2))
     prepare_part(spec, tmp_path / "joined", Part(1, 2), base=tmp_path)
-    small_log(tmp_path, rows_of(1), rows_of(3)[1:])
-    with pytest.raises(FormatError, match=r"another job \(files "):
+    change(tmp_path)
+    with pytest.raises(FormatError, match=f"parts of another log: .*{message} since the first"):
         prepare_part(spec, tmp_path / "joined", Part(2, 2), base=tmp_path)
 
 
@@ -269,7 +279,7 @@ def test_a_table_that_changes_meanwhile(tmp_path: Path, changed: str) -> None:
     out = tmp_path / "joined"
     prepare_part(spec, out, Part(1, 1), base=tmp_path)
     (tmp_path / "items.csv").write_text(f"item_id\n{changed}")
-    with pytest.raises(FormatError, match=r"another job \(tables "):
+    with pytest.raises(FormatError, match=r"another log: .*items.csv has changed since the first"):
         join_prepared(spec, out, base=tmp_path)
 
 
@@ -306,9 +316,8 @@ def test_a_damaged_record_of_parts(days: Path, tmp_path: Path, name: str) -> Non
         again = r"\. Remove .*part-0000002-of-0000002, and run --part 2/2 again"
     written = json.loads(file.read_text())
     broken = ["", "[]", json.dumps(written)[:-9], "\0"]
-    if name == "part.json":
-        broken += [json.dumps({**written, key: 7}) for key in written]
-        broken += [json.dumps({k: v for k, v in written.items() if k != key}) for key in written]
+    broken += [json.dumps({**written, key: 7}) for key in written]
+    broken += [json.dumps({k: v for k, v in written.items() if k != key}) for key in written]
     for text in broken:
         file.write_text(text)
         for call in (lambda: join_prepared(spec, out), lambda: prepare_part(spec, out, Part(2, 2))):
@@ -353,7 +362,7 @@ def test_the_plan_of_another_version(days: Path, tmp_path: Path) -> None:
     plan = parts_folder(out) / "plan.json"
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "format": 9}))
     with pytest.raises(
-        FormatError, match=r"has format 9, expected 1. Remove .* run all parts again with"
+        FormatError, match=r"has format 9, expected 2. Remove .* run all parts again with"
     ):
         join_prepared(days / "spec.toml", out)
 

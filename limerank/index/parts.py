@@ -50,7 +50,7 @@ from limerank.parts import (
 )
 from limerank.runs.folder import Run, load_run
 
-FORMAT = 1
+FORMAT = 2
 """Version of ``plan.json``."""
 PLAN = "plan.json"
 

@@ -27,11 +27,10 @@ from limerank.files import (
     TABLE_ENDINGS,
     check_output,
     new_file,
-    read_json,
     write_json,
 )
 from limerank.models.tasks import predictions
-from limerank.parts import Part, check_same, digest_of, settled
+from limerank.parts import Part, check_same, digest_of, read_sealed, sealed, settled
 from limerank.progress import Bar
 from limerank.ranking.recommender import Recommender
 from limerank.ranking.rules import Rules, rules_of
@@ -187,7 +186,7 @@ def join_ranked(
     partial = partial_of(out)
     if not (partial / JOB).exists():
         raise FormatError(f"{partial} has no parts to join; rank them with --part K/N first")
-    check_same(partial, read_json(partial / JOB, "a job in parts"), asked.job)
+    check_same(partial, settled(partial / JOB, asked.job), asked.job)
     missing = [n for n in range(asked.parts) if not _path(partial, n).exists()]
     if missing:
         lacking = sum(len(asked.users_of(position)) for position in missing)
@@ -299,7 +298,8 @@ def _joined(asked: _Asked, partial: Path, out: Path) -> BulkRanking:
 def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
     """Make the folder for parts, or accept that of the same job."""
     if (partial / JOB).exists():
-        held = read_json(partial / JOB, "a job that was stopped")
+        advice = f"Remove {partial} to start over"
+        held = read_sealed(partial / JOB, "a job that was stopped", advice)
         if held == job:
             return
         if not overwrite:
@@ -311,7 +311,7 @@ def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    write_json(partial / JOB, job)
+    write_json(partial / JOB, sealed(job))
 
 
 def _ranked(

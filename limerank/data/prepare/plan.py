@@ -27,7 +27,7 @@ from limerank.parts import (
     settled,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder of parts."""
 PLAN, OF_PART = "plan.json", "part.json"
 TEXT = ("items-are-text", "users-are-text")
@@ -64,7 +64,14 @@ class Parts:
             sources = OpenSources(asked)
             job = _job(asked, sources.files, of)
             plan = settled(
-                folder / PLAN, {"format": FORMAT, "job": job, "integral": sources.integral}
+                folder / PLAN,
+                {
+                    "format": FORMAT,
+                    "job": job,
+                    "integral": sources.integral,
+                    "log": _listed(sources.files),
+                    "tables": _listed(_tables(asked)),
+                },
             )
         found = cls(folder, plan)
         found.sources(asked, of)
@@ -104,8 +111,25 @@ class Parts:
         """
         found = OpenSources(asked, self.integral)
         job = _job(asked, found.files, self.of if of is None else of)
-        check_same(self.folder, self.plan["job"], job)
+        held = self.plan["job"]
+        if held["description"] == job["description"]:
+            for what, files in (("log", found.files), ("tables", _tables(asked))):
+                self._check_files(self.plan[what], _listed(files))
+        check_same(self.folder, held, job)
         return found
+
+    def _check_files(self, held: dict[str, str], files: dict[str, str]) -> None:
+        names = [name for name in {**held, **files} if held.get(name) != files.get(name)]
+        if names:
+            changed = names[0]
+            if changed not in held:
+                what = "is new"
+            else:
+                what = "has changed" if changed in files else "is missing"
+            raise FormatError(
+                f"{self.folder} holds parts of another log: {changed} {what} since the first of "
+                f"them was read. Put the files back, or remove {self.folder} to start over"
+            )
 
     def complete(self, number: int) -> dict[str, Any] | None:
         """What a part says of itself; None where it has to be read (again).
@@ -154,10 +178,7 @@ def _job(asked: Asked, files: Sequence[Sequence[LogFile]], of: int) -> dict[str,
     return {
         "parts": of,
         "description": digest_of(asked.inputs.spec.model_dump(mode="json")),
-        "files": _digest_of_files(files),
-        "tables": _digest_of_files(
-            [map(LogFile.of, asked.inputs.table_files(what)) for what in ("items", "users")]
-        ),
+        "files": [len(of_source) for of_source in files],
         "earlier": None if earlier is None else digest_of(earlier.manifest),
         "extend": asked.events is not None,
         "since": asked.since,
@@ -165,5 +186,12 @@ def _job(asked: Asked, files: Sequence[Sequence[LogFile]], of: int) -> dict[str,
     }
 
 
-def _digest_of_files(files: Iterable[Iterable[LogFile]]) -> str:
-    return digest_of([[one.to_dict() for one in of_source] for of_source in files])
+def _tables(asked: Asked) -> list[list[LogFile]]:
+    """The files of the tables of items and users."""
+    of = asked.inputs.table_files
+    return [[LogFile.of(path) for path in of(what)] for what in ("items", "users")]
+
+
+def _listed(files: Iterable[Iterable[LogFile]]) -> dict[str, str]:
+    """What each file is known by, and the digest of its size and time of change."""
+    return {one.key: digest_of(one.to_dict()) for of_source in files for one in of_source}
