@@ -113,6 +113,37 @@ def test_a_run_is_replaced_once(job, tmp_path):
     assert [one["overwrite"] for one in of.jobs] == [True, True, False]
 
 
+@pytest.mark.parametrize("stood_before", [True, False])
+def test_a_run_that_is_stored_is_not_trained_again(job, tmp_path, stood_before):
+    """Process 0 may end after its last file."""
+    run, killed = tmp_path / "run", RuntimeError("killed")
+    if stood_before:
+        run.mkdir()
+        (run / "config.json").write_text("{}")
+        (run / "alarms.json").write_text("{}")
+
+    def stored():
+        run.mkdir(exist_ok=True)
+        (run / "new").write_text("{}")
+        (run / "new").replace(run / "config.json")
+        (run / "alarms.json").write_text("{}")
+        return 0, killed
+
+    of = Here([(0, killed)], [stored])
+    text = train_together(of.begin, job | {"overwrite": True}, 1, stream=io.StringIO())
+    assert "trained and stored" in text and not of.attempts
+
+
+def test_a_finished_run_of_before_is_no_result(job, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "alarms.json"):
+        (run / name).write_text("{}")
+    of = Here([(0, FormatError("is a finished run; pass --overwrite"))])
+    with pytest.raises(FormatError, match="pass --overwrite"):
+        train_together(of.begin, job, 1, stream=io.StringIO())
+
+
 def test_output_that_nobody_takes_is_bounded():
     printed = Printed()
     print("x" * 10 * MOST_OUTPUT, "end", file=printed)

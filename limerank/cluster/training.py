@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 
 from limerank.cluster.jobs import RETRIES
 from limerank.errors import LimerankError, SpecError
+from limerank.runs.alarms import ALARMS
 
 POLL_SECONDS = 0.5
 """Between two looks at the output of process 0."""
@@ -64,7 +65,8 @@ def train_together(
         stream: where the output of process 0 goes; standard error when not given.
 
     Returns:
-        The text of the result.
+        The text of the result, or that it is lost where process 0 has ended after it had stored the
+        run.
 
     Raises:
         SpecError: a number is not valid.
@@ -77,6 +79,7 @@ def train_together(
     stream = sys.stderr if stream is None else stream
     out = Path(job["out"])
     replaced, last = _identity(out), ""
+    finished = _is_finished(out)
     for attempt in range(1, retries + 2):
         overwrite = bool(job.get("overwrite")) and _identity(out) == replaced
         processes = begin({**job, "overwrite": overwrite})
@@ -86,6 +89,8 @@ def train_together(
             processes.stop()
         if isinstance(found, str):
             return found
+        if _is_finished(out) and not (finished and _identity(out) == replaced):
+            return f"{out}: trained and stored; process 0 has ended before it printed the result"
         if _is_certain(found):
             raise found
         last = _first_line(found)
@@ -140,6 +145,10 @@ def _identity(out: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _is_finished(out: Path) -> bool:
+    return (out / ALARMS).exists()
 
 
 def _first_line(error: Exception) -> str:
