@@ -26,7 +26,7 @@ from benchmarks.rows import has_row, write_row
 from limerank.training.catalogue import LEAST
 
 ALL = 0
-NUMBERS = (100, 300, LEAST, 1000, 3000, ALL)
+NUMBERS = (100, 300, 512, LEAST, 3000, ALL)
 MODEL = "lime-mha"
 SHOP, FILMS = "shop", "ml_latest_small"
 EPOCHS = {SHOP: 2, FILMS: 1}

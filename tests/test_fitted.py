@@ -127,7 +127,7 @@ def test_the_time_of_counting_is_bounded(most, monkeypatch):
     rows = SHAPE.item_ids
     interacted = module.Interacted.of(CountedEvents(tuple(sorted(events))), rows, 100)
     n, found, counted = interacted.users_of_items, {}, 0.0
-    for low, _, owner, other, users in module.counted_together(interacted, rows):
+    for low, _, owner, other, users, _ in module.counted_together(interacted, rows):
         assert low == 0
         found = dict(zip(zip(owner, other, strict=True), users[:, 0], strict=True))
     drawn = module._taken(n, np.bincount(interacted.items, [3.0] * len(interacted.items), rows))
@@ -138,6 +138,27 @@ def test_the_time_of_counting_is_bounded(most, monkeypatch):
     assert found[1, 2] == found[2, 1] == 400  # of all who are drawn, times all / drawn
     assert all(found[3 + user, 1] == 1 for user in range(8))
     assert (drawn[1] < 400) == (most < 3600) and (drawn == np.minimum(n, drawn.max())).all()
+
+
+def test_how_often_an_item_followed_another():
+    """Against all pairs of positions in the histories, by folds of users."""
+    rng = np.random.default_rng(3)
+    events = [(user, int(item), 1.0) for user in range(30) for item in rng.integers(1, 30, 40)]
+    rows, window = SHAPE.item_ids, 25
+    interacted = module.Interacted.of(CountedEvents(tuple(events)), rows, window)
+    groups = rng.integers(0, 3, len(interacted.rows))
+    expected = np.zeros((rows, rows, 3))
+    for user in range(30):
+        items = [item for owner, item, _ in events if owner == user]
+        newest = list(dict.fromkeys(reversed(items)))[:window]
+        for late, after in enumerate(newest):
+            for early in range(late + 1, min(late + module.STEPS, len(newest) - 1) + 1):
+                expected[after, newest[early], groups[user]] += 1 / (early - late)
+    found = np.zeros_like(expected)
+    for low, _, owner, other, _, followed in module.counted_together(interacted, rows, groups, 3):
+        found[owner + low, other] = followed
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert (expected > 0).any() and window > module.STEPS
 
 
 def test_scores_are_sums_over_the_interactions_of_a_history():

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from limerank.data.dataset import Dataset
-from limerank.data.interactions import TrainingInteractions
 from limerank.training import nearest as module
 from limerank.training.collaborative import FOLDS, folds_of, statistics
 from limerank.training.nearest import nearest
-from limerank.training.neighbours import BY_VECTORS, FEW, neighbour_lists
+from limerank.training.neighbours import BY_ORDER, BY_VECTORS, FEW, neighbour_lists
+from tests.test_neighbours import counted_by_user
 from tests.worlds import prepare_log
 
 
@@ -91,14 +91,12 @@ def test_a_catalogue_may_be_empty(items):
 def test_lists_hold_what_users_and_vectors_say(data, most):
     """Against the definition, over all pairs."""
     rows, plain = data.trained_items + 1, neighbour_lists(data, most)
-    of, chosen = statistics(data, 8, False).values, np.zeros((len(data.users), rows))
-    for block in TrainingInteractions(data).blocks():
-        held = block.counted & (block.items > 0)
-        chosen[block.users[held], block.items[held]] = 1
+    of, (chosen, followed) = statistics(data, 8, False).values, counted_by_user(data)
     folds, found, scale = folds_of(np.arange(len(chosen))), neighbour_lists(data, most, of), None
     for fold in reversed(range(FOLDS + 1)):
         users = chosen[folds != fold]
         together, n = users.T @ users, users.sum(0)
+        together += BY_ORDER * followed[folds != fold].sum(0)
         alike = (of[fold] @ of[fold].T / of.shape[-1]).clamp(min=0).numpy()
         norm = np.sqrt(np.outer(n, n)) + FEW
         for row in range(rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from limerank.data.interactions import TrainingInteractions
 from limerank.models import build, cooccurrence
 from limerank.models.anchors import matches
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
+from limerank.models.cooccurrence import STEPS
 from limerank.models.neighbours import NeighbourLists, neighbours_of, with_neighbours
 from limerank.training.collaborative import FOLDS, folds_of
-from limerank.training.neighbours import FEW, LEAST, WINDOW, neighbour_lists
+from limerank.training.neighbours import BY_ORDER, FEW, LEAST, WINDOW, neighbour_lists
 from limerank.training.objectives import objective_of
 from limerank.training.trainer import train
 from tests.worlds import SHAPE, batch, config_of, prepare_log, random_lists, unsure
@@ -41,14 +44,27 @@ def test_keys_of_neighbours_stand_behind_an_item_s_own():
     assert found.offsets.tolist() == [0, 4, 5, 10] and found.complete
 
 
-def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch):
-    """Against a dense matrix of users and items."""
-    monkeypatch.setattr(cooccurrence, "PAIRS", 50)
+def counted_by_user(data):
+    """Of each user the items, [U, I], and 1 / g of those that came g items after another, up to
+    ``STEPS``, [U, I, I]."""
     rows = data.trained_items + 1
-    chosen = np.zeros((len(data.users), rows))
+    chosen, followed = np.zeros((len(data.users), rows)), np.zeros((len(data.users), rows, rows))
     for block in TrainingInteractions(data).blocks():
         held = block.counted & (block.items > 0)
         chosen[block.users[held], block.items[held]] = 1
+        for user in np.unique(block.users[held]):
+            newest = list(dict.fromkeys(block.items[held & (block.users == user)][::-1].tolist()))
+            for late, early in combinations(range(len(newest)), 2):
+                if early - late <= STEPS:
+                    followed[user, newest[late], newest[early]] = 1 / (early - late)
+    return chosen, followed
+
+
+def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch):
+    """Against dense matrices of users and items, and of pairs of items in each history."""
+    monkeypatch.setattr(cooccurrence, "PAIRS", 50)
+    rows = data.trained_items + 1
+    chosen, followed = counted_by_user(data)
     assert chosen.sum(1).max() <= WINDOW
     folds, found = folds_of(np.arange(len(chosen))), neighbour_lists(data, 6)
     assert len(found) == FOLDS + 1
@@ -56,7 +72,8 @@ def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch)
     for fold in reversed(range(FOLDS + 1)):
         of = chosen[folds != fold]
         together, n = of.T @ of, of.sum(0)
-        similarity = together / (np.sqrt(np.outer(n, n)) + FEW) * (together >= LEAST)
+        sums = together + BY_ORDER * followed[folds != fold].sum(0)
+        similarity = sums / (np.sqrt(np.outer(n, n)) + FEW) * (together >= LEAST)
         np.fill_diagonal(similarity, 0)
         best = -np.sort(-similarity, axis=1)[:, :6]
         scale = scale or 2 * best[best > 0].mean()

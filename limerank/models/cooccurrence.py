@@ -20,6 +20,8 @@ PAIRS = 1 << 21
 USERS = 1 << 14
 """Users of an item that its neighbours are counted with, at most: evenly drawn where there are
 more."""
+STEPS = 20
+"""Items of a user from one to another, in their order, at most, for the one to follow the other."""
 MOST_PAIRS = 1 << 31
 """Pairs of events that are counted for all items together, at most: some minutes of one core. Where
 there are more, fewer users of the items with many are drawn."""
@@ -31,7 +33,7 @@ class Interacted:
 
     Attributes:
         users: of each pair, counted from 0, ascending, i32 [n].
-        items: of each pair, a row of the id table, i32 [n].
+        items: of each pair, a row of the id table, i32 [n]; of a user, the newest one first.
         rows: of each user, what the events call it, i64.
         again: of each item, the users who came back to it, i64 [I].
         weights: of each item, the weight of its positives, f64 [I].
@@ -83,14 +85,23 @@ class Interacted:
 
 
 class Together(NamedTuple):
-    """Items of rows ``low .. high - 1`` and those that share users with them: ``owner`` counts from
-    ``low``, ``other`` is a row, i64 [P]; and their users in each group, f64 [P, F]."""
+    """Items of rows ``low .. high - 1`` and those that share users with them.
+
+    Attributes:
+        low, high: the rows.
+        owner: counts from ``low``, i64 [P].
+        other: a row, i64 [P].
+        users: of both, in each group, f64 [P, F].
+        followed: the sum of 1 / g over those users with whom the owner came g items after the
+            other, :data:`STEPS` at most, f64 [P, F].
+    """
 
     low: int
     high: int
     owner: NDArray[np.int64]
     other: NDArray[np.int64]
     users: NDArray[np.float64]
+    followed: NDArray[np.float64]
 
 
 def counted_together(
@@ -109,7 +120,10 @@ def counted_together(
     users, items = interacted.users, interacted.items
     of_user = np.bincount(users).astype(np.int32)
     first_of_user = np.cumsum(of_user, dtype=np.int64) - of_user
-    by_item = users[np.argsort(items, kind="stable")]
+    position = (np.arange(len(users)) - first_of_user[users]).astype(np.int32)
+    of_item = np.argsort(items, kind="stable")
+    by_item, place = users[of_item], position[of_item]
+    of_gap = np.concatenate([[0.0], 1 / np.arange(1, STEPS + 1)])
     n = np.bincount(items, minlength=rows)
     start = np.cumsum(n) - n
     pairs = np.bincount(items, of_user[users], rows).astype(np.float64, copy=False)
@@ -124,21 +138,27 @@ def counted_together(
         owner = np.repeat(np.arange(high - low), own)
         if (n[low:high] > own).any():  # evenly drawn of the item's users
             at = at * n[low:high][owner] // own[owner]
-        chosen = by_item[start[low:high][owner] + at]
-        other = items[ragged_index(first_of_user[chosen], of_user[chosen])]
-        keys = np.repeat(owner, of_user[chosen]) * rows + other
+        at = start[low:high][owner] + at
+        chosen = by_item[at]
+        others = ragged_index(first_of_user[chosen], of_user[chosen])
+        gaps = position[others] - np.repeat(place[at], of_user[chosen])  # positive: it came before
+        keys = np.repeat(owner, of_user[chosen]) * rows + items[others]
         if groups is not None:
             keys = keys * of + np.repeat(groups[chosen], of_user[chosen])
+        keys = keys * (STEPS + 1) + np.where((gaps > 0) & (gaps <= STEPS), gaps, 0)
         keys.sort()
+        keys, gaps = np.divmod(keys, STEPS + 1)
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         counts = np.diff(np.append(begins, len(keys))).astype(np.float64)
+        steps = np.add.reduceat(of_gap[gaps], begins) if len(begins) else counts
         keys, group = (keys[begins], 0) if groups is None else np.divmod(keys[begins], of)
         first = np.flatnonzero(np.diff(keys, prepend=-1))
-        together = np.zeros((len(first), of))
-        together[np.cumsum(np.diff(keys, prepend=-1) != 0) - 1, group] = counts
+        pair = np.cumsum(np.diff(keys, prepend=-1) != 0) - 1
+        together, followed = np.zeros((len(first), of)), np.zeros((len(first), of))
+        together[pair, group], followed[pair, group] = counts, steps
         owner, of_pair = keys[first] // rows, keys[first] % rows
-        together *= (n[owner + low] / taken[owner + low])[:, None]
-        yield Together(low, high, owner, of_pair, together)
+        drawn = (n[owner + low] / taken[owner + low])[:, None]
+        yield Together(low, high, owner, of_pair, together * drawn, followed * drawn)
         low = high
 
 

@@ -161,7 +161,7 @@ def _similar(
     n = interacted.users_of_items
     name = f"{config.model}: items of the same users"
     with Bar(name, total=rows, unit="items", quiet=quiet) as bar:
-        for low, high, owner, other, together in counted_together(interacted, rows):
+        for low, high, owner, other, together, _ in counted_together(interacted, rows):
             item = owner + low
             shared = np.where(item == other, interacted.again[item], together[:, 0])
             similarity = shared / (np.sqrt(n[item] * n[other]) + config.shrinkage)

@@ -54,19 +54,18 @@ from limerank.training.optim import Rates, rate_scale
 from limerank.training.positives import Positives, positives
 from limerank.training.softmax import shared_softmax
 
-PAIRS, PAIRWISE_PAIRS = 1 << 28, 1 << 24
+PAIRS = 1 << 24
 """Pairs of a request and an item in an epoch, about, where ``negatives`` is not set: as many items
-are drawn for each batch, or the softmax is over the full catalogue where that is fewer. The first
-number is of models that read a history once for all candidates, the second of those that read it
-for each one (Ranker.pairwise)."""
+are drawn for each batch, or the softmax is over the full catalogue where that is fewer."""
+LEAST, PAIRWISE_LEAST = 1000, 128
+"""Items that are drawn for a batch even if an epoch then has more pairs: for models that read a
+history once for all candidates, and for those that read it for each one (Ranker.pairwise)."""
 BASELINES = "most-popular", "item-knn"
 """Models that validations are compared with."""
 FEW_REQUESTS = 100
 """Fewer validation requests are too few to choose weights by, and a training says so."""
 RATES = Rates(0.0075, 0.0125, 0.0)
 """Learning rates of a batch."""
-LEAST, PAIRWISE_LEAST = 512, 128
-"""Items that are drawn for a batch even if an epoch then has more pairs, likewise."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +195,8 @@ class Catalogue(Impressions):
         the full training split decide, also where few of them are learned from."""
         if self.config.negatives is not None:
             return self.config.negatives or self.dataset.trained_items
-        pairs, least = (PAIRWISE_PAIRS, PAIRWISE_LEAST) if pairwise else (PAIRS, LEAST)
-        return max(pairs // max(self._split_requests, 1), least)
+        least = PAIRWISE_LEAST if pairwise else LEAST
+        return max(PAIRS // max(self._split_requests, 1), least)
 
     def batches(self, plan: Sequence[Rows]) -> Iterator[Requests]:
         made = ahead(map(self._requests, plan))

@@ -1,12 +1,15 @@
 """Which items the same users of the training window chose: the neighbours that models are given.
 
-With ``n_i`` the users who interacted with item i, ``C_ij`` those who interacted with both, and
-``s_ij`` the similarity of the collaborative vectors of the two (limerank.training.nearest),
+With ``n_i`` the users who interacted with item i, ``C_ij`` those who interacted with both, ``A_ij``
+the sum of 1 / g over those of them with whom i came g items after j (20 at most), and ``s_ij`` the
+similarity of the collaborative vectors of the two (limerank.training.nearest),
 
-    similarity(i, j) = (C_ij + k r s_ij) / (sqrt(n_i n_j) + k)
+    similarity(i, j) = (C_ij + b A_ij + k r s_ij) / (sqrt(n_i n_j) + k)
 
 and an item's neighbours are the most similar ones of those of which ``C_ij`` is at least 2, most of
-all, and of those whose vectors are nearest. The ``k`` added users say what the vectors say. Where
+all, and of those whose vectors are nearest. What directly followed an item goes with it more than
+what the same users chose some time, and the order of the two counts: a film's sequel follows the
+film. The ``k`` added users say what the vectors say. Where
 users have few events, few pairs of items have two users in common, and the vectors say most of
 what there is to know. Shares are similarities divided by twice their mean over all lists, so that
 they do not depend on how sparse the log is.
@@ -41,6 +44,8 @@ FEW = 10.0
 are not the most similar ones."""
 BY_VECTORS = 0.4
 """r: similarity of two items whose vectors are the same, by the users that are added."""
+BY_ORDER = 10.0
+"""b: users that one counts as with whom an item directly followed the other."""
 LEAST = 2
 """Users that neighbours have in common, at least."""
 
@@ -66,18 +71,28 @@ def neighbour_lists(
     shares = np.zeros((FOLDS + 1, rows, most), np.float32)
     total = of_fold.sum(1)
     with Bar("neighbours of items", total=rows, unit="items", quiet=quiet) as bar:
-        for low, high, owner, other, users in counted_together(interacted, rows, folds, FOLDS):
+        for low, high, owner, other, users, followed in counted_together(
+            interacted, rows, folds, FOLDS
+        ):
             apart = owner + low != other
-            owner, other, users = owner[apart], other[apart], users[apart]
-            everyone = users.sum(1)
+            owner, other, users, followed = (
+                owner[apart],
+                other[apart],
+                users[apart],
+                followed[apart],
+            )
+            everyone, in_order = users.sum(1), followed.sum(1)
             for fold in range(FOLDS + 1):
-                together, n = everyone, total
+                together, ordered, n = everyone, in_order, total
                 if fold < FOLDS:
-                    together, n = everyone - users[:, fold], total - of_fold[:, fold]
+                    together = everyone - users[:, fold]
+                    ordered = in_order - followed[:, fold]
+                    n = total - of_fold[:, fold]
                 held = together >= LEAST
                 i, j = owner[held], other[held]
                 norm = np.sqrt(n[i + low] * n[j]) + FEW
-                similarity = (together[held] / norm).astype(np.float32)
+                sums = together[held] + BY_ORDER * ordered[held].clip(min=0)
+                similarity = (sums / norm).astype(np.float32)
                 _store(
                     ids[fold, low:high], shares[fold, low:high], i, j.astype(np.int32), similarity
                 )
