@@ -77,6 +77,15 @@ def test_without_anchored_links():
     torch.testing.assert_close(found, reference.shared_logits(*own, None, None, out))
 
 
+@pytest.mark.parametrize("sums", [6, 3])
+def test_numbers_that_are_not_finite_are_seen(sums):
+    """So that a training that diverges is noticed."""
+    own = torch.rand(4, 5), torch.randn(2, 5, sums), torch.randn(4, sums)
+    own[2][1] = torch.nan
+    found = shared.shared_logits(*own, None, None, torch.randn(2, 1, 3))
+    assert found.isnan().flatten(1).tolist() == [[False, True, False, False]] * 2
+
+
 def test_without_candidates():
     own = torch.rand(0, 5), torch.randn(2, 5, 6).requires_grad_(), torch.randn(0, 6)
     found = shared.shared_logits(*own, None, None, torch.randn(2, 1, 3))

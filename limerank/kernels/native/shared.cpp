@@ -173,7 +173,7 @@ INLINE void forward(const Given& x, std::size_t low, std::size_t high, float* lo
             first_layer<T>(x, w, first, count, some ? &w.z[(first - low) * x.r] : nullptr);
             for (std::size_t m = 0; m < count; m++) {
                 float* __restrict a = &w.sums[m * w.gp];
-                for (std::size_t i = 0; i < x.h; i++) a[i] = a[i] > 0 ? a[i] : 0;
+                for (std::size_t i = 0; i < x.h; i++) a[i] = a[i] < 0 ? 0 : a[i];  // NaN stays
                 if (x.gated)
                     for (std::size_t i = 0; i < x.h; i++) a[i] *= a[x.h + i];
                 for (std::size_t k = 0; k < x.K; k++) {
