@@ -8,9 +8,10 @@ import torch
 
 from limerank.data.dataset import Dataset
 from limerank.training import nearest as module
+from limerank.training import neighbours
 from limerank.training.collaborative import FOLDS, folds_of, statistics
 from limerank.training.nearest import nearest
-from limerank.training.neighbours import BY_ORDER, BY_VECTORS, FEW, neighbour_lists
+from limerank.training.neighbours import BY_VECTORS, FEW, neighbour_lists
 from tests.test_neighbours import counted_by_user
 from tests.worlds import prepare_log
 
@@ -88,15 +89,16 @@ def test_a_catalogue_may_be_empty(items):
 
 
 @pytest.mark.parametrize("most", [4, 20])
-def test_lists_hold_what_users_and_vectors_say(data, most):
+def test_lists_hold_what_users_and_vectors_say(data, most, monkeypatch):
     """Against the definition, over all pairs."""
+    monkeypatch.setattr(neighbours, "weight_of_order", lambda *_: 3.0)
     rows, plain = data.trained_items + 1, neighbour_lists(data, most)
     of, (chosen, followed) = statistics(data, 8, False).values, counted_by_user(data)
     folds, found, scale = folds_of(np.arange(len(chosen))), neighbour_lists(data, most, of), None
     for fold in reversed(range(FOLDS + 1)):
         users = chosen[folds != fold]
         together, n = users.T @ users, users.sum(0)
-        together += BY_ORDER * followed[folds != fold].sum(0)
+        together += 3 * followed[folds != fold].sum(0)
         alike = (of[fold] @ of[fold].T / of.shape[-1]).clamp(min=0).numpy()
         norm = np.sqrt(np.outer(n, n)) + FEW
         for row in range(rows):

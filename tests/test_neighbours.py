@@ -14,10 +14,19 @@ from limerank.data.interactions import TrainingInteractions
 from limerank.models import build, cooccurrence
 from limerank.models.anchors import matches
 from limerank.models.config import DataShape, ModelConfig, TrainConfig
-from limerank.models.cooccurrence import STEPS
+from limerank.models.cooccurrence import STEPS, Interacted
 from limerank.models.neighbours import NeighbourLists, neighbours_of, with_neighbours
+from limerank.training import neighbours
 from limerank.training.collaborative import FOLDS, folds_of
-from limerank.training.neighbours import BY_ORDER, FEW, LEAST, WINDOW, neighbour_lists
+from limerank.training.neighbours import (
+    BY_ORDER,
+    FEW,
+    LEAST,
+    WINDOW,
+    neighbour_lists,
+    users_of_items,
+    weight_of_order,
+)
 from limerank.training.objectives import objective_of
 from limerank.training.trainer import train
 from tests.worlds import SHAPE, batch, config_of, prepare_log, random_lists, unsure
@@ -63,6 +72,7 @@ def counted_by_user(data):
 def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch):
     """Against dense matrices of users and items, and of pairs of items in each history."""
     monkeypatch.setattr(cooccurrence, "PAIRS", 50)
+    monkeypatch.setattr(neighbours, "weight_of_order", lambda *_: 3.0)
     rows = data.trained_items + 1
     chosen, followed = counted_by_user(data)
     assert chosen.sum(1).max() <= WINDOW
@@ -72,7 +82,7 @@ def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch)
     for fold in reversed(range(FOLDS + 1)):
         of = chosen[folds != fold]
         together, n = of.T @ of, of.sum(0)
-        sums = together + BY_ORDER * followed[folds != fold].sum(0)
+        sums = together + 3 * followed[folds != fold].sum(0)
         similarity = sums / (np.sqrt(np.outer(n, n)) + FEW) * (together >= LEAST)
         np.fill_diagonal(similarity, 0)
         best = -np.sort(-similarity, axis=1)[:, :6]
@@ -84,6 +94,43 @@ def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch)
             np.testing.assert_allclose(found[fold].shares[row, : len(own)], expected, rtol=1e-5)
             assert len(set(own.tolist())) == len(own)
     assert not torch.equal(found[0].shares, found[-1].shares)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "expected"), [(True, BY_ORDER[1:]), (False, BY_ORDER[:1])], ids=["order", "none"]
+)
+def test_the_log_decides_what_the_order_of_events_counts(ordered, expected):
+    """In one log of two, half the events are followed by one of ten items that follow the item."""
+    rng, items, rows = np.random.default_rng(0), 200, 201
+    next_to = rng.integers(items, size=(items, 10))
+    histories = []
+    for _ in range(600):
+        history = [int(rng.integers(items))]
+        while len(history) < 12:
+            follows = rng.random() < 0.5
+            history.append(int(rng.choice(next_to[history[-1]]) if follows else rng.choice(items)))
+        histories.append([item + 1 for item in dict.fromkeys(history)])
+        if not ordered:
+            rng.shuffle(histories[-1])
+    interacted = Interacted(
+        np.repeat(np.arange(len(histories)), [len(one) for one in histories]).astype(np.int32),
+        np.array([item for one in histories for item in reversed(one)], np.int32),
+        np.arange(len(histories)),
+        np.zeros(rows, np.int64),
+        np.ones(rows),
+    )
+    folds = folds_of(interacted.rows)
+    users_of = users_of_items(interacted, folds)
+    assert users_of[-1].sum() == len(interacted.items)
+    assert users_of[1, 7] == ((interacted.items == 7) & (folds[interacted.users] != 1)).sum()
+    assert weight_of_order(interacted, folds, users_of) in expected
+
+
+def test_nothing_in_common_has_no_order():
+    none = np.zeros(0, np.int32)
+    interacted = Interacted(none, none, none.astype(np.int64), np.zeros(5, np.int64), np.ones(5))
+    folds = folds_of(interacted.rows)
+    assert weight_of_order(interacted, folds, users_of_items(interacted, folds)) == 0
 
 
 def test_a_candidate_receives_from_its_neighbours_in_the_history():

@@ -7,9 +7,12 @@ similarity of the collaborative vectors of the two (limerank.training.nearest),
     similarity(i, j) = (C_ij + b A_ij + k r s_ij) / (sqrt(n_i n_j) + k)
 
 and an item's neighbours are the most similar ones of those of which ``C_ij`` is at least 2, most of
-all, and of those whose vectors are nearest. What directly followed an item goes with it more than
-what the same users chose some time, and the order of the two counts: a film's sequel follows the
-film. The ``k`` added users say what the vectors say. Where
+all, and of those whose vectors are nearest.
+
+What directly followed an item goes with it more than what the same users chose some time, and the
+order of the two counts: a film's sequel follows the film. In logs whose order says nothing, ``A``
+is but noise. So the log decides on ``b`` (:func:`weight_of_order`). The ``k`` added users say what
+the vectors say. Where
 users have few events, few pairs of items have two users in common, and the vectors say most of
 what there is to know. Shares are similarities divided by twice their mean over all lists, so that
 they do not depend on how sparse the log is.
@@ -24,6 +27,8 @@ fold.
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,7 +36,7 @@ from torch import Tensor
 
 from limerank.data.dataset import Dataset
 from limerank.data.interactions import TrainingInteractions
-from limerank.models.cooccurrence import Interacted, best, counted_together
+from limerank.models.cooccurrence import Interacted, Together, best, counted_together
 from limerank.models.neighbours import NeighbourLists
 from limerank.progress import Bar
 from limerank.training.collaborative import FOLDS, folds_of
@@ -44,8 +49,11 @@ FEW = 10.0
 are not the most similar ones."""
 BY_VECTORS = 0.4
 """r: similarity of two items whose vectors are the same, by the users that are added."""
-BY_ORDER = 10.0
-"""b: users that one counts as with whom an item directly followed the other."""
+BY_ORDER = (0.0, 1.0, 3.0, 10.0)
+"""What ``b`` may be: users that one counts as with whom an item directly followed the other."""
+NEAR, TRIED, PARTS, ENOUGH = 10, 2, 4, 0.95
+"""To decide on it: neighbours of an item, folds of users, parts of the pairs, and the share of the
+best from which on 0 is as good."""
 LEAST = 2
 """Users that neighbours have in common, at least."""
 
@@ -65,40 +73,20 @@ def neighbour_lists(
     rows = dataset.trained_items + 1
     interacted = Interacted.of(TrainingInteractions(dataset), rows, WINDOW)
     folds = folds_of(interacted.rows)
-    of_fold = np.zeros((rows, FOLDS))
-    np.add.at(of_fold, (interacted.items, folds[interacted.users]), 1)
+    users_of = users_of_items(interacted, folds)
+    by_order = weight_of_order(interacted, folds, users_of)
     ids = np.zeros((FOLDS + 1, rows, most), np.int32)
     shares = np.zeros((FOLDS + 1, rows, most), np.float32)
-    total = of_fold.sum(1)
     with Bar("neighbours of items", total=rows, unit="items", quiet=quiet) as bar:
-        for low, high, owner, other, users, followed in counted_together(
-            interacted, rows, folds, FOLDS
-        ):
-            apart = owner + low != other
-            owner, other, users, followed = (
-                owner[apart],
-                other[apart],
-                users[apart],
-                followed[apart],
-            )
-            everyone, in_order = users.sum(1), followed.sum(1)
+        for part in counted_together(interacted, rows, folds, FOLDS):
+            low, high = part.low, part.high
             for fold in range(FOLDS + 1):
-                together, ordered, n = everyone, in_order, total
-                if fold < FOLDS:
-                    together = everyone - users[:, fold]
-                    ordered = in_order - followed[:, fold]
-                    n = total - of_fold[:, fold]
-                held = together >= LEAST
-                i, j = owner[held], other[held]
-                norm = np.sqrt(n[i + low] * n[j]) + FEW
-                sums = together[held] + BY_ORDER * ordered[held].clip(min=0)
-                similarity = (sums / norm).astype(np.float32)
-                _store(
-                    ids[fold, low:high], shares[fold, low:high], i, j.astype(np.int32), similarity
-                )
+                held, similarity = _similarities(part, fold, users_of[fold], by_order)
+                owner, other = part.owner[held], part.other[held].astype(np.int32)
+                _store(ids[fold, low:high], shares[fold, low:high], owner, other, similarity)
             bar.advance(high - low)
     if vectors is not None:
-        _with_vectors(ids, shares, np.vstack([total - of_fold.T, total]), vectors, quiet)
+        _with_vectors(ids, shares, users_of, vectors, quiet)
     of_all = shares[-1][shares[-1] > 0]
     if len(of_all):
         shares /= 2 * of_all.mean(dtype=np.float64)
@@ -106,6 +94,55 @@ def neighbour_lists(
         NeighbourLists(torch.from_numpy(of_ids), torch.from_numpy(of_shares))
         for of_ids, of_shares in zip(ids, shares, strict=True)
     ]
+
+
+def users_of_items(interacted: Interacted, folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Users of each item in all folds but each one and, last, in all: f64 [folds + 1, I]."""
+    users = np.zeros((FOLDS + 1, len(interacted.again)))
+    np.add.at(users, (folds[interacted.users], interacted.items), -1)
+    return users - users.sum(0)
+
+
+def weight_of_order(
+    interacted: Interacted, folds: NDArray[np.int64], users_of: NDArray[np.float64]
+) -> float:
+    """``b``: the number by which the :data:`NEAR` neighbours of each item, counted from the users
+    of other folds, contain most of what the items of a fold's users followed; 0 where that contains
+    about as much. A sample of the items decides in large logs.
+
+    Args:
+        interacted: users and items.
+        folds: of each user.
+        users_of: of :func:`users_of_items`.
+    """
+    contained = np.zeros(len(BY_ORDER))
+    parts = counted_together(interacted, users_of.shape[1], folds, FOLDS)
+    for part in islice(parts, PARTS):
+        for fold in range(TRIED):
+            for at, by_order in enumerate(BY_ORDER):
+                held, similarity = _similarities(part, fold, users_of[fold], by_order)
+                owner = part.owner[held]
+                order = np.lexsort((-similarity, owner))
+                counts = np.bincount(owner, minlength=part.high - part.low)
+                first = np.repeat(np.cumsum(counts) - counts, counts)
+                near = order[np.arange(len(order)) - first < NEAR]
+                contained[at] += part.followed[held, fold][near].sum()
+    best = int(contained.argmax())
+    return BY_ORDER[0 if contained[0] >= ENOUGH * contained[best] else best]
+
+
+def _similarities(
+    part: Together, fold: int, users_of: NDArray[np.float64], by_order: float
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Which pairs have :data:`LEAST` users besides those of the fold (``FOLDS``: of all), bool [P];
+    and the similarity of each of these, without vectors."""
+    together, followed = part.users.sum(1), part.followed.sum(1)
+    if fold < FOLDS:
+        together, followed = together - part.users[:, fold], followed - part.followed[:, fold]
+    held = (together >= LEAST) & (part.owner + part.low != part.other)
+    norm = np.sqrt(users_of[part.owner[held] + part.low] * users_of[part.other[held]]) + FEW
+    sums = together[held] + by_order * followed[held].clip(min=0)
+    return held, (sums / norm).astype(np.float32)
 
 
 def _store(
