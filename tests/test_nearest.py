@@ -92,9 +92,10 @@ def test_a_catalogue_may_be_empty(items):
 def test_lists_hold_what_users_and_vectors_say(data, most, monkeypatch):
     """Against the definition, over all pairs."""
     monkeypatch.setattr(neighbours, "weight_of_order", lambda *_: 3.0)
-    rows, plain = data.trained_items + 1, neighbour_lists(data, most)
+    rows, plain = data.trained_items + 1, neighbour_lists(data, most, None, True)
     of, (chosen, followed) = statistics(data, 8, False).values, counted_by_user(data)
-    folds, found, scale = folds_of(np.arange(len(chosen))), neighbour_lists(data, most, of), None
+    folds, scale = folds_of(np.arange(len(chosen))), None
+    found = neighbour_lists(data, most, of, True)
     for fold in reversed(range(FOLDS + 1)):
         users = chosen[folds != fold]
         together, n = users.T @ users, users.sum(0)

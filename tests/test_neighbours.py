@@ -76,7 +76,7 @@ def test_lists_are_shrunk_cosines_of_the_users_of_other_folds(data, monkeypatch)
     rows = data.trained_items + 1
     chosen, followed = counted_by_user(data)
     assert chosen.sum(1).max() <= WINDOW
-    folds, found = folds_of(np.arange(len(chosen))), neighbour_lists(data, 6)
+    folds, found = folds_of(np.arange(len(chosen))), neighbour_lists(data, 6, in_order=True)
     assert len(found) == FOLDS + 1
     scale = None
     for fold in reversed(range(FOLDS + 1)):

@@ -383,7 +383,7 @@ def test_positives_of_the_catalogue(model, tmp_path):
     if model == "lime-mha":  # counted in the new dataset
         width = new.ranker.config.vectors
         vectors = new.ranker.item_tower.statistics[:, -width:].expand(FOLDS + 1, -1, -1)
-        lists = neighbour_lists(new.dataset(), 50, vectors)[-1]
+        lists = neighbour_lists(new.dataset(), 50, vectors, in_order=True)[-1]
         assert torch.equal(new.ranker.neighbour_table.ids, lists.ids) and lists.shares.any()
     assert result.start.value >= result.best
     assert load_run(tmp_path / "next").train.negatives == 20

@@ -72,7 +72,7 @@ def begin(
         most, vectors = ranker.neighbour_table.ids.shape[1], None
         if objective.statistics is not None and model.vectors:
             vectors = objective.statistics.values[..., -model.vectors :]
-        lists = neighbour_lists(objective.dataset, most, vectors, quiet)
+        lists = neighbour_lists(objective.dataset, most, vectors, objective.in_order, quiet)
         ranker.neighbour_table.set(lists[-1])
         objective.neighbours = lists
 

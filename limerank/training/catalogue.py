@@ -98,6 +98,8 @@ class Requests:
 class Catalogue(Impressions):
     """Positives among all items; other labels of the log as in :class:`Impressions`."""
 
+    in_order = True
+
     def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
         super().__init__(dataset, shape, config)
         self.ranked = [task for task in shape.tasks if task.of_kind.catalogue]

@@ -11,7 +11,7 @@ import abc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,11 @@ class Objective(abc.ABC):
         statistics: of items, by folds of users; None where the model has none.
         neighbours: of items, by folds of users; None where the model has none.
         world: the processes that compute parts of a batch; this one alone, if not set.
+        in_order: whether neighbours go by the order of events, as far as the log tells by it. What
+            comes next is found so; of items that are shown in any case, who chose both says more.
     """
+
+    in_order: ClassVar[bool] = False
 
     def __init__(self, dataset: Dataset, shape: DataShape, config: TrainConfig) -> None:
         self.dataset, self.shape, self.config = dataset, shape, config

@@ -11,11 +11,11 @@ all, and of those whose vectors are nearest.
 
 What directly followed an item goes with it more than what the same users chose some time, and the
 order of the two counts: a film's sequel follows the film. In logs whose order says nothing, ``A``
-is but noise. So the log decides on ``b`` (:func:`weight_of_order`). The ``k`` added users say what
-the vectors say. Where
-users have few events, few pairs of items have two users in common, and the vectors say most of
-what there is to know. Shares are similarities divided by twice their mean over all lists, so that
-they do not depend on how sparse the log is.
+is but noise. So the log decides on ``b`` (:func:`weight_of_order`) where the next item is to be
+found among all; where items were shown, it is 0. The ``k`` added users say what the vectors say.
+Where users have few events, few pairs of items have two users in common, and the vectors say most
+of what there is to know. Shares are similarities divided by twice their mean over all lists, so
+that they do not depend on how sparse the log is.
 
 A pair of items that a user chose is no news about that user. So, as with collaborative vectors
 (limerank.training.collaborative), the training rows of a fold of users get lists of the users of
@@ -59,7 +59,11 @@ LEAST = 2
 
 
 def neighbour_lists(
-    dataset: Dataset, most: int, vectors: Tensor | None = None, quiet: bool = True
+    dataset: Dataset,
+    most: int,
+    vectors: Tensor | None = None,
+    in_order: bool = False,
+    quiet: bool = True,
 ) -> list[NeighbourLists]:
     """What the training rows of each fold are given and, last, the lists of all users.
 
@@ -68,13 +72,14 @@ def neighbour_lists(
         most: neighbours of an item, at most.
         vectors: collaborative vectors by folds and of all users, by row of the id table, f32
             [folds + 1, items + 1, d]; None: lists hold only items with users in common.
+        in_order: let the log decide on ``b``; it is 0 otherwise.
         quiet: show no progress.
     """
     rows = dataset.trained_items + 1
     interacted = Interacted.of(TrainingInteractions(dataset), rows, WINDOW)
     folds = folds_of(interacted.rows)
     users_of = users_of_items(interacted, folds)
-    by_order = weight_of_order(interacted, folds, users_of)
+    by_order = weight_of_order(interacted, folds, users_of) if in_order else 0.0
     ids = np.zeros((FOLDS + 1, rows, most), np.int32)
     shares = np.zeros((FOLDS + 1, rows, most), np.float32)
     with Bar("neighbours of items", total=rows, unit="items", quiet=quiet) as bar:
