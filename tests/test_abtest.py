@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +117,10 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads((home / "day-00.json").read_text())
     abtest.main(arguments)
     assert json.loads((home / "day-00.json").read_text()) == before
+    # A day that broke off after its requests is not served again.
+    (home / "day-00.json").unlink()
+    (home / "store-01.db").rename(home / "store.db")
+    shutil.copy(home / "store.db", home / "store-00.db")
+    abtest.main(arguments)
+    assert json.loads((home / "day-00.json").read_text())["arms"] == before["arms"]
+    assert sorted(path.name for path in home.glob("store*.db")) == ["store-01.db"]
