@@ -122,7 +122,7 @@ def counted_together(
     first_of_user = np.cumsum(of_user, dtype=np.int64) - of_user
     position = (np.arange(len(users)) - first_of_user[users]).astype(np.int32)
     of_item = np.argsort(items, kind="stable")
-    by_item, place = users[of_item], position[of_item]
+    by_item, rank = users[of_item], position[of_item]
     of_gap = np.concatenate([[0.0], 1 / np.arange(1, STEPS + 1)])
     n = np.bincount(items, minlength=rows)
     start = np.cumsum(n) - n
@@ -141,7 +141,7 @@ def counted_together(
         at = start[low:high][owner] + at
         chosen = by_item[at]
         others = ragged_index(first_of_user[chosen], of_user[chosen])
-        gaps = position[others] - np.repeat(place[at], of_user[chosen])  # positive: it came before
+        gaps = position[others] - np.repeat(rank[at], of_user[chosen])  # positive: it came before
         keys = np.repeat(owner, of_user[chosen]) * rows + items[others]
         if groups is not None:
             keys = keys * of + np.repeat(groups[chosen], of_user[chosen])
