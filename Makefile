@@ -51,7 +51,7 @@ sanitize: $(VENV)/.dev  ## the tests of what is C++ on a build with the address 
 	  -DPython_EXECUTABLE=$(abspath $(PY)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) > /dev/null
 	@$(VENV)/bin/cmake --build build/sanitize > build/sanitize.log || { cat build/sanitize.log; exit 1; }
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(PYTEST) tests/test_native.py tests/test_scorer.py tests/test_personal.py tests/test_anchors.py tests/test_profile.py
+	  ASAN_OPTIONS=detect_leaks=0 LIMERANK_NATIVE=build/sanitize $(PYTEST) tests/test_native.py tests/test_scorer.py tests/test_personal.py tests/test_anchors.py tests/test_profile.py tests/test_kernels_shared.py
 
 types: $(VENV)/.dev  ## mypy, strict
 	$(VENV)/bin/mypy
