@@ -214,12 +214,13 @@ class Test:
         world.write_tables(self.loop, list(moves_of(self.size, day))[-1])
         last = day + 1 == self.size.days
         refreshed = {} if last else self._refresh([*self.models.values(), RETRIEVER])
-        (self.loop / "store.db").rename(self.loop / f"store-{day + 1:02d}.db")
+        if (self.loop / "store.db").exists():  # else a call that broke off has renamed it
+            (self.loop / "store.db").rename(self.loop / f"store-{day + 1:02d}.db")
         found = json.loads(served.read_text())
         seconds = found.pop("seconds") + time.monotonic() - began
         of_day = {**found, "refreshed": refreshed, "seconds": seconds}
         write_json(self.loop / f"day-{day:02d}.json", of_day)
-        (self.loop / f"store-{day:02d}.db").unlink()
+        (self.loop / f"store-{day:02d}.db").unlink(missing_ok=True)
         shown = {name: round(one["expected_per_request"], 3) for name, one in found["arms"].items()}
         print(f"day {day}: {shown}, {seconds:.0f} s", flush=True)
 

@@ -119,13 +119,17 @@ def read_sealed(path: Path, what: str, advice: str) -> dict[str, Any]:
         advice: what to do where the file is damaged.
 
     Raises:
-        FormatError: it is damaged.
+        FormatError: it is damaged, or an earlier version wrote it.
     """
     try:
         found = read_json(path, what)
     except FormatError as error:
         raise FormatError(f"{error}. {advice}") from None
-    digest = found.pop(DIGEST, None)
+    if DIGEST not in found:
+        raise FormatError(
+            f"{path} has no digest: another version wrote it, or it is damaged. {advice}"
+        )
+    digest = found.pop(DIGEST)
     if digest != digest_of(found):
         raise FormatError(f"{path} is damaged: it is not as it was written. {advice}")
     return found

@@ -124,3 +124,6 @@ def test_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     abtest.main(arguments)
     assert json.loads((home / "day-00.json").read_text())["arms"] == before["arms"]
     assert sorted(path.name for path in home.glob("store*.db")) == ["store-01.db"]
+    (home / "day-00.json").unlink()  # it broke off before it wrote this
+    abtest.main(arguments)
+    assert json.loads((home / "day-00.json").read_text())["arms"] == before["arms"]

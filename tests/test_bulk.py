@@ -139,6 +139,17 @@ def test_joined_parts_are_the_file_of_one_process(recommender, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([one.name, out.name])
 
 
+@pytest.mark.parametrize("written", ["{", "{}", '{"k": 3}'])
+def test_a_stopped_job_of_another_version_can_be_started_over(recommender, tmp_path, written):
+    out = tmp_path / "recs.parquet"
+    partial = bulk.partial_of(out)
+    partial.mkdir()
+    (partial / bulk.JOB).write_text(written)
+    with pytest.raises(FormatError, match=r"\. Pass --overwrite, or remove .*, to start over"):
+        rank_all(recommender, out, k=3)
+    assert rank_all(recommender, out, k=3, overwrite=True).rows
+
+
 def test_a_part_is_computed_once_and_not_for_another_job(recommender, tmp_path, monkeypatch):
     monkeypatch.setattr(bulk, "PART", 8)
     out = tmp_path / "recs.parquet"

@@ -90,7 +90,10 @@ def train_together(
         if isinstance(found, str):
             return found
         if _is_finished(out) and not (finished and _identity(out) == replaced):
-            return f"{out}: trained and stored; process 0 has ended before it printed the result"
+            return (
+                f"{out}: trained and stored; process 0 has ended before it printed the result, "
+                "which limerank evaluate shows"
+            )
         if _is_certain(found):
             raise found
         last = _first_line(found)

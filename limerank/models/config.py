@@ -317,9 +317,8 @@ class TrainConfig(Frozen):
     negatives: int | None = Field(None, ge=0)
     """With the objective "catalogue": how many items are drawn for each batch, beside the
     positives of the batch, for its positives to be compared with; 0: all items. By default as many
-    as make 268 million pairs of a request and an item in an epoch, at least 512, at most all; 16
-    million and 128 for models that read the history for each candidate (mha, din, hstu and the
-    like)."""
+    as make 16.8 million pairs of a request and an item in an epoch, at least 1,000 (128 for models
+    that read the history for each candidate: mha, din, hstu and the like), at most all."""
     validation_requests: int | None = Field(None, ge=1)
     """With the objective "catalogue": how many requests a validation ranks all items for, at most.
     By default 2,000, and fewer, but at least 200, where the catalogue is large."""

@@ -298,8 +298,13 @@ def _joined(asked: _Asked, partial: Path, out: Path) -> BulkRanking:
 def _begin(partial: Path, job: dict[str, Any], overwrite: bool) -> None:
     """Make the folder for parts, or accept that of the same job."""
     if (partial / JOB).exists():
-        advice = f"Remove {partial} to start over"
-        held = read_sealed(partial / JOB, "a job that was stopped", advice)
+        advice = f"Pass --overwrite, or remove {partial}, to start over"
+        try:
+            held = read_sealed(partial / JOB, "a job that was stopped", advice)
+        except FormatError:
+            if not overwrite:
+                raise
+            held = {}
         if held == job:
             return
         if not overwrite:

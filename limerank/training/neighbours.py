@@ -79,10 +79,10 @@ def neighbour_lists(
     interacted = Interacted.of(TrainingInteractions(dataset), rows, WINDOW)
     folds = folds_of(interacted.rows)
     users_of = users_of_items(interacted, folds)
-    by_order = weight_of_order(interacted, folds, users_of) if in_order else 0.0
     ids = np.zeros((FOLDS + 1, rows, most), np.int32)
     shares = np.zeros((FOLDS + 1, rows, most), np.float32)
     with Bar("neighbours of items", total=rows, unit="items", quiet=quiet) as bar:
+        by_order = weight_of_order(interacted, folds, users_of) if in_order else 0.0
         for part in counted_together(interacted, rows, folds, FOLDS):
             low, high = part.low, part.high
             for fold in range(FOLDS + 1):
